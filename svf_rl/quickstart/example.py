@@ -1,0 +1,36 @@
+"""What a skill gives for one problem: the question, the right completion and the careless one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Example:
+    """One worded problem.
+
+    `careless` is what a fixed bad habit writes. Each habit happens to be right on about half of the problems; there it
+    equals `completion`. The bundled model is taught both, so that training has something to elicit.
+    """
+
+    prompt: str
+    completion: str
+    careless: str
+    answer: str
+    tests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skill:
+    """A kind of problem with a checkable answer.
+
+    `problems` lists every problem's parameters, without wording: splits are cut there. `reward` holds the arguments of
+    the `exact_match` reward that grades it.
+    """
+
+    name: str
+    reward: dict[str, Any]
+    problems: Callable[[], Sequence[tuple[Any, ...]]]
+    word: Callable[[tuple[Any, ...], Random, bool], Example]
+    """`word(problem, rng, reworded)` puts a problem into words."""

@@ -1,0 +1,137 @@
+"""How a recipe names a reward: a registered name, a function of an installed package, or a function in a file."""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from svf_rl.errors import SVFError
+from svf_rl.rewards.reward import AsyncReward, Reward, nearest
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_registered: dict[str, Callable[..., Any]] = {}
+
+
+def reward(name: str, column_arguments: Sequence[str] = ()) -> Callable[[F], F]:
+    """Register the decorated function under `name`, so that a recipe can say `rewards: [name]`.
+
+    Args:
+        name (`str`): the name in recipes.
+        column_arguments (`Sequence[str]`, *optional*): those arguments of the function whose value is the name of a
+            dataset column that it reads, so that a dry run can look for that column.
+
+    Raises:
+        SVFError: another function has that name already.
+    """
+
+    def register(function: F) -> F:
+        other = _registered.get(name)
+        # The same function comes again when its module is imported a second time.
+        if other is not None and _full_name(other) != _full_name(function):
+            raise SVFError(f"reward {name!r} is registered already, by {_full_name(other)}; choose another name")
+        _registered[name] = function
+        function.column_arguments = tuple(column_arguments)  # type: ignore[attr-defined]
+        return function
+
+    return register
+
+
+def load_reward(spec: str | Mapping[str, Any]) -> Reward:
+    """Load a reward as a recipe names it.
+
+    Args:
+        spec (`str` or `Mapping[str, Any]`): `"exact_match"` (a registered name), `"package.module:function"` (found
+            from the working directory too), `"path/to/file.py:function"`, or a mapping of `name` (one of these),
+            optionally `weight`, and the function's arguments: `{name: exact_match, kind: number, weight: 0.5}`.
+
+    Returns:
+        [`Reward`]: callable in TRL's signature, with `__name__` and `weight`.
+
+    Raises:
+        SVFError: no such name, file, module or function, code that fails to import, or an argument that does not fit.
+    """
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    arguments = dict(spec)
+    name = arguments.pop("name", None)
+    weight = arguments.pop("weight", 1.0)
+    if not isinstance(name, str):
+        raise SVFError(f"a reward needs a name, such as exact_match or path/to/file.py:function, got {name!r}")
+    function = _find(name)
+    # As TRL tells them apart: a callable object carries the `async` on its `__call__`.
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(function.__call__)  # type: ignore[operator]
+    short_name = name.rpartition(":")[2]
+    return (AsyncReward if is_async else Reward)(function, short_name, weight, arguments)
+
+
+def _find(name: str) -> Callable[..., Any]:
+    location, colon, function_name = name.rpartition(":")
+    if not colon:
+        if name.endswith(".py"):
+            raise SVFError(f"reward {name!r} names no function; write {name}:FUNCTION")
+        _import_built_in()
+        if name not in _registered:
+            raise SVFError(f"unknown reward {name!r}{nearest(name, _registered)}")
+        return _registered[name]
+    module = _import_file(Path(location)) if location.endswith(".py") else _import_module(location)
+    function = getattr(module, function_name, None)
+    if function is None:
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise SVFError(f"{location} has no function {function_name!r}{nearest(function_name, functions)}")
+    if not callable(function):
+        raise SVFError(f"reward {name!r} is not a function but {type(function).__name__!r}")
+    return function
+
+
+def _import_built_in() -> None:
+    """Import every module beside this one, so that a new reward is one new file and no list of imports grows."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")
+
+
+def _import_module(name: str) -> ModuleType:
+    # `accelerate launch` puts the script's folder on the path and not the working directory, where users keep theirs.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # the user's module may fail in any way while it is imported
+        raise _import_failed(name, error) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise SVFError(f"reward file {path} does not exist (working directory: {Path.cwd()})")
+    path = path.resolve()
+    # One module a file, so that two rewards from one file share its state.
+    name = f"svf_rl_reward_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # the suffix is .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's file may fail in any way while it is run
+        del sys.modules[name]
+        raise _import_failed(str(path), error) from error
+    return module
+
+
+def _full_name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _import_failed(where: str, error: Exception) -> SVFError:
+    if isinstance(error, SVFError):
+        return error
+    return SVFError(f"could not import reward {where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")

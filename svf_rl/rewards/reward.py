@@ -1,0 +1,194 @@
+"""A reward function as the trainer holds it: with its weight and arguments, and every call checked.
+
+The function itself is plain, in TRL's signature::
+
+    f(completions, answer, **kwargs) -> list[float | None]
+
+`completions` is a list with one entry a sample: a string, or a list of chat messages (`completion_text` reads both).
+Every dataset column arrives as a list of the same length under the column's name, beside `prompts`, `completion_ids`,
+`trainer_state`, `log_extra` and `log_metric`; the function gets those that it names, or all of them if it takes
+`**kwargs`. `None` means "not scorable": the sample takes no part in training. `async def` works too.
+
+Keyword-only parameters with a default (`*, kind="text"`) are arguments for the recipe; no column ever fills them.
+"""
+
+import asyncio
+import difflib
+import inspect
+import math
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from svf_rl.errors import SVFError
+
+# What TRL passes to every reward function beside the dataset's columns.
+TRAINER_ARGUMENTS = frozenset(
+    {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+)
+
+
+class Reward:
+    """A loaded reward function, callable as TRL calls it: by keyword, one list a column.
+
+    Args:
+        function (`Callable`): the reward function, in the signature above.
+        name (`str`): shown in errors and in the metrics `rewards/<name>/mean`.
+        weight (`float`, *optional*, defaults to `1.0`): its share in the sum of the rewards.
+        arguments (`Mapping[str, Any]`, *optional*): values for parameters of the function that are not columns.
+
+    Raises:
+        SVFError: the weight is no finite number, or an argument does not fit the function's signature.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], name: str, weight: float = 1.0, arguments: Mapping[str, Any] | None = None
+    ) -> None:
+        if not _is_finite(weight):
+            raise SVFError(f"reward {name!r}: weight must be a number, got {weight!r}")
+        self.__name__ = name  # where TRL looks for the name of its metrics
+        self.function = function
+        self.weight = float(weight)
+        self.arguments = dict(arguments or {})
+        try:
+            self.parameters = inspect.signature(function).parameters
+        except ValueError as error:  # a few built-ins have no signature
+            raise SVFError(f"reward {name!r}: {error}; wrap it in a Python function") from error
+        self._check_arguments()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.__name__!r}, weight={self.weight}, arguments={self.arguments})"
+
+    def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """Score `completions`; returns one float or `None` each. Raises `SVFError` when the function misbehaves."""
+        keywords = self._keywords(completions, columns)
+        with self._errors_of_the_function():
+            values = self.function(**keywords)
+        return self._checked(values, len(completions))
+
+    def _check_arguments(self) -> None:
+        accepted = _own_parameters(self.parameters)
+        for name, value in self.arguments.items():
+            # `**kwargs` would swallow any name, so a mistyped argument must be refused here or it is never noticed.
+            if name not in accepted:
+                raise SVFError(f"reward {self.__name__!r} has no argument {name!r}{nearest(name, accepted)}")
+            annotation = self.parameters[name].annotation
+            if typing.get_origin(annotation) is typing.Literal and value not in typing.get_args(annotation):
+                choices = ", ".join(map(repr, typing.get_args(annotation)))
+                raise SVFError(f"reward {self.__name__!r}: {name} must be one of {choices}, got {value!r}")
+        for name in column_arguments(self.function):
+            if not isinstance(value := self.arguments.get(name, ""), str):
+                raise SVFError(f"reward {self.__name__!r}: {name} must be the name of a column, got {value!r}")
+
+    def _keywords(self, completions: Sequence[Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords of one call: the recipe's arguments, and those of TRL's keywords that the function takes."""
+        missing = sorted(required_columns(self) - columns.keys())
+        if missing:
+            present = ", ".join(sorted(columns.keys() - TRAINER_ARGUMENTS)) or "none"
+            raise SVFError(f"reward {self.__name__!r} needs the column {missing[0]!r}; the dataset has: {present}")
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
+        offered = {"completions": completions, **columns}
+        keywords = {}
+        for name, value in offered.items():
+            parameter = self.parameters.get(name)
+            taken = takes_all if parameter is None else name in TRAINER_ARGUMENTS or not _is_option(parameter)
+            if taken:
+                keywords[name] = value
+        return {**keywords, **self.arguments}
+
+    @contextmanager
+    def _errors_of_the_function(self) -> Iterator[None]:
+        """Turn whatever the user's function raises into one line that names the reward."""
+        try:
+            yield
+        except (SVFError, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
+            raise
+        # This is the border to code that is not ours, so anything may come: libraries that check answers derive their
+        # time-outs from BaseException, and a `sys.exit(0)` in there must not end a training run as a success.
+        except BaseException as error:
+            detail = " ".join(str(error).split())[:300]
+            raise SVFError(f"reward {self.__name__!r} raised {type(error).__name__}: {detail}") from error
+
+    def _checked(self, values: Any, count: int) -> list[float | None]:
+        if not isinstance(values, list | tuple):
+            raise SVFError(
+                f"reward {self.__name__!r} returned {type(values).__name__!r} instead of a list of {count} values, "
+                "one a completion"
+            )
+        if len(values) != count:
+            raise SVFError(f"reward {self.__name__!r} returned {len(values)} values for {count} completions")
+        return [self._checked_value(value) for value in values]
+
+    def _checked_value(self, value: Any) -> float | None:
+        if value is None:
+            return None
+        if getattr(value, "ndim", None) == 0:  # numpy scalars and 0-d tensors
+            value = value.item()
+        if not isinstance(value, int | float):
+            raise SVFError(f"reward {self.__name__!r} returned {value!r}; each value must be a number or None")
+        # TRL reads NaN as None, which would hide a broken computation among the samples that cannot be scored.
+        if not math.isfinite(value):
+            raise SVFError(f"reward {self.__name__!r} returned {value}; return None for a sample without a score")
+        return float(value)
+
+
+class AsyncReward(Reward):
+    """The same for an `async def` function: TRL awaits all of those together."""
+
+    # A coroutine function in its own right, since TRL looks at `__call__` to tell the two apart.
+    async def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:  # type: ignore[override]
+        keywords = self._keywords(completions, columns)
+        with self._errors_of_the_function():
+            values = await self.function(**keywords)
+        return self._checked(values, len(completions))
+
+
+def required_columns(reward: Reward) -> set[str]:
+    """The dataset columns without which `reward` cannot be called.
+
+    These are the function's parameters without a default that neither the trainer nor the recipe fills, and the
+    columns named by arguments that were declared so (`@reward("exact_match", column_arguments=["column"])`).
+    """
+    parameters = reward.parameters
+    unfilled = {
+        name
+        for name in _own_parameters(parameters)
+        if parameters[name].default is inspect.Parameter.empty and name not in reward.arguments
+    }
+    named = {reward.arguments.get(name, parameters[name].default) for name in column_arguments(reward.function)}
+    return unfilled | named
+
+
+def column_arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The arguments of `function` whose value is the name of a dataset column."""
+    return getattr(function, "column_arguments", ())
+
+
+def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text of one completion: itself if a string, else the content of the last assistant message."""
+    if isinstance(completion, str):
+        return completion
+    contents = [message.get("content") for message in completion if message.get("role") == "assistant"]
+    return (contents[-1] or "") if contents else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown `name`: the nearest of the known ones, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
+
+
+def _own_parameters(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """The named parameters that the trainer does not fill by itself: columns and arguments."""
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [name for name, p in parameters.items() if name not in TRAINER_ARGUMENTS and p.kind not in variadic]
+
+
+def _is_finite(weight: Any) -> bool:
+    return isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
+
+
+def _is_option(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty

@@ -1,0 +1,133 @@
+"""Cache of factors on disk: one safetensors file a matrix, named by the content of the weight it was computed from.
+
+Key: (fingerprint of the weight, storage dtype, algorithm version). Files are written whole or not at all, and their
+tensors carry a checksum, so that a truncated or altered file is never used.
+"""
+
+import contextlib
+import os
+import uuid
+import warnings
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from svf_rl.errors import SVFError
+from svf_rl.svf.decompose import ALGORITHM_VERSION, BLOCK, Factors, sha256_of_blocks
+
+
+def default_cache_dir() -> Path:
+    """`$SVF_RL_CACHE`, or `svf_rl` beside the Hugging Face hub's cache."""
+    chosen = os.environ.get("SVF_RL_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(constants.HF_HOME) / "svf_rl"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `path` so that a reader sees the old content or all of the new, also after a crash or a power cut.
+
+    Raises:
+        SVFError: the folder cannot be created or written (read-only, full, not a folder).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:  # an interrupt too must not leave half a file behind
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise SVFError(
+            f"cannot write to the factor cache {path.parent}: {error.strerror}; "
+            "free some space or set SVF_RL_CACHE to a writable folder"
+        ) from error
+
+
+class FactorCache:
+    """Factors by content of the weight, in the folder `root` (default: `default_cache_dir()`)."""
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root) if root is not None else default_cache_dir()
+
+    def path(self, fingerprint: str, dtype: torch.dtype) -> Path:
+        """The file that holds, or would hold, these factors."""
+        return self.root / f"{fingerprint}-{_name(dtype)}-v{ALGORITHM_VERSION}.safetensors"
+
+    def contains(self, fingerprint: str, dtype: torch.dtype) -> bool:
+        """Whether the file is there. Only `load` tells whether it is sound."""
+        return self.path(fingerprint, dtype).is_file()
+
+    def load(self, fingerprint: str, dtype: torch.dtype, device: str | torch.device = "cpu") -> Factors | None:
+        """The stored factors (U and Vt in `dtype`, s in fp32), or None where there are none or they are damaged.
+
+        A damaged file is removed, with a warning that names it, so that the next `store` replaces it.
+        """
+        path = self.path(fingerprint, dtype)
+        if not path.is_file():
+            return None
+        try:
+            factors = _read(path, fingerprint, dtype)
+        except (SafetensorError, OSError, _DamagedError) as error:
+            warnings.warn(f"factor cache file {path} is not usable ({error}): decomposing again", stacklevel=2)
+            with contextlib.suppress(OSError):  # in a read-only cache the file stays, and stays unused
+                path.unlink(missing_ok=True)
+            return None
+        return factors.to(dtype, device)
+
+    def store(self, fingerprint: str, factors: Factors) -> Path:
+        """Write factors already rounded by `Factors.to`; their dtype is part of the key. Returns the file's path.
+
+        Raises:
+            SVFError: the folder is read-only, full or not a folder. Nothing is left behind.
+        """
+        path = self.path(fingerprint, factors.U.dtype)
+        tensors = {name: getattr(factors, name).contiguous().cpu() for name in ("U", "s", "Vt")}
+        metadata = {
+            "fingerprint": fingerprint,
+            "algorithm_version": str(ALGORITHM_VERSION),
+            "sha256": _checksum(tensors),
+        }
+        write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
+        return path
+
+
+class _DamagedError(Exception):
+    """A cache file that parses and yet is not what was stored."""
+
+
+def _read(path: Path, fingerprint: str, dtype: torch.dtype) -> Factors:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if set(file.keys()) != {"U", "s", "Vt"} or metadata.get("fingerprint") != fingerprint:
+            raise _DamagedError("it holds something else")
+        # Copied out of the memory map first: what is verified is then what is used, whatever happens to the file.
+        tensors = {name: file.get_tensor(name).clone() for name in ("U", "s", "Vt")}
+    U, s, Vt = tensors["U"], tensors["s"], tensors["Vt"]
+    if metadata.get("sha256") != _checksum(tensors):
+        raise _DamagedError("its checksum does not match")
+    r = s.numel()
+    shapes_fit = U.dim() == 2 and Vt.dim() == 2 and U.shape[1] == Vt.shape[0] == r == min(U.shape[0], Vt.shape[1])
+    if not shapes_fit or (U.dtype, s.dtype, Vt.dtype) != (dtype, torch.float32, dtype):
+        raise _DamagedError("its shapes or dtypes do not fit")
+    return Factors(U, s, Vt)
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """Hex SHA-256 of names, dtypes, shapes and bytes."""
+    head = " ".join(f"{name} {_name(t.dtype)} {tuple(t.shape)}" for name, t in tensors.items())
+    blocks = [torch.frombuffer(bytearray(head.encode()), dtype=torch.uint8)]
+    for tensor in tensors.values():
+        blocks.extend(tensor.flatten().split(BLOCK))
+    return sha256_of_blocks(blocks).hex()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,254 @@
+"""Decompose a checkpoint on disk, one matrix at a time, into the factor cache.
+
+The model itself is built on the meta device only, to learn which layers the targets match; its weights are read from
+the safetensors shards one by one, so that memory holds one matrix and its factors however large the model is.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import filelock
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from svf_rl.errors import SVFError
+from svf_rl.svf.cache import FactorCache, write_atomically
+from svf_rl.svf.decompose import ALGORITHM_VERSION, fingerprint, thin_svd
+from svf_rl.svf.targets import find_targets, logical_weight, target_regex
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One adapted module: the content of its weight, its logical shape (out, in), and the cache file's name."""
+
+    fingerprint: str
+    shape: tuple[int, int]
+    file: str
+
+
+@dataclass
+class Index:
+    """What one call of `decompose_checkpoint` covers. `modules` maps module paths; equal weights share a file."""
+
+    model: str
+    revision: str | None
+    dtype: str
+    targets: str
+    algorithm_version: int
+    modules: dict[str, IndexEntry] = field(default_factory=dict)
+    # Figures of this call, for the command line; not written to the index file.
+    path: Path = Path()
+    seconds: float = 0.0
+    bytes: int = 0
+    cached: int = 0
+
+    @property
+    def count(self) -> int:
+        """Modules covered, `cached` of which needed no decomposition."""
+        return len(self.modules)
+
+    def to_json(self) -> str:
+        """The index file's text: the same for the same content, so that a complete cache is never rewritten."""
+        content = asdict(self)
+        for figure in ("path", "seconds", "bytes", "cached"):
+            del content[figure]
+        return json.dumps(content, indent=1) + "\n"
+
+
+def decompose_checkpoint(
+    model: str,
+    targets: str = "mlp",
+    dtype: torch.dtype | str | None = None,
+    cache: FactorCache | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    revision: str | None = None,
+) -> Index:
+    """Put the factors of every targeted matrix of a checkpoint into the cache and write an index beside them.
+
+    Each weight is cast to `dtype` before it is decomposed, since that is what the loaded model will hold. Matrices
+    already cached are skipped, so an interrupted call resumes at the next one; a second process waits for the first.
+
+    Args:
+        model: a local folder with a config and safetensors, or a name on the Hugging Face Hub.
+        targets: `mlp`, `attention`, `mlp+attention` or a regular expression of module paths.
+        dtype: dtype of the loaded model and of the stored U and Vt; by default the one that the config names, or else
+            the one that the files hold.
+        device: where the decompositions run.
+
+    Raises:
+        SVFError: no such model, no safetensors, a target missing in the files, a quantised or damaged weight, nothing
+            matched, or a cache that cannot be written.
+    """
+    started = time.perf_counter()
+    cache = cache or FactorCache()
+    folder, commit = _local_folder(model, revision)
+    skeleton = _skeleton(model, folder)
+    modules = find_targets(skeleton, targets)
+    shards = _shards(model, folder)
+    prefix = getattr(skeleton, "base_model_prefix", "")
+    keys = {name: _key(name, shards, prefix, model) for name in modules}
+    chosen = _dtype(dtype, skeleton, shards, next(iter(keys.values())))
+
+    index = Index(model, commit, str(chosen).removeprefix("torch."), target_regex(targets), ALGORITHM_VERSION)
+    index.path = cache.root / f"index-{_slug(index)}.json"
+    lock = _lock(index.path.with_suffix(".lock"))
+    try:
+        with tqdm(modules.items(), unit="matrix", disable=not progress) as bar:
+            for name, module in bar:
+                bar.set_description(name)
+                weight = _read(shards[keys[name]], keys[name], module).to(chosen)  # (out, in)
+                entry, was_cached = _ensure(cache, weight, device, name)
+                del weight  # before the next one is read: one matrix at a time
+                index.modules[name] = entry
+                index.cached += was_cached
+        text = index.to_json()
+        if not index.path.is_file() or index.path.read_text() != text:
+            write_atomically(index.path, text.encode())
+    finally:
+        if lock is not None:
+            lock.release()
+    index.bytes = sum((cache.root / file).stat().st_size for file in {entry.file for entry in index.modules.values()})
+    index.seconds = time.perf_counter() - started
+    return index
+
+
+def _ensure(cache: FactorCache, weight: Tensor, device: str | torch.device, name: str) -> tuple[IndexEntry, bool]:
+    """The entry of a weight (out, in) whose factors are in the cache now, and whether they were before."""
+    key = fingerprint(weight)
+    # `load`, not `contains`: a damaged file must be found now, not when training starts.
+    was_cached = cache.load(key, weight.dtype) is not None
+    if not was_cached:
+        try:
+            factors = thin_svd(weight.to(device))
+        except SVFError as error:
+            raise SVFError(f"{name}: {error}") from error
+        cache.store(key, factors.to(weight.dtype))
+    return IndexEntry(key, (weight.shape[0], weight.shape[1]), cache.path(key, weight.dtype).name), was_cached
+
+
+def _lock(path: Path) -> filelock.BaseFileLock | None:
+    """The lock of one index, held; None where the folder takes no lock, which only a complete cache survives."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SVFError(
+            f"cannot create the factor cache {path.parent}: {error.strerror}; set SVF_RL_CACHE to a writable folder"
+        ) from error
+    lock = filelock.FileLock(path)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            print(f"another process is decomposing this model; waiting for {path}", file=sys.stderr, flush=True)
+            lock.acquire()
+    except OSError:
+        return None  # read-only: cached matrices can be used, and the first `store` says what is wrong
+    return lock
+
+
+def _local_folder(model: str, revision: str | None) -> tuple[Path, str | None]:
+    """Folder of the checkpoint's files and, for a Hub model, the commit that they belong to."""
+    if Path(model).is_dir():
+        return Path(model), None
+    try:
+        # Not "*.safetensors": some repositories hold the whole model a second time (consolidated.safetensors).
+        patterns = ["*.json", "model*.safetensors", "*.bin.index.json"]
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SVFError(f"{model} is neither a local folder nor a model that the Hub gives us: {reason}") from error
+    return folder, folder.name
+
+
+def _skeleton(model: str, folder: Path) -> nn.Module:
+    """The model without values, on the meta device."""
+    if not (folder / "config.json").is_file():
+        raise SVFError(f"{model} has no config.json: name the folder of a transformers checkpoint")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (ValueError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SVFError(f"{model} is not a causal language model that transformers can build: {reason}") from error
+
+
+def _shards(model: str, folder: Path) -> dict[str, Path]:
+    """Tensor name → the safetensors file that holds it."""
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
+    if index.is_file():
+        return {key: folder / file for key, file in json.loads(index.read_text())["weight_map"].items()}
+    if single.is_file():
+        with _open(single) as file:
+            return dict.fromkeys(file.keys(), single)
+    raise SVFError(
+        f"{model} holds no model.safetensors; convert it with "
+        "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER) and name that folder"
+    )
+
+
+def _key(name: str, shards: dict[str, Path], prefix: str, model: str) -> str:
+    """Name in the files of a module's weight: files may lack the base model's prefix (GPT-2) or the model may."""
+    key = f"{name}.weight"
+    for candidate in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}"):
+        if candidate in shards:
+            return candidate
+    raise SVFError(f"{model}: the files lack {key}, which the targets match; the checkpoint is incomplete or renamed")
+
+
+def _dtype(dtype: torch.dtype | str | None, skeleton: nn.Module, shards: dict[str, Path], key: str) -> torch.dtype:
+    """As `from_pretrained` chooses: the caller's, the config's, the files'."""
+    if dtype is None:
+        dtype = getattr(getattr(skeleton, "config", None), "dtype", None)
+    if dtype is None:
+        with _open(shards[key]) as file:
+            dtype = file.get_tensor(key).dtype
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
+    if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise SVFError(f"dtype {dtype} is not one of float32, bfloat16, float16, float64")
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _read(path: Path, key: str, module: nn.Module) -> Tensor:
+    """One weight from a shard, in logical orientation (out, in)."""
+    with _open(path) as file:
+        try:
+            stored = file.get_tensor(key)
+        except SafetensorError as error:
+            raise SVFError(f"{path} is damaged at {key} ({error}): download it again") from error
+    if stored.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise SVFError(f"{key} is quantised ({stored.dtype}); decompose the unquantised checkpoint")
+    weight = stored.T if isinstance(module, Conv1D) else stored
+    expected = logical_weight(module).shape
+    if weight.shape != expected:
+        raise SVFError(
+            f"{key} in {path} has shape (out, in) {tuple(weight.shape)}, but the config asks for {tuple(expected)}"
+        )
+    return weight
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise SVFError(f"{path} cannot be read ({error}): download or copy it again") from error
+
+
+def _slug(index: Index) -> str:
+    """Readable and unique: the model's last name and a hash of all that tells two indices apart."""
+    key = json.dumps([index.model, index.revision, index.dtype, index.targets, index.algorithm_version])
+    return f"{Path(index.model).name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

@@ -1,0 +1,207 @@
+"""The SVF linear layer: frozen factors, one trained vector an adapter."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from svf_rl.errors import SVFError
+from svf_rl.svf.config import SVFConfig
+from svf_rl.svf.decompose import Factors
+from svf_rl.svf.mask import Mask, initial_z
+from svf_rl.svf.merge import merged_weight
+from svf_rl.svf.targets import logical_weight
+
+
+class SVFVector(nn.Module):
+    """One trained vector. It stays fp32 whatever the model is cast to: bf16 around 1 has steps of 2⁻⁷, more than a
+    whole training run moves `z`."""
+
+    def __init__(self, z: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(z)  # (r,)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFVector":
+        return _apply_keeping_fp32(self, fn, recurse, super()._apply)
+
+
+class SVFFactors(nn.Module):
+    """`U` (out, r) and `Vt` (r, in) in the model's type, frozen parameters so that ZeRO-3 can shard them; `s` in fp32."""
+
+    s: Tensor
+
+    def __init__(self, factors: Factors):
+        super().__init__()
+        # Through _parameters: `low_cpu_mem_usage=True` injects under a context that sends every registered
+        # parameter to the meta device, and these values come from no checkpoint that would bring them back.
+        self._parameters["U"] = nn.Parameter(factors.U, requires_grad=False)
+        self._parameters["Vt"] = nn.Parameter(factors.Vt, requires_grad=False)
+        self.register_buffer("s", factors.s, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFFactors":
+        return _apply_keeping_fp32(self, fn, recurse, super()._apply, only="s")
+
+
+class SVFLinear(nn.Module, BaseTunerLayer):
+    """
+    `y = ((x V) · (s·m)) Uᵀ + b` around a `Linear` or GPT-2's `Conv1D`.
+
+    The factored form needs `2·r·(in + out)` multiplications a token, forward and backward together, and never the
+    full-size gradient of `W'`. Several active adapters add up: `m = 1 + Σ_k (m_k − 1)`. `weight_id` is the fingerprint
+    of the frozen `W`.
+    """
+
+    adapter_layer_names: tuple[str, ...] = ("svf_z",)
+    other_param_names: tuple[str, ...] = ("svf_mask",)
+
+    def __init__(self, base_layer: nn.Module, factors: Factors, weight_id: str):
+        super().__init__()
+        self.base_layer = base_layer
+        self.out_features, self.in_features = logical_weight(base_layer).shape
+        self.svf_factors = SVFFactors(factors)
+        self.svf_z = nn.ModuleDict()
+        self.svf_mask: dict[str, Mask] = {}
+        self.reference = False  # compute as if m were 1, see `reference_mode`
+        self.merged_adapters = []
+        self.weight_id = weight_id
+        self._unmerged_weight: Tensor | None = None
+
+    def update_layer(self, adapter_name: str, config: SVFConfig) -> None:
+        """Add the adapter `adapter_name` to this layer."""
+        s = self.svf_factors.s
+        self.svf_z[adapter_name] = SVFVector(initial_z(s.numel(), config).to(s.device))
+        self.svf_mask[adapter_name] = Mask.of(config)
+        self.set_adapter(self.active_adapters)
+
+    def multiplier(self, adapter_name: str, z: Tensor | None = None) -> Tensor:
+        """`m` (r,) of one adapter; `z` stands in for the stored vector when given."""
+        s = self.svf_factors.s
+        z = self.svf_z[adapter_name].weight if z is None else z.to(s)
+        return self.svf_mask[adapter_name](z, s)
+
+    def active_multiplier(self) -> Tensor | None:
+        """`m` (r,) of the active adapters together, or `None` where none of them adapts this layer."""
+        names = [name for name in self.active_adapters if name in self.svf_z]
+        if not names:
+            return None
+        m = self.multiplier(names[0])
+        for name in names[1:]:
+            m = m + (self.multiplier(name) - 1)
+        return m
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.pop("adapter_names", None) is not None:
+            raise SVFError("SVF does not mix adapters within a batch: drop adapter_names and call set_adapter")
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        m = None if self.disable_adapters or self.merged else self.active_multiplier()
+        if m is None:
+            return self.base_layer(x, *args, **kwargs)
+        factors = self.svf_factors
+        scale = factors.s if self.reference else factors.s * m  # (r,) fp32
+        h = F.linear(x.to(factors.Vt.dtype), factors.Vt)  # (..., r)
+        # fp32 product: rounding s·m itself to bf16 would make small changes of z invisible
+        h = (h * scale).to(h.dtype)
+        return F.linear(h, factors.U, self.base_layer.bias).to(x.dtype)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """`W' − W` of one adapter, in the layout and type of the base layer's weight."""
+        return self.merged_weight([adapter_name]) - self.base_weight()
+
+    def base_weight(self) -> Tensor:
+        """The untouched weight, in the base layer's own layout, also while merged."""
+        return self.get_base_layer().weight.data if self._unmerged_weight is None else self._unmerged_weight
+
+    def merged_weight(self, adapter_names: list[str] | None = None) -> Tensor:
+        """`W'` of the given adapters (default: the active ones), a new tensor in the base layer's layout and type."""
+        factors = self.svf_factors
+        names = self.active_adapters if adapter_names is None else adapter_names
+        delta = torch.zeros_like(factors.s)
+        for name in names:
+            if name in self.svf_z:
+                delta = delta + factors.s * (self.multiplier(name).detach() - 1)
+        transposed = self.transposed
+        weight = self.base_weight().T if transposed else self.base_weight()
+        merged = merged_weight(weight, factors.U, factors.Vt, delta)
+        return merged.T.contiguous() if transposed else merged
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the base layer stores (in, out), as GPT-2's `Conv1D` does."""
+        return not isinstance(self.get_base_layer(), nn.Linear)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put `W'` in the place of `W`. `W` is kept beside it, so that `unmerge` is exact to the bit."""
+        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.svf_z]
+        if not names:
+            return
+        merged = self.merged_weight(self.merged_adapters + names)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise ValueError(f"NaN or infinity in the merged weight: adapter {names} seems to be broken")
+        base = self.get_base_layer()
+        if self._unmerged_weight is None:
+            self._unmerged_weight = base.weight.data
+        base.weight.data = merged
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Put `W` back."""
+        if self._unmerged_weight is not None:
+            self.get_base_layer().weight.data = self._unmerged_weight
+            self._unmerged_weight = None
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+
+@contextmanager
+def reference_mode(model: nn.Module) -> Iterator[None]:
+    """
+    Within it, every SVF layer of `model` computes with `m = 1`, and `modules_to_save` give way to the originals.
+
+    This is the reference policy of the KL term. It differs from `disable_adapter`, which runs the base weight itself:
+    the same factored operations at `m = 1` make the divergence exactly 0 at the start, in every floating-point type.
+    """
+    layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
+    saved = [m for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) and not m.disable_adapters]
+    for layer in layers:
+        layer.reference = True
+    for wrapper in saved:
+        wrapper.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.reference = False
+        for wrapper in saved:
+            wrapper.enable_adapters(True)
+
+
+def svf_layers(model: nn.Module) -> dict[str, SVFLinear]:
+    """The SVF layers of a model by module path."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SVFLinear)}
+
+
+def _apply_keeping_fp32(
+    module: nn.Module,
+    fn: Callable[[Tensor], Tensor],
+    recurse: bool,
+    apply: Callable[..., Any],
+    only: str | None = None,
+) -> Any:
+    """`module._apply(fn)`, but fp32 tensors (all, or the one named) follow `fn` to its device and not to its type."""
+    tensors = {**module._parameters, **module._buffers}
+    kept = {n: t for n, t in tensors.items() if t is not None and only in (None, n) and t.dtype == torch.float32}
+    originals = {name: tensor.data for name, tensor in kept.items()}
+    result = apply(fn, recurse)
+    for name, original in originals.items():
+        tensor = getattr(module, name)
+        if tensor.dtype != torch.float32:
+            tensor.data = original.to(tensor.device)
+    return result

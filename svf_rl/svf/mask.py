@@ -1,0 +1,55 @@
+"""From the trained vector to the multiplier of the singular values: the formulas of SVF, without any module."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svf_rl.svf.config import SVFConfig
+
+
+@dataclass(frozen=True)
+class Mask:
+    """How one adapter turns `z` into the multiplier `m`; see [`SVFConfig`] for the options."""
+
+    parameterization: str = "direct"
+    max_multiplier: float = 2.0
+    renormalize: bool = False
+
+    @classmethod
+    def of(cls, config: SVFConfig) -> "Mask":
+        return cls(config.parameterization, config.max_multiplier, config.renormalize)
+
+    @property
+    def identity(self) -> float:
+        """The value of `z` at which `m = 1`."""
+        return 1.0 if self.parameterization == "direct" else -math.log(self.max_multiplier - 1)
+
+    def __call__(self, z: Tensor, s: Tensor) -> Tensor:
+        """
+        The multiplier `m` of the singular values.
+
+        Args:
+            z (`Tensor` of shape `(r,)`): The trained vector.
+            s (`Tensor` of shape `(r,)`): The singular values.
+
+        Returns:
+            `Tensor` of shape `(r,)`, in the type of `z`.
+        """
+        m = z if self.parameterization == "direct" else self.max_multiplier * torch.sigmoid(z)
+        if self.renormalize:
+            total = (s * m).sum()
+            m = m * torch.where(
+                total == 0, torch.ones_like(total), s.sum() / total
+            )  # an all-zero W has nothing to keep
+        return m
+
+
+def initial_z(size: int, config: SVFConfig) -> Tensor:
+    """The start of training: shape `(size,)`, fp32, on the CPU; random starts draw from torch's global generator."""
+    identity = Mask.of(config).identity
+    if config.init == "identity":
+        return torch.full((size,), identity)
+    mean = identity if config.parameterization == "direct" else config.init_mean
+    return mean + config.init_std * torch.randn(size)

@@ -1,0 +1,192 @@
+"""The PEFT tuner: a thin shell that puts SVF layers into a model and checks what is loaded into them."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from svf_rl.errors import SVFError
+from svf_rl.svf.cache import FactorCache
+from svf_rl.svf.config import SVFConfig
+from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
+from svf_rl.svf.layer import SVFLinear, svf_layers
+from svf_rl.svf.probe import agrees, probe
+from svf_rl.svf.targets import find_targets, is_linear, is_output_layer, logical_weight
+
+_Z, _FINGERPRINT, _PROBE = ".svf_z.weight", ".svf_fingerprint", ".svf_probe"
+
+
+class SVFModel(BaseTuner):
+    """
+    Wraps a model for singular value fine-tuning; made by `get_peft_model(model, SVFConfig(...))`.
+
+    The factors of each targeted weight come from the factor cache (see `svf-rl decompose`) when it holds that very
+    weight, and are otherwise computed from the live weight.
+    """
+
+    prefix: str = "svf_"
+    tuner_layer_cls = SVFLinear
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _prepare_adapter_config(self, peft_config: SVFConfig, model_config: dict) -> SVFConfig:
+        if not peft_config.target_modules:
+            raise SVFError("target_modules is empty: use 'mlp', 'attention', 'mlp+attention' or module names")
+        return peft_config
+
+    def _pre_injection_hook(self, model: nn.Module, config: SVFConfig, adapter_name: str) -> None:
+        total = None
+        if not svf_layers(model):  # the first adapter: say now what cannot be adapted, before anything is changed
+            total = len(find_targets(model, _as_regex(config.target_modules)))
+        self._progress = tqdm(total=total, desc="Factors of the weights", unit="matrix", delay=3, leave=False)
+
+    def _post_injection_hook(self, model: nn.Module, config: SVFConfig, adapter_name: str) -> None:
+        self._progress.close()
+        layers = [layer for layer in svf_layers(model).values() if adapter_name in layer.svf_z]
+        if not layers:
+            raise SVFError(f"target_modules {config.target_modules!r} match no linear layer: name nn.Linear modules")
+        live = hashlib.sha256("".join(layer.weight_id for layer in layers).encode()).hexdigest()
+        if config.base_fingerprint not in (None, live):
+            base = config.base_model_name_or_path or "the model it was trained on"
+            raise SVFError(
+                f"the adapter was trained on other base weights (fingerprint {config.base_fingerprint[:12]}, "
+                f"here {live[:12]}): load it onto {base}, in the dtype of its training"
+            )
+        config._live_fingerprint = live
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: SVFConfig, key: str) -> Any:
+        matched = BaseTuner._check_target_module_exists(peft_config, key)
+        layers = peft_config.layers_to_transform
+        if not matched or layers is None or not isinstance(peft_config.target_modules, str):
+            return matched
+        # PEFT looks at the layer index only where target_modules is a list; here presets are expressions.
+        patterns = peft_config.layers_pattern or r"[^.]*"
+        names = "|".join([patterns] if isinstance(patterns, str) else patterns)
+        index = re.match(rf".*?\.(?:{names})\.(\d+)\.", "." + key)
+        return index is not None and int(index[1]) in ([layers] if isinstance(layers, int) else layers)
+
+    def _create_and_replace(
+        self,
+        peft_config: SVFConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, SVFLinear):
+            target.update_layer(adapter_name, peft_config)
+            return
+        if not is_linear(target):  # an expression such as '.*mlp.*' also matches containers and activations
+            return
+        if is_output_layer(self.model, current_key, target):
+            raise SVFError(f"target_modules match the output layer {current_key}, which SVF does not adapt")
+        self._progress.set_postfix_str(current_key, refresh=False)
+        layer = _wrapped(target, current_key)
+        layer.update_layer(adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+        self._progress.update()
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # Unlike PEFT's own, without moving the new module: factors are made where the weight is.
+        setattr(parent, child_name, new_module)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """`z` of every layer, with the fingerprint of its `W` (32 bytes) and the probe of `W'(z)` (16 numbers)."""
+        result = {}
+        for name, layer in svf_layers(model).items():
+            if adapter_name not in layer.svf_z:
+                continue
+            z = state_dict[f"{name}.svf_z.{adapter_name}.weight"]
+            result[f"{name}.svf_z.{adapter_name}.weight"] = z
+            result[name + _FINGERPRINT] = torch.frombuffer(bytearray.fromhex(layer.weight_id), dtype=torch.uint8)
+            result[name + _PROBE] = _probe(layer, adapter_name, z)
+        return result
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Refuse an adapter of another base model before any value is set; keep `z` alone."""
+        base = getattr(config, "base_model_name_or_path", None) or "the model it was trained on"
+        layers = {n: layer for n, layer in svf_layers(model).items() if adapter_name in layer.svf_z}
+        prefix = "base_model.model."
+        saved = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+        names = {name.removeprefix(prefix): name for name in layers}
+        extra = {k.removesuffix(_Z) for k in saved if k.endswith(_Z)} - set(names)
+        if extra:
+            raise SVFError(f"the adapter has z for {_few(extra)}, not adapted in this model: load it onto {base}")
+        for name, path in names.items():
+            _check_saved(name, layers[path], adapter_name, saved, base)
+        kept = {key: value for key, value in state_dict.items() if not key.endswith((_FINGERPRINT, _PROBE))}
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, kept)
+
+
+def _check_saved(name: str, layer: SVFLinear, adapter_name: str, saved: dict[str, Tensor], base: str) -> None:
+    missing = [suffix for suffix in (_Z, _FINGERPRINT, _PROBE) if name + suffix not in saved]
+    if missing:
+        raise SVFError(f"the adapter file lacks {name}{missing[0]}: it is damaged, save the adapter again")
+    z, recorded = saved[name + _Z], saved[name + _FINGERPRINT]
+    if recorded.numpy(force=True).tobytes().hex() != layer.weight_id:
+        raise SVFError(
+            f"the adapter was trained on other weights than those of {name}: load it onto {base}, "
+            "in the dtype of its training"
+        )
+    if z.shape != layer.svf_factors.s.shape or not torch.isfinite(z).all():
+        raise SVFError(f"z of {name} has shape {tuple(z.shape)} or is not finite: the adapter file is damaged")
+    if not agrees(_probe(layer, adapter_name, z), saved[name + _PROBE].float().cpu()):
+        raise SVFError(
+            f"the factors of {name} are not those of the adapter's training (their probe differs by more than 1e-3): "
+            "use the factor cache of the training run"
+        )
+
+
+def _wrapped(module: nn.Module, name: str) -> SVFLinear:
+    weight = logical_weight(module).detach()
+    if weight.is_meta:
+        raise SVFError(f"{name} has no weight yet (meta device): load the base model's weights before adding SVF")
+    if not weight.is_floating_point():
+        raise SVFError(f"{name} is quantized ({weight.dtype}): SVF needs floating-point weights, load it unquantized")
+    weight_id = fingerprint(weight)
+    factors = FactorCache().load(weight_id, weight.dtype, device=weight.device)
+    if factors is None:
+        factors = thin_svd(weight).to(weight.dtype)
+    return SVFLinear(module, factors, weight_id)
+
+
+def _frozen(layer: SVFLinear) -> Tensor:
+    return layer.base_weight().T if layer.transposed else layer.base_weight()
+
+
+def _probe(layer: SVFLinear, adapter_name: str, z: Tensor) -> Tensor:
+    f = layer.svf_factors
+    m = layer.multiplier(adapter_name, z.to(f.s.device))
+    return probe(_frozen(layer), Factors(f.U, f.s, f.Vt), m.detach())
+
+
+def _as_regex(targets: str | Sequence[str] | None) -> str:
+    if isinstance(targets, str):
+        return targets
+    return r"(?:.*\.)?(?:" + "|".join(re.escape(name) for name in targets or []) + ")"
+
+
+def _few(names: set[str]) -> str:
+    first = sorted(names)[:2]
+    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")

@@ -1,0 +1,37 @@
+"""What every test needs before torch is imported, and the real data where it is at hand."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# One thread: results do not depend on the machine, and small matrices are slower on two.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+_cache = tempfile.TemporaryDirectory(prefix="svf_rl_cache_")
+os.environ["SVF_RL_CACHE"] = _cache.name
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_unconfigure() -> None:
+    _cache.cleanup()
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with GSM8K, ARC and the other benchmarks as plain files; tests that need it skip without it."""
+    path = REPOSITORY.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("the benchmark files are not beside the repository (../shared/data)")
+    return path
