@@ -63,7 +63,7 @@ endif
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(EXTRA),cpu)
 ifeq ($(TORCH_INDEX),)
-	$(PIP) install '$(TORCH_CPU)' 2>/dev/null || { \
+	@$(PIP) install '$(TORCH_CPU)' 2>/dev/null || { \
 		echo "pip finds no CPU build of torch by itself; taking it from $(PYTORCH_INDEX)"; \
 		$(PIP) install --extra-index-url $(PYTORCH_INDEX) '$(TORCH_CPU)'; }
 else

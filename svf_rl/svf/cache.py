@@ -6,6 +6,7 @@ tensors carry a checksum, so that a truncated or altered file is never used.
 
 import contextlib
 import os
+import time
 import uuid
 import warnings
 from pathlib import Path
@@ -49,6 +50,14 @@ def write_atomically(path: Path, data: bytes) -> None:
             f"cannot write to the factor cache {path.parent}: {error.strerror}; "
             "free some space or set SVF_RL_CACHE to a writable folder"
         ) from error
+
+
+def remove_abandoned(folder: Path, older_than: float = 3600.0) -> None:
+    """Remove the temporary files of killed processes; writing one takes seconds, so an old one has no owner."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another process removed it, or the folder is read-only
+            if time.time() - path.stat().st_mtime > older_than:
+                path.unlink()
 
 
 class FactorCache:

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.cache import FactorCache, write_atomically
+from svf_rl.svf.cache import FactorCache, remove_abandoned, write_atomically
 from svf_rl.svf.decompose import ALGORITHM_VERSION, fingerprint, thin_svd
 from svf_rl.svf.targets import find_targets, logical_weight, target_regex
 
@@ -103,6 +103,7 @@ def decompose_checkpoint(
     index = Index(model, commit, str(chosen).removeprefix("torch."), target_regex(targets), ALGORITHM_VERSION)
     index.path = cache.root / f"index-{_slug(index)}.json"
     lock = _lock(index.path.with_suffix(".lock"))
+    remove_abandoned(cache.root)
     try:
         with tqdm(modules.items(), unit="matrix", disable=not progress) as bar:
             for name, module in bar:
@@ -112,9 +113,9 @@ def decompose_checkpoint(
                 del weight  # before the next one is read: one matrix at a time
                 index.modules[name] = entry
                 index.cached += was_cached
-        text = index.to_json()
-        if not index.path.is_file() or index.path.read_text() != text:
-            write_atomically(index.path, text.encode())
+        text = index.to_json().encode()
+        if not index.path.is_file() or index.path.read_bytes() != text:
+            write_atomically(index.path, text)
     finally:
         if lock is not None:
             lock.release()
@@ -189,7 +190,11 @@ def _shards(model: str, folder: Path) -> dict[str, Path]:
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if index.is_file():
-        return {key: folder / file for key, file in json.loads(index.read_text())["weight_map"].items()}
+        try:
+            files = json.loads(index.read_text())["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise SVFError(f"{index} is damaged: download or copy it again") from error
+        return {key: folder / file for key, file in files.items()}
     if single.is_file():
         with _open(single) as file:
             return dict.fromkeys(file.keys(), single)

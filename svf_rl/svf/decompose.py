@@ -6,6 +6,7 @@ fp64 avoids both, so all work here is fp64 and the result is rounded once, to th
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class Factors:
 def sha256_of_blocks(blocks: Iterable[Tensor], dtype: torch.dtype | None = None) -> bytes:
     """SHA-256 over the SHA-256 of each block's bytes, converted to `dtype` first.
 
-    A tree, so that several threads can hash: one core hashes 1.5 GB/s, which would otherwise be most of a start from
-    the cache. hashlib releases the GIL.
+    A tree, so that several cores can hash (hashlib releases the GIL): one does 1.5 GB/s, and hashing is nearly all
+    of a start from the cache. Not torch's number of threads, which launchers set to 1 for each process.
     """
 
     def digest(block: Tensor) -> bytes:
@@ -55,7 +56,7 @@ def sha256_of_blocks(blocks: Iterable[Tensor], dtype: torch.dtype | None = None)
         data = block.to(device="cpu", dtype=dtype).contiguous().view(torch.uint8)
         return hashlib.sha256(data.numpy().data).digest()
 
-    with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
         return hashlib.sha256(b"".join(pool.map(digest, blocks))).digest()
 
 

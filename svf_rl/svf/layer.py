@@ -31,7 +31,7 @@ class SVFVector(nn.Module):
 
 
 class SVFFactors(nn.Module):
-    """`U` (out, r) and `Vt` (r, in) in the model's type, frozen parameters so that ZeRO-3 can shard them; `s` in fp32."""
+    """`U` (out, r) and `Vt` (r, in) in the model's type, frozen parameters so that ZeRO-3 shards them; `s` in fp32."""
 
     s: Tensor
 

@@ -10,7 +10,7 @@ import torch
 
 from svf_rl.errors import SVFError
 from svf_rl.svf import cache as cache_module
-from svf_rl.svf.cache import FactorCache, default_cache_dir
+from svf_rl.svf.cache import FactorCache, default_cache_dir, remove_abandoned
 from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
 
 
@@ -135,9 +135,7 @@ def test_a_damaged_file_that_cannot_be_removed_is_not_used(
     assert path.exists()
 
 
-@pytest.mark.parametrize(
-    ("step", "code"), [("fsync", errno.ENOSPC), ("replace", errno.EROFS), ("open", errno.EACCES)]
-)
+@pytest.mark.parametrize(("step", "code"), [("fsync", errno.ENOSPC), ("replace", errno.EROFS), ("open", errno.EACCES)])
 def test_a_disk_that_takes_no_file_gives_one_clear_line_and_leaves_nothing(
     cache: FactorCache, monkeypatch: pytest.MonkeyPatch, step: str, code: int
 ) -> None:
@@ -161,9 +159,7 @@ def test_a_file_in_the_place_of_the_folder_gives_one_clear_line(tmp_path: Path) 
         stored(FactorCache(tmp_path / "file"))
 
 
-def test_an_interrupt_while_writing_leaves_the_old_file(
-    cache: FactorCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_while_writing_leaves_the_old_file(cache: FactorCache, monkeypatch: pytest.MonkeyPatch) -> None:
     key, _, _ = stored(cache)
 
     def interrupted(*_: object) -> None:
@@ -184,3 +180,14 @@ def test_the_folder_comes_from_the_environment_or_lies_beside_the_hub_cache(
     monkeypatch.delenv("SVF_RL_CACHE")
     monkeypatch.setattr(cache_module.constants, "HF_HOME", str(tmp_path / "hf"))
     assert default_cache_dir() == tmp_path / "hf" / "svf_rl"
+
+
+def test_only_old_temporary_files_are_removed(cache: FactorCache) -> None:
+    _, _, path = stored(cache)
+    old, new = cache.root / ".a.1-2.tmp", cache.root / ".b.1-2.tmp"
+    old.write_bytes(b"")
+    new.write_bytes(b"")
+    for ancient in (old, path):
+        os.utime(ancient, (0, 0))
+    remove_abandoned(cache.root)
+    assert sorted(cache.root.iterdir()) == sorted([new, path])

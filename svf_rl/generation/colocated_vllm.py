@@ -1,0 +1,148 @@
+"""Rollouts from a vLLM engine in the training process."""
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from svf_rl.errors import SVFError
+from svf_rl.generation.sampling import Completion, Sampling, SyncReport
+from svf_rl.generation.vllm_cpu import plain_cpu_weights
+from svf_rl.generation.weights import adapted_weights, frozen_weights
+
+
+class ColocatedVLLM:
+    """
+    A vLLM engine beside the model in training, on the same device.
+
+    Args:
+        model (`str`): Folder or Hub name of the base model; the engine reads it once, adapters arrive by `sync`.
+        dtype (`torch.dtype`): Type of the engine's weights: that of the trained model, or log-probabilities differ.
+        seed (`int`): Seed of the engine; every completion has one of its own besides.
+        device (`str`, *optional*, defaults to `"cuda"`): Type of the device, `"cuda"` or `"cpu"`.
+        max_model_len (`int`, *optional*): Prompt and completion together, in tokens; default: the model's own limit.
+        max_num_seqs (`int`, *optional*, defaults to 256): Sequences decoded together.
+        gpu_memory_utilization (`float`, *optional*, defaults to 0.3): Share of the GPU's memory for the engine.
+        enable_sleep_mode (`bool`, *optional*, defaults to `False`):
+            Free the engine's memory while the model trains (CUDA). The weights are dropped too, so that every sync
+            pushes all of them.
+        enforce_eager (`bool`, *optional*, defaults to `False`): Skip compilation: slower tokens, faster start.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): As in transformers.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: torch.dtype,
+        seed: int,
+        device: str = "cuda",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        gpu_memory_utilization: float = 0.3,
+        enable_sleep_mode: bool = False,
+        enforce_eager: bool = False,
+        trust_remote_code: bool = False,
+    ):
+        if enable_sleep_mode and device != "cuda":
+            raise SVFError("vllm_enable_sleep_mode works on CUDA alone: turn it off here")
+        # The engine must live in this process, or its weights are out of reach.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        from vllm import LLM
+
+        self._sleeps = enable_sleep_mode
+        with _preserved_rng(), plain_cpu_weights():
+            self.llm = LLM(
+                model=model,
+                dtype=str(dtype).removeprefix("torch."),
+                seed=seed,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max(4096, max_num_seqs, max_model_len or 0),
+                gpu_memory_utilization=gpu_memory_utilization,
+                enable_sleep_mode=enable_sleep_mode,
+                enforce_eager=enforce_eager,
+                trust_remote_code=trust_remote_code,
+                distributed_executor_backend="external_launcher",
+                # after temperature and truncation: the distribution that the tokens were drawn from
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+            )
+        empty = [name for name, p in self.model.named_parameters() if p.numel() == 0]
+        if empty:
+            raise SVFError(
+                f"vLLM repacked {empty[0]}, so that no weight can be synced: report this with your CPU's name"
+            )
+        if self._sleeps:
+            self.llm.sleep(level=2)
+
+    @property
+    def model(self) -> nn.Module:
+        """vLLM's own module, whose weights `sync` replaces."""
+        return self.llm.llm_engine.model_executor.driver_worker.model_runner.model
+
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
+    ) -> list[Completion]:
+        if self._sleeps:
+            self.llm.wake_up(tags=["kv_cache"])
+        # A cached prefix was computed in another batch and differs in the last bits: without it, what is generated
+        # depends on this call alone.
+        self.llm.reset_prefix_cache()
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts],
+            [_sampling_params(sampling, seed) for seed in seeds],
+            use_tqdm=progress,
+        )
+        if self._sleeps:
+            self.llm.sleep(level=2)
+        return [_completion(output.outputs[0]) for output in outputs]
+
+    def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
+        if self._sleeps:
+            torch.cuda.empty_cache()
+            self.llm.wake_up(tags=["weights"])
+        tensors = pushed = 0
+        for source in (adapted_weights, frozen_weights) if everything or self._sleeps else (adapted_weights,):
+            for name, weight in source(model):
+                self.model.load_weights([(name, weight)])
+                tensors, pushed = tensors + 1, pushed + weight.numel() * weight.element_size()
+        self.llm.reset_prefix_cache()
+        return SyncReport(tensors, pushed)
+
+
+def _sampling_params(sampling: Sampling, seed: int) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        n=1,
+        seed=seed,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        logprobs=0,  # of the chosen token alone
+        **sampling.extra,
+    )
+
+
+def _completion(output: Any) -> Completion:
+    logprobs = [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
+    return Completion(list(output.token_ids), logprobs)
+
+
+@contextmanager
+def _preserved_rng() -> Iterator[None]:
+    """Building an engine reseeds Python, NumPy and torch; the training's streams must not depend on it."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)

@@ -1,0 +1,60 @@
+"""What a rollout is asked for and what it gives back, whatever generates it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. `temperature=0` is greedy; `top_k=0` and `top_p=1` leave the distribution whole."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    extra: dict[str, Any] = field(default_factory=dict)  # passed on to the generator as it is
+
+    def greedy(self) -> "Sampling":
+        """The same request, decoded greedily."""
+        return replace(self, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Tokens as the generator chose them, the end-of-sequence token included, and their log-probabilities where the
+    generator knows them (under the distribution it sampled from)."""
+
+    token_ids: list[int]
+    logprobs: list[float] | None
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What one weight sync moved."""
+
+    tensors: int = 0
+    bytes: int = 0
+
+
+class Rollouts(Protocol):
+    """A generator of completions."""
+
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
+    ) -> list[Completion]:
+        """One completion a prompt, in order. `seeds` holds one seed a completion."""
+
+    def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
+        """Generate from the weights of `model` from now on; `everything` pushes the frozen weights too."""
+
+
+def sample_seed(run_seed: int, purpose: str, step: int, index: int) -> int:
+    """The seed of one completion: a function of where it stands in the run and of nothing that happened before."""
+    digest = hashlib.sha256(f"{run_seed}/{purpose}/{step}/{index}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1  # below 2³¹, which every generator accepts

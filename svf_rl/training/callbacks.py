@@ -1,0 +1,38 @@
+"""Callbacks of a training run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+TIMING = ("time/", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+"""How the names of metrics begin that measure seconds: the only ones that differ between two runs of one recipe."""
+
+
+class MetricsFile(TrainerCallback):
+    """Writes every logged line of metrics to `metrics.jsonl` in the output folder."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            path = self._path(args)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs is not None:
+            with self._path(args).open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+    @staticmethod
+    def _path(args: TrainingArguments) -> Path:
+        return Path(args.output_dir) / "metrics.jsonl"

@@ -1,0 +1,155 @@
+"""`SVFReinforceConfig`: TRL's GRPO settings, less what the REINFORCE objective does not have, plus what it does."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl import GRPOConfig
+
+from svf_rl.errors import SVFError
+from svf_rl.training.objective import BASELINES, KL_TYPES
+
+# TRL options that belong to other objectives or to paths that this trainer replaces: an error when set.
+UNSUPPORTED = (
+    "loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "scale_rewards",
+    "multi_objective_aggregation", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos", "vespo_lambda_pos",
+    "vespo_k_neg", "vespo_lambda_neg", "top_entropy_quantile", "entropy_coef", "use_adaptive_entropy",
+    "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target", "off_policy_mask_threshold",
+    "use_bias_correction_kl", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef",
+    "cast_lm_head_to_fp32", "use_liger_kernel", "liger_kernel_config", "num_generations_eval", "cache_implementation",
+    "vllm_mode", "vllm_model_impl", "vllm_tensor_parallel_size", "vllm_structured_outputs_regex",
+    "vllm_importance_sampling_cap", "use_transformers_continuous_batching", "transformers_continuous_batching_config",
+    "use_transformers_paged", "max_tool_calling_iterations", "label_smoothing_factor", "neftune_noise_alpha",
+)  # fmt: skip
+_CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+
+
+@dataclass
+class SVFReinforceConfig(GRPOConfig):
+    """
+    Settings of [`SVFReinforceTrainer`].
+
+    Only the fields that differ from TRL's [`GRPOConfig`] are listed. Options of GRPO that the objective here does not
+    implement (`loss_type`, `epsilon`, `scale_rewards`, ...) raise an error when they are set.
+
+    Args:
+        advantage (`str`, *optional*, defaults to `"leave_one_out"`):
+            Baseline of the rewards: `"none"` (plain REINFORCE, also with one completion a prompt), `"leave_one_out"`
+            (mean of the prompt's other completions), `"group_mean"`, `"batch_mean"`.
+        normalize_advantages (`bool`, *optional*, defaults to `False`): Divide by their standard deviation.
+        advantage_clip (`float`, *optional*): Clip advantages to `[-advantage_clip, advantage_clip]`.
+        beta (`float`, *optional*, defaults to `0.1`): Coefficient of the KL term (λ in the paper).
+        kl_type (`str`, *optional*, defaults to `"policy_ref"`):
+            Exact over the vocabulary: `"policy_ref"` KL(policy ‖ reference), `"ref_policy"` KL(reference ‖ policy).
+            Estimated from the sampled token: `"k1"`, `"k2"`, `"k3"`.
+        kl_placement (`str`, *optional*, defaults to `"loss"`): `"loss"`, or `"reward"` to subtract it from the reward.
+        loss_reduction (`str`, *optional*, defaults to `"sum"`):
+            Log-likelihood of a sequence: `"sum"` over its tokens (the paper) or `"mean"`.
+        correct_threshold (`float`, *optional*, defaults to `0.5`):
+            A completion counts as correct in evaluation when its first reward is at least this.
+        early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better one.
+        vllm_enforce_eager (`bool`, *optional*, defaults to `False`): Skip vLLM's compilation: a faster start.
+    """
+
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate; z needs far more than weights."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning-rate schedule."})
+    beta: float = field(default=0.1, metadata={"help": "Coefficient of the KL term (lambda in the paper)."})
+    logging_steps: float = field(default=1, metadata={"help": "Log metrics every so many updates."})
+    report_to: None | str | list[str] = field(
+        default="tensorboard", metadata={"help": "Where metrics go: tensorboard, trackio, wandb or none."}
+    )
+    bf16: bool | None = field(
+        default=False,
+        metadata={"help": "Autocast to bf16. Not needed where the base is loaded in bf16: z stays fp32."},
+    )
+    vllm_importance_sampling_mode: str = field(
+        default="token_truncate",
+        metadata={
+            "help": "Correction of the mismatch between vLLM and the trained model: token_truncate, token_mask, "
+            "sequence_truncate or sequence_mask."
+        },
+    )
+    advantage: str = field(default="leave_one_out", metadata={"help": f"Baseline: {', '.join(BASELINES)}."})
+    normalize_advantages: bool = field(default=False, metadata={"help": "Divide advantages by their deviation."})
+    advantage_clip: float | None = field(default=None, metadata={"help": "Largest absolute advantage."})
+    kl_type: str = field(default="policy_ref", metadata={"help": f"Divergence: {', '.join(KL_TYPES)}."})
+    kl_placement: str = field(default="loss", metadata={"help": "Where the KL term goes: loss or reward."})
+    loss_reduction: str = field(default="sum", metadata={"help": "Over the tokens of a sequence: sum or mean."})
+    correct_threshold: float = field(
+        default=0.5, metadata={"help": "A completion is correct when its first reward is at least this."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better one."}
+    )
+    vllm_enforce_eager: bool = field(default=False, metadata={"help": "Skip vLLM's compilation: a faster start."})
+
+    def __post_init__(self) -> None:
+        generations = self.num_generations or 0
+        if generations < 1:
+            raise SVFError(f"num_generations must be at least 1, not {self.num_generations}")
+        # TRL refuses one completion a prompt, for which its own advantages are undefined; ours are not.
+        self.num_generations = max(2, generations)
+        if generations == 1 and self.generation_batch_size is not None and self.generation_batch_size % 2:
+            raise SVFError(f"generation_batch_size must be even, not {self.generation_batch_size}")
+        super().__post_init__()
+        self.num_generations = generations
+        self._check_unsupported()
+        self._check_objective()
+        self._check_sampling()
+
+    def _check_unsupported(self) -> None:
+        defaults = {f.name: f.default for f in fields(GRPOConfig)}
+        for name in UNSUPPORTED:
+            if _plain(getattr(self, name)) != _plain(defaults[name]):
+                raise SVFError(
+                    f"{name}={getattr(self, name)!r} has no meaning for SVF REINFORCE: remove it from the recipe"
+                )
+
+    def _check_objective(self) -> None:
+        _one_of("advantage", self.advantage, BASELINES)
+        _one_of("kl_type", self.kl_type, KL_TYPES)
+        _one_of("kl_placement", self.kl_placement, ("loss", "reward"))
+        _one_of("loss_reduction", self.loss_reduction, ("sum", "mean"))
+        _one_of("vllm_importance_sampling_mode", self.vllm_importance_sampling_mode, _CORRECTIONS)
+        if self.beta < 0:
+            raise SVFError(f"beta must not be negative, not {self.beta}")
+        if self.advantage_clip is not None and self.advantage_clip <= 0:
+            raise SVFError(f"advantage_clip must be positive, not {self.advantage_clip}")
+        if self.num_generations == 1 and self.advantage in ("leave_one_out", "group_mean"):
+            raise SVFError(
+                f"advantage={self.advantage} compares completions of one prompt: set num_generations to 2 or more, or "
+                "advantage to none or batch_mean"
+            )
+
+    def _check_sampling(self) -> None:
+        if self.temperature < 0:
+            raise SVFError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if self.temperature == 0:
+            if self.num_generations > 1:
+                raise SVFError(
+                    "temperature=0 makes all completions of a prompt the same: set num_generations to 1, or sample"
+                )
+            # a greedy token has probability 1 under the generator, so a ratio means nothing
+            self.vllm_importance_sampling_correction = False
+        off_policy = self.num_iterations > 1 or self.steps_per_generation > self.gradient_accumulation_steps
+        if off_policy and not (self.use_vllm and self.vllm_importance_sampling_correction):
+            raise SVFError(
+                "several updates from one set of completions (num_iterations > 1, or steps_per_generation > "
+                "gradient_accumulation_steps) need use_vllm with vllm_importance_sampling_correction and temperature > 0"
+            )
+        if self.gradient_accumulation_steps % self.steps_per_generation and (
+            self.steps_per_generation % self.gradient_accumulation_steps
+        ):
+            raise SVFError(
+                f"steps_per_generation ({self.steps_per_generation}) and gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps}) must divide one another: change one of them"
+            )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SVFError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    """`loss_type` and its like compare by value; an empty dictionary is as good as none."""
+    return value or None

@@ -1,0 +1,96 @@
+"""What the trainer asks of a model: last hidden states, the output layer, the reference, the state of what is trained."""
+
+import hashlib
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from svf_rl.svf import reference_mode, svf_layers
+
+
+def add_hidden_states_forward(model: PreTrainedModel) -> None:
+    """
+    Teach `model` the call `model(..., hidden_states_only=True)`, which returns the last hidden states
+    (batch, length, d) and makes no logits. It goes through `forward`, so that wrappers (DDP, DeepSpeed) see the call.
+    """
+    original = model.forward
+
+    def forward(self: PreTrainedModel, *args: Any, hidden_states_only: bool = False, **kwargs: Any) -> Any:
+        if hidden_states_only:
+            return self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        return original(*args, **kwargs)
+
+    forward.__signature__ = _signature(original)  # type: ignore[attr-defined]  # `generate` reads it
+    model.forward = types.MethodType(forward, model)
+
+
+def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
+    """
+    The hidden states that predict the last `completion_length` tokens.
+
+    Args:
+        input_ids, attention_mask (`Tensor` of shape `(B, P + T)`): Left-padded prompts and right-padded completions.
+        completion_length (`int`): `T`.
+
+    Returns:
+        `Tensor` of shape `(B, T, d)`.
+    """
+    # Positions count real tokens, as they do in the generator; models with learnt positions need it.
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    states = model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, hidden_states_only=True)
+    return states[:, -completion_length - 1 : -1]
+
+
+def output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight (V, d) and bias (V,) of the layer that makes the logits."""
+    layer = model.get_output_embeddings()
+    return layer.weight, getattr(layer, "bias", None)
+
+
+@contextmanager
+def reference(model: nn.Module) -> Iterator[None]:
+    """Within it, `model` (unwrapped) is the reference policy: `z = 1`, or the base model under other adapters."""
+    if svf_layers(model):
+        with reference_mode(model):
+            yield
+    else:
+        with model.disable_adapter():
+            yield
+
+
+def trainable_digest(model: nn.Module) -> str:
+    """Hex digest of every trained value: it changes exactly when a generator needs new weights."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def multiplier_statistics(model: nn.Module) -> dict[str, float]:
+    """Mean, deviation, smallest and largest multiplier of the singular values, by kind of module (`gate_proj`, ...)."""
+    kinds: dict[str, list[Tensor]] = {}
+    for name, layer in svf_layers(model).items():
+        m = layer.active_multiplier()
+        if m is not None:
+            kinds.setdefault(name.rpartition(".")[2], []).append(m)
+    statistics = {}
+    for kind, parts in kinds.items():
+        m = torch.cat(parts)
+        statistics[f"z/{kind}/mean"] = m.mean().item()
+        statistics[f"z/{kind}/std"] = m.std(correction=0).item()
+        statistics[f"z/{kind}/min"] = m.min().item()
+        statistics[f"z/{kind}/max"] = m.max().item()
+    return statistics
+
+
+def _signature(forward: Any) -> Any:
+    import inspect
+
+    return inspect.signature(forward)

@@ -1,0 +1,43 @@
+"""Choosing the generator that the settings ask for, and cutting held-out items over processes."""
+
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+
+from svf_rl.errors import SVFError
+from svf_rl.generation import Rollouts
+from svf_rl.training.config import SVFReinforceConfig
+
+
+def build_rollouts(
+    model: PeftModel, args: SVFReinforceConfig, device: str, eos_token_ids: list[int], pad_token_id: int
+) -> Rollouts:
+    """The colocated vLLM of `use_vllm`, or transformers' generation with the model in training."""
+    if not args.use_vllm:
+        from svf_rl.generation.transformers_rollouts import TransformersRollouts
+
+        return TransformersRollouts(model, eos_token_ids=eos_token_ids, pad_token_id=pad_token_id)
+    from svf_rl.generation.colocated_vllm import ColocatedVLLM
+
+    path = model.get_base_model().config._name_or_path
+    if not path:
+        raise SVFError("vLLM needs the base model as a folder or Hub name: load it with from_pretrained")
+    return ColocatedVLLM(
+        path,
+        dtype=model.get_input_embeddings().weight.dtype,
+        seed=args.seed,
+        device=device,
+        max_model_len=args.vllm_max_model_length,
+        gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+        enable_sleep_mode=args.vllm_enable_sleep_mode,
+        enforce_eager=args.vllm_enforce_eager,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def held_out_share(dataset: Dataset, processes: int, index: int) -> list[dict[str, Any]]:
+    """Process `index`'s items: equal counts a process, the dataset's own order when joined, the first items again at
+    the end where it does not divide."""
+    count = -(-len(dataset) // processes)
+    return [dataset[i % len(dataset)] for i in range(index * count, (index + 1) * count)]

@@ -1,0 +1,368 @@
+"""`SVFReinforceTrainer`: TRL's GRPO trainer with a REINFORCE objective, its own rollouts and held-out evaluation.
+
+Kept from TRL: data and sampler, tokenisation, reward functions, batching over micro-steps, logging, checkpoints.
+Replaced: where completions come from (`_generate_single_turn`), advantages (`_generate_and_score_completions`), the loss
+(`_compute_loss`) and evaluation (`evaluate`). Left out: tools, environments, vision, several passes with clipping.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+
+from svf_rl.errors import SVFError
+from svf_rl.generation import Completion, Rollouts, Sampling, sample_seed
+from svf_rl.svf import svf_layers
+from svf_rl.training import objective
+from svf_rl.training.callbacks import MetricsFile
+from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.training.decay import decay_towards_identity
+from svf_rl.training.policy import (
+    add_hidden_states_forward,
+    hidden_states,
+    multiplier_statistics,
+    output_layer,
+    reference,
+    trainable_digest,
+)
+from svf_rl.training.rollouts import build_rollouts, held_out_share
+from svf_rl.training.vocabulary import LogitTransform, TokenStatistics, token_statistics
+
+
+class SVFReinforceTrainer(GRPOTrainer):
+    """
+    Trains an adapter by REINFORCE on verifiable rewards.
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`): The base model, or one that has its adapter already.
+        reward_funcs (`Callable` or `list[Callable]`): Rewards in TRL's signature; the first one decides what is correct
+            in evaluation. `None` for a completion means that it cannot be scored: it takes no part.
+        args ([`SVFReinforceConfig`]): Settings.
+        train_dataset (`Dataset`): A column `prompt`, and those the rewards read.
+        eval_dataset (`Dataset`, *optional*): Held-out items, answered greedily; the best checkpoint is chosen by them.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; default: the model's.
+        callbacks (`list[TrainerCallback]`, *optional*): As in transformers.
+        optimizers (`tuple`, *optional*): As in transformers.
+        peft_config (`PeftConfig`, *optional*): [`SVFConfig`] or `LoraConfig`, when `model` has no adapter yet.
+        rollouts ([`Rollouts`], *optional*): Where completions come from; default: as `args` say.
+    """
+
+    args: SVFReinforceConfig
+    _tag_names = ["trl", "svf", "reinforce"]  # noqa: RUF012  (TRL's own attribute)
+    _name = "SVF REINFORCE"
+    _paper = {  # noqa: RUF012
+        "title": "Transformer-Squared: Self-adaptive LLMs",
+        "id": "2501.06252",
+        "citation": "@article{sun2025transformer2, title = {Transformer-Squared: Self-adaptive LLMs}, "
+        "author = {Qi Sun and Edoardo Cetin and Yujin Tang}, year = 2025, eprint = {arXiv:2501.06252}}",
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: Callable[..., Any] | list[Callable[..., Any]],
+        args: SVFReinforceConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: PeftConfig | None = None,
+        rollouts: Rollouts | None = None,
+    ):
+        if peft_config is None and not isinstance(model, PeftModel):
+            raise SVFError("the trainer trains adapters: pass peft_config=SVFConfig(), or a model that has an adapter")
+        self._seconds: dict[str, float] = {}
+        self._raw_rewards: Tensor | None = None
+        self._synced: str | None = None
+        with _as_trl_sees_it(args):
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
+        if args.weight_decay and self.is_deepspeed_enabled:
+            raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
+        add_hidden_states_forward(self._base_model)
+        self.sampling = Sampling(
+            max_tokens=args.max_completion_length,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=args.min_p or 0.0,
+            repetition_penalty=args.repetition_penalty,
+            extra=dict(args.generation_kwargs or {}),
+        )
+        self._transform = LogitTransform.of(self._base_model.config, args.temperature)
+        self.rollouts = rollouts or build_rollouts(
+            self.model, args, self.accelerator.device.type, self.eos_token_ids, self._tokenizer.pad_token_id
+        )
+        self.add_callback(MetricsFile())
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    @property
+    def _base_model(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model).get_base_model()
+
+    # ---- rollouts -----------------------------------------------------------------------------------------------
+
+    def sync_weights(self, everything: bool = False) -> None:
+        """Bring the generator up to date, unless nothing that is trained has changed since the last time."""
+        model = self.accelerator.unwrap_model(self.model)
+        digest = trainable_digest(model)
+        if digest != self._synced or everything:
+            with self._timed("sync"):
+                report = self.rollouts.sync(model, everything)
+            self._synced = digest
+            self._metrics["train"]["sync/bytes"].append(float(report.bytes))
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, *_: Any, **__: Any
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        if images is not None:
+            raise SVFError("images are not supported: use a text dataset")
+        step, within = self.state.global_step, self._step % self.args.gradient_accumulation_steps
+        first = (within * self.accelerator.num_processes + self.accelerator.process_index) * len(prompt_ids)
+        seeds = [sample_seed(self.args.seed, "train", step, first + i) for i in range(len(prompt_ids))]
+        self.sync_weights()
+        with self._timed("rollout"):
+            completions = self.rollouts.generate(prompt_ids, self.sampling, seeds)
+        tokens = gather(torch.tensor(sum(len(c.token_ids) for c in completions), device=self.accelerator.device))
+        self._metrics["train"]["time/tokens_per_second"].append(tokens.sum().item() / self._seconds["rollout"])
+        logprobs = [c.logprobs for c in completions if c.logprobs is not None]
+        return [c.token_ids for c in completions], logprobs if len(logprobs) == len(completions) else None
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:
+        with self._timed("reward"):
+            self._raw_rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+        return self._raw_rewards
+
+    def _total_reward(self) -> Tensor:
+        """`(N,)` weighted sum of the last rewards, over all processes; NaN where no reward function could score."""
+        assert self._raw_rewards is not None
+        total = (self._raw_rewards * self.reward_weights.to(self._raw_rewards.device)).nansum(1)
+        return total.masked_fill(self._raw_rewards.isnan().all(1), torch.nan)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        args = self.args
+        output = super()._generate_and_score_completions(inputs)
+        rewards = self._total_reward()  # (N,)
+        local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        takes_part = ~rewards[local].isnan() & output["completion_mask"].any(1)  # (B,)
+        output["completion_mask"] = output["completion_mask"] * takes_part[:, None]
+        if args.beta and args.kl_placement == "reward":
+            rewards = rewards - args.beta * gather(self._sequence_kl(output))
+        advantages = objective.advantages(
+            rewards, self.num_generations, args.advantage, args.normalize_advantages, args.advantage_clip
+        )
+        output["advantages"] = advantages[local]
+        # mean over the sequences of one update, however its micro-batches and generations are cut
+        share = args.gradient_accumulation_steps / args.steps_per_generation
+        output["sequences"] = gather(takes_part.sum()).sum() * share
+        for _ in range(len(advantages)):
+            self._logs["advantages"].pop()
+        self._logs["advantages"].extend(advantages.tolist())
+        self._metrics["train"]["unscorable"].append(self._total_reward().isnan().float().mean().item())
+        return output
+
+    # ---- objective ----------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        args, mask = self.args, inputs["completion_mask"]  # (B, T)
+        needs_kl = args.beta != 0 and args.kl_placement == "loss"
+        statistics = self._statistics(model, inputs, needs_kl)
+        logps = _scatter(statistics.logps, mask)  # (B, T)
+        weights, sampling_logps = None, inputs.get("sampling_per_token_logps")
+        if sampling_logps is not None:
+            difference = (logps.detach() - sampling_logps).abs()[mask.bool()]
+            self._record("sampling/logp_difference", difference[~difference.isnan()])
+            if args.vllm_importance_sampling_correction:
+                weights = objective.mismatch_weights(
+                    logps,
+                    sampling_logps,
+                    mask,
+                    args.vllm_importance_sampling_mode,
+                    args.vllm_importance_sampling_clip_min,
+                    args.vllm_importance_sampling_clip_max,
+                )
+                self._record("sampling/importance_weight", weights.expand_as(mask)[mask.bool()])
+        kl = None
+        if needs_kl:
+            token_kl = self._token_kl(statistics)  # (n,)
+            self._record("kl", token_kl)
+            kl = _scatter(token_kl, mask)
+        self._record("entropy", statistics.entropy)
+        loss = objective.reinforce_loss(
+            logps, inputs["advantages"], mask, weights, kl, args.beta, args.loss_reduction, float(inputs["sequences"])
+        )
+        # transformers divides by the accumulation steps, DDP by the processes; the loss is a mean already
+        return loss * self.current_gradient_accumulation_steps * self.accelerator.num_processes
+
+    def _statistics(self, model: Any, inputs: dict[str, Any], with_reference: bool) -> TokenStatistics:
+        """Statistics of the completion tokens that count, `(n,)` each, row by row."""
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)  # (B, P + T)
+        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        length, counts = inputs["completion_ids"].shape[1], inputs["completion_mask"].bool()
+        hidden = hidden_states(model, ids, attention, length)[counts]  # (n, d)
+        unwrapped = self.accelerator.unwrap_model(model)
+        ref_hidden = ref_head = None
+        if with_reference:
+            checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+            with torch.no_grad(), reference(unwrapped), checkpointing:
+                ref_hidden = hidden_states(unwrapped, ids, attention, length)[counts]
+                ref_head = output_layer(unwrapped)
+        weight, bias = output_layer(unwrapped)
+        direction = self.args.kl_type if self.args.kl_type in ("policy_ref", "ref_policy") and with_reference else None
+        return token_statistics(
+            hidden, inputs["completion_ids"][counts], weight, bias, self._transform, ref_hidden, ref_head, direction
+        )
+
+    def _token_kl(self, statistics: TokenStatistics) -> Tensor:
+        if statistics.kl is not None:
+            return statistics.kl
+        assert statistics.ref_logps is not None
+        return objective.estimated_kl(statistics.logps, statistics.ref_logps, self.args.kl_type)
+
+    @torch.no_grad()
+    def _sequence_kl(self, output: dict[str, Any]) -> Tensor:
+        """`(B,)` divergence of each completion of a generation batch, for the reward."""
+        parts, size = [], self.args.per_device_train_batch_size
+        keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        for start in range(0, len(output["advantages"]), size):
+            batch = {key: output[key][start : start + size] for key in keys}
+            token_kl = self._token_kl(self._statistics(self.model, batch, with_reference=True))
+            self._record("kl", token_kl)
+            mask = batch["completion_mask"]
+            parts.append(objective.reduce_tokens(_scatter(token_kl, mask), mask, self.args.loss_reduction))
+        return torch.cat(parts)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        if self.args.weight_decay and svf_layers(model):
+            decay_towards_identity(optimizer, model, self.args.weight_decay)
+        return optimizer
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Answer every held-out item greedily, through the generator of the rollouts, and score the answers.
+
+        Returns:
+            `dict`: under `{metric_key_prefix}_...`: `accuracy` (share of all items whose first reward is at least
+            `correct_threshold`; an item that could not be scored counts as wrong and in `unscorable`), `reward`,
+            `items`, `completion_length` in tokens, `clipped_ratio`, `time`.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None or len(dataset) == 0:
+            raise SVFError("evaluation needs held-out items: give an eval_dataset")
+        start, training = time.perf_counter(), self.model.training
+        self.model.eval()
+        self.sync_weights()
+        items = held_out_share(dataset, self.accelerator.num_processes, self.accelerator.process_index)
+        prompts = [item["prompt"] for item in items]
+        prompt_ids, _, _ = self._tokenize_prompts(prompts)
+        completions = self.rollouts.generate(
+            prompt_ids, self.sampling.greedy(), [self.args.seed] * len(items), progress=not self.args.disable_tqdm
+        )
+        rewards = self._rewards_of(items, prompts, completions)[: len(dataset)]  # (N, functions)
+        total = self._total_reward()[: len(dataset)]
+        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        lengths = torch.tensor([[len(c.token_ids), c.token_ids[-1] not in ends] for c in completions])
+        lengths = gather(lengths.to(self.accelerator.device)).view(-1, 2)[: len(dataset)].float()
+        unscorable = total.isnan()
+        values = {
+            "accuracy": (rewards[:, 0] >= self.args.correct_threshold).float().mean().item(),
+            "reward": total.nanmean().item() if not unscorable.all() else 0.0,
+            "unscorable": unscorable.float().mean().item(),
+            "items": float(len(dataset)),
+            "completion_length": lengths[:, 0].mean().item(),
+            "clipped_ratio": lengths[:, 1].mean().item(),
+        }
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in values.items()}
+        Trainer.log(self, {**metrics, f"time/{metric_key_prefix}": time.perf_counter() - start})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.model.train(training)
+        return metrics
+
+    def _rewards_of(
+        self, items: list[dict[str, Any]], prompts: list[Any], completions: Sequence[Completion]
+    ) -> Tensor:
+        ids = [c.token_ids for c in completions]
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        conversational = isinstance(prompts[0], list)
+        answers = [[{"role": "assistant", "content": text}] if conversational else text for text in texts]
+        return self._calculate_rewards(items, prompts, answers, ids)
+
+    # ---- metrics ------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        self._seconds = {}
+        start = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._seconds["update"] = time.perf_counter() - start - sum(self._seconds.values())
+        for name, seconds in self._seconds.items():
+            self._metrics["train"][f"time/{name}"].append(seconds)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            logs = {**logs, **multiplier_statistics(self.accelerator.unwrap_model(self.model))}
+        super().log(logs, start_time)
+
+    def _record(self, name: str, values: Tensor) -> None:
+        """Add the mean of `values` over all processes to the metrics of this step."""
+        pair = torch.stack([values.detach().float().sum(), torch.tensor(float(values.numel()), device=values.device)])
+        total, count = gather(pair).view(-1, 2).sum(0).tolist()
+        if count:
+            self._metrics["train"][name].append(total / count)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """`(n,)` values of the tokens that count, to `(B, T)` with 0 elsewhere; the graph stays whole where `n` is 0."""
+    return values.new_zeros(mask.shape).masked_scatter(mask.bool(), values)
+
+
+@contextmanager
+def _as_trl_sees_it(args: SVFReinforceConfig) -> Iterator[None]:
+    """
+    Hide from TRL's constructor what this trainer does itself: the engine (`use_vllm`), the reference (`beta`, for which
+    TRL would copy the adapter), and greedy decoding (TRL divides logits by the temperature).
+    """
+    hidden = {"use_vllm": False, "beta": 0.0, "temperature": args.temperature or 1.0}
+    shown = {name: getattr(args, name) for name in hidden}
+    for name, value in hidden.items():
+        setattr(args, name, value)
+    try:
+        yield
+    finally:
+        for name, value in shown.items():
+            setattr(args, name, value)

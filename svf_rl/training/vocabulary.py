@@ -1,0 +1,176 @@
+"""Log-probabilities, entropy and exact divergence over the vocabulary, a chunk of tokens at a time.
+
+For each token, the policy's logits are `V` numbers. They are made for one chunk of tokens, used, dropped, and made
+again in the backward pass: the extra memory is one chunk × vocabulary, however long the sequences are.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+CHUNK = 256  # tokens; more does not make the matrix product faster
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What a model does to `hidden · Wᵀ` before the softmax: `softcap·tanh(scale·x / softcap) / temperature`."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, temperature: float) -> "LogitTransform":
+        """Cohere multiplies logits by `logit_scale`, Granite divides them by `logits_scaling`, Gemma 2 soft-caps them.
+        Greedy decoding (temperature 0) is trained at temperature 1."""
+        text = config.get_text_config()
+        scale = getattr(text, "logit_scale", None) or getattr(text, "lm_head_multiplier", None) or 1.0
+        scaling = getattr(text, "logits_scaling", None)
+        if scaling:
+            scale = scaling if text.model_type == "hyperclovax" else 1 / scaling
+        return cls(float(scale), getattr(text, "final_logit_softcapping", None), temperature or 1.0)
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """`raw` (n, V) in any floating type, to logits (n, V) in fp32."""
+        logits = raw.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits / self.temperature if self.temperature != 1.0 else logits
+
+    def backward(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """From the gradient of the logits (n, V) to that of `raw`."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (logits * self.temperature / self.softcap) ** 2)
+        factor = self.scale / self.temperature
+        return gradient * factor if factor != 1.0 else gradient
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Of each token: log-probability under policy and reference, entropy of the policy, exact divergence; `(n,)` each.
+    Gradients flow through `logps` and `kl`."""
+
+    logps: Tensor
+    ref_logps: Tensor | None
+    entropy: Tensor
+    kl: Tensor | None
+
+
+def token_statistics(
+    hidden: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    transform: LogitTransform,
+    ref_hidden: Tensor | None = None,
+    ref_head: tuple[Tensor, Tensor | None] | None = None,
+    direction: str | None = None,
+) -> TokenStatistics:
+    """
+    Args:
+        hidden (`Tensor` of shape `(n, d)`): The policy's last hidden states, at the positions that predict `labels`.
+        labels (`Tensor` of shape `(n,)`): The tokens that were chosen.
+        weight (`Tensor` of shape `(V, d)`), bias (`Tensor` of shape `(V,)`, *optional*): The output layer.
+        transform ([`LogitTransform`]): From its output to logits.
+        ref_hidden (`Tensor` of shape `(n, d)`, *optional*): The reference's hidden states.
+        ref_head (`tuple`, *optional*): The reference's output layer, where it is another one.
+        direction (`str`, *optional*): `policy_ref` or `ref_policy` for the exact divergence.
+    """
+    ref_weight, ref_bias = ref_head or (weight, bias)
+    logps, entropy, ref_logps, kl = _TokenStatistics.apply(
+        hidden, weight, bias, labels, ref_hidden, ref_weight.detach(), ref_bias, transform, direction
+    )
+    has_reference = ref_hidden is not None
+    return TokenStatistics(logps, ref_logps if has_reference else None, entropy, kl if direction else None)
+
+
+class _TokenStatistics(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        ref_hidden: Tensor | None,
+        ref_weight: Tensor,
+        ref_bias: Tensor | None,
+        transform: LogitTransform,
+        direction: str | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(hidden, weight, bias, labels, ref_hidden, ref_weight, ref_bias)
+        ctx.transform, ctx.direction = transform, direction
+        outputs = [hidden.new_zeros(len(labels), dtype=torch.float32) for _ in range(4)]
+        logps, entropy, ref_logps, kl = outputs
+        for start in range(0, len(labels), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            lp = _log_softmax(hidden[chunk], weight, bias, transform)
+            logps[chunk] = lp.gather(1, labels[chunk, None])[:, 0]
+            entropy[chunk] = -(lp.exp() * lp).sum(1)
+            if ref_hidden is not None:
+                lq = _log_softmax(ref_hidden[chunk], ref_weight, ref_bias, transform)
+                ref_logps[chunk] = lq.gather(1, labels[chunk, None])[:, 0]
+                if direction == "policy_ref":
+                    kl[chunk] = _divergence(lp, lq)
+                elif direction == "ref_policy":
+                    kl[chunk] = _divergence(lq, lp)
+        ctx.mark_non_differentiable(entropy, ref_logps)
+        return logps, entropy, ref_logps, kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps: Tensor, _e: Tensor, _r: Tensor, grad_kl: Tensor) -> Any:  # type: ignore[override]
+        hidden, weight, bias, labels, ref_hidden, ref_weight, ref_bias = ctx.saved_tensors
+        transform: LogitTransform = ctx.transform
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        for start in range(0, len(labels), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            logits = transform(_raw(hidden[chunk], weight, bias))
+            lp = logits.log_softmax(1)
+            p = lp.exp()
+            gradient = -grad_logps[chunk, None] * p  # of the logits: onehot − p for the log-probability
+            gradient.scatter_add_(1, labels[chunk, None], grad_logps[chunk, None])
+            if ctx.direction is not None:
+                lq = _log_softmax(ref_hidden[chunk], ref_weight, ref_bias, transform)
+                if ctx.direction == "policy_ref":
+                    difference = lp - lq
+                    gradient += grad_kl[chunk, None] * p * (difference - (p * difference).sum(1, keepdim=True))
+                else:
+                    gradient += grad_kl[chunk, None] * (p - lq.exp())
+            gradient = transform.backward(gradient, logits).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[chunk] = gradient @ weight.to(gradient.dtype)
+            if grad_weight is not None:
+                grad_weight += gradient.T @ hidden[chunk]
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        if grad_bias is not None:
+            grad_bias = grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
+
+
+def _raw(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)  # (chunk, V)
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: LogitTransform) -> Tensor:
+    return transform(_raw(hidden, weight, bias)).log_softmax(1)
+
+
+def _divergence(lp: Tensor, lq: Tensor) -> Tensor:
+    """KL(p ‖ q) (n,) from log-probabilities (n, V), as Σ p·(d + e^(−d) − 1) with d = lp − lq.
+
+    That is Σ p·d, since p and q both sum to 1; no term of it is negative, so nothing cancels, and a small divergence
+    keeps its digits in fp32.
+    """
+    difference = lp - lq
+    return (lp.exp() * (difference + torch.expm1(-difference))).sum(1)
