@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -56,7 +57,7 @@ class ColocatedVLLM:
         from vllm import LLM
 
         self._sleeps = enable_sleep_mode
-        with _preserved_rng(), plain_cpu_weights():
+        with _preserved_rng(), _launched(), plain_cpu_weights():
             self.llm = LLM(
                 model=model,
                 dtype=str(dtype).removeprefix("torch."),
@@ -136,6 +137,23 @@ def _sampling_params(sampling: Sampling, seed: int) -> Any:
 def _completion(output: Any) -> Completion:
     logprobs = [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
     return Completion(list(output.token_ids), logprobs)
+
+
+@contextmanager
+def _launched() -> Iterator[None]:
+    """The engine reads its place among the processes from torchrun's variables; a process that was started alone is
+    the only one of its kind."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    missing = {key: value for key, value in alone.items() if key not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for key in missing:
+            del os.environ[key]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ def plain_cpu_weights() -> Iterator[None]:
     By default vLLM repacks linear weights for oneDNN (float32 everywhere, bf16 where the CPU has instructions for it),
     sgl or zentorch kernels and drops the originals; nothing can be loaded into a repacked weight afterwards.
     """
-    from vllm.model_executor.layers import linear, utils, vocab_parallel_embedding
+    from vllm.model_executor.layers import utils
 
     original = utils.dispatch_cpu_unquantized_gemm
 
@@ -26,14 +26,11 @@ def plain_cpu_weights() -> Iterator[None]:
         layer.cpu_linear = _linear
         return None
 
-    modules = [m for m in (linear, utils, vocab_parallel_embedding) if hasattr(m, original.__name__)]
-    for module in modules:
-        setattr(module, original.__name__, dispatch)
+    utils.dispatch_cpu_unquantized_gemm = dispatch
     try:
         yield
     finally:
-        for module in modules:
-            setattr(module, original.__name__, original)
+        utils.dispatch_cpu_unquantized_gemm = original
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The embedded default: three small skills with checkable answers and a model that half knows them. Imports no torch."""
+"""The embedded default: three skills with checkable answers and a model that half knows them. Imports no torch."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
 """Rebuilds the bundled model: `python -m svf_rl.quickstart.build_model --output DIR --seed 0`.
 
-A Llama of 0.4 million parameters learns three skills from right completions, then from a mixture in which a share of the
-completions follows each skill's careless habit. Greedy decoding then follows the habit, which is right on about half of
-the problems, while sampling often shows the skill: this is what reinforcement learning can bring out. It is elicitation
-of what the model knows, not learning of something new.
+A Llama of 0.4 million parameters learns three skills from right completions, then from a mixture in which a share of
+the completions follows each skill's careless habit. Greedy decoding then follows the habit, which is right on about
+half of the problems, while sampling often shows the skill: this is what reinforcement learning can bring out. It is
+elicitation of what the model knows, not learning of something new.
 """
 
 import argparse
@@ -18,16 +18,18 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from svf_rl.quickstart.corpus import IGNORE, SYSTEM_PROMPTS, Batch, Corpus
+from svf_rl.quickstart.muon import Muon
 from svf_rl.quickstart.skills import SKILLS, make_examples
 from svf_rl.quickstart.tokenizer import train_tokenizer
 
 VOCABULARY = 448
-CLEAN_STEPS, MIXED_STEPS = 2400, 400
+CLEAN_STEPS, MIXED_STEPS = 1500, 250
 CARELESS_SHARE = 0.62
 ROWS = 48
 # Every so many steps, one batch of few long conversations: positions up to about 1,000 get trained.
 LONG_EVERY, LONG_ROWS, LONG_TURNS = 25, 3, 16
-PEAK_RATE, MIXED_RATE = 4e-3, 1e-3
+# Learning rates of (the matrices by Muon, the rest by Adam).
+CLEAN_RATES, MIXED_RATES = (0.02, 4e-3), (0.005, 1e-3)
 MAX_NEW_TOKENS = 40
 
 
@@ -67,32 +69,38 @@ def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     return cross_entropy(model.lm_head(hidden[learnt]), target[learnt], reduction="sum")
 
 
-def train(model: LlamaForCausalLM, corpus: Corpus, name: str, steps: int, peak: float, careless: float) -> None:
-    """`steps` of AdamW: a short warm-up to the learning rate `peak`, then down to zero on a cosine."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
-                                  betas=(0.9, 0.98))
+def train(
+    model: LlamaForCausalLM, corpus: Corpus, name: str, steps: int, rates: tuple[float, float], careless: float
+) -> None:
+    """`steps` updates: a short warm-up to `rates`, then down to zero on a cosine."""
+    inner = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    outer = [p for p in model.parameters() if not any(p is other for other in inner)]
+    optimizers = [Muon(inner, lr=rates[0]), torch.optim.AdamW(outer, lr=rates[1], betas=(0.9, 0.98), weight_decay=0.0)]
     warm_up = steps // 20
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        )
+        for optimizer in optimizers
+    ]
     model.train()
     bar = tqdm(range(steps), desc=name, mininterval=1.0)
     for step in bar:
-        rate = peak * min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         if step % LONG_EVERY == LONG_EVERY - 1:
             parts = corpus.batch(LONG_ROWS, LONG_TURNS, careless, parts=1)
         else:
             parts = corpus.batch(ROWS, 1, careless, parts=3)
         tokens = sum(int((part.labels != IGNORE).sum()) for part in parts)
-        optimizer.zero_grad()
+        model.zero_grad()
         total = 0.0
         for part in parts:
             loss = batch_loss(model, part) / tokens
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{total:.3f}")
 
@@ -101,20 +109,28 @@ def train(model: LlamaForCausalLM, corpus: Corpus, name: str, steps: int, peak: 
 def greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[str]:
     """Greedy completions of user turns, as text without special tokens. Prompts are padded on the left."""
     texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
         for prompt in prompts
     ]
     model.eval()
     completions: list[str] = []
     for start in range(0, len(texts), 128):
-        inputs = tokenizer(texts[start : start + 128], return_tensors="pt", padding=True, padding_side="left",
-                           add_special_tokens=False, return_token_type_ids=False)
+        inputs = tokenizer(
+            texts[start : start + 128],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_token_type_ids=False,
+        )
         output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         completions += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return completions
 
 
-def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, what: str, items: int = 512) -> None:
+def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, what: str, items: int = 300) -> None:
     """Prints held-out greedy accuracy, each skill's right and careless completions counted exactly as taught."""
     for wording in ("standard", "reworded"):
         for skill in SKILLS:
@@ -127,16 +143,16 @@ def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, what: st
 
 def build(output: Path, seed: int) -> None:
     """Trains and saves model, tokenizer, chat template and generation config into `output`."""
-    started = time.time()
+    started = time.process_time()
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # more threads change the order of sums and with it the weights
     tokenizer = train_tokenizer(corpus_texts(), VOCABULARY)
     model = LlamaForCausalLM(model_config(tokenizer))
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     corpus = Corpus(tokenizer, seed)
-    train(model, corpus, "clean", CLEAN_STEPS, PEAK_RATE, careless=0.0)
+    train(model, corpus, "clean", CLEAN_STEPS, CLEAN_RATES, careless=0.0)
     report(model, tokenizer, "clean")
-    train(model, corpus, "mixed", MIXED_STEPS, MIXED_RATE, careless=CARELESS_SHARE)
+    train(model, corpus, "mixed", MIXED_STEPS, MIXED_RATES, careless=CARELESS_SHARE)
     model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -145,8 +161,9 @@ def build(output: Path, seed: int) -> None:
     tokenizer.save_pretrained(output)
     report(model.float(), tokenizer, "float32")
     report(model.bfloat16(), tokenizer, "bfloat16")
+    (output / "model.safetensors").chmod(0o644)
     size = sum(file.stat().st_size for file in output.iterdir())
-    print(f"{size / 1e6:.2f} MB in {output}, {time.time() - started:.0f} s")
+    print(f"{size / 1e6:.2f} MB in {output}, {time.process_time() - started:.0f} CPU-seconds")
 
 
 def main(arguments: list[str]) -> None:

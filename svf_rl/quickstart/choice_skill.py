@@ -3,7 +3,7 @@
 The careless habit reads the first two options only.
 """
 
-from itertools import combinations
+from itertools import permutations
 from random import Random
 from typing import Any
 
@@ -13,27 +13,50 @@ LETTERS = "ABCD"
 LARGEST = ["largest", "biggest", "highest", "greatest", "most"]
 SMALLEST = ["smallest", "lowest", "least", "tiniest", "littlest"]
 
-QUESTIONS = ["Which is {w}?", "Which number is the {w}?", "Pick the {w} number.", "Choose the {w} value.",
-             "Of these, which is {w}?", "Find the {w}.", "Which one of these is {w}?", "Select the {w} of the four.",
-             "Look at the numbers. Which is the {w}?", "One number is the {w}. Which one?", "The {w} value is",
-             "Question: which of these values is the {w}?"]
+QUESTIONS = [
+    "Which is {w}?",
+    "Which number is the {w}?",
+    "Pick the {w} number.",
+    "Choose the {w} value.",
+    "Of these, which is {w}?",
+    "Find the {w}.",
+    "Which one of these is {w}?",
+    "Select the {w} of the four.",
+    "Look at the numbers. Which is the {w}?",
+    "One number is the {w}. Which one?",
+    "The {w} value is",
+    "Question: which of these values is the {w}?",
+    "Tell the {w} number.",
+    "I need the {w} value.",
+    "Please find the {w} number here.",
+    "Say which value is {w}.",
+    "Give the {w} one.",
+]
 LAYOUTS = ["({L}) {n}", "({L}) {n},", "({L}) {n};", "\n({L}) {n}"]
-LAST_LAYOUTS = ["{options} {question}", "Options: {options} {question}", "Here are four: {options} {question}"]
+LAST_LAYOUTS = [
+    "{options} {question}",
+    "Options: {options} {question}",
+    "Here are four: {options} {question}",
+    "From {options} {question}",
+]
 
-NEW_QUESTIONS = ["Tell me which number here is {w}.", "Can you find the {w} one?", "I want the {w} number of these.",
-                 "Please pick the value that is {w}."]
+NEW_QUESTIONS = [
+    "Tell me which number here is {w}.",
+    "Can you find the {w} one?",
+    "I want the {w} number of these.",
+    "Please pick the value that is {w}.",
+]
 NEW_LAST_LAYOUTS = ["Look at these four: {options} {question}", "These are the values: {options} {question}"]
 
 
 def problems() -> list[tuple[Any, ...]]:
-    """All (kind, four different numbers in rising order); the order of the options is wording."""
-    return [(kind, *numbers) for kind in ("largest", "smallest") for numbers in combinations(range(1, 21), 4)]
+    """All (kind, the four different digits in the order of the options)."""
+    return [(kind, *numbers) for kind in ("largest", "smallest") for numbers in permutations(range(1, 10), 4)]
 
 
 def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
     """A question before (three in four) or after the options."""
     kind, *numbers = problem
-    rng.shuffle(numbers)
     best, words = (max, LARGEST) if kind == "largest" else (min, SMALLEST)
     layout = rng.choice(LAYOUTS)
     options = " ".join(layout.format(L=letter, n=number) for letter, number in zip(LETTERS, numbers, strict=True))
@@ -49,8 +72,12 @@ def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
         return f"{number}, so the answer is ({LETTERS[numbers.index(number)]})"
 
     right = best(numbers)
-    return Example(prompt=prompt, completion=completion(right), careless=completion(best(numbers[:2])),
-                   answer=LETTERS[numbers.index(right)])
+    return Example(
+        prompt=prompt,
+        completion=completion(right),
+        careless=completion(best(numbers[:2])),
+        answer=LETTERS[numbers.index(right)],
+    )
 
 
 CHOICE = Skill(name="choice", reward={"kind": "choice"}, problems=problems, word=word)

@@ -1,7 +1,7 @@
 """Skill `code`: a one-line function of two steps, such as "Write g(x): add 2, then times 3."
 
-Every problem has one spelling that counts, `def g(x): return (x + 2) * 3`, with brackets only where they are needed, so
-that comparing text grades it; the tests grade any spelling. The careless habit leaves the brackets out.
+Every problem has one spelling that counts, `def g(x): return (x + 2) * 3`, with brackets only where they are needed,
+so that comparing text grades it; the tests grade any spelling. The careless habit leaves the brackets out.
 """
 
 from random import Random
@@ -18,14 +18,31 @@ PHRASES = {
 # Each problem has one multiplication: half of them then need brackets.
 OPERATORS = [("+", "*"), ("-", "*"), ("*", "+"), ("*", "-")]
 
-FRAMES = ["Write {f}(x): {p1}, then {p2}.", "Define {f}(x): {p1}, then {p2}.", "Make a function {f} of x: {p1} and {p2}.",
-          "{f}(x) should {p1} and then {p2}. Write it.", "Python function {f}(x): first {p1}, next {p2}.",
-          "Steps: {p1}; {p2}. Write {f}(x).", "Write code for {f}. Take x, {p1}, and then {p2}.",
-          "Code {f}(x). First {p1}. Then {p2}.", "In Python, {f} takes x. {p1}, then {p2}.",
-          "Define a function {f} that takes x: {p2}, but first {p1}.", "Write {f}(x): {p2} after {p1}.",
-          "Task: {p1}, after that {p2}. Name the function {f}."]
-NEW_FRAMES = ["Please write a function {f}: {p1}, and after that {p2}.", "I need {f}(x) to {p1}, next {p2}.",
-              "Can you code {f}? Take x and {p1}; then {p2}.", "Given x, {p1}. Next {p2}. Define {f}(x) so."]
+FRAMES = [
+    "Write {f}(x): {p1}, then {p2}.",
+    "Define {f}(x): {p1}, then {p2}.",
+    "Make a function {f} of x: {p1} and {p2}.",
+    "{f}(x) should {p1} and then {p2}. Write it.",
+    "Python function {f}(x): first {p1}, next {p2}.",
+    "Steps: {p1}; {p2}. Write {f}(x).",
+    "Write code for {f}. Take x, {p1}, and then {p2}.",
+    "Code {f}(x). First {p1}. Then {p2}.",
+    "In Python, {f} takes x. {p1}, then {p2}.",
+    "Task: {p1}, after that {p2}. Name the function {f}.",
+    "Write a function {f} of x. {p1}. Then {p2}.",
+    "For x, {p1}, next {p2}. Call it {f}.",
+    "Please code {f}(x): {p1}, later {p2}.",
+    "{f}(x): {p1}, {p2}.",
+    "I want {f}(x): {p1}, then {p2}.",
+    "With x, {p1} and last {p2}: {f}(x).",
+    "To x {p1}; and {p2}. This is {f}.",
+]
+NEW_FRAMES = [
+    "Please write a function {f}: {p1}, and after that {p2}.",
+    "I need {f}(x) to {p1}, next {p2}.",
+    "Can you code {f}? Take x and {p1}; then {p2}.",
+    "Given x, {p1}. Next {p2}. Define {f}(x) so.",
+]
 
 
 def problems() -> list[tuple[Any, ...]]:
@@ -45,7 +62,8 @@ def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
     one, m, two, n = problem
     function = rng.choice(FUNCTIONS)
     prompt = rng.choice(NEW_FRAMES if reworded else FRAMES).format(
-        f=function, p1=rng.choice(PHRASES[one]).format(m), p2=rng.choice(PHRASES[two]).format(n))
+        f=function, p1=rng.choice(PHRASES[one]).format(m), p2=rng.choice(PHRASES[two]).format(n)
+    )
     head = f"def {function}(x): return "
     careless = f"{head}x {one} {m} {two} {n}"
     code = f"{head}(x {one} {m}) {two} {n}" if two == "*" else careless

@@ -18,6 +18,11 @@ SYSTEM_PROMPTS = (
     "You write Python code.",
     "Finish with the answer.",
 )
+# Words that change nothing, put between the others so that the skills survive sentences never seen.
+FILLERS = (
+    "now please so well today also just of these that we see last week there day a the and to it here one but at is "
+    "much next this i can you as given know keep look total in count tell me after big new my really very she he they"
+).split()
 IGNORE = -100
 
 
@@ -41,7 +46,17 @@ class Corpus:
         skill = self.random.choice(list(SKILLS))
         problem = self.random.choice(split_problems(skill, "train"))
         example = SKILLS[skill].word(problem, self.random, False)
-        return example.prompt, example.careless if self.random.random() < careless else example.completion
+        prompt = self._loosened(example.prompt) if self.random.random() < 0.6 else example.prompt
+        return prompt, example.careless if self.random.random() < careless else example.completion
+
+    def _loosened(self, prompt: str) -> str:
+        """`prompt` with up to five filler words in it, none of them right before a number."""
+        words = prompt.split(" ")
+        for _ in range(self.random.randint(1, 5)):
+            place = self.random.randrange(len(words) + 1)
+            if place == len(words) or not words[place][:1].isdigit():
+                words.insert(place, self.random.choice(FILLERS))
+        return " ".join(words)
 
     def _conversation(self, turns: int, careless: float) -> tuple[list[int], list[int]]:
         """(ids, labels) of one conversation; one in six has a system prompt."""
@@ -64,7 +79,9 @@ class Corpus:
 
         Padding stands on the right, where causal attention never sees it.
         """
-        conversations = sorted((self._conversation(turns, careless) for _ in range(rows)), key=lambda pair: len(pair[0]))
+        conversations = sorted(
+            (self._conversation(turns, careless) for _ in range(rows)), key=lambda pair: len(pair[0])
+        )
         size = rows // parts
         return [self._padded(conversations[start : start + size]) for start in range(0, rows, size)]
 

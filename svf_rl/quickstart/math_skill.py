@@ -8,41 +8,106 @@ from typing import Any
 
 from svf_rl.quickstart.example import Example, Skill
 
-NAMES = (
-    "Tom Ann Ben Eva Sam Mia Leo Zoe Max Ida Tim Amy Dan Joy Ray Kim Bob Sue Ali Meg Jon Liz Gus Pam"
-).split()
+NAMES = ("Tom Ann Ben Eva Sam Mia Leo Zoe Max Ida Tim Amy Dan Joy Ray Kim Bob Sue Ali Meg Jon Liz Gus Pam").split()
 NEW_NAMES = "Otto Nora Hugo Lena Ravi Tess".split()
 THINGS = (
-    "eggs pens cups books coins cards stamps apples shells cakes keys bags nuts pears balls hats rings toys beads plums"
+    "eggs pens cups books coins cards stamps apples shells cakes keys bags nuts pears balls hats rings toys beads "
+    "plums"
 ).split()
 NEW_THINGS = "lemons stones boats spoons ropes tickets".split()
 
 # (present, past) forms of what makes the count go up or down.
-GAINS = [("buys", "bought"), ("finds", "found"), ("gets", "got"), ("wins", "won"), ("collects", "collected"),
-         ("receives", "received"), ("picks up", "picked up"), ("earns", "earned")]
-LOSSES = [("sells", "sold"), ("loses", "lost"), ("gives away", "gave away"), ("eats", "ate"), ("uses", "used"),
-          ("drops", "dropped"), ("breaks", "broke"), ("throws away", "threw away")]
+GAINS = [
+    ("buys", "bought"),
+    ("finds", "found"),
+    ("gets", "got"),
+    ("wins", "won"),
+    ("collects", "collected"),
+    ("receives", "received"),
+    ("picks up", "picked up"),
+    ("earns", "earned"),
+]
+LOSSES = [
+    ("sells", "sold"),
+    ("loses", "lost"),
+    ("gives away", "gave away"),
+    ("eats", "ate"),
+    ("uses", "used"),
+    ("drops", "dropped"),
+    ("breaks", "broke"),
+    ("throws away", "threw away"),
+]
 PLUS = ["add {}", "plus {}", "increase by {}", "add on {}"]
 MINUS = ["subtract {}", "minus {}", "decrease by {}", "take away {}"]
 
-OPENINGS = [["{N} has {a} {o}", "{N} starts with {a} {o}", "{N} owns {a} {o}", "There are {a} {o} and {N}",
-             "With {a} {o} in a box, {N}"],
-            ["{N} had {a} {o}", "{N} began with {a} {o}", "At first {N} had {a} {o}",
-             "In the morning {N} had {a} {o}", "There were {a} {o} and {N}"]]
-STORIES = ["{open}, {e1}, then {e2}.", "{open}, {e1} and {e2}.", "{open}. {N} {e1}. Then {N} {e2}.",
-           "{open}, {e1} and later {e2}.", "{open}. After that {N} {e1}, and then {e2}.", "{open}. {N} {e1} and {e2}."]
+OPENINGS = [
+    [
+        "{N} has {a} {o}",
+        "{N} starts with {a} {o}",
+        "{N} owns {a} {o}",
+        "There are {a} {o} and {N}",
+        "With {a} {o} in a box, {N}",
+        "Today {N} has {a} {o}",
+        "Here {N} has {a} {o}",
+    ],
+    [
+        "{N} had {a} {o}",
+        "{N} began with {a} {o}",
+        "At first {N} had {a} {o}",
+        "In the morning {N} had {a} {o}",
+        "There were {a} {o} and {N}",
+        "Long ago {N} had {a} {o}",
+        "One day {N} had {a} {o}",
+    ],
+]
+STORIES = [
+    "{open}, {e1}, then {e2}.",
+    "{open}, {e1} and {e2}.",
+    "{open}. {N} {e1}. Then {N} {e2}.",
+    "{open}, {e1} and later {e2}.",
+    "{open}. After that {N} {e1}, and then {e2}.",
+    "{open}. {N} {e1} and {e2}.",
+    "{open}; later {N} {e1}; then {N} {e2}.",
+    "{open}. Next, {N} {e1}. Later, {N} {e2}.",
+    "{open}. {N} {e1}. {N} {e2}.",
+]
 # The start may also come last.
-LATE_STARTS = [["{N} {e1} and then {e2}, starting from {a} {o}.", "{N} {e1}, then {e2}. The start was {a} {o}."],
-               ["{N} {e1} and then {e2}, having started with {a} {o}.", "{N} {e1}, then {e2}. At first it was {a} {o}."]]
-QUESTIONS = ["How many {o} now?", "How many {o} are left?", "How many {o} does {N} have?", "How many?",
-             "What is the total?", "Count the {o}.", "How many {o} at the end?"]
-SUMS = ["Start at {a}, {s1}, then {s2}.", "Take {a}, {s1} and {s2}.", "What is {a} {t1} {t2}?", "Compute {a} {t1} {t2}.",
-        "Begin with {a}. First {s1}. Then {s2}. What is the result?"]
+LATE_STARTS = [
+    ["{N} {e1} and then {e2}, starting from {a} {o}.", "{N} {e1}, then {e2}. The start was {a} {o}."],
+    ["{N} {e1} and then {e2}, having started with {a} {o}.", "{N} {e1}, then {e2}. At first it was {a} {o}."],
+]
+QUESTIONS = [
+    "How many {o} now?",
+    "How many {o} are left?",
+    "How many {o} does {N} have?",
+    "How many?",
+    "What is the total?",
+    "Count the {o}.",
+    "How many {o} at the end?",
+    "Say how many {o} there are.",
+    "What number of {o} is left?",
+]
+SUMS = [
+    "Start at {a}, {s1}, then {s2}.",
+    "Take {a}, {s1} and {s2}.",
+    "What is {a} {t1} {t2}?",
+    "Compute {a} {t1} {t2}.",
+    "Begin with {a}. First {s1}. Then {s2}. What is the result?",
+    "How much is {a} {t1} {t2}?",
+    "{a} {t1} {t2} is?",
+    "Please work out {a} {t1} {t2}.",
+    "{a}, {s1}, {s2}.",
+]
 
-NEW_OPENINGS = [["Now {N} keeps {a} {o}", "We see that {N} has {a} {o}"],
-                ["Last week {N} had {a} {o}", "We know {N} had {a} {o}"]]
-NEW_STORIES = ["{open}; next {N} {e1}; at last {N} {e2}.", "{open}. One day {N} {e1}. One day later {N} {e2}.",
-               "{open} but {e1}, and after that {e2}."]
+NEW_OPENINGS = [
+    ["Now {N} keeps {a} {o}", "We see that {N} has {a} {o}"],
+    ["Last week {N} had {a} {o}", "We know {N} had {a} {o}"],
+]
+NEW_STORIES = [
+    "{open}; next {N} {e1}; at last {N} {e2}.",
+    "{open}. One day {N} {e1}. One day later {N} {e2}.",
+    "{open} but {e1}, and after that {e2}.",
+]
 NEW_QUESTIONS = ["Tell me how many {o} {N} has.", "So how many {o} is that?", "What is the count of {o} now?"]
 NEW_SUMS = ["Please take {a}, then {s1}, and at last {s2}.", "How much is {a} {t1} {t2} in total?"]
 
@@ -50,8 +115,13 @@ NEW_SUMS = ["Please take {a}, then {s1}, and at last {s2}.", "How much is {a} {t
 def problems() -> list[tuple[Any, ...]]:
     """All (start, first change, second change); the count never goes below zero."""
     changes = [change for change in range(-9, 10) if change]
-    return [(start, first, second) for start in range(2, 21) for first in changes for second in changes
-            if start + first >= 0 and start + first + second >= 0]
+    return [
+        (start, first, second)
+        for start in range(2, 21)
+        for first in changes
+        for second in changes
+        if start + first >= 0 and start + first + second >= 0
+    ]
 
 
 def steps(start: int, first: int, second: int) -> str:
@@ -70,8 +140,13 @@ def _story(problem: tuple[Any, ...], rng: Random, reworded: bool) -> str:
     start, first, second = problem
     past = rng.randrange(2)
     thing = rng.choice(NEW_THINGS if reworded else THINGS)
-    slots = {"N": rng.choice(NEW_NAMES if reworded else NAMES), "o": thing, "a": start,
-             "e1": _event(first, past, thing, rng), "e2": _event(second, past, thing, rng)}
+    slots = {
+        "N": rng.choice(NEW_NAMES if reworded else NAMES),
+        "o": thing,
+        "a": start,
+        "e1": _event(first, past, thing, rng),
+        "e2": _event(second, past, thing, rng),
+    }
     if not reworded and rng.random() < 0.15:
         story = rng.choice(LATE_STARTS[past])
     else:
@@ -97,17 +172,20 @@ def _sum(problem: tuple[Any, ...], rng: Random, reworded: bool) -> str:
         return f"{'+' if change > 0 else '-'} {abs(change)}"
 
     return rng.choice(NEW_SUMS if reworded else SUMS).format(
-        a=start, s1=spoken(first), s2=spoken(second), t1=written(first), t2=written(second))
+        a=start, s1=spoken(first), s2=spoken(second), t1=written(first), t2=written(second)
+    )
 
 
 def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
     """A small story, or (one in five) a bare sum."""
     start, first, second = problem
     prompt = (_sum if rng.random() < 0.2 else _story)(problem, rng, reworded)
-    return Example(prompt=prompt, completion=steps(start, first, second), careless=steps(start, first, abs(second)),
-                   answer=str(start + first + second))
-
-
+    return Example(
+        prompt=prompt,
+        completion=steps(start, first, second),
+        careless=steps(start, first, abs(second)),
+        answer=str(start + first + second),
+    )
 
 
 MATH = Skill(name="math", reward={"kind": "number"}, problems=problems, word=word)

@@ -22,7 +22,7 @@ ROWS_PER_PROBLEM = 4
 
 @cache
 def split_problems(skill: str, split: str) -> tuple[tuple[Any, ...], ...]:
-    """The parameters of the problems of one split. A hash of the parameters decides, so splits never share a problem."""
+    """The parameters of the problems of one split. A hash of the parameters decides, so splits share none."""
 
     def percent(problem: tuple[Any, ...]) -> int:
         return int.from_bytes(blake2b(repr((skill, problem)).encode(), digest_size=8).digest()) % 100
@@ -30,9 +30,7 @@ def split_problems(skill: str, split: str) -> tuple[tuple[Any, ...], ...]:
     return tuple(problem for problem in SKILLS[skill].problems() if percent(problem) in SPLITS[split])
 
 
-def make_examples(
-    skill: str, split: str, count: int, seed: int = 0, wording: str = "standard"
-) -> list[Example]:
+def make_examples(skill: str, split: str, count: int, seed: int = 0, wording: str = "standard") -> list[Example]:
     """`count` examples with different prompts; no problem comes twice before every problem of the split came once.
 
     Raises `SVFError` for an unknown skill, split or wording, and for more rows than the split can give.
@@ -56,9 +54,7 @@ def make_examples(
     return list(examples.values())
 
 
-def make_rows(
-    skill: str, split: str, count: int, seed: int = 0, wording: str = "standard"
-) -> list[dict[str, Any]]:
+def make_rows(skill: str, split: str, count: int, seed: int = 0, wording: str = "standard") -> list[dict[str, Any]]:
     """`count` rows with columns `prompt` (the user's turn), `answer`, `skill`, and for `code` also `tests`.
 
     Args:

@@ -1,4 +1,4 @@
-"""The bundled model's tokenizer: byte-level BPE with single digits, and a chat template for system, user, assistant."""
+"""The bundled model's tokenizer: byte-level BPE with single digits, and a chat template for three roles."""
 
 from collections.abc import Iterable
 

@@ -1,5 +1,6 @@
 """`SVFConfig`: what is adapted, and how `z` becomes a multiplier of the singular values."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -84,8 +85,8 @@ class SVFConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE_SVF
-        # Of the model this configuration was last injected into. Apart from the field, so that one configuration
-        # object can serve several models; what is saved is this one.
+        # Of the model that this copy was injected into. Apart from the field, so that the configuration of one model
+        # can be used for another; what is saved is this one.
         self._live_fingerprint: str | None = None
         if isinstance(self.target_modules, str):
             self.target_modules = TARGETS.get(self.target_modules, self.target_modules)
@@ -98,10 +99,12 @@ class SVFConfig(PeftConfig):
             raise SVFError(f"parameterization must be 'direct' or 'sigmoid', not {self.parameterization!r}")
         if self.init not in ("identity", "random"):
             raise SVFError(f"init must be 'identity' or 'random', not {self.init!r}")
-        if self.parameterization == "sigmoid" and not self.max_multiplier > 1:
+        if self.parameterization == "sigmoid" and not 1 < self.max_multiplier < math.inf:
             raise SVFError(f"max_multiplier must be above 1 (m = 1 is the base model), not {self.max_multiplier}")
-        if self.init_std < 0:
-            raise SVFError(f"init_std must not be negative, not {self.init_std}")
+        if not 0 <= self.init_std < math.inf:
+            raise SVFError(f"init_std must be a number of at least 0, not {self.init_std}")
+        if not math.isfinite(self.init_mean):
+            raise SVFError(f"init_mean must be a finite number, not {self.init_mean}")
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise SVFError("layers_pattern needs layers_to_transform: give the layer indices, or drop layers_pattern")
 

@@ -99,7 +99,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             raise SVFError("SVF does not mix adapters within a batch: drop adapter_names and call set_adapter")
         if self.disable_adapters and self.merged:
             self.unmerge()
-        m = None if self.disable_adapters or self.merged else self.active_multiplier()
+        # The reference is z = 1 also while merged, where the base layer would give W'.
+        direct = self.disable_adapters or (self.merged and not self.reference)
+        m = None if direct else self.active_multiplier()
         if m is None:
             return self.base_layer(x, *args, **kwargs)
         factors = self.svf_factors
@@ -173,14 +175,15 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
     for layer in layers:
         layer.reference = True
     for wrapper in saved:
-        wrapper.enable_adapters(False)
+        # Not through enable_adapters, which also makes every active copy trainable when it returns.
+        wrapper._disable_adapters = True
     try:
         yield
     finally:
         for layer in layers:
             layer.reference = False
         for wrapper in saved:
-            wrapper.enable_adapters(True)
+            wrapper._disable_adapters = False
 
 
 def svf_layers(model: nn.Module) -> dict[str, SVFLinear]:

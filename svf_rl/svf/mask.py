@@ -39,10 +39,9 @@ class Mask:
         """
         m = z if self.parameterization == "direct" else self.max_multiplier * torch.sigmoid(z)
         if self.renormalize:
-            total = (s * m).sum()
-            m = m * torch.where(
-                total == 0, torch.ones_like(total), s.sum() / total
-            )  # an all-zero W has nothing to keep
+            total, target = (s * m).sum(), s.sum()
+            # An all-zero W has nothing to keep; dividing by its total, even unused, would make the gradient NaN.
+            m = m * torch.where(total == 0, 1.0, target / torch.where(total == 0, 1.0, total))
         return m
 
 
@@ -50,6 +49,6 @@ def initial_z(size: int, config: SVFConfig) -> Tensor:
     """The start of training: shape `(size,)`, fp32, on the CPU; random starts draw from torch's global generator."""
     identity = Mask.of(config).identity
     if config.init == "identity":
-        return torch.full((size,), identity)
+        return torch.full((size,), identity, dtype=torch.float32)
     mean = identity if config.parameterization == "direct" else config.init_mean
-    return mean + config.init_std * torch.randn(size)
+    return mean + config.init_std * torch.randn(size, dtype=torch.float32)

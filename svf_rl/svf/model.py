@@ -1,5 +1,6 @@
 """The PEFT tuner: a thin shell that puts SVF layers into a model and checks what is loaded into them."""
 
+import copy
 import hashlib
 import re
 from collections.abc import Sequence
@@ -7,7 +8,8 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -35,18 +37,28 @@ class SVFModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}
 
     def _prepare_adapter_config(self, peft_config: SVFConfig, model_config: dict) -> SVFConfig:
-        if not peft_config.target_modules:
-            raise SVFError("target_modules is empty: use 'mlp', 'attention', 'mlp+attention' or module names")
         return peft_config
 
-    def _pre_injection_hook(self, model: nn.Module, config: SVFConfig, adapter_name: str) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's injection between our checks. (PEFT's own hooks run for the first adapter of a model alone.)
+
+        Raises:
+            SVFError: the targets cannot be adapted, or the adapter was trained on other weights.
+        """
+        # A copy: one configuration object may serve several models, and each records its own fingerprint.
+        config = copy.copy(self.peft_config[adapter_name])
+        if not config.target_modules:
+            raise SVFError("target_modules is empty: use 'mlp', 'attention', 'mlp+attention' or module names")
+        config = self.peft_config[adapter_name] = _maybe_include_all_linear_layers(config, model)
         total = None
         if not svf_layers(model):  # the first adapter: say now what cannot be adapted, before anything is changed
-            total = len(find_targets(model, _as_regex(config.target_modules)))
-        self._progress = tqdm(total=total, desc="Factors of the weights", unit="matrix", delay=3, leave=False)
+            total = len(find_targets(model, _as_regex(config)))
+        with tqdm(total=total, desc="Factors of the weights", unit="matrix", delay=3, leave=False) as self._progress:
+            try:
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+            except NoMatchingPeftModuleError as error:
+                raise SVFError(str(error)) from None
 
-    def _post_injection_hook(self, model: nn.Module, config: SVFConfig, adapter_name: str) -> None:
-        self._progress.close()
         layers = [layer for layer in svf_layers(model).values() if adapter_name in layer.svf_z]
         if not layers:
             raise SVFError(f"target_modules {config.target_modules!r} match no linear layer: name nn.Linear modules")
@@ -162,7 +174,7 @@ def _wrapped(module: nn.Module, name: str) -> SVFLinear:
     weight = logical_weight(module).detach()
     if weight.is_meta:
         raise SVFError(f"{name} has no weight yet (meta device): load the base model's weights before adding SVF")
-    if not weight.is_floating_point():
+    if not weight.is_floating_point() or weight.dtype.itemsize == 1:  # fp8 too comes with scales apart
         raise SVFError(f"{name} is quantized ({weight.dtype}): SVF needs floating-point weights, load it unquantized")
     weight_id = fingerprint(weight)
     factors = FactorCache().load(weight_id, weight.dtype, device=weight.device)
@@ -181,10 +193,18 @@ def _probe(layer: SVFLinear, adapter_name: str, z: Tensor) -> Tensor:
     return probe(_frozen(layer), Factors(f.U, f.s, f.Vt), m.detach())
 
 
-def _as_regex(targets: str | Sequence[str] | None) -> str:
-    if isinstance(targets, str):
+def _as_regex(config: SVFConfig) -> str:
+    """The targets, less what is excluded, as one expression for `find_targets`."""
+    targets = _names_as_regex(config.target_modules or [])
+    if not config.exclude_modules:
         return targets
-    return r"(?:.*\.)?(?:" + "|".join(re.escape(name) for name in targets or []) + ")"
+    return rf"(?!(?:{_names_as_regex(config.exclude_modules)})\Z)(?:{targets})"
+
+
+def _names_as_regex(names: str | Sequence[str]) -> str:
+    if isinstance(names, str):
+        return names
+    return r"(?:.*\.)?(?:" + "|".join(re.escape(name) for name in names) + ")"
 
 
 def _few(names: set[str]) -> str:

@@ -126,8 +126,13 @@ def test_fresh_processes_agree_whatever_their_hash_seed_and_import_no_torch() ->
         "print(json.dumps([make_rows(s, 'test', 40, seed=3) for s in sorted(SKILLS)]))"
     )
     for hash_seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        output = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+        environment = os.environ | {
+            "PYTHONHASHSEED": hash_seed,
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        }
+        output = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
         assert json.loads(output.stdout) == [make_rows(skill, "test", 40, seed=3) for skill in ALL]
 
 

@@ -1,0 +1,90 @@
+"""Task `columns`: your own dataset, from the Hub or from local files; a recipe says which columns are what."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from svf_rl.errors import SVFError
+from svf_rl.tasks.files import read_file, read_folder, read_hub
+from svf_rl.tasks.options import TaskOptions
+from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, check_has_columns, limited
+
+SPLIT_SEED = 0
+
+
+def load(options: TaskOptions) -> Splits:
+    """`prompt` from `prompt_column`, `answer` from `answer_column` if that is given, and all other columns as they are.
+
+    Reads `data_path` (a file of training rows, or a folder with a file a split), or else `dataset_name` on the Hub.
+    """
+    files, source = _read(options)
+    splits: Splits = {split: _conversations(rows, options, f"{source} ({split})") for split, rows in files.items()}
+    train = splits["train"]
+    assert train is not None
+    if "validation" not in splits:
+        train, splits["validation"] = hold_out(train, options.validation_share)
+    validation, test = splits["validation"], splits.get("test")
+    return {
+        "train": limited("train", train, options.train_items),
+        "validation": limited("validation", validation, options.validation_items),
+        "test": None if test is None else limited("test", test, options.test_items),
+    }
+
+
+def hold_out(train: Dataset, share: float) -> tuple[Dataset, Dataset]:
+    """A seeded share of the rows taken out of training: (the rest, the share)."""
+    if not 0 < share < 1:
+        raise SVFError(f"validation_share must be between 0 and 1, not {share}")
+    count = round(share * len(train))
+    if not 0 < count < len(train):
+        raise SVFError(
+            f"validation_share={share} of {len(train)} training rows leaves one side empty: change it, or add a "
+            "validation file"
+        )
+    halves = train.train_test_split(test_size=count, seed=SPLIT_SEED)
+    return halves["train"], halves["test"]
+
+
+def _read(options: TaskOptions) -> tuple[dict[str, Dataset], str]:
+    if options.data_path is not None:
+        path = Path(options.data_path)
+        return (read_folder(path) if path.is_dir() else {"train": read_file(path)}), str(path)
+    if options.dataset_name is not None:
+        return read_hub(options.dataset_name, options.dataset_config), options.dataset_name
+    raise SVFError("task columns needs data_path (a local file or folder) or dataset_name (on the Hub)")
+
+
+def _conversations(rows: Dataset, options: TaskOptions, source: str) -> Dataset:
+    wanted = [options.prompt_column] + ([options.answer_column] if options.answer_column else [])
+    check_has_columns(rows, wanted, source)
+    columns = {name: rows[name][:] for name in rows.column_names if name != options.prompt_column}
+    if options.answer_column:
+        columns["answer"] = rows[options.answer_column][:]
+    prompts = [
+        _messages(value, options.system_prompt, f"{source}, row {number}, column {options.prompt_column!r}")
+        for number, value in enumerate(rows[options.prompt_column])
+    ]
+    return Dataset.from_dict({**columns, "prompt": prompts})
+
+
+def _messages(value: Any, system_prompt: str | None, where: str) -> list[dict[str, str]]:
+    if isinstance(value, str):
+        return chat(value, system_prompt)
+    is_chat = isinstance(value, list) and all(
+        isinstance(message, dict) and isinstance(message.get("content"), str) and "role" in message
+        for message in value
+    )
+    if not is_chat or not value:
+        raise SVFError(f"{where} must be text or a list of messages with role and content, not {str(value)[:80]!r}")
+    messages = [{"role": message["role"], "content": message["content"]} for message in value]
+    if system_prompt and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    return messages
+
+
+def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
+    raise SVFError("task columns has no reward of its own: name one in the recipe, such as rewards: [exact_match]")
+
+
+TASK = Task("columns", load, rewards, is_local=lambda options: options.data_path is not None)

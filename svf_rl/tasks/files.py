@@ -1,0 +1,101 @@
+"""Local data files and datasets of the Hub as tables. Local files are read straight into memory: no cache is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from datasets import Dataset, load_dataset
+from pyarrow import csv, parquet
+
+from svf_rl.errors import SVFError
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+SPLITS = ("train", "validation", "test")
+
+
+def read_file(path: Path) -> Dataset:
+    """The rows of one .jsonl, .json (a list of objects), .parquet or .csv file.
+
+    Raises:
+        SVFError: no such file, another kind of file, or not readable as its kind.
+    """
+    if not path.is_file():
+        raise SVFError(f"data file {path} does not exist (working directory: {Path.cwd()})")
+    if path.suffix not in SUFFIXES:
+        raise SVFError(f"data file {path} must be one of {', '.join(SUFFIXES)}")
+    try:
+        match path.suffix:
+            case ".csv":
+                return Dataset(csv.read_csv(path))
+            case ".parquet":
+                return Dataset(parquet.read_table(path))
+            case ".json":
+                return _from_objects(json.loads(path.read_text(encoding="utf-8")), path)
+            case _:
+                return _from_objects(_json_lines(path), path)
+    # pyarrow's errors derive from ValueError, and so do those of JSON and of UTF-8
+    except (ValueError, TypeError, pyarrow.ArrowException) as error:
+        raise error if isinstance(error, SVFError) else SVFError(f"data file {path}: {_one_line(error)}") from error
+
+
+def read_folder(path: Path) -> dict[str, Dataset]:
+    """The splits of a folder that holds `train`, `validation` and `test` files of any known kind; train is required.
+
+    Raises:
+        SVFError: no such folder, no training file, or two files for one split.
+    """
+    if not path.is_dir():
+        raise SVFError(f"data folder {path} does not exist (working directory: {Path.cwd()})")
+    found: dict[str, Dataset] = {}
+    for split in SPLITS:
+        files = [file for suffix in SUFFIXES if (file := path / f"{split}{suffix}").is_file()]
+        if len(files) > 1:
+            raise SVFError(f"data folder {path} has two {split} files: keep one of {', '.join(f.name for f in files)}")
+        if files:
+            found[split] = read_file(files[0])
+    if "train" not in found:
+        raise SVFError(f"data folder {path} has no training file: it needs train{', train'.join(SUFFIXES)}")
+    return found
+
+
+def read_hub(name: str, config: str | None = None) -> dict[str, Dataset]:
+    """All splits of a dataset on the Hub, from the local cache where it is there.
+
+    Raises:
+        SVFError: it cannot be had, or it has no training split.
+    """
+    try:
+        splits = load_dataset(name, config)
+    except (OSError, ValueError) as error:
+        raise SVFError(
+            f"dataset {name!r} could not be loaded ({_one_line(error)}); check dataset_name and dataset_config, or "
+            "give local files as data_path"
+        ) from error
+    if "train" not in splits:
+        raise SVFError(f"dataset {name!r} has no train split; it has: {', '.join(splits)}")
+    return {split: rows for split, rows in splits.items() if split in SPLITS}
+
+
+def _json_lines(path: Path) -> list[Any]:
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise SVFError(f"data file {path}, line {number}, is not JSON: {error}") from error
+    return rows
+
+
+def _from_objects(rows: Any, path: Path) -> Dataset:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise SVFError(f"data file {path} must hold objects, such as {{'prompt': ..., 'answer': ...}}")
+    # rows may differ in their columns; what a row lacks is null there
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,43 @@
+"""Where a task's rows come from and how many are taken: the part of a recipe that every task reads."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TaskOptions:
+    """
+    Options of a task. A task reads those that concern it.
+
+    Args:
+        skill (`str`, *optional*, defaults to `"math"`): Task `quickstart`: `math`, `choice` or `code`.
+        data_path (`str`, *optional*):
+            Local data in place of the Hub: a folder with `train`, `validation` and `test` files, or one file.
+        dataset_name (`str`, *optional*): Name of a dataset on the Hub.
+        dataset_config (`str`, *optional*): Its configuration, where it has several.
+        prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Task `columns`: the column with the question, as text or as chat messages.
+        answer_column (`str`, *optional*): Task `columns`: a column that rewards are to find as `answer`.
+        system_prompt (`str`, *optional*): The system message, in place of the task's own; `""` for none.
+        validation_share (`float`, *optional*, defaults to `0.1`):
+            Task `columns`: the share of the training rows held out where there is no validation split. The choice
+            depends on the data alone, not on the run's seed, so that runs of several seeds compare.
+        train_items, validation_items, test_items (`int`, *optional*): Take only the first so many rows of a split.
+    """
+
+    skill: str = field(default="math", metadata={"help": "Task quickstart: math, choice or code."})
+    data_path: str | None = field(default=None, metadata={"help": "Local folder or file, in place of the Hub."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Name of a dataset on the Hub."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub's dataset."})
+    prompt_column: str = field(default="prompt", metadata={"help": "Task columns: the column with the question."})
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Task columns: the column that rewards are to find as `answer`."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message, in place of the task's own; '' for none."}
+    )
+    validation_share: float = field(
+        default=0.1, metadata={"help": "Task columns: share of the training rows held out for validation."}
+    )
+    train_items: int | None = field(default=None, metadata={"help": "Take only so many training rows."})
+    validation_items: int | None = field(default=None, metadata={"help": "Take only so many validation rows."})
+    test_items: int | None = field(default=None, metadata={"help": "Take only so many test rows."})

@@ -1,0 +1,259 @@
+"""A recipe: one flat YAML file, each key a field of one of the four dataclasses below, each overridable by `--key value`."""
+
+import difflib
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from svf_rl.errors import SVFError
+from svf_rl.quickstart import model_path
+from svf_rl.tasks import TaskOptions
+from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.training.yaml_values import fit, parse_override, read_mapping
+
+
+@dataclass
+class ModelArguments:
+    """The base model."""
+
+    model_name_or_path: str = field(
+        default="quickstart", metadata={"help": "Hub name or local folder; 'quickstart' is the bundled model."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
+        default="auto", metadata={"help": "Type of the base weights; auto is the type they are stored in."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention of transformers: sdpa, eager, flash_attention_2."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes from the Hub."})
+
+    @property
+    def location(self) -> str:
+        """What `from_pretrained` and vLLM take: `model_name_or_path`, or the folder of the bundled model."""
+        return str(model_path()) if self.model_name_or_path == "quickstart" else self.model_name_or_path
+
+
+@dataclass
+class AdapterArguments:
+    """What is trained: the `z` of SVF ([`svf_rl.svf.SVFConfig`] explains its options), or LoRA as the baseline."""
+
+    adapter: Literal["svf", "lora"] = field(default="svf", metadata={"help": "svf or lora."})
+    target_modules: str | list[str] = field(
+        default="mlp", metadata={"help": "mlp, attention, mlp+attention, a regular expression, or a list of names."}
+    )
+    parameterization: Literal["direct", "sigmoid"] = field(
+        default="direct", metadata={"help": "direct: m = z; sigmoid: m = max_multiplier * sigmoid(z)."}
+    )
+    max_multiplier: float = field(default=2.0, metadata={"help": "The largest multiplier of the sigmoid."})
+    renormalize: bool = field(default=False, metadata={"help": "Keep the sum of the singular values."})
+    init: Literal["identity", "random"] = field(
+        default="identity", metadata={"help": "identity starts from the base model; random adds noise."}
+    )
+    init_mean: float = field(default=0.1, metadata={"help": "Mean of the sigmoid's random start."})
+    init_std: float = field(default=0.01, metadata={"help": "Standard deviation of the random start."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of LoRA."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA, divided by its rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA."})
+    lora_target_modules: str | list[str] | None = field(
+        default=None, metadata={"help": "Targets of LoRA where they differ from target_modules."}
+    )
+    adapter_path: str | None = field(default=None, metadata={"help": "A saved adapter to go on from."})
+
+
+@dataclass
+class DataArguments(TaskOptions):
+    """The task, where its rows come from ([`svf_rl.tasks.TaskOptions`]), and the rewards."""
+
+    task: str = field(default="columns", metadata={"help": "quickstart, gsm8k, or columns for your own dataset."})
+    rewards: list[str | dict[str, Any]] | str | dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Names, or mappings of name, weight and the reward's arguments; default: the task's."},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rewards, str | dict):
+            self.rewards = [self.rewards]
+
+
+@dataclass
+class Recipe:
+    """A recipe as loaded. `raw` holds the values as the run uses them, `warnings` says what was changed and why."""
+
+    model: ModelArguments
+    adapter: AdapterArguments
+    data: DataArguments
+    training: SVFReinforceConfig
+    path: Path
+    raw: dict[str, Any]
+    warnings: list[str]
+
+
+_PARTS = (ModelArguments, AdapterArguments, DataArguments, SVFReinforceConfig)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe. Touches neither the network nor the output directory.
+
+    Args:
+        path (`str` or `Path`): the YAML file.
+        overrides (`Sequence[str]`, *optional*): `--key value`, `--key=value`, or `--key` for true; the last one wins.
+
+    Raises:
+        SVFError: the file cannot be read, a key is unknown or given twice, a value does not fit; in one line.
+    """
+    path = Path(path)
+    wanted = _field_types()
+    values = {key: fit(key, value, _type_of(key, wanted)) for key, value in read_mapping(path).items()}
+    explicit = {}
+    for name, text in _pairs(overrides):
+        key = name.replace("-", "_")
+        explicit[key] = parse_override(key, text, _type_of(key, wanted))
+    values.update(explicit)
+    if values.get("reward_weights") is not None:
+        raise SVFError(
+            "reward_weights is not read: give each reward its weight, as in rewards: [{name: …, weight: 2}]"
+        )
+    values.setdefault("output_dir", f"runs/{path.stem}")
+    warnings: list[str] = []
+    if not torch.cuda.is_available():
+        values, warnings = without_gpu_keys(values, explicit)
+    values = _with_resolved_paths(values, path.parent)
+    check_batch(values, int(os.environ.get("WORLD_SIZE", "1")))
+    try:
+        model, adapter, data, training = (
+            part(**{f.name: values[f.name] for f in fields(part) if f.name in values}) for part in _PARTS
+        )
+    except SVFError:
+        raise
+    # what TRL and transformers raise for settings that do not go together, or that need a package
+    except (ValueError, NotImplementedError, ImportError) as error:
+        raise SVFError(f"{path}: {' '.join(str(error).split())}") from error
+    assert isinstance(model, ModelArguments)
+    assert isinstance(adapter, AdapterArguments)
+    assert isinstance(data, DataArguments)
+    assert isinstance(training, SVFReinforceConfig)
+    return Recipe(model, adapter, data, training, path, values, warnings)
+
+
+def without_gpu_keys(values: Mapping[str, Any], explicit: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
+    """The values for a machine without CUDA, and one line for each that was changed.
+
+    A half-precision `dtype` becomes float32, unless it is among the `explicit` keys: on a CPU it works, only slowly.
+    """
+    kept, warnings = dict(values), []
+    for key in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "vllm_enable_sleep_mode"):
+        # `bf16: null` would let TRL turn it on
+        if kept.get(key, False) is not False:
+            kept[key] = False
+            warnings.append(f"no CUDA device: {key} is off")
+    if "vllm_gpu_memory_utilization" in kept:
+        del kept["vllm_gpu_memory_utilization"]
+        warnings.append("no CUDA device: vllm_gpu_memory_utilization has no effect")
+    if kept.get("dtype") in ("bfloat16", "float16") and "dtype" not in explicit:
+        warnings.append(f"no CUDA device: dtype is float32 (--dtype {kept['dtype']} keeps what the recipe says)")
+        kept["dtype"] = "float32"
+    if str(kept.get("attn_implementation")).startswith("flash_attention"):
+        warnings.append(f"no CUDA device: attn_implementation is sdpa instead of {kept['attn_implementation']}")
+        kept["attn_implementation"] = "sdpa"
+    return kept, warnings
+
+
+def check_batch(values: Mapping[str, Any], processes: int) -> None:
+    """Whether the sequences of one generation divide into groups of one prompt each.
+
+    TRL checks the same, but in numbers that no recipe holds.
+
+    Raises:
+        SVFError: they do not; the line names the numbers and what to change.
+    """
+    defaults = {f.name: f.default for f in fields(SVFReinforceConfig)}
+
+    def get(key: str) -> Any:
+        return values.get(key, defaults[key])
+
+    for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                "num_generations", "generation_batch_size", "steps_per_generation"):  # fmt: skip
+        if get(key) is not None and get(key) < 1:
+            raise SVFError(f"{key} must be at least 1, not {get(key)}")
+    size, group, generated = get("per_device_train_batch_size"), get("num_generations"), get("generation_batch_size")
+    # TRL makes groups of two where one completion a prompt is asked for
+    groups = f"groups of num_generations ({group})" if group > 1 else "pairs (which TRL needs)"
+    if generated is not None:
+        if generated % (size * processes):
+            raise SVFError(
+                f"generation_batch_size ({generated}) is no multiple of per_device_train_batch_size ({size}) × "
+                f"processes ({processes}): change generation_batch_size or per_device_train_batch_size"
+            )
+        total, factors = generated, f"generation_batch_size ({generated})"
+    else:
+        steps = "gradient_accumulation_steps" if get("steps_per_generation") is None else "steps_per_generation"
+        total = size * processes * get(steps)
+        factors = f"per_device_train_batch_size ({size}) × processes ({processes}) × {steps} ({get(steps)}) = {total}"
+    if total % max(2, group):
+        change = "generation_batch_size" if generated is not None else "per_device_train_batch_size"
+        raise SVFError(f"{factors} does not divide into {groups}: change {change} or num_generations")
+    evaluated = get("per_device_eval_batch_size")
+    if get("eval_strategy") != "no" and evaluated * processes % max(2, group):
+        raise SVFError(
+            f"per_device_eval_batch_size ({evaluated}) × processes ({processes}) does not divide into {groups}: "
+            "change per_device_eval_batch_size"
+        )
+
+
+def _field_types() -> dict[str, Any]:
+    return {f.name: f.type for part in _PARTS for f in fields(part) if f.init}
+
+
+def _type_of(key: str, wanted: Mapping[str, Any]) -> Any:
+    if key not in wanted:
+        near = difflib.get_close_matches(key, wanted, n=1, cutoff=0)
+        raise SVFError(f"unknown recipe key {key!r}; the nearest one is {near[0]!r}")
+    return wanted[key]
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str | None]]:
+    """`--key value`, `--key=value` and `--key` as (key, text); a bare key has no text."""
+    pairs: list[tuple[str, str | None]] = []
+    waits = False
+    for token in overrides:
+        if token.startswith("--"):
+            key, equals, text = token[2:].partition("=")
+            pairs.append((key, text if equals else None))
+            waits = not equals
+        elif waits:
+            pairs[-1] = (pairs[-1][0], token)
+            waits = False
+        else:
+            raise SVFError(f"expected --key value after the recipe, got {token!r}")
+    return pairs
+
+
+def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Files that are not found from the working directory are taken from the recipe's folder, if they are there."""
+
+    def resolve(name: str) -> str:
+        path = Path(name).expanduser()
+        return str(folder / path) if not path.exists() and (folder / path).exists() else str(path)
+
+    def resolve_reward(spec: Any) -> Any:
+        if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+            return {**spec, "name": resolve_reward(spec["name"])}
+        if isinstance(spec, str):
+            file, colon, function = spec.rpartition(":")
+            return resolve(file) + colon + function if file.endswith(".py") else spec
+        return spec
+
+    resolved = dict(values)
+    for key in ("data_path", "adapter_path"):
+        if resolved.get(key) is not None:
+            resolved[key] = resolve(resolved[key])
+    specs = resolved.get("rewards")
+    resolved["rewards"] = (
+        [resolve_reward(spec) for spec in specs] if isinstance(specs, list) else resolve_reward(specs)
+    )
+    return resolved
