@@ -158,6 +158,11 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             self._unmerged_weight = None
         self.merged_adapters.clear()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFLinear":
+        if self._unmerged_weight is not None:  # it moves along, though it is no parameter
+            self._unmerged_weight = fn(self._unmerged_weight)
+        return super()._apply(fn, recurse)
+
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
 

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
@@ -34,7 +34,7 @@ class SVFModel(BaseTuner):
 
     prefix: str = "svf_"
     tuner_layer_cls = SVFLinear
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _prepare_adapter_config(self, peft_config: SVFConfig, model_config: dict) -> SVFConfig:
         return peft_config

@@ -14,7 +14,7 @@ SPLIT_SEED = 0
 
 
 def load(options: TaskOptions) -> Splits:
-    """`prompt` from `prompt_column`, `answer` from `answer_column` if that is given, and all other columns as they are.
+    """`prompt` from `prompt_column`, `answer` from `answer_column` if that is given, all other columns as they are.
 
     Reads `data_path` (a file of training rows, or a folder with a file a split), or else `dataset_name` on the Hub.
     """

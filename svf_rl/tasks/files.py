@@ -1,4 +1,4 @@
-"""Local data files and datasets of the Hub as tables. Local files are read straight into memory: no cache is written."""
+"""Local files and datasets of the Hub as tables. Local files are read straight into memory: no cache is written."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Task `gsm8k`: grade-school maths in words, graded by the number after `####`.
 
-Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168. The split is that of Transformer²: the
-training file's even rows train, its odd rows validate, and the 1319 test rows test.
+Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168. The split is that of Transformer²:
+the training file's even rows train, its odd rows validate, and the 1319 test rows test.
 """
 
 from pathlib import Path

@@ -72,7 +72,7 @@ def parse_override(key: str, text: str | None, wanted: Any) -> Any:
 
 
 def fit(key: str, value: Any, wanted: Any) -> Any:
-    """`value` as one of the types that `wanted` names: an integer for a float becomes one, and so does 16.0 for an int.
+    """`value` as one of the types that `wanted` names: an integer becomes a float for a float, 16.0 an int for an int.
 
     Raises:
         SVFError: it is none of them; the line names the key, what it takes, and what it got.

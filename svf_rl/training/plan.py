@@ -1,0 +1,222 @@
+"""The dry run: everything about a recipe that can be checked without weights and without the network."""
+
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from svf_rl.errors import SVFError
+from svf_rl.rewards import Reward, load_reward, required_columns
+from svf_rl.svf.targets import find_targets, logical_weight
+from svf_rl.tasks import find_task
+from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.training.recipe import AdapterArguments, DataArguments, ModelArguments, Recipe
+
+# Columns that TRL keeps from rewards: prompts arrive as `prompts`, and a completion is what the model wrote.
+_HIDDEN_COLUMNS = {"prompt", "completion"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run of the recipe would do. `str(plan)` prints it."""
+
+    model: str
+    adapter: str
+    matrices: int | None
+    trainable_values: int | None
+    task: str
+    rows: dict[str, int] | None
+    rewards: list[tuple[str, float]]
+    prompts_per_update: float
+    sequences_per_update: int
+    batch: str
+    updates: int | None
+    objective: str
+    generation: str
+    output_dir: str
+    notes: list[str]
+
+    def __str__(self) -> str:
+        sizes = "not checked" if self.rows is None else ", ".join(f"{split} {n}" for split, n in self.rows.items())
+        values = "not checked"
+        if self.matrices is not None:
+            values = f"{self.trainable_values:,} in {self.matrices} matrices"
+        lines = {
+            "model": self.model,
+            "adapter": self.adapter,
+            "trained values": values,
+            "task": f"{self.task} (rows: {sizes})",
+            "rewards": ", ".join(f"{name} × {weight:g}" for name, weight in self.rewards),
+            "an update": f"{self.prompts_per_update:g} prompts, {self.sequences_per_update} sequences = {self.batch}",
+            "updates": "not checked" if self.updates is None else str(self.updates),
+            "objective": self.objective,
+            "generation": self.generation,
+            "output": self.output_dir,
+        }
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([*(f"{name + ':':16}{text}" for name, text in lines.items()), *notes])
+
+
+def check(recipe: Recipe) -> Plan:
+    """Check a recipe and say what it would do; loads no weights, makes no folder, asks no server.
+
+    Rows that are at hand (local files, the quickstart's) are really loaded.
+
+    Raises:
+        SVFError: a reward or a column is missing, the targets match nothing, or the rows do not fill one batch.
+    """
+    notes = list(recipe.warnings)
+    rewards = load_rewards(recipe.data)
+    rows = _check_data(recipe.data, rewards, notes)
+    matrices, values = _check_model(recipe, notes)
+    training = recipe.training
+    steps = training.gradient_accumulation_steps
+    sequences = training.per_device_train_batch_size * training.world_size * steps
+    correction = ""
+    if training.use_vllm:
+        corrected = training.vllm_importance_sampling_correction
+        correction = f", mismatch correction {training.vllm_importance_sampling_mode if corrected else 'off'}"
+    kl = f"KL {training.beta:g} × {training.kl_type} in the {training.kl_placement}" if training.beta else "no KL"
+    return Plan(
+        model=f"{recipe.model.model_name_or_path} ({recipe.model.dtype})",
+        adapter=_described_adapter(recipe.adapter),
+        matrices=matrices,
+        trainable_values=values,
+        task=recipe.data.task + (f" {recipe.data.skill}" if recipe.data.task == "quickstart" else ""),
+        rows=rows,
+        rewards=[(reward.__name__, reward.weight) for reward in rewards],
+        prompts_per_update=sequences / training.num_generations,
+        sequences_per_update=sequences,
+        batch=f"{training.per_device_train_batch_size} a device × {training.world_size} processes × {steps} steps",
+        updates=count_updates(training, None if rows is None else rows["train"]),
+        objective=f"advantage {training.advantage}, log-likelihood {training.loss_reduction}, {kl}, "
+        f"learning rate {training.learning_rate:g}, clip {training.max_grad_norm:g}",
+        generation=f"{'vLLM' if training.use_vllm else 'transformers'}, {training.num_generations} a prompt, "
+        f"temperature {training.temperature:g}, at most {training.max_completion_length} tokens{correction}",
+        output_dir=training.output_dir,
+        notes=notes,
+    )
+
+
+def load_rewards(data: DataArguments) -> list[Reward]:
+    """The recipe's rewards, or the task's own. Raises `SVFError` for an unknown one, or none at all."""
+    specs = find_task(data.task).rewards(data) if data.rewards is None else data.rewards
+    if not specs:
+        raise SVFError("rewards is empty: name at least one, such as exact_match")
+    return [load_reward(spec) for spec in specs]
+
+
+def check_columns(rewards: Sequence[Reward], columns: Collection[str]) -> None:
+    """Raises `SVFError` when a reward needs a column that the rows do not have."""
+    offered = set(columns) - _HIDDEN_COLUMNS
+    for reward in rewards:
+        for missing in sorted(required_columns(reward) - offered):
+            raise SVFError(
+                f"reward {reward.__name__!r} needs the column {missing!r}; the data has: "
+                f"{', '.join(sorted(offered)) or 'no column but the prompt'}"
+            )
+
+
+def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int | None:
+    """The optimiser's updates in a run; `None` where they follow from a number of rows that is not known.
+
+    Raises:
+        SVFError: the rows do not fill one generation batch, so there would be none.
+    """
+    if train_rows is None:
+        return training.max_steps if training.max_steps > 0 else None
+    prompts = training.generation_batch_size // training.num_generations
+    # an incomplete generation batch at the end of an epoch is dropped
+    batches = train_rows // prompts
+    if batches == 0:
+        raise SVFError(
+            f"{train_rows} training rows do not fill one generation batch of {prompts} prompts: add rows, or lower "
+            "per_device_train_batch_size or gradient_accumulation_steps"
+        )
+    if training.max_steps > 0:
+        return training.max_steps
+    micro_steps = batches * training.steps_per_generation * training.num_iterations
+    an_epoch = max(1, micro_steps // training.gradient_accumulation_steps)
+    return math.ceil(an_epoch * training.num_train_epochs)
+
+
+def _check_data(data: DataArguments, rewards: list[Reward], notes: list[str]) -> dict[str, int] | None:
+    task = find_task(data.task)
+    if task.is_local(data):
+        splits = task.load(data)
+        for name, rows in splits.items():
+            if rows is not None:
+                check_columns(rewards, rows.column_names)
+        return {name: len(rows) for name, rows in splits.items() if rows is not None}
+    if task.columns is not None:
+        check_columns(rewards, task.columns)
+        notes.append("the rows come from the Hub: their number was not checked, their columns are those of the task")
+    else:
+        notes.append(f"dataset {data.dataset_name} comes from the Hub: its rows and columns were not checked")
+    return None
+
+
+def _check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
+    """How many matrices are adapted and how many values are trained; `None` where the model's shape is not at hand."""
+    config = _model_config(recipe.model)
+    if config is None:
+        notes.append(f"model {recipe.model.model_name_or_path} is not on this machine: its targets were not checked")
+        return None, None
+    _check_length(config, recipe.training)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
+    adapter = recipe.adapter
+    targets = adapter.target_modules
+    if adapter.adapter == "lora" and adapter.lora_target_modules is not None:
+        targets = adapter.lora_target_modules
+    shapes = [logical_weight(module).shape for module in find_targets(model, _as_pattern(targets)).values()]
+    if adapter.adapter == "lora":
+        return len(shapes), sum(adapter.lora_r * sum(shape) for shape in shapes)
+    return len(shapes), sum(min(shape) for shape in shapes)
+
+
+def _model_config(model: ModelArguments) -> PretrainedConfig | None:
+    location = model.location
+    looks_local = location.startswith((".", "/", "~")) or location.count("/") > 1
+    if looks_local and not Path(location).is_dir():
+        raise SVFError(f"model folder {location} does not exist (working directory: {Path.cwd()})")
+    try:
+        return AutoConfig.from_pretrained(
+            location,
+            revision=model.model_revision or "main",
+            trust_remote_code=model.trust_remote_code,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        if Path(location).is_dir():
+            detail = " ".join(str(error).split())[:300]
+            raise SVFError(f"model folder {location} has no usable config.json: {detail}") from error
+        return None
+
+
+def _check_length(config: PretrainedConfig, training: SVFReinforceConfig) -> None:
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return
+    for key in ("max_completion_length", "vllm_max_model_length"):
+        length = getattr(training, key)
+        if length is not None and length > positions:
+            raise SVFError(f"{key} ({length}) is more than the model's {positions} positions: lower it")
+
+
+def _as_pattern(targets: str | list[str]) -> str:
+    """A list holds endings of module paths, as in PEFT; a string is a preset or a regular expression."""
+    return targets if isinstance(targets, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, targets))})"
+
+
+def _described_adapter(adapter: AdapterArguments) -> str:
+    start = f", from {adapter.adapter_path}" if adapter.adapter_path else ""
+    if adapter.adapter == "lora":
+        targets = adapter.lora_target_modules or adapter.target_modules
+        return f"LoRA r = {adapter.lora_r}, alpha = {adapter.lora_alpha} on {targets}{start}"
+    extras = f", {adapter.parameterization}" + (", renormalized" if adapter.renormalize else "")
+    return f"SVF on {adapter.target_modules}{extras}{start}"
