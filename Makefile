@@ -51,12 +51,6 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "Python's venv is missing: install it (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 ifeq ($(EXTRA),cpu)
-	@# torch.compile, which vLLM uses, builds its CPU kernels with a C++ compiler and Python's headers.
-	@command -v g++ >/dev/null || \
-		{ echo "A C++ compiler is missing: install g++ (Debian and Ubuntu: apt install g++)" >&2; exit 1; }
-	@$(PYTHON) -c 'import os, sys, sysconfig as s; \
-		sys.exit(not os.path.isfile(os.path.join(s.get_path("include"), "Python.h")))' || \
-		{ echo "Python.h is missing: install it (Debian and Ubuntu: apt install python3-dev)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || \
 		{ echo "libnuma, which vLLM links to, is missing: install it (Debian and Ubuntu: apt install libnuma1)" >&2; exit 1; }
 endif

@@ -32,7 +32,8 @@ class ColocatedVLLM:
         enable_sleep_mode (`bool`, *optional*, defaults to `False`):
             Free the engine's memory while the model trains (CUDA). The weights are dropped too, so that every sync
             pushes all of them.
-        enforce_eager (`bool`, *optional*, defaults to `False`): Skip compilation: slower tokens, faster start.
+        enforce_eager (`bool`, *optional*, defaults to `False`): Skip all compilation: slower tokens, a faster
+            start, and no C++ compiler needed.
         trust_remote_code (`bool`, *optional*, defaults to `False`): As in transformers.
     """
 
@@ -57,7 +58,9 @@ class ColocatedVLLM:
         from vllm import LLM
 
         self._sleeps = enable_sleep_mode
-        with _preserved_rng(), _launched(), plain_cpu_weights():
+        # vLLM's own `enforce_eager` still compiles its sampler: half a minute, and a C++ compiler, for a small model
+        self._stance = "force_eager" if enforce_eager else "default"
+        with _preserved_rng(), _launched(), plain_cpu_weights(), torch.compiler.set_stance(self._stance):
             self.llm = LLM(
                 model=model,
                 dtype=str(dtype).removeprefix("torch."),
@@ -95,11 +98,12 @@ class ColocatedVLLM:
         # A cached prefix was computed in another batch and differs in the last bits: without it, what is generated
         # depends on this call alone.
         self.llm.reset_prefix_cache()
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": ids} for ids in prompts],
-            [_sampling_params(sampling, seed) for seed in seeds],
-            use_tqdm=progress,
-        )
+        with torch.compiler.set_stance(self._stance):
+            outputs = self.llm.generate(
+                [{"prompt_token_ids": ids} for ids in prompts],
+                [_sampling_params(sampling, seed) for seed in seeds],
+                use_tqdm=progress,
+            )
         if self._sleeps:
             self.llm.sleep(level=2)
         return [_completion(output.outputs[0]) for output in outputs]

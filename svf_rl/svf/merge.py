@@ -30,6 +30,21 @@ def merged_weight(weight: Tensor, U: Tensor, Vt: Tensor, delta: Tensor) -> Tenso
     for i in range(0, rows, _BLOCK):
         left = U[i : i + _BLOCK].to(wide) * delta.to(wide)  # (block, r)
         for j in range(0, columns, _BLOCK):
-            block = weight[i : i + _BLOCK, j : j + _BLOCK].to(wide)
-            merged[i : i + _BLOCK, j : j + _BLOCK] = block.addmm_(left, Vt[:, j : j + _BLOCK].to(wide))
+            old, right = weight[i : i + _BLOCK, j : j + _BLOCK].to(wide), Vt[:, j : j + _BLOCK].to(wide)
+            new = torch.addmm(old, left, right)
+            if wide == torch.float32:
+                _repair_cancelled(new, old, left, right, torch.finfo(weight.dtype).eps)
+            merged[i : i + _BLOCK, j : j + _BLOCK] = new
     return merged
+
+
+def _repair_cancelled(new: Tensor, old: Tensor, left: Tensor, right: Tensor, eps: float) -> None:
+    """
+    Compute again, in fp64 and in place, the few elements of `new = old + left @ right` that fp32 leaves more than half
+    a unit in the last place of the final type (machine epsilon `eps`) in doubt: those where the terms nearly cancel.
+    """
+    # The rounding error of the fp32 sum: 2⁻²³ of the size of its terms, by Cauchy and Schwarz over all r of them.
+    error = 2.0**-23 * (old.abs() + left.norm(dim=1, keepdim=True) * right.norm(dim=0))  # as `new`
+    i, j = (new.abs() * (eps / 4) < error).nonzero(as_tuple=True)
+    # left carries the rounding of U·delta to fp32, which is an error of the same kind and within the same bound.
+    new[i, j] = (old[i, j].double() + (left[i].double() * right[:, j].T.double()).sum(dim=1)).to(new.dtype)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 TIMING = ("time/", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 """How the names of metrics begin that measure seconds: the only ones that differ between two runs of one recipe."""
@@ -36,3 +36,28 @@ class MetricsFile(TrainerCallback):
     @staticmethod
     def _path(args: TrainingArguments) -> Path:
         return Path(args.output_dir) / "metrics.jsonl"
+
+
+class ProgressLine(ProgressCallback):
+    """The bar of transformers with the few numbers a person watches beside it; everything is in `metrics.jsonl`."""
+
+    _SHOWN = {"reward": "reward", "kl": "kl", "eval_accuracy": "held-out accuracy"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: dict[str, str] = {}
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is None or logs is None:
+            return
+        for key, name in self._SHOWN.items():
+            if logs.get(key) is not None:
+                self._values[name] = f"{logs[key]:.3g}"
+        self.training_bar.set_postfix(self._values)

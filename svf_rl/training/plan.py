@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from svf_rl.errors import SVFError
@@ -14,6 +15,7 @@ from svf_rl.rewards import Reward, load_reward, required_columns
 from svf_rl.svf.targets import find_targets, logical_weight
 from svf_rl.tasks import find_task
 from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.training.loading import adapter_config
 from svf_rl.training.recipe import AdapterArguments, DataArguments, ModelArguments, Recipe
 
 # Columns that TRL keeps from rewards: prompts arrive as `prompts`, and a completion is what the model wrote.
@@ -91,7 +93,7 @@ def check(recipe: Recipe) -> Plan:
         rewards=[(reward.__name__, reward.weight) for reward in rewards],
         prompts_per_update=sequences / training.num_generations,
         sequences_per_update=sequences,
-        batch=f"{training.per_device_train_batch_size} a device × {training.world_size} processes × {steps} steps",
+        batch=f"{training.per_device_train_batch_size} × {training.world_size} (processes) × {steps} (accumulated)",
         updates=count_updates(training, None if rows is None else rows["train"]),
         objective=f"advantage {training.advantage}, log-likelihood {training.loss_reduction}, {kl}, "
         f"learning rate {training.learning_rate:g}, clip {training.max_grad_norm:g}",
@@ -148,7 +150,7 @@ def _check_data(data: DataArguments, rewards: list[Reward], notes: list[str]) ->
     task = find_task(data.task)
     if task.is_local(data):
         splits = task.load(data)
-        for name, rows in splits.items():
+        for rows in splits.values():
             if rows is not None:
                 check_columns(rewards, rows.column_names)
         return {name: len(rows) for name, rows in splits.items() if rows is not None}
@@ -162,6 +164,14 @@ def _check_data(data: DataArguments, rewards: list[Reward], notes: list[str]) ->
 
 def _check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
     """How many matrices are adapted and how many values are trained; `None` where the model's shape is not at hand."""
+    peft_config = _check_adapter(recipe.adapter)
+    if peft_config is None:
+        notes.append(f"adapter {recipe.adapter.adapter_path} comes from the Hub: its targets were not checked")
+        return None, None
+    # as the recipe names them, for the error message: the configuration holds the expression behind a preset
+    targets = peft_config.target_modules
+    if recipe.adapter.adapter_path is None and not isinstance(peft_config, LoraConfig):
+        targets = recipe.adapter.target_modules
     config = _model_config(recipe.model)
     if config is None:
         notes.append(f"model {recipe.model.model_name_or_path} is not on this machine: its targets were not checked")
@@ -169,20 +179,31 @@ def _check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | No
     _check_length(config, recipe.training)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
-    adapter = recipe.adapter
-    targets = adapter.target_modules
-    if adapter.adapter == "lora" and adapter.lora_target_modules is not None:
-        targets = adapter.lora_target_modules
     shapes = [logical_weight(module).shape for module in find_targets(model, _as_pattern(targets)).values()]
-    if adapter.adapter == "lora":
-        return len(shapes), sum(adapter.lora_r * sum(shape) for shape in shapes)
+    if isinstance(peft_config, LoraConfig):
+        return len(shapes), sum(peft_config.r * sum(shape) for shape in shapes)
     return len(shapes), sum(min(shape) for shape in shapes)
+
+
+def _check_adapter(adapter: AdapterArguments) -> PeftConfig | None:
+    """The configuration of the saved adapter, or of the fresh one; `None` for a saved one on the Hub."""
+    if adapter.adapter_path is None:
+        return adapter_config(adapter)
+    folder = Path(adapter.adapter_path)
+    if not folder.is_dir():
+        if _looks_local(adapter.adapter_path):
+            raise SVFError(f"adapter folder {folder} does not exist (working directory: {Path.cwd()})")
+        return None
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise SVFError(f"adapter folder {folder} has no usable adapter_config.json: {detail}") from error
 
 
 def _model_config(model: ModelArguments) -> PretrainedConfig | None:
     location = model.location
-    looks_local = location.startswith((".", "/", "~")) or location.count("/") > 1
-    if looks_local and not Path(location).is_dir():
+    if _looks_local(location) and not Path(location).is_dir():
         raise SVFError(f"model folder {location} does not exist (working directory: {Path.cwd()})")
     try:
         return AutoConfig.from_pretrained(
@@ -198,6 +219,11 @@ def _model_config(model: ModelArguments) -> PretrainedConfig | None:
         return None
 
 
+def _looks_local(name: str) -> bool:
+    """Whether this can be no name on the Hub, which is `name` or `owner/name`."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 def _check_length(config: PretrainedConfig, training: SVFReinforceConfig) -> None:
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
@@ -208,9 +234,9 @@ def _check_length(config: PretrainedConfig, training: SVFReinforceConfig) -> Non
             raise SVFError(f"{key} ({length}) is more than the model's {positions} positions: lower it")
 
 
-def _as_pattern(targets: str | list[str]) -> str:
+def _as_pattern(targets: str | Collection[str]) -> str:
     """A list holds endings of module paths, as in PEFT; a string is a preset or a regular expression."""
-    return targets if isinstance(targets, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, targets))})"
+    return targets if isinstance(targets, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(targets)))})"
 
 
 def _described_adapter(adapter: AdapterArguments) -> str:

@@ -1,4 +1,4 @@
-"""A recipe: one flat YAML file, each key a field of one of the four dataclasses below, each overridable by `--key value`."""
+"""A recipe: one flat YAML file. Each key is a field of one of four dataclasses, and `--key value` overrides it."""
 
 import difflib
 import os
@@ -124,9 +124,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         values, warnings = without_gpu_keys(values, explicit)
     values = _with_resolved_paths(values, path.parent)
     check_batch(values, int(os.environ.get("WORLD_SIZE", "1")))
+    # Evaluation here has no batches, but TRL checks theirs.
+    settings = {"per_device_eval_batch_size": max(2, values.get("num_generations") or 8), **values}
     try:
         model, adapter, data, training = (
-            part(**{f.name: values[f.name] for f in fields(part) if f.name in values}) for part in _PARTS
+            part(**{f.name: settings[f.name] for f in fields(part) if f.name in settings}) for part in _PARTS
         )
     except SVFError:
         raise
@@ -176,10 +178,12 @@ def check_batch(values: Mapping[str, Any], processes: int) -> None:
     def get(key: str) -> Any:
         return values.get(key, defaults[key])
 
-    for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps",
                 "num_generations", "generation_batch_size", "steps_per_generation"):  # fmt: skip
         if get(key) is not None and get(key) < 1:
             raise SVFError(f"{key} must be at least 1, not {get(key)}")
+    if get("num_generations") is None:
+        raise SVFError("num_generations must be at least 1, not null")
     size, group, generated = get("per_device_train_batch_size"), get("num_generations"), get("generation_batch_size")
     # TRL makes groups of two where one completion a prompt is asked for
     groups = f"groups of num_generations ({group})" if group > 1 else "pairs (which TRL needs)"
@@ -197,12 +201,6 @@ def check_batch(values: Mapping[str, Any], processes: int) -> None:
     if total % max(2, group):
         change = "generation_batch_size" if generated is not None else "per_device_train_batch_size"
         raise SVFError(f"{factors} does not divide into {groups}: change {change} or num_generations")
-    evaluated = get("per_device_eval_batch_size")
-    if get("eval_strategy") != "no" and evaluated * processes % max(2, group):
-        raise SVFError(
-            f"per_device_eval_batch_size ({evaluated}) × processes ({processes}) does not divide into {groups}: "
-            "change per_device_eval_batch_size"
-        )
 
 
 def _field_types() -> dict[str, Any]:
@@ -238,7 +236,8 @@ def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, A
 
     def resolve(name: str) -> str:
         path = Path(name).expanduser()
-        return str(folder / path) if not path.exists() and (folder / path).exists() else str(path)
+        beside = folder / path
+        return str(beside) if beside.exists() and not path.exists() else os.path.expanduser(name)
 
     def resolve_reward(spec: Any) -> Any:
         if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
@@ -252,8 +251,7 @@ def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, A
     for key in ("data_path", "adapter_path"):
         if resolved.get(key) is not None:
             resolved[key] = resolve(resolved[key])
-    specs = resolved.get("rewards")
-    resolved["rewards"] = (
-        [resolve_reward(spec) for spec in specs] if isinstance(specs, list) else resolve_reward(specs)
-    )
+    if "rewards" in resolved:
+        specs = resolved["rewards"]
+        resolved["rewards"] = [resolve_reward(s) for s in specs] if isinstance(specs, list) else resolve_reward(specs)
     return resolved

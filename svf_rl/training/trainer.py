@@ -307,6 +307,18 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.model.train(training)
         return metrics
 
+    def evaluate_saved(self, path: str, dataset: Dataset, metric_key_prefix: str = "test") -> dict[str, float]:
+        """Evaluate the adapter saved in `path`, read back from disk; the adapter in training is left as it is."""
+        model = self.accelerator.unwrap_model(self.model)
+        active = model.active_adapter
+        model.load_adapter(path, "saved", is_trainable=True)
+        model.set_adapter("saved")
+        try:
+            return self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
+        finally:
+            model.set_adapter(active)
+            model.delete_adapter("saved")
+
     def _rewards_of(
         self, items: list[dict[str, Any]], prompts: list[Any], completions: Sequence[Completion]
     ) -> Tensor:

@@ -1,0 +1,196 @@
+"""What the benchmarks share: random models of two sizes, interleaved timing, peak memory, the report."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from svf_rl.svf.cache import FactorCache
+from svf_rl.svf.decompose import fingerprint, thin_svd
+
+MLP = ["gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama architecture with random weights."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+    def config(self, layers: int | None = None) -> LlamaConfig:
+        """The configuration, with another number of layers when given."""
+        return LlamaConfig(
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=layers or self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            vocab_size=self.vocabulary,
+            max_position_embeddings=2048,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+
+
+SHAPES = {
+    "small": Shape(hidden=1024, intermediate=2816, layers=4, heads=16, kv_heads=16, vocabulary=4096),
+    "8b": Shape(hidden=4096, intermediate=14336, layers=32, heads=32, kv_heads=8, vocabulary=128256),
+}
+
+
+def random_llama(config: LlamaConfig, dtype: torch.dtype, device: str) -> LlamaForCausalLM:
+    """A model with seeded random weights, the same in every layer: speed does not depend on the values, and three
+    matrices are decomposed instead of three a layer (the factor cache knows equal weights)."""
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(default)
+    layers = model.model.layers
+    for layer in layers[1:]:
+        layer.load_state_dict(layers[0].state_dict())
+    return model.eval()
+
+
+def decompose_once(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """Fill the factor cache for the MLP weights of `random_llama`, each distinct one once."""
+    cache = FactorCache()
+    for layer in linears(model, MLP).values():
+        weight, key = layer.weight.detach(), fingerprint(layer.weight)
+        if cache.load(key, weight.dtype) is None:
+            cache.store(key, thin_svd(weight).to(weight.dtype))
+    return model
+
+
+def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """
+    Seconds of each contender in each of `repeats` rounds: A, B, C, A, B, C, ..., the order turned by one each round, so
+    that other load on the machine, and whatever a contender leaves in caches, hits all alike. One round goes before, to
+    warm up.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for turn in range(repeats + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            elapsed = seconds(contenders[name])
+            if turn > 0:
+                times[name].append(elapsed)
+    return times
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Seconds of one call, the GPU's work included."""
+    synchronize()
+    start = time.perf_counter()
+    function()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(times: dict[str, list[float]], over: str, under: str) -> float:
+    """Median over the rounds of `over`'s time in units of `under`'s in the same round."""
+    return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[Callable[[], int]]:
+    """
+    Yields a function that gives the bytes in use at the peak of the block, above those in use at its start: allocated
+    tensors on CUDA; the resident set of the process elsewhere, sampled every 2 ms.
+    """
+    if device == "cuda":
+        start = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        yield lambda: torch.cuda.max_memory_allocated() - start
+        return
+    start, peak, done = resident(), resident(), threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, resident())
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    try:
+        yield lambda: peak - start
+    finally:
+        done.set()
+        sampler.join()
+
+
+def resident() -> int:
+    """Bytes of the process that are in memory (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What ran, in words and numbers, for the report."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), platform.processor())
+    result: dict[str, Any] = {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
+    }
+    if device == "cuda":
+        result["gpu"] = torch.cuda.get_device_name()
+    return result
+
+
+def arguments(doc: str | None, script: str) -> argparse.Namespace:
+    """The command line that the benchmarks have in common."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--shape", choices=list(SHAPES), default="small")
+    parser.add_argument("--repeats", type=int, help="rounds; default: what a few minutes allow")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"{Path(script).stem}.json")
+    return parser.parse_args()
+
+
+def report(result: dict[str, Any], rows: list[dict[str, str]], out: Path) -> None:
+    """Print `rows` as a Markdown table and write `result` as JSON."""
+    machine = result["hardware"]
+    print(f"\n{machine.get('gpu', machine['cpu'])}, {machine['cores']} cores, {machine['threads']} threads\n")
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|---" + "|---:" * (len(rows[0]) - 1) + "|")
+    for row in rows:
+        print("| " + " | ".join(row.values()) + " |")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def linears(model: nn.Module, names: list[str]) -> dict[str, nn.Linear]:
+    """The linear layers whose names end in one of `names`, by path."""
+    return {
+        path: m for path, m in model.named_modules() if path.rpartition(".")[2] in names and isinstance(m, nn.Linear)
+    }

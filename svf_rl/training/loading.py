@@ -1,0 +1,92 @@
+"""From a recipe's arguments to a model with its adapter, and its tokenizer."""
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from svf_rl.errors import SVFError
+from svf_rl.svf import SVFConfig
+from svf_rl.svf.checkpoint import decompose_checkpoint
+from svf_rl.svf.targets import target_regex
+from svf_rl.training.recipe import AdapterArguments, ModelArguments
+
+
+def load_tokenizer(model: ModelArguments) -> PreTrainedTokenizerBase:
+    """The tokenizer, padding on the left as generation needs it."""
+    try:
+        return AutoTokenizer.from_pretrained(
+            model.location,
+            revision=model.model_revision,
+            trust_remote_code=model.trust_remote_code,
+            padding_side="left",
+        )
+    except (OSError, ValueError) as error:
+        raise SVFError(f"no tokenizer in {model.location}: {_first_line(error)}") from error
+
+
+def load_adapted(model: ModelArguments, adapter: AdapterArguments) -> PeftModel:
+    """
+    The base model with the adapter that is to be trained.
+
+    For SVF the factors of the targeted weights are put into the factor cache first, a matrix at a time, once for all
+    processes; injecting the adapter then finds them there.
+    """
+    try:
+        base = AutoModelForCausalLM.from_pretrained(
+            model.location,
+            revision=model.model_revision,
+            dtype=model.dtype,
+            attn_implementation=model.attn_implementation,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (OSError, SafetensorError) as error:
+        raise SVFError(f"cannot load the model {model.location}: {_first_line(error)}") from error
+    if adapter.adapter_path is not None:
+        return load_saved(base, adapter.adapter_path)
+    config = adapter_config(adapter)
+    if isinstance(config, SVFConfig) and isinstance(config.target_modules, str):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        decompose_checkpoint(
+            model.location, config.target_modules, base.dtype, device=device, revision=model.model_revision
+        )
+    return get_peft_model(base, config)
+
+
+def load_saved(base: torch.nn.Module, path: str) -> PeftModel:
+    """`base` with a saved adapter, to be trained further."""
+    try:
+        return PeftModel.from_pretrained(base, path, is_trainable=True)
+    except SVFError:
+        raise
+    except SafetensorError as error:
+        raise SVFError(f"the adapter file in {path} is damaged ({_first_line(error)}): save it again") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise SVFError(f"no adapter in {path}: {_first_line(error)}") from error
+
+
+def adapter_config(adapter: AdapterArguments) -> PeftConfig:
+    """The PEFT configuration that the recipe asks for."""
+    if adapter.adapter == "lora":
+        targets = adapter.lora_target_modules or adapter.target_modules
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=adapter.lora_r,
+            lora_alpha=adapter.lora_alpha,
+            lora_dropout=adapter.lora_dropout,
+            target_modules=target_regex(targets) if isinstance(targets, str) else targets,
+        )
+    return SVFConfig(
+        task_type="CAUSAL_LM",
+        target_modules=adapter.target_modules,
+        parameterization=adapter.parameterization,
+        max_multiplier=adapter.max_multiplier,
+        renormalize=adapter.renormalize,
+        init=adapter.init,
+        init_mean=adapter.init_mean,
+        init_std=adapter.init_std,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
