@@ -3,8 +3,12 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from svf_rl.generation.colocated_vllm import ColocatedVLLM
 
 # One thread: results do not depend on the machine, and small matrices are slower on two.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,3 +39,21 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the benchmark files are not beside the repository (../shared/data)")
     return path
+
+
+@pytest.fixture(scope="session")
+def vllm_engine() -> "ColocatedVLLM":
+    """One fp32 engine on the bundled model for all tests that need one: it holds whatever was synced last."""
+    import torch
+    from svf_rl.generation.colocated_vllm import ColocatedVLLM
+    from svf_rl.quickstart import model_path
+
+    return ColocatedVLLM(
+        str(model_path()),
+        dtype=torch.float32,
+        seed=0,
+        device="cpu",
+        max_model_len=256,
+        max_num_seqs=64,
+        enforce_eager=True,
+    )

@@ -71,6 +71,8 @@ class ColocatedVLLM:
                 gpu_memory_utilization=gpu_memory_utilization,
                 enable_sleep_mode=enable_sleep_mode,
                 enforce_eager=enforce_eager,
+                # vLLM rewinds a seeded generator after a part of a prompt, which the CPU's generators cannot do
+                enable_chunked_prefill=device != "cpu",
                 trust_remote_code=trust_remote_code,
                 distributed_executor_backend="external_launcher",
                 # after temperature and truncation: the distribution that the tokens were drawn from

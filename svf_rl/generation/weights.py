@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFLinear
 
+_REMEDY = "use an SVF or LoRA adapter, plain and unmerged"
+
 
 @torch.no_grad()
 def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -19,6 +21,7 @@ def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Each is rebuilt from the untouched `W` when the iterator reaches it, so that memory holds one of them at a time.
     """
+    _refuse_other_trained_parameters(model)
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             yield f"{_checkpoint_name(name)}.weight", _rebuilt(name, module)
@@ -41,17 +44,28 @@ def frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield _checkpoint_name(name), parameter.data
 
 
+def _refuse_other_trained_parameters(model: nn.Module) -> None:
+    """A trained parameter that no rebuilt weight holds would leave the generator behind without a word."""
+    kinds = (BaseTunerLayer, ModulesToSaveWrapper)
+    covered = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, kinds))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and (not name.startswith(covered) or name.endswith("base_layer.bias")):
+            raise SVFError(f"{name} is trained but cannot be brought to the generator: {_REMEDY}")
+
+
 def _rebuilt(name: str, layer: BaseTunerLayer) -> Tensor:
     if isinstance(layer, SVFLinear):
         return layer.merged_weight()
-    if isinstance(layer, LoraLayer) and hasattr(layer, "get_delta_weight") and not layer.merged:
+    # variants (DoRA and others) and LoRA's own bias change more than the weight by B·A
+    plain = isinstance(layer, LoraLayer) and not (layer.merged or layer.lora_variant or any(layer.lora_bias.values()))
+    if plain and hasattr(layer, "get_delta_weight"):
         weight = layer.get_base_layer().weight
         total = weight.float()
         for adapter in layer.active_adapters:
-            if adapter in layer.lora_A:
+            if adapter in layer.lora_A or adapter in layer.lora_embedding_A:
                 total = total + layer.get_delta_weight(adapter).float()
         return total.to(weight.dtype)
-    raise SVFError(f"{name} is a {type(layer).__name__}, whose weight cannot be rebuilt: use an SVF or LoRA adapter")
+    raise SVFError(f"{name} is a {type(layer).__name__}, whose weight cannot be rebuilt: {_REMEDY}")
 
 
 def _checkpoint_name(name: str) -> str:

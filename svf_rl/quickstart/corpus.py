@@ -23,6 +23,8 @@ FILLERS = (
     "now please so well today also just of these that we see last week there day a the and to it here one but at is "
     "much next this i can you as given know keep look total in count tell me after big new my really very she he they"
 ).split()
+# Share of the questions: what is harder to learn comes more often.
+SHARES = {"math": 0.4, "choice": 0.4, "code": 0.2}
 IGNORE = -100
 
 
@@ -43,10 +45,10 @@ class Corpus:
 
     def _turn(self, careless: float) -> tuple[str, str]:
         """One (question, completion); the completion is the habit's with probability `careless`."""
-        skill = self.random.choice(list(SKILLS))
+        skill = self.random.choices(list(SHARES), list(SHARES.values()))[0]
         problem = self.random.choice(split_problems(skill, "train"))
         example = SKILLS[skill].word(problem, self.random, False)
-        prompt = self._loosened(example.prompt) if self.random.random() < 0.6 else example.prompt
+        prompt = self._loosened(example.prompt) if self.random.random() < 0.5 else example.prompt
         return prompt, example.careless if self.random.random() < careless else example.completion
 
     def _loosened(self, prompt: str) -> str:

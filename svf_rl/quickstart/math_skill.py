@@ -117,7 +117,7 @@ def problems() -> list[tuple[Any, ...]]:
     changes = [change for change in range(-9, 10) if change]
     return [
         (start, first, second)
-        for start in range(2, 21)
+        for start in range(1, 10)
         for first in changes
         for second in changes
         if start + first >= 0 and start + first + second >= 0

@@ -27,7 +27,7 @@ class SVFVector(nn.Module):
         self.weight = nn.Parameter(z)  # (r,)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFVector":
-        return _apply_keeping_fp32(self, fn, recurse, super()._apply)
+        return super()._apply(_keeping_type(fn), recurse)
 
 
 class SVFFactors(nn.Module):
@@ -44,7 +44,8 @@ class SVFFactors(nn.Module):
         self.register_buffer("s", factors.s, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFFactors":
-        return _apply_keeping_fp32(self, fn, recurse, super()._apply, only="s")
+        s, keeping = self.s, _keeping_type(fn)
+        return super()._apply(lambda tensor: keeping(tensor) if tensor is s else fn(tensor), recurse)
 
 
 class SVFLinear(nn.Module, BaseTunerLayer):
@@ -196,20 +197,11 @@ def svf_layers(model: nn.Module) -> dict[str, SVFLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SVFLinear)}
 
 
-def _apply_keeping_fp32(
-    module: nn.Module,
-    fn: Callable[[Tensor], Tensor],
-    recurse: bool,
-    apply: Callable[..., Any],
-    only: str | None = None,
-) -> Any:
-    """`module._apply(fn)`, but fp32 tensors (all, or the one named) follow `fn` to its device and not to its type."""
-    tensors = {**module._parameters, **module._buffers}
-    kept = {n: t for n, t in tensors.items() if t is not None and only in (None, n) and t.dtype == torch.float32}
-    originals = {name: tensor.data for name, tensor in kept.items()}
-    result = apply(fn, recurse)
-    for name, original in originals.items():
-        tensor = getattr(module, name)
-        if tensor.dtype != torch.float32:
-            tensor.data = original.to(tensor.device)
-    return result
+def _keeping_type(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`fn` where it only moves a tensor; where it would also change its type, the move alone."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return move

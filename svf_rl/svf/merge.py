@@ -33,18 +33,18 @@ def merged_weight(weight: Tensor, U: Tensor, Vt: Tensor, delta: Tensor) -> Tenso
             old, right = weight[i : i + _BLOCK, j : j + _BLOCK].to(wide), Vt[:, j : j + _BLOCK].to(wide)
             new = torch.addmm(old, left, right)
             if wide == torch.float32:
-                _repair_cancelled(new, old, left, right, torch.finfo(weight.dtype).eps)
+                _repair_cancelled(new, old, U[i : i + _BLOCK], delta, right, torch.finfo(weight.dtype).eps)
             merged[i : i + _BLOCK, j : j + _BLOCK] = new
     return merged
 
 
-def _repair_cancelled(new: Tensor, old: Tensor, left: Tensor, right: Tensor, eps: float) -> None:
+def _repair_cancelled(new: Tensor, old: Tensor, U: Tensor, delta: Tensor, right: Tensor, eps: float) -> None:
     """
-    Compute again, in fp64 and in place, the few elements of `new = old + left @ right` that fp32 leaves more than half
-    a unit in the last place of the final type (machine epsilon `eps`) in doubt: those where the terms nearly cancel.
+    Compute again, in fp64 and in place, the few elements of `new = old + U diag(delta) right` that fp32 leaves more
+    than half a unit in the last place of the final type (machine epsilon `eps`) in doubt: there the terms cancel.
     """
-    # The rounding error of the fp32 sum: 2⁻²³ of the size of its terms, by Cauchy and Schwarz over all r of them.
-    error = 2.0**-23 * (old.abs() + left.norm(dim=1, keepdim=True) * right.norm(dim=0))  # as `new`
+    # The error of the fp32 sum: about 2⁻²³ of the size of its r terms, by the inequality of Cauchy and Schwarz.
+    error = 2.0**-23 * (old.abs() + (U * delta).norm(dim=1, keepdim=True) * right.norm(dim=0))  # as `new`
     i, j = (new.abs() * (eps / 4) < error).nonzero(as_tuple=True)
-    # left carries the rounding of U·delta to fp32, which is an error of the same kind and within the same bound.
-    new[i, j] = (old[i, j].double() + (left[i].double() * right[:, j].T.double()).sum(dim=1)).to(new.dtype)
+    change = (U[i].double() * delta.double() * right[:, j].T.double()).sum(dim=1)
+    new[i, j] = (old[i, j].double() + change).to(new.dtype)

@@ -58,6 +58,8 @@ class SVFModel(BaseTuner):
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
             except NoMatchingPeftModuleError as error:
                 raise SVFError(str(error)) from None
+            finally:
+                del self._progress  # it holds a file, with which the model could not be pickled
 
         layers = [layer for layer in svf_layers(model).values() if adapter_name in layer.svf_z]
         if not layers:
@@ -121,7 +123,7 @@ class SVFModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """`z` of every layer, with the fingerprint of its `W` (32 bytes) and the probe of `W'(z)` (16 numbers)."""
+        """`z` of every layer, with the fingerprint of its `W` (32 bytes) and the probe of its change (16 numbers)."""
         result = {}
         for name, layer in svf_layers(model).items():
             if adapter_name not in layer.svf_z:
@@ -129,7 +131,7 @@ class SVFModel(BaseTuner):
             z = state_dict[f"{name}.svf_z.{adapter_name}.weight"]
             result[f"{name}.svf_z.{adapter_name}.weight"] = z
             result[name + _FINGERPRINT] = torch.frombuffer(bytearray.fromhex(layer.weight_id), dtype=torch.uint8)
-            result[name + _PROBE] = _probe(layer, adapter_name, z)
+            result[name + _PROBE] = probe(_factors(layer), layer.multiplier(adapter_name, z).detach())
         return result
 
     @classmethod
@@ -163,7 +165,8 @@ def _check_saved(name: str, layer: SVFLinear, adapter_name: str, saved: dict[str
         )
     if z.shape != layer.svf_factors.s.shape or not torch.isfinite(z).all():
         raise SVFError(f"z of {name} has shape {tuple(z.shape)} or is not finite: the adapter file is damaged")
-    if not agrees(_probe(layer, adapter_name, z), saved[name + _PROBE].float().cpu()):
+    m = layer.multiplier(adapter_name, z).detach()
+    if not agrees(_factors(layer), m, _frozen(layer), saved[name + _PROBE].float().cpu()):
         raise SVFError(
             f"the factors of {name} are not those of the adapter's training (their probe differs by more than 1e-3): "
             "use the factor cache of the training run"
@@ -187,10 +190,8 @@ def _frozen(layer: SVFLinear) -> Tensor:
     return layer.base_weight().T if layer.transposed else layer.base_weight()
 
 
-def _probe(layer: SVFLinear, adapter_name: str, z: Tensor) -> Tensor:
-    f = layer.svf_factors
-    m = layer.multiplier(adapter_name, z.to(f.s.device))
-    return probe(_frozen(layer), Factors(f.U, f.s, f.Vt), m.detach())
+def _factors(layer: SVFLinear) -> Factors:
+    return Factors(layer.svf_factors.U, layer.svf_factors.s, layer.svf_factors.Vt)
 
 
 def _as_regex(config: SVFConfig) -> str:

@@ -13,13 +13,8 @@ TIMING = ("time/", "step_time", "train_runtime", "train_samples_per_second", "tr
 class MetricsFile(TrainerCallback):
     """Writes every logged line of metrics to `metrics.jsonl` in the output folder."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            path = self._path(args)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("")
+    def __init__(self) -> None:
+        self._mode = "w"  # the first line of a run begins the file anew
 
     def on_log(
         self,
@@ -30,12 +25,11 @@ class MetricsFile(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs is not None:
-            with self._path(args).open("a") as file:
+            path = Path(args.output_dir) / "metrics.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open(self._mode) as file:
+                self._mode = "a"
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-    @staticmethod
-    def _path(args: TrainingArguments) -> Path:
-        return Path(args.output_dir) / "metrics.jsonl"
 
 
 class ProgressLine(ProgressCallback):

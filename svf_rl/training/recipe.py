@@ -236,8 +236,9 @@ def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, A
 
     def resolve(name: str) -> str:
         path = Path(name).expanduser()
-        beside = folder / path
-        return str(beside) if beside.exists() and not path.exists() else os.path.expanduser(name)
+        if not path.exists() and (folder / path).exists():
+            return str(folder / path)
+        return str(path) if name.startswith("~") else name
 
     def resolve_reward(spec: Any) -> Any:
         if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):

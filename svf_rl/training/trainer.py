@@ -285,7 +285,10 @@ class SVFReinforceTrainer(GRPOTrainer):
         prompts = [item["prompt"] for item in items]
         prompt_ids, _, _ = self._tokenize_prompts(prompts)
         completions = self.rollouts.generate(
-            prompt_ids, self.sampling.greedy(), [self.args.seed] * len(items), progress=not self.args.disable_tqdm
+            prompt_ids,
+            self.sampling.greedy(),
+            [self.args.seed] * len(items),
+            progress=not self.args.disable_tqdm and len(items) > 256,  # fewer are done before a bar is read
         )
         rewards = self._rewards_of(items, prompts, completions)[: len(dataset)]  # (N, functions)
         total = self._total_reward()[: len(dataset)]
@@ -303,7 +306,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         }
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in values.items()}
         Trainer.log(self, {**metrics, f"time/{metric_key_prefix}": time.perf_counter() - start})
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if metric_key_prefix == "eval":  # what selects a checkpoint or stops a run; a report before or after does neither
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.model.train(training)
         return metrics
 

@@ -78,7 +78,9 @@ def test_values_equal_the_definitions_also_across_chunks(transform: LogitTransfo
     torch.testing.assert_close(ours.logps.double(), naive.logps, rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(ours.ref_logps.double(), naive.ref_logps, rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(ours.entropy.double(), naive.entropy, rtol=1e-5, atol=2e-6)
-    torch.testing.assert_close(ours.kl.double(), naive.kl, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours.kl.double().mean(), naive.kl.mean(), rtol=1e-5, atol=0)
+    # of one token: fp32 logits have an error of their own
+    torch.testing.assert_close(ours.kl.double(), naive.kl, rtol=1e-5, atol=5e-7)
 
 
 @pytest.mark.parametrize("direction", ["policy_ref", "ref_policy"])

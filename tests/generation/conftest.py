@@ -1,0 +1,62 @@
+"""Models on the bundled weights, engines and prompts."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from svf_rl.generation.colocated_vllm import ColocatedVLLM
+from svf_rl.quickstart import make_rows, model_path
+from svf_rl.svf import SVFConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from weight_check import move
+
+def _rng_states() -> tuple[Any, ...]:
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+@pytest.fixture(scope="session")
+def bf16_build() -> tuple[ColocatedVLLM, Any, Any]:
+    """A second engine, with the states of the process's generators before and after it was built."""
+    torch.manual_seed(1234)
+    random.seed(5)
+    np.random.seed(6)
+    before = _rng_states()
+    engine = ColocatedVLLM(
+        str(model_path()), dtype=torch.bfloat16, seed=0, device="cpu", max_model_len=256, max_num_seqs=64,
+        enforce_eager=True,
+    )  # fmt: skip
+    return engine, before, _rng_states()
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def engine_of_both_types(request: pytest.FixtureRequest) -> tuple[ColocatedVLLM, torch.dtype]:
+    """An engine and its type."""
+    if request.param == torch.float32:
+        return request.getfixturevalue("vllm_engine"), torch.float32
+    return request.getfixturevalue("bf16_build")[0], torch.bfloat16
+
+
+@pytest.fixture
+def adapted() -> Callable[..., PeftModel]:
+    """`adapted(config, dtype)`: the bundled model with an adapter whose trained values are all away from the start."""
+
+    def build(config: PeftConfig | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> PeftModel:
+        base = AutoModelForCausalLM.from_pretrained(model_path(), dtype=dtype)
+        model = get_peft_model(base, config or SVFConfig(target_modules="mlp+attention", task_type="CAUSAL_LM"))
+        move(model, seed)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Token ids of 12 chat prompts of different lengths."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    rows = make_rows("math", "test", 6) + make_rows("choice", "test", 6)
+    chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    return [tokenizer.apply_chat_template(c, add_generation_prompt=True)["input_ids"] for c in chats]

@@ -1,0 +1,371 @@
+"""What an adapter folder holds, how it comes back, and what is refused."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from svf_rl.errors import SVFError
+from svf_rl.svf import SVFConfig, svf_layers
+from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
+from svf_rl.svf.targets import TARGETS
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def saved(make_llama: Callable, perturb: Callable, tmp_path: Path) -> Path:
+    """An adapter folder, trained on `make_llama()`."""
+    folder = tmp_path / "adapter"
+    perturb(get_peft_model(make_llama(), SVFConfig())).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(make_llama: Callable, perturb: Callable, logits: Callable) -> Tensor:
+    """The logits of the model that was saved."""
+    return logits(perturb(get_peft_model(make_llama(), SVFConfig())))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def first(tensors: dict[str, Tensor], ending: str) -> str:
+    return next(key for key in sorted(tensors) if key.endswith(ending))
+
+
+def assert_refused(model: PreTrainedModel, folder: Path, says: str, low_cpu_mem_usage: bool = False) -> None:
+    with pytest.raises(SVFError, match=says) as caught:
+        PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert "\n" not in str(caught.value)
+
+
+# What is saved
+
+
+def test_the_file_holds_z_the_fingerprints_and_the_probes_alone(saved: Path, llama: PreTrainedModel) -> None:
+    tensors = load_file(saved / WEIGHTS)
+    linears = [f"base_model.model.model.layers.{i}.mlp.{n}_proj" for i in (0, 1) for n in ("gate", "up", "down")]
+    shapes = {"svf_z.weight": (32,), "svf_fingerprint": (32,), "svf_probe": (16,)}
+    assert {key: tuple(value.shape) for key, value in tensors.items()} == {
+        f"{linear}.{name}": shape for linear in linears for name, shape in shapes.items()
+    }
+    assert all(tensors[f"{linear}.svf_z.weight"].dtype == torch.float32 for linear in linears)
+    W = llama.model.layers[1].mlp.up_proj.weight
+    recorded = tensors["base_model.model.model.layers.1.mlp.up_proj.svf_fingerprint"]
+    assert bytes(recorded.tolist()).hex() == fingerprint(W)
+    assert (saved / WEIGHTS).stat().st_size < 5_000
+
+
+def test_the_configuration_comes_back_with_presets_as_expressions(make_llama: Callable, tmp_path: Path) -> None:
+    config = SVFConfig(
+        target_modules="mlp+attention",
+        exclude_modules=["up_proj"],
+        layers_to_transform=[1],
+        parameterization="sigmoid",
+        max_multiplier=3.0,
+        renormalize=True,
+        init="random",
+        init_std=0.02,
+    )
+    get_peft_model(make_llama(), config).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["peft_type"] == "SVF"
+    assert written["target_modules"] == TARGETS["mlp+attention"]
+    assert len(bytes.fromhex(written["base_fingerprint"])) == 32
+    loaded = PeftConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, SVFConfig)
+    ignored = ("base_fingerprint", "inference_mode", "auto_mapping", "peft_version")
+    assert {k: v for k, v in loaded.to_dict().items() if k not in ignored} == {
+        k: v for k, v in config.to_dict().items() if k not in ignored
+    }
+
+
+def test_one_configuration_serves_two_models(make_llama: Callable, logits: Callable, tmp_path: Path) -> None:
+    config = SVFConfig()
+    one, two = get_peft_model(make_llama(seed=0), config), get_peft_model(make_llama(seed=1), config)
+    for seed, model in enumerate((one, two)):
+        model.save_pretrained(tmp_path / str(seed))
+        loaded = PeftModel.from_pretrained(make_llama(seed=seed), tmp_path / str(seed))
+        assert torch.equal(logits(loaded), logits(model))
+
+
+def test_every_adapter_records_its_base(make_llama: Callable, tmp_path: Path) -> None:
+    model = get_peft_model(make_llama(), SVFConfig())
+    model.add_adapter("second", SVFConfig(target_modules="attention"))
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
+    assert written["base_fingerprint"]
+    config = SVFConfig(target_modules="attention", base_fingerprint=written["base_fingerprint"])
+    with pytest.raises(SVFError, match="other base weights"):
+        get_peft_model(make_llama(seed=1), SVFConfig()).add_adapter("second", config)
+
+
+# How it comes back
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_from_pretrained(
+    saved: Path, trained: Tensor, make_llama: Callable, logits: Callable, low_cpu_mem_usage: bool
+) -> None:
+    model = PeftModel.from_pretrained(make_llama(), saved, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert torch.equal(logits(model), trained)
+    assert not any(p.is_meta or p.requires_grad for p in model.parameters())
+    model = PeftModel.from_pretrained(make_llama(), saved, is_trainable=True, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert {name.rpartition(".svf_")[2] for name, p in model.named_parameters() if p.requires_grad} == {
+        "z.default.weight"
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_trainable", [False, True])
+def test_transformers_load_adapter(
+    make_llama: Callable, logits: Callable, perturb: Callable, tmp_path: Path, dtype: torch.dtype, is_trainable: bool
+) -> None:
+    model = perturb(get_peft_model(make_llama().to(dtype), SVFConfig()))
+    model.save_pretrained(tmp_path)
+    loaded = make_llama().to(dtype)
+    loaded.load_adapter(tmp_path, is_trainable=is_trainable)
+    assert torch.equal(logits(loaded), logits(model))
+    for ours, theirs in zip(svf_layers(loaded).values(), svf_layers(model).values(), strict=True):
+        assert ours.svf_z["default"].weight.dtype == torch.float32
+        assert torch.equal(ours.svf_z["default"].weight, theirs.svf_z["default"].weight)
+    assert {name.rpartition(".svf_")[2] for name, p in loaded.named_parameters() if p.requires_grad} == (
+        {"z.default.weight"} if is_trainable else set()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_auto_classes_find_base_and_adapter(
+    make_llama: Callable, perturb: Callable, logits: Callable, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    make_llama().to(dtype).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype)
+    model = perturb(get_peft_model(base, SVFConfig()))
+    model.save_pretrained(tmp_path / "adapter")
+    for auto in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
+        loaded = auto.from_pretrained(tmp_path / "adapter", dtype=dtype)
+        assert len(svf_layers(loaded)) == 6
+        assert torch.equal(logits(loaded.eval()), logits(model.eval()))
+
+
+def test_an_adapter_loads_beside_another_one(
+    saved: Path, trained: Tensor, make_llama: Callable, logits: Callable
+) -> None:
+    model = get_peft_model(make_llama(), SVFConfig(target_modules="attention"))
+    start = logits(model)
+    model.load_adapter(saved, "second")
+    assert torch.equal(logits(model), start)
+    model.set_adapter("second")
+    torch.testing.assert_close(logits(model), trained, rtol=0, atol=1e-5 * float(trained.abs().max()))
+
+
+def test_sigmoid_and_modules_to_save_come_back(
+    make_llama: Callable, perturb: Callable, logits: Callable, tmp_path: Path
+) -> None:
+    config = SVFConfig(parameterization="sigmoid", renormalize=True, modules_to_save=["lm_head"])
+    model = perturb(get_peft_model(make_llama(), config))
+    model.base_model.model.lm_head.modules_to_save["default"].weight.data.mul_(1.5)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_llama(), tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    assert {key for key in load_file(tmp_path / WEIGHTS) if "svf" not in key} == {"base_model.model.lm_head.weight"}
+
+
+def test_an_adapter_saved_while_merged_is_the_same(
+    saved: Path, make_llama: Callable, perturb: Callable, tmp_path: Path
+) -> None:
+    model = perturb(get_peft_model(make_llama(), SVFConfig()))
+    model.merge_adapter()
+    model.save_pretrained(tmp_path / "merged")
+    ours, theirs = load_file(tmp_path / "merged" / WEIGHTS), load_file(saved / WEIGHTS)
+    assert all(torch.equal(value, ours[key]) for key, value in theirs.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_adapter_saved_after_a_cast_loads_onto_the_uncast_base(
+    make_llama: Callable, perturb: Callable, logits: Callable, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    model = perturb(get_peft_model(make_llama(), SVFConfig())).to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_llama(), tmp_path).to(dtype)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_other_base_weights(saved: Path, make_llama: Callable, low_cpu_mem_usage: bool) -> None:
+    assert_refused(make_llama(seed=1), saved, "trained on other base weights", low_cpu_mem_usage)
+
+
+def test_one_changed_element_of_one_weight(saved: Path, make_llama: Callable) -> None:
+    model = make_llama()
+    model.model.layers[1].mlp.down_proj.weight.data[0, 0] += 1e-3
+    assert_refused(model, saved, "trained on other base weights")
+
+
+def test_other_base_weights_without_the_digest_of_the_configuration(saved: Path, make_llama: Callable) -> None:
+    config = json.loads((saved / "adapter_config.json").read_text())
+    (saved / "adapter_config.json").write_text(json.dumps({**config, "base_fingerprint": None}))
+    model = make_llama()
+    model.model.layers[1].mlp.down_proj.weight.data[0, 0] += 1e-3
+    assert_refused(model, saved, "trained on other weights than those of model.layers.1.mlp.down_proj")
+
+
+def test_a_base_in_another_type(saved: Path, make_llama: Callable) -> None:
+    assert_refused(make_llama().to(torch.bfloat16), saved, "in the dtype of its training")
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 64}, {"intermediate_size": 40}, {"num_hidden_layers": 1}], ids=str)
+def test_a_base_of_another_shape(saved: Path, make_llama: Callable, sizes: dict[str, int]) -> None:
+    assert_refused(make_llama(**sizes), saved, "trained on other base weights")
+
+
+def test_transformers_load_adapter_refuses_other_weights_too(saved: Path, make_llama: Callable) -> None:
+    with pytest.raises(SVFError, match="trained on other base weights"):
+        make_llama(seed=1).load_adapter(saved)
+
+
+@pytest.mark.parametrize("ending", [".svf_z.weight", ".svf_fingerprint", ".svf_probe"])
+def test_a_missing_tensor(saved: Path, llama: PreTrainedModel, ending: str) -> None:
+    edit(saved, lambda tensors: tensors.pop(first(tensors, ending)))
+    assert_refused(llama, saved, rf"lacks model.layers.0.mlp.down_proj\{ending}: it is damaged")
+
+
+def test_z_of_a_layer_that_is_not_adapted(saved: Path, llama: PreTrainedModel) -> None:
+    config = json.loads((saved / "adapter_config.json").read_text())
+    config.update(target_modules=TARGETS["attention"], base_fingerprint=None)
+    (saved / "adapter_config.json").write_text(json.dumps(config))
+    assert_refused(llama, saved, "z for .*mlp.*not adapted in this model")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_z_that_is_not_finite(saved: Path, llama: PreTrainedModel, value: float) -> None:
+    edit(saved, lambda tensors: tensors[first(tensors, ".svf_z.weight")].fill_(value))
+    assert_refused(llama, saved, "not finite")
+
+
+@pytest.mark.parametrize("size", [31, 33, 1])
+def test_z_of_another_length(saved: Path, llama: PreTrainedModel, size: int) -> None:
+    edit(saved, lambda tensors: tensors.update({first(tensors, ".svf_z.weight"): torch.ones(size)}))
+    assert_refused(llama, saved, "damaged")
+
+
+def test_z_that_was_altered(saved: Path, llama: PreTrainedModel) -> None:
+    edit(saved, lambda tensors: tensors[first(tensors, ".svf_z.weight")].mul_(1.1))
+    assert_refused(llama, saved, "probe")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten"])
+def test_a_damaged_file_is_an_error_of_the_file_format(saved: Path, llama: PreTrainedModel, damage: str) -> None:
+    data = (saved / WEIGHTS).read_bytes()
+    (saved / WEIGHTS).write_bytes({"truncated": data[:-10], "emptied": b"", "overwritten": b"x" * 200}[damage])
+    with pytest.raises(Exception, match=r"[Hh]eader|[Mm]etadata|mmap|empty") as caught:  # safetensors' own type
+        PeftModel.from_pretrained(llama, saved)
+    assert "\n" not in str(caught.value)
+
+
+# Other factors of the same weight
+
+
+def with_factors(monkeypatch: pytest.MonkeyPatch, change: Callable[[Factors], Factors]) -> None:
+    def changed(weight: Tensor) -> Factors:
+        return change(thin_svd(weight))
+
+    monkeypatch.setattr("svf_rl.svf.model.thin_svd", changed)
+
+
+def flip_signs(factors: Factors) -> Factors:
+    sign = torch.where(torch.arange(factors.s.numel()) % 2 == 0, 1.0, -1.0).double()
+    return Factors(factors.U * sign, factors.s, factors.Vt * sign[:, None])
+
+
+def rotate(factors: Factors) -> Factors:
+    """Another orthogonal basis, the same in U and V: the same W only where singular values are equal."""
+    r = factors.s.numel()
+    Q = torch.linalg.qr(torch.randn(r, r, generator=torch.Generator().manual_seed(5), dtype=torch.float64)).Q
+    return Factors(factors.U @ Q, factors.s, Q.T @ factors.Vt)
+
+
+def degenerate(model: PreTrainedModel) -> PreTrainedModel:
+    """All singular values of the MLP weights are equal: their factors are not determined."""
+    for layer in model.model.layers:
+        for linear in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+            factors = thin_svd(linear.weight)
+            linear.weight.data = (0.2 * factors.U @ factors.Vt).float()
+    return model
+
+
+def test_flipped_signs_are_the_same_decomposition(
+    saved: Path, trained: Tensor, llama: PreTrainedModel, logits: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_factors(monkeypatch, flip_signs)
+    loaded = logits(PeftModel.from_pretrained(llama, saved))
+    torch.testing.assert_close(loaded, trained, rtol=0, atol=1e-5 * float(trained.abs().max()))
+
+
+def test_rotated_factors_of_the_same_weight_are_refused(
+    make_llama: Callable, perturb: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perturb(get_peft_model(degenerate(make_llama()), SVFConfig())).save_pretrained(tmp_path)
+    with_factors(monkeypatch, rotate)
+    assert_refused(degenerate(make_llama()), tmp_path, "factors of .* are not those of the adapter's training")
+
+
+def test_rotated_factors_do_not_matter_where_z_is_uniform(
+    make_llama: Callable, logits: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = get_peft_model(degenerate(make_llama()), SVFConfig())
+    for layer in svf_layers(model).values():
+        layer.svf_z["default"].weight.data.fill_(1.2)
+    model.save_pretrained(tmp_path)
+    expected = logits(model)
+    with_factors(monkeypatch, rotate)
+    loaded = logits(PeftModel.from_pretrained(degenerate(make_llama()), tmp_path))
+    torch.testing.assert_close(loaded, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+# A refusal leaves things as they were
+
+
+def test_a_refused_second_adapter_leaves_the_first_in_use(
+    saved: Path, make_llama: Callable, perturb: Callable, logits: Callable
+) -> None:
+    model = perturb(get_peft_model(make_llama(seed=1), SVFConfig()))
+    before = logits(model)
+    with pytest.raises(SVFError, match="other base weights"):
+        model.load_adapter(saved, "wrong")
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(logits(model), before)
+
+
+def test_an_adapter_survives_a_copy_of_its_folder(
+    saved: Path, trained: Tensor, llama: PreTrainedModel, logits: Callable, tmp_path: Path
+) -> None:
+    shutil.copytree(saved, tmp_path / "elsewhere")
+    shutil.rmtree(saved)
+    assert torch.equal(logits(PeftModel.from_pretrained(llama, tmp_path / "elsewhere")), trained)
+
+
+def test_copies_and_pickles_of_the_whole_model(
+    llama: PreTrainedModel, perturb: Callable, logits: Callable, tmp_path: Path
+) -> None:
+    model: nn.Module = perturb(get_peft_model(llama, SVFConfig(parameterization="sigmoid")))
+    torch.save(model, tmp_path / "model.pt")
+    for other in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert torch.equal(logits(other), logits(model))
+        other.save_pretrained(tmp_path / "adapter")
+        assert (tmp_path / "adapter" / WEIGHTS).is_file()
