@@ -86,9 +86,8 @@ def decompose_once(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """
-    Seconds of each contender in each of `repeats` rounds: A, B, C, A, B, C, ..., the order turned by one each round, so
-    that other load on the machine, and whatever a contender leaves in caches, hits all alike. One round goes before, to
-    warm up.
+    Seconds of each contender in each of `repeats` rounds: A, B, C, B, C, A, ..., the order turned by one each round,
+    so that other load on the machine hits all alike. One round goes before, to warm up.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)

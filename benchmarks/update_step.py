@@ -2,11 +2,11 @@
 
     python benchmarks/update_step.py [--device cuda] [--shape 8b] [--out results.json]
 
-An update is the policy's forward pass, the REINFORCE loss, the backward pass and a step of Adam, on 16 sequences of 256
-tokens in one micro-batch, of which the last 192 are the completion; MLP weights are adapted. The second part adds the
-exact KL and its reference pass. Each contender lives in a process of its own, and the processes take turns, one update
-each. Peak memory is measured afterwards, in fresh processes, above what the loaded model, the factors and the first
-update's optimizer state take.
+An update is the policy's forward pass, the REINFORCE loss, the backward pass and a step of Adam, on 16 sequences of
+256 tokens in one micro-batch, of which the last 192 are the completion; MLP weights are adapted. The second row adds
+the exact KL and its reference pass. Each contender lives in a process of its own, and the processes take turns, one
+update each. Peak memory is measured afterwards, in fresh processes: what an update takes above the loaded model and,
+where there are any, its factors.
 """
 
 import gc
@@ -58,7 +58,7 @@ Update = Callable[[Tensor, Tensor, bool], None]
 def loss_of(
     model: nn.Module, ids: Tensor, advantages: Tensor, as_reference: Callable[[], AbstractContextManager[None]] | None
 ) -> Tensor:
-    """The objective of one micro-batch by the trainer's own functions; with the exact KL where `as_reference` is given,
+    """The objective of one micro-batch by the trainer's own functions, with the exact KL where `as_reference` is given:
     a context in which `model` is the reference."""
     attention = torch.ones_like(ids)
     ref_hidden = None
@@ -144,7 +144,7 @@ CONTENDERS: dict[str, Callable[[PreTrainedModel], Update]] = {
 
 
 def contender(pipe: Connection, name: str, shape: str, device: str) -> None:
-    """A process's life: load, then one update for every `("update", with_kl)`, and the peak for `("peak", with_kl)`."""
+    """A process's life: load, then one update for each `("update", with_kl)`, or its memory for `("peak", with_kl)`."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     update = CONTENDERS[name](random_llama(SHAPES[shape].config(), dtype, device))
     generator = torch.Generator().manual_seed(1)

@@ -18,9 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("svf-rl", description="Reinforcement learning on singular values.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser(
-        "train", help="train from a recipe: svf-rl train RECIPE.yaml [--key value ...]", add_help=False
-    )
+    commands.add_parser("train", help="train from a recipe: svf-rl train RECIPE.yaml [--key value ...]", add_help=False)
     _add_decompose(commands)
     known = parser.parse_args(given)
     with one_line_errors(known.debug) as outcome:

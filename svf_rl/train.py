@@ -130,7 +130,7 @@ class _Phases:
 
 @contextmanager
 def _no_half_written(output: Path) -> Iterator[None]:
-    """A run that bad input ends before its first checkpoint leaves no output folder behind, if there was none before."""
+    """A run that bad input ends before its first checkpoint leaves no output folder, if there was none before."""
     existed = output.exists()
     try:
         yield

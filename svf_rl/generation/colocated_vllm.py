@@ -84,8 +84,8 @@ class ColocatedVLLM:
             raise SVFError(
                 f"vLLM repacked {empty[0]}, so that no weight can be synced: report this with your CPU's name"
             )
-        if self._sleeps:
-            self.llm.sleep(level=2)
+        self.stale = False
+        self._sleep()
 
     @property
     def model(self) -> nn.Module:
@@ -95,6 +95,8 @@ class ColocatedVLLM:
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
     ) -> list[Completion]:
+        if self.stale:
+            raise RuntimeError("the engine dropped its weights when it slept: sync before generating")
         if self._sleeps:
             self.llm.wake_up(tags=["kv_cache"])
         # A cached prefix was computed in another batch and differs in the last bits: without it, what is generated
@@ -106,8 +108,7 @@ class ColocatedVLLM:
                 [_sampling_params(sampling, seed) for seed in seeds],
                 use_tqdm=progress,
             )
-        if self._sleeps:
-            self.llm.sleep(level=2)
+        self._sleep()
         return [_completion(output.outputs[0]) for output in outputs]
 
     def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
@@ -120,7 +121,14 @@ class ColocatedVLLM:
                 self.model.load_weights([(name, weight)])
                 tensors, pushed = tensors + 1, pushed + weight.numel() * weight.element_size()
         self.llm.reset_prefix_cache()
+        self.stale = False
         return SyncReport(tensors, pushed)
+
+    def _sleep(self) -> None:
+        """Level 2 frees the weights instead of keeping a copy on the CPU: the trained model has them all."""
+        if self._sleeps:
+            self.llm.sleep(level=2)
+            self.stale = True
 
 
 def _sampling_params(sampling: Sampling, seed: int) -> Any:
@@ -164,9 +172,10 @@ def _launched() -> Iterator[None]:
 
 @contextmanager
 def _preserved_rng() -> Iterator[None]:
-    """Building an engine reseeds Python, NumPy and torch; the training's streams must not depend on it."""
+    """Building an engine reseeds Python, NumPy and torch, and sampling draws from torch's generator beside those of the
+    samples; the training's streams must not depend on either."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         yield
     random.setstate(python)
     np.random.set_state(numpy)

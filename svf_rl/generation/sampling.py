@@ -45,6 +45,9 @@ class SyncReport:
 class Rollouts(Protocol):
     """A generator of completions."""
 
+    stale: bool
+    """Whether it has lost its weights (sleep), so that it needs a `sync` before it can generate again."""
+
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
     ) -> list[Completion]:

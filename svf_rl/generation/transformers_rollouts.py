@@ -18,6 +18,8 @@ class TransformersRollouts:
         batch_size (`int`, *optional*, defaults to 64): Prompts decoded together.
     """
 
+    stale = False
+
     def __init__(self, model: nn.Module, *, eos_token_ids: list[int], pad_token_id: int, batch_size: int = 64):
         self._model, self._eos, self._pad, self._batch_size = model, eos_token_ids, pad_token_id, batch_size
 

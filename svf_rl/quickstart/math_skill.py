@@ -11,8 +11,7 @@ from svf_rl.quickstart.example import Example, Skill
 NAMES = ("Tom Ann Ben Eva Sam Mia Leo Zoe Max Ida Tim Amy Dan Joy Ray Kim Bob Sue Ali Meg Jon Liz Gus Pam").split()
 NEW_NAMES = "Otto Nora Hugo Lena Ravi Tess".split()
 THINGS = (
-    "eggs pens cups books coins cards stamps apples shells cakes keys bags nuts pears balls hats rings toys beads "
-    "plums"
+    "eggs pens cups books coins cards stamps apples shells cakes keys bags nuts pears balls hats rings toys beads plums"
 ).split()
 NEW_THINGS = "lemons stones boats spoons ropes tickets".split()
 

@@ -68,7 +68,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self.svf_z = nn.ModuleDict()
         self.svf_mask: dict[str, Mask] = {}
         self.reference = False  # compute as if m were 1, see `reference_mode`
-        self.merged_adapters = []
+        self.merged_adapters: list[str] = []
         self.weight_id = weight_id
         self._unmerged_weight: Tensor | None = None
 
@@ -124,10 +124,13 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         """`W'` of the given adapters (default: the active ones), a new tensor in the base layer's layout and type."""
         factors = self.svf_factors
         names = self.active_adapters if adapter_names is None else adapter_names
-        delta = torch.zeros_like(factors.s)
+        # in fp64: the rounding of an fp32 delta moves one element in eight of an fp32 W' by a bit or more
+        s = factors.s.double()
+        delta = torch.zeros_like(s)
         for name in names:
             if name in self.svf_z:
-                delta = delta + factors.s * (self.multiplier(name).detach() - 1)
+                z = self.svf_z[name].weight.detach().double()
+                delta = delta + s * (self.svf_mask[name](z, s) - 1)
         transposed = self.transposed
         weight = self.base_weight().T if transposed else self.base_weight()
         merged = merged_weight(weight, factors.U, factors.Vt, delta)

@@ -21,7 +21,7 @@ def merged_weight(weight: Tensor, U: Tensor, Vt: Tensor, delta: Tensor) -> Tenso
         delta (`Tensor` of shape `(r,)`): `s·(m − 1)`.
 
     Returns:
-        `Tensor` of shape `(out, in)` in the type of `weight`. Extra memory: the result and two blocks of 512 × r.
+        `Tensor` of shape `(out, in)` in the type of `weight`. Extra memory: the result and a few blocks of 512 × r.
     """
     # bf16 needs fp32 sums; an fp32 weight needs fp64, or the sum over r terms already moves the last bit.
     wide = torch.float64 if weight.dtype in (torch.float32, torch.float64) else torch.float32

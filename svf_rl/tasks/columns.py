@@ -72,8 +72,7 @@ def _messages(value: Any, system_prompt: str | None, where: str) -> list[dict[st
     if isinstance(value, str):
         return chat(value, system_prompt)
     is_chat = isinstance(value, list) and all(
-        isinstance(message, dict) and isinstance(message.get("content"), str) and "role" in message
-        for message in value
+        isinstance(message, dict) and isinstance(message.get("content"), str) and "role" in message for message in value
     )
     if not is_chat or not value:
         raise SVFError(f"{where} must be text or a list of messages with role and content, not {str(value)[:80]!r}")

@@ -13,8 +13,8 @@ TIMING = ("time/", "step_time", "train_runtime", "train_samples_per_second", "tr
 class MetricsFile(TrainerCallback):
     """Writes every logged line of metrics to `metrics.jsonl` in the output folder."""
 
-    def __init__(self) -> None:
-        self._mode = "w"  # the first line of a run begins the file anew
+    def __init__(self, resume: bool = False) -> None:
+        self._mode = "a" if resume else "w"  # the first line of a new run begins the file anew
 
     def on_log(
         self,

@@ -54,7 +54,7 @@ class SVFReinforceConfig(GRPOConfig):
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning-rate schedule."})
     beta: float = field(default=0.1, metadata={"help": "Coefficient of the KL term (lambda in the paper)."})
     logging_steps: float = field(default=1, metadata={"help": "Log metrics every so many updates."})
-    report_to: None | str | list[str] = field(
+    report_to: str | list[str] | None = field(
         default="tensorboard", metadata={"help": "Where metrics go: tensorboard, trackio, wandb or none."}
     )
     bf16: bool | None = field(
@@ -133,7 +133,7 @@ class SVFReinforceConfig(GRPOConfig):
         off_policy = self.num_iterations > 1 or self.steps_per_generation > self.gradient_accumulation_steps
         if off_policy and not (self.use_vllm and self.vllm_importance_sampling_correction):
             raise SVFError(
-                "several updates from one set of completions (num_iterations > 1, or steps_per_generation > "
+                "several updates from one set of completions (num_iterations > 1 or steps_per_generation > "
                 "gradient_accumulation_steps) need use_vllm with vllm_importance_sampling_correction and temperature > 0"
             )
         if self.gradient_accumulation_steps % self.steps_per_generation and (

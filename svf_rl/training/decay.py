@@ -15,6 +15,8 @@ def decay_towards_identity(optimizer: torch.optim.Optimizer, model: nn.Module, w
     Decaying `z` itself would scale every singular value towards 0 and destroy the model. The decay is decoupled, as in
     AdamW: after each step, `z ← z − lr · weight_decay · (z − 1)`.
     """
+    if any("towards_identity" in group for group in optimizer.param_groups):
+        return  # it does already: `train` was called a second time
     identity: dict[nn.Parameter, float] = {
         vector.weight: layer.svf_mask[name].identity
         for layer in svf_layers(model).values()

@@ -1,4 +1,4 @@
-"""What the trainer asks of a model: last hidden states, the output layer, the reference, the state of what is trained."""
+"""What the trainer asks of a model: hidden states, the output layer, the reference, the state of what is trained."""
 
 import hashlib
 import types

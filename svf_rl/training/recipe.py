@@ -115,9 +115,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         explicit[key] = parse_override(key, text, _type_of(key, wanted))
     values.update(explicit)
     if values.get("reward_weights") is not None:
-        raise SVFError(
-            "reward_weights is not read: give each reward its weight, as in rewards: [{name: …, weight: 2}]"
-        )
+        raise SVFError("reward_weights is not read: give each reward its weight, as in rewards: [{name: …, weight: 2}]")
     values.setdefault("output_dir", f"runs/{path.stem}")
     warnings: list[str] = []
     if not torch.cuda.is_available():

@@ -1,8 +1,8 @@
 """`SVFReinforceTrainer`: TRL's GRPO trainer with a REINFORCE objective, its own rollouts and held-out evaluation.
 
 Kept from TRL: data and sampler, tokenisation, reward functions, batching over micro-steps, logging, checkpoints.
-Replaced: where completions come from (`_generate_single_turn`), advantages (`_generate_and_score_completions`), the loss
-(`_compute_loss`) and evaluation (`evaluate`). Left out: tools, environments, vision, several passes with clipping.
+Replaced: where completions come from (`_generate_single_turn`), advantages (`_generate_and_score_completions`), the
+loss (`_compute_loss`) and evaluation (`evaluate`). Left out: tools, environments, vision, clipped ratios.
 """
 
 import time
@@ -112,7 +112,7 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.rollouts = rollouts or build_rollouts(
             self.model, args, self.accelerator.device.type, self.eos_token_ids, self._tokenizer.pad_token_id
         )
-        self.add_callback(MetricsFile())
+        self.add_callback(MetricsFile(resume=bool(args.resume_from_checkpoint)))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -123,10 +123,10 @@ class SVFReinforceTrainer(GRPOTrainer):
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
     def sync_weights(self, everything: bool = False) -> None:
-        """Bring the generator up to date, unless nothing that is trained has changed since the last time."""
+        """Bring the generator up to date, unless it is and nothing that is trained has changed since the last time."""
         model = self.accelerator.unwrap_model(self.model)
         digest = trainable_digest(model)
-        if digest != self._synced or everything:
+        if digest != self._synced or everything or self.rollouts.stale:
             with self._timed("sync"):
                 report = self.rollouts.sync(model, everything)
             self._synced = digest
@@ -141,10 +141,12 @@ class SVFReinforceTrainer(GRPOTrainer):
         first = (within * self.accelerator.num_processes + self.accelerator.process_index) * len(prompt_ids)
         seeds = [sample_seed(self.args.seed, "train", step, first + i) for i in range(len(prompt_ids))]
         self.sync_weights()
+        before = self._seconds["rollout"]
         with self._timed("rollout"):
             completions = self.rollouts.generate(prompt_ids, self.sampling, seeds)
+        seconds = self._seconds["rollout"] - before
         tokens = gather(torch.tensor(sum(len(c.token_ids) for c in completions), device=self.accelerator.device))
-        self._metrics["train"]["time/tokens_per_second"].append(tokens.sum().item() / self._seconds["rollout"])
+        self._metrics["train"]["time/tokens_per_second"].append(tokens.sum().item() / seconds)
         logprobs = [c.logprobs for c in completions if c.logprobs is not None]
         return [c.token_ids for c in completions], logprobs if len(logprobs) == len(completions) else None
 
@@ -211,8 +213,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         loss = objective.reinforce_loss(
             logps, inputs["advantages"], mask, weights, kl, args.beta, args.loss_reduction, float(inputs["sequences"])
         )
-        # transformers divides by the accumulation steps, DDP by the processes; the loss is a mean already
-        return loss * self.current_gradient_accumulation_steps * self.accelerator.num_processes
+        # DDP divides by the processes, and nothing by the accumulation steps (TRL turns that off): micro-batches add up
+        return loss * self.accelerator.num_processes
 
     def _statistics(self, model: Any, inputs: dict[str, Any], with_reference: bool) -> TokenStatistics:
         """Statistics of the completion tokens that count, `(n,)` each, row by row."""
@@ -276,8 +278,8 @@ class SVFReinforceTrainer(GRPOTrainer):
             `items`, `completion_length` in tokens, `clipped_ratio`, `time`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None or len(dataset) == 0:
-            raise SVFError("evaluation needs held-out items: give an eval_dataset")
+        if not isinstance(dataset, Dataset) or len(dataset) == 0:
+            raise SVFError("evaluation needs held-out items: give one Dataset with rows as eval_dataset")
         start, training = time.perf_counter(), self.model.training
         self.model.eval()
         self.sync_weights()
@@ -306,7 +308,9 @@ class SVFReinforceTrainer(GRPOTrainer):
         }
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in values.items()}
         Trainer.log(self, {**metrics, f"time/{metric_key_prefix}": time.perf_counter() - start})
-        if metric_key_prefix == "eval":  # what selects a checkpoint or stops a run; a report before or after does neither
+        if (
+            metric_key_prefix == "eval"
+        ):  # what selects a checkpoint or stops a run; a report before or after does neither
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.model.train(training)
         return metrics
@@ -323,24 +327,28 @@ class SVFReinforceTrainer(GRPOTrainer):
             model.set_adapter(active)
             model.delete_adapter("saved")
 
-    def _rewards_of(
-        self, items: list[dict[str, Any]], prompts: list[Any], completions: Sequence[Completion]
-    ) -> Tensor:
+    def _rewards_of(self, items: list[dict[str, Any]], prompts: list[Any], completions: Sequence[Completion]) -> Tensor:
         ids = [c.token_ids for c in completions]
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         conversational = isinstance(prompts[0], list)
         answers = [[{"role": "assistant", "content": text}] if conversational else text for text in texts]
-        return self._calculate_rewards(items, prompts, answers, ids)
+        rewards = self._calculate_rewards(items, prompts, answers, ids)
+        # what rewards log here (log_extra, log_metric) would come up among the rows of the next training batch
+        self._pending_extra_logs.clear()
+        self._pending_metrics.clear()
+        return rewards
 
     # ---- metrics ------------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        self._seconds = {}
-        start = time.perf_counter()
+        if self._step % self.current_gradient_accumulation_steps == 0:  # the first micro-batch of an update
+            self._seconds = dict.fromkeys(("rollout", "reward", "sync", "update"), 0.0)
+        start, before = time.perf_counter(), sum(self._seconds.values())
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._seconds["update"] = time.perf_counter() - start - sum(self._seconds.values())
-        for name, seconds in self._seconds.items():
-            self._metrics["train"][f"time/{name}"].append(seconds)
+        self._seconds["update"] += time.perf_counter() - start - (sum(self._seconds.values()) - before)
+        if self._step % self.current_gradient_accumulation_steps == 0:  # the step counter has moved on: the last one
+            for name, seconds in self._seconds.items():
+                self._metrics["train"][f"time/{name}"].append(seconds)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -14,6 +14,7 @@ from svf_rl.svf import SVFConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from weight_check import move
 
+
 def _rng_states() -> tuple[Any, ...]:
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 

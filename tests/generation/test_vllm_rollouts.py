@@ -79,14 +79,15 @@ def test_logprobs_are_those_of_the_distribution_that_was_sampled_from(
 def test_a_finished_completion_ends_with_eos_and_its_logprob(
     vllm_engine: ColocatedVLLM, model: PeftModel, prompts: list[list[int]]
 ) -> None:
-    sampling = Sampling(max_tokens=24)
-    completions = vllm_engine.generate(prompts * 3, sampling, range(3 * len(prompts)))
+    whole = vllm_engine.generate(prompts, Sampling(100), range(len(prompts)))
+    limit = sorted(len(c.token_ids) for c in whole)[len(whole) // 2]
+    completions = vllm_engine.generate(prompts, Sampling(limit), range(len(prompts)))
     finished = [c for c in completions if c.token_ids[-1] == EOS]
     cut_off = [c for c in completions if c.token_ids[-1] != EOS]
     assert finished
     assert cut_off
     assert all(EOS not in c.token_ids[:-1] for c in completions)
-    assert all(len(c.token_ids) == 24 for c in cut_off)
+    assert all(len(c.token_ids) == limit for c in cut_off)
     assert all(len(c.logprobs) == len(c.token_ids) and c.logprobs[-1] <= 0 for c in finished)
 
 
@@ -94,11 +95,12 @@ def test_each_completion_has_a_seed_of_its_own(
     vllm_engine: ColocatedVLLM, model: PeftModel, prompts: list[list[int]]
 ) -> None:
     same = [prompts[0]] * 8
-    different = vllm_engine.generate(same, Sampling(24), range(8))
+    sampling = Sampling(24, temperature=1.5)
+    different = vllm_engine.generate(same, sampling, range(8))
     assert len({tuple(c.token_ids) for c in different}) > 4
-    assert len({tuple(c.token_ids) for c in vllm_engine.generate(same, Sampling(24), [7] * 8)}) == 1
+    assert len({tuple(c.token_ids) for c in vllm_engine.generate(same, sampling, [7] * 8)}) == 1
     # the seed and not the place in the batch decides
-    backwards = vllm_engine.generate(same, Sampling(24), range(7, -1, -1))
+    backwards = vllm_engine.generate(same, sampling, range(7, -1, -1))
     assert [c.token_ids for c in backwards] == [c.token_ids for c in reversed(different)]
 
 

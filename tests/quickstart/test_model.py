@@ -109,9 +109,7 @@ def test_a_context_of_two_thousand_tokens_gives_finite_logits(model: PreTrainedM
         assert model(ids).logits.isfinite().all()
 
 
-def test_bfloat16_and_float32_mostly_write_the_same(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_bfloat16_and_float32_mostly_write_the_same(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     prompts = [example.prompt for skill in SKILLS for example in make_examples(skill, "test", 40, seed=13)]
     short = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.bfloat16)
     pairs = zip(greedy(model, tokenizer, prompts), greedy(short, tokenizer, prompts), strict=True)

@@ -281,3 +281,14 @@ def test_disabling_is_undone_with_its_context(llama: PreTrainedModel, logits: Ca
     with model.disable_adapter():
         assert torch.equal(logits(model), base)
     assert torch.equal(logits(model), trained)
+
+
+def test_conversion_to_lora_of_full_rank_is_the_same_model(
+    make_llama: Callable, logits: Callable, perturb: Callable
+) -> None:
+    model = perturb(get_peft_model(make_llama(), SVFConfig()))
+    trained = logits(model)
+    config, weights = peft.convert_to_lora(model, rank=32)
+    lora = get_peft_model(make_llama(), config)
+    peft.set_peft_model_state_dict(lora, weights)
+    torch.testing.assert_close(logits(lora), trained, rtol=0, atol=1e-5 * float(trained.abs().max()))

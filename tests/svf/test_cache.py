@@ -53,9 +53,7 @@ def test_other_weights_and_dtypes_are_other_entries(cache: FactorCache) -> None:
     assert not cache.contains(key, torch.float32)
 
 
-def test_another_version_of_the_algorithm_is_another_entry(
-    cache: FactorCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_version_of_the_algorithm_is_another_entry(cache: FactorCache, monkeypatch: pytest.MonkeyPatch) -> None:
     key, _, _ = stored(cache)
     monkeypatch.setattr(cache_module, "ALGORITHM_VERSION", 999)
     assert cache.load(key, torch.bfloat16) is None
@@ -120,9 +118,7 @@ def test_loaded_factors_do_not_change_with_the_file(cache: FactorCache) -> None:
     assert torch.equal(loaded.Vt, factors.Vt)
 
 
-def test_a_damaged_file_that_cannot_be_removed_is_not_used(
-    cache: FactorCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_file_that_cannot_be_removed_is_not_used(cache: FactorCache, monkeypatch: pytest.MonkeyPatch) -> None:
     key, _, path = stored(cache)
     path.write_bytes(b"damaged")
 

@@ -360,8 +360,6 @@ def test_a_model_that_is_nowhere_is_refused(cache: FactorCache) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_the_progress_bar_names_the_matrix(
-    llama: Path, cache: FactorCache, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_progress_bar_names_the_matrix(llama: Path, cache: FactorCache, capsys: pytest.CaptureFixture[str]) -> None:
     decompose_checkpoint(str(llama), cache=cache)
     assert "model.layers.2.mlp.down_proj" in capsys.readouterr().err

@@ -91,9 +91,13 @@ def test_two_hundred_merges_leave_the_base_bit_identical(
             assert torch.equal(weight, base[f"{name}.weight"])
 
 
-def test_merging_at_the_start_of_training_changes_nothing(llama: PreTrainedModel) -> None:
-    base = {k: v.clone() for k, v in llama.to(torch.bfloat16).state_dict().items()}
-    merged = get_peft_model(llama, SVFConfig(target_modules="mlp+attention")).merge_and_unload()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"renormalize": True}, {"parameterization": "sigmoid"}], ids=str)
+def test_merging_at_the_start_of_training_changes_nothing(
+    llama: PreTrainedModel, dtype: torch.dtype, options: dict
+) -> None:
+    base = {k: v.clone() for k, v in llama.to(dtype).state_dict().items()}
+    merged = get_peft_model(llama, SVFConfig(target_modules="mlp+attention", **options)).merge_and_unload()
     assert all(torch.equal(value, base[name]) for name, value in merged.state_dict().items())
 
 
@@ -137,7 +141,7 @@ def test_merging_twice_is_merging_once(llama: PreTrainedModel, logits: Callable,
 
 def test_safe_merge_refuses_a_broken_adapter_and_changes_nothing(llama: PreTrainedModel, perturb: Callable) -> None:
     model = perturb(get_peft_model(llama, SVFConfig()))
-    layer = list(svf_layers(model).values())[0]
+    layer = next(iter(svf_layers(model).values()))
     before = layer.get_base_layer().weight.clone()
     layer.svf_z["default"].weight.data[0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):

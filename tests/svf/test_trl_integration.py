@@ -37,7 +37,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def many_w5(completion_ids: list[list[int]], **_: object) -> list[float]:
+def mean_token_id(completion_ids: list[list[int]], **_: object) -> list[float]:
     """A reward that differs between completions, so that there is a gradient."""
     return [float(sum(ids)) / (1 + len(ids)) for ids in completion_ids]
 
@@ -78,7 +78,7 @@ def grpo(
     prompts = Dataset.from_dict({"prompt": [f"w{i} w{i + 1}" for i in range(8)]})
     return GRPOTrainer(
         model=model,
-        reward_funcs=many_w5,
+        reward_funcs=mean_token_id,
         args=arguments,
         train_dataset=prompts,
         processing_class=tokenizer,
@@ -123,8 +123,8 @@ def test_grpo_trainer(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
     trainer.train()
     assert_only_z_moved(trainer.model, base)
     first, second = (entry["kl"] for entry in trainer.state.log_history if "kl" in entry)
-    assert abs(first) < 1e-6  # the reference is the base, and z was 1
-    assert second > 1e-7
+    assert abs(first) < 1e-10  # the reference is the base, and z was 1
+    assert second > 1e-10  # a step of 0.01 in a model whose predictions are nearly uniform
 
 
 def test_grpo_trainer_copies_a_trained_adapter_as_its_reference(
@@ -139,4 +139,4 @@ def test_grpo_trainer_copies_a_trained_adapter_as_its_reference(
         assert not layer.svf_z["ref"].weight.requires_grad
         assert not torch.equal(layer.svf_z["default"].weight, z)
     first = next(entry["kl"] for entry in trainer.state.log_history if "kl" in entry)
-    assert abs(first) < 1e-6
+    assert abs(first) < 1e-10
