@@ -17,7 +17,8 @@ UNSUPPORTED = (
     "use_bias_correction_kl", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef",
     "cast_lm_head_to_fp32", "use_liger_kernel", "liger_kernel_config", "num_generations_eval", "cache_implementation",
     "vllm_mode", "vllm_model_impl", "vllm_tensor_parallel_size", "vllm_structured_outputs_regex",
-    "vllm_importance_sampling_cap", "use_transformers_continuous_batching", "transformers_continuous_batching_config",
+    "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port",
+    "ds3_gather_for_generation", "vllm_importance_sampling_cap", "use_transformers_continuous_batching", "transformers_continuous_batching_config",
     "use_transformers_paged", "max_tool_calling_iterations", "label_smoothing_factor", "neftune_noise_alpha",
 )  # fmt: skip
 _CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
@@ -37,6 +38,7 @@ class SVFReinforceConfig(GRPOConfig):
             (mean of the prompt's other completions), `"group_mean"`, `"batch_mean"`.
         normalize_advantages (`bool`, *optional*, defaults to `False`): Divide by their standard deviation.
         advantage_clip (`float`, *optional*): Clip advantages to `[-advantage_clip, advantage_clip]`.
+        num_generations (`int`, *optional*, defaults to 8): Completions a prompt; 1 is allowed.
         beta (`float`, *optional*, defaults to `0.1`): Coefficient of the KL term (λ in the paper).
         kl_type (`str`, *optional*, defaults to `"policy_ref"`):
             Exact over the vocabulary: `"policy_ref"` KL(policy ‖ reference), `"ref_policy"` KL(reference ‖ policy).
@@ -53,6 +55,7 @@ class SVFReinforceConfig(GRPOConfig):
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate; z needs far more than weights."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning-rate schedule."})
     beta: float = field(default=0.1, metadata={"help": "Coefficient of the KL term (lambda in the paper)."})
+    num_generations: int | None = field(default=8, metadata={"help": "Completions a prompt; 1 is allowed."})
     logging_steps: float = field(default=1, metadata={"help": "Log metrics every so many updates."})
     report_to: str | list[str] | None = field(
         default="tensorboard", metadata={"help": "Where metrics go: tensorboard, trackio, wandb or none."}
@@ -114,6 +117,8 @@ class SVFReinforceConfig(GRPOConfig):
             raise SVFError(f"beta must not be negative, not {self.beta}")
         if self.advantage_clip is not None and self.advantage_clip <= 0:
             raise SVFError(f"advantage_clip must be positive, not {self.advantage_clip}")
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise SVFError("early_stopping_patience needs evaluations: set eval_strategy to steps or epoch")
         if self.num_generations == 1 and self.advantage in ("leave_one_out", "group_mean"):
             raise SVFError(
                 f"advantage={self.advantage} compares completions of one prompt: set num_generations to 2 or more, or "
@@ -124,7 +129,7 @@ class SVFReinforceConfig(GRPOConfig):
         if self.temperature < 0:
             raise SVFError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
         if self.temperature == 0:
-            if self.num_generations > 1:
+            if (self.num_generations or 1) > 1:
                 raise SVFError(
                     "temperature=0 makes all completions of a prompt the same: set num_generations to 1, or sample"
                 )
@@ -134,7 +139,7 @@ class SVFReinforceConfig(GRPOConfig):
         if off_policy and not (self.use_vllm and self.vllm_importance_sampling_correction):
             raise SVFError(
                 "several updates from one set of completions (num_iterations > 1 or steps_per_generation > "
-                "gradient_accumulation_steps) need use_vllm with vllm_importance_sampling_correction and temperature > 0"
+                "gradient_accumulation_steps) need use_vllm, vllm_importance_sampling_correction and temperature > 0"
             )
         if self.gradient_accumulation_steps % self.steps_per_generation and (
             self.steps_per_generation % self.gradient_accumulation_steps

@@ -15,7 +15,14 @@ from accelerate.utils import gather
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+)
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -57,6 +64,7 @@ class SVFReinforceTrainer(GRPOTrainer):
     """
 
     args: SVFReinforceConfig
+    control: TrainerControl
     _tag_names = ["trl", "svf", "reinforce"]  # noqa: RUF012  (TRL's own attribute)
     _name = "SVF REINFORCE"
     _paper = {  # noqa: RUF012

@@ -91,7 +91,7 @@ def token_statistics(
 
 class _TokenStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -123,7 +123,7 @@ class _TokenStatistics(torch.autograd.Function):
         return logps, entropy, ref_logps, kl
 
     @staticmethod
-    def backward(ctx: Any, grad_logps: Tensor, _e: Tensor, _r: Tensor, grad_kl: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_logps: Tensor, _e: Tensor, _r: Tensor, grad_kl: Tensor) -> Any:
         hidden, weight, bias, labels, ref_hidden, ref_weight, ref_bias = ctx.saved_tensors
         transform: LogitTransform = ctx.transform
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]

@@ -1,0 +1,126 @@
+"""Hidden states, reference and digest, on the models that train."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from svf_rl.svf import SVFConfig
+from svf_rl.training.policy import (
+    add_hidden_states_forward,
+    hidden_states,
+    multiplier_statistics,
+    output_layer,
+    reference,
+    trainable_digest,
+)
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+def _models(tiny_llama: Callable[..., Any]) -> dict[str, Callable[[], Any]]:
+    return {
+        "llama": tiny_llama,
+        "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=5.0)),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL)),
+        "gpt2": lambda: GPT2LMHeadModel(
+            GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=32, initializer_range=0.2)
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3", "gpt2"])
+def test_hidden_states_make_the_models_own_logits_whatever_the_padding(
+    tiny_llama: Callable[..., Any], name: str
+) -> None:
+    from svf_rl.training.vocabulary import LogitTransform
+
+    torch.manual_seed(0)
+    base = _models(tiny_llama)[name]().eval()
+    model = get_peft_model(base, SVFConfig(init="random", init_std=0.2, task_type="CAUSAL_LM")).eval()
+    prompts, completions = [[5, 6, 7, 8, 9], [10, 11], [12]], [[20, 21], [22, 23, 24], [25]]
+    with torch.no_grad():
+        alone = [
+            model(input_ids=torch.tensor([p + c])).logits[0, len(p) - 1 : -1].float()
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+        add_hidden_states_forward(base)
+        ids = torch.tensor([[0] * (5 - len(p)) + p + c + [0] * (3 - len(c)) for p, c in zip(prompts, completions)])
+        mask = torch.tensor(
+            [[0] * (5 - len(p)) + [1] * len(p + c) + [0] * (3 - len(c)) for p, c in zip(prompts, completions)]
+        )
+        states = hidden_states(model, ids, mask, 3)
+        weight, bias = output_layer(model)
+        logits = LogitTransform.of(base.config, 1.0)(torch.nn.functional.linear(states, weight, bias))
+    assert states.shape[:2] == (3, 3)
+    for row, expected in zip(logits, alone, strict=True):
+        torch.testing.assert_close(row[: len(expected)], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_ordinary_call_stays_as_it_was(tiny_llama: Callable[..., Any]) -> None:
+    import inspect
+
+    base, ids = tiny_llama(), torch.tensor([[3, 4, 5]])
+    before, signature = base(ids).logits, inspect.signature(base.forward)
+    add_hidden_states_forward(base)
+    assert torch.equal(base(ids).logits, before)
+    assert inspect.signature(base.forward) == signature
+    assert base.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 6)
+
+
+@pytest.mark.parametrize("adapter", ["svf", "lora"])
+def test_the_reference_is_the_model_before_training(tiny_llama: Callable[..., Any], adapter: str) -> None:
+    base, ids = tiny_llama(), torch.tensor([[3, 4, 5, 6]])
+    untrained = base(ids).logits.detach()
+    config = (
+        SVFConfig(modules_to_save=["norm"], task_type="CAUSAL_LM")
+        if adapter == "svf"
+        else LoraConfig(target_modules=["up_proj"], modules_to_save=["norm"], task_type="CAUSAL_LM")
+    )
+    model = get_peft_model(base, config).eval()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter += 0.3
+    moved = model(input_ids=ids).logits.detach()
+    assert (moved - untrained).abs().max() > 0.1
+    with reference(model):
+        torch.testing.assert_close(model(input_ids=ids).logits, untrained, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model(input_ids=ids).logits, moved)
+    assert all(p.requires_grad for p in trained)
+
+
+def test_the_digest_follows_what_is_trained_and_nothing_else(tiny_llama: Callable[..., Any]) -> None:
+    model = get_peft_model(tiny_llama(), SVFConfig(task_type="CAUSAL_LM"))
+    first = trainable_digest(model)
+    z = next(p for p in model.parameters() if p.requires_grad)
+    frozen = next(p for p in model.parameters() if not p.requires_grad)
+    with torch.no_grad():
+        frozen += 1
+        assert trainable_digest(model) == first
+        z[0] = torch.nextafter(z[0], torch.tensor(2.0))
+    assert trainable_digest(model) != first
+    with torch.no_grad():
+        z[0] = 1.0
+    assert trainable_digest(model) == first
+
+
+def test_statistics_are_those_of_the_multiplier_by_kind_of_module(tiny_llama: Callable[..., Any]) -> None:
+    config = SVFConfig(
+        target_modules="mlp+attention", parameterization="sigmoid", init="random", init_std=0.5, task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(tiny_llama(), config)
+    statistics = multiplier_statistics(model)
+    kinds = {"gate_proj", "up_proj", "down_proj", "q_proj", "v_proj"}
+    assert set(statistics) == {f"z/{kind}/{value}" for kind in kinds for value in ("mean", "std", "min", "max")}
+    z = [p for n, p in model.named_parameters() if "up_proj" in n and p.requires_grad]
+    m = 2 * torch.cat(z).sigmoid()
+    assert statistics["z/up_proj/mean"] == pytest.approx(m.mean().item())
+    assert statistics["z/up_proj/std"] == pytest.approx(m.std(correction=0).item())
+    assert statistics["z/up_proj/min"] == m.min().item()
+    assert statistics["z/up_proj/max"] == m.max().item()
