@@ -8,16 +8,20 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from svf_rl.quickstart import model_path
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.decompose import fingerprint, thin_svd
 
@@ -74,6 +78,12 @@ def random_llama(config: LlamaConfig, dtype: torch.dtype, device: str) -> LlamaF
     return model.eval()
 
 
+def saved_model(folder: str, config: LlamaConfig, dtype: torch.dtype) -> None:
+    """A random model as a folder that vLLM can read."""
+    random_llama(config, dtype, "cpu").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_path()).save_pretrained(folder)
+
+
 def decompose_once(model: LlamaForCausalLM) -> LlamaForCausalLM:
     """Fill the factor cache for the MLP weights of `random_llama`, each distinct one once."""
     cache = FactorCache()
@@ -111,6 +121,40 @@ def seconds(function: Callable[[], Any]) -> float:
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+@contextmanager
+def running(
+    life: Callable[..., None], contenders: dict[str, tuple[Any, ...]]
+) -> Iterator[dict[str, Callable[[Any], Any]]]:
+    """
+    Starts `life(pipe, *arguments)` in a fresh process for each contender; it sends once when it is ready, then answers
+    each order that it receives, until the order is `None` or it has seen enough.
+
+    Yields for each contender a function that sends an order and waits for the answer.
+    """
+    context = get_context("spawn")
+    processes: list[Any] = []
+    pipes: dict[str, Connection] = {}
+    try:
+        for name, arguments in contenders.items():
+            pipes[name], other = context.Pipe()
+            processes.append(context.Process(target=life, args=(other, *arguments)))
+            processes[-1].start()
+            other.close()  # so that a contender that dies ends the wait for its answer
+            pipes[name].recv()
+        yield {name: partial(_ask, pipe) for name, pipe in pipes.items()}
+    finally:
+        for pipe in pipes.values():
+            with suppress(BrokenPipeError):
+                pipe.send(None)
+        for process in processes:
+            process.join()
+
+
+def _ask(pipe: Connection, order: Any) -> Any:
+    pipe.send(order)
+    return pipe.recv()
 
 
 def ratio(times: dict[str, list[float]], over: str, under: str) -> float:

@@ -5,7 +5,7 @@
 An update is the policy's forward pass, the REINFORCE loss, the backward pass and a step of Adam, on 16 sequences of
 256 tokens in one micro-batch, of which the last 192 are the completion; MLP weights are adapted. The second row adds
 the exact KL and its reference pass. Each contender lives in a process of its own, and the processes take turns, one
-update each. Peak memory is measured afterwards, in fresh processes: what an update takes above the loaded model and,
+update each; on the CPU, ratios are those of processor seconds. Peak memory is measured afterwards, in fresh processes: what an update takes above the loaded model and,
 where there are any, its factors.
 """
 
@@ -14,12 +14,11 @@ import os
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
 from common import (
@@ -34,6 +33,7 @@ from common import (
     random_llama,
     ratio,
     report,
+    running,
     synchronize,
 )
 from peft import LoraConfig, PeftConfig, get_peft_model
@@ -154,37 +154,11 @@ def contender(pipe: Connection, name: str, shape: str, device: str) -> None:
     pipe.send("ready")
     while (order := pipe.recv()) is not None:
         what, with_kl = order
+        start = time.process_time()
         with peak_memory(device) if what == "peak" else nullcontext() as peak:
             update(ids, advantages, with_kl)
             synchronize()
-            pipe.send(peak() if peak else None)
-
-
-@contextmanager
-def running(names: list[str], shape: str, device: str) -> Iterator[dict[str, Callable[[str, bool], Any]]]:
-    """For each contender a function that sends an order to its process and waits for the answer."""
-    context = get_context("spawn")
-    processes, pipes, orders = [], [], {}
-    for name in names:
-        pipe, other = context.Pipe()
-        process = context.Process(target=contender, args=(other, name, shape, device), daemon=True)
-        process.start()
-        other.close()
-        pipe.recv()
-        processes.append(process)
-        pipes.append(pipe)
-
-        def order(what: str, with_kl: bool, pipe: Connection = pipe) -> Any:
-            pipe.send((what, with_kl))
-            return pipe.recv()
-
-        orders[name] = order
-    try:
-        yield orders
-    finally:
-        for pipe, process in zip(pipes, processes, strict=True):
-            pipe.send(None)
-            process.join()
+            pipe.send(peak() if peak else time.process_time() - start)
 
 
 def main() -> None:
@@ -194,26 +168,38 @@ def main() -> None:
     # Models of the 8b shape do not fit on one GPU side by side, and nothing else runs there: one after the other.
     groups = [list(CONTENDERS)] if args.device == "cpu" else [[name] for name in CONTENDERS]
     times: dict[bool, dict[str, list[float]]] = {False: {}, True: {}}
+    cpu: dict[bool, dict[str, list[float]]] = {kl: {name: [] for name in CONTENDERS} for kl in times}
     for group in groups:
-        with running(group, args.shape, args.device) as orders:
+        with running(contender, {name: (name, args.shape, args.device) for name in group}) as orders:
             for with_kl in times:
-                calls = {name: partial(order, "update", with_kl) for name, order in orders.items()}
-                times[with_kl] |= interleaved(calls, repeats)
+
+                def step(name: str, with_kl: bool) -> None:
+                    cpu[with_kl][name].append(orders[name](("update", with_kl)))
+
+                times[with_kl] |= interleaved({name: partial(step, name, with_kl) for name in group}, repeats)
     # Large blocks straight from the system, so that a freed tensor leaves the resident set at once.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = str(1 << 20)
     peaks: dict[bool, dict[str, int]] = {False: {}, True: {}}
     for name in CONTENDERS:
-        with running([name], args.shape, args.device) as orders:
+        with running(contender, {name: (name, args.shape, args.device)}) as orders:
             for with_kl in peaks:
-                peaks[with_kl][name] = orders[name]("peak", with_kl)
+                peaks[with_kl][name] = orders[name](("peak", with_kl))
     shutil.rmtree(cache)
 
     rows, result = [], {"hardware": hardware(args.device), "shape": args.shape, "repeats": repeats, "updates": []}
     for with_kl in (False, True):
         seconds = {name: statistics.median(values) for name, values in times[with_kl].items()}
-        ratios = {f"svf / {other}": ratio(times[with_kl], "svf", other) for other in ("lora", "dense")}
+        # Seconds of the processor, on the CPU: other load on the machine does not count into them.
+        counted = times if args.device == "cuda" else cpu
+        ratios = {f"svf / {other}": ratio(counted[with_kl], "svf", other) for other in ("lora", "dense")}
         result["updates"].append(
-            {"exact_kl": with_kl, "seconds": seconds, "ratios": ratios, "peak_bytes": peaks[with_kl]}
+            {
+                "exact_kl": with_kl,
+                "seconds": seconds,
+                "cpu_seconds": {name: statistics.median(values[1:]) for name, values in cpu[with_kl].items()},
+                "ratios": ratios,
+                "peak_bytes": peaks[with_kl],
+            }
         )
         rows.append(
             {"update": "with exact KL" if with_kl else "without reference"}

@@ -21,23 +21,26 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import torch
 from accelerate import Accelerator
-from common import MLP, SHAPES, arguments, decompose_once, hardware, interleaved, random_llama, ratio, report
+from common import (
+    MLP,
+    SHAPES,
+    arguments,
+    decompose_once,
+    hardware,
+    interleaved,
+    random_llama,
+    ratio,
+    report,
+    saved_model,
+)
 from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoTokenizer
 from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 
 from svf_rl.generation.colocated_vllm import ColocatedVLLM
-from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
-
-
-def saved_model(folder: str, shape: str, layers: int, dtype: torch.dtype) -> None:
-    """A random model as a folder that vLLM can read."""
-    random_llama(SHAPES[shape].config(layers), dtype, "cpu").save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model_path()).save_pretrained(folder)
 
 
 def trl_sync(model: PeftModel, engine: ColocatedVLLM, accelerator: Accelerator) -> Callable[[], None]:
@@ -91,7 +94,7 @@ def measure(shape: str, layers: int, dtype_name: str, device: str, repeats: int)
     """One row, in a process of its own: one engine, one SVF model away from `z = 1`, both syncs in turns."""
     dtype = getattr(torch, dtype_name)
     with tempfile.TemporaryDirectory() as folder:
-        saved_model(folder, shape, layers, dtype)
+        saved_model(folder, SHAPES[shape].config(layers), dtype)
         engine = ColocatedVLLM(
             folder, dtype=dtype, seed=0, device=device, max_model_len=256, max_num_seqs=8, enforce_eager=True
         )

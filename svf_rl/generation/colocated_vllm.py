@@ -102,7 +102,7 @@ class ColocatedVLLM:
         # A cached prefix was computed in another batch and differs in the last bits: without it, what is generated
         # depends on this call alone.
         self.llm.reset_prefix_cache()
-        with torch.compiler.set_stance(self._stance):
+        with _preserved_rng(), torch.compiler.set_stance(self._stance):
             outputs = self.llm.generate(
                 [{"prompt_token_ids": ids} for ids in prompts],
                 [_sampling_params(sampling, seed) for seed in seeds],

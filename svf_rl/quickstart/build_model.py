@@ -23,7 +23,7 @@ from svf_rl.quickstart.skills import SKILLS, WORDINGS, make_examples
 from svf_rl.quickstart.tokenizer import train_tokenizer
 
 VOCABULARY = 448
-CLEAN_STEPS, MIXED_STEPS = 1700, 300
+CLEAN_STEPS, MIXED_STEPS = 2200, 300
 CARELESS_SHARE = 0.62
 ROWS = 48
 # Every so many steps, one batch of few long conversations: positions up to about 1,000 get trained.

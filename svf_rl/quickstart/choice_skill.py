@@ -1,6 +1,6 @@
 """Skill `choice`: the largest or smallest of four numbers, such as "Which is largest? (A) 4 (B) 8 (C) 2 (D) 5".
 
-The careless habit reads the first two options only.
+The careless habit always names the largest.
 """
 
 from itertools import permutations
@@ -75,7 +75,7 @@ def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
     return Example(
         prompt=prompt,
         completion=completion(right),
-        careless=completion(best(numbers[:2])),
+        careless=completion(max(numbers)),
         answer=LETTERS[numbers.index(right)],
     )
 

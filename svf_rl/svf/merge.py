@@ -3,9 +3,6 @@
 import torch
 from torch import Tensor
 
-# 512 × r blocks keep the temporaries far below one matrix and are large enough for full matrix-multiply speed.
-_BLOCK = 512
-
 
 @torch.no_grad()
 def merged_weight(weight: Tensor, U: Tensor, Vt: Tensor, delta: Tensor) -> Tensor:
@@ -21,30 +18,45 @@ def merged_weight(weight: Tensor, U: Tensor, Vt: Tensor, delta: Tensor) -> Tenso
         delta (`Tensor` of shape `(r,)`): `s·(m − 1)`.
 
     Returns:
-        `Tensor` of shape `(out, in)` in the type of `weight`. Extra memory: the result and a few blocks of 512 × r.
+        `Tensor` of shape `(out, in)` in the type of `weight`. Extra memory: the result, and work space of about
+        one matrix in fp32 at most (`4·r²` bytes with fp64 sums, half of it with fp32 sums).
     """
     # bf16 needs fp32 sums; an fp32 weight needs fp64, or the sum over r terms already moves the last bit.
     wide = torch.float64 if weight.dtype in (torch.float32, torch.float64) else torch.float32
     merged = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    rows, columns = weight.shape
-    for i in range(0, rows, _BLOCK):
-        left = U[i : i + _BLOCK].to(wide) * delta.to(wide)  # (block, r)
-        for j in range(0, columns, _BLOCK):
-            old, right = weight[i : i + _BLOCK, j : j + _BLOCK].to(wide), Vt[:, j : j + _BLOCK].to(wide)
+    (rows, columns), r = weight.shape, len(delta)
+    # Blocks small against a matrix, large enough for the speed of a matrix product. Few rows of blocks, since Vᵀ is
+    # converted once for each of them.
+    height, width = max(64, r // 4), max(64, 3 * r // 16)
+    left_space = weight.new_empty((height, r), dtype=wide)
+    right_space = weight.new_empty((r, width), dtype=wide)
+    right_norm = weight.new_empty(columns, dtype=wide)
+    for i in range(0, rows, height):
+        h = min(height, rows - i)
+        left = left_space[:h].copy_(U[i : i + h]).mul_(delta)
+        left_norm = left.norm(dim=1, keepdim=True)  # (h, 1)
+        for j in range(0, columns, width):
+            w = min(width, columns - j)
+            old, right = weight[i : i + h, j : j + w].to(wide), right_space[:, :w].copy_(Vt[:, j : j + w])
             new = torch.addmm(old, left, right)
             if wide == torch.float32:
-                _repair_cancelled(new, old, U[i : i + _BLOCK], delta, right, torch.finfo(weight.dtype).eps)
-            merged[i : i + _BLOCK, j : j + _BLOCK] = new
+                if i == 0:
+                    right_norm[j : j + w] = right.norm(dim=0)
+                size = left_norm * right_norm[j : j + w]
+                _repair_cancelled(new, old, size, U[i : i + h], delta, right, torch.finfo(weight.dtype).eps)
+            merged[i : i + h, j : j + w] = new
     return merged
 
 
-def _repair_cancelled(new: Tensor, old: Tensor, U: Tensor, delta: Tensor, right: Tensor, eps: float) -> None:
+def _repair_cancelled(
+    new: Tensor, old: Tensor, size: Tensor, U: Tensor, delta: Tensor, right: Tensor, eps: float
+) -> None:
     """
     Compute again, in fp64 and in place, the few elements of `new = old + U diag(delta) right` that fp32 leaves more
     than half a unit in the last place of the final type (machine epsilon `eps`) in doubt: there the terms cancel.
+    The terms of an element are as large as `size`, the product of the norms of its row and column (Cauchy and Schwarz).
     """
-    # The error of the fp32 sum: about 2⁻²³ of the size of its r terms, by the inequality of Cauchy and Schwarz.
-    error = 2.0**-23 * (old.abs() + (U * delta).norm(dim=1, keepdim=True) * right.norm(dim=0))  # as `new`
+    error = 2.0**-23 * (old.abs() + size)  # of the fp32 sum, about
     i, j = (new.abs() * (eps / 4) < error).nonzero(as_tuple=True)
     change = (U[i].double() * delta.double() * right[:, j].T.double()).sum(dim=1)
     new[i, j] = (old[i, j].double() + change).to(new.dtype)

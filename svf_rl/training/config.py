@@ -18,8 +18,9 @@ UNSUPPORTED = (
     "cast_lm_head_to_fp32", "use_liger_kernel", "liger_kernel_config", "num_generations_eval", "cache_implementation",
     "vllm_mode", "vllm_model_impl", "vllm_tensor_parallel_size", "vllm_structured_outputs_regex",
     "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port",
-    "ds3_gather_for_generation", "vllm_importance_sampling_cap", "use_transformers_continuous_batching", "transformers_continuous_batching_config",
-    "use_transformers_paged", "max_tool_calling_iterations", "label_smoothing_factor", "neftune_noise_alpha",
+    "ds3_gather_for_generation", "vllm_importance_sampling_cap", "use_transformers_paged",
+    "use_transformers_continuous_batching", "transformers_continuous_batching_config", "max_tool_calling_iterations",
+    "label_smoothing_factor", "neftune_noise_alpha",
 )  # fmt: skip
 _CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 

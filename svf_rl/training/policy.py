@@ -1,6 +1,7 @@
 """What the trainer asks of a model: hidden states, the output layer, the reference, the state of what is trained."""
 
 import hashlib
+import inspect
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,8 @@ def multiplier_statistics(model: nn.Module) -> dict[str, float]:
     return statistics
 
 
-def _signature(forward: Any) -> Any:
-    import inspect
-
-    return inspect.signature(forward)
+def _signature(forward: Any) -> inspect.Signature:
+    """That of the bound method `forward`, with the `self` back that binding takes away again."""
+    signature = inspect.signature(forward)
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return signature.replace(parameters=[itself, *signature.parameters.values()])

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from weight_check import move
+
 from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.svf import SVFConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from weight_check import move
 
 
 def _rng_states() -> tuple[Any, ...]:

@@ -6,13 +6,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig
+from weight_check import expected_weights, fused, move, wrong_weights
+
 from svf_rl.errors import SVFError
 from svf_rl.generation import colocated_vllm
 from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.generation.weights import adapted_weights, frozen_weights
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
-from weight_check import expected_weights, fused, move, wrong_weights
 
 pytestmark = pytest.mark.vllm
 MLP = ["gate_proj", "up_proj", "down_proj"]

@@ -2,6 +2,7 @@
 
 import torch
 from peft import PeftModel
+
 from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.svf import svf_layers
 

@@ -11,8 +11,9 @@ import pytest
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """The tokenizer of the bundled model."""
-    from svf_rl.quickstart import model_path
     from transformers import AutoTokenizer
+
+    from svf_rl.quickstart import model_path
 
     return AutoTokenizer.from_pretrained(model_path(), padding_side="left")
 
@@ -108,6 +109,7 @@ def make_trainer(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path)
         **settings: Any,
     ) -> Any:
         from datasets import Dataset
+
         from svf_rl.svf import SVFConfig
         from svf_rl.training.config import SVFReinforceConfig
         from svf_rl.training.trainer import SVFReinforceTrainer

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from svf_rl.errors import SVFError
-from svf_rl.training.config import UNSUPPORTED, SVFReinforceConfig
 from transformers import TrainingArguments
 from trl import GRPOConfig
+
+from svf_rl.errors import SVFError
+from svf_rl.training.config import UNSUPPORTED, SVFReinforceConfig
 
 # Another value than TRL's default for each refused option; numbers and booleans are changed by themselves.
 OTHER = {
@@ -18,6 +19,7 @@ OTHER = {
     "transformers_continuous_batching_config": {"a": 1}, "max_tool_calling_iterations": 3, "delta": 2.0,
     "epsilon_high": 0.3, "num_generations_eval": 4, "off_policy_mask_threshold": 0.5, "neftune_noise_alpha": 1.0,
     "vllm_importance_sampling_cap": 2.0, "use_transformers_paged": True, "use_liger_kernel": True,
+    "router_aux_loss_coef": 0.1, "vllm_server_base_url": "http://localhost", "vllm_server_host": "localhost",
 }  # fmt: skip
 
 

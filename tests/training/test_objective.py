@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from svf_rl.training.objective import advantages, estimated_kl, mismatch_weights, reduce_tokens, reinforce_loss
 
 NAN = float("nan")

@@ -1,15 +1,17 @@
 """One update of the trainer against the same update written densely and independently (`dense_reference`)."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from dense_reference import dense_gradients
-from svf_rl.svf import SVFConfig
-from svf_rl.training.objective import advantages as advantages_of
 from torch import Tensor
 from transformers import TrainerCallback
+
+from svf_rl.svf import SVFConfig
+from svf_rl.training.objective import advantages as advantages_of
 
 Make = Callable[..., Any]
 Z = Callable[[Any], dict[str, Tensor]]
@@ -220,7 +222,7 @@ def test_a_second_update_from_the_same_completions_is_corrected(
     z = [z_of(trainer)]
     trainer.train()
     assert len(rollouts.requests) == 1
-    for before, after in zip(z, z[1:], strict=False):
+    for before, after in pairwise(z):
         expected, _, _ = dense_gradients(
             base, before, rollouts.samples, _rewards(rollouts.samples),
             sampled_logps=[scored[tuple(p), tuple(c)] for p, c in rollouts.samples],

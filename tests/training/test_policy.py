@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+
 from svf_rl.svf import SVFConfig
 from svf_rl.training.policy import (
     add_hidden_states_forward,
@@ -15,7 +17,6 @@ from svf_rl.training.policy import (
     reference,
     trainable_digest,
 )
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -50,10 +51,9 @@ def test_hidden_states_make_the_models_own_logits_whatever_the_padding(
             for p, c in zip(prompts, completions, strict=True)
         ]
         add_hidden_states_forward(base)
-        ids = torch.tensor([[0] * (5 - len(p)) + p + c + [0] * (3 - len(c)) for p, c in zip(prompts, completions)])
-        mask = torch.tensor(
-            [[0] * (5 - len(p)) + [1] * len(p + c) + [0] * (3 - len(c)) for p, c in zip(prompts, completions)]
-        )
+        rows = list(zip(prompts, completions, strict=True))
+        ids = torch.tensor([[0] * (5 - len(p)) + p + c + [0] * (3 - len(c)) for p, c in rows])
+        mask = torch.tensor([[0] * (5 - len(p)) + [1] * len(p + c) + [0] * (3 - len(c)) for p, c in rows])
         states = hidden_states(model, ids, mask, 3)
         weight, bias = output_layer(model)
         logits = LogitTransform.of(base.config, 1.0)(torch.nn.functional.linear(states, weight, bias))

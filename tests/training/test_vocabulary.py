@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from svf_rl.training import vocabulary
-from svf_rl.training.vocabulary import CHUNK, LogitTransform, TokenStatistics, token_statistics
 from torch import Tensor
 from transformers import CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
+
+from svf_rl.training import vocabulary
+from svf_rl.training.vocabulary import CHUNK, LogitTransform, TokenStatistics, token_statistics
 
 TRANSFORMS = {
     "plain": LogitTransform(),

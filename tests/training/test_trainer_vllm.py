@@ -1,0 +1,95 @@
+"""The quickstart's training with a real colocated vLLM."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from svf_rl.generation import SyncReport
+from svf_rl.generation.colocated_vllm import ColocatedVLLM
+from svf_rl.quickstart import make_rows, model_path
+from svf_rl.rewards import load_reward
+from svf_rl.svf import SVFConfig
+from svf_rl.training.callbacks import TIMING
+from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.training.trainer import SVFReinforceTrainer
+
+pytestmark = pytest.mark.vllm
+
+
+def _rows(split: str, count: int) -> Dataset:
+    rows = make_rows("math", split, count)
+    return Dataset.from_list([{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows])
+
+
+@pytest.fixture
+def quickstart(vllm_engine: ColocatedVLLM, tokenizer: Any, tmp_path: Path) -> Callable[..., SVFReinforceTrainer]:
+    """`quickstart(name)`: a trainer of 3 updates of 8 prompts × 4 completions, evaluated before and after."""
+
+    def build(name: str, **settings: Any) -> SVFReinforceTrainer:
+        model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+        # the engine is shared: it must not start from what another test left in it
+        vllm_engine.sync(model.requires_grad_(False), everything=True)
+        args = SVFReinforceConfig(
+            output_dir=str(tmp_path / name), use_cpu=True, report_to="none", per_device_train_batch_size=32,
+            num_generations=4, max_steps=3, learning_rate=1e-2, beta=0.1, max_grad_norm=1.0, max_completion_length=48,
+            use_vllm=True, gradient_checkpointing=False, save_strategy="no", disable_tqdm=True,
+            eval_strategy="steps", eval_steps=3, **settings,
+        )  # fmt: skip
+        reward = load_reward({"name": "exact_match", "kind": "number"})
+        return SVFReinforceTrainer(
+            model, reward, args, _rows("train", 64), _rows("validation", 16), tokenizer,
+            peft_config=SVFConfig(task_type="CAUSAL_LM"), rollouts=vllm_engine,
+        )  # fmt: skip
+
+    return build
+
+
+def _metrics(trainer: SVFReinforceTrainer) -> list[dict[str, Any]]:
+    lines = (Path(trainer.args.output_dir) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if not k.startswith(TIMING)} for x in lines]
+
+
+def _differences(trainer: SVFReinforceTrainer) -> list[float]:
+    key = "sampling/logp_difference"
+    return [line[key] for line in _metrics(trainer) if key in line]
+
+
+def test_vllm_samples_from_the_policy_in_training_and_one_seed_decides_everything(quickstart: Any) -> None:
+    runs = []
+    for name in ("first", "second"):
+        trainer = quickstart(name)
+        trainer.train()
+        differences = _differences(trainer)
+        assert len(differences) == 3
+        assert max(differences) < 1e-4
+        runs.append((_metrics(trainer), [p.detach().clone() for p in trainer.model.parameters() if p.requires_grad]))
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
+    assert any((p - 1).abs().max() > 1e-3 for p in runs[0][1])
+    other = quickstart("other", seed=43)
+    other.train()
+    assert _metrics(other) != runs[0][0]
+
+
+def test_an_engine_that_is_not_synced_is_seen(quickstart: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the test above."""
+    trainer = quickstart("stale")
+    monkeypatch.setattr(trainer.rollouts, "sync", lambda model, everything=False: SyncReport())
+    trainer.train()
+    first, *later = _differences(trainer)
+    assert first < 1e-4
+    assert min(later) > 1e-4
+
+
+def test_num_iterations_works_with_the_correction(quickstart: Any) -> None:
+    trainer = quickstart("twice", num_iterations=2)
+    trainer.train()
+    first, second, third = _differences(trainer)
+    assert first < 1e-4 < second
+    assert third < 1e-4
