@@ -5,8 +5,9 @@
 An update is the policy's forward pass, the REINFORCE loss, the backward pass and a step of Adam, on 16 sequences of
 256 tokens in one micro-batch, of which the last 192 are the completion; MLP weights are adapted. The second row adds
 the exact KL and its reference pass. Each contender lives in a process of its own, and the processes take turns, one
-update each; on the CPU, ratios are those of processor seconds. Peak memory is measured afterwards, in fresh processes: what an update takes above the loaded model and,
-where there are any, its factors.
+update each; ratios on the CPU are those of processor seconds, into which other load on the machine hardly counts.
+Peak memory is measured afterwards, in fresh processes: what an update takes above the loaded model and, where there
+are any, its factors.
 """
 
 import gc
@@ -189,14 +190,14 @@ def main() -> None:
     rows, result = [], {"hardware": hardware(args.device), "shape": args.shape, "repeats": repeats, "updates": []}
     for with_kl in (False, True):
         seconds = {name: statistics.median(values) for name, values in times[with_kl].items()}
-        # Seconds of the processor, on the CPU: other load on the machine does not count into them.
-        counted = times if args.device == "cuda" else cpu
-        ratios = {f"svf / {other}": ratio(counted[with_kl], "svf", other) for other in ("lora", "dense")}
+        after_warm_up = {name: values[1:] for name, values in cpu[with_kl].items()}
+        counted = times[with_kl] if args.device == "cuda" else after_warm_up
+        ratios = {f"svf / {other}": ratio(counted, "svf", other) for other in ("lora", "dense")}
         result["updates"].append(
             {
                 "exact_kl": with_kl,
                 "seconds": seconds,
-                "cpu_seconds": {name: statistics.median(values[1:]) for name, values in cpu[with_kl].items()},
+                "cpu_seconds": {name: statistics.median(values) for name, values in after_warm_up.items()},
                 "ratios": ratios,
                 "peak_bytes": peaks[with_kl],
             }

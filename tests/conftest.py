@@ -45,6 +45,7 @@ def shared_data() -> Path:
 def vllm_engine() -> "ColocatedVLLM":
     """One fp32 engine on the bundled model for all tests that need one: it holds whatever was synced last."""
     import torch
+
     from svf_rl.generation.colocated_vllm import ColocatedVLLM
     from svf_rl.quickstart import model_path
 
