@@ -1,5 +1,7 @@
 """`SVFReinforceConfig`: TRL's GRPO settings, less what the REINFORCE objective does not have, plus what it does."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -57,6 +59,9 @@ class SVFReinforceConfig(GRPOConfig):
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning-rate schedule."})
     beta: float = field(default=0.1, metadata={"help": "Coefficient of the KL term (lambda in the paper)."})
     num_generations: int | None = field(default=8, metadata={"help": "Completions a prompt; 1 is allowed."})
+    metric_for_best_model: str | None = field(
+        default="eval_accuracy", metadata={"help": "What load_best_model_at_end and early stopping compare."}
+    )
     logging_steps: float = field(default=1, metadata={"help": "Log metrics every so many updates."})
     report_to: str | list[str] | None = field(
         default="tensorboard", metadata={"help": "Where metrics go: tensorboard, trackio, wandb or none."}
@@ -149,6 +154,23 @@ class SVFReinforceConfig(GRPOConfig):
                 f"steps_per_generation ({self.steps_per_generation}) and gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps}) must divide one another: change one of them"
             )
+
+
+@contextmanager
+def as_trl_sees_it(args: SVFReinforceConfig) -> Iterator[None]:
+    """
+    Hide from TRL's constructor what our trainer does itself: the engine (`use_vllm`), the reference (`beta`, for which
+    TRL would copy the adapter), and greedy decoding (TRL divides logits by the temperature).
+    """
+    hidden = {"use_vllm": False, "beta": 0.0, "temperature": args.temperature or 1.0}
+    shown = {name: getattr(args, name) for name in hidden}
+    for name, value in hidden.items():
+        setattr(args, name, value)
+    try:
+        yield
+    finally:
+        for name, value in shown.items():
+            setattr(args, name, value)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,8 +1,5 @@
-"""Choosing the generator that the settings ask for, and cutting held-out items over processes."""
+"""The generator that the settings ask for."""
 
-from typing import Any
-
-from datasets import Dataset
 from peft import PeftModel
 
 from svf_rl.errors import SVFError
@@ -34,10 +31,3 @@ def build_rollouts(
         enforce_eager=args.vllm_enforce_eager,
         trust_remote_code=args.trust_remote_code,
     )
-
-
-def held_out_share(dataset: Dataset, processes: int, index: int) -> list[dict[str, Any]]:
-    """Process `index`'s items: equal counts a process, the dataset's own order when joined, the first items again at
-    the end where it does not divide."""
-    count = -(-len(dataset) // processes)
-    return [dataset[i % len(dataset)] for i in range(index * count, (index + 1) * count)]

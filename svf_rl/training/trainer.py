@@ -2,11 +2,11 @@
 
 Kept from TRL: data and sampler, tokenisation, reward functions, batching over micro-steps, logging, checkpoints.
 Replaced: where completions come from (`_generate_single_turn`), advantages (`_generate_and_score_completions`), the
-loss (`_compute_loss`) and evaluation (`evaluate`). Left out: tools, environments, vision, clipped ratios.
+loss (`_compute_loss`) and evaluation (`held_out.py`). Left out: tools, environments, vision, clipped ratios.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,20 +19,19 @@ from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerControl,
 )
-from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from svf_rl.errors import SVFError
-from svf_rl.generation import Completion, Rollouts, Sampling, sample_seed
+from svf_rl.generation import Rollouts, Sampling, sample_seed
 from svf_rl.svf import svf_layers
 from svf_rl.training import objective
 from svf_rl.training.callbacks import MetricsFile
-from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.training.config import SVFReinforceConfig, as_trl_sees_it
 from svf_rl.training.decay import decay_towards_identity
+from svf_rl.training.held_out import HeldOutEvaluation
 from svf_rl.training.policy import (
     add_hidden_states_forward,
     hidden_states,
@@ -41,11 +40,11 @@ from svf_rl.training.policy import (
     reference,
     trainable_digest,
 )
-from svf_rl.training.rollouts import build_rollouts, held_out_share
+from svf_rl.training.rollouts import build_rollouts
 from svf_rl.training.vocabulary import LogitTransform, TokenStatistics, token_statistics
 
 
-class SVFReinforceTrainer(GRPOTrainer):
+class SVFReinforceTrainer(HeldOutEvaluation):
     """
     Trains an adapter by REINFORCE on verifiable rewards.
 
@@ -92,7 +91,7 @@ class SVFReinforceTrainer(GRPOTrainer):
         self._seconds: dict[str, float] = {}
         self._raw_rewards: Tensor | None = None
         self._synced: str | None = None
-        with _as_trl_sees_it(args):
+        with as_trl_sees_it(args):
             super().__init__(
                 model=model,
                 reward_funcs=reward_funcs,
@@ -269,83 +268,6 @@ class SVFReinforceTrainer(GRPOTrainer):
             decay_towards_identity(optimizer, model, self.args.weight_decay)
         return optimizer
 
-    # ---- evaluation ---------------------------------------------------------------------------------------------
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Answer every held-out item greedily, through the generator of the rollouts, and score the answers.
-
-        Returns:
-            `dict`: under `{metric_key_prefix}_...`: `accuracy` (share of all items whose first reward is at least
-            `correct_threshold`; an item that could not be scored counts as wrong and in `unscorable`), `reward`,
-            `items`, `completion_length` in tokens, `clipped_ratio`, `time`.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(dataset, Dataset) or len(dataset) == 0:
-            raise SVFError("evaluation needs held-out items: give one Dataset with rows as eval_dataset")
-        start, training = time.perf_counter(), self.model.training
-        self.model.eval()
-        self.sync_weights()
-        items = held_out_share(dataset, self.accelerator.num_processes, self.accelerator.process_index)
-        prompts = [item["prompt"] for item in items]
-        prompt_ids, _, _ = self._tokenize_prompts(prompts)
-        completions = self.rollouts.generate(
-            prompt_ids,
-            self.sampling.greedy(),
-            [self.args.seed] * len(items),
-            progress=not self.args.disable_tqdm and len(items) > 256,  # fewer are done before a bar is read
-        )
-        rewards = self._rewards_of(items, prompts, completions)[: len(dataset)]  # (N, functions)
-        total = self._total_reward()[: len(dataset)]
-        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
-        lengths = torch.tensor([[len(c.token_ids), c.token_ids[-1] not in ends] for c in completions])
-        lengths = gather(lengths.to(self.accelerator.device)).view(-1, 2)[: len(dataset)].float()
-        unscorable = total.isnan()
-        values = {
-            "accuracy": (rewards[:, 0] >= self.args.correct_threshold).float().mean().item(),
-            "reward": total.nanmean().item() if not unscorable.all() else 0.0,
-            "unscorable": unscorable.float().mean().item(),
-            "items": float(len(dataset)),
-            "completion_length": lengths[:, 0].mean().item(),
-            "clipped_ratio": lengths[:, 1].mean().item(),
-        }
-        metrics = {f"{metric_key_prefix}_{key}": value for key, value in values.items()}
-        Trainer.log(self, {**metrics, f"time/{metric_key_prefix}": time.perf_counter() - start})
-        if (
-            metric_key_prefix == "eval"
-        ):  # what selects a checkpoint or stops a run; a report before or after does neither
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.model.train(training)
-        return metrics
-
-    def evaluate_saved(self, path: str, dataset: Dataset, metric_key_prefix: str = "test") -> dict[str, float]:
-        """Evaluate the adapter saved in `path`, read back from disk; the adapter in training is left as it is."""
-        model = self.accelerator.unwrap_model(self.model)
-        active = model.active_adapter
-        model.load_adapter(path, "saved", is_trainable=True)
-        model.set_adapter("saved")
-        try:
-            return self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
-        finally:
-            model.set_adapter(active)
-            model.delete_adapter("saved")
-
-    def _rewards_of(self, items: list[dict[str, Any]], prompts: list[Any], completions: Sequence[Completion]) -> Tensor:
-        ids = [c.token_ids for c in completions]
-        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-        conversational = isinstance(prompts[0], list)
-        answers = [[{"role": "assistant", "content": text}] if conversational else text for text in texts]
-        rewards = self._calculate_rewards(items, prompts, answers, ids)
-        # what rewards log here (log_extra, log_metric) would come up among the rows of the next training batch
-        self._pending_extra_logs.clear()
-        self._pending_metrics.clear()
-        return rewards
-
     # ---- metrics ------------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -381,20 +303,3 @@ class SVFReinforceTrainer(GRPOTrainer):
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:
     """`(n,)` values of the tokens that count, to `(B, T)` with 0 elsewhere; the graph stays whole where `n` is 0."""
     return values.new_zeros(mask.shape).masked_scatter(mask.bool(), values)
-
-
-@contextmanager
-def _as_trl_sees_it(args: SVFReinforceConfig) -> Iterator[None]:
-    """
-    Hide from TRL's constructor what this trainer does itself: the engine (`use_vllm`), the reference (`beta`, for which
-    TRL would copy the adapter), and greedy decoding (TRL divides logits by the temperature).
-    """
-    hidden = {"use_vllm": False, "beta": 0.0, "temperature": args.temperature or 1.0}
-    shown = {name: getattr(args, name) for name in hidden}
-    for name, value in hidden.items():
-        setattr(args, name, value)
-    try:
-        yield
-    finally:
-        for name, value in shown.items():
-            setattr(args, name, value)
