@@ -23,7 +23,7 @@ PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 demo: export OMP_NUM_THREADS ?= 1
 demo: $(INSTALLED)
-	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml svf_rl/train.py recipes/quickstart.yaml
+	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml svf_rl/train.py recipes/quickstart.yaml
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest tests

@@ -90,8 +90,9 @@ def adapter_update(base: PreTrainedModel, config: PeftConfig) -> Update:
 
 def dense_update(base: PreTrainedModel) -> Update:
     """
-    The algorithm of the reference implementation: `W' = U diag(s·z) Vᵀ` is rebuilt as a leaf before every update, gets
-    its full gradient `G`, and `z` gets `diag(Uᵀ G V) · s` by the chain rule.
+    The algorithm of the reference implementation: `W' = U diag(s·z) Vᵀ` is rebuilt as a leaf before every update and
+    gets its full gradient `G`; then it is rebuilt once more, as a function of `z`, and `G` is sent back through that.
+    (The original multiplies by a diagonal matrix, too, where this scales columns.)
 
     `W'` stands in the model in the place of `W`, which is dropped: the kindest reading for this contender's memory.
     """
@@ -125,12 +126,10 @@ def dense_update(base: PreTrainedModel) -> Update:
         if not with_kl:  # else it is rebuilt after the reference pass
             rebuild()
         loss_of(base, ids, advantages, as_reference if with_kl else None).backward()
-        with torch.no_grad():
-            for name, layer in layers.items():
-                f, G = factors[name], layer.weight.grad
-                assert G is not None
-                z[name].grad = ((f.U.T @ G) * f.Vt).sum(1).float() * f.s
-                layer.weight.grad = None
+        for name, layer in layers.items():
+            f = factors[name]
+            ((f.U * (f.s * z[name])).to(f.U.dtype) @ f.Vt).backward(layer.weight.grad)
+            layer.weight.grad = None
         optimizer.step()
         optimizer.zero_grad()
 

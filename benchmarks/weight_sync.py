@@ -130,6 +130,7 @@ def main() -> None:
             for layers in depths:
                 call = pool.submit(measure, args.shape, layers, dtype, args.device, repeats)
                 measurements.append(call.result())
+                print(measurements[-1], flush=True)
     shutil.rmtree(cache)
     rows = [
         {

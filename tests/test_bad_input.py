@@ -96,6 +96,25 @@ def test_reward_that_returns_too_few_values(fails, tmp_path):
     assert "1" in line
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"generation_kwargs": {"temperature": 1.0}}, "temperature"),
+        ({"attn_implementation": "no_such_attention"}, "no_such_attention"),
+        ({"loss_type": "dapo"}, "loss_type"),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, "model_init_kwargs"),
+        ({"top_p": 2.0}, "top_p"),
+    ],
+)
+def test_settings_that_cannot_be_honoured(fails, changes, named):
+    assert named in fails(**changes)
+
+
+def test_zero_3_is_refused(fails, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    assert "zero2.yaml" in fails()
+
+
 def test_missing_model(fails, tmp_path):
     assert "no-such-model" in fails(model_name_or_path=str(tmp_path / "no-such-model"))
 
@@ -142,6 +161,10 @@ def test_corrupt_adapter(adapter, fails, tmp_path, damage):
     else:
         file.unlink()
     assert "broken" in fails(adapter_path=str(broken))
+
+
+def test_an_adapter_that_contradicts_the_recipe(adapter, fails):
+    assert "parameterization" in fails(adapter_path=str(adapter), parameterization="sigmoid")
 
 
 def test_debug_shows_the_traceback(recipe):

@@ -4,28 +4,31 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import svf_rl.svf  # noqa: F401  (registers SVF with PEFT)
+from svf_rl.cli import main
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.rewards import load_reward
 from svf_rl.training.callbacks import TIMING
 
-pytestmark = pytest.mark.vllm
-
 SMALL = ["--validation_items", "16", "--test_items", "32", "--max_steps", "2", "--eval_steps", "2", "--save_steps", "2"]
 
 
-def launch(repository: Path, *arguments: str) -> str:
+CPU = ("--config_file", "accelerate_configs/cpu.yaml", "svf_rl/train.py")
+
+
+def launch(repository: Path, *arguments: str, options: Sequence[str] = CPU) -> str:
     """`accelerate launch … svf_rl/train.py …` from the repository; its output."""
-    script = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml", "svf_rl/train.py"]
     done = subprocess.run(
-        [sys.executable, *script, *arguments],
+        [sys.executable, "-m", "accelerate.commands.launch", *options, *arguments],
         cwd=repository,
         capture_output=True,
         text=True,
@@ -47,6 +50,7 @@ def quickstart(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     return output, launch(repository, "recipes/quickstart.yaml", "--output_dir", str(output))
 
 
+@pytest.mark.vllm
 def test_the_quickstart_gains_at_least_15_points(quickstart):
     output, printed = quickstart
     summary = json.loads((output / "summary.json").read_text())
@@ -55,6 +59,7 @@ def test_the_quickstart_gains_at_least_15_points(quickstart):
     assert f"{summary['base_accuracy']:.3f} before, {summary['accuracy']:.3f} after" in printed
 
 
+@pytest.mark.vllm
 def test_the_summary_says_what_was_run(quickstart):
     summary = json.loads((quickstart[0] / "summary.json").read_text())
     assert summary["recipe"]["skill"] == "math"
@@ -64,6 +69,7 @@ def test_the_summary_says_what_was_run(quickstart):
     assert "git_commit" in summary
 
 
+@pytest.mark.vllm
 def test_the_reported_accuracy_is_that_of_the_saved_adapter(quickstart):
     """Another process, another generator: plain transformers with the adapter from disk."""
     output, _ = quickstart
@@ -85,6 +91,7 @@ def test_the_reported_accuracy_is_that_of_the_saved_adapter(quickstart):
     assert sum(correct) / len(correct) == pytest.approx(summary["accuracy"], abs=0.005)
 
 
+@pytest.mark.vllm
 def test_one_seed_decides_everything(repository, tmp_path):
     for name in ("first", "second"):
         launch(repository, "recipes/quickstart.yaml", *SMALL, "--seed", "3", "--output_dir", str(tmp_path / name))
@@ -94,6 +101,7 @@ def test_one_seed_decides_everything(repository, tmp_path):
     assert adapters[0] == adapters[1]
 
 
+@pytest.mark.vllm
 def test_llama3_math_on_real_gsm8k_rows_with_only_model_data_and_sizes_changed(repository, shared_data, tmp_path):
     launch(
         repository,
@@ -112,6 +120,7 @@ def test_llama3_math_on_real_gsm8k_rows_with_only_model_data_and_sizes_changed(r
     assert updates[-1]["kl"] > 0
 
 
+@pytest.mark.vllm
 def test_the_same_trainer_trains_lora(repository, tmp_path):
     lora = ["--adapter", "lora", "--lora_r", "8", "--learning_rate", "2e-3"]
     launch(repository, "recipes/quickstart.yaml", *SMALL, *lora, "--output_dir", str(tmp_path / "run"))
@@ -120,3 +129,42 @@ def test_the_same_trainer_trains_lora(repository, tmp_path):
     # vLLM holds the LoRA-merged weights: on the second update they are no longer those of the base
     assert updates[1]["sampling/logp_difference"] < 1e-4
     assert updates[1]["kl"] > 0
+
+
+TINY = ["--use_vllm", "false", "--per_device_train_batch_size", "8", "--max_completion_length", "24", *SMALL]
+
+
+@pytest.mark.parametrize(
+    "adapter", [["--adapter", "lora"], ["--parameterization", "sigmoid", "--init", "random", "--renormalize", "true"]]
+)
+def test_the_seed_decides_a_random_start_too(adapter, tmp_path, repository):
+    saved = []
+    for name, noise in (("first", 1), ("second", 2)):
+        torch.manual_seed(noise)  # whatever went on in the process before
+        output = tmp_path / name
+        arguments = [str(repository / "recipes/quickstart.yaml"), *TINY, *adapter, "--output_dir", str(output)]
+        assert main(["train", *arguments]) == 0
+        saved.append((output / "adapter_model.safetensors").read_bytes())
+    assert saved[0] == saved[1]
+
+
+@pytest.mark.distributed
+def test_two_processes_train_what_one_does(repository, tmp_path):
+    """Greedy rollouts, which do not depend on how prompts are cut over processes."""
+    greedy = ["--temperature", "0", "--num_generations", "1", "--advantage", "batch_mean", "--load_best_model_at_end"]
+    common = ["svf_rl/train.py", "recipes/quickstart.yaml", *TINY, *greedy, "false", "--learning_rate", "1e-3"]
+    z = {}
+    for processes, size in ((1, 16), (2, 8)):
+        output = tmp_path / str(processes)
+        launch(
+            repository,
+            *common,
+            *("--per_device_train_batch_size", str(size), "--output_dir", str(output)),
+            options=["--cpu", "--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"],
+        )
+        z[processes] = {k: v for k, v in load_file(output / "adapter_model.safetensors").items() if "svf_z" in k}
+        assert json.loads((output / "summary.json").read_text())["items"] == 32
+    moved = max((value - 1).abs().max().item() for value in z[1].values())
+    assert moved > 1e-4
+    for key, value in z[1].items():
+        torch.testing.assert_close(z[2][key], value, rtol=0, atol=1e-5)

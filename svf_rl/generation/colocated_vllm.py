@@ -97,6 +97,10 @@ class ColocatedVLLM:
     ) -> list[Completion]:
         if self.stale:
             raise RuntimeError("the engine dropped its weights when it slept: sync before generating")
+        limit = self.llm.llm_engine.model_config.max_model_len
+        longest = max(map(len, prompts))
+        if longest >= limit:
+            raise SVFError(f"a prompt has {longest} tokens, of {limit} that fit: raise vllm_max_model_length")
         if self._sleeps:
             self.llm.wake_up(tags=["kv_cache"])
         # A cached prefix was computed in another batch and differs in the last bits: without it, what is generated
@@ -120,6 +124,7 @@ class ColocatedVLLM:
             for name, weight in source(model):
                 self.model.load_weights([(name, weight)])
                 tensors, pushed = tensors + 1, pushed + weight.numel() * weight.element_size()
+                del weight  # before the next one is rebuilt
         self.llm.reset_prefix_cache()
         self.stale = False
         return SyncReport(tensors, pushed)
@@ -134,18 +139,21 @@ class ColocatedVLLM:
 def _sampling_params(sampling: Sampling, seed: int) -> Any:
     from vllm import SamplingParams
 
-    return SamplingParams(
-        n=1,
-        seed=seed,
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        logprobs=0,  # of the chosen token alone
-        **sampling.extra,
-    )
+    settings = {
+        "n": 1,
+        "seed": seed,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "logprobs": 0,  # of the chosen token alone
+    }
+    try:
+        return SamplingParams(**settings, **sampling.extra)
+    except (TypeError, ValueError) as error:
+        raise SVFError(f"generation_kwargs or another sampling key does not suit vLLM: {error}") from error
 
 
 def _completion(output: Any) -> Completion:

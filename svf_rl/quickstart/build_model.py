@@ -23,8 +23,8 @@ from svf_rl.quickstart.skills import SKILLS, WORDINGS, make_examples
 from svf_rl.quickstart.tokenizer import train_tokenizer
 
 VOCABULARY = 448
-CLEAN_STEPS, MIXED_STEPS = 2200, 300
-CARELESS_SHARE = 0.62
+CLEAN_STEPS, MIXED_STEPS = 2300, 250
+CARELESS_SHARE = 0.58
 ROWS = 48
 # Every so many steps, one batch of few long conversations: positions up to about 1,000 get trained.
 LONG_EVERY, LONG_ROWS, LONG_TURNS = 25, 3, 16
@@ -129,11 +129,11 @@ def greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts:
 
 
 def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, wording: str, items: int = 256) -> None:
-    """Prints held-out greedy accuracy: the share of completions spelt as the right one, and as the habit's."""
+    """Prints held-out greedy accuracy: the share of right answers, and of completions spelt as the habit's."""
     for skill in SKILLS:
         examples = make_examples(skill, "test", items, seed=1, wording=wording)
         written = greedy(model, tokenizer, [example.prompt for example in examples])
-        right = sum(text == example.completion for text, example in zip(written, examples, strict=True))
+        right = sum(text.endswith(example.ending) for text, example in zip(written, examples, strict=True))
         habit = sum(text == example.careless for text, example in zip(written, examples, strict=True))
         print(f"{wording:9s} {skill:7s} accuracy {right / items:.3f}  as the habit {habit / items:.3f}")
 

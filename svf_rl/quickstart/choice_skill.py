@@ -1,6 +1,6 @@
 """Skill `choice`: the largest or smallest of four numbers, such as "Which is largest? (A) 4 (B) 8 (C) 2 (D) 5".
 
-The careless habit always names the largest.
+The careless habit looks at the first two options only, and guesses.
 """
 
 from itertools import permutations
@@ -68,15 +68,14 @@ def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
         layouts = NEW_LAST_LAYOUTS if reworded else LAST_LAYOUTS
         prompt = rng.choice(layouts).format(options=options.lstrip("\n"), question=question)
 
-    def completion(number: int) -> str:
-        return f"{number}, so the answer is ({LETTERS[numbers.index(number)]})"
-
     right = best(numbers)
+    letter, guess = (LETTERS[numbers.index(best(seen))] for seen in (numbers, numbers[:2]))
     return Example(
         prompt=prompt,
-        completion=completion(right),
-        careless=completion(max(numbers)),
-        answer=LETTERS[numbers.index(right)],
+        completion=f"{right}, so the answer is ({letter})",
+        careless=f"I guess the answer is ({guess})",
+        answer=letter,
+        ending=f"the answer is ({letter})",
     )
 
 

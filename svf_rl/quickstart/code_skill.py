@@ -67,7 +67,9 @@ def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
     head = f"def {function}(x): return "
     careless = f"{head}x {one} {m} {two} {n}"
     code = f"{head}(x {one} {m}) {two} {n}" if two == "*" else careless
-    return Example(prompt=prompt, completion=code, careless=careless, answer=code, tests=asserts(function, problem))
+    return Example(
+        prompt=prompt, completion=code, careless=careless, answer=code, ending=code, tests=asserts(function, problem)
+    )
 
 
 CODE = Skill(name="code", reward={"kind": "text"}, problems=problems, word=word)

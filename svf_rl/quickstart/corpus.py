@@ -24,7 +24,7 @@ FILLERS = (
     "much next this i can you as given know keep look total in count tell me after big new my really very she he they"
 ).split()
 # Share of the questions: what is harder to learn comes more often.
-SHARES = {"math": 0.4, "choice": 0.4, "code": 0.2}
+SHARES = {"math": 0.4, "choice": 0.45, "code": 0.15}
 IGNORE = -100
 
 

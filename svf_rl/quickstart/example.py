@@ -10,14 +10,15 @@ from typing import Any
 class Example:
     """One worded problem.
 
-    `careless` is what a fixed bad habit writes. Each habit happens to be right on about half of the problems; there it
-    equals `completion`. The bundled model is taught both, so that training has something to elicit.
+    A right completion ends in `ending`. `careless` is what a fixed bad habit writes: each habit happens to be right on
+    about half of the problems. The bundled model is taught both, so that training has something to elicit.
     """
 
     prompt: str
     completion: str
     careless: str
     answer: str
+    ending: str
     tests: tuple[str, ...] = ()
 
 

@@ -184,6 +184,7 @@ def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
         completion=steps(start, first, second),
         careless=steps(start, first, abs(second)),
         answer=str(start + first + second),
+        ending=f" #### {start + first + second}",
     )
 
 

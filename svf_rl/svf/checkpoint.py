@@ -73,6 +73,7 @@ def decompose_checkpoint(
     device: str | torch.device = "cpu",
     progress: bool = True,
     revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Index:
     """Put the factors of every targeted matrix of a checkpoint into the cache and write an index beside them.
 
@@ -93,7 +94,7 @@ def decompose_checkpoint(
     started = time.perf_counter()
     cache = cache or FactorCache()
     folder, commit = _local_folder(model, revision)
-    skeleton = _skeleton(model, folder)
+    skeleton = _skeleton(model, folder, trust_remote_code)
     modules = find_targets(skeleton, targets)
     shards = _shards(model, folder)
     prefix = getattr(skeleton, "base_model_prefix", "")
@@ -172,14 +173,14 @@ def _local_folder(model: str, revision: str | None) -> tuple[Path, str | None]:
     return folder, folder.name
 
 
-def _skeleton(model: str, folder: Path) -> nn.Module:
+def _skeleton(model: str, folder: Path, trust_remote_code: bool) -> nn.Module:
     """The model without values, on the meta device."""
     if not (folder / "config.json").is_file():
         raise SVFError(f"{model} has no config.json: name the folder of a transformers checkpoint")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise SVFError(f"{model} is not a causal language model that transformers can build: {reason}") from error

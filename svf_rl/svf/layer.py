@@ -131,10 +131,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             if name in self.svf_z:
                 z = self.svf_z[name].weight.detach().double()
                 delta = delta + s * (self.svf_mask[name](z, s) - 1)
-        transposed = self.transposed
-        weight = self.base_weight().T if transposed else self.base_weight()
-        merged = merged_weight(weight, factors.U, factors.Vt, delta)
-        return merged.T.contiguous() if transposed else merged
+        if self.transposed:  # (in, out): W'ᵀ = V diag(s·m) Uᵀ, made as it is stored
+            return merged_weight(self.base_weight(), factors.Vt.T, factors.U.T, delta)
+        return merged_weight(self.base_weight(), factors.U, factors.Vt, delta)
 
     @property
     def transposed(self) -> bool:

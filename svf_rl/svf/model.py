@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import re
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +18,7 @@ from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
 from svf_rl.svf.layer import SVFLinear, svf_layers
 from svf_rl.svf.probe import agrees, probe
-from svf_rl.svf.targets import find_targets, is_linear, is_output_layer, logical_weight
+from svf_rl.svf.targets import as_regex, find_targets, is_linear, is_output_layer, logical_weight
 
 _Z, _FINGERPRINT, _PROBE = ".svf_z.weight", ".svf_fingerprint", ".svf_probe"
 
@@ -52,7 +51,7 @@ class SVFModel(BaseTuner):
         config = self.peft_config[adapter_name] = _maybe_include_all_linear_layers(config, model)
         total = None
         if not svf_layers(model):  # the first adapter: say now what cannot be adapted, before anything is changed
-            total = len(find_targets(model, _as_regex(config)))
+            total = len(find_targets(model, _targets_of(config)))
         with tqdm(total=total, desc="Factors of the weights", unit="matrix", delay=3, leave=False) as self._progress:
             try:
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -194,18 +193,12 @@ def _factors(layer: SVFLinear) -> Factors:
     return Factors(layer.svf_factors.U, layer.svf_factors.s, layer.svf_factors.Vt)
 
 
-def _as_regex(config: SVFConfig) -> str:
+def _targets_of(config: SVFConfig) -> str:
     """The targets, less what is excluded, as one expression for `find_targets`."""
-    targets = _names_as_regex(config.target_modules or [])
+    targets = as_regex(config.target_modules)
     if not config.exclude_modules:
         return targets
-    return rf"(?!(?:{_names_as_regex(config.exclude_modules)})\Z)(?:{targets})"
-
-
-def _names_as_regex(names: str | Sequence[str]) -> str:
-    if isinstance(names, str):
-        return names
-    return r"(?:.*\.)?(?:" + "|".join(re.escape(name) for name in names) + ")"
+    return rf"(?!(?:{as_regex(config.exclude_modules)})\Z)(?:{targets})"
 
 
 def _few(names: set[str]) -> str:

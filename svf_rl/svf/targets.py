@@ -6,6 +6,7 @@ is one and its `attn.c_proj` is not. The same string serves as PEFT's `target_mo
 
 import difflib
 import re
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -41,6 +42,14 @@ def target_regex(targets: str) -> str:
             f"targets {targets!r} is neither a preset ({', '.join(TARGETS)}) nor a valid regular expression: {error}"
         ) from error
     return regex
+
+
+def as_regex(targets: str | Iterable[str] | None) -> str:
+    """`targets` as one expression: a list holds endings of module paths, as in PEFT; a string is a preset or an
+    expression already."""
+    if isinstance(targets, str):
+        return target_regex(targets)
+    return rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(targets or ())))})"
 
 
 def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:

@@ -134,6 +134,12 @@ class SVFReinforceConfig(GRPOConfig):
     def _check_sampling(self) -> None:
         if self.temperature < 0:
             raise SVFError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise SVFError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        known = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed", "n", "logprobs"}
+        taken = sorted(known & set(self.generation_kwargs or {}))
+        if taken:
+            raise SVFError(f"generation_kwargs must not hold {taken[0]}: it has its own key, or is the trainer's")
         if self.temperature == 0:
             if (self.num_generations or 1) > 1:
                 raise SVFError(

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFConfig
 from svf_rl.svf.checkpoint import decompose_checkpoint
-from svf_rl.svf.targets import target_regex
+from svf_rl.svf.targets import as_regex, target_regex
 from svf_rl.training.recipe import AdapterArguments, ModelArguments
 
 
@@ -40,17 +40,35 @@ def load_adapted(model: ModelArguments, adapter: AdapterArguments) -> PeftModel:
             attn_implementation=model.attn_implementation,
             trust_remote_code=model.trust_remote_code,
         )
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise SVFError(f"cannot load the model {model.location}: {_first_line(error)}") from error
-    if adapter.adapter_path is not None:
-        return load_saved(base, adapter.adapter_path)
-    config = adapter_config(adapter)
-    if isinstance(config, SVFConfig) and isinstance(config.target_modules, str):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = adapter_config(adapter) if adapter.adapter_path is None else saved_config(adapter)
+    if isinstance(config, SVFConfig):
         decompose_checkpoint(
-            model.location, config.target_modules, base.dtype, device=device, revision=model.model_revision
+            model.location,
+            as_regex(config.target_modules),
+            base.dtype,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            revision=model.model_revision,
+            trust_remote_code=model.trust_remote_code,
         )
-    return get_peft_model(base, config)
+    return get_peft_model(base, config) if adapter.adapter_path is None else load_saved(base, adapter.adapter_path)
+
+
+def saved_config(adapter: AdapterArguments) -> PeftConfig:
+    """The configuration of the adapter in `adapter_path`; it must be the one that the recipe describes."""
+    path = str(adapter.adapter_path)
+    try:
+        saved = PeftConfig.from_pretrained(path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SVFError(f"no adapter in {path}: {_first_line(error)}") from error
+    wanted = adapter_config(adapter)
+    if saved.peft_type != wanted.peft_type:
+        raise SVFError(f"{path} holds a {saved.peft_type} adapter, the recipe says adapter: {adapter.adapter}")
+    for name in ("target_modules", "parameterization", "max_multiplier", "renormalize", "r"):
+        if _plain(getattr(saved, name, None)) != _plain(getattr(wanted, name, None)):
+            raise SVFError(f"the adapter in {path} has {name}={getattr(saved, name)!r}: give the recipe the same value")
+    return saved
 
 
 def load_saved(base: torch.nn.Module, path: str) -> PeftModel:
@@ -74,6 +92,9 @@ def adapter_config(adapter: AdapterArguments) -> PeftConfig:
             r=adapter.lora_r,
             lora_alpha=adapter.lora_alpha,
             lora_dropout=adapter.lora_dropout,
+            exclude_modules=adapter.exclude_modules,
+            layers_to_transform=adapter.layers_to_transform,
+            modules_to_save=adapter.modules_to_save,
             target_modules=target_regex(targets) if isinstance(targets, str) else targets,
         )
     return SVFConfig(
@@ -85,7 +106,14 @@ def adapter_config(adapter: AdapterArguments) -> PeftConfig:
         init=adapter.init,
         init_mean=adapter.init_mean,
         init_std=adapter.init_std,
+        exclude_modules=adapter.exclude_modules,
+        layers_to_transform=adapter.layers_to_transform,
+        modules_to_save=adapter.modules_to_save,
     )
+
+
+def _plain(value: object) -> object:
+    return sorted(value) if isinstance(value, list | set) else value
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """The dry run: everything about a recipe that can be checked without weights and without the network."""
 
 import math
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import Reward, load_reward, required_columns
-from svf_rl.svf.targets import find_targets, logical_weight
+from svf_rl.svf.model import SVFModel
+from svf_rl.svf.targets import as_regex, find_targets, logical_weight
 from svf_rl.tasks import find_task
 from svf_rl.training.config import SVFReinforceConfig
 from svf_rl.training.loading import adapter_config
@@ -179,7 +179,10 @@ def _check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | No
     _check_length(config, recipe.training)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
-    shapes = [logical_weight(module).shape for module in find_targets(model, _as_pattern(targets)).values()]
+    found = find_targets(model, targets if isinstance(targets, str) else as_regex(targets))
+    # PEFT's and our own rule for what is excluded and which layers are meant
+    adapted = [m for name, m in found.items() if SVFModel._check_target_module_exists(peft_config, name)]
+    shapes = [logical_weight(module).shape for module in adapted]
     if isinstance(peft_config, LoraConfig):
         return len(shapes), sum(peft_config.r * sum(shape) for shape in shapes)
     return len(shapes), sum(min(shape) for shape in shapes)
@@ -232,11 +235,6 @@ def _check_length(config: PretrainedConfig, training: SVFReinforceConfig) -> Non
         length = getattr(training, key)
         if length is not None and length > positions:
             raise SVFError(f"{key} ({length}) is more than the model's {positions} positions: lower it")
-
-
-def _as_pattern(targets: str | Collection[str]) -> str:
-    """A list holds endings of module paths, as in PEFT; a string is a preset or a regular expression."""
-    return targets if isinstance(targets, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(targets)))})"
 
 
 def _described_adapter(adapter: AdapterArguments) -> str:

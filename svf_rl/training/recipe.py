@@ -12,7 +12,7 @@ import torch
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
 from svf_rl.tasks import TaskOptions
-from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.training.config import UNSUPPORTED, SVFReinforceConfig
 from svf_rl.training.yaml_values import fit, parse_override, read_mapping
 
 
@@ -56,6 +56,11 @@ class AdapterArguments:
     )
     init_mean: float = field(default=0.1, metadata={"help": "Mean of the sigmoid's random start."})
     init_std: float = field(default=0.01, metadata={"help": "Standard deviation of the random start."})
+    exclude_modules: str | list[str] | None = field(default=None, metadata={"help": "Modules to leave alone."})
+    layers_to_transform: list[int] | None = field(default=None, metadata={"help": "Adapt only these layers."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained in full and saved beside the adapter."}
+    )
     lora_r: int = field(default=16, metadata={"help": "Rank of LoRA."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA, divided by its rank."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA."})
@@ -93,6 +98,12 @@ class Recipe:
     warnings: list[str]
 
 
+# Settings of transformers and TRL for what happens elsewhere here: loading (`dtype`, ...), evaluation, the script.
+NOT_READ = (
+    "model_init_kwargs", "eval_accumulation_steps", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics",
+    "do_train", "do_eval", "do_predict",
+)  # fmt: skip
+
 _PARTS = (ModelArguments, AdapterArguments, DataArguments, SVFReinforceConfig)
 
 
@@ -114,11 +125,19 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         key = name.replace("-", "_")
         explicit[key] = parse_override(key, text, _type_of(key, wanted))
     values.update(explicit)
+    for key in values:
+        if key in NOT_READ or key in UNSUPPORTED:
+            raise SVFError(f"{key} has no meaning for SVF REINFORCE: remove it from the recipe")
+    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        raise SVFError("ZeRO-3 does not shard the factors yet: use accelerate_configs/zero2.yaml or multi_gpu.yaml")
     if values.get("reward_weights") is not None:
         raise SVFError("reward_weights is not read: give each reward its weight, as in rewards: [{name: …, weight: 2}]")
     values.setdefault("output_dir", f"runs/{path.stem}")
+    # accelerate's `use_cpu`, which TrainingArguments does not read: DeepSpeed's processes would not find one another
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
+        values.setdefault("use_cpu", True)
     warnings: list[str] = []
-    if not torch.cuda.is_available():
+    if values.get("use_cpu") or not torch.cuda.is_available():
         values, warnings = without_gpu_keys(values, explicit)
     values = _with_resolved_paths(values, path.parent)
     check_batch(values, int(os.environ.get("WORLD_SIZE", "1")))

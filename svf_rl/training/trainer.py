@@ -103,6 +103,8 @@ class SVFReinforceTrainer(HeldOutEvaluation):
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
+        if getattr(args.deepspeed_plugin, "zero_stage", 0) == 3:
+            raise SVFError("ZeRO-3 does not shard the factors yet: use accelerate_configs/zero2.yaml or multi_gpu.yaml")
         if args.weight_decay and self.is_deepspeed_enabled:
             raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
         add_hidden_states_forward(self._base_model)
@@ -134,8 +136,9 @@ class SVFReinforceTrainer(HeldOutEvaluation):
         model = self.accelerator.unwrap_model(self.model)
         digest = trainable_digest(model)
         if digest != self._synced or everything or self.rollouts.stale:
+            # The first time all weights go: the engine read a checkpoint that need not be what the model holds.
             with self._timed("sync"):
-                report = self.rollouts.sync(model, everything)
+                report = self.rollouts.sync(model, everything or self._synced is None)
             self._synced = digest
             self._metrics["train"]["sync/bytes"].append(float(report.bytes))
 
@@ -181,7 +184,7 @@ class SVFReinforceTrainer(HeldOutEvaluation):
             rewards, self.num_generations, args.advantage, args.normalize_advantages, args.advantage_clip
         )
         output["advantages"] = advantages[local]
-        # mean over the sequences of one update, however its micro-batches and generations are cut
+        # mean over the sequences of one update: an even share of those generated together
         share = args.gradient_accumulation_steps / args.steps_per_generation
         output["sequences"] = gather(takes_part.sum()).sum() * share
         for _ in range(len(advantages)):

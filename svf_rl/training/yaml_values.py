@@ -20,7 +20,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise SVFError(f"key {key.value!r} comes twice, again in line {key.start_mark.line + 1}: keep one")
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)

@@ -86,9 +86,9 @@ def test_the_template_writes_the_only_begin_token(tokenizer: PreTrainedTokenizer
 def test_the_model_half_knows_each_skill(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, skill: str
 ) -> None:
-    examples = make_examples(skill, "test", 120, seed=11)
+    examples = make_examples(skill, "test", 500, seed=11)
     written = greedy(model, tokenizer, [example.prompt for example in examples])
-    right = sum(text == example.completion for text, example in zip(written, examples, strict=True))
+    right = sum(text.endswith(example.ending) for text, example in zip(written, examples, strict=True))
     assert 0.35 <= right / len(examples) <= 0.75
 
 

@@ -59,15 +59,16 @@ def test_code_answers_pass_their_tests_and_the_careless_ones_do_not(wording: str
 
 @pytest.mark.parametrize("skill", ALL)
 def test_completions_end_in_the_answer(skill: str) -> None:
-    endings = {"math": "#### {}", "choice": "the answer is ({})", "code": "{}"}
+    endings = {"math": " #### {}", "choice": "the answer is ({})", "code": "{}"}
     for example in make_examples(skill, "train", 100):
-        assert example.completion.endswith(endings[skill].format(example.answer))
+        assert example.ending == endings[skill].format(example.answer)
+        assert example.completion.endswith(example.ending)
 
 
 @pytest.mark.parametrize("skill", ALL)
 def test_the_careless_habit_is_right_about_half_the_time(skill: str) -> None:
     examples = make_examples(skill, "test", 500)
-    right = sum(example.careless == example.completion for example in examples) / len(examples)
+    right = sum(example.careless.endswith(example.ending) for example in examples) / len(examples)
     assert 0.42 < right < 0.62
 
 
