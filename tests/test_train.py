@@ -22,17 +22,17 @@ from svf_rl.training.callbacks import TIMING
 SMALL = ["--validation_items", "16", "--test_items", "32", "--max_steps", "2", "--eval_steps", "2", "--save_steps", "2"]
 
 
-CPU = ("--config_file", "accelerate_configs/cpu.yaml", "svf_rl/train.py")
+ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
 
 
-def launch(repository: Path, *arguments: str, options: Sequence[str] = CPU) -> str:
+def launch(repository: Path, *arguments: str, launcher: Sequence[str] = ACCELERATE) -> str:
     """`accelerate launch … svf_rl/train.py …` from the repository; its output."""
     done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *options, *arguments],
+        [sys.executable, *launcher, "svf_rl/train.py", *arguments],
         cwd=repository,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         timeout=900,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -152,7 +152,7 @@ def test_the_seed_decides_a_random_start_too(adapter, tmp_path, repository):
 def test_two_processes_train_what_one_does(repository, tmp_path):
     """Greedy rollouts, which do not depend on how prompts are cut over processes."""
     greedy = ["--temperature", "0", "--num_generations", "1", "--advantage", "batch_mean", "--load_best_model_at_end"]
-    common = ["svf_rl/train.py", "recipes/quickstart.yaml", *TINY, *greedy, "false", "--learning_rate", "1e-3"]
+    common = ["recipes/quickstart.yaml", *TINY, *greedy, "false", "--learning_rate", "1e-3"]
     z = {}
     for processes, size in ((1, 16), (2, 8)):
         output = tmp_path / str(processes)
@@ -160,7 +160,7 @@ def test_two_processes_train_what_one_does(repository, tmp_path):
             repository,
             *common,
             *("--per_device_train_batch_size", str(size), "--output_dir", str(output)),
-            options=["--cpu", "--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"],
+            launcher=["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)],
         )
         z[processes] = {k: v for k, v in load_file(output / "adapter_model.safetensors").items() if "svf_z" in k}
         assert json.loads((output / "summary.json").read_text())["items"] == 32
