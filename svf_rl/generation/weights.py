@@ -14,7 +14,6 @@ from svf_rl.svf import SVFLinear
 _REMEDY = "use an SVF or LoRA adapter, plain and unmerged"
 
 
-@torch.no_grad()
 def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     Every weight that the active adapters change, as `(checkpoint name, W')`, in the type of `W`.
@@ -32,7 +31,6 @@ def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                         yield f"{_checkpoint_name(name)}.{key}", parameter.data
 
 
-@torch.no_grad()
 def frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every other weight of the base model, as `(checkpoint name, tensor)`."""
     tuners = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
@@ -53,6 +51,7 @@ def _refuse_other_trained_parameters(model: nn.Module) -> None:
             raise SVFError(f"{name} is trained but cannot be brought to the generator: {_REMEDY}")
 
 
+@torch.no_grad()  # not on the generators above: it would hold on to the weight yielded last
 def _rebuilt(name: str, layer: BaseTunerLayer) -> Tensor:
     if isinstance(layer, SVFLinear):
         return layer.merged_weight()
