@@ -77,7 +77,7 @@ def contender(pipe: Connection, adapter: str, steps: int, device: str) -> None:
         )
         trainer = SVFReinforceTrainer(
             AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
-            load_reward({"name": "exact_match", "kind": "number"}),
+            load_reward("numeric"),
             args,
             Dataset.from_list(rows),
             processing_class=tokenizer,

@@ -63,7 +63,7 @@ def test_dataset_without_the_needed_column(fails, tmp_path):
     data = tmp_path / "train.jsonl"
     data.write_text("".join(json.dumps({"question": f"What is {i}?", "gold": str(i)}) + "\n" for i in range(64)))
     changes = {"task": "columns", "data_path": str(data), "prompt_column": "question", "skill": None}
-    line = fails(**changes, rewards=[{"name": "exact_match", "kind": "number"}])
+    line = fails(**changes, rewards=[{"name": "numeric"}])
     assert "answer" in line
     assert "gold" in line
 

@@ -85,9 +85,7 @@ def test_the_reported_accuracy_is_that_of_the_saved_adapter(quickstart):
     with torch.no_grad():
         ids = model.generate(**inputs, max_new_tokens=48, do_sample=False)
     texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    correct = load_reward({"name": "exact_match", "kind": "number"})(
-        prompts=chats, completions=texts, answer=[row["answer"] for row in rows]
-    )
+    correct = load_reward({"name": "numeric"})(prompts=chats, completions=texts, answer=[row["answer"] for row in rows])
     assert sum(correct) / len(correct) == pytest.approx(summary["accuracy"], abs=0.005)
 
 

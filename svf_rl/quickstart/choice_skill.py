@@ -79,4 +79,4 @@ def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
     )
 
 
-CHOICE = Skill(name="choice", reward={"kind": "choice"}, problems=problems, word=word)
+CHOICE = Skill(name="choice", reward="choice", problems=problems, word=word)

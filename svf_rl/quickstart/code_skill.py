@@ -72,4 +72,4 @@ def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
     )
 
 
-CODE = Skill(name="code", reward={"kind": "text"}, problems=problems, word=word)
+CODE = Skill(name="code", reward="exact_match", problems=problems, word=word)

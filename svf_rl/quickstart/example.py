@@ -26,12 +26,12 @@ class Example:
 class Skill:
     """A kind of problem with a checkable answer.
 
-    `problems` lists every problem's parameters, without wording: splits are cut there. `reward` holds the arguments of
-    the `exact_match` reward that grades it.
+    `problems` lists every problem's parameters, without wording: splits are cut there. `reward` is the name of the
+    reward that grades it.
     """
 
     name: str
-    reward: dict[str, Any]
+    reward: str
     problems: Callable[[], Sequence[tuple[Any, ...]]]
     word: Callable[[tuple[Any, ...], Random, bool], Example]
     """`word(problem, rng, reworded)` puts a problem into words."""

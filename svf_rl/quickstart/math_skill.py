@@ -188,4 +188,4 @@ def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
     )
 
 
-MATH = Skill(name="math", reward={"kind": "number"}, problems=problems, word=word)
+MATH = Skill(name="math", reward="numeric", problems=problems, word=word)

@@ -1,10 +1,16 @@
-"""Rewards: plain functions that score completions, and the one place where they are looked up by name.
+"""Verifiers and rewards: what checks a completion, and the one place where both are looked up by name.
 
-To add one, put a file with a `@reward("my_name")` function beside `exact_match.py`, or write it anywhere and name it
-in the recipe as `package.module:function` or `path/to/file.py:function`.
+To add a reward, put a file with a `@reward("my_name")` function here, or write it anywhere and name it in the recipe
+as `package.module:function` or `path/to/file.py:function`. A check that is right or wrong for one completion is better
+written as a verifier (copy `exact_match.py`): it becomes a reward by itself.
 """
 
 from svf_rl.rewards.registry import load_reward, reward
 from svf_rl.rewards.reward import Reward, completion_text, required_columns
+from svf_rl.rewards.verdict import InfrastructureError, Verdict
+from svf_rl.rewards.verifier import verifier, verify, verify_all
 
-__all__ = ["Reward", "completion_text", "load_reward", "required_columns", "reward"]
+__all__ = [
+    "InfrastructureError", "Reward", "Verdict", "completion_text", "load_reward", "required_columns", "reward",
+    "verifier", "verify", "verify_all",
+]  # fmt: skip

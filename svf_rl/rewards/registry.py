@@ -49,7 +49,7 @@ def load_reward(spec: str | Mapping[str, Any]) -> Reward:
     Args:
         spec (`str` or `Mapping[str, Any]`): `"exact_match"` (a registered name), `"package.module:function"` (found
             from the working directory too), `"path/to/file.py:function"`, or a mapping of `name` (one of these),
-            optionally `weight`, and the function's arguments: `{name: exact_match, kind: number, weight: 0.5}`.
+            optionally `weight`, and the function's arguments: `{name: numeric, weight: 0.5}`.
 
     Returns:
         [`Reward`]: callable in TRL's signature, with `__name__` and `weight`.
@@ -76,7 +76,7 @@ def _find(name: str) -> Callable[..., Any]:
     if not colon:
         if name.endswith(".py"):
             raise SVFError(f"reward {name!r} names no function; write {name}:FUNCTION")
-        _import_built_in()
+        find_built_in()
         if name not in _registered:
             raise SVFError(f"unknown reward {name!r}{nearest(name, _registered)}")
         return _registered[name]
@@ -90,7 +90,7 @@ def _find(name: str) -> Callable[..., Any]:
     return function
 
 
-def _import_built_in() -> None:
+def find_built_in() -> None:
     """Import every module beside this one, so that a new reward is one new file and no list of imports grows."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")

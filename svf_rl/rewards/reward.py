@@ -9,7 +9,7 @@ Every dataset column arrives as a list of the same length under the column's nam
 `trainer_state`, `log_extra` and `log_metric`; the function gets those that it names, or all of them if it takes
 `**kwargs`. `None` means "not scorable": the sample takes no part in training. `async def` works too.
 
-Keyword-only parameters with a default (`*, kind="text"`) are arguments for the recipe; no column ever fills them.
+Keyword-only parameters with a default (`*, column="answer"`) are arguments for the recipe; no column ever fills them.
 """
 
 import asyncio

@@ -51,7 +51,7 @@ def _conversations(rows: Dataset, system: str, source: str) -> Dataset:
 
 
 def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
-    return ({"name": "exact_match", "kind": "number"},)
+    return ({"name": "numeric"},)
 
 
 TASK = Task(

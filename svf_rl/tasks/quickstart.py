@@ -29,7 +29,7 @@ def _rows(options: TaskOptions, split: str, items: int | None, default: int) -> 
 def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     if options.skill not in SKILLS:
         raise SVFError(f"unknown quickstart skill {options.skill!r}: use one of {', '.join(SKILLS)}")
-    return ({"name": "exact_match", **SKILLS[options.skill].reward},)
+    return (SKILLS[options.skill].reward,)
 
 
 TASK = Task("quickstart", load, rewards, is_local=lambda options: True)

@@ -51,7 +51,7 @@ def test_a_registered_name_is_enough() -> None:
 
 
 def test_a_mapping_adds_a_weight_and_arguments() -> None:
-    loaded = load_reward({"name": "exact_match", "weight": 0.5, "kind": "number", "wrong": -1.0})
+    loaded = load_reward({"name": "numeric", "weight": 0.5, "wrong": -1.0})
     assert loaded.weight == 0.5
     assert loaded(prompts=["p"] * 2, completions=["7", "8"], answer=["7.0", "7.0"]) == [1.0, -1.0]
 
@@ -85,8 +85,8 @@ def test_a_function_gets_only_what_it_names() -> None:
 
 
 def test_a_column_never_takes_the_place_of_an_option() -> None:
-    loaded = load_reward({"name": "exact_match", "kind": "number"})
-    assert loaded(completions=["7"], answer=["7"], kind=["easy"], wrong=["x"]) == [1.0]
+    loaded = load_reward("numeric")
+    assert loaded(completions=["7"], answer=["7"], level=["easy"], wrong=["x"]) == [1.0]
 
 
 def test_an_async_function_stays_async_as_trl_sees_it() -> None:
@@ -194,8 +194,7 @@ def test_a_missing_column_is_named() -> None:
         ("no_such_package.rewards:f", "could not import reward no_such_package.rewards: ModuleNotFoundError"),
         ({"weight": 1.0}, "a reward needs a name"),
         ({"name": "exact_match", "weight": "1e-3"}, "weight must be a number, got '1e-3'"),
-        ({"name": "exact_match", "knd": "text"}, "has no argument 'knd'; did you mean 'kind'?"),
-        ({"name": "exact_match", "kind": "numbr"}, "kind must be one of 'text', 'number', 'choice', got 'numbr'"),
+        ({"name": "exact_match", "colum": "gold"}, "has no argument 'colum'; did you mean 'column'?"),
         ({"name": "exact_match", "column": 3}, "column must be the name of a column, got 3"),
         ({"name": "exact_match", "completions": []}, "has no argument 'completions'"),
     ],

@@ -37,9 +37,9 @@ def test_the_quickstart_plan_says_what_a_run_would_do(plan, tmp_path: Path) -> N
     assert (got.matrices, got.trainable_values) == (9, 864)
     assert got.rows == {"train": 2048, "validation": 128, "test": 512}
     assert (got.prompts_per_update, got.sequences_per_update, got.updates) == (16, 64, 30)
-    assert got.rewards == [("exact_match", 1.0)]
+    assert got.rewards == [("numeric", 1.0)]
     text = str(got)
-    for part in ("864 in 9 matrices", "16 prompts, 64 sequences", "30", "exact_match × 1", "runs/quickstart"):
+    for part in ("864 in 9 matrices", "16 prompts, 64 sequences", "30", "numeric × 1", "runs/quickstart"):
         assert part in text
     assert list(tmp_path.iterdir()) == []  # no output directory, nothing else either
 
@@ -86,8 +86,8 @@ def test_a_reward_cannot_read_the_prompt_column(plan, tmp_path: Path) -> None:
 
 
 def test_rewards_carry_their_weights(plan) -> None:
-    got = plan("--rewards", "[{name: exact_match, kind: number, weight: 0.5}, exact_match]")
-    assert got.rewards == [("exact_match", 0.5), ("exact_match", 1.0)]
+    got = plan("--rewards", "[{name: numeric, weight: 0.5}, exact_match]")
+    assert got.rewards == [("numeric", 0.5), ("exact_match", 1.0)]
 
 
 def test_too_few_rows_for_one_batch(plan) -> None:

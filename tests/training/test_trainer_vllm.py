@@ -41,7 +41,7 @@ def quickstart(vllm_engine: ColocatedVLLM, tokenizer: Any, tmp_path: Path) -> Ca
             use_vllm=True, gradient_checkpointing=False, save_strategy="no", disable_tqdm=True,
             eval_strategy="steps", eval_steps=3, **settings,
         )  # fmt: skip
-        reward = load_reward({"name": "exact_match", "kind": "number"})
+        reward = load_reward({"name": "numeric"})
         return SVFReinforceTrainer(
             model, reward, args, _rows("train", 64), _rows("validation", 16), tokenizer,
             peft_config=SVFConfig(task_type="CAUSAL_LM"), rollouts=vllm_engine,

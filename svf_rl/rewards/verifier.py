@@ -1,0 +1,199 @@
+"""Verifiers: functions that check one completion against one reference, and how they are run over a batch.
+
+A verifier is written once, as a function of one completion::
+
+    @verifier("numeric")
+    def numeric(completion: str, reference: Any, *, tolerance: float = 0.0) -> Verdict: ...
+
+and is then usable by itself (`verify`), over a batch (`verify_all`), and in recipes as a reward of the same name, whose
+arguments are the verifier's options and those of `_reward_of`.
+"""
+
+import inspect
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from svf_rl.errors import SVFError
+from svf_rl.rewards.registry import find_built_in, reward
+from svf_rl.rewards.reward import completion_text, nearest
+from svf_rl.rewards.verdict import InfrastructureError, Verdict
+
+logger = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Verdict])
+
+# A check that takes longer than this to get through a batch shows a progress bar.
+PATIENCE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A registered verifier: its function, whether it waits for other processes, and the check of a reference."""
+
+    name: str
+    function: Callable[..., Verdict]
+    waits: bool
+    check_reference: Callable[..., Any] | None
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The keyword-only parameters of the function."""
+        parameters = inspect.signature(self.function).parameters
+        return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+_verifiers: dict[str, Verifier] = {}
+
+
+def verifier(name: str, *, waits: bool = False, check_reference: Callable[..., Any] | None = None) -> Callable[[F], F]:
+    """
+    Register the decorated function as a verifier, and a reward of the same name.
+
+    Args:
+        name (`str`): its name in recipes and in `verify`.
+        waits (`bool`, *optional*, defaults to `False`): the check runs in another process, so that a batch is checked
+            by several threads at once.
+        check_reference (`Callable`, *optional*): called with the reference and the options; raises `SVFError` for one
+            that no completion could ever match. Without it, the verifier needs no reference.
+    """
+
+    def register(function: F) -> F:
+        known = Verifier(name, function, waits, check_reference)
+        reward(name, column_arguments=["column"] if check_reference else [])(_reward_of(known))
+        _verifiers[name] = known
+        return function
+
+    return register
+
+
+def find_verifier(name: str) -> Verifier:
+    """The verifier of that name. Raises `SVFError` when there is none."""
+    find_built_in()
+    if name not in _verifiers:
+        raise SVFError(f"unknown verifier {name!r}{nearest(name, _verifiers)}")
+    return _verifiers[name]
+
+
+def verify(name: str, completion: str | Sequence[Mapping[str, Any]], reference: Any = None, **options: Any) -> Verdict:
+    """
+    Check one completion.
+
+    Args:
+        name (`str`): a verifier: `exact_match`, `numeric`, `choice`, `math`, `unit_tests`, ...
+        completion (`str` or `Sequence`): text, or a list of chat messages, whose last assistant turn counts.
+        reference (`Any`): what a right answer must match; each verifier says what it takes.
+        **options: the verifier's own.
+
+    Returns:
+        [`Verdict`]: `correct=None` when the check could not be made.
+
+    Raises:
+        SVFError: no such verifier or option, a completion that is no text, or an unusable reference.
+    """
+    return verify_all(name, [completion], [reference], **options)[0]
+
+
+def verify_all(
+    name: str, completions: Sequence[Any], references: Sequence[Any], *, progress: bool = True, **options: Any
+) -> list[Verdict]:
+    """`verify` for many completions, in order; those that wait for other processes run in parallel over a bounded
+    pool, with a progress bar where that takes long."""
+    found = find_verifier(name)
+    _check_options(found, options)
+    texts = [_text(name, completion) for completion in completions]
+    for reference in references:
+        if found.check_reference is not None:
+            found.check_reference(reference, **options)
+
+    def check(text: str, reference: Any) -> Verdict:
+        try:
+            return found.function(text, reference, **options)
+        except InfrastructureError as error:
+            return Verdict(None, None, str(error), infrastructure=True)
+
+    if len(texts) > 1 and found.waits:
+        verdicts = _pool().map(check, texts, references)
+    else:
+        verdicts = map(check, texts, references)
+    shown = tqdm(verdicts, total=len(texts), desc=name, delay=PATIENCE_SECONDS, disable=not progress, leave=False)
+    return list(shown)
+
+
+def parallel_checks() -> int:
+    """How many checks this process runs at once: its share of the machine's cores."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(parallel_checks(), thread_name_prefix="verify")
+
+
+def _text(name: str, completion: Any) -> str:
+    if isinstance(completion, list | tuple) and all(isinstance(message, Mapping) for message in completion):
+        return completion_text(completion)
+    if not isinstance(completion, str):
+        raise SVFError(f"{name}: a completion must be text or chat messages, not {type(completion).__name__}")
+    return completion
+
+
+def _check_options(found: Verifier, options: Mapping[str, Any]) -> None:
+    for option in options:
+        if option not in found.options:
+            raise SVFError(f"verifier {found.name!r} has no option {option!r}{nearest(option, found.options)}")
+
+
+def _reward_of(found: Verifier) -> Callable[..., list[float | None]]:
+    """
+    The reward function of a verifier: `wrong + value · (correct − wrong)` for each completion.
+
+    Besides the verifier's options it takes `column` (the dataset column with the references), `correct`, `wrong`, and
+    `max_failed`: the share of a batch whose checks may fail by themselves before the run stops.
+    """
+
+    def score(
+        completions: Sequence[Any],
+        *,
+        column: str = "answer",
+        correct: float = 1.0,
+        wrong: float = 0.0,
+        max_failed: float = 0.25,
+        **columns: Any,
+    ) -> list[float | None]:
+        options = {name: columns[name] for name in found.options if name in columns}
+        references = columns[column] if found.check_reference else [None] * len(completions)
+        verdicts = verify_all(found.name, completions, references, **options)
+        _stop_where_checks_fail(found.name, verdicts, max_failed, columns.get("log_metric"))
+        values = [verdict.value for verdict in verdicts]
+        return [None if value is None else wrong + value * (correct - wrong) for value in values]
+
+    own = list(inspect.signature(score).parameters.values())
+    known = {p.name for p in own}
+    score.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*own[:-1], *(p for name, p in found.options.items() if name not in known), own[-1]]
+    )
+    score.__module__, score.__qualname__ = found.function.__module__, found.function.__qualname__
+    score.__doc__ = found.function.__doc__
+    return score
+
+
+def _stop_where_checks_fail(
+    name: str, verdicts: Sequence[Verdict], most: float, log_metric: Callable[[str, float], None] | None
+) -> None:
+    failed = [verdict for verdict in verdicts if verdict.infrastructure]
+    if log_metric is not None:
+        log_metric(f"checks_failed/{name}", len(failed) / max(1, len(verdicts)))
+    if failed:
+        logger.warning("%s: %d of %d checks failed: %s", name, len(failed), len(verdicts), failed[0].reason)
+    if len(failed) > most * len(verdicts):
+        raise SVFError(
+            f"{name} could not check {len(failed)} of {len(verdicts)} completions ({failed[0].reason}); more than the "
+            f"share max_failed={most:g}: mend the cause, or raise max_failed"
+        )
