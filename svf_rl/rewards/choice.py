@@ -1,4 +1,18 @@
-"""`choice`: the completion names the right option of a multiple-choice question."""
+r"""`choice`: the completion names the right option of a multiple-choice question.
+
+A label is one letter or a number of one or two digits. Which label a completion chooses is decided by the first of
+these rules that finds one:
+
+1. the last `\boxed{...}` with a label: `\boxed{C}`, `\boxed{\text{(C)}}`;
+2. the last statement of the choice: "the answer is (C)", "Answer: C", "the correct option is C", "I choose C",
+   "(C) is correct", "C is the right answer";
+3. a line that is a label, or that a label begins (`C`, `**C**`, `C.`, `C) water`), when all such lines agree;
+4. the last label in brackets: "(A) is too cold, so (B)";
+5. a capital letter that ends the text, when it is the only one in its last sentence: "So it must be C."
+
+Labels are compared as they are: a letter never stands for a digit, since a prompt shows the labels that it wants. A
+completion that gives an option's text without its label names no option, and is wrong.
+"""
 
 import re
 from typing import Any
@@ -8,11 +22,27 @@ from svf_rl.rewards.references import reference_text, shortened
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 
-_LABEL = r"[A-Za-z]|\d{1,2}"
-# Without brackets only a capital is a label: "the answer is a number" holds none.
-_ANSWER_IS = re.compile(rf"(?i:answer\s+is)[\s:*]*(?:\(({_LABEL})\)|([A-Z]|\d{{1,2}})(?!\w|[.,]\d))")
-_IN_BRACKETS = re.compile(rf"\(({_LABEL})\)")
-_ALONE = re.compile(rf"\W*({_LABEL})\W*")
+_OPEN = r"(?:\\?[(\[{]|\\(?:text|textbf|mathbf|mathrm|boxed)\{|[\s*_\"'`$“‘])*"
+# Without brackets only a capital is a label: "the answer is a number" holds none; "A" before a word is an article.
+_BARE = r"(?:[B-HJ-Z](?![\w'’])|[AI](?![\w'’]|[ ][a-z])|[AI](?=[ ](?:because|since|as|and|is|with|for)\b)|\d{1,2}(?!\w|[.,:/]\d|\s?%))"
+_LABEL = rf"(?:\((?P<bracketed>[A-Za-z]|\d{{1,2}})\)|(?P<bare>{_BARE}))(?!\s*=)"
+_NOUN = r"(?:answer|option|choice|letter|label|statement)"
+_STATEMENTS = (
+    rf"(?i:\b{_NOUN}\b(?:\s+(?:is|was|should\s+be|would\s+be|must\s+be)\b(?!\s+not\b)|[\s*_]*[:：=]|\s+choice\s+is\b)"
+    rf"(?:[\s*_:]*\b(?:therefore|thus|clearly|probably|most\s+likely|the|correct|{_NOUN}|number)\b)*)[\s:*_]*{_OPEN}{_LABEL}",
+    rf"(?i:\b(?:choose|chose|select|pick)\b(?:\s+(?:the|correct|{_NOUN}|number)\b)*)[\s:*_]*{_OPEN}{_LABEL}",
+    rf"(?i:\b{_NOUN}\s+)?(?<![\w\\]){_OPEN}{_LABEL}[)\s*_}}$.:]*(?i:\bis\s+(?:the\s+)?(?:most\s+likely\s+|most\s+|the\s+)?(?:correct|right|best|appropriate|answer)\b)",
+)
+_STATED = [re.compile(pattern) for pattern in _STATEMENTS]
+_BOX = re.compile(r"\\(?:boxed|fbox)\b")
+_IN_BOX = re.compile(r"[\s{(\[*$]*(?:\\(?:text|textbf|mathbf|mathrm)\s*\{[\s(]*)?([A-Za-z]|\d{1,2})(?!\w|[.,]\d)")
+_LINE = re.compile(
+    r"(?m)^[^\w\n(]{0,8}(?:\((?P<bracketed>[A-Za-z]|\d{1,2})\)|(?P<bare>[A-Za-z]|\d{1,2}))(?P<rest>[*_`]{0,3}(?:[.):][*_`]{0,3}(?=\s|$)|[ \t]*$)[^\n]*)"
+)
+_IN_BRACKETS = re.compile(r"(?<![\w\\])\(([A-Za-z]|\d{1,2})\)")
+_CAPITAL = re.compile(r"(?<![\w'’])[A-Z](?![\w'’])")
+# Statements, boxes and lines that are looked at, from the end: keeps hostile text linear
+MOST = 256
 
 
 def check_reference(reference: Any, **_: Any) -> None:
@@ -22,7 +52,7 @@ def check_reference(reference: Any, **_: Any) -> None:
 
 @verifier("choice", check_reference=check_reference)
 def choice(completion: str, reference: Any) -> Verdict:
-    """Compare the labels of the options; both sides are read by the same rules (`extract_choice`)."""
+    """Compare the labels of the options; both sides are read by the same rules (those above)."""
     expected, got = _expected(reference), extract_choice(completion)
     if got is None:
         return Verdict(False, None, "the completion names no option")
@@ -30,16 +60,43 @@ def choice(completion: str, reference: Any) -> Verdict:
 
 
 def extract_choice(text: str) -> str | None:
-    """The label (a letter, in capitals, or a number) of the chosen option.
+    """The label (a letter, in capitals, or a number) that `text` chooses, by the rules above."""
+    for rule in (_boxed, _stated, _line, _bracketed, _ending):
+        if (label := rule(text)) is not None:
+            return label.upper()
+    return None
 
-    It is the last one in "the answer is (X)", else the last in brackets, else all that `text` holds.
-    """
-    if matches := _ANSWER_IS.findall(text):
-        return (matches[-1][0] or matches[-1][1]).upper()
-    if matches := _IN_BRACKETS.findall(text):
-        return matches[-1].upper()
-    alone = _ALONE.fullmatch(text)
-    return alone[1].upper() if alone else None
+
+def _boxed(text: str) -> str | None:
+    for box in reversed(list(_BOX.finditer(text))[-MOST:]):
+        if (label := _IN_BOX.match(text, box.end())) is not None:
+            return label[1]
+    return None
+
+
+def _stated(text: str) -> str | None:
+    found = [match for pattern in _STATED for match in pattern.finditer(text)]
+    if not found:
+        return None
+    last = max(found, key=lambda match: match.end())
+    return last["bracketed"] or last["bare"]
+
+
+def _line(text: str) -> str | None:
+    labels = {(match["bracketed"] or match["bare"]).upper() for match in _LINE.finditer(text)}
+    return labels.pop() if len(labels) == 1 else None
+
+
+def _bracketed(text: str) -> str | None:
+    labels = _IN_BRACKETS.findall(text)
+    return labels[-1] if labels else None
+
+
+def _ending(text: str) -> str | None:
+    sentence = re.split(r"[.!?](?=\s+\S)|\n", text.strip()[-300:])[-1]
+    capitals = {letter for letter in _CAPITAL.findall(sentence) if letter != "I"}
+    last = re.search(r"(?<![\w'’])([A-Z])[\s.!*_`\"'$})\]]*$", sentence)
+    return last[1] if last is not None and len(capitals) == 1 else None
 
 
 def _expected(reference: Any) -> str:

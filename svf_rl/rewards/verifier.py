@@ -11,7 +11,6 @@ arguments are the verifier's options and those of `_reward_of`.
 
 import inspect
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from svf_rl.errors import SVFError
+from svf_rl.rewards.parallel import parallel_checks
 from svf_rl.rewards.registry import find_built_in, reward
 from svf_rl.rewards.reward import completion_text, nearest
 from svf_rl.rewards.verdict import InfrastructureError, Verdict
@@ -124,11 +124,6 @@ def verify_all(
         verdicts = map(check, texts, references)
     shown = tqdm(verdicts, total=len(texts), desc=name, delay=PATIENCE_SECONDS, disable=not progress, leave=False)
     return list(shown)
-
-
-def parallel_checks() -> int:
-    """How many checks this process runs at once: its share of the machine's cores."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @cache

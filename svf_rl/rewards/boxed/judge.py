@@ -1,0 +1,318 @@
+"""The process that decides: it runs the tests, whose calls reach the solution in another process through stand-ins."""
+
+import ast
+import builtins
+import json
+import os
+import resource
+import signal
+import sys
+
+from wire import Link, WireError, own, theirs
+
+
+class Gone(BaseException):
+    """The solution's process ended or sent nonsense. Not an `Exception`, so that no test catches it."""
+
+
+class CannotPass(BaseException):
+    """The tests hand the solution something that cannot be sent: they say nothing about the solution."""
+
+
+class Remote:
+    """An object of the solution's process that is no plain data. It is equal to nothing but objects of that process,
+    so that no `__eq__` of the solution's is ever asked about an expected value."""
+
+    __slots__ = ("_ask", "_number")
+
+    def __init__(self, ask, number):
+        object.__setattr__(self, "_ask", ask)
+        object.__setattr__(self, "_number", number)
+
+    def __call__(self, *arguments, **keywords):
+        return self._ask("call", self, *arguments, **keywords)
+
+    def __getattr__(self, name):
+        return self._ask("getattr", self, name)
+
+    def __setattr__(self, name, value):
+        self._ask("setattr", self, name, value)
+
+    def __getitem__(self, key):
+        return self._ask("getitem", self, key)
+
+    def __setitem__(self, key, value):
+        self._ask("setitem", self, key, value)
+
+    def __iter__(self):
+        return self._ask("iter", self)
+
+    def __next__(self):
+        return self._ask("next", self)
+
+    def __len__(self):
+        return self._ask("len", self)
+
+    def __bool__(self):
+        return self._ask("bool", self)
+
+    def __str__(self):
+        return self._ask("str", self)
+
+    def __repr__(self):
+        return self._ask("repr", self)
+
+    def __instancecheck__(self, value):
+        return type(value) is Remote and self._ask("isinstance", value, self) is True
+
+    def __eq__(self, other):
+        return type(other) is Remote and self._ask("equal", self, other) is True
+
+    __hash__ = object.__hash__
+
+
+class Solution:
+    """The judge's side of the connection."""
+
+    def __init__(self, descriptor):
+        self.started = False  # the interpreter in the box, before any code of the solution
+        self.gone = ""  # why the process can answer no more
+        self._functions = []  # the judge's own, that the solution may call back
+        self._link = Link(descriptor, self._refer, lambda number: Remote(self.ask, number), self._functions)
+
+    def load(self, job):
+        """Send the code; returns (which candidate it is or `None`, why it could not be run or `""`)."""
+        chosen = None
+        try:
+            self._link.send(job)
+            while True:
+                what, value, text = self._link.receive()
+                if what == "started":
+                    self.started = True
+                elif what == "chosen":
+                    chosen = int(value)
+                elif what == "loaded":
+                    return chosen, ""
+                else:
+                    return chosen, str(text)[:500]
+        except (EOFError, OSError, WireError, ValueError, TypeError):
+            return chosen, "the program ended before the tests began"
+
+    def ask(self, operation, *operands, **keywords):
+        """The value of an operation in the solution's process; what it raised there is raised here."""
+        try:
+            self._link.send((operation, operands, keywords))
+        except WireError as error:
+            raise CannotPass(str(error)) from None
+        except OSError:
+            raise self._gone("the program ended before the tests did") from None
+        try:
+            what, value, more = self._link.receive()
+            while what == "callback":
+                self._link.send(self._called_back(value, more))
+                what, value, more = self._link.receive()
+            if what == "value" and more is not None:
+                _update(operands[1:], more)
+        except (EOFError, OSError):
+            raise self._gone("the program ended before the tests did") from None
+        except (WireError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise self._gone(f"the program sent nonsense: {error}") from None
+        if what == "value":
+            return value
+        kind = getattr(builtins, value, None) if isinstance(value, str) else None
+        if what != "raised" or not (isinstance(kind, type) and issubclass(kind, Exception)):
+            raise self._gone(str(more)[:500])  # `SystemExit` and its like end a program
+        raise _exception(kind, str(more)[:500])
+
+    def _gone(self, reason):
+        self.gone = reason
+        return Gone(reason)
+
+    def _called_back(self, number, arguments):
+        try:
+            return ("returned", (self._functions[number](*arguments),), {})
+        except Exception as error:  # the judge's own function, given what the solution made up
+            return ("failed", (f"{type(error).__name__}: {error}",), {})
+
+    def _refer(self, value):
+        if type(value) is Remote:
+            return theirs(value._number)
+        if callable(value):
+            self._functions.append(value)
+            return own(len(self._functions) - 1)
+        raise WireError(f"a {type(value).__name__} cannot be passed to the solution")
+
+
+def _update(operands, changed):
+    """What the solution did to lists, sets and dictionaries that it was given happens to the judge's own as well."""
+    for mine, other in zip(operands, changed, strict=True):
+        if type(mine) is type(other):
+            if isinstance(mine, list | bytearray):
+                mine[:] = other
+            elif isinstance(mine, dict | set) and mine != other:
+                mine.clear()
+                mine.update(other)
+
+
+def _exception(kind, text):
+    try:
+        return kind(text)
+    except TypeError:  # a few want more than a text
+        return ValueError(text)
+
+
+def judge(job, descriptor):
+    """
+    Run the tests of a job against the program behind `descriptor`.
+
+    Returns a dictionary: `chosen` (index of the candidate that ran), `passed` (one boolean a test), `reason` (of the
+    first failure, or `""`), and `unscorable` (why the tests cannot tell anything, or `""`). Or one of `infrastructure`.
+    """
+    solution = Solution(descriptor)
+    trees = [ast.parse(test) for test in job["tests"]]
+    chosen, reason = solution.load(
+        {key: job[key] for key in ("candidates", "wanted", "imports", "setup", "main", "limits")}
+    )
+    if not solution.started:
+        return {"infrastructure": "the box did not start"}
+    outcome = {"chosen": chosen, "passed": [False] * len(trees), "reason": reason, "unscorable": ""}
+    if reason:
+        return outcome
+    try:
+        namespace = _namespace(job, trees, solution)
+        if job["entry_point"]:
+            outcome["passed"], outcome["reason"] = _checked(job, trees, namespace, solution)
+        else:
+            outcome["passed"], outcome["reason"] = _asserted(trees, namespace, solution)
+    except Gone as error:
+        outcome["reason"] = outcome["reason"] or str(error)
+    except CannotPass as error:
+        outcome["unscorable"] = str(error)
+    return outcome
+
+
+def _asserted(trees, namespace, solution):
+    """Each test by itself."""
+    passed, reason = [], ""
+    for tree in trees:
+        text = "" if solution.gone else _failure(compile(tree, "<test>", "exec"), namespace)
+        if text:
+            text = f"{text} in the test: {ast.unparse(tree)}"[:500]
+        passed.append(not text and not solution.gone)
+        reason = reason or text or solution.gone
+    return passed, reason
+
+
+def _checked(job, trees, namespace, solution):
+    """`check(candidate)` of the last tree: one test, or with `share` one a statement `assert` of it."""
+    counts = {}
+    if job["share"]:
+        trees = [_Counted(counts).visit(tree) for tree in trees]
+        namespace["__count__"] = lambda number, holds: counts.__setitem__(
+            number, _holds(holds) and counts[number] is not False
+        )
+    call = ast.parse(f"check({job['entry_point']})")
+    reason = ""
+    for tree in [*trees, call]:
+        reason = reason or _failure(compile(ast.fix_missing_locations(tree), "<test>", "exec"), namespace)
+    reason = reason or solution.gone
+    if not counts:
+        return [not reason], reason
+    passed = [holds is True for holds in counts.values()]
+    return passed, reason or ("" if all(passed) else f"{passed.count(False)} of {len(passed)} assertions do not hold")
+
+
+def _failure(code, namespace):
+    """Why the code fails, or `""` when it runs to its end."""
+    try:
+        exec(code, namespace)
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}: {error}".removesuffix(": ")[:500]
+    return ""
+
+
+class _Counted(ast.NodeTransformer):
+    """`assert condition` becomes `__count__(number, lambda: condition)`, after which the test goes on."""
+
+    def __init__(self, counts):
+        self._counts = counts
+
+    def visit_Assert(self, node):
+        number = len(self._counts)
+        self._counts[number] = None  # not reached yet
+        nothing = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+        arguments = [ast.Constant(number), ast.Lambda(nothing, node.test)]
+        call = ast.Expr(ast.Call(ast.Name("__count__", ast.Load()), arguments, []))
+        return ast.fix_missing_locations(ast.copy_location(call, node))
+
+
+def _holds(condition):
+    try:
+        return bool(condition())
+    except Exception:  # an assertion that raises does not hold
+        return False
+
+
+def _namespace(job, trees, solution):
+    """
+    The names that tests can use: their imports, and what the solution defines.
+
+    Of the solution's names, those of modules are this process's own modules, and those of built-in functions count
+    only where the tests call nothing else of the solution: a solution that defines `abs` shall not measure itself.
+    """
+    loaded = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    if job["entry_point"]:
+        loaded.add(job["entry_point"])
+    theirs = solution.ask("globals", *sorted(loaded))
+    values, modules = {}, {}
+    for name, (kind, value) in theirs.items():
+        if kind == "value":
+            values[name] = value
+        elif value in sys.stdlib_module_names:
+            modules[name] = __import__(value, fromlist=["_"])
+    shadowing = {name: value for name, value in values.items() if hasattr(builtins, name)}
+    plain = {name: value for name, value in values.items() if name not in shadowing}
+    if job["entry_point"]:
+        chosen = {name: value for name, value in values.items() if name == job["entry_point"]}
+    else:
+        chosen = {} if any(type(value) is Remote for value in plain.values()) else shadowing
+    namespace = {"__name__": "tests", **modules, **plain, **chosen}
+    if job["prompt"]:
+        namespace.update(_helpers(job["prompt"], job["entry_point"], loaded))
+    exec(compile(job["imports"], "<imports>", "exec"), namespace)
+    return namespace
+
+
+def _helpers(prompt, entry_point, loaded):
+    """Functions that the prompt defines beside the one asked for: the tests mean these, not the solution's."""
+    namespace = {"__name__": "prompt"}
+    try:
+        exec(compile(prompt, "<prompt>", "exec"), namespace)
+    except SyntaxError:  # a prompt may end anywhere
+        return {}
+    return {
+        name: namespace[name]
+        for name in loaded
+        if name in namespace and name != entry_point and callable(namespace[name])
+    }
+
+
+def run(job, descriptor, report, uid):
+    """Judge in this process, a fork that ends here; the outcome goes to the descriptor `report` as JSON."""
+    seconds = int(job["seconds"]) + 1
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process: the tests may hang by themselves
+    if uid:
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
+    try:
+        outcome = judge(job, descriptor)
+    except MemoryError:
+        outcome = {"chosen": None, "passed": [], "reason": "the tests ran out of memory", "unscorable": ""}
+    with os.fdopen(report, "w") as file:
+        json.dump(outcome, file)

@@ -1,0 +1,8 @@
+"""How many checks a process runs at once."""
+
+import os
+
+
+def parallel_checks() -> int:
+    """This process's share of the machine's cores."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,0 +1,226 @@
+"""Running model-written code: under bubblewrap, each program in namespaces of its own, under limits.
+
+Two boxes, one in the other. The outer one is started once a worker: a read-only system, no network, and in it the
+supervisor (`boxed/supervisor.py`), which starts the inner one for each program: own user, process, network, mount and IPC
+namespaces, the read-only system, a small private `/tmp`, no `/proc`, no home directory, no environment. What decides about
+a program stays outside the inner box.
+"""
+
+import json
+import logging
+import os
+import random
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from svf_rl.errors import SVFError
+from svf_rl.rewards.parallel import parallel_checks
+from svf_rl.rewards.verdict import InfrastructureError
+from svf_rl.rewards.workers import WorkerPool
+
+logger = logging.getLogger(__name__)
+
+BOXED = Path(__file__).parent / "boxed"
+_MB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    What one program may use.
+
+    Args:
+        seconds (`float`, *optional*, defaults to `10.0`): wall time, and CPU time a process.
+        memory_mb (`int`, *optional*, defaults to `1024`): address space a process, and memory of all its processes.
+        processes (`int`, *optional*, defaults to `32`): processes and threads.
+        file_mb (`int`, *optional*, defaults to `16`): size of a file, and of the private `/tmp`.
+        open_files (`int`, *optional*, defaults to `64`): descriptors a process.
+        output_mb (`int`, *optional*, defaults to `16`): standard output that is read.
+    """
+
+    seconds: float = 10.0
+    memory_mb: int = 1024
+    processes: int = 32
+    file_mb: int = 16
+    open_files: int = 64
+    output_mb: int = 16
+
+    def as_request(self) -> dict[str, Any]:
+        """The part of a request to the supervisor that holds them."""
+        seconds = int(self.seconds) + 1
+        return {
+            "seconds": self.seconds,
+            "memory": self.memory_mb * _MB,
+            "processes": self.processes + 4,  # the box itself has some
+            "output": self.output_mb * _MB,
+            "limits": {
+                "RLIMIT_AS": self.memory_mb * _MB,
+                "RLIMIT_CPU": seconds,
+                "RLIMIT_FSIZE": self.file_mb * _MB,
+                "RLIMIT_NOFILE": self.open_files,
+                "RLIMIT_NPROC": self.processes,
+                "RLIMIT_CORE": 0,
+            },
+        }
+
+
+def run_program(request: dict[str, Any], limits: Limits, allow_unsandboxed: bool = False) -> dict[str, Any]:
+    """
+    Run one program in a box of its own.
+
+    Args:
+        request (`dict`): as `boxed/supervisor.py` describes it, without the limits.
+        limits ([`Limits`]): what it may use.
+        allow_unsandboxed (`bool`, *optional*, defaults to `False`): run it without bubblewrap where there is none.
+
+    Returns:
+        `dict`: `chosen`, `passed`, `reason`, `unscorable`, as `boxed/judge.py` describes them.
+
+    Raises:
+        SVFError: bubblewrap is missing or may not make namespaces here.
+        InfrastructureError: the program could not be run, which says nothing about it.
+    """
+    # at most one start, the run and what ends it
+    reply = _pool(allow_unsandboxed).call({**request, **limits.as_request()}, 2 * limits.seconds + 30)
+    if "infrastructure" in reply:
+        raise InfrastructureError(f"sandbox: {reply['infrastructure']}")
+    return reply
+
+
+@cache
+def _pool(allow_unsandboxed: bool) -> WorkerPool:
+    if shutil.which("bwrap") is None:
+        if not allow_unsandboxed:
+            raise SVFError(
+                "model-written code needs bubblewrap: install the package bubblewrap (Debian, Ubuntu, Fedora, Arch), or "
+                "set allow_unsandboxed: true to run it on this machine as it is"
+            )
+        logger.warning(
+            "NO SANDBOX: bubblewrap is not installed, and allow_unsandboxed is set. Model-written code runs as you, with "
+            "your files and your network; only time and memory are limited."
+        )
+        return WorkerPool("unit_tests, without a sandbox", _plain_command(), parallel_checks())
+    failure = ""
+    for privileged in ([True] if os.getuid() == 0 else []) + [False]:
+        for with_proc in (True, False):
+            pool = WorkerPool("the sandbox", lambda p=privileged, w=with_proc: _boxed_command(p, w), parallel_checks())
+            try:
+                if pool.call(_PROBE | Limits().as_request(), 60).get("passed") == [True]:
+                    return pool
+            except InfrastructureError as error:
+                failure = failure or str(error)
+            pool.close()
+    raise SVFError(
+        f"bubblewrap cannot make a sandbox here ({failure or 'a program did not start in it'}); in a container, allow user "
+        "namespaces, or set allow_unsandboxed: true where that is no loss"
+    )
+
+
+_PROBE = {
+    "candidates": ["def works(x):\n    return x + 1\n"], "wanted": ["works"], "imports": "", "setup": "", "prompt": "",
+    "entry_point": "", "share": False, "main": False, "tests": ["assert works(1) == 2"],
+}  # fmt: skip
+
+
+def _plain_command() -> list[str]:
+    settings = {
+        "box": [],
+        "python": [sys.executable, "-I", "-S", f"{(folder := tempfile.mkdtemp(prefix='svf_rl_'))}/tested.pyc", folder],
+        "environment": {},
+        "packages": _packages(),
+        "compiled": folder,
+        "uid": 0,
+    }
+    return [sys.executable, "-I", "-S", str(BOXED / "supervisor.py"), json.dumps(settings)]
+
+
+def _boxed_command(privileged: bool, with_proc: bool) -> list[str]:
+    """
+    The outer box with the supervisor in it.
+
+    A root user's programs run as a user of their own that nobody else is, since the kernel does not count the processes of
+    root. Where bubblewrap is not run by root, a user namespace does the same.
+    """
+    interpreter, prefix = _interpreter()
+    packages = ["/packages"] if _packages() else []
+    system = [*_system(), *prefix]
+    for inside, outside in zip(packages, _packages(), strict=True):
+        system += ["--ro-bind", outside, inside]
+    outer = ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", *system]
+    outer += [] if privileged else ["--unshare-user"]
+    outer += ["--ro-bind", str(BOXED), "/boxed", "--tmpfs", "/tmp", "--tmpfs", "/compiled", "--dev", "/dev"]
+    outer += ["--proc", "/proc"] if with_proc else []
+    outer += ["--clearenv", *_library_path(prefix), "--chdir", "/"]
+
+    inner = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv"]
+    inner += [*_library_path(prefix), "--setenv", "OMP_NUM_THREADS", "1", *_relocated(system)]
+    inner += ["--ro-bind", "/compiled", "/boxed"]
+    for device in ("null", "zero", "urandom"):
+        inner += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    options = _bwrap_options()
+    inner += ["--disable-userns"] if "--disable-userns" in options else []
+    inner += ["--size", str(Limits().file_mb * _MB)] if "--size" in options else []
+    inner += ["--tmpfs", "/tmp", "--chdir", "/tmp"]
+    settings = {
+        "box": inner,
+        "python": [interpreter, "-I", "-S", "/boxed/tested.pyc", "/boxed"],
+        "environment": {"PATH": "/usr/bin:/bin"},
+        "packages": packages,
+        "compiled": "/compiled",
+        "uid": random.SystemRandom().randrange(1 << 24, 1 << 30) if privileged else 0,
+    }
+    return [*outer, interpreter, "-I", "-S", "/boxed/supervisor.py", json.dumps(settings)]
+
+
+def _system() -> list[str]:
+    """Mounts of the read-only system."""
+    mounts = ["--ro-bind", "/usr", "/usr"]
+    for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
+        path = Path(name)
+        if path.is_symlink():
+            mounts += ["--symlink", str(path.readlink()), name]
+        elif path.is_dir():
+            mounts += ["--ro-bind", name, name]
+    if Path("/etc/ld.so.cache").exists():
+        mounts += ["--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    return mounts
+
+
+def _interpreter() -> tuple[str, list[str]]:
+    """The interpreter behind this environment as the boxes see it, and the mounts it needs. One in a home directory is seen
+    as `/python`."""
+    executable, prefix = Path(sys._base_executable).resolve(), Path(sys.base_prefix).resolve()  # type: ignore[attr-defined]
+    if prefix.is_relative_to("/usr"):
+        return str(executable), []
+    return str("/python" / executable.relative_to(prefix)), ["--ro-bind", str(prefix), "/python"]
+
+
+def _relocated(mounts: list[str]) -> list[str]:
+    """The same mounts from within the outer box, where each source has moved to its target."""
+    moved = list(mounts)
+    for at, word in enumerate(moved):
+        if word == "--ro-bind":
+            moved[at + 1] = moved[at + 2]
+    return moved
+
+
+def _library_path(prefix: list[str]) -> list[str]:
+    return ["--setenv", "LD_LIBRARY_PATH", "/python/lib"] if prefix else []
+
+
+def _packages() -> list[str]:
+    """The installed packages, which programs may import as they can here."""
+    folder = sysconfig.get_paths()["purelib"]
+    return [folder] if Path(folder).is_dir() and sys.prefix != sys.base_prefix else []
+
+
+@cache
+def _bwrap_options() -> str:
+    return subprocess.run(["bwrap", "--help"], capture_output=True, text=True, check=False).stdout

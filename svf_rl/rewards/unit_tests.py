@@ -1,0 +1,128 @@
+"""`unit_tests`: the program in the completion passes the reference's tests, run in the sandbox."""
+
+import ast
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from svf_rl.errors import SVFError
+from svf_rl.rewards.code_text import candidates
+from svf_rl.rewards.references import shortened
+from svf_rl.rewards.sandbox import Limits, run_program
+from svf_rl.rewards.verdict import Verdict
+from svf_rl.rewards.verifier import verifier
+
+_KEYS = {
+    "test", "entry_point", "prompt", "test_list", "test_setup_code", "test_imports", "challenge_test_list", "inputs", "outputs",
+}  # fmt: skip
+
+
+def check_reference(reference: Any, **_: Any) -> None:
+    """Raises `SVFError` for a reference that is none of the three kinds, or whose tests are no Python."""
+    _request(reference)
+
+
+@verifier("unit_tests", waits=True, check_reference=check_reference)
+def unit_tests(
+    completion: str,
+    reference: Any,
+    *,
+    share: bool = False,
+    timeout: float = Limits.seconds,
+    memory_mb: int = Limits.memory_mb,
+    allow_unsandboxed: bool = False,
+) -> Verdict:
+    """
+    Run the program against tests. It sees the arguments of the tests' calls, never the tests.
+
+    Args:
+        completion (`str`): holds the program: raw, in a fenced block, up to a closing fence, or the body of the function that
+            the reference's `prompt` begins.
+        reference (`Mapping`): one of
+
+            - `{test, entry_point}` and optionally `prompt` (HumanEval): `test` defines `check(candidate)`;
+            - `{test_list}` and optionally `test_setup_code` (run after the program), `test_imports`, `entry_point` (MBPP):
+              each a piece of code with `assert`;
+            - `{inputs, outputs}`: texts for standard input, and what must be printed.
+        share (`bool`, *optional*, defaults to `False`): score the share of passed tests in place of all or nothing.
+        timeout (`float`, *optional*, defaults to `10.0`): seconds for the program and all of its tests.
+        memory_mb (`int`, *optional*, defaults to `1024`): memory of the program.
+        allow_unsandboxed (`bool`, *optional*, defaults to `False`): where there is no bubblewrap, run it all the same.
+    """
+    request = _request(reference)
+    if not completion.strip():
+        return Verdict(False, None, "the completion is empty")
+    texts = candidates(completion, request["prompt"])
+    limits = Limits(seconds=timeout, memory_mb=memory_mb)
+    outcome = run_program({**request, "candidates": texts, "share": share}, limits, allow_unsandboxed)
+    code = None if outcome["chosen"] is None else texts[outcome["chosen"]]
+    passed = outcome["passed"]
+    if outcome["unscorable"]:
+        return Verdict(None, code, outcome["unscorable"])
+    correct = bool(passed) and all(passed) and not outcome["reason"]
+    reason = "all tests passed" if correct else outcome["reason"] or "a test failed"
+    score = sum(passed) / len(passed) if share and passed else None
+    return Verdict(correct, code, reason, score)
+
+
+def _request(reference: Any) -> dict[str, Any]:
+    """The reference as the supervisor takes it."""
+    if not isinstance(reference, Mapping):
+        raise SVFError(
+            f"unit_tests: an answer must be a mapping, such as {{test_list: [...]}}, not {shortened(reference)}"
+        )
+    # a table has a column for every key that any of its rows has
+    given = {key: value for key, value in reference.items() if value is not None}
+    unknown = sorted(given.keys() - _KEYS)
+    if unknown:
+        raise SVFError(f"unit_tests: unknown key {unknown[0]!r} in an answer; known: {', '.join(sorted(_KEYS))}")
+    request = {
+        "prompt": _text(given, "prompt"), "entry_point": "", "wanted": [], "imports": "", "setup": "", "main": False, "tests": [],
+    }  # fmt: skip
+    if "inputs" in given or "outputs" in given:
+        inputs, outputs = _texts(given, "inputs"), _texts(given, "outputs")
+        if len(inputs) != len(outputs) or not inputs:
+            raise SVFError(
+                f"unit_tests: {len(inputs)} inputs and {len(outputs)} outputs in an answer; give one for one"
+            )
+        return {**request, "main": True, "inputs": inputs, "outputs": outputs}
+    imports = "\n".join(_texts(given, "test_imports"))
+    request |= {"imports": imports, "setup": _text(given, "test_setup_code").replace("\r\n", "\n")}
+    if "test_list" in given:
+        tests = _texts(given, "test_list")
+        request["wanted"] = [given["entry_point"]] if "entry_point" in given else _called(tests)
+    elif "test" in given and "entry_point" in given:
+        tests = [_text(given, "test")]
+        request |= {"entry_point": _text(given, "entry_point"), "wanted": [_text(given, "entry_point")]}
+    else:
+        raise SVFError("unit_tests: an answer needs test and entry_point, test_list, or inputs and outputs")
+    if not any(test.strip() for test in tests):
+        raise SVFError("unit_tests: an answer has no tests")
+    _called(tests)
+    return {**request, "tests": tests}
+
+
+def _called(tests: Sequence[str]) -> list[str]:
+    """Names that the tests call. Raises `SVFError` for tests that are no Python."""
+    names: dict[str, None] = {}
+    for test in tests:
+        try:
+            tree = ast.parse(test)
+        except SyntaxError as error:
+            raise SVFError(f"unit_tests: a test is no Python ({error.msg}): {shortened(test)}") from error
+        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        names.update(dict.fromkeys(call.id for call in calls if isinstance(call, ast.Name)))
+    return list(names)
+
+
+def _text(given: Mapping[str, Any], key: str) -> str:
+    value = given.get(key, "")
+    if not isinstance(value, str):
+        raise SVFError(f"unit_tests: {key} in an answer must be text, not {shortened(value)}")
+    return value
+
+
+def _texts(given: Mapping[str, Any], key: str) -> list[str]:
+    value = given.get(key, [])
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(item, str) for item in value):
+        raise SVFError(f"unit_tests: {key} in an answer must be a list of texts, not {shortened(value)}")
+    return list(value)
