@@ -20,7 +20,7 @@ def candidates(completion: str, prompt: str = "") -> list[str]:
             fence; or, with `prompt`, the body of the function that the prompt begins.
         prompt (`str`, *optional*): the beginning of the program. Its imports are put before a whole program, too.
     """
-    blocks = [match for match in _BLOCK.finditer(completion)]
+    blocks = list(_BLOCK.finditer(completion))
     python = [match["code"] for match in blocks if match["language"].lower() in _PYTHON]
     other = [match["code"] for match in blocks if match["language"].lower() not in _PYTHON]
     closing = _CLOSING.search(completion)

@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import tempfile
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +109,17 @@ def _pool(allow_unsandboxed: bool) -> WorkerPool:
         return WorkerPool("unit_tests, without a sandbox", _plain_command(), parallel_checks())
     failure = ""
     for privileged in ([True] if os.getuid() == 0 else []) + [False]:
-        for with_proc in (True, False):
-            pool = WorkerPool("the sandbox", lambda p=privileged, w=with_proc: _boxed_command(p, w), parallel_checks())
-            try:
-                if pool.call(_PROBE | Limits().as_request(), 60).get("passed") == [True]:
-                    return pool
-            except InfrastructureError as error:
-                failure = failure or str(error)
-            pool.close()
+        pool = WorkerPool("the sandbox", partial(_boxed_command, privileged), parallel_checks())
+        try:
+            reply = pool.call(_PROBE | Limits().as_request(), 60)
+            if reply.get("passed") == [True]:
+                return pool
+            failure = failure or str(reply)
+        except InfrastructureError as error:
+            failure = failure or str(error)
+        pool.close()
     raise SVFError(
-        f"bubblewrap cannot make a sandbox here ({failure or 'a program did not start in it'}); in a container, allow user "
+        f"bubblewrap cannot make a sandbox here ({failure}); in a container, allow user "
         "namespaces, or set allow_unsandboxed: true where that is no loss"
     )
 
@@ -141,7 +142,7 @@ def _plain_command() -> list[str]:
     return [sys.executable, "-I", "-S", str(BOXED / "supervisor.py"), json.dumps(settings)]
 
 
-def _boxed_command(privileged: bool, with_proc: bool) -> list[str]:
+def _boxed_command(privileged: bool) -> list[str]:
     """
     The outer box with the supervisor in it.
 
@@ -155,8 +156,7 @@ def _boxed_command(privileged: bool, with_proc: bool) -> list[str]:
         system += ["--ro-bind", outside, inside]
     outer = ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", *system]
     outer += [] if privileged else ["--unshare-user"]
-    outer += ["--ro-bind", str(BOXED), "/boxed", "--tmpfs", "/tmp", "--tmpfs", "/compiled", "--dev", "/dev"]
-    outer += ["--proc", "/proc"] if with_proc else []
+    outer += ["--ro-bind", str(BOXED), "/boxed", "--tmpfs", "/tmp", "--tmpfs", "/compiled", "--dev", "/dev", "--proc", "/proc"]
     outer += ["--clearenv", *_library_path(prefix), "--chdir", "/"]
 
     inner = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv"]
@@ -189,7 +189,7 @@ def _system() -> list[str]:
         elif path.is_dir():
             mounts += ["--ro-bind", name, name]
     if Path("/etc/ld.so.cache").exists():
-        mounts += ["--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+        mounts += ["--dir", "/etc", "--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     return mounts
 
 

@@ -35,6 +35,7 @@ class WorkerPool:
 
     def __init__(self, name: str, command: Sequence[str] | Callable[[], Sequence[str]], size: int):
         self.name, self._command, self._size = name, command, size
+        self._idle: list[_Worker] = []
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
         atexit.register(self.close)
@@ -80,7 +81,7 @@ class WorkerPool:
     def _forget(self) -> None:
         """A forked child has none of its parent's workers."""
         self._lock, self._free = threading.Lock(), threading.BoundedSemaphore(self._size)
-        self._idle: list[_Worker] = []
+        self._idle = []
 
 
 class _Worker:

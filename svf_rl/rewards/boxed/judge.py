@@ -10,6 +10,8 @@ import sys
 
 from wire import Link, WireError, own, theirs
 
+NOT_STARTED = "a box did not start"
+
 
 class Gone(BaseException):
     """The solution's process ended or sent nonsense. Not an `Exception`, so that no test catches it."""
@@ -170,11 +172,9 @@ def judge(job, descriptor):
     """
     solution = Solution(descriptor)
     trees = [ast.parse(test) for test in job["tests"]]
-    chosen, reason = solution.load(
-        {key: job[key] for key in ("candidates", "wanted", "imports", "setup", "main", "limits")}
-    )
+    chosen, reason = solution.load(for_solution(job))
     if not solution.started:
-        return {"infrastructure": "the box did not start"}
+        return {"infrastructure": NOT_STARTED}
     outcome = {"chosen": chosen, "passed": [False] * len(trees), "reason": reason, "unscorable": ""}
     if reason:
         return outcome
@@ -297,16 +297,17 @@ def _helpers(prompt, entry_point, loaded):
     }
 
 
-def run(job, descriptor, report, uid):
-    """Judge in this process, a fork that ends here; the outcome goes to the descriptor `report` as JSON."""
+def for_solution(job):
+    """The part of a job that the solution's process is told."""
+    return {key: job[key] for key in ("candidates", "wanted", "imports", "setup", "main", "limits")}
+
+
+def run(job, descriptor, report):
+    """Judge in this process, a fork that ends here; the outcome goes to the descriptor `report` as a line of JSON."""
     seconds = int(job["seconds"]) + 1
     resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process: the tests may hang by themselves
-    if uid:
-        os.setgroups([])
-        os.setgid(uid)
-        os.setuid(uid)
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
@@ -314,5 +315,4 @@ def run(job, descriptor, report, uid):
         outcome = judge(job, descriptor)
     except MemoryError:
         outcome = {"chosen": None, "passed": [], "reason": "the tests ran out of memory", "unscorable": ""}
-    with os.fdopen(report, "w") as file:
-        json.dump(outcome, file)
+    os.write(report, json.dumps(outcome).encode() + b"\n")

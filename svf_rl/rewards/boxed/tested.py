@@ -8,6 +8,7 @@ FOLDER is this file's, DESCRIPTOR a socket whose other end is the judge's or the
 import from.
 """
 
+import posix
 import sys
 
 sys.path.insert(0, sys.argv[1])  # the interpreter is isolated and looks nowhere
@@ -29,8 +30,14 @@ def main(descriptor):
 
     link = Link(descriptor, refer, lambda number: stand_in(link, number), objects)
     link.send(("started", None, ""))
+    import resource  # before there is a job: this process is started ahead of it
+
     job = link.receive()
-    set_limits(job["limits"])
+    set_limits(resource, job["limits"])
+    if not job["main"]:
+        nothing = posix.open("/dev/null", posix.O_RDWR)
+        for standard in (0, 1):
+            posix.dup2(nothing, standard)
     chosen = choose(job["candidates"], job["wanted"])
     if chosen is None:
         link.send(("broken", None, syntax_error(job["candidates"][0])))
@@ -169,10 +176,8 @@ def syntax_error(source):
     return "no code"
 
 
-def set_limits(limits):
+def set_limits(resource, limits):
     """Soft and hard, so that they cannot be raised again."""
-    import resource
-
     for name, most in limits.items():
         resource.setrlimit(getattr(resource, name), (most, most))
 

@@ -230,7 +230,7 @@ class _Reader:
                 else bytearray(data)
             )
         if code == b"d":
-            return dict([(self.read(depth + 1), self.read(depth + 1)) for _ in range(count)])
+            return {self.read(depth + 1): self.read(depth + 1) for _ in range(count)}
         if code in b"ltSZ":
             items = [self.read(depth + 1) for _ in range(count)]
             return items if code == b"l" else {b"t": tuple, b"S": set, b"Z": frozenset}[code](items)
