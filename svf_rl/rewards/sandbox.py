@@ -1,9 +1,9 @@
 """Running model-written code: under bubblewrap, each program in namespaces of its own, under limits.
 
-Two boxes, one in the other. The outer one is started once a worker: a read-only system, no network, and in it the
-supervisor (`boxed/supervisor.py`), which starts the inner one for each program: own user, process, network, mount and IPC
-namespaces, the read-only system, a small private `/tmp`, no `/proc`, no home directory, no environment. What decides about
-a program stays outside the inner box.
+bubblewrap makes the outer box, once a worker: a read-only system, no network, no home directory, no environment. In it
+the supervisor (`boxed/supervisor.py`) gives each program a box of its own: a warm interpreter's fork, with user,
+process, network, mount and IPC namespaces that no other program is in, a small private `/tmp` and no `/proc`. What
+decides about a program stays outside its box.
 """
 
 import json
@@ -11,7 +11,6 @@ import logging
 import os
 import random
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -99,12 +98,12 @@ def _pool(allow_unsandboxed: bool) -> WorkerPool:
     if shutil.which("bwrap") is None:
         if not allow_unsandboxed:
             raise SVFError(
-                "model-written code needs bubblewrap: install the package bubblewrap (Debian, Ubuntu, Fedora, Arch), or "
-                "set allow_unsandboxed: true to run it on this machine as it is"
+                "model-written code needs bubblewrap: install the package bubblewrap (Debian, Ubuntu, Fedora, Arch), "
+                "or set allow_unsandboxed: true to run it on this machine as it is"
             )
         logger.warning(
-            "NO SANDBOX: bubblewrap is not installed, and allow_unsandboxed is set. Model-written code runs as you, with "
-            "your files and your network; only time and memory are limited."
+            "NO SANDBOX: bubblewrap is not installed, and allow_unsandboxed is set. Model-written code runs as you, "
+            "with your files and your network; only time and memory are limited."
         )
         return WorkerPool("unit_tests, without a sandbox", _plain_command(), parallel_checks())
     failure = ""
@@ -131,52 +130,35 @@ _PROBE = {
 
 
 def _plain_command() -> list[str]:
-    settings = {
-        "box": [],
-        "python": [sys.executable, "-I", "-S", f"{(folder := tempfile.mkdtemp(prefix='svf_rl_'))}/tested.pyc", folder],
-        "environment": {},
-        "packages": _packages(),
-        "compiled": folder,
-        "uid": 0,
-    }
+    settings = {"boxed": False, "uid": 0, "packages": _packages(), "folder": tempfile.mkdtemp(prefix="svf_rl_")}
     return [sys.executable, "-I", "-S", str(BOXED / "supervisor.py"), json.dumps(settings)]
 
 
 def _boxed_command(privileged: bool) -> list[str]:
     """
-    The outer box with the supervisor in it.
+    bubblewrap with the supervisor in it, on a file system that is read-only to the last mount.
 
-    A root user's programs run as a user of their own that nobody else is, since the kernel does not count the processes of
-    root. Where bubblewrap is not run by root, a user namespace does the same.
+    A root user's programs run as a user of their own that nobody else is, since the kernel does not count the processes
+    of root. Where bubblewrap is not run by root, a user namespace does the same.
     """
     interpreter, prefix = _interpreter()
     packages = ["/packages"] if _packages() else []
-    system = [*_system(), *prefix]
+    command = ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--hostname", "sandbox"]
+    command += [] if privileged else ["--unshare-user"]
+    command += [*_system(), *prefix, "--ro-bind", str(BOXED), "/boxed", "--dir", "/tmp", "--proc", "/proc"]
     for inside, outside in zip(packages, _packages(), strict=True):
-        system += ["--ro-bind", outside, inside]
-    outer = ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", *system]
-    outer += [] if privileged else ["--unshare-user"]
-    outer += ["--ro-bind", str(BOXED), "/boxed", "--tmpfs", "/tmp", "--tmpfs", "/compiled", "--dev", "/dev", "--proc", "/proc"]
-    outer += ["--clearenv", *_library_path(prefix), "--chdir", "/"]
-
-    inner = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv"]
-    inner += [*_library_path(prefix), "--setenv", "OMP_NUM_THREADS", "1", *_relocated(system)]
-    inner += ["--ro-bind", "/compiled", "/boxed"]
+        command += ["--ro-bind", outside, inside]
     for device in ("null", "zero", "urandom"):
-        inner += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    options = _bwrap_options()
-    inner += ["--disable-userns"] if "--disable-userns" in options else []
-    inner += ["--size", str(Limits().file_mb * _MB)] if "--size" in options else []
-    inner += ["--tmpfs", "/tmp", "--chdir", "/tmp"]
+        command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    command += ["--remount-ro", "/", "--clearenv", "--setenv", "OMP_NUM_THREADS", "1", "--chdir", "/"]
+    command += ["--setenv", "LD_LIBRARY_PATH", "/python/lib"] if prefix else []
     settings = {
-        "box": inner,
-        "python": [interpreter, "-I", "-S", "/boxed/tested.pyc", "/boxed"],
-        "environment": {"PATH": "/usr/bin:/bin"},
-        "packages": packages,
-        "compiled": "/compiled",
+        "boxed": True,
         "uid": random.SystemRandom().randrange(1 << 24, 1 << 30) if privileged else 0,
+        "packages": packages,
+        "tmp_bytes": Limits().file_mb * _MB,
     }
-    return [*outer, interpreter, "-I", "-S", "/boxed/supervisor.py", json.dumps(settings)]
+    return [*command, interpreter, "-I", "-S", "/boxed/supervisor.py", json.dumps(settings)]
 
 
 def _system() -> list[str]:
@@ -194,33 +176,16 @@ def _system() -> list[str]:
 
 
 def _interpreter() -> tuple[str, list[str]]:
-    """The interpreter behind this environment as the boxes see it, and the mounts it needs. One in a home directory is seen
-    as `/python`."""
-    executable, prefix = Path(sys._base_executable).resolve(), Path(sys.base_prefix).resolve()  # type: ignore[attr-defined]
+    """The interpreter behind this environment as the boxes see it, and the mounts it needs: `/python` for one that lies
+    in a home directory or another odd place."""
+    executable = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
+    prefix = Path(sys.base_prefix).resolve()
     if prefix.is_relative_to("/usr"):
         return str(executable), []
     return str("/python" / executable.relative_to(prefix)), ["--ro-bind", str(prefix), "/python"]
-
-
-def _relocated(mounts: list[str]) -> list[str]:
-    """The same mounts from within the outer box, where each source has moved to its target."""
-    moved = list(mounts)
-    for at, word in enumerate(moved):
-        if word == "--ro-bind":
-            moved[at + 1] = moved[at + 2]
-    return moved
-
-
-def _library_path(prefix: list[str]) -> list[str]:
-    return ["--setenv", "LD_LIBRARY_PATH", "/python/lib"] if prefix else []
 
 
 def _packages() -> list[str]:
     """The installed packages, which programs may import as they can here."""
     folder = sysconfig.get_paths()["purelib"]
     return [folder] if Path(folder).is_dir() and sys.prefix != sys.base_prefix else []
-
-
-@cache
-def _bwrap_options() -> str:
-    return subprocess.run(["bwrap", "--help"], capture_output=True, text=True, check=False).stdout

@@ -12,7 +12,7 @@ from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 
 _KEYS = {
-    "test", "entry_point", "prompt", "test_list", "test_setup_code", "test_imports", "challenge_test_list", "inputs", "outputs",
+    "test", "entry_point", "prompt", "test_list", "test_setup_code", "test_imports", "inputs", "outputs",
 }  # fmt: skip
 
 
@@ -35,13 +35,13 @@ def unit_tests(
     Run the program against tests. It sees the arguments of the tests' calls, never the tests.
 
     Args:
-        completion (`str`): holds the program: raw, in a fenced block, up to a closing fence, or the body of the function that
-            the reference's `prompt` begins.
+        completion (`str`): holds the program: raw, in a fenced block, up to a closing fence, or the body of the
+            function that the reference's `prompt` begins.
         reference (`Mapping`): one of
 
             - `{test, entry_point}` and optionally `prompt` (HumanEval): `test` defines `check(candidate)`;
-            - `{test_list}` and optionally `test_setup_code` (run after the program), `test_imports`, `entry_point` (MBPP):
-              each a piece of code with `assert`;
+            - `{test_list}` and optionally `test_setup_code` (run after the program), `test_imports`, `entry_point`
+              (MBPP): each test a piece of code with `assert`;
             - `{inputs, outputs}`: texts for standard input, and what must be printed.
         share (`bool`, *optional*, defaults to `False`): score the share of passed tests in place of all or nothing.
         timeout (`float`, *optional*, defaults to `10.0`): seconds for the program and all of its tests.
@@ -76,7 +76,8 @@ def _request(reference: Any) -> dict[str, Any]:
     if unknown:
         raise SVFError(f"unit_tests: unknown key {unknown[0]!r} in an answer; known: {', '.join(sorted(_KEYS))}")
     request = {
-        "prompt": _text(given, "prompt"), "entry_point": "", "wanted": [], "imports": "", "setup": "", "main": False, "tests": [],
+        "prompt": _text(given, "prompt"), "entry_point": "", "wanted": [], "imports": "", "setup": "", "main": False,
+        "tests": [],
     }  # fmt: skip
     if "inputs" in given or "outputs" in given:
         inputs, outputs = _texts(given, "inputs"), _texts(given, "outputs")

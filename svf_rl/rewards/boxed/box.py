@@ -1,11 +1,9 @@
-"""One box: namespaces of its own, a fresh interpreter in them, and the ways to watch and to end it."""
+"""The supervisor's side of a box: how it is asked for, watched and ended."""
 
-import json
 import os
 import select
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -18,46 +16,35 @@ class Stopped(Exception):
 
 
 class Boxes:
-    """Boxes one after another. The next one starts while a program runs in the one before it."""
+    """Boxes one after another. The next one is made while a program runs in the one before it."""
 
-    def __init__(self, settings):
-        self._settings, self._prepared = settings, None
+    def __init__(self, zygote):
+        self._zygote, self._prepared = zygote, None
 
     def next(self):
         box, self._prepared = self._prepared, None
-        if box is not None and box.process.poll() is not None:
-            box.end()
-            box = None
-        return box or Box(self._settings)
+        return box or Box(self._zygote)
 
     def prepare(self):
         if self._prepared is None:
-            self._prepared = Box(self._settings)
+            self._prepared = Box(self._zygote)
 
 
 class Box:
-    """An interpreter that waits for a job at the other end of `link`. Its standard input is the file `stdin`."""
+    """A process that waits for a job at the other end of `link`. Its standard input is the file `stdin`, its standard
+    output ends in `stdout`."""
 
-    def __init__(self, settings):
-        self.link, theirs = (end.detach() for end in socket.socketpair())
+    def __init__(self, zygote):
+        self.link, link = (end.detach() for end in socket.socketpair())
         self.stdin = os.memfd_create("stdin")
+        self.stdout, stdout = os.pipe()
         self._info, info = os.pipe()
-        self._boxed, self._began = bool(settings["box"]), 0.0
-        command = [*settings["python"], str(theirs), *settings["packages"]]
-        if self._boxed:
-            command = [*settings["box"], "--info-fd", str(info), *command]
+        self._told, self._began = b"", 0.0
         try:
-            self.process = subprocess.Popen(
-                command, stdin=self.stdin, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-                pass_fds=(theirs, info), env=settings["environment"], start_new_session=True,
-            )  # fmt: skip
-        except OSError:
-            for descriptor in (self.link, self.stdin, self._info):
-                os.close(descriptor)
-            raise
+            socket.send_fds(zygote, [b"."], [link, self.stdin, stdout, info])
         finally:
-            os.close(theirs)
-            os.close(info)
+            for descriptor in (link, stdout, info):
+                os.close(descriptor)
 
     def __enter__(self):
         self._began = time.monotonic()
@@ -71,7 +58,7 @@ class Box:
         os.lseek(self.stdin, 0, os.SEEK_SET)
 
     def watch(self, job, descriptor, most, enough=b""):
-        """All that comes from `descriptor`, until its other ends close, or a part ends in `enough`. Raises `Stopped`."""
+        """All that comes from `descriptor`, until its other ends close or it ends in `enough`. Raises `Stopped`."""
         parts, size = [], 0
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
@@ -92,44 +79,59 @@ class Box:
 
     def wait(self, job):
         """The exit status. Raises `Stopped`."""
-        while True:
-            try:
-                return self.process.wait(TICK)
-            except subprocess.TimeoutExpired:
-                self._check(job)
+        while not self._ended():
+            self._check(job)
+        return int(self._told.splitlines()[-1])
 
     def end(self):
         """Kill all that runs in the box and wait until it is gone."""
-        if self.process.poll() is None:
-            self._kill()
-            self.process.wait()
-        self.process.stdout.close()
-        for descriptor in (self.link, self.stdin, self._info):
+        ended = self._ended(0)
+        while not ended:
+            if self._pid():
+                _kill(self._pid())
+            ended = self._ended()
+        for descriptor in (self.link, self.stdin, self.stdout, self._info):
             os.close(descriptor)
 
-    def _kill(self):
-        target = self.process.pid
-        if self._boxed and select.select([self._info], [], [], 0)[0]:
-            info = os.read(self._info, 4096)
-            if b"child-pid" in info:
-                # the first process of the box's own process namespace: all others die with it
-                target = json.loads(info)["child-pid"]
-        for kill in (os.kill, os.killpg):
-            try:
-                kill(target, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    def complaint(self):
+        """Why the box could not be made."""
+        self._ended()
+        return " ".join(line for line in self._told.decode().splitlines() if not line.lstrip("-").isdigit())
+
+    def _pid(self):
+        """The first process of the box, 0 as long as it is not known."""
+        first, newline, _ = self._told.partition(b"\n")
+        return int(first) if newline and first.isdigit() else 0
+
+    def _ended(self, seconds=TICK):
+        """Read on what is told of the box, for so long at most; whether that was all."""
+        while select.select([self._info], [], [], seconds)[0]:
+            part = os.read(self._info, 64)
+            if not part:
+                return True
+            self._told += part
+        return False
 
     def _check(self, job):
         seconds = time.monotonic() - self._began
         if seconds > job["seconds"]:
             raise Stopped(f"timed out after {job['seconds']:.3g} s")
         if seconds > 4 * TICK:
-            count, memory = usage(self.process.pid)
+            self._ended(0)
+            count, memory = usage(self._pid())
             if memory > job["memory"]:
                 raise Stopped("out of memory")
             if count > job["processes"]:
                 raise Stopped("too many processes")
+
+
+def _kill(pid):
+    """End a box: with the first process of a process namespace, all others die; without one, its session does."""
+    for kill in (os.kill, os.killpg):
+        try:
+            kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
 
 
 def usage(root):

@@ -10,8 +10,6 @@ import sys
 
 from wire import Link, WireError, own, theirs
 
-NOT_STARTED = "a box did not start"
-
 
 class Gone(BaseException):
     """The solution's process ended or sent nonsense. Not an `Exception`, so that no test catches it."""
@@ -91,12 +89,12 @@ class Solution:
                 what, value, text = self._link.receive()
                 if what == "started":
                     self.started = True
-                elif what == "chosen":
-                    chosen = int(value)
+                elif what == "chosen" and chosen is None and value in range(len(job["candidates"])):
+                    chosen = value  # said before the solution runs; whatever it says of this later is its own
                 elif what == "loaded":
                     return chosen, ""
                 else:
-                    return chosen, str(text)[:500]
+                    return chosen, _shown(text)
         except (EOFError, OSError, WireError, ValueError, TypeError):
             return chosen, "the program ended before the tests began"
 
@@ -123,8 +121,10 @@ class Solution:
             return value
         kind = getattr(builtins, value, None) if isinstance(value, str) else None
         if what != "raised" or not (isinstance(kind, type) and issubclass(kind, Exception)):
-            raise self._gone(str(more)[:500])  # `SystemExit` and its like end a program
-        raise _exception(kind, str(more)[:500])
+            raise self._gone(_shown(more))  # `SystemExit` and its like end a program
+        if kind is StopIteration and operation != "next":
+            kind = RuntimeError  # it would end a `map` of the tests, as if there were no more to check
+        raise _exception(kind, _shown(more))
 
     def _gone(self, reason):
         self.gone = reason
@@ -156,6 +156,10 @@ def _update(operands, changed):
                 mine.update(other)
 
 
+def _shown(text):
+    return text[:500] if type(text) is str and text else "the program ended by itself"
+
+
 def _exception(kind, text):
     try:
         return kind(text)
@@ -168,13 +172,14 @@ def judge(job, descriptor):
     Run the tests of a job against the program behind `descriptor`.
 
     Returns a dictionary: `chosen` (index of the candidate that ran), `passed` (one boolean a test), `reason` (of the
-    first failure, or `""`), and `unscorable` (why the tests cannot tell anything, or `""`). Or one of `infrastructure`.
+    first failure, or `""`), and `unscorable` (why the tests cannot tell anything, or `""`). `None` when
+    there is no box.
     """
     solution = Solution(descriptor)
     trees = [ast.parse(test) for test in job["tests"]]
     chosen, reason = solution.load(for_solution(job))
     if not solution.started:
-        return {"infrastructure": NOT_STARTED}
+        return None
     outcome = {"chosen": chosen, "passed": [False] * len(trees), "reason": reason, "unscorable": ""}
     if reason:
         return outcome
@@ -257,16 +262,20 @@ def _namespace(job, trees, solution):
     """
     The names that tests can use: their imports, and what the solution defines.
 
-    Of the solution's names, those of modules are this process's own modules, and those of built-in functions count
-    only where the tests call nothing else of the solution: a solution that defines `abs` shall not measure itself.
+    Of the solution's names, those of modules are this process's own modules, also where the solution puts something
+    else in their place, and those of built-in functions count only where the tests call nothing else of the solution:
+    one that defines `abs` or `math` shall not measure itself.
     """
-    loaded = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    loaded = {node.id for node in nodes if isinstance(node, ast.Name)}
     if job["entry_point"]:
         loaded.add(job["entry_point"])
     theirs = solution.ask("globals", *sorted(loaded))
     values, modules = {}, {}
     for name, (kind, value) in theirs.items():
-        if kind == "value":
+        if type(value) is Remote and _is_module(name, nodes):
+            modules[name] = __import__(name)
+        elif kind == "value":
             values[name] = value
         elif value in sys.stdlib_module_names:
             modules[name] = __import__(value, fromlist=["_"])
@@ -275,12 +284,21 @@ def _namespace(job, trees, solution):
     if job["entry_point"]:
         chosen = {name: value for name, value in values.items() if name == job["entry_point"]}
     else:
-        chosen = {} if any(type(value) is Remote for value in plain.values()) else shadowing
+        chosen = {} if any(callable(value) for value in plain.values()) else shadowing
     namespace = {"__name__": "tests", **modules, **plain, **chosen}
     if job["prompt"]:
         namespace.update(_helpers(job["prompt"], job["entry_point"], loaded))
     exec(compile(job["imports"], "<imports>", "exec"), namespace)
     return namespace
+
+
+def _is_module(name, nodes):
+    """Whether the tests mean a module of the standard library: all they do with the name is take what it has."""
+    if name not in sys.stdlib_module_names:
+        return False
+    taken = [node.attr for node in nodes if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == name]
+    uses = sum(isinstance(node, ast.Name) and node.id == name for node in nodes)
+    return 0 < uses == len(taken) and all(hasattr(__import__(name), attribute) for attribute in taken)
 
 
 def _helpers(prompt, entry_point, loaded):

@@ -2,8 +2,8 @@
 
     python supervisor.py SETTINGS
 
-SETTINGS is JSON: `box` (the command that starts a box, or nothing), `python` (the command in it), `environment`,
-`packages` (folders to import from), `compiled` (a folder for compiled files), `uid` (the user to become; 0: none).
+SETTINGS is JSON: `boxed` (whether programs get namespaces), `uid` (the user to become; 0: none), `packages` (folders
+that programs import from), `tmp_bytes` (the size of their /tmp) and `folder` (where they run without a box).
 
 One JSON line a request on standard input, one a reply on standard output (`svf_rl/rewards/workers.py`). A request holds
 `candidates`, `wanted`, `imports`, `setup`, `prompt`, `entry_point`, `share`, `limits`, `seconds`, `memory`,
@@ -12,9 +12,7 @@ One JSON line a request on standard input, one a reply on standard output (`svf_
 
 import json
 import os
-import py_compile
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,30 +21,25 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # the interpreter is isolated and looks nowhere
 
 import judge  # noqa: E402
+import zygote  # noqa: E402
 from box import Boxes, Stopped  # noqa: E402
-from judge import NOT_STARTED  # noqa: E402
 from output import matches  # noqa: E402
 from wire import Link  # noqa: E402
 
 
 def main(settings):
-    compiled = Path(settings["compiled"])
-    for name in ("tested", "wire"):
-        py_compile.compile(str(HERE / f"{name}.py"), cfile=str(compiled / f"{name}.pyc"), doraise=True)
     if settings["uid"]:  # the kernel does not count the processes of root
         os.setgroups([])
         os.setgid(settings["uid"])
         os.setuid(settings["uid"])
+    boxes = Boxes(zygote.start({**settings, "here": str(HERE)}))
     print("{}", flush=True)
-    boxes = Boxes(settings)
     for line in sys.stdin:
         job = json.loads(line)
         try:
             reply = run_with_inputs(boxes, job) if job["main"] else run_with_tests(boxes, job)
         except OSError as error:  # no process, no memory or no descriptor left: says nothing about the program
-            reply = {"infrastructure": f"{type(error).__name__}: {error}"}
-        if reply.get("infrastructure") == NOT_STARTED:
-            reply["infrastructure"] += f": {complaint(settings)}"
+            reply = {"infrastructure": str(error)}
         print(json.dumps(reply), flush=True)
 
 
@@ -65,7 +58,10 @@ def run_with_tests(boxes, job):
         try:
             boxes.prepare()
             text = box.watch(job, report, 1 << 20, enough=b"\n")
-            return json.loads(text) if text else failed(job, "the tests could not be run to their end")
+            outcome = json.loads(text) if text else failed(job, "the tests could not be run to their end")
+            if outcome is None:
+                raise OSError(f"a box did not start: {box.complaint()}")
+            return outcome
         except Stopped as stopped:
             return failed(job, str(stopped))
         finally:
@@ -81,8 +77,6 @@ def run_with_inputs(boxes, job):
     for number, (given, expected) in enumerate(zip(job["inputs"], job["outputs"], strict=True)):
         job["seconds"] = deadline - time.monotonic()
         reason = run_once(boxes, job, given, expected, outcome)
-        if reason == NOT_STARTED:
-            return {"infrastructure": reason}
         outcome["passed"][number] = not reason
         outcome["reason"] = outcome["reason"] or reason
         if reason and not job["share"]:
@@ -98,11 +92,11 @@ def run_once(boxes, job, given, expected, outcome):
         try:
             link.receive()
             link.send(judge.for_solution(job))
-        except (EOFError, OSError):
-            return NOT_STARTED
+        except (EOFError, OSError) as error:
+            raise OSError(f"a box did not start: {box.complaint()}") from error
         boxes.prepare()
         try:
-            got = box.watch(job, box.process.stdout.fileno(), job["output"])
+            got = box.watch(job, box.stdout, job["output"])
             status = box.wait(job)
             what, outcome["chosen"], text = link.receive()
         except (Stopped, EOFError) as stopped:
@@ -117,13 +111,6 @@ def run_once(boxes, job, given, expected, outcome):
 def failed(job, reason):
     count = len(job["inputs"] if job["main"] else job["tests"])
     return {"chosen": None, "passed": [False] * count, "reason": reason, "unscorable": ""}
-
-
-def complaint(settings):
-    """What a box that does not start says about it."""
-    command = [*settings["box"], settings["python"][0], "-I", "-S", "-c", ""]
-    done = subprocess.run(command, capture_output=True, text=True, env=settings["environment"], check=False)
-    return done.stderr.strip() or f"exit status {done.returncode}"
 
 
 if __name__ == "__main__":

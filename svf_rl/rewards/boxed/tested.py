@@ -1,18 +1,11 @@
-"""The interpreter that holds the solution: sets its own limits, runs the code, then answers the judge's calls.
+"""The process that holds the solution: sets its own limits, runs the code, then answers the judge's calls.
 
 Nothing in here decides anything, so a solution may do to this process what it likes.
-
-    python tested.py FOLDER DESCRIPTOR [PACKAGES]
-
-FOLDER is this file's, DESCRIPTOR a socket whose other end is the judge's or the supervisor's, PACKAGES a folder to
-import from.
 """
 
 import posix
+import resource
 import sys
-
-sys.path.insert(0, sys.argv[1])  # the interpreter is isolated and looks nowhere
-
 from types import ModuleType
 
 from wire import Link, WireError, own
@@ -30,10 +23,8 @@ def main(descriptor):
 
     link = Link(descriptor, refer, lambda number: stand_in(link, number), objects)
     link.send(("started", None, ""))
-    import resource  # before there is a job: this process is started ahead of it
-
     job = link.receive()
-    set_limits(resource, job["limits"])
+    set_limits(job["limits"])
     if not job["main"]:
         nothing = posix.open("/dev/null", posix.O_RDWR)
         for standard in (0, 1):
@@ -176,13 +167,7 @@ def syntax_error(source):
     return "no code"
 
 
-def set_limits(resource, limits):
+def set_limits(limits):
     """Soft and hard, so that they cannot be raised again."""
     for name, most in limits.items():
         resource.setrlimit(getattr(resource, name), (most, most))
-
-
-if __name__ == "__main__":
-    sys.path[:1] = []
-    sys.path += sys.argv[3:]
-    main(int(sys.argv[2]))
