@@ -145,7 +145,19 @@ def _boxed_command(privileged: bool) -> list[str]:
     packages = ["/packages"] if _packages() else []
     command = ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--hostname", "sandbox"]
     command += [] if privileged else ["--unshare-user"]
-    command += [*_system(), *prefix, "--ro-bind", str(BOXED), "/boxed", "--dir", "/tmp", "--proc", "/proc"]
+    command += [
+        *_system(),
+        *prefix,
+        "--ro-bind",
+        str(BOXED),
+        "/boxed",
+        "--dir",
+        "/tmp",
+        "--dir",
+        "/dev",
+        "--proc",
+        "/proc",
+    ]
     for inside, outside in zip(packages, _packages(), strict=True):
         command += ["--ro-bind", outside, inside]
     for device in ("null", "zero", "urandom"):

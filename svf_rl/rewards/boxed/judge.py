@@ -331,6 +331,7 @@ def run(job, descriptor, report):
         os.dup2(nothing, standard)
     try:
         outcome = judge(job, descriptor)
-    except MemoryError:
-        outcome = {"chosen": None, "passed": [], "reason": "the tests ran out of memory", "unscorable": ""}
+    except Exception as error:  # only what the program sent can have brought this about
+        passed, reason = [False] * len(job["tests"]), f"{type(error).__name__} in the tests: {error}"[:500]
+        outcome = {"chosen": None, "passed": passed, "reason": reason, "unscorable": ""}
     os.write(report, json.dumps(outcome).encode() + b"\n")

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # the interpreter is isolated and looks nowhere
 
 import judge  # noqa: E402
+import namespaces  # noqa: E402
 import zygote  # noqa: E402
 from box import Boxes, Stopped  # noqa: E402
 from output import matches  # noqa: E402
@@ -28,10 +29,8 @@ from wire import Link  # noqa: E402
 
 
 def main(settings):
-    if settings["uid"]:  # the kernel does not count the processes of root
-        os.setgroups([])
-        os.setgid(settings["uid"])
-        os.setuid(settings["uid"])
+    if settings["uid"]:
+        namespaces.become(settings["uid"])
     boxes = Boxes(zygote.start({**settings, "here": str(HERE)}))
     print("{}", flush=True)
     for line in sys.stdin:
@@ -58,16 +57,18 @@ def run_with_tests(boxes, job):
         try:
             boxes.prepare()
             text = box.watch(job, report, 1 << 20, enough=b"\n")
-            outcome = json.loads(text) if text else failed(job, "the tests could not be run to their end")
-            if outcome is None:
-                raise OSError(f"a box did not start: {box.complaint()}")
-            return outcome
         except Stopped as stopped:
             return failed(job, str(stopped))
         finally:
             os.close(report)
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            _, status = os.waitpid(pid, 0)
+        if not text and os.waitstatus_to_exitcode(status) not in (-signal.SIGALRM, -signal.SIGXCPU):
+            raise OSError(f"the process with the tests ended by itself (wait status {status})")
+        outcome = json.loads(text) if text else failed(job, "the tests did not end")
+        if outcome is None:
+            raise OSError(f"a box did not start: {box.complaint()}")
+        return outcome
 
 
 def run_with_inputs(boxes, job):

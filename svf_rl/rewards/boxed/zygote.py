@@ -59,7 +59,7 @@ def _serve(asked, settings):
 
 
 def _keep_box(settings, link, stdin, stdout, info):
-    """Make a box and wait for its end; `info` gets a line with its process and one with its status, or with an error."""
+    """Make a box and wait for its end; `info` gets a line with its process and one with its status, or an error."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     try:
