@@ -54,6 +54,8 @@ ifeq ($(EXTRA),cpu)
 	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || \
 		{ echo "libnuma, which vLLM links to, is missing: install it (Debian and Ubuntu: apt install libnuma1)" >&2; exit 1; }
 endif
+	@command -v bwrap >/dev/null || echo "note: bubblewrap is missing, in which unit-test rewards run model-written code:" \
+		"install it before you use them (Debian and Ubuntu: apt install bubblewrap)" >&2
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(EXTRA),cpu)
 ifeq ($(TORCH_INDEX),)

@@ -8,6 +8,7 @@ decides about a program stays outside its box.
 
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -36,7 +37,9 @@ class Limits:
     What one program may use.
 
     Args:
-        seconds (`float`, *optional*, defaults to `10.0`): wall time, and CPU time a process.
+        seconds (`float`, *optional*, defaults to `10.0`):
+            CPU time a process. In all, a program may take three times as long, so that other load on the machine turns
+            no right program into a wrong one.
         memory_mb (`int`, *optional*, defaults to `1024`): address space a process, and memory of all its processes.
         processes (`int`, *optional*, defaults to `32`): processes and threads.
         file_mb (`int`, *optional*, defaults to `16`): size of a file, and of the private `/tmp`.
@@ -51,17 +54,20 @@ class Limits:
     open_files: int = 64
     output_mb: int = 16
 
+    @property
+    def wall_seconds(self) -> float:
+        return 3 * self.seconds
+
     def as_request(self) -> dict[str, Any]:
         """The part of a request to the supervisor that holds them."""
-        seconds = int(self.seconds) + 1
         return {
-            "seconds": self.seconds,
+            "seconds": self.wall_seconds,
             "memory": self.memory_mb * _MB,
             "processes": self.processes + 4,  # the box itself has some
             "output": self.output_mb * _MB,
             "limits": {
                 "RLIMIT_AS": self.memory_mb * _MB,
-                "RLIMIT_CPU": seconds,
+                "RLIMIT_CPU": math.ceil(self.seconds),
                 "RLIMIT_FSIZE": self.file_mb * _MB,
                 "RLIMIT_NOFILE": self.open_files,
                 "RLIMIT_NPROC": self.processes,
@@ -86,8 +92,8 @@ def run_program(request: dict[str, Any], limits: Limits, allow_unsandboxed: bool
         SVFError: bubblewrap is missing or may not make namespaces here.
         InfrastructureError: the program could not be run, which says nothing about it.
     """
-    # at most one start, the run and what ends it
-    reply = _pool(allow_unsandboxed).call({**request, **limits.as_request()}, 2 * limits.seconds + 30)
+    # the run, and what begins and ends it
+    reply = _pool(allow_unsandboxed).call({**request, **limits.as_request()}, limits.wall_seconds + 30)
     if "infrastructure" in reply:
         raise InfrastructureError(f"sandbox: {reply['infrastructure']}")
     return reply
@@ -162,7 +168,7 @@ def _boxed_command(privileged: bool) -> list[str]:
         command += ["--ro-bind", outside, inside]
     for device in ("null", "zero", "urandom"):
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    command += ["--remount-ro", "/", "--clearenv", "--setenv", "OMP_NUM_THREADS", "1", "--chdir", "/"]
+    command += ["--remount-ro", "/", "--clearenv", "--chdir", "/"]
     command += ["--setenv", "LD_LIBRARY_PATH", "/python/lib"] if prefix else []
     settings = {
         "boxed": True,

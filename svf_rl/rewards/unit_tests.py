@@ -11,6 +11,10 @@ from svf_rl.rewards.sandbox import Limits, run_program
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 
+# Of all candidates together. A program of a few megabytes is none; the sandbox cannot be sent more than 64.
+_MOST_CHARACTERS = 1 << 24
+
+
 def check_reference(reference: Any, **_: Any) -> None:
     """Raises `SVFError` for a reference that is none of the three kinds, or whose tests are no Python."""
     _request(reference)
@@ -39,7 +43,8 @@ def unit_tests(
               (MBPP): each test a piece of code with `assert`;
             - `{inputs, outputs}`: texts for standard input, and what must be printed.
         share (`bool`, *optional*, defaults to `False`): score the share of passed tests in place of all or nothing.
-        timeout (`float`, *optional*, defaults to `10.0`): seconds for the program and all of its tests.
+        timeout (`float`, *optional*, defaults to `10.0`):
+            seconds of CPU time for the program in all of its tests; three times as long by the clock.
         memory_mb (`int`, *optional*, defaults to `1024`): memory of the program.
         allow_unsandboxed (`bool`, *optional*, defaults to `False`): where there is no bubblewrap, run it all the same.
     """
@@ -47,6 +52,8 @@ def unit_tests(
     if not completion.strip():
         return Verdict(False, None, "the completion is empty")
     texts = candidates(completion, request["prompt"])
+    if sum(map(len, texts)) > _MOST_CHARACTERS:
+        return Verdict(False, None, "the program is too long to be run")
     limits = Limits(seconds=timeout, memory_mb=memory_mb)
     outcome = run_program({**request, "candidates": texts, "share": share}, limits, allow_unsandboxed)
     code = None if outcome["chosen"] is None else texts[outcome["chosen"]]
@@ -80,31 +87,49 @@ def _request(reference: Any) -> dict[str, Any]:
         return {**request, "main": True, "inputs": inputs, "outputs": outputs}
     imports = "\n".join(_texts(given, "test_imports"))
     request |= {"imports": imports, "setup": _text(given, "test_setup_code").replace("\r\n", "\n")}
+    _tree("test_imports", request["imports"])
+    _tree("test_setup_code", request["setup"])
+    if "entry_point" in given and not _text(given, "entry_point").isidentifier():
+        raise SVFError(f"unit_tests: entry_point in an answer is no name: {shortened(given['entry_point'])}")
     if "test_list" in given:
         tests = _texts(given, "test_list")
         request["wanted"] = [given["entry_point"]] if "entry_point" in given else _called(tests)
     elif "test" in given and "entry_point" in given:
         tests = [_text(given, "test")]
-        request |= {"entry_point": _text(given, "entry_point"), "wanted": [_text(given, "entry_point")]}
+        request |= {"entry_point": given["entry_point"], "wanted": [given["entry_point"]]}
+        if "check" not in _bound(_tree("test", tests[0])):
+            raise SVFError(f"unit_tests: test in an answer does not define check(candidate): {shortened(tests[0])}")
     else:
         raise SVFError("unit_tests: an answer needs test and entry_point, test_list, or inputs and outputs")
-    if not any(test.strip() for test in tests):
+    for test in tests:
+        if not _tree("a test", test).body:
+            raise SVFError("unit_tests: a test in an answer is empty, so that every program would pass it")
+    if not tests:
         raise SVFError("unit_tests: an answer has no tests")
-    _called(tests)
     return {**request, "tests": tests}
 
 
 def _called(tests: Sequence[str]) -> list[str]:
-    """Names that the tests call. Raises `SVFError` for tests that are no Python."""
-    names: dict[str, None] = {}
-    for test in tests:
-        try:
-            tree = ast.parse(test)
-        except SyntaxError as error:
-            raise SVFError(f"unit_tests: a test is no Python ({error.msg}): {shortened(test)}") from error
-        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-        names.update(dict.fromkeys(call.id for call in calls if isinstance(call, ast.Name)))
-    return list(names)
+    """Names that the tests call, in their order."""
+    nodes = [node for test in tests for node in ast.walk(_tree("a test", test))]
+    calls = [node.func for node in nodes if isinstance(node, ast.Call)]
+    return list(dict.fromkeys(call.id for call in calls if isinstance(call, ast.Name)))
+
+
+def _bound(tree: ast.Module) -> set[str]:
+    """Names that a module binds at its top level, as far as a glance shows."""
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return names | {
+        node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.alias)
+    }
+
+
+def _tree(what: str, code: str) -> ast.Module:
+    """The code parsed. Raises `SVFError` for what is no Python."""
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError) as error:  # the latter for null bytes
+        raise SVFError(f"unit_tests: {what} in an answer is no Python ({error}): {shortened(code)}") from error
 
 
 def _text(given: Mapping[str, Any], key: str) -> str:

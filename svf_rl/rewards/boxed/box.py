@@ -93,6 +93,10 @@ class Box:
         for descriptor in (self.link, self.stdin, self.stdout, self._info):
             os.close(descriptor)
 
+    def ran_out_of_time(self):
+        """Whether the kernel ended it, which it does to a process whose CPU time is spent."""
+        return self._ended() and self._told.endswith(b"\n-9\n")
+
     def complaint(self):
         """Why the box could not be made."""
         self._ended()

@@ -27,6 +27,8 @@ from box import Boxes, Stopped  # noqa: E402
 from output import matches  # noqa: E402
 from wire import Link  # noqa: E402
 
+OUT_OF_TIME = "timed out: its CPU time is spent"
+
 
 def main(settings):
     if settings["uid"]:
@@ -68,6 +70,8 @@ def run_with_tests(boxes, job):
         outcome = json.loads(text) if text else failed(job, "the tests did not end")
         if outcome is None:
             raise OSError(f"a box did not start: {box.complaint()}")
+        if outcome["reason"].startswith(judge.ENDED) and box.ran_out_of_time():
+            outcome["reason"] = OUT_OF_TIME
         return outcome
 
 
@@ -105,7 +109,7 @@ def run_once(boxes, job, given, expected, outcome):
         if what != "chosen":
             return str(text)
         if status:
-            return f"exit status {status}"
+            return OUT_OF_TIME if status == -signal.SIGKILL else f"exit status {status}"
         return "" if matches(got.decode(errors="replace"), expected) else "the output differs"
 
 

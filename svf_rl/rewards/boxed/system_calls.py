@@ -28,22 +28,22 @@ _SET_SECCOMP, _FILTER = 22, 2  # prctl
 
 
 def refuse():
-    """Install the filter in this process and all it will start. Does nothing on a machine whose numbers are not known."""
+    """Install the filter in this process and all that it starts. Does nothing where the numbers are not known."""
     machine = os.uname().machine
     if machine not in _REFUSED:
         return
     numbers = sorted(_REFUSED[machine].values())
     filters = [
         _instruction(_LOAD, _ARCHITECTURE),
-        _instruction(_EQUAL, _MACHINES[machine], 0, len(numbers) + 2),  # 32-bit calls: all refused
+        _instruction(_EQUAL, _MACHINES[machine], 0, len(numbers) + 3),  # 32-bit calls: all refused
         _instruction(_LOAD, _NUMBER),
-        _instruction(_AT_LEAST, _X32, len(numbers), 0),
+        _instruction(_AT_LEAST, _X32, len(numbers) + 1, 0),
         *(_instruction(_EQUAL, number, len(numbers) - at, 0) for at, number in enumerate(numbers)),
         _instruction(_RETURN, _ALLOW),
         _instruction(_RETURN, _REFUSE),
     ]
     program = ctypes.create_string_buffer(b"".join(filters))
-    header = struct.pack("HxxxxxxP", len(filters), ctypes.addressof(program))
+    header = struct.pack("HP", len(filters), ctypes.addressof(program))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_SET_SECCOMP, _FILTER, ctypes.c_char_p(header), 0, 0):
         number = ctypes.get_errno()

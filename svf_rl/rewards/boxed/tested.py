@@ -3,6 +3,7 @@
 Nothing in here decides anything, so a solution may do to this process what it likes.
 """
 
+import builtins
 import posix
 import resource
 import sys
@@ -38,6 +39,7 @@ def main(descriptor):
     module = ModuleType(name)
     sys.modules[name] = module
     sys.argv = ["solution.py"]
+    builtins.exit = builtins.quit = sys.exit  # `site` defines them, and it is not loaded
     for part, source in (("imports", job["imports"]), ("solution", job["candidates"][chosen]), ("setup", job["setup"])):
         if not source:
             continue

@@ -21,7 +21,7 @@ _WARM = (
     "operator", "random", "re", "resource", "statistics", "string", "sys", "typing",
 )  # fmt: skip
 _MOST_DESCRIPTORS = 1024  # of the zygote, which opens a handful
-_OURS = ("box", "judge", "namespaces", "output", "tested", "wire", "zygote")
+_OURS = ("box", "judge", "namespaces", "output", "system_calls", "tested", "wire", "zygote")
 
 
 def start(settings):
@@ -99,6 +99,7 @@ def _live(settings, link, stdin, stdout, info):
     os.dup2(link, 3)
     os.closerange(4, _MOST_DESCRIPTORS)
     os.environ.clear()
+    os.environ["OMP_NUM_THREADS"] = "1"  # or numpy starts a thread a core, past the limit on large machines
     for name in _OURS:
         sys.modules.pop(name, None)
     sys.path[:] = [*(path for path in sys.path if path != settings["here"]), *settings["packages"]]
