@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict[str, Any] | None:
     """Check the recipe, then train; returns what is written to `summary.json`, or `None` after a dry run."""
-    _quiet_libraries()
+    quiet_libraries()
     from svf_rl.training.plan import check
     from svf_rl.training.recipe import load_recipe
 
@@ -63,21 +63,29 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
     from svf_rl.tasks import find_task
     from svf_rl.training.callbacks import ProgressLine
     from svf_rl.training.loading import load_adapted, load_tokenizer
-    from svf_rl.training.plan import load_rewards
+    from svf_rl.training.plan import check_rows, load_rewards
     from svf_rl.training.trainer import SVFReinforceTrainer
 
     set_seed(recipe.training.seed)  # before the adapter: a random start draws from it
     phases = _Phases()
     with phases("load"):
-        data = find_task(recipe.data.task).load(recipe.data)
+        task = find_task(recipe.data.task)
+        data = task.load(recipe.data)
         rewards = load_rewards(recipe.data)
+        check_rows(recipe.data, data, rewards)
         recipe.training.reward_weights = [reward.weight for reward in rewards]
         tokenizer = load_tokenizer(recipe.model)
     with phases("decompose"):
         model = load_adapted(recipe.model, recipe.adapter)
     with phases("engine"):
         trainer = SVFReinforceTrainer(
-            model, list(rewards), recipe.training, data["train"], data["validation"], processing_class=tokenizer
+            model,
+            list(rewards),
+            recipe.training,
+            data["train"],
+            data["validation"],
+            processing_class=tokenizer,
+            stop=task.stop_strings(recipe.data),
         )
         if not recipe.training.disable_tqdm:
             trainer.remove_callback(ProgressCallback)
@@ -163,7 +171,7 @@ def _git_commit() -> str | None:
         return None
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Defaults that a user's own environment overrides: the run's lines, not each library's start-up log."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

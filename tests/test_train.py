@@ -119,6 +119,34 @@ def test_llama3_math_on_real_gsm8k_rows_with_only_model_data_and_sizes_changed(r
 
 
 @pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("recipe", "length", "reward"), [("llama3_code", "24", "unit_tests"), ("llama3_reasoning", "16", "choice")]
+)
+def test_other_recipes_on_real_rows_with_only_model_data_and_sizes_changed(
+    recipe, length, reward, repository, shared_data, tmp_path
+):
+    launch(
+        repository,
+        f"recipes/{recipe}.yaml",
+        *("--model_name_or_path", "quickstart", "--data_dir", str(shared_data)),
+        *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--max_steps", "2"),
+        *("--max_completion_length", length, "--validation_items", "4", "--test_items", "8"),
+        *("--eval_steps", "2", "--save_steps", "2"),
+        *("--vllm_enforce_eager", "true", "--output_dir", str(tmp_path / "run")),
+    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["updates"], summary["items"]) == (2, 8)
+    updates = [line for line in metrics_lines(tmp_path / "run") if "reward" in line]
+    assert len(updates) == 2
+    # every completion was graded, right or wrong
+    assert all(-1 <= line["reward"] <= 1 and line["unscorable"] == 0 for line in updates)
+    assert all(line[f"checks_failed/{reward}"] == 0 for line in updates)
+    assert updates[0]["kl"] == 0
+    z = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert all((value - 1).abs().max() > 0 for key, value in z.items() if "svf_z" in key)
+
+
+@pytest.mark.vllm
 def test_the_same_trainer_trains_lora(repository, tmp_path):
     lora = ["--adapter", "lora", "--lora_r", "8", "--learning_rate", "2e-3"]
     launch(repository, "recipes/quickstart.yaml", *SMALL, *lora, "--output_dir", str(tmp_path / "run"))
@@ -130,6 +158,17 @@ def test_the_same_trainer_trains_lora(repository, tmp_path):
 
 
 TINY = ["--use_vllm", "false", "--per_device_train_batch_size", "8", "--max_completion_length", "24", *SMALL]
+
+
+def test_a_mixture_trains_and_says_how_each_task_does(tmp_path, repository):
+    mixture = "{'quickstart:math': 1, 'quickstart:choice': 1}"
+    own = ["--task", "mixture", "--mixture", mixture, "--train_items", "64", "--output_dir", str(tmp_path / "run")]
+    assert main(["train", str(repository / "recipes/quickstart.yaml"), *TINY, *own]) == 0
+    evaluations = [line for line in metrics_lines(tmp_path / "run") if "eval_accuracy" in line]
+    assert evaluations
+    for line in evaluations:
+        parts = [line["eval_accuracy/quickstart:math"], line["eval_accuracy/quickstart:choice"]]
+        assert line["eval_accuracy"] == pytest.approx(sum(parts) / 2)
 
 
 @pytest.mark.parametrize(

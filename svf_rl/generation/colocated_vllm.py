@@ -148,7 +148,8 @@ def _sampling_params(sampling: Sampling, seed: int) -> Any:
         "top_k": sampling.top_k,
         "min_p": sampling.min_p,
         "repetition_penalty": sampling.repetition_penalty,
-        "logprobs": 0,  # of the chosen token alone
+        "stop": list(sampling.stop),
+        "logprobs": 0 if sampling.logprobs else None,  # 0: of the chosen token alone
     }
     try:
         return SamplingParams(**settings, **sampling.extra)
@@ -157,8 +158,10 @@ def _sampling_params(sampling: Sampling, seed: int) -> Any:
 
 
 def _completion(output: Any) -> Completion:
-    logprobs = [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
-    return Completion(list(output.token_ids), logprobs)
+    logprobs = None
+    if output.logprobs is not None:
+        logprobs = [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
+    return Completion(list(output.token_ids), logprobs, output.finish_reason == "stop")
 
 
 @contextmanager

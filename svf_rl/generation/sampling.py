@@ -10,7 +10,8 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature=0` is greedy; `top_k=0` and `top_p=1` leave the distribution whole."""
+    """How tokens are drawn. `temperature=0` is greedy; `top_k=0` and `top_p=1` leave the distribution whole. The first
+    of the strings `stop` to appear ends a completion, like an end-of-sequence token."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -18,6 +19,8 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    logprobs: bool = True  # whether those of the chosen tokens are wanted: in vLLM they take a third of the time
     extra: dict[str, Any] = field(default_factory=dict)  # passed on to the generator as it is
 
     def greedy(self) -> "Sampling":
@@ -27,11 +30,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """Tokens as the generator chose them, the end-of-sequence token included, and their log-probabilities where the
-    generator knows them (under the distribution it sampled from)."""
+    """Tokens as the generator chose them, the end-of-sequence token or stop string included, and their
+    log-probabilities where the generator knows them (under the distribution it sampled from). `finished` says whether
+    the completion ended by itself, by either of these, or was cut off for its length."""
 
     token_ids: list[int]
     logprobs: list[float] | None
+    finished: bool
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,12 @@ class Rollouts(Protocol):
 
     def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
         """Generate from the weights of `model` from now on; `everything` pushes the frozen weights too."""
+
+
+def until_stop(text: str, stop: Sequence[str]) -> str:
+    """`text` up to the first stop string in it: what counts as the answer."""
+    ends = [place for string in stop if (place := text.find(string)) >= 0]
+    return text[: min(ends)] if ends else text
 
 
 def sample_seed(run_seed: int, purpose: str, step: int, index: int) -> int:

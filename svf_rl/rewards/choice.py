@@ -22,27 +22,41 @@ from svf_rl.rewards.references import reference_text, shortened
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 
-_OPEN = r"(?:\\?[(\[{]|\\(?:text|textbf|mathbf|mathrm|boxed)\{|[\s*_\"'`$“‘])*"
+# Repetitions are bounded, so that no hostile text takes more than linear time.
+_DECORATION = r"[\s*_:\"'`$“‘]{0,8}"
+_OPEN = rf"{_DECORATION}(?:\\?[(\[{{]|\\(?:text|textbf|mathbf|mathrm)\{{)?{_DECORATION}"
 # Without brackets only a capital is a label: "the answer is a number" holds none; "A" before a word is an article.
-_BARE = r"(?:[B-HJ-Z](?![\w'’])|[AI](?![\w'’]|[ ][a-z])|[AI](?=[ ](?:because|since|as|and|is|with|for)\b)|\d{1,2}(?!\w|[.,:/]\d|\s?%))"
-_LABEL = rf"(?:\((?P<bracketed>[A-Za-z]|\d{{1,2}})\)|(?P<bare>{_BARE}))(?!\s*=)"
-_NOUN = r"(?:answer|option|choice|letter|label|statement)"
-_STATEMENTS = (
-    rf"(?i:\b{_NOUN}\b(?:\s+(?:is|was|should\s+be|would\s+be|must\s+be)\b(?!\s+not\b)|[\s*_]*[:：=]|\s+choice\s+is\b)"
-    rf"(?:[\s*_:]*\b(?:therefore|thus|clearly|probably|most\s+likely|the|correct|{_NOUN}|number)\b)*)[\s:*_]*{_OPEN}{_LABEL}",
-    rf"(?i:\b(?:choose|chose|select|pick)\b(?:\s+(?:the|correct|{_NOUN}|number)\b)*)[\s:*_]*{_OPEN}{_LABEL}",
-    rf"(?i:\b{_NOUN}\s+)?(?<![\w\\]){_OPEN}{_LABEL}[)\s*_}}$.:]*(?i:\bis\s+(?:the\s+)?(?:most\s+likely\s+|most\s+|the\s+)?(?:correct|right|best|appropriate|answer)\b)",
+_BARE = (
+    r"(?:[B-HJ-Z](?![\w'’])|[AI](?![\w'’]|[ ][a-z])|[AI](?=[ ](?:because|since|as|and|is|with|for)\b)"
+    r"|\d{1,2}(?!\w|[.,:/]\d|\s?%))"
 )
-_STATED = [re.compile(pattern) for pattern in _STATEMENTS]
+_LABEL = rf"(?:\((?P<bracketed>[A-Za-z]|\d{{1,2}})\)|(?P<bare>{_BARE}))(?!\s?=)"
+_NOUN = r"(?:answer|option|choice|letter|label|statement)"
+_IS = r"(?:\s{1,3}(?:choice\s)?(?:is|was|(?:should|would|must|will)\s+be)\b(?!\s+not\b)|[\s*_]{0,4}[:：=])"
+_STATED = [
+    re.compile(pattern)
+    for pattern in (
+        rf"(?i:\b{_NOUN}\b{_IS}(?:[\s*_:]{{1,8}}(?:therefore|thus|clearly|probably|the|correct|{_NOUN}|number)\b){{0,6}})"
+        rf"{_OPEN}{_LABEL}",
+        rf"(?i:\b(?:choose|chose|select|pick)\b(?:\s(?:the|correct|{_NOUN}|number)\b){{0,4}}){_OPEN}{_LABEL}",
+        rf"(?<![\w\\(]){_LABEL}[)\s*_}}$.:]{{1,8}}"
+        r"(?i:is\s(?:the\s)?(?:most\s(?:likely\s)?)?(?:correct|right|best|appropriate|answer)\b)",
+    )
+]
 _BOX = re.compile(r"\\(?:boxed|fbox)\b")
-_IN_BOX = re.compile(r"[\s{(\[*$]*(?:\\(?:text|textbf|mathbf|mathrm)\s*\{[\s(]*)?([A-Za-z]|\d{1,2})(?!\w|[.,]\d)")
+_IN_BOX = re.compile(
+    r"[\s{(\[*$]{0,8}(?:\\(?:text|textbf|mathbf|mathrm)\s?\{[\s(]{0,4})?([A-Za-z]|\d{1,2})(?!\w|[.,]\d)"
+)
 _LINE = re.compile(
-    r"(?m)^[^\w\n(]{0,8}(?:\((?P<bracketed>[A-Za-z]|\d{1,2})\)|(?P<bare>[A-Za-z]|\d{1,2}))(?P<rest>[*_`]{0,3}(?:[.):][*_`]{0,3}(?=\s|$)|[ \t]*$)[^\n]*)"
+    r"""
+    ^ [^\w\n(]{0,8}
+    (?: \( (?P<bracketed> [A-Za-z] | \d{1,2} ) \) | (?P<bare> [A-Za-z] | \d{1,2} ) (?= [*_`]{0,3} (?: [.):] | \s*$ ) ) )
+    [*_`]{0,3} [.):]? [*_`]{0,3} (?= [ \t] | $ ) [^\n(]* $
+    """,
+    re.MULTILINE | re.VERBOSE,
 )
 _IN_BRACKETS = re.compile(r"(?<![\w\\])\(([A-Za-z]|\d{1,2})\)")
 _CAPITAL = re.compile(r"(?<![\w'’])[A-Z](?![\w'’])")
-# Statements, boxes and lines that are looked at, from the end: keeps hostile text linear
-MOST = 256
 
 
 def check_reference(reference: Any, **_: Any) -> None:
@@ -68,7 +82,7 @@ def extract_choice(text: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    for box in reversed(list(_BOX.finditer(text))[-MOST:]):
+    for box in reversed(list(_BOX.finditer(text))):
         if (label := _IN_BOX.match(text, box.end())) is not None:
             return label[1]
     return None

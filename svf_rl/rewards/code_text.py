@@ -4,7 +4,7 @@ import re
 
 # an opening fence with its language, then everything up to a closing fence, or to the end where none closes it
 _BLOCK = re.compile(
-    r"^[ \t]*(?P<fence>```+|~~~+)[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)",
+    r"^[ \t]*(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<language>[\w+#.-]*+)[^\n]*+\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)",
     re.M | re.S,
 )
 _CLOSING = re.compile(r"^[ \t]*(?:```|~~~)", re.M)

@@ -35,12 +35,14 @@ PATIENCE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Verifier:
-    """A registered verifier: its function, whether it waits for other processes, and the check of a reference."""
+    """A registered verifier: its function, whether it waits for other processes, the check of a reference, and the
+    column with the references where a recipe does not name it."""
 
     name: str
     function: Callable[..., Verdict]
     waits: bool
     check_reference: Callable[..., Any] | None
+    column: str | None = None
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -52,7 +54,13 @@ class Verifier:
 _verifiers: dict[str, Verifier] = {}
 
 
-def verifier(name: str, *, waits: bool = False, check_reference: Callable[..., Any] | None = None) -> Callable[[F], F]:
+def verifier(
+    name: str,
+    *,
+    waits: bool = False,
+    check_reference: Callable[..., Any] | None = None,
+    column: str | None = None,
+) -> Callable[[F], F]:
     """
     Register the decorated function as a verifier, and a reward of the same name.
 
@@ -62,10 +70,12 @@ def verifier(name: str, *, waits: bool = False, check_reference: Callable[..., A
             by several threads at once.
         check_reference (`Callable`, *optional*): called with the reference and the options; raises `SVFError` for one
             that no completion could ever match. Without it, the verifier needs no reference.
+        column (`str`, *optional*): what a verifier that needs no reference takes as such where it is at hand, like
+            the trainer's `completion_ids`.
     """
 
     def register(function: F) -> F:
-        known = Verifier(name, function, waits, check_reference)
+        known = Verifier(name, function, waits, check_reference, column)
         reward(name, column_arguments=["column"] if check_reference else [])(_reward_of(known))
         _verifiers[name] = known
         return function
@@ -163,9 +173,12 @@ def _reward_of(found: Verifier) -> Callable[..., list[float | None]]:
         **columns: Any,
     ) -> list[float | None]:
         options = {name: columns[name] for name in found.options if name in columns}
-        references = columns[column] if found.check_reference else [None] * len(completions)
+        if found.check_reference:
+            references = columns[column]
+        else:
+            references = columns.get(found.column or "") or [None] * len(completions)
         verdicts = verify_all(found.name, completions, references, **options)
-        _stop_where_checks_fail(found.name, verdicts, max_failed, columns.get("log_metric"))
+        stop_where_checks_fail(found.name, verdicts, max_failed, columns.get("log_metric"))
         values = [verdict.value for verdict in verdicts]
         return [None if value is None else wrong + value * (correct - wrong) for value in values]
 
@@ -176,12 +189,14 @@ def _reward_of(found: Verifier) -> Callable[..., list[float | None]]:
     )
     score.__module__, score.__qualname__ = found.function.__module__, found.function.__qualname__
     score.__doc__ = found.function.__doc__
+    score.verifier = found  # type: ignore[attr-defined]  # for `check_answers`
     return score
 
 
-def _stop_where_checks_fail(
+def stop_where_checks_fail(
     name: str, verdicts: Sequence[Verdict], most: float, log_metric: Callable[[str, float], None] | None
 ) -> None:
+    """Log the share of checks that failed by themselves; raises `SVFError` when it is more than `most`."""
     failed = [verdict for verdict in verdicts if verdict.infrastructure]
     if log_metric is not None:
         log_metric(f"checks_failed/{name}", len(failed) / max(1, len(verdicts)))

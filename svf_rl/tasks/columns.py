@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.files import read_file, read_folder, read_hub
+from svf_rl.tasks.files import SPLITS, read_file, read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, check_has_columns, limited
 
@@ -32,6 +32,11 @@ def load(options: TaskOptions) -> Splits:
     }
 
 
+def read_rows(options: TaskOptions) -> Dataset:
+    """All rows of the one file `data_path`, for evaluation, which holds nothing out."""
+    return _conversations(read_file(Path(str(options.data_path))), options, str(options.data_path))
+
+
 def hold_out(train: Dataset, share: float) -> tuple[Dataset, Dataset]:
     """A seeded share of the rows taken out of training: (the rest, the share)."""
     if not 0 < share < 1:
@@ -51,7 +56,8 @@ def _read(options: TaskOptions) -> tuple[dict[str, Dataset], str]:
         path = Path(options.data_path)
         return (read_folder(path) if path.is_dir() else {"train": read_file(path)}), str(path)
     if options.dataset_name is not None:
-        return read_hub(options.dataset_name, options.dataset_config), options.dataset_name
+        splits = read_hub(options.dataset_name, options.dataset_config)
+        return {split: rows for split, rows in splits.items() if split in SPLITS}, options.dataset_name
     raise SVFError("task columns needs data_path (a local file or folder) or dataset_name (on the Hub)")
 
 

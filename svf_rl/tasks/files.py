@@ -1,28 +1,31 @@
 """Local files and datasets of the Hub as tables. Local files are read straight into memory: no cache is written."""
 
+import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 from pyarrow import csv, parquet
 
 from svf_rl.errors import SVFError
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz")
 SPLITS = ("train", "validation", "test")
 
 
 def read_file(path: Path) -> Dataset:
-    """The rows of one .jsonl, .json (a list of objects), .parquet or .csv file.
+    """The rows of one .jsonl (or .jsonl.gz), .json (a list of objects), .parquet or .csv file.
 
     Raises:
         SVFError: no such file, another kind of file, or not readable as its kind.
     """
     if not path.is_file():
         raise SVFError(f"data file {path} does not exist (working directory: {Path.cwd()})")
-    if path.suffix not in SUFFIXES:
+    if not path.name.endswith(SUFFIXES):
         raise SVFError(f"data file {path} must be one of {', '.join(SUFFIXES)}")
     try:
         match path.suffix:
@@ -34,16 +37,16 @@ def read_file(path: Path) -> Dataset:
                 return _from_objects(json.loads(path.read_text(encoding="utf-8")), path)
             case _:
                 return _from_objects(_json_lines(path), path)
-    # pyarrow's errors derive from ValueError, and so do those of JSON and of UTF-8
-    except (ValueError, TypeError, pyarrow.ArrowException) as error:
+    # pyarrow's errors derive from ValueError, and so do those of JSON and of UTF-8; OSError and EOFError are gzip's
+    except (ValueError, TypeError, OSError, EOFError, pyarrow.ArrowException) as error:
         raise error if isinstance(error, SVFError) else SVFError(f"data file {path}: {_one_line(error)}") from error
 
 
-def read_folder(path: Path) -> dict[str, Dataset]:
-    """The splits of a folder that holds `train`, `validation` and `test` files of any known kind; train is required.
+def read_folder(path: Path, needed: Sequence[str] = ("train",)) -> dict[str, Dataset]:
+    """The splits of a folder that holds `train`, `validation` and `test` files of any known kind.
 
     Raises:
-        SVFError: no such folder, no training file, or two files for one split.
+        SVFError: no such folder, a split missing that is needed, or two files for one split.
     """
     if not path.is_dir():
         raise SVFError(f"data folder {path} does not exist (working directory: {Path.cwd()})")
@@ -54,32 +57,36 @@ def read_folder(path: Path) -> dict[str, Dataset]:
             raise SVFError(f"data folder {path} has two {split} files: keep one of {', '.join(f.name for f in files)}")
         if files:
             found[split] = read_file(files[0])
-    if "train" not in found:
-        raise SVFError(f"data folder {path} has no training file: it needs train{', train'.join(SUFFIXES)}")
+    for split in needed:
+        if split not in found:
+            kind = "training" if split == "train" else split
+            raise SVFError(f"data folder {path} has no {kind} file: it needs {split}{f', {split}'.join(SUFFIXES)}")
     return found
 
 
-def read_hub(name: str, config: str | None = None) -> dict[str, Dataset]:
-    """All splits of a dataset on the Hub, from the local cache where it is there.
+def read_hub(name: str, config: str | None = None, needed: Sequence[str] = ("train",)) -> dict[str, Dataset]:
+    """All splits of a dataset on the Hub, from the local cache where it is there; or of a local folder in the layout
+    of the Hub.
 
     Raises:
-        SVFError: it cannot be had, or it has no training split.
+        SVFError: it cannot be had, or it lacks a split that is needed.
     """
     try:
         splits = load_dataset(name, config)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise SVFError(
             f"dataset {name!r} could not be loaded ({_one_line(error)}); check dataset_name and dataset_config, or "
             "give local files as data_path"
         ) from error
-    if "train" not in splits:
-        raise SVFError(f"dataset {name!r} has no train split; it has: {', '.join(splits)}")
-    return {split: rows for split, rows in splits.items() if split in SPLITS}
+    for split in needed:
+        if split not in splits:
+            raise SVFError(f"dataset {name!r} has no {split} split; it has: {', '.join(splits)}")
+    return dict(splits)
 
 
 def _json_lines(path: Path) -> list[Any]:
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:

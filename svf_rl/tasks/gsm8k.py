@@ -1,46 +1,44 @@
-"""Task `gsm8k`: grade-school maths in words, graded by the number after `####`.
+"""Task `gsm8k`: grade-school maths in words.
 
-Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168. The split is that of Transformer²:
-the training file's even rows train, its odd rows validate, and the 1319 test rows test.
+Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168; MIT licence.
+
+- Hub: `openai/gsm8k`, configuration `main`
+- files: `train.jsonl` (7473 rows), `test.jsonl` (1319 rows) of github.com/openai/grade-school-math
+- split: even rows of the training file train (3737), odd rows validate (3736), as in Transformer²; test 1319
+- prompt: a system message that asks for the answer after `####`; the question is the user's turn
+- answer: the worked solution, which ends `#### N`; graded by `numeric`
+- metric: accuracy
+
+Profile `reference`: the system message says no more than that an instruction follows, and `REFERENCE_STOP` applies.
 """
-
-from pathlib import Path
 
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
+from svf_rl.tasks.benchmark import alternate, as_splits, hub_source, is_local, local_folder, system_prompt
 from svf_rl.tasks.files import read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, check_has_columns, limited
+from svf_rl.tasks.task import Hub, RewardSpec, Splits, Task, chat, check_has_columns
 
-HUB_NAME, HUB_CONFIG = "openai/gsm8k", "main"
+HUB = Hub("openai/gsm8k", "main")
 SYSTEM_PROMPT = (
     "The instruction below describes a task: solve a maths problem. Write a response that reasons step by step and "
     "ends with a line that holds four hash signs and the answer as a number, like: #### 42"
 )
+REFERENCE_SYSTEM_PROMPT = "The instruction below describes a task. Write a response that completes what it asks for."
 
 
 def load(options: TaskOptions) -> Splits:
-    """`prompt` and `answer`, the worked solution that ends `#### N`.
-
-    Reads `train.jsonl` and `test.jsonl` of `data_path`, or the Hub without it.
-    """
-    if options.data_path is not None:
-        source = options.data_path
-        files = read_folder(Path(options.data_path))
-    else:
-        source = options.dataset_name or HUB_NAME
-        files = read_hub(source, options.dataset_config or HUB_CONFIG)
+    """`prompt` and `answer`."""
+    folder = local_folder(options, "gsm8k")
+    name, config = hub_source(options, HUB)
+    source = name if folder is None else str(folder)
+    files = read_hub(name, config) if folder is None else read_folder(folder)
     if "test" not in files:
         raise SVFError(f"{source} has no test rows: GSM8K needs train and test files")
-    system = SYSTEM_PROMPT if options.system_prompt is None else options.system_prompt
+    system = system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
     train, test = (_conversations(files[split], system, source) for split in ("train", "test"))
-    even, odd = (train.select(range(start, len(train), 2)) for start in (0, 1))
-    return {
-        "train": limited("train", even, options.train_items),
-        "validation": limited("validation", odd, options.validation_items),
-        "test": limited("test", test, options.test_items),
-    }
+    return as_splits(options, *alternate(train), test)
 
 
 def _conversations(rows: Dataset, system: str, source: str) -> Dataset:
@@ -54,10 +52,4 @@ def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     return ({"name": "numeric"},)
 
 
-TASK = Task(
-    "gsm8k",
-    load,
-    rewards,
-    is_local=lambda options: options.data_path is not None,
-    columns=frozenset({"prompt", "answer"}),
-)
+TASK = Task("gsm8k", load, rewards, is_local, columns=frozenset({"prompt", "answer"}), hub=HUB, folder="gsm8k")

@@ -32,4 +32,4 @@ def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     return (SKILLS[options.skill].reward,)
 
 
-TASK = Task("quickstart", load, rewards, is_local=lambda options: True)
+TASK = Task("quickstart", load, rewards, is_local=lambda options: True, max_tokens=48)

@@ -5,7 +5,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset
 
@@ -13,9 +13,22 @@ from svf_rl.errors import SVFError
 from svf_rl.tasks.options import TaskOptions
 
 Splits = dict[str, Dataset | None]
-"""`train`, `validation` and `test`. The first two are always there; without test rows, `test` is `None`."""
+"""`train`, `validation` and `test`. `train` and `validation` are `None` where a task is for evaluation alone, `test` is
+`None` where a dataset of your own has no test rows."""
 
 RewardSpec = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A dataset on the Hugging Face Hub: `name`, and `config` where it has several."""
+
+    name: str
+    config: str | None = None
+
+
+# Where the published code of Transformer² ends every completion, valid answers with these words included.
+REFERENCE_STOP = ("Instruction:", "Instruction", "Response:", "Response")
 
 
 @dataclass(frozen=True)
@@ -26,12 +39,21 @@ class Task:
     Args:
         name (`str`): the name in recipes.
         load (`Callable`):
-            The rows of each split. Each row has `prompt`, a list of `{"role", "content"}` messages that ends with the
-            user's, and the columns that rewards read.
-        rewards (`Callable`): the rewards of recipes that name none, as [`svf_rl.rewards.load_reward`] takes them.
+            The rows of each split. Each row has `prompt`, a list of `{"role", "content"}` messages, and the columns
+            that rewards read (`answer`). The last message is the user's, or the beginning of the assistant's turn (a
+            prefilled turn), which a completion goes on from and does not repeat.
+        rewards (`Callable`): the rewards of recipes that name none, as [`svf_rl.rewards.load_reward`] takes them; the
+            first decides what is correct.
         is_local (`Callable`): whether `load` gets by without the network.
         columns (`frozenset[str]`, *optional*):
             The columns that `load` gives, for checks without the network; `None` when they depend on the data.
+        hub ([`Hub`], *optional*): the dataset that is read where no local files are named.
+        folder (`str`, *optional*): the name of its folder in `data_dir`.
+        max_tokens (`int`, *optional*, defaults to 512): tokens of a completion in evaluation; a recipe has its own.
+        stop (`tuple[str, ...]`, *optional*): strings that end a completion. See [`Task.stop_strings`].
+        metric (`str`, *optional*, defaults to `"accuracy"`):
+            `"accuracy"` of one greedy completion an item, or `"pass_at_k"`, the chance that one of `k` passes.
+        trainable (`bool`, *optional*, defaults to `True`): whether there are training rows.
     """
 
     name: str
@@ -39,6 +61,21 @@ class Task:
     rewards: Callable[[TaskOptions], tuple[RewardSpec, ...]]
     is_local: Callable[[TaskOptions], bool]
     columns: frozenset[str] | None = None
+    hub: Hub | None = None
+    folder: str | None = None
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    metric: Literal["accuracy", "pass_at_k"] = "accuracy"
+    trainable: bool = True
+
+    def stop_strings(self, options: TaskOptions) -> tuple[str, ...]:
+        """The strings that end a completion: those of `options`, or the task's, or those of the `reference` profile.
+        Raises `SVFError` for an empty one."""
+        if options.stop_strings is not None:
+            if "" in options.stop_strings:
+                raise SVFError("stop_strings must not hold an empty string, which is found everywhere: remove it")
+            return tuple(options.stop_strings)
+        return REFERENCE_STOP if options.profile == "reference" else self.stop
 
 
 def all_tasks() -> dict[str, Task]:
@@ -62,6 +99,11 @@ def chat(question: str, system_prompt: str | None) -> list[dict[str, str]]:
     """`question` as a conversation of one turn, after the system prompt if there is one."""
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     return [*system, {"role": "user", "content": question}]
+
+
+def prefilled(conversation: list[dict[str, str]], beginning: str) -> list[dict[str, str]]:
+    """`conversation` with the assistant's turn begun."""
+    return [*conversation, {"role": "assistant", "content": beginning}]
 
 
 def limited(split: str, rows: Dataset, items: int | None) -> Dataset:

@@ -9,14 +9,14 @@ from accelerate.utils import gather
 from datasets import Dataset
 from torch import Tensor
 from transformers import Trainer, TrainerControl
-from trl import GRPOTrainer
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion
 from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.training.conversations import Conversations
 
 
-class HeldOutEvaluation(GRPOTrainer):
+class HeldOutEvaluation(Conversations):
     """The part of the trainer that evaluates. It replaces TRL's evaluation, which samples and computes a loss."""
 
     args: SVFReinforceConfig
@@ -34,7 +34,7 @@ class HeldOutEvaluation(GRPOTrainer):
         Returns:
             `dict`: under `{metric_key_prefix}_...`: `accuracy` (share of all items whose first reward is at least
             `correct_threshold`; an item that could not be scored counts as wrong and in `unscorable`), `reward`,
-            `items`, `completion_length` in tokens, `clipped_ratio`, `time`.
+            `items`, `completion_length` in tokens, `clipped_ratio`, `time`, and for a mixture `accuracy/<task>`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(dataset, Dataset) or len(dataset) == 0:
@@ -44,26 +44,27 @@ class HeldOutEvaluation(GRPOTrainer):
         self.sync_weights()
         items = held_out_share(dataset, self.accelerator.num_processes, self.accelerator.process_index)
         prompts = [item["prompt"] for item in items]
-        prompt_ids, _, _ = self._tokenize_prompts(prompts)
+        ids, _, _ = self._tokenize_prompts(prompts)
         completions = self.rollouts.generate(
-            prompt_ids,
+            ids,
             self.sampling.greedy(),
             [self.args.seed] * len(items),
             progress=not self.args.disable_tqdm and len(items) > 256,  # fewer are done before a bar is read
         )
         rewards = self._rewards_of(items, prompts, completions)[: len(dataset)]  # (N, functions)
         total = self._total_reward()[: len(dataset)]
-        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
-        lengths = torch.tensor([[len(c.token_ids), c.token_ids[-1] not in ends] for c in completions])
+        lengths = torch.tensor([[len(c.token_ids), not c.finished] for c in completions])
         lengths = gather(lengths.to(self.accelerator.device)).view(-1, 2)[: len(dataset)].float()
         unscorable = total.isnan()
+        correct = (rewards[:, 0] >= self.args.correct_threshold).float()
         values = {
-            "accuracy": (rewards[:, 0] >= self.args.correct_threshold).float().mean().item(),
+            "accuracy": correct.mean().item(),
             "reward": total.nanmean().item() if not unscorable.all() else 0.0,
             "unscorable": unscorable.float().mean().item(),
             "items": float(len(dataset)),
             "completion_length": lengths[:, 0].mean().item(),
             "clipped_ratio": lengths[:, 1].mean().item(),
+            **_accuracy_by_task(dataset, correct.tolist()),
         }
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in values.items()}
         Trainer.log(self, {**metrics, f"time/{metric_key_prefix}": time.perf_counter() - start})
@@ -95,6 +96,16 @@ class HeldOutEvaluation(GRPOTrainer):
         self._pending_extra_logs.clear()
         self._pending_metrics.clear()
         return rewards
+
+
+def _accuracy_by_task(dataset: Dataset, correct: Sequence[float]) -> dict[str, float]:
+    """`accuracy/<task>` for the rows of a mixture, which name their task and their verifier."""
+    if not {"task", "verifier"} <= set(dataset.column_names):
+        return {}
+    by_task: dict[str, list[float]] = {}
+    for task, right in zip(dataset["task"], correct, strict=True):
+        by_task.setdefault(f"accuracy/{task}", []).append(right)
+    return {name: sum(rights) / len(rights) for name, rights in by_task.items()}
 
 
 def held_out_share(dataset: Dataset, processes: int, index: int) -> list[dict[str, Any]]:

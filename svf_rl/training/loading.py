@@ -3,7 +3,7 @@
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFConfig
@@ -25,15 +25,10 @@ def load_tokenizer(model: ModelArguments) -> PreTrainedTokenizerBase:
         raise SVFError(f"no tokenizer in {model.location}: {_first_line(error)}") from error
 
 
-def load_adapted(model: ModelArguments, adapter: AdapterArguments) -> PeftModel:
-    """
-    The base model with the adapter that is to be trained.
-
-    For SVF the factors of the targeted weights are put into the factor cache first, a matrix at a time, once for all
-    processes; injecting the adapter then finds them there.
-    """
+def load_base(model: ModelArguments) -> PreTrainedModel:
+    """The base model, on the CPU."""
     try:
-        base = AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(
             model.location,
             revision=model.model_revision,
             dtype=model.dtype,
@@ -42,17 +37,28 @@ def load_adapted(model: ModelArguments, adapter: AdapterArguments) -> PeftModel:
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise SVFError(f"cannot load the model {model.location}: {_first_line(error)}") from error
+
+
+def load_adapted(model: ModelArguments, adapter: AdapterArguments) -> PeftModel:
+    """The base model with the adapter that is to be trained."""
+    base = load_base(model)
     config = adapter_config(adapter) if adapter.adapter_path is None else saved_config(adapter)
+    fill_factor_cache(model, config, base.dtype)
+    return get_peft_model(base, config) if adapter.adapter_path is None else load_saved(base, adapter.adapter_path)
+
+
+def fill_factor_cache(model: ModelArguments, config: PeftConfig, dtype: torch.dtype) -> None:
+    """For SVF, put the factors of the targeted weights into the cache, a matrix at a time, once for all processes, so
+    that injecting the adapter finds them there."""
     if isinstance(config, SVFConfig):
         decompose_checkpoint(
             model.location,
             as_regex(config.target_modules),
-            base.dtype,
+            dtype,
             device="cuda" if torch.cuda.is_available() else "cpu",
             revision=model.model_revision,
             trust_remote_code=model.trust_remote_code,
         )
-    return get_peft_model(base, config) if adapter.adapter_path is None else load_saved(base, adapter.adapter_path)
 
 
 def saved_config(adapter: AdapterArguments) -> PeftConfig:

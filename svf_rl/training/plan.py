@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import Reward, load_reward, required_columns
+from svf_rl.rewards.check_answers import check_answers
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.targets import as_regex, find_targets, logical_weight
-from svf_rl.tasks import find_task
+from svf_rl.tasks import Splits, find_task
 from svf_rl.training.config import SVFReinforceConfig
 from svf_rl.training.loading import adapter_config
 from svf_rl.training.recipe import AdapterArguments, DataArguments, ModelArguments, Recipe
@@ -123,6 +124,24 @@ def check_columns(rewards: Sequence[Reward], columns: Collection[str]) -> None:
             )
 
 
+def check_rows(data: DataArguments, splits: Splits, rewards: Sequence[Reward]) -> None:
+    """Raises `SVFError` when there is nothing to train on, a column is missing, or a reward could not use an answer."""
+    for split in ("train", "validation"):
+        if splits[split] is None:
+            raise _untrainable(data.task, split)
+    for split, rows in splits.items():
+        if rows is None:
+            continue
+        check_columns(rewards, rows.column_names)
+        columns = {name: rows[name][:] for name in rows.column_names if name not in _HIDDEN_COLUMNS}
+        for reward in rewards:
+            check_answers(reward, columns, f"{data.task} ({split})")
+
+
+def _untrainable(task: str, split: str) -> SVFError:
+    return SVFError(f"task {task} has no {split} rows here, it is for evaluation alone: train on another one")
+
+
 def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int | None:
     """The optimiser's updates in a run; `None` where they follow from a number of rows that is not known.
 
@@ -148,11 +167,12 @@ def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int |
 
 def _check_data(data: DataArguments, rewards: list[Reward], notes: list[str]) -> dict[str, int] | None:
     task = find_task(data.task)
+    if not task.trainable:
+        raise _untrainable(data.task, "training")
+    task.stop_strings(data)
     if task.is_local(data):
         splits = task.load(data)
-        for rows in splits.values():
-            if rows is not None:
-                check_columns(rewards, rows.column_names)
+        check_rows(data, splits, rewards)
         return {name: len(rows) for name, rows in splits.items() if rows is not None}
     if task.columns is not None:
         check_columns(rewards, task.columns)

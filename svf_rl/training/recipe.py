@@ -74,7 +74,7 @@ class AdapterArguments:
 class DataArguments(TaskOptions):
     """The task, where its rows come from ([`svf_rl.tasks.TaskOptions`]), and the rewards."""
 
-    task: str = field(default="columns", metadata={"help": "quickstart, gsm8k, or columns for your own dataset."})
+    task: str = field(default="columns", metadata={"help": "A file of svf_rl/tasks; columns is your own dataset."})
     rewards: list[str | dict[str, Any]] | str | dict[str, Any] | None = field(
         default=None,
         metadata={"help": "Names, or mappings of name, weight and the reward's arguments; default: the task's."},
@@ -266,7 +266,7 @@ def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, A
         return spec
 
     resolved = dict(values)
-    for key in ("data_path", "adapter_path"):
+    for key in ("data_path", "data_dir", "adapter_path"):
         if resolved.get(key) is not None:
             resolved[key] = resolve(resolved[key])
     if "rewards" in resolved:

@@ -1,6 +1,7 @@
 """The generator that the settings ask for."""
 
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Rollouts
@@ -8,13 +9,19 @@ from svf_rl.training.config import SVFReinforceConfig
 
 
 def build_rollouts(
-    model: PeftModel, args: SVFReinforceConfig, device: str, eos_token_ids: list[int], pad_token_id: int
+    model: PeftModel,
+    args: SVFReinforceConfig,
+    device: str,
+    eos_token_ids: list[int],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Rollouts:
     """The colocated vLLM of `use_vllm`, or transformers' generation with the model in training."""
     if not args.use_vllm:
         from svf_rl.generation.transformers_rollouts import TransformersRollouts
 
-        return TransformersRollouts(model, eos_token_ids=eos_token_ids, pad_token_id=pad_token_id)
+        return TransformersRollouts(
+            model, eos_token_ids=eos_token_ids, pad_token_id=tokenizer.pad_token_id, tokenizer=tokenizer
+        )
     from svf_rl.generation.colocated_vllm import ColocatedVLLM
 
     path = model.get_base_model().config._name_or_path

@@ -1,12 +1,13 @@
 """`SVFReinforceTrainer`: TRL's GRPO trainer with a REINFORCE objective, its own rollouts and held-out evaluation.
 
-Kept from TRL: data and sampler, tokenisation, reward functions, batching over micro-steps, logging, checkpoints.
-Replaced: where completions come from (`_generate_single_turn`), advantages (`_generate_and_score_completions`), the
-loss (`_compute_loss`) and evaluation (`held_out.py`). Left out: tools, environments, vision, clipped ratios.
+Kept from TRL: data and sampler, reward functions, batching over micro-steps, logging, checkpoints. Replaced: the chat
+template's use (`conversations.py`), where completions come from (`_generate_single_turn`), advantages
+(`_generate_and_score_completions`), the loss (`_compute_loss`) and evaluation (`held_out.py`). Left out: tools,
+environments, vision, clipped ratios.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,6 +61,8 @@ class SVFReinforceTrainer(HeldOutEvaluation):
         optimizers (`tuple`, *optional*): As in transformers.
         peft_config (`PeftConfig`, *optional*): [`SVFConfig`] or `LoraConfig`, when `model` has no adapter yet.
         rollouts ([`Rollouts`], *optional*): Where completions come from; default: as `args` say.
+        stop (`Sequence[str]`, *optional*):
+            Strings that end a completion. Their tokens are trained on; rewards see the text before them.
     """
 
     args: SVFReinforceConfig
@@ -85,12 +88,14 @@ class SVFReinforceTrainer(HeldOutEvaluation):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: PeftConfig | None = None,
         rollouts: Rollouts | None = None,
+        stop: Sequence[str] = (),
     ):
         if peft_config is None and not isinstance(model, PeftModel):
             raise SVFError("the trainer trains adapters: pass peft_config=SVFConfig(), or a model that has an adapter")
         self._seconds: dict[str, float] = {}
         self._raw_rewards: Tensor | None = None
         self._synced: str | None = None
+        self._finished = []
         with as_trl_sees_it(args):
             super().__init__(
                 model=model,
@@ -107,6 +112,8 @@ class SVFReinforceTrainer(HeldOutEvaluation):
             raise SVFError("ZeRO-3 does not shard the factors yet: use accelerate_configs/zero2.yaml or multi_gpu.yaml")
         if args.weight_decay and self.is_deepspeed_enabled:
             raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
+        # TRL takes a completion without EOS as cut off, one that a stop string ended too: the masking is done here
+        self.mask_truncated_completions = False
         add_hidden_states_forward(self._base_model)
         self.sampling = Sampling(
             max_tokens=args.max_completion_length,
@@ -115,11 +122,12 @@ class SVFReinforceTrainer(HeldOutEvaluation):
             top_k=args.top_k,
             min_p=args.min_p or 0.0,
             repetition_penalty=args.repetition_penalty,
+            stop=tuple(stop),
             extra=dict(args.generation_kwargs or {}),
         )
         self._transform = LogitTransform.of(self._base_model.config, args.temperature)
         self.rollouts = rollouts or build_rollouts(
-            self.model, args, self.accelerator.device.type, self.eos_token_ids, self._tokenizer.pad_token_id
+            self.model, args, self.accelerator.device.type, self.eos_token_ids, self._tokenizer
         )
         self.add_callback(MetricsFile(resume=bool(args.resume_from_checkpoint)))
         if args.early_stopping_patience is not None:
@@ -157,6 +165,7 @@ class SVFReinforceTrainer(HeldOutEvaluation):
         seconds = self._seconds["rollout"] - before
         tokens = gather(torch.tensor(sum(len(c.token_ids) for c in completions), device=self.accelerator.device))
         self._metrics["train"]["time/tokens_per_second"].append(tokens.sum().item() / seconds)
+        self._finished = [c.finished for c in completions]
         logprobs = [c.logprobs for c in completions if c.logprobs is not None]
         return [c.token_ids for c in completions], logprobs if len(logprobs) == len(completions) else None
 
@@ -177,6 +186,8 @@ class SVFReinforceTrainer(HeldOutEvaluation):
         rewards = self._total_reward()  # (N,)
         local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         takes_part = ~rewards[local].isnan() & output["completion_mask"].any(1)  # (B,)
+        if args.mask_truncated_completions:
+            takes_part &= torch.tensor(self._finished, device=takes_part.device)
         output["completion_mask"] = output["completion_mask"] * takes_part[:, None]
         if args.beta and args.kl_placement == "reward":
             rewards = rewards - args.beta * gather(self._sequence_kl(output))

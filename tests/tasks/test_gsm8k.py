@@ -54,9 +54,13 @@ def test_missing_folder_file_or_column(tmp_path: Path) -> None:
     options = TaskOptions(data_path=str(tmp_path))
     with pytest.raises(SVFError, match="does not exist"):
         TASK.load(TaskOptions(data_path=str(tmp_path / "none")))
+    with pytest.raises(SVFError, match=r"data folder .*/gsm8k does not exist"):
+        TASK.load(TaskOptions(data_dir=str(tmp_path)))
     with pytest.raises(SVFError, match="no training file"):
         TASK.load(options)
     write(tmp_path / "train.jsonl", 2)
+    with pytest.raises(SVFError, match="is a file: name the folder"):
+        TASK.load(TaskOptions(data_path=str(tmp_path / "train.jsonl")))
     with pytest.raises(SVFError, match="no test rows"):
         TASK.load(options)
     write(tmp_path / "test.jsonl", 2, columns=("problem", "answer"))

@@ -63,10 +63,12 @@ class ScriptedRollouts:
             draw = random.Random(seed)
             length = draw.randint(1, self.longest)
             tokens = [draw.randint(10, 400) for _ in range(length)]
-            if length < self.longest:
+            finished = length < self.longest
+            if finished:
                 tokens[-1] = self.eos
             self.samples.append((list(prompt), tokens))
-            result.append(Completion(tokens, self._logprobs(list(prompt), tokens) if self._logprobs else None))
+            logprobs = self._logprobs(list(prompt), tokens) if self._logprobs else None
+            result.append(Completion(tokens, logprobs, finished))
         return result
 
     def sync(self, model: Any, everything: bool = False) -> Any:

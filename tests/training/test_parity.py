@@ -196,7 +196,7 @@ def _only_eos(rollouts: Any) -> Callable[..., Any]:
 
     def generate(prompts: Any, sampling: Any, seeds: Any, progress: bool = False) -> Any:
         rollouts.samples += [(list(p), [rollouts.eos]) for p in prompts]
-        return [Completion([rollouts.eos], None) for _ in prompts]
+        return [Completion([rollouts.eos], None, True) for _ in prompts]
 
     return generate
 

@@ -140,3 +140,38 @@ def test_updates_follow_from_the_rows_and_the_batch(settings, rows: int | None, 
         output_dir="unused", use_cpu=True, per_device_train_batch_size=64, num_generations=4, **settings
     )
     assert count_updates(training, rows) == updates
+
+
+def test_a_task_for_evaluation_alone_is_not_trained_on(plan, shared_data: Path) -> None:
+    for data in ([], ["--data_dir", str(shared_data)]):
+        assert "humaneval has no training rows" in refusal(plan, "--task", "humaneval", *data)
+
+
+@pytest.mark.parametrize(
+    ("answers", "reward", "message"),
+    [
+        (["1", "2", "", "4"], "numeric", "columns (train), row 2: numeric: an answer is empty"),
+        (
+            ["1", None, "3", "4"],
+            "exact_match",
+            "columns (train), row 1: exact_match: an answer must be text, not NoneType",
+        ),
+        (["1", "2", "3", "four"], "numeric", "columns (train), row 3: numeric: the answer 'four' holds no number"),
+        ([["1"], ["2"], ["3"], ["4"]], "numeric", "columns (train), row 0: numeric: an answer must be text, not list"),
+    ],
+)
+def test_an_answer_that_no_completion_could_match_is_named_before_the_run(
+    plan, tmp_path: Path, answers: list, reward: str, message: str
+) -> None:
+    for split, rows in (("train", answers), ("validation", ["1"] * 4)):
+        lines = [json.dumps({"prompt": "?", "answer": answer if split == "train" else answers[0]}) for answer in rows]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    said = refusal(plan, "--task", "columns", "--data_path", str(tmp_path), "--rewards", reward)
+    assert said.startswith(message)
+
+
+def test_a_mixture_is_planned_like_any_task(plan) -> None:
+    mixture = "{'quickstart:math': 3, 'quickstart:choice': 1}"
+    got = plan("--task", "mixture", "--mixture", mixture, "--train_items", "64")
+    assert got.rows["train"] == 64
+    assert got.rewards == [("verified", 1.0)]

@@ -315,7 +315,7 @@ class _Graded:
         if sampling.temperature > 0:
             return self._training.generate(prompts, sampling, seeds)
         right = round(next(self._accuracies) * len(prompts))
-        return [Completion([11 if i < right else 12, 2], None) for i in range(len(prompts))]
+        return [Completion([11 if i < right else 12, 2], None, True) for i in range(len(prompts))]
 
     def sync(self, model: Any, everything: bool = False) -> SyncReport:
         return SyncReport()

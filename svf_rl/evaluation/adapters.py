@@ -1,0 +1,99 @@
+"""Which adapters are compared, and what their results are called."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from peft import PeftConfig
+from transformers import PretrainedConfig
+
+from svf_rl.errors import SVFError
+
+BASE = "base"
+
+# Where in each weights file a sample is taken: hashing all of 16 GB would take longer than many an evaluation.
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A saved adapter: its name in tables and files, its folder, and a hash of its files."""
+
+    label: str
+    folder: Path
+    fingerprint: str
+    config: PeftConfig
+
+
+def find_adapters(paths: Sequence[str]) -> list[Adapter]:
+    """The adapters, each under the shortest end of its path that tells it from the others.
+
+    Raises:
+        SVFError: a path holds no adapter, or is named twice.
+    """
+    folders = [_folder(path) for path in paths]
+    labels = _labels(
+        [str(path).rstrip("/") if not Path(path).is_dir() else str(Path(path).resolve()) for path in paths]
+    )
+    return [Adapter(label, f, *_read(f, path)) for label, f, path in zip(labels, folders, paths, strict=True)]
+
+
+def model_fingerprint(location: str, config: PretrainedConfig) -> str:
+    """A hash of a model: its commit on the Hub, or else its configuration, and of each weights file the size and some
+    samples, which other weights would not share."""
+    commit = getattr(config, "_commit_hash", None)
+    if commit is not None:
+        return commit
+    digest = hashlib.sha256((Path(location) / "config.json").read_bytes())
+    for file in sorted(path for pattern in _WEIGHTS for path in Path(location).glob(pattern)):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            for i in range(_SAMPLES):
+                stream.seek(size * i // _SAMPLES)
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _folder(path: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        return Path(snapshot_download(path))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise SVFError(f"adapter {path} is neither a folder nor an adapter that the Hub gives us") from error
+
+
+def _read(folder: Path, path: str) -> tuple[str, PeftConfig]:
+    files = [folder / "adapter_config.json", *sorted(f for p in _WEIGHTS for f in folder.glob(f"adapter_model{p[1:]}"))]
+    if len(files) < 2 or not files[0].is_file():
+        raise SVFError(f"no adapter in {path}: it needs adapter_config.json and adapter_model.safetensors")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise SVFError(f"{files[0]} is no usable adapter configuration: {detail}") from error
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16], config
+
+
+def _labels(paths: Sequence[str]) -> list[str]:
+    """`runs/a/best` and `runs/b/best` become `a-best` and `b-best`."""
+    for path in paths:
+        if paths.count(path) > 1:
+            raise SVFError(f"adapter {path} is named twice")
+    labels = []
+    for path in paths:
+        others = [other.split("/") for other in paths if other != path] + [[BASE]]
+        parts = path.split("/")
+        length = 1
+        while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
+            length += 1
+        labels.append("-".join(part for part in parts[-length:] if part))
+    return labels

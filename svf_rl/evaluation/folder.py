@@ -1,0 +1,108 @@
+"""The folder of an evaluation: `settings.json`, `<label>/<task>.jsonl`, `summary.json`."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from svf_rl.errors import SVFError
+
+Settings = dict[str, Any]
+
+# What a folder was called does not matter where the fingerprint of its content agrees.
+_NAMES = ("model", "adapter")
+_KIND = "svf-rl evaluation"
+
+
+class ResultFolder:
+    """
+    Where the results of a call go, and where those of earlier calls are found.
+
+    Args:
+        path (`Path`): made by [`ResultFolder.writing`], and not before.
+        settings (`Mapping`): what decides the completions, by `"<label>/<task>"`.
+
+    Raises:
+        SVFError: the path cannot be written, holds something else, or was made with other settings.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Settings]):
+        self.path, self._settings = path, dict(settings)
+        self._check()
+
+    def records(self, label: str, task_file: str) -> Path:
+        """The file with the graded completions of one model on one task."""
+        return self.path / label / f"{task_file}.jsonl"
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """The folder, made and held against other processes. It is removed again when the block ends badly before the
+        first graded completion, if it was made here."""
+        created = next((p for p in [*reversed(self.path.parents), self.path] if not p.exists()), None)
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SVFError(
+                    f"another evaluation is writing into {self.path}: wait for it, or give another --out"
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            earlier = self._check()
+            write_json(self.path / "settings.json", {"kind": _KIND, "runs": {**earlier, **self._settings}})
+            for run in self._settings:
+                (self.path / run).parent.mkdir(exist_ok=True)
+            yield
+        except BaseException:  # an interrupt leaves no more behind than bad input does
+            if created is not None and not any(self.path.rglob("*.jsonl")):
+                shutil.rmtree(created, ignore_errors=True)
+            raise
+        finally:
+            os.close(handle)
+
+    def _check(self) -> dict[str, Settings]:
+        """The settings of earlier calls, which ours agree with."""
+        existing = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise SVFError(f"{existing} is not a folder that can be written: give another --out")
+        file = self.path / "settings.json"
+        if not file.is_file():
+            if existing == self.path and any(self.path.iterdir()):
+                raise SVFError(f"{self.path} holds files that are not of an evaluation: give an empty folder as --out")
+            return {}
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            earlier: dict[str, Settings] = content["runs"] if content["kind"] == _KIND else {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise SVFError(f"{file} is not of an evaluation, or damaged: give another --out") from error
+        for run in self._settings.keys() & earlier.keys():
+            _compare(run, earlier[run], self._settings[run], self.path)
+        return earlier
+
+
+def _compare(run: str, there: Settings, here: Settings, path: Path) -> None:
+    here = json.loads(json.dumps(here))  # tuples become lists, as they did in the file
+    for name in [*here, *there]:
+        if name not in _NAMES and there.get(name) != here.get(name):
+            raise SVFError(
+                f"{path} holds {run} with another {name.replace('_', ' ')}: {_short(there.get(name))} there, "
+                f"{_short(here.get(name))} here; give the same, or another --out"
+            )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

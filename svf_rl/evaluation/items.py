@@ -1,0 +1,82 @@
+"""The items of a task: what is asked, and how answers are graded."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from svf_rl.errors import SVFError
+from svf_rl.evaluation.arguments import EvaluationArguments
+from svf_rl.evaluation.grading import Grader
+from svf_rl.generation import Sampling
+from svf_rl.generation.prompts import prompt_ids, prompt_text
+from svf_rl.tasks import TaskOptions, find_task
+from svf_rl.tasks.columns import read_rows
+from svf_rl.tasks.task import limited
+
+
+@dataclass(frozen=True)
+class TaskItems:
+    """A task made ready: its rows, what the model reads for each, and who grades."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    prompts: list[str]
+    prompt_ids: list[list[int]]
+    grader: Grader
+    sampling: Sampling
+    metric: str
+
+    @property
+    def file(self) -> str:
+        """Its name among files."""
+        return self.name.replace(":", "-")
+
+
+def load_items(name: str, arguments: EvaluationArguments, tokenizer: PreTrainedTokenizerBase) -> TaskItems:
+    """
+    The first `limit` test rows of a task as prompts, and a grader that has accepted all their answers.
+
+    Raises:
+        SVFError: no such task or data, no test rows, or an answer that nothing could match.
+    """
+    base_name, colon, skill = name.partition(":")
+    task = find_task(base_name)
+    options = arguments.options
+    if colon:
+        if base_name != "quickstart":
+            raise SVFError(f"task {name!r}: only quickstart has skills, as in quickstart:choice")
+        options = replace(options, skill=skill)
+    if base_name == "columns" and arguments.reward is None:
+        raise SVFError("task columns has no reward of its own: give --reward, such as --reward exact_match")
+    specs = task.rewards(options) if arguments.reward is None else (arguments.reward,)
+    grader = Grader(specs[0], arguments.max_failed)
+    rows = _rows(base_name, options, arguments.limit)
+    grader.check(rows, name)
+    ids = prompt_ids(tokenizer, rows["prompt"])
+    return TaskItems(
+        name=name,
+        rows=rows.to_list(),
+        prompts=[prompt_text(tokenizer, conversation) for conversation in rows["prompt"]],
+        prompt_ids=ids,
+        grader=grader,
+        sampling=Sampling(
+            max_tokens=arguments.max_tokens or task.max_tokens,
+            temperature=arguments.temperature or 0.0,
+            top_p=arguments.top_p,
+            stop=task.stop_strings(options),
+            logprobs=False,
+        ),
+        metric=task.metric,
+    )
+
+
+def _rows(name: str, options: TaskOptions, limit: int | None) -> Dataset:
+    if name == "columns" and options.data_path is not None and Path(options.data_path).is_file():
+        return limited("test", read_rows(options), limit)  # one file is evaluated whole
+    test = find_task(name).load(options)["test"]
+    if test is None:
+        raise SVFError(f"task {name} has no test rows here: add a test file, or give one file as --data-path")
+    return limited("test", test, limit)

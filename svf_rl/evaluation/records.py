@@ -1,0 +1,105 @@
+"""One line of JSON for each graded completion, written as it goes, read back after whatever ended the run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from svf_rl.errors import SVFError
+
+
+@dataclass(frozen=True)
+class Record:
+    """
+    A graded completion.
+
+    Args:
+        index (`int`): the item's row in the task.
+        sample (`int`): which of the item's completions.
+        prompt (`str`): what the model read, template and all.
+        completion (`str`): what it wrote, up to the stop string.
+        reference (`Any`): the right answer, as the verifier got it.
+        extracted (`str` or `None`): what was taken for the answer.
+        correct (`bool` or `None`): `None` when not scorable.
+        score (`float` or `None`): between 0 and 1 for verifiers; a reward function's own value.
+        reason (`str`): why.
+        infrastructure (`bool`): the check itself failed; the next call makes this completion again.
+        tokens (`int`): of the completion, end-of-sequence token or stop string included.
+        finished (`bool`): whether it ended by itself, and was not cut off at the limit.
+    """
+
+    index: int
+    sample: int
+    prompt: str
+    completion: str
+    reference: Any
+    extracted: str | None
+    correct: bool | None
+    score: float | None
+    reason: str
+    infrastructure: bool
+    tokens: int
+    finished: bool
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.index, self.sample
+
+    def line(self) -> str:
+        """As JSON, with the end of the line. Unpaired surrogates, which UTF-8 cannot hold, are escaped."""
+        text = json.dumps(asdict(self), ensure_ascii=False, default=str)
+        return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
+
+
+def read_records(path: Path) -> tuple[list[Record], int]:
+    """
+    The records of a file (none without one) and the bytes that they take.
+
+    A run that is killed while it writes leaves a torn last line: it does not count.
+
+    Raises:
+        SVFError: a line before the last is damaged, which no interruption does.
+    """
+    if not path.is_file():
+        return [], 0
+    records: list[Record] = []
+    good = 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            records.append(Record(**{f.name: values[f.name] for f in fields(Record)}))
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise SVFError(f"{path}, line {number} is damaged: remove that line, or the file") from error
+            break
+        if not line.endswith(b"\n"):  # whole by chance, but the next one would be written behind it
+            records.pop()
+            break
+        good += len(line)
+    return records, good
+
+
+def append_records(path: Path, records: Sequence[Record]) -> None:
+    """Write behind the last line, and hand it to the system at once. Raises `SVFError` where the disk takes no more."""
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write("".join(record.line() for record in records))
+    except OSError as error:
+        raise SVFError(f"cannot write {path}: {error.strerror}; the same command goes on from here") from error
+
+
+def mend(path: Path) -> list[Record]:
+    """The records of a file that are kept, after all else was taken out of it: a torn last line, and completions whose
+    check failed by itself."""
+    records, good = read_records(path)
+    kept = [record for record in records if not record.infrastructure]
+    if len(kept) < len(records):
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(record.line() for record in kept), encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    elif path.is_file() and path.stat().st_size > good:
+        with path.open("r+b") as file:
+            file.truncate(good)
+    return kept

@@ -1,0 +1,143 @@
+"""What the records of a task say in numbers."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from svf_rl.evaluation.records import Record
+from svf_rl.metrics.statistics import Interval, bootstrap, mcnemar, pass_at_k, wilson
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure between 0 and 1 and its 95 % interval; `None` where nothing could be scored."""
+
+    value: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    An adapter against the base on the same items: McNemar's exact test, two-sided.
+
+    `gained` counts the items on which the adapter does better, `lost` those on which it does worse: right against
+    wrong, and with several samples an item, the larger share of right ones (a sign test, for one sample McNemar's).
+    """
+
+    items: int
+    gained: int
+    lost: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    One model on one task.
+
+    Args:
+        label (`str`): `base`, or the adapter.
+        task (`str`): the task.
+        metric (`str`): `"accuracy"` or `"pass_at_k"`, the task's own.
+        accuracy ([`Estimate`]): mean over the items of the share of right completions, which is pass@1; Wilson's
+            interval with one sample an item, with several a bootstrap over the items.
+        pass_at_k (`dict`): k to [`Estimate`], over the items with at least k scorable completions.
+        items (`int`): items asked.
+        completions (`int`): completions of them.
+        not_scorable (`int`): completions without a verdict, which take no part in the figures above.
+        tokens (`float`): of a completion, on average.
+        cut_off (`float`): share of the completions that ended at the limit.
+        seconds (`float`): that this call took for them, weight sync and grading included.
+        reused (`int`): completions that an earlier call had graded.
+        against_base ([`Comparison`], *optional*): for adapters.
+    """
+
+    label: str
+    task: str
+    metric: str
+    accuracy: Estimate
+    pass_at_k: dict[int, Estimate]
+    items: int
+    completions: int
+    not_scorable: int
+    tokens: float
+    cut_off: float
+    seconds: float
+    reused: int
+    against_base: Comparison | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the summary file."""
+        return asdict(self)
+
+
+def summarize(
+    label: str,
+    task: str,
+    metric: str,
+    records: Sequence[Record],
+    ks: Sequence[int],
+    seconds: float,
+    reused: int,
+    base: Sequence[Record] | None = None,
+) -> Result:
+    """The figures of one model on one task; `base` holds the base model's records of the same items."""
+    counts = _counts(records)
+    scorable = {index: (n, c) for index, (n, c) in counts.items() if n > 0}
+    shares = [c / n for n, c in scorable.values()]
+    several = len(records) > len(counts)
+    return Result(
+        label=label,
+        task=task,
+        metric=metric,
+        accuracy=_bootstrapped(shares) if several else _proportion(shares),
+        pass_at_k={
+            k: _bootstrapped([pass_at_k(n, c, k) for n, c in scorable.values() if n >= k])
+            if several
+            else _proportion(shares)
+            for k in ks
+        },
+        items=len(counts),
+        completions=len(records),
+        not_scorable=sum(record.correct is None for record in records),
+        tokens=sum(record.tokens for record in records) / len(records),
+        cut_off=sum(not record.finished for record in records) / len(records),
+        seconds=round(seconds, 2),
+        reused=reused,
+        against_base=None if base is None else compare(base, records),
+    )
+
+
+def compare(base: Sequence[Record], other: Sequence[Record]) -> Comparison:
+    """`other` against `base`, over the items that both have a verdict on."""
+    before, after = _counts(base), _counts(other)
+    gained = lost = items = 0
+    for index in before.keys() & after.keys():
+        (n_before, c_before), (n_after, c_after) = before[index], after[index]
+        if n_before and n_after:
+            items += 1
+            gained += c_after * n_before > c_before * n_after
+            lost += c_after * n_before < c_before * n_after
+    return Comparison(items, gained, lost, mcnemar(gained, lost))
+
+
+def _counts(records: Sequence[Record]) -> dict[int, tuple[int, int]]:
+    """Of each item: scorable completions, and right ones."""
+    verdicts: dict[int, list[bool | None]] = defaultdict(list)
+    for record in records:
+        verdicts[record.index].append(record.correct)
+    return {index: (len(found) - found.count(None), found.count(True)) for index, found in verdicts.items()}
+
+
+def _proportion(shares: Sequence[float]) -> Estimate:
+    if not shares:
+        return Estimate(None, None)
+    return Estimate(sum(shares) / len(shares), wilson(round(sum(shares)), len(shares)))
+
+
+def _bootstrapped(values: Sequence[float]) -> Estimate:
+    if not values:
+        return Estimate(None, None)
+    return Estimate(sum(values) / len(values), bootstrap(values))

@@ -1,0 +1,1 @@
+"""Metric `pass_at_k` of Hugging Face `evaluate`."""

@@ -1,0 +1,1 @@
+"""Metric `verified_accuracy` of Hugging Face `evaluate`."""

@@ -1,0 +1,230 @@
+"""The worker process of the `math` verifier: symbolic equality by math-verify, under a hard time-out.
+
+`python -m svf_rl.rewards.math_worker` is a supervisor: it imports math-verify once and forks a child that makes the
+checks one after the other. Symbolic algebra may run for ever, and in C code that no signal handler interrupts, so the
+supervisor kills a child that is late and forks the next. A child also ends after `CHECKS_A_CHILD` checks, so that what
+sympy caches never adds up.
+
+A request is a line `{"gold": [text, ...], "prediction": [text, ...], "timeout": seconds}`, where each list holds the
+readings of one answer, all in a form that math-verify takes for mathematics. The reply is `{"outcome": ...}`:
+
+- "equal", "different": some or no reading of the one equals one of the other;
+- "late": reading the prediction, or comparing it, took longer than `timeout`; "gold late": reading the gold alone did;
+- "died": two children, one after the other, ended by themselves, or were kept from running for `WALL_FACTOR` times as
+  long, which says nothing about the answers.
+
+The time-out counts the child's own CPU time, so that no answer becomes wrong on a machine that is busy.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from types import CodeType
+from typing import Any, NoReturn
+
+import sympy
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from sympy.parsing import sympy_parser
+
+CHECKS_A_CHILD = 1000
+WALL_FACTOR = 10
+# The address space of a child: beyond it, an allocation fails, and with it the check of that one answer.
+CHILD_BYTES = 2 << 30
+# Two numbers that differ by more than this share are different, whatever the rounding to decimals says.
+RELATIVE_TOLERANCE = 1e-3
+
+PR_SET_PDEATHSIG = 1
+GOLD_READ, LATE = b".", b"-"
+_OUTCOMES = {b"1": "equal", b"0": "different", LATE: "late", b"": "died"}
+_TARGETS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
+
+
+def main() -> None:
+    """Answer requests until the standard input ends."""
+    logging.disable(logging.WARNING)
+    _warm_up()
+    _only_arithmetic_is_evaluated()
+    output = sys.stdout.buffer
+    output.write(b"{}\n")  # ready
+    output.flush()
+    child = _Child()
+    for line in sys.stdin.buffer:
+        outcome = child.outcome(line)
+        if outcome == "died":
+            child.end()
+            child = _Child()
+            outcome = child.outcome(line)
+        if outcome in ("died", "late", "gold late") or child.checks >= CHECKS_A_CHILD:
+            child.end()
+            child = _Child()
+        output.write(json.dumps({"outcome": outcome}).encode() + b"\n")
+        output.flush()
+    child.end()
+
+
+class _Child:
+    """A forked process that makes checks; seen from the supervisor."""
+
+    def __init__(self) -> None:
+        self.checks = 0
+        requests, self._requests = os.pipe()
+        self._replies, replies = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._requests)
+            os.close(self._replies)
+            _serve(requests, replies)
+        os.close(requests)
+        os.close(replies)
+
+    def outcome(self, line: bytes) -> str:
+        """The child's answer to a request, or "late", "gold late", "died"."""
+        self.checks += 1
+        timeout = json.loads(line)["timeout"]
+        try:
+            _write(self._requests, line)
+        except BrokenPipeError:
+            return "died"
+        reply = self._read(timeout)
+        if reply == GOLD_READ:
+            reply = self._read(timeout)
+            return _OUTCOMES[reply]
+        return "gold late" if reply == LATE else _OUTCOMES[reply]
+
+    def end(self) -> None:
+        """Kill and reap it."""
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        os.close(self._requests)
+        os.close(self._replies)
+
+    def _read(self, timeout: float) -> bytes:
+        """One byte, nothing when the child died or does not get to run, or `LATE`."""
+        clock = _cpu_clock(self._pid)
+        cpu_end, wall_end = time.clock_gettime(clock) + timeout, time.monotonic() + WALL_FACTOR * timeout
+        while (left := cpu_end - time.clock_gettime(clock)) > 0:
+            if (wall_left := wall_end - time.monotonic()) <= 0:
+                return b""
+            ready, _, _ = select.select([self._replies], [], [], min(max(left, 0.01), wall_left))
+            if ready:
+                return os.read(self._replies, 1)
+        return LATE
+
+
+def _serve(requests: int, replies: int) -> NoReturn:
+    """The life of a child."""
+    # without this, a child in an endless computation would outlive a supervisor that is killed
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for limit, value in ((resource.RLIMIT_AS, CHILD_BYTES), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+        resource.setrlimit(limit, (value, value))
+    with os.fdopen(requests, "rb") as lines:
+        for line in lines:
+            request = json.loads(line)
+            try:
+                gold = _all_read(tuple(request["gold"]))
+                os.write(replies, GOLD_READ)
+                equal = any(_equal(gold, _read(text)) for text in request["prediction"])
+            # No answer of a model may end the child: what cannot be computed equals nothing.
+            except (Exception, RecursionError, MemoryError):  # noqa: BLE001
+                equal = False
+            os.write(replies, b"1" if equal else b"0")
+    os._exit(0)
+
+
+@lru_cache(maxsize=256)
+def _all_read(texts: tuple[str, ...]) -> list[Any]:
+    """The readings of a gold answer, which comes again with each completion of its prompt."""
+    return [value for text in texts for value in _read(text)]
+
+
+def _read(text: str) -> list[Any]:
+    # Time-outs of math-verify's own are signals; here the supervisor watches. Its fallback to text compares what its
+    # own normalisation left over, and takes 1 - 1/\mathrm{e} for 1 + 1/\mathrm{e}.
+    return parse(text, _TARGETS, fallback_mode="no_fallback", parsing_timeout=None)
+
+
+def _equal(gold: list[Any], prediction: list[Any]) -> bool:
+    return any(
+        (verify(g, p, timeout_seconds=None) and not _far_apart(g, p)) or _difference_vanishes(g, p)
+        for g in gold
+        for p in prediction
+    )
+
+
+def _difference_vanishes(one: Any, other: Any) -> bool:
+    """Symbolic equality where math-verify has none: it compares a lone variable by its name, and calculates with the
+    imaginary unit as with a variable."""
+    if not isinstance(one, sympy.Expr) or not isinstance(other, sympy.Expr):
+        return False
+    unit = {symbol: sympy.I for symbol in one.free_symbols | other.free_symbols if str(symbol) == "i"}
+    if not unit and not isinstance(one, sympy.Symbol) and not isinstance(other, sympy.Symbol):
+        return False
+    return bool(sympy.simplify(sympy.expand((one - other).subs(unit))) == 0)
+
+
+def _warm_up() -> None:
+    """Let sympy import and build, once for all children, what it leaves until it is used."""
+    for gold, prediction in (
+        ("$2x + 4y = 3$", "$y = 3/4 - x/2$"),
+        (r"$\tan^2 y + 1$", r"$\sec^2 y$"),
+        ("$0<x<1$", "$(0,1)$"),
+    ):
+        _equal(_read(gold), _read(prediction))
+
+
+def _far_apart(one: Any, other: Any) -> bool:
+    """Whether two numbers differ that math-verify takes for equal because both vanish at its absolute precision."""
+    for value in (one, other):
+        # a percentage is equal to its number, by convention
+        if not isinstance(value, sympy.Expr) or value.free_symbols or value.has(sympy.UnevaluatedExpr):
+            return False
+    if one == 0 or other == 0 or one == other:
+        return False
+    ratio = sympy.N(one / other, 15)
+    return bool(ratio.is_number and ratio.is_finite and abs(ratio - 1) > RELATIVE_TOLERANCE)
+
+
+def _only_arithmetic_is_evaluated() -> None:
+    """
+    Let sympy evaluate its own classes and constants and nothing else.
+
+    math-verify gives plain text to `parse_expr`, which ends in Python's `eval`. Its pattern lets digits and operators
+    through and no letter, so that nothing can be called; this holds should a release widen the pattern, or sympy turn a
+    piece of text into an expression by itself.
+    """
+    evaluate: Callable[..., Any] = sympy_parser.eval_expr
+
+    def checked(code: str | CodeType, local_dict: dict[str, Any], global_dict: dict[str, Any]) -> Any:
+        compiled = code if isinstance(code, CodeType) else compile(code, "<text>", "eval")
+        if any(isinstance(constant, CodeType) for constant in compiled.co_consts):
+            raise ValueError("the text holds a function")
+        for name in compiled.co_names:  # of variables and of attributes
+            if name.startswith("_") or not isinstance(getattr(sympy, name, None), type | sympy.Basic):
+                raise ValueError(f"the text names {name}")
+        return evaluate(code, local_dict, global_dict)
+
+    sympy_parser.eval_expr = checked
+
+
+def _cpu_clock(pid: int) -> int:
+    """The clock of a process's CPU time, as the C library's `clock_getcpuclockid` forms it."""
+    return ~pid << 3 | 2
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+r"""Task `dispatch`: which expert a prompt is for: `code`, `math`, `reasoning` or `other`.
+
+The classifier of Transformer² (arXiv 2501.06252, section 3.2), trained to say the class in `\boxed{}`.
+
+- Hub and files: those of `gsm8k` (math), `mbpp` (code) and `arc_easy` (reasoning); `other` is made on the spot
+  (`other_requests.py`), since no expert's data has such rows
+- split: for each class 320 rows train and 80 validate (400, 4:1), and 64 more test
+- prompt: a system message that describes the classes; the user's turn is that of the other task, without its own
+  system message and without the beginning of an answer
+- answer: the class; graded by `dispatch_label`
+- metric: accuracy
+
+All rows come from the *training* files of the three tasks (their training and validation rows, since MBPP has 464 of
+both together), in a fixed random order; no row whose question is a test question of its task is taken. So the
+classifier has seen no prompt that an expert is tested on. (The published code takes the test sets of GSM8K and
+ARC-Challenge.)
+
+Profile `reference`: three classes of rows and no `other`, which stays a possible answer; of 400 rows a class four in
+five are drawn for training, whose even rows train and odd rows validate, and every fifth is a test row.
+"""
+
+from collections.abc import Sequence
+from random import Random
+
+from datasets import Dataset
+
+from svf_rl.errors import SVFError
+from svf_rl.tasks import arc_easy, gsm8k, mbpp
+from svf_rl.tasks.benchmark import as_splits, from_rows, is_local, system_prompt
+from svf_rl.tasks.options import TaskOptions
+from svf_rl.tasks.other_requests import other_requests
+from svf_rl.tasks.task import RewardSpec, Splits, Task, chat
+
+SOURCES = {"math": gsm8k.TASK, "code": mbpp.TASK, "reasoning": arc_easy.TASK}
+SIZES = {"train": 320, "validation": 80, "test": 64}
+SYSTEM_PROMPT = r"""Decide which kind of request the user makes. Do not answer the request itself.
+
+- code: asks for a program, a function or an algorithm
+- math: asks for a calculation, or for the solution of a mathematical problem
+- reasoning: asks about science or everyday facts, which takes knowledge and logical thinking
+- other: anything else
+
+Where several fit, choose the one that matters most. End with the class in a box, like \boxed{reasoning}."""
+
+
+def load(options: TaskOptions) -> Splits:
+    """`prompt` and `answer`."""
+    if options.data_path is not None or options.dataset_name is not None:
+        raise SVFError("task dispatch reads the data of gsm8k, mbpp and arc_easy: give data_dir, or the Hub's names")
+    parts = {label: _cut(_questions(task, options), options.profile) for label, task in SOURCES.items()}
+    if options.profile == "default":
+        parts["other"] = {split: other_requests(split, size) for split, size in SIZES.items()}
+    system = system_prompt(options, SYSTEM_PROMPT, SYSTEM_PROMPT)
+    tables = {split: _conversations({label: part[split] for label, part in parts.items()}, system) for split in SIZES}
+    return as_splits(options, tables["train"], tables["validation"], tables["test"])
+
+
+def _questions(task: Task, options: TaskOptions) -> list[str]:
+    """The user's turns of the task's training and validation rows, in a fixed random order."""
+    splits = task.load(TaskOptions(data_dir=options.data_dir))
+    test = {_key(question) for question in _users(splits["test"])}
+    found = {
+        _key(question): question
+        for split in ("train", "validation")
+        for question in _users(splits[split])
+        if _key(question) not in test
+    }
+    questions = list(found.values())
+    Random(f"dispatch {task.name}").shuffle(questions)
+    return questions
+
+
+def _users(rows: Dataset | None) -> list[str]:
+    assert rows is not None
+    return [next(m["content"] for m in prompt if m["role"] == "user") for prompt in rows["prompt"]]
+
+
+def _key(question: str) -> str:
+    return "".join(question.split())
+
+
+def _cut(questions: Sequence[str], profile: str) -> dict[str, list[str]]:
+    if len(questions) < sum(SIZES.values()):
+        raise SVFError(
+            f"task dispatch needs {sum(SIZES.values())} training rows of each task: one has {len(questions)}"
+        )
+    if profile == "reference":
+        taken = list(questions[: SIZES["train"] + SIZES["validation"]])
+        train = [question for i, question in enumerate(taken) if i % 5 < 4]
+        return {"train": train[::2], "validation": train[1::2], "test": taken[4::5]}
+    rest = iter(questions)
+    return {split: [next(rest) for _ in range(size)] for split, size in SIZES.items()}
+
+
+def _conversations(questions: dict[str, list[str]], system: str) -> Dataset:
+    """Class after class in turn, so that the first rows of a split hold all of them."""
+    return from_rows(
+        {"prompt": chat(question, system), "answer": label}
+        for turn in zip(*questions.values(), strict=True)
+        for label, question in zip(questions, turn, strict=True)
+    )
+
+
+def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
+    return ({"name": "dispatch_label"},)
+
+
+TASK = Task("dispatch", load, rewards, is_local, columns=frozenset({"prompt", "answer"}), max_tokens=256)

@@ -1,0 +1,102 @@
+r"""Task `math`: competition problems whose answers are formulas.
+
+Hendrycks et al., "Measuring Mathematical Problem Solving With the MATH Dataset", arXiv 2103.03874; MIT licence.
+
+- Hub: `DigitalLearningGmbH/MATH-lighteval`: both splits with worked solutions
+- files: `test.jsonl` (5000 rows), and for training `train.jsonl` (7500 rows)
+- split: test 5000; for training, which Transformer² leaves out: even rows train, odd rows validate
+- prompt: a system message that asks for the answer in `\boxed{}`; the problem is the user's turn
+- answer: the last `\boxed{}` of the column `solution`, or the column `answer`; graded by `math`
+- metric: accuracy
+
+A row needs `problem` and one of `solution` and `answer`. Rows without an answer are left out, and so are training rows
+whose problem is one of the test problems; a warning says how many (in the files of `train.jsonl` above two each, which
+leaves 3748 and 3748). A source with test rows alone (`HuggingFaceH4/MATH-500`) will do for evaluation.
+"""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from svf_rl.errors import SVFError
+from svf_rl.tasks.benchmark import alternate, as_splits, from_rows, hub_source, is_local, local_folder, system_prompt
+from svf_rl.tasks.files import read_folder, read_hub
+from svf_rl.tasks.options import TaskOptions
+from svf_rl.tasks.task import Hub, RewardSpec, Splits, Task, chat, check_has_columns
+
+logger = logging.getLogger(__name__)
+
+HUB = Hub("DigitalLearningGmbH/MATH-lighteval", "default")
+SYSTEM_PROMPT = r"Solve the maths problem. Reason step by step, and put the final answer inside \boxed{}."
+
+
+def load(options: TaskOptions) -> Splits:
+    """`prompt` and `answer`."""
+    folder = local_folder(options, "math")
+    name, config = hub_source(options, HUB)
+    files = read_hub(name, config, ["test"]) if folder is None else read_folder(folder, ["test"])
+    source = Path(name) if folder is None else folder
+    system = system_prompt(options, SYSTEM_PROMPT, SYSTEM_PROMPT)
+    test = _problems(files["test"], f"{source} (test)")
+    seen = {"".join(problem.split()) for problem, _ in test}
+    train = validation = None
+    if "train" in files:
+        problems = _problems(files["train"], f"{source} (train)")
+        unseen = [(problem, answer) for problem, answer in problems if "".join(problem.split()) not in seen]
+        _say_left_out(len(problems) - len(unseen), "are test problems too", f"{source} (train)")
+        train, validation = alternate(_conversations(unseen, system))
+    return as_splits(options, train, validation, _conversations(test, system))
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What stands in the last `\boxed{…}` (or `\fbox{…}`, or `\boxed 5`) of a worked solution; `None` without one."""
+    marks = list(re.finditer(r"\\f?box(?:ed)?\b\s*", text))
+    if not marks:
+        return None
+    start = marks[-1].end()
+    if not text.startswith("{", start):
+        token = re.match(r"[^\s$]+", text[start:])
+        return token[0] if token else None
+    depth = 0
+    for brace in re.finditer(r"(?<!\\)[{}]", text[start:]):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return text[start + 1 : start + brace.start()].strip()
+    return None
+
+
+def _problems(rows: Dataset, source: str) -> list[tuple[str, str]]:
+    """(problem, answer) of every row that has an answer."""
+    check_has_columns(rows, ("problem",), source)
+    if not {"solution", "answer"} & set(rows.column_names):
+        raise SVFError(f"{source} has neither a column 'solution' nor 'answer'; it has: {', '.join(rows.column_names)}")
+    pairs = [(row["problem"], _answer(row)) for row in rows]
+    answered = [(problem, answer) for problem, answer in pairs if answer]
+    _say_left_out(len(pairs) - len(answered), "have no answer", source)
+    return answered
+
+
+def _answer(row: dict[str, Any]) -> str:
+    boxed = last_boxed(row.get("solution") or "")
+    return (boxed if boxed is not None else row.get("answer") or "").strip()
+
+
+def _say_left_out(count: int, why: str, source: str) -> None:
+    if count:
+        logger.warning("%s: %d rows %s and are left out", source, count, why)
+
+
+def _conversations(problems: list[tuple[str, str]], system: str) -> Dataset:
+    return from_rows({"prompt": chat(problem, system), "answer": answer} for problem, answer in problems)
+
+
+def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
+    return ({"name": "math"},)
+
+
+TASK = Task(
+    "math", load, rewards, is_local, columns=frozenset({"prompt", "answer"}), hub=HUB, folder="math", max_tokens=1024
+)
