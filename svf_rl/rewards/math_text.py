@@ -6,12 +6,16 @@ The answer of a completion is decided by the first of these rules that finds one
 2. the last line `#### ...`, or the last statement of the answer: "the answer is ...", "Final Answer: ...", "A: ...";
 3. whatever math-verify finds in the end of the text: the last formula or number.
 
+As for `numeric`, what comes after the first answer does not count once the model asks itself a next question.
+
 The normal form follows the rules that came with the MATH benchmark (Hendrycks et al., arXiv 2103.03874: spacing,
 `\left`, `\dfrac`, `\$`, `\%`, degrees, units, `\frac12`, `x=`) and adds thousands commas, decimal zeros and plain text.
 """
 
 import re
 from itertools import pairwise
+
+from svf_rl.rewards.numeric import NEXT_QUESTION
 
 # Longer answers are no answers; a bound also keeps the search for closing braces linear.
 MOST_CHARACTERS = 2000
@@ -38,6 +42,8 @@ _FINAL = re.compile(
 )
 _MOST_STATEMENTS, _STATEMENT_CHARACTERS, _STATEMENT_WORDS = 32, 600, 8
 _MATHEMATICS = re.compile(r"\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\$[^$]*\$", re.DOTALL)
+_PIECE = r"(?:\$[^$]+\$|\\\(.{1,200}?\\\)|[-−]?\\?[$€£¥]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?:\s?\\?%|\s?percent\b)?"
+_FIRST = re.compile(rf"{_PIECE}(?:\s*(?:,\s*and|,|and|or)\s*{_PIECE})*")
 _DELIMITERS = re.compile(r"\$|\\\(|\\\[")
 _ARITHMETIC = re.compile(r"[-−+*/^().,\d\s%$€£¥]*\d[-−+*/^().,\d\s%$€£¥]*")
 _DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
@@ -53,10 +59,15 @@ _NUMBER_AND_WORDS = re.compile(
 
 def answers(text: str) -> list[str]:
     """The readings of the answer that `text` marks as such, the best first; none when it marks no answer."""
+    question = NEXT_QUESTION.search(text)
+    return (question is not None and _marked(text[: question.start()])) or _marked(text) or _whole(text)
+
+
+def _marked(text: str) -> list[str]:
     boxes = list(_BOX.finditer(text))[-_MOST_BOXES:]
     # "Final answer: ..." below a boxed intermediate result is what counts
     after = _stated(text, boxes[-1].end(), _FINAL) if boxes else []
-    return after or _boxed(text, boxes) or _stated(text) or _whole(text)
+    return after or _boxed(text, boxes) or _stated(text)
 
 
 def readings(answer: str) -> list[str]:
@@ -139,8 +150,16 @@ def _stated(text: str, start: int = 0, pattern: re.Pattern[str] = _STATEMENT) ->
             and len(_words(clause)) <= _STATEMENT_WORDS
             and (pattern is _STATEMENT or re.search(r"\d|[$]", clause))
         ):
-            return [clause]
+            return [_without_remarks(clause)]
     return []
+
+
+def _without_remarks(clause: str) -> str:
+    """`clause` up to the words after its first formula or number, when these hold others: "$9$ eggs, 3 more than 6"."""
+    first = _FIRST.match(clause)
+    if first and re.match(r",?\s+[A-Za-z]{2,}", clause[first.end() :]) and re.search(r"[\d$]", clause[first.end() :]):
+        return first[0]
+    return clause
 
 
 def _whole(text: str) -> list[str]:

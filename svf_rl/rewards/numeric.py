@@ -64,7 +64,7 @@ _IS = re.compile(
     re.VERBOSE,
 )
 _LINE_A = re.compile(r"(?m)^[ \t*]*A[ \t*]*:[ \t*]*")
-_NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:\*\*|\#{1,6} )?(?:Q|Question|Problem)(?: ?\d{1,4})?(?:\*\*)?:")
+NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:\*\*|\#{1,6} )?(?:Q|Question|Problem)(?: ?\d{1,4})?(?:\*\*)?:")
 _CLAUSE_END = re.compile(r"[.!?;](?=\s|\*|$)|\n")
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _ENUMERATOR = re.compile(r"\s*\d{1,2}[.):]\s+[^\W\d]")
@@ -203,7 +203,7 @@ def _clause(text: str) -> str:
 
 def _first_answer(text: str) -> str:
     """`text` up to the first question that the model asks itself after it has answered."""
-    for question in _NEXT_QUESTION.finditer(text):
+    for question in NEXT_QUESTION.finditer(text):
         before = text[: question.start()]
         if (_marked(before) or _stated(before)) is not None:
             return before

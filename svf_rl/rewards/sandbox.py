@@ -14,7 +14,7 @@ import random
 import shutil
 import sys
 import sysconfig
-import tempfile
+import threading
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 BOXED = Path(__file__).parent / "boxed"
 _MB = 1 << 20
+
+# What it may take to start a program once more, for the next input. The time of the program itself is not meant.
+START_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -92,26 +95,39 @@ def run_program(request: dict[str, Any], limits: Limits, allow_unsandboxed: bool
         SVFError: bubblewrap is missing or may not make namespaces here.
         InfrastructureError: the program could not be run, which says nothing about it.
     """
+    starts = START_SECONDS * len(request.get("inputs", ()))
+    with _starting:
+        pool = _pool(allow_unsandboxed)
     # the run, and what begins and ends it
-    reply = _pool(allow_unsandboxed).call({**request, **limits.as_request()}, limits.wall_seconds + 30)
-    if "infrastructure" in reply:
-        raise InfrastructureError(f"sandbox: {reply['infrastructure']}")
-    return reply
+    return pool.call({**request, **limits.as_request(), "starts": starts}, limits.wall_seconds + starts + 30)
+
+
+_starting = threading.Lock()  # `cache` alone lets every thread that comes first make a pool
+# a fork waits for it: in the child, a thread that holds it would never let it go
+os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
 
 
 @cache
 def _pool(allow_unsandboxed: bool) -> WorkerPool:
-    if shutil.which("bwrap") is None:
+    try:
+        return _sandbox()
+    except SVFError as error:
         if not allow_unsandboxed:
-            raise SVFError(
-                "model-written code needs bubblewrap: install the package bubblewrap (Debian, Ubuntu, Fedora, Arch), "
-                "or set allow_unsandboxed: true to run it on this machine as it is"
-            )
+            raise
         logger.warning(
-            "NO SANDBOX: bubblewrap is not installed, and allow_unsandboxed is set. Model-written code runs as you, "
-            "with your files and your network; only time and memory are limited."
+            "NO SANDBOX, and allow_unsandboxed is set. Model-written code runs as you, with your files and your "
+            "network; only time and memory are limited. (%s)",
+            error,
         )
         return WorkerPool("unit_tests, without a sandbox", _plain_command(), parallel_checks())
+
+
+def _sandbox() -> WorkerPool:
+    if shutil.which("bwrap") is None:
+        raise SVFError(
+            "model-written code needs bubblewrap: install the package bubblewrap (Debian, Ubuntu, Fedora, Arch), "
+            "or set allow_unsandboxed: true to run it on this machine as it is"
+        )
     failure = ""
     for privileged in ([True] if os.getuid() == 0 else []) + [False]:
         pool = WorkerPool("the sandbox", partial(_boxed_command, privileged), parallel_checks())
@@ -136,7 +152,7 @@ _PROBE = {
 
 
 def _plain_command() -> list[str]:
-    settings = {"boxed": False, "uid": 0, "packages": _packages(), "folder": tempfile.mkdtemp(prefix="svf_rl_")}
+    settings = {"boxed": False, "uid": 0, "packages": _packages()}
     return [sys.executable, "-I", "-S", str(BOXED / "supervisor.py"), json.dumps(settings)]
 
 

@@ -11,12 +11,20 @@ from svf_rl.rewards.sandbox import Limits, run_program
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 
-# Of all candidates together. A program of a few megabytes is none; the sandbox cannot be sent more than 64.
-_MOST_CHARACTERS = 1 << 24
+# Of all candidates together. A program of a few megabytes is none; the sandbox cannot be sent more than 64, and a
+# character may take four bytes.
+_MOST_CHARACTERS = 1 << 23
 
 
-def check_reference(reference: Any, **_: Any) -> None:
-    """Raises `SVFError` for a reference that is none of the three kinds, or whose tests are no Python."""
+def check_reference(
+    reference: Any, *, timeout: float = Limits.seconds, memory_mb: int = Limits.memory_mb, **_: Any
+) -> None:
+    """Raises `SVFError` for a reference that is none of the three kinds, or whose tests are no Python, and for limits
+    that are none."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= 3600:
+        raise SVFError(f"unit_tests: timeout must be a number of seconds above 0 and at most 3600, not {timeout!r}")
+    if isinstance(memory_mb, bool) or not isinstance(memory_mb, int) or memory_mb < 64:
+        raise SVFError(f"unit_tests: memory_mb must be a whole number of at least 64, not {memory_mb!r}")
     _request(reference)
 
 
@@ -33,6 +41,11 @@ def unit_tests(
     """
     Run the program against tests. It sees the arguments of the tests' calls, never the tests.
 
+    What a program can still do, whatever the sandbox: lie in a helper that the tests call and it defines itself (give
+    `prompt`, and the prompt's helpers are used); read `test_setup_code`, which runs where its classes are, so no
+    expected value should stand there; and return types such as `zip`, whose objects cannot be passed on, so that tests
+    that hand one result to another call give no verdict.
+
     Args:
         completion (`str`): holds the program: raw, in a fenced block, up to a closing fence, or the body of the
             function that the reference's `prompt` begins.
@@ -44,7 +57,8 @@ def unit_tests(
             - `{inputs, outputs}`: texts for standard input, and what must be printed.
         share (`bool`, *optional*, defaults to `False`): score the share of passed tests in place of all or nothing.
         timeout (`float`, *optional*, defaults to `10.0`):
-            seconds of CPU time for the program in all of its tests; three times as long by the clock.
+            seconds of CPU time for the program in all of its tests, or for each pair of input and output; in all three
+            times as long by the clock, and as long as it takes to start it for each pair.
         memory_mb (`int`, *optional*, defaults to `1024`): memory of the program.
         allow_unsandboxed (`bool`, *optional*, defaults to `False`): where there is no bubblewrap, run it all the same.
     """
@@ -86,9 +100,10 @@ def _request(reference: Any) -> dict[str, Any]:
             )
         return {**request, "main": True, "inputs": inputs, "outputs": outputs}
     imports = "\n".join(_texts(given, "test_imports"))
-    request |= {"imports": imports, "setup": _text(given, "test_setup_code").replace("\r\n", "\n")}
-    _tree("test_imports", request["imports"])
-    _tree("test_setup_code", request["setup"])
+    setup = _text(given, "test_setup_code").replace("\r\n", "\n")
+    _tree("test_imports", imports)
+    _tree("test_setup_code", setup)
+    request |= {"imports": imports, "setup": setup}
     if "entry_point" in given and not _text(given, "entry_point").isidentifier():
         raise SVFError(f"unit_tests: entry_point in an answer is no name: {shortened(given['entry_point'])}")
     if "test_list" in given:

@@ -11,6 +11,7 @@ arguments are the verifier's options and those of `_reward_of`.
 
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -139,6 +140,9 @@ def verify_all(
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(parallel_checks(), thread_name_prefix="verify")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none of its parent's threads
 
 
 def _text(name: str, completion: Any) -> str:

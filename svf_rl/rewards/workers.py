@@ -49,16 +49,16 @@ class WorkerPool:
         """
         with self._free:
             for attempt in (1, 2):
-                worker = self._take()
+                worker = None
                 try:
+                    # the second is a new one: what killed the first may have killed all that were idle
+                    worker = self._take() if attempt == 1 else self._start()
                     reply = worker.call(request, timeout)
-                except InfrastructureError:
-                    worker.kill()
-                    if attempt == 2:
+                except BaseException as error:  # an interrupt leaves a reply behind that is nobody's
+                    if worker is not None:
+                        worker.kill()
+                    if attempt == 2 or not isinstance(error, InfrastructureError):
                         raise
-                except BaseException:  # an interrupt leaves a reply behind that is nobody's
-                    worker.kill()
-                    raise
                 else:
                     with self._lock:
                         self._idle.append(worker)
@@ -74,9 +74,18 @@ class WorkerPool:
 
     def _take(self) -> "_Worker":
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return _Worker(self.name, self._command() if callable(self._command) else self._command)
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.is_alive():
+                    return worker
+                worker.kill()
+        return self._start()
+
+    def _start(self) -> "_Worker":
+        try:
+            return _Worker(self.name, self._command() if callable(self._command) else self._command)
+        except OSError as error:  # no descriptor, process or memory is left
+            raise InfrastructureError(f"a worker of {self.name} could not be started: {error}") from error
 
     def _forget(self) -> None:
         """A forked child has none of its parent's workers."""
@@ -93,37 +102,46 @@ class _Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True
         )
         try:
-            self._read_line(START_SECONDS)
+            os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]
+            self._read_line(time.monotonic() + START_SECONDS, START_SECONDS)
         except BaseException:  # whatever it was, nobody else knows of this process yet
             self.kill()
             raise
 
     def call(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         assert self._process.stdin is not None
+        deadline = time.monotonic() + timeout
+        descriptor, rest = self._process.stdin.fileno(), memoryview(json.dumps(request).encode() + b"\n")
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
+            while rest:
+                self._wait_for(descriptor, select.POLLOUT, deadline, timeout)
+                rest = rest[os.write(descriptor, rest) :]
         except BrokenPipeError:
             raise self._failure("died") from None
-        return json.loads(self._read_line(timeout))
+        return json.loads(self._read_line(deadline, timeout))
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for file in (self._process.stdin, self._process.stdout, self._errors):
-            with contextlib.suppress(BrokenPipeError):  # closing flushes what the dead worker never read
-                file.close()  # type: ignore[union-attr]
+            file.close()  # type: ignore[union-attr]
 
-    def _read_line(self, timeout: float) -> bytes:
-        assert self._process.stdout is not None
-        descriptor, deadline = self._process.stdout.fileno(), time.monotonic() + timeout
+    def _wait_for(self, descriptor: int, event: int, deadline: float, timeout: float) -> None:
         poll = select.poll()  # `select` takes no descriptor above 1023
-        poll.register(descriptor, select.POLLIN)
+        poll.register(descriptor, event)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise self._failure(f"did not answer within {timeout:g} s")
+
+    def _read_line(self, deadline: float, timeout: float) -> bytes:
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
         parts = [self._rest]
         while b"\n" not in parts[-1]:
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise self._failure(f"did not answer within {timeout:g} s")
+            self._wait_for(descriptor, select.POLLIN, deadline, timeout)
             parts.append(os.read(descriptor, 1 << 16))
             if not parts[-1]:
                 raise self._failure("died")

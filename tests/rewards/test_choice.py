@@ -1,6 +1,7 @@
 """`choice` finds the named option in a completion as a careful reader would."""
 
 import json
+import time
 
 import pytest
 
@@ -12,24 +13,107 @@ from svf_rl.rewards.choice import extract_choice
 @pytest.mark.parametrize(
     ("text", "label"),
     [
-        ("8, so the answer is (C)", "C"),
-        ("The answer is (A). No, the answer is (b).", "B"),
-        ("(A) is wrong, (D) is right", "D"),
-        ("the answer is (B), not (A)", "B"),
-        ("The Answer is: **B**", "B"),
-        ("the answer is 3", "3"),
-        ("the answer is (3).", "3"),
-        (" c. ", "C"),
-        ("2", "2"),
+        (r"\boxed{C}", "C"),
+        (r"The answer is (B). \boxed{\text{(C)}}", "C"),
+        (r"$\boxed{\textbf{(C) }12}$", "C"),
+        (r"\boxed{3}", "3"),
     ],
 )
-def test_a_choice_is_the_stated_answer_else_the_last_in_brackets_else_a_lone_label(text: str, label: str) -> None:
+def test_a_box_comes_first(text: str, label: str) -> None:
     assert extract_choice(text) == label
 
 
-@pytest.mark.parametrize("text", ["", "the answer is a number", "the answer is 3.5 metres", "A or B", "(none)"])
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("8, so the answer is (C)", "C"),
+        ("The answer is (A). No, the answer is (b).", "B"),
+        ("the answer is (B), not (A)", "B"),
+        ("The Answer is: **B**", "B"),
+        ("The answer is 3", "3"),
+        ("the answer is (3).", "3"),
+        ("The answer is 4 metres", "4"),
+        ("Answer: C", "C"),
+        ("**Answer:** B", "B"),
+        ("**Answer: B**", "B"),
+        ("Answer:\nC", "C"),
+        ("Final answer: **(B) photosynthesis**", "B"),
+        ("### Answer\n\n**B**", "B"),
+        ("The correct option is C.", "C"),
+        ("The correct answer is option C", "C"),
+        ('The correct answer is "C"', "C"),
+        ("The correct answer is not (A) but (B)", "B"),
+        ("The best choice is (b), and (A) is second", "B"),
+        ("(C) is correct. (A) is not.", "C"),
+        ("Option C is correct, unlike option A", "C"),
+        ("A is the correct answer.", "A"),
+        ("I choose C because A is cold", "C"),
+        ("Therefore, the answer is: A", "A"),
+        ("The answer is A because it floats", "A"),
+        ("A. red\nB. blue\nC. green\nThe answer is B", "B"),
+    ],
+)
+def test_a_stated_choice_comes_next(text: str, label: str) -> None:
+    assert extract_choice(text) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        (" c. ", "C"),
+        ("2", "2"),
+        ("(4)", "4"),
+        ("**D**", "D"),
+        ("C.", "C"),
+        ("C) water", "C"),
+        ("C. water", "C"),
+        ("4) water", "4"),
+        ("(C) water\nBecause (A) is cold", "C"),
+        ("C\n\nExplanation: (A) is wrong since it is cold", "C"),
+        ("It floats, so:\n(D)", "D"),
+    ],
+)
+def test_then_a_line_that_a_label_begins(text: str, label: str) -> None:
+    assert extract_choice(text) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("(A) is wrong, (D) is right", "D"),
+        ("A) is wrong because\nB) is right so (B)", "B"),
+        ("So it must be C.", "C"),
+        ("I think it's C", "C"),
+    ],
+)
+def test_then_the_last_in_brackets_and_a_capital_at_the_end(text: str, label: str) -> None:
+    assert extract_choice(text) == label
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "the answer is a number", "the answer is 3.5 metres", "A or B", "(none)", "The answer is A dog"]
+    + ["The answer is water", "f(2) is 4 apples", "A. red\nB. blue", "I don't know", "vitamins", "What is it?"],
+)
 def test_text_without_a_label_has_no_choice(text: str) -> None:
     assert extract_choice(text) is None
+
+
+def test_the_text_of_an_option_is_not_its_label_and_letters_are_not_digits() -> None:
+    assert verify("choice", "The answer is water.", "C").correct is False
+    assert verify("choice", "The answer is (C).", "3").correct is False
+    assert verify("choice", "The answer is (3).", "3").correct
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["(", "*", " ", "\n", "{", "$", "A", "A ", "A. ", "(A) ", "A) ", "A)*", "answer ", "answer is ", "answer is the "]
+    + ["answer:", "option choice ", "choose the ", "\\boxed{", "\\text{"],
+)
+def test_hostile_text_takes_linear_time(piece: str) -> None:
+    start = time.process_time()
+    extract_choice(piece * (10**6 // len(piece)))
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("gold", ["maybe", "", None, 2])

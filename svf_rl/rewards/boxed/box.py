@@ -122,6 +122,8 @@ class Box:
             raise Stopped(f"timed out after {job['seconds']:.3g} s")
         if seconds > TICK:
             self._ended(0)
+            if not self._pid():  # not made yet, on a busy machine
+                return
             count, memory = usage(self._pid())
             if memory > job["memory"]:
                 raise Stopped("out of memory")

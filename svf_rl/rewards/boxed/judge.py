@@ -275,7 +275,8 @@ def _namespace(job, trees, solution):
         loaded.add(job["entry_point"])
     theirs = solution.ask("globals", *sorted(loaded))
     values, modules = {}, {}
-    for name, (kind, value) in theirs.items():
+    for name in loaded & theirs.keys():  # what else it sends, such as `__builtins__`, was not asked for
+        kind, value = theirs[name]
         if type(value) is Remote and _is_module(name, nodes):
             modules[name] = __import__(name)
         elif kind == "value":
@@ -288,7 +289,7 @@ def _namespace(job, trees, solution):
         chosen = {name: value for name, value in values.items() if name == job["entry_point"]}
     else:
         chosen = {} if any(callable(value) for value in plain.values()) else shadowing
-    namespace = {"__name__": "tests", **modules, **plain, **chosen}
+    namespace = {**modules, **plain, **chosen, "__name__": "tests", "__builtins__": builtins}
     if job["prompt"]:
         namespace.update(_helpers(job["prompt"], job["entry_point"], loaded))
     exec(compile(job["imports"], "<imports>", "exec"), namespace)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import signal
 from pathlib import Path
 
 import system_calls
@@ -11,7 +12,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 1 << 17, 1 << 26, 1 << 27, 1 << 28, 1 << 29, 1 << 30
 _READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_EXEC, _RECURSIVE, _PRIVATE = 1, 2, 4, 8, 1 << 14, 1 << 18
-_SET_DUMPABLE, _SET_NO_NEW_PRIVILEGES = 4, 38  # prctl
+_SET_DUMPABLE, _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVILEGES = 4, 36, 38  # prctl
 _CAPABILITY_VERSION = 0x20080522
 _NOBODY = 65534
 
@@ -22,6 +23,23 @@ def become(user):
     os.setgid(user)
     os.setuid(user)
     _check(_libc.prctl(_SET_DUMPABLE, 1, 0, 0, 0))  # or this process's own /proc files would stay root's
+
+
+def adopt():
+    """Without namespaces: become the parent of all that a program's processes leave behind."""
+    _check(_libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def end_adopted():
+    """Kill and reap this process's children, and theirs as they come to it."""
+    while True:
+        with contextlib.suppress(ProcessLookupError):
+            for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
 
 
 def unshare():

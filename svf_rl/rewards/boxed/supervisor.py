@@ -7,7 +7,7 @@ that programs import from), `tmp_bytes` (the size of their /tmp) and `folder` (w
 
 One JSON line a request on standard input, one a reply on standard output (`svf_rl/rewards/workers.py`). A request holds
 `candidates`, `wanted`, `imports`, `setup`, `prompt`, `entry_point`, `share`, `limits`, `seconds`, `memory`,
-`processes`, `output`, and either `tests` or, with `main`, `inputs` and `outputs`.
+`processes`, `output`, and either `tests` or, with `main`, `inputs`, `outputs` and `starts`.
 """
 
 import json
@@ -40,7 +40,7 @@ def main(settings):
         try:
             reply = run_with_inputs(boxes, job) if job["main"] else run_with_tests(boxes, job)
         except OSError as error:  # no process, no memory or no descriptor left: says nothing about the program
-            reply = {"infrastructure": str(error)}
+            sys.exit(str(error))  # another supervisor is asked, whose zygote is alive
         print(json.dumps(reply), flush=True)
 
 
@@ -76,11 +76,15 @@ def run_with_tests(boxes, job):
 
 
 def run_with_inputs(boxes, job):
-    """One fresh process for each pair of input and output; `seconds` are for all of them."""
-    deadline = time.monotonic() + job["seconds"]
+    """One fresh process for each pair of input and output; `seconds` are for all of them, `starts` come on top."""
+    most = job["seconds"]
+    deadline = time.monotonic() + most + job["starts"]
     outcome = failed(job, "")
     for number, (given, expected) in enumerate(zip(job["inputs"], job["outputs"], strict=True)):
-        job["seconds"] = deadline - time.monotonic()
+        job["seconds"] = min(most, deadline - time.monotonic())
+        if job["seconds"] <= 0:  # a box for each of the others would take longer than the caller waits
+            outcome["reason"] = outcome["reason"] or "timed out"
+            break
         reason = run_once(boxes, job, given, expected, outcome)
         outcome["passed"][number] = not reason
         outcome["reason"] = outcome["reason"] or reason

@@ -7,10 +7,13 @@ import atexit
 import gc
 import importlib
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import namespaces
 import tested
@@ -65,6 +68,9 @@ def _keep_box(settings, link, stdin, stdout, info):
     try:
         if settings["boxed"]:
             namespaces.unshare()
+        else:
+            namespaces.adopt()
+            os.chdir(tempfile.mkdtemp(prefix="svf_rl_"))
         pid = os.fork()
     except OSError as error:
         os.write(info, f"{error}\n".encode())
@@ -78,6 +84,9 @@ def _keep_box(settings, link, stdin, stdout, info):
         os.close(descriptor)
     os.write(info, b"%d\n" % pid)
     _, status = os.waitpid(pid, 0)
+    if not settings["boxed"]:
+        namespaces.end_adopted()
+        shutil.rmtree(Path.cwd(), ignore_errors=True)
     os.write(info, b"%d\n" % os.waitstatus_to_exitcode(status))
     os._exit(0)
 
@@ -88,8 +97,6 @@ def _live(settings, link, stdin, stdout, info):
     try:
         if settings["boxed"]:
             namespaces.settle(settings["tmp_bytes"])
-        else:
-            os.chdir(settings["folder"])
     except OSError as error:
         os.write(info, f"{error}\n".encode())
         raise

@@ -1,0 +1,61 @@
+r"""`dispatch_label`: the completion sorts a prompt into the right kind of task.
+
+The label is what the first `\boxed{...}` holds, as in the reference implementation of the prompt dispatch of
+Transformer² (arXiv 2501.06252): a model that goes on writing after its verdict does not change it.
+"""
+
+import re
+from typing import Any
+
+from svf_rl.errors import SVFError
+from svf_rl.rewards.references import reference_text, shortened
+from svf_rl.rewards.verdict import Verdict
+from svf_rl.rewards.verifier import verifier
+
+LABELS = ("code", "math", "reasoning", "other")
+# Other words for the same, as models write them
+ALIASES = {
+    "coding": "code",
+    "programming": "code",
+    "maths": "math",
+    "mathematics": "math",
+    "mathematical": "math",
+    "reason": "reasoning",
+    "logic": "reasoning",
+    "logical reasoning": "reasoning",
+    "others": "other",
+    "none": "other",
+}
+
+_BOX = re.compile(r"\\boxed\s{0,8}\{([^{}]{0,100}|[^{}]{0,20}\{[^{}]{0,100}\}[^{}]{0,20})\}")
+
+
+def check_reference(reference: Any, **_: Any) -> None:
+    """Raises `SVFError` for a reference that is none of `LABELS`."""
+    _expected(reference)
+
+
+@verifier("dispatch_label", check_reference=check_reference)
+def dispatch_label(completion: str, reference: Any) -> Verdict:
+    r"""Compare the label in the first `\boxed{}` with the reference: code, math, reasoning or other. Case, white space
+    and `\text{}` do not count, and `ALIASES` are read as the label that they mean."""
+    expected, box = _expected(reference), _BOX.search(completion)
+    if box is None:
+        return Verdict(False, None, r"no \boxed{} in the completion")
+    got = _label(box[1])
+    if got not in LABELS:
+        return Verdict(False, got, f"{shortened(got)} is none of {', '.join(LABELS)}")
+    return Verdict(got == expected, got, "equal" if got == expected else f"{got} is not {expected}")
+
+
+def _label(text: str) -> str:
+    text = re.sub(r"\\[a-zA-Z]+|[{}$*\"'`.]", " ", text)
+    words = " ".join(text.split()).casefold()
+    return ALIASES.get(words, words)
+
+
+def _expected(reference: Any) -> str:
+    expected = _label(reference_text("dispatch_label", reference))
+    if expected not in LABELS:
+        raise SVFError(f"dispatch_label: the answer {shortened(reference)} is none of {', '.join(LABELS)}")
+    return expected

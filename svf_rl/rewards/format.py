@@ -1,0 +1,51 @@
+r"""`format`: the completion has the asked-for form, whatever it says. A shaping reward, to be added to another."""
+
+import re
+from functools import lru_cache
+
+from svf_rl.errors import SVFError
+from svf_rl.rewards.verdict import Verdict
+from svf_rl.rewards.verifier import verifier
+
+# Named forms, for `pattern`; possessive (`*+`), so that hostile text takes linear time
+PATTERNS = {
+    # exactly one answer in a box
+    "boxed": r"(?:(?!\\boxed\b).)*+\\boxed\s*+\{(?=\s*[^\s}])(?=[^}]*\})(?:(?!\\boxed\b).)*+",
+    # reasoning in <think>, then the answer in <answer>, each once, nothing outside
+    "think_answer": (
+        r"\s*+<think>(?:(?!</?(?:think|answer)>).)*+</think>\s*+<answer>(?:(?!</?(?:think|answer)>).)*+</answer>\s*+"
+    ),
+    # reasoning in <think>, then text
+    "think": r"\s*+<think>(?:(?!</?think>).)*+</think>\s*+(?=\S)(?:(?!</?think>).)*+",
+}
+
+
+@verifier("format")
+def format(completion: str, reference: None = None, *, pattern: str = "boxed", full: bool = True) -> Verdict:
+    r"""
+    Match the completion against a pattern.
+
+    Args:
+        pattern (`str`, *optional*, defaults to `"boxed"`): `"boxed"` (exactly one `\boxed{}`), `"think_answer"`
+            (`<think>...</think><answer>...</answer>`), `"think"` (`<think>...</think>`, then text), or a regular
+            expression of Python, in which a dot matches line breaks too. How long an expression of your own may take on
+            hostile text is up to it.
+        full (`bool`, *optional*, defaults to `True`): the pattern must match all of the completion, not just a part.
+
+    Raises:
+        SVFError: the pattern is no regular expression.
+    """
+    expression = _compiled(pattern)
+    match = expression.fullmatch(completion) if full else expression.search(completion)
+    return Verdict(match is not None, None, "the form is right" if match else f"not of the form {pattern!r}")
+
+
+@lru_cache(maxsize=64)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    if not isinstance(pattern, str):
+        raise SVFError(f"format: pattern must be text, got {pattern!r}")
+    try:
+        return re.compile(PATTERNS.get(pattern, pattern), re.DOTALL)
+    except re.error as error:
+        known = ", ".join(PATTERNS)
+        raise SVFError(f"format: pattern {pattern!r} is neither one of {known} nor an expression: {error}") from error

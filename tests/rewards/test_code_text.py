@@ -1,0 +1,56 @@
+"""The program in a completion: which texts may be it, and in what order."""
+
+import time
+
+import pytest
+
+from svf_rl.rewards.code_text import candidates
+
+CODE = "x = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("completion", "first", "among"),
+    [
+        (CODE, CODE, []),
+        (f"```python\n{CODE}```", None, [CODE]),
+        (f"```py\n{CODE}```\n```python3\ny\n```", None, [CODE, "y\n"]),
+        (f"~~~\n{CODE}~~~", None, [CODE]),
+        (f"````python\n{CODE}```\n````", None, [f"{CODE}```\n"]),
+        (f"{CODE}```\nprose", None, [CODE]),
+        (f"```python\n{CODE}", None, [CODE]),
+        (f"  ```python\n  {CODE}  ```", None, [f"  {CODE}"]),
+        (f"```{{.python}}\n{CODE}```", None, [CODE]),
+        ("", "", []),
+        ("no code", "no code", []),
+    ],
+)
+def test_texts_that_may_be_the_program(completion: str, first: str | None, among: list[str]) -> None:
+    found = candidates(completion)
+    assert found[0] == (completion if first is None else first)
+    assert [text for text in among if text in found] == among
+
+
+def test_blocks_in_python_come_before_others() -> None:
+    found = candidates("```bash\nls\n```\n```json\n{}\n```\n```python\nx = 1\n```\n")
+    assert found.index("x = 1\n") < found.index("ls\n") < found.index("{}\n")
+
+
+def test_a_prompt_gives_its_imports_to_a_program_and_its_head_to_a_body() -> None:
+    prompt = "import math\n\ndef f(x):\n"
+    assert candidates("    return x\n", prompt) == ["import math\n\n    return x\n", prompt + "    return x\n"]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "`" * 10**5, "~" * 10**5, "```" + "a" * 10**5, "``` " + " " * 10**5, "```\n" * 10**5, " " * 10**6, "\n" * 10**6,
+        ("`" * 100 + "\n") * 1000, "```\n~~~\n" * 10**4, ("\n" + " " * 100) * 10**4, "```python " + "x " * 10**5,
+        "".join("`" * (3 + i % 50) + "\n" for i in range(10**4)),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_the_time_grows_with_the_length(completion: str) -> None:
+    began = time.process_time()
+    candidates(completion, "import math\ndef f(x):\n")
+    assert time.process_time() - began < 2

@@ -1,0 +1,40 @@
+r"""`dispatch_label` reads the kind of task from the first box."""
+
+import pytest
+
+from svf_rl.errors import SVFError
+from svf_rl.rewards import verify
+
+
+@pytest.mark.parametrize(
+    ("completion", "label"),
+    [
+        (r"\boxed{code}", "code"),
+        (r"It asks for a sum: \boxed{Math}.", "math"),
+        (r"\boxed{reasoning} and not \boxed{code}", "reasoning"),
+        (r"$\boxed{\text{other}}$", "other"),
+        (r"\boxed{ CODE }", "code"),
+        (r"\boxed{\textbf{math}}", "math"),
+        (r"\boxed{mathematics}", "math"),
+        (r"\boxed{Programming}", "code"),
+        (r"\boxed{Others.}", "other"),
+    ],
+)
+def test_the_first_box_is_the_label(completion: str, label: str) -> None:
+    verdict = verify("dispatch_label", completion, label)
+    assert (verdict.correct, verdict.extracted) == (True, label)
+    other = "other" if label != "other" else "code"
+    assert verify("dispatch_label", completion, other).correct is False
+
+
+@pytest.mark.parametrize(
+    "completion", ["", "math", r"\boxed{}", r"\boxed{music} \boxed{math}", r"\boxed{math", r"\boxed{" * 100_000]
+)
+def test_without_a_label_it_is_wrong(completion: str) -> None:
+    assert verify("dispatch_label", completion, "math").correct is False
+
+
+@pytest.mark.parametrize("gold", ["music", "", None, 3, r"\boxed{math} or code"])
+def test_a_reference_is_one_of_the_four(gold: object) -> None:
+    with pytest.raises(SVFError, match="dispatch_label: an answer|dispatch_label: the answer"):
+        verify("dispatch_label", r"\boxed{math}", gold)

@@ -1,0 +1,81 @@
+"""Rows of several tasks, each graded by its own verifier; and answers that are refused before a run."""
+
+import json
+import time
+
+import pytest
+
+from svf_rl.errors import SVFError
+from svf_rl.rewards import load_reward, required_columns
+from svf_rl.rewards.check_answers import check_answers
+from svf_rl.rewards.verdict import InfrastructureError, Verdict
+from svf_rl.rewards.verified import reference_of
+from svf_rl.rewards.verifier import verifier
+
+ROWS = {"verifier": ["numeric", "choice", "numeric", "exact_match"], "answer": ["5", "B", "#### 7", "B"]}
+
+
+def test_each_row_is_graded_by_its_own_verifier_in_the_order_of_the_rows() -> None:
+    reward = load_reward({"name": "verified", "wrong": -1.0})
+    assert reward(completions=["It is 5.", "the answer is (B)", "6", "B"], **ROWS) == [1.0, 1.0, -1.0, 1.0]
+    assert reward(completions=["B", "5", "7", "the answer is (B)"], **ROWS) == [-1.0, -1.0, 1.0, -1.0]
+
+
+def test_it_needs_both_columns() -> None:
+    assert required_columns(load_reward("verified")) == {"answer", "verifier"}
+    named = load_reward({"name": "verified", "column": "gold", "verifier_column": "grader"})
+    assert required_columns(named) == {"gold", "grader"}
+
+
+def test_a_mapping_comes_as_json_and_any_other_text_stays() -> None:
+    tests = {"test_list": ["assert f(1) == 2"]}
+    assert reference_of(json.dumps(tests)) == tests
+    for text in ("5", r"\{1, 2\}", "{1, 2}", '{"', "[1]", '{"a": '):
+        assert reference_of(text) == text
+
+
+def test_an_unknown_verifier_is_named() -> None:
+    with pytest.raises(SVFError, match="unknown verifier 'numerc'"):
+        load_reward("verified")(completions=["5"], verifier=["numerc"], answer=["5"])
+
+
+def test_a_check_that_fails_by_itself_is_not_scored_and_too_many_stop_the_run() -> None:
+    @verifier("sometimes_broken")
+    def broken(completion: str, reference: object) -> Verdict:
+        if completion == "break":
+            raise InfrastructureError("no sandbox")
+        return Verdict(True, completion, "fine")
+
+    rows = {"verifier": ["sometimes_broken"] * 4, "answer": [None] * 4}
+    reward = load_reward("verified")
+    assert reward(completions=["break", "a", "b", "c"], **rows) == [None, 1.0, 1.0, 1.0]
+    with pytest.raises(SVFError, match="could not check 2 of 4"):
+        reward(completions=["break", "break", "b", "c"], **rows)
+
+
+@pytest.mark.parametrize(
+    ("spec", "columns", "message"),
+    [
+        ("numeric", {"answer": ["5", "none"]}, "rows, row 1: numeric: the answer 'none' holds no number"),
+        ("numeric", {"answer": ["5", ""]}, "rows, row 1: numeric: an answer is empty"),
+        ("numeric", {"answer": ["5", None]}, "rows, row 1: numeric: an answer must be text, not NoneType"),
+        ("exact_match", {"answer": ["5", ["6"]]}, "rows, row 1: exact_match: an answer must be text, not list"),
+        ({"name": "numeric", "column": "gold"}, {"gold": ["x"]}, "rows, row 0: numeric"),
+        ("verified", {"answer": ["5", "x"], "verifier": ["choice", "numeric"]}, "rows, row 1: numeric"),
+    ],
+)
+def test_an_answer_that_a_verifier_cannot_use_is_named_by_its_row(spec: object, columns: dict, message: str) -> None:
+    with pytest.raises(SVFError, match=message) as caught:
+        check_answers(load_reward(spec), columns, "rows")
+    assert "\n" not in str(caught.value)
+
+
+def test_good_answers_and_rewards_of_other_kinds_pass() -> None:
+    check_answers(load_reward("verified"), ROWS, "rows")
+    check_answers(load_reward("json:dumps"), {}, "rows")
+
+
+def test_many_equal_answers_take_no_time() -> None:
+    start = time.perf_counter()
+    check_answers(load_reward("numeric"), {"answer": ["5"] * 100_000}, "rows")
+    assert time.perf_counter() - start < 2.0
