@@ -118,8 +118,6 @@ def _eval(known: argparse.Namespace) -> None:
     import yaml
 
     from svf_rl.evaluation.arguments import EvaluationArguments
-    from svf_rl.evaluation.run import evaluate
-    from svf_rl.evaluation.table import table
     from svf_rl.tasks import TaskOptions
 
     given = vars(known)
@@ -130,8 +128,12 @@ def _eval(known: argparse.Namespace) -> None:
             own["reward"] = yaml.safe_load(known.reward)
         except yaml.YAMLError as error:
             raise SVFError(f"--reward {known.reward} is no mapping in YAML") from error
+    arguments = EvaluationArguments(**own, options=options)
     try:
-        results = evaluate(EvaluationArguments(**own, options=options))
+        from svf_rl.evaluation.run import evaluate  # takes seconds
+        from svf_rl.evaluation.table import table
+
+        results = evaluate(arguments)
     except KeyboardInterrupt as error:
         raise SVFError("interrupted; the same command goes on from here") from error
     print(table(results))

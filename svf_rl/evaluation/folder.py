@@ -1,5 +1,6 @@
 """The folder of an evaluation: `settings.json`, `<label>/<task>.jsonl`, `summary.json`."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -42,13 +43,15 @@ class ResultFolder:
     def writing(self) -> Iterator[None]:
         """The folder, made and held against other processes. It is removed again when the block ends badly before the
         first graded completion, if it was made here."""
-        created = next((p for p in [*reversed(self.path.parents), self.path] if not p.exists()), None)
-        self.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDONLY)
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
+                made = []  # by the other one, perhaps
                 raise SVFError(
                     f"another evaluation is writing into {self.path}: wait for it, or give another --out"
                 ) from error
@@ -56,19 +59,24 @@ class ResultFolder:
                 pass  # a file system without locks
             earlier = self._check()
             write_json(self.path / "settings.json", {"kind": _KIND, "runs": {**earlier, **self._settings}})
-            for run in self._settings:
-                (self.path / run).parent.mkdir(exist_ok=True)
+            with disk_errors(self.path):
+                for run in self._settings:
+                    (self.path / run).parent.mkdir(exist_ok=True)
             yield
         except BaseException:  # an interrupt leaves no more behind than bad input does
-            if created is not None and not any(self.path.rglob("*.jsonl")):
-                shutil.rmtree(created, ignore_errors=True)
+            if made and not any(self.path.rglob("*.jsonl")):
+                shutil.rmtree(self.path, ignore_errors=True)
+                with contextlib.suppress(OSError):  # another evaluation has begun beside this one
+                    for parent in made[1:]:
+                        parent.rmdir()
             raise
         finally:
             os.close(handle)
 
     def _check(self) -> dict[str, Settings]:
         """The settings of earlier calls, which ours agree with."""
-        existing = next(p for p in (self.path, *self.path.parents) if p.exists())
+        with disk_errors(self.path):  # a name that is too long, or a folder that may not be looked into
+            existing = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise SVFError(f"{existing} is not a folder that can be written: give another --out")
         file = self.path / "settings.json"
@@ -97,10 +105,25 @@ def _compare(run: str, there: Settings, here: Settings, path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all. Raises `SVFError` where the disk takes no more."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    with disk_errors(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the system says while `path` is written is raised as `SVFError`: the disk is full, or read-only."""
+    try:
+        yield
+    except OSError as error:
+        raise SVFError(f"cannot write {path}: {error.strerror}; the same command goes on from here") from error
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
+from svf_rl.evaluation.folder import disk_errors
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,8 @@ def read_records(path: Path) -> tuple[list[Record], int]:
 
 def append_records(path: Path, records: Sequence[Record]) -> None:
     """Write behind the last line, and hand it to the system at once. Raises `SVFError` where the disk takes no more."""
-    try:
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(record.line() for record in records))
-    except OSError as error:
-        raise SVFError(f"cannot write {path}: {error.strerror}; the same command goes on from here") from error
+    with disk_errors(path), path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write("".join(record.line() for record in records))
 
 
 def mend(path: Path) -> list[Record]:
@@ -97,8 +95,9 @@ def mend(path: Path) -> list[Record]:
     kept = [record for record in records if not record.infrastructure]
     if len(kept) < len(records):
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(record.line() for record in kept), encoding="utf-8", newline="\n")
-        temporary.replace(path)
+        with disk_errors(path):
+            temporary.write_text("".join(record.line() for record in kept), encoding="utf-8", newline="\n")
+            temporary.replace(path)
     elif path.is_file() and path.stat().st_size > good:
         with path.open("r+b") as file:
             file.truncate(good)

@@ -46,6 +46,8 @@ _PIECE = r"(?:\$[^$]+\$|\\\(.{1,200}?\\\)|[-−]?\\?[$€£¥]?\d[\d,]*(?:\.\d+)
 _FIRST = re.compile(rf"{_PIECE}(?:\s*(?:,\s*and|,|and|or)\s*{_PIECE})*")
 _DELIMITERS = re.compile(r"\$|\\\(|\\\[")
 _ARITHMETIC = re.compile(r"[-−+*/^().,\d\s%$€£¥]*\d[-−+*/^().,\d\s%$€£¥]*")
+_POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_LARGE = re.compile(rf"^[\s\\$]*(-?\d[\d,]*(?:\.\d+)?)[\s\\$]*(?:text\{{\s*)?(?i:({'|'.join(_POWERS)}))\b")
 _DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
 # A word after a number that is no mathematics: three letters or more, or a short unit
 _WORD = (
@@ -71,7 +73,14 @@ def _marked(text: str) -> list[str]:
 
 
 def readings(answer: str) -> list[str]:
-    """`answer` as texts in which math-verify finds mathematics."""
+    """`answer` as texts in which math-verify finds mathematics. A question may ask for millions, so that "4 million" is
+    read as 4 too."""
+    large = _LARGE.search(answer)
+    counted = [rf"${large[1].replace(',', '')} \cdot 10^{{{_POWERS[large[2].lower()]}}}$"] if large else []
+    return counted + _plain_readings(answer)
+
+
+def _plain_readings(answer: str) -> list[str]:
     for pattern, replacement in _FOR_MATH_VERIFY:
         answer = pattern.sub(replacement, answer)
     if _DELIMITERS.search(answer):

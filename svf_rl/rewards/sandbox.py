@@ -41,8 +41,8 @@ class Limits:
 
     Args:
         seconds (`float`, *optional*, defaults to `10.0`):
-            CPU time a process. In all, a program may take three times as long, so that other load on the machine turns
-            no right program into a wrong one.
+            CPU time a process. By the clock it may take three times as long, so that other load on the machine turns no
+            right program into a wrong one, but not if it sleeps.
         memory_mb (`int`, *optional*, defaults to `1024`): address space a process, and memory of all its processes.
         processes (`int`, *optional*, defaults to `32`): processes and threads.
         file_mb (`int`, *optional*, defaults to `16`): size of a file, and of the private `/tmp`.
@@ -65,6 +65,7 @@ class Limits:
         """The part of a request to the supervisor that holds them."""
         return {
             "seconds": self.wall_seconds,
+            "idle_seconds": self.seconds,
             "memory": self.memory_mb * _MB,
             "processes": self.processes + 4,  # the box itself has some
             "output": self.output_mb * _MB,
@@ -222,4 +223,4 @@ def _interpreter() -> tuple[str, list[str]]:
 def _packages() -> list[str]:
     """The installed packages, which programs may import as they can here."""
     folder = sysconfig.get_paths()["purelib"]
-    return [folder] if Path(folder).is_dir() and sys.prefix != sys.base_prefix else []
+    return [folder] if Path(folder).is_dir() else []

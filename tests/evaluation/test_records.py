@@ -1,5 +1,6 @@
 """The files of an evaluation: what survives a kill, and what is refused."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from svf_rl.errors import SVFError
-from svf_rl.evaluation.folder import ResultFolder
+from svf_rl.evaluation.folder import ResultFolder, write_json
 from svf_rl.evaluation.records import Record, append_records, mend, read_records
 from svf_rl.evaluation.summary import compare, summarize
 
@@ -81,6 +82,44 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with ResultFolder(out, {}).writing(), pytest.raises(SVFError, match="another evaluation is writing"):
         ResultFolder(out, {}).writing().__enter__()
+
+
+def test_an_evaluation_that_comes_second_leaves_the_new_folder_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    first, second = ResultFolder(out, {"base/gsm8k": {}}), ResultFolder(out, {"base/gsm8k": {}})
+    with first.writing():
+        with monkeypatch.context() as patch:  # neither had found it when it looked
+            patch.setattr(Path, "exists", lambda path: path != out)
+            with pytest.raises(SVFError, match="another evaluation"), second.writing():
+                pass
+        assert (out / "settings.json").is_file()
+
+
+def test_a_bad_end_leaves_what_another_evaluation_has_put_beside(tmp_path: Path) -> None:
+    folder = ResultFolder(tmp_path / "new" / "a", {}).writing()
+    folder.__enter__()
+    append_records(tmp_path / "new" / "b.jsonl", [record(0)])
+    assert not folder.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["b.jsonl"]
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "x" * 300])
+def test_a_place_that_takes_no_folder_is_one_line(place: str, tmp_path: Path) -> None:
+    with pytest.raises(SVFError, match=r"cannot write .*: "), ResultFolder(tmp_path / place, {}).writing():
+        pass
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SVFError, match=r"cannot write .*summary\.json: No space left on device"):
+        write_json(tmp_path / "summary.json", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("graded", [False, True])

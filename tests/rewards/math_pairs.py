@@ -17,7 +17,8 @@ RIGHT = [
     (r"10\%", "10"), ("10", r"10\%"), (r"50\%", "0.5"), (r"28 \text{ percent}", r"28\%"), (r"\$5", "5"),
     (r"\$18.90", "18.9"), (r"5 \text{ dollars}", r"\$5"), (r"5\text{ cm}", "5"), (r"15\mbox{ cm}^2", "15"),
     ("10 cm", "10"), (r"12\pi \text{ square units}", r"12\pi"), (r"90^\circ", "90"), ("90", r"90^{\circ}"),
-    (r"3 \text{ hours}", "3"), (r"\frac{270}{7}\text{ degrees}", r"\frac{270}7"), (r"125\textnormal{ miles}", "125"),
+    (r"3 \text{ hours}", "3"), (r"4 \text{ million}", "4{,}000{,}000"), ("2.5 million", "2500000"),
+    (r"\frac{270}{7}\text{ degrees}", r"\frac{270}7"), (r"125\textnormal{ miles}", "125"),
     # roots, constants, functions
     (r"\sqrt{8}", r"2\sqrt2"), (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}"), (r"11\sqrt{2}", r"11\sqrt2"),
     (r"\sqrt[3]{27}", "3"), (r"\pi/6", r"\frac{\pi}{6}"), (r"\frac94\pi", r"\frac{9\pi}{4}"), (r"2e", r"2\mathrm{e}"),
@@ -63,5 +64,6 @@ WRONG = [
     (r"\begin{pmatrix}1\\3\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"), ("y=2x", "y=3x"),
     (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     (r"\text{west}", r"\text{east}"), ("D", r"\text{(C)}"), (r"\text{even}", r"\text{odd}"), ("1:00", "12:00"),
-    ("2516_7", "2516_8"), ("1_6", "1_7"), ("I do not know", "5"), (r"\text{none}", "0"), ("2515", "2516_8"), ("2 pi", "2"), ("3 xy", "3"), ("2i", "2"), ("(1+i)^2", "-2i"), ("y", "x"),
+    ("2516_7", "2516_8"), ("1_6", "1_7"), ("I do not know", "5"), (r"\text{none}", "0"),
+    ("2515", "2516_8"), ("2 pi", "2"), ("3 xy", "3"), ("2i", "2"), ("(1+i)^2", "-2i"), ("y", "x"),
 ]  # fmt: skip

@@ -92,8 +92,20 @@ def test_then_the_last_in_brackets_and_a_capital_at_the_end(text: str, label: st
 
 @pytest.mark.parametrize(
     "text",
-    ["", "the answer is a number", "the answer is 3.5 metres", "A or B", "(none)", "The answer is A dog"]
-    + ["The answer is water", "f(2) is 4 apples", "A. red\nB. blue", "I don't know", "vitamins", "What is it?"],
+    [
+        "",
+        "the answer is a number",
+        "the answer is 3.5 metres",
+        "A or B",
+        "(none)",
+        "The answer is A dog",
+        "The answer is water",
+        "f(2) is 4 apples",
+        "A. red\nB. blue",
+        "I don't know",
+        "vitamins",
+        "What is it?",
+    ],
 )
 def test_text_without_a_label_has_no_choice(text: str) -> None:
     assert extract_choice(text) is None
@@ -107,8 +119,28 @@ def test_the_text_of_an_option_is_not_its_label_and_letters_are_not_digits() -> 
 
 @pytest.mark.parametrize(
     "piece",
-    ["(", "*", " ", "\n", "{", "$", "A", "A ", "A. ", "(A) ", "A) ", "A)*", "answer ", "answer is ", "answer is the "]
-    + ["answer:", "option choice ", "choose the ", "\\boxed{", "\\text{"],
+    [
+        "(",
+        "*",
+        " ",
+        "\n",
+        "{",
+        "$",
+        "A",
+        "A ",
+        "A. ",
+        "(A) ",
+        "A) ",
+        "A)*",
+        "answer ",
+        "answer is ",
+        "answer is the ",
+        "answer:",
+        "option choice ",
+        "choose the ",
+        "\\boxed{",
+        "\\text{",
+    ],
 )
 def test_hostile_text_takes_linear_time(piece: str) -> None:
     start = time.process_time()

@@ -532,3 +532,25 @@ def test_setup_code_may_be_read() -> None:
 def test_a_solution_may_make_its_tests_unscorable() -> None:
     verdict = run("encode = zip\ndef decode(x):\n    return 1\n", "assert decode(encode((1, 2))) == (1, 2)")
     assert verdict.correct is False
+
+
+@pytest.mark.parametrize("end", ["while True: pass", "time.sleep(60)", "os._exit(0)"])
+def test_the_share_counts_tests_that_passed_before_the_program_was_stopped(end: str) -> None:
+    program = f"import os, time\ndef f(x):\n    if x == 3:\n        {end}\n    return x\n"
+    tests = [f"assert f({x}) == {x}" for x in (1, 2, 3, 4)]
+    assert verify("unit_tests", program, {"test_list": tests}, share=True, timeout=1).value == 0.5
+    check = "def check(candidate):\n" + "".join(f"    {test.replace('f(', 'candidate(')}\n" for test in tests)
+    verdict = verify("unit_tests", program, {"test": check, "entry_point": "f"}, share=True, timeout=1)
+    assert (verdict.correct, verdict.value) == (False, 0.5)
+
+
+def test_a_program_that_sleeps_is_stopped_at_its_limit_and_one_that_waits_for_slow_tests_is_not() -> None:
+    sleeping = verify("unit_tests", "import time\ndef f(x):\n    time.sleep(60)", {"test_list": ["f(1)"]}, timeout=1)
+    assert (sleeping.correct, "asleep" in sleeping.reason) == (False, True)
+    slow = "import time\nend = time.time() + 1.5\nwhile time.time() < end:\n    pass\nassert f(1) == 1"
+    assert verify("unit_tests", "def f(x):\n    return x", {"test_list": [slow]}, timeout=1).correct
+
+
+def test_tests_may_use_numpy() -> None:
+    reference = {"test_list": ["assert np.all(f(3) == np.array([0, 1, 2]))"], "test_imports": ["import numpy as np"]}
+    assert verify("unit_tests", "import numpy as np\ndef f(x):\n    return np.arange(x)", reference).correct

@@ -12,7 +12,10 @@ TICK = 0.05
 
 
 class Stopped(Exception):
-    """The program was ended from outside: its time, memory, processes or output ran out."""
+    """The program was ended from outside: its time, memory, processes or output ran out. `read` holds what came from it
+    until then."""
+
+    read = b""
 
 
 class Boxes:
@@ -39,7 +42,7 @@ class Box:
         self.stdin = os.memfd_create("stdin")
         self.stdout, stdout = os.pipe()
         self._info, info = os.pipe()
-        self._told, self._began = b"", 0.0
+        self._told, self._began, self._ended_for_memory = b"", 0.0, 0
         try:
             socket.send_fds(zygote, [b"."], [link, self.stdin, stdout, info])
         finally:
@@ -47,7 +50,7 @@ class Box:
                 os.close(descriptor)
 
     def __enter__(self):
-        self._began = time.monotonic()
+        self._began, self._ended_for_memory = time.monotonic(), ended_for_memory()
         return self
 
     def __exit__(self, *_):
@@ -57,14 +60,26 @@ class Box:
         os.write(self.stdin, text.encode("utf-8", "surrogatepass"))
         os.lseek(self.stdin, 0, os.SEEK_SET)
 
-    def watch(self, job, descriptor, most, enough=b""):
-        """All that comes from `descriptor`, until its other ends close or it ends in `enough`. Raises `Stopped`."""
-        parts, size = [], 0
+    def watch(self, job, descriptor, most, enough=b"", judge=None):
+        """All that comes from `descriptor`, until its other ends close or it ends in `enough`. Raises `Stopped`.
+
+        `judge` is a process outside of the box that works on it too.
+        """
+        parts = []
+        try:
+            self._watch(job, descriptor, most, enough, judge, parts)
+        except Stopped as stopped:
+            stopped.read = b"".join(parts)
+            raise
+        return b"".join(parts)
+
+    def _watch(self, job, descriptor, most, enough, judge, parts):
+        size = 0
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         poll.register(0, select.POLLRDHUP)  # whoever asked is gone
         while True:
-            self._check(job)
+            self._check(job, judge)
             for ready, event in poll.poll(TICK * 1000):
                 if ready == 0 and event & (select.POLLHUP | select.POLLRDHUP | select.POLLERR):
                     raise SystemExit(1)
@@ -73,7 +88,7 @@ class Box:
                     parts.append(part)
                     size += len(part)
                     if not part or (enough and part.endswith(enough)):
-                        return b"".join(parts)
+                        return
                     if size > most:
                         raise Stopped("too much output")
 
@@ -94,8 +109,15 @@ class Box:
             os.close(descriptor)
 
     def ran_out_of_time(self):
-        """Whether the kernel ended it, which it does to a process whose CPU time is spent."""
-        return self._ended() and self._told.endswith(b"\n-9\n")
+        """
+        Whether the kernel ended it, which it does to a process whose CPU time is spent. Raises `OSError` where it may
+        as well have done so because the machine, or the control group, had no memory left.
+        """
+        if not self._ended() or not self._told.endswith(b"\n-9\n"):
+            return False
+        if ended_for_memory() != self._ended_for_memory:
+            raise OSError("the machine ran out of memory")
+        return True
 
     def complaint(self):
         """Why the box could not be made."""
@@ -116,7 +138,7 @@ class Box:
             self._told += part
         return False
 
-    def _check(self, job):
+    def _check(self, job, judge=None):
         seconds = time.monotonic() - self._began
         if seconds > job["seconds"]:
             raise Stopped(f"timed out after {job['seconds']:.3g} s")
@@ -124,11 +146,14 @@ class Box:
             self._ended(0)
             if not self._pid():  # not made yet, on a busy machine
                 return
-            count, memory = usage(self._pid())
+            count, memory, spent = usage(self._pid())
             if memory > job["memory"]:
                 raise Stopped("out of memory")
             if count > job["processes"]:
                 raise Stopped("too many processes")
+            idle = job["idle_seconds"]
+            if seconds > idle and spent + (usage(judge)[2] if judge else 0) < idle / 10:
+                raise Stopped(f"timed out after {idle:.3g} s, most of them asleep")
 
 
 def _kill(pid):
@@ -140,9 +165,17 @@ def _kill(pid):
             continue
 
 
+def ended_for_memory():
+    """How many processes the kernel has ended on this machine because there was no memory left."""
+    for line in Path("/proc/vmstat").read_text().splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
+
+
 def usage(root):
-    """Processes from `root` down, and the bytes of memory they hold."""
-    children, pages = {}, {}
+    """Processes from `root` down, the bytes of memory that they hold, and the seconds of CPU time they have taken."""
+    children, pages, ticks = {}, {}, {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
@@ -150,11 +183,9 @@ def usage(root):
             continue
         children.setdefault(int(fields[1]), []).append(int(entry.name))
         pages[int(entry.name)] = int(fields[21])
-    count = total = 0
-    waiting = [root]
-    while waiting:
-        pid = waiting.pop()
-        count += 1
-        total += pages.get(pid, 0)
-        waiting += children.get(pid, [])
-    return count, total * os.sysconf("SC_PAGE_SIZE")
+        ticks[int(entry.name)] = sum(map(int, fields[11:15]))  # its own and its ended children's
+    pids = [root]
+    for pid in pids:
+        pids += children.get(pid, [])
+    held, taken = (sum(table.get(pid, 0) for pid in pids) for table in (pages, ticks))
+    return len(pids), held * os.sysconf("SC_PAGE_SIZE"), taken / os.sysconf("SC_CLK_TCK")

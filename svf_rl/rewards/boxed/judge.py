@@ -170,7 +170,7 @@ def _exception(kind, text):
         return ValueError(text)
 
 
-def judge(job, descriptor):
+def judge(job, descriptor, tell):
     """
     Run the tests of a job against the program behind `descriptor`.
 
@@ -189,9 +189,9 @@ def judge(job, descriptor):
     try:
         namespace = _namespace(job, trees, solution)
         if job["entry_point"]:
-            outcome["passed"], outcome["reason"] = _checked(job, trees, namespace, solution)
+            outcome["passed"], outcome["reason"] = _checked(job, trees, namespace, solution, tell)
         else:
-            outcome["passed"], outcome["reason"] = _asserted(trees, namespace, solution)
+            outcome["passed"], outcome["reason"] = _asserted(trees, namespace, solution, tell)
     except Gone as error:
         outcome["reason"] = outcome["reason"] or str(error)
     except CannotPass as error:
@@ -199,7 +199,7 @@ def judge(job, descriptor):
     return outcome
 
 
-def _asserted(trees, namespace, solution):
+def _asserted(trees, namespace, solution, tell):
     """Each test by itself."""
     passed, reason = [], ""
     for tree in trees:
@@ -208,17 +208,23 @@ def _asserted(trees, namespace, solution):
             text = f"{text} in the test: {ast.unparse(tree)}"[:500]
         passed.append(not text and not solution.gone)
         reason = reason or text or solution.gone
+        tell({"passed": passed + [False] * (len(trees) - len(passed))})
     return passed, reason
 
 
-def _checked(job, trees, namespace, solution):
+def _checked(job, trees, namespace, solution, tell):
     """`check(candidate)` of the last tree: one test, or with `share` one a statement `assert` of it."""
     counts = {}
     if job["share"]:
         trees = [_Counted(counts).visit(tree) for tree in trees]
-        namespace["__count__"] = lambda number, holds: counts.__setitem__(
-            number, _holds(holds) and counts[number] is not False
-        )
+
+        def count(number, condition):
+            before = counts[number]
+            counts[number] = _holds(condition) and before is not False
+            if counts[number] is not before:
+                tell({"passed": [holds is True for holds in counts.values()]})
+
+        namespace["__count__"] = count
     call = ast.parse(f"check({job['entry_point']})")
     reason = ""
     for tree in [*trees, call]:
@@ -234,6 +240,8 @@ def _failure(code, namespace):
     """Why the code fails, or `""` when it runs to its end."""
     try:
         exec(code, namespace)
+    except Gone as error:
+        return str(error)
     except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {error}".removesuffix(": ")[:500]
     return ""
@@ -281,7 +289,7 @@ def _namespace(job, trees, solution):
             modules[name] = __import__(name)
         elif kind == "value":
             values[name] = value
-        elif value in sys.stdlib_module_names:
+        elif value in sys.stdlib_module_names or value == "numpy":
             modules[name] = __import__(value, fromlist=["_"])
     shadowing = {name: value for name, value in values.items() if hasattr(builtins, name)}
     plain = {name: value for name, value in values.items() if name not in shadowing}
@@ -325,7 +333,10 @@ def for_solution(job):
 
 
 def run(job, descriptor, report):
-    """Judge in this process, a fork that ends here; the outcome goes to the descriptor `report` as a line of JSON."""
+    """
+    Judge in this process, a fork that ends here. The outcome goes to the descriptor `report` as a line of JSON and an
+    empty one. Where the share of passed tests counts, a line goes before it whenever that changes.
+    """
     seconds = int(job["seconds"]) + 1
     resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
@@ -333,9 +344,14 @@ def run(job, descriptor, report):
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
+
+    def tell(outcome):
+        os.write(report, json.dumps(outcome).encode() + b"\n")
+
     try:
-        outcome = judge(job, descriptor)
+        outcome = judge(job, descriptor, tell if job["share"] else lambda outcome: None)
     except Exception as error:  # only what the program sent can have brought this about
         passed, reason = [False] * len(job["tests"]), f"{type(error).__name__} in the tests: {error}"[:500]
         outcome = {"chosen": None, "passed": passed, "reason": reason, "unscorable": ""}
-    os.write(report, json.dumps(outcome).encode() + b"\n")
+    tell(outcome)
+    os.write(report, b"\n")

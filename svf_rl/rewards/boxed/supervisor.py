@@ -33,7 +33,9 @@ OUT_OF_TIME = "timed out: its CPU time is spent"
 def main(settings):
     if settings["uid"]:
         namespaces.become(settings["uid"])
+    os.environ["OMP_NUM_THREADS"] = "1"  # or numpy starts a thread a core, past the limits on large machines
     boxes = Boxes(zygote.start({**settings, "here": str(HERE)}))
+    sys.path += settings["packages"]  # tests may import them too
     print("{}", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -58,21 +60,28 @@ def run_with_tests(boxes, job):
         os.close(written)
         try:
             boxes.prepare()
-            text = box.watch(job, report, 1 << 20, enough=b"\n")
+            text = box.watch(job, report, 1 << 20, enough=b"\n\n", judge=pid)
         except Stopped as stopped:
-            return failed(job, str(stopped))
+            return {**failed(job, str(stopped)), **(last_line(stopped.read) or {}), "reason": str(stopped)}
         finally:
             os.close(report)
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
         if not text and os.waitstatus_to_exitcode(status) not in (-signal.SIGALRM, -signal.SIGXCPU):
             raise OSError(f"the process with the tests ended by itself (wait status {status})")
-        outcome = json.loads(text) if text else failed(job, "the tests did not end")
+        outcome = last_line(text) if text else failed(job, "the tests did not end")
         if outcome is None:
             raise OSError(f"a box did not start: {box.complaint()}")
         if outcome["reason"].startswith(judge.ENDED) and box.ran_out_of_time():
             outcome["reason"] = OUT_OF_TIME
         return outcome
+
+
+def last_line(text):
+    """What the judge told last; `None` when that was nothing."""
+    lines = text[: text.rfind(b"\n") + 1].splitlines()
+    lines = [line for line in lines if line]
+    return json.loads(lines[-1]) if lines else None
 
 
 def run_with_inputs(boxes, job):
@@ -113,7 +122,7 @@ def run_once(boxes, job, given, expected, outcome):
         if what != "chosen":
             return str(text)
         if status:
-            return OUT_OF_TIME if status == -signal.SIGKILL else f"exit status {status}"
+            return OUT_OF_TIME if box.ran_out_of_time() else f"exit status {status}"
         return "" if matches(got.decode(errors="replace"), expected) else "the output differs"
 
 

@@ -106,7 +106,7 @@ def _live(settings, link, stdin, stdout, info):
     os.dup2(link, 3)
     os.closerange(4, _MOST_DESCRIPTORS)
     os.environ.clear()
-    os.environ["OMP_NUM_THREADS"] = "1"  # or numpy starts a thread a core, past the limit on large machines
+    os.environ["OMP_NUM_THREADS"] = "1"
     for name in _OURS:
         sys.modules.pop(name, None)
     sys.path[:] = [*(path for path in sys.path if path != settings["here"]), *settings["packages"]]
