@@ -4,6 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
+
+import yaml
 
 from svf_rl import __version__
 from svf_rl.errors import SVFError, one_line_errors
@@ -92,6 +95,7 @@ def _add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add("--max-tokens", type=int, help="of a completion (default: the task's)")
     add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the weights")
     add("--batch-size", type=int, help="completions written together (default: 512, or 32 with transformers)")
+    add("--chat-template-kwargs", default="{}", help="for the template: '{enable_thinking: false}'")
     add("--max-failed", type=float, default=0.25, help="share of checks that may fail by themselves (default: 0.25)")
     add("--gpu-memory-utilization", type=float, default=0.85, help="vLLM's share of the GPU (default: 0.85)")
     add("--enforce-eager", action="store_true", help="vLLM compiles nothing: a faster start, slower tokens")
@@ -115,19 +119,15 @@ def _eval(known: argparse.Namespace) -> None:
     from svf_rl.train import quiet_libraries
 
     quiet_libraries()
-    import yaml
-
     from svf_rl.evaluation.arguments import EvaluationArguments
     from svf_rl.tasks import TaskOptions
 
     given = vars(known)
     options = TaskOptions(**{f.name: given[f.name] for f in fields(TaskOptions) if f.name in given})
     own = {f.name: given[f.name] for f in fields(EvaluationArguments) if f.name in given}
+    own["chat_template_kwargs"] = _mapping(known.chat_template_kwargs)
     if known.reward is not None and known.reward.startswith("{"):
-        try:
-            own["reward"] = yaml.safe_load(known.reward)
-        except yaml.YAMLError as error:
-            raise SVFError(f"--reward {known.reward} is no mapping in YAML") from error
+        own["reward"] = _mapping(known.reward)
     arguments = EvaluationArguments(**own, options=options)
     try:
         from svf_rl.evaluation.run import evaluate  # takes seconds
@@ -141,6 +141,16 @@ def _eval(known: argparse.Namespace) -> None:
 
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise SVFError(f"{text} is no mapping in YAML, such as {{key: value}}")
+    return value
 
 
 def _numbers(text: str) -> list[int]:

@@ -96,4 +96,7 @@ def _labels(paths: Sequence[str]) -> list[str]:
         while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
             length += 1
         labels.append("-".join(part for part in parts[-length:] if part))
+    for path, label in zip(paths, labels, strict=True):
+        if labels.count(label) > 1:
+            raise SVFError(f"adapter {path} would share the name {label} with another one: rename a folder")
     return labels

@@ -34,6 +34,7 @@ class EvaluationArguments:
         trust_remote_code (`bool`, *optional*, defaults to `False`): run model code that comes from the Hub.
         gpu_memory_utilization (`float`, *optional*, defaults to 0.85): share of the GPU's memory for vLLM.
         enforce_eager (`bool`, *optional*, defaults to `False`): vLLM compiles nothing: a faster start, slower tokens.
+        chat_template_kwargs (`dict`, *optional*): passed on to the chat template, such as `{"enable_thinking": False}`.
         max_failed (`float`, *optional*, defaults to 0.25): the share of a batch whose checks may fail by themselves
             before the run stops.
 
@@ -60,6 +61,7 @@ class EvaluationArguments:
     trust_remote_code: bool = False
     gpu_memory_utilization: float = 0.85
     enforce_eager: bool = False
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     max_failed: float = 0.25
 
     def __post_init__(self) -> None:

@@ -34,6 +34,8 @@ class ResultFolder:
     def __init__(self, path: Path, settings: Mapping[str, Settings]):
         self.path, self._settings = path, dict(settings)
         self._check()
+        if path.is_dir():  # another one's: better known now than when the engine stands
+            os.close(self._locked())
 
     def records(self, label: str, task_file: str) -> Path:
         """The file with the graded completions of one model on one task."""
@@ -46,17 +48,8 @@ class ResultFolder:
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY)
+        handle = self._locked()
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                made = []  # by the other one, perhaps
-                raise SVFError(
-                    f"another evaluation is writing into {self.path}: wait for it, or give another --out"
-                ) from error
-            except OSError:
-                pass  # a file system without locks
             earlier = self._check()
             write_json(self.path / "settings.json", {"kind": _KIND, "runs": {**earlier, **self._settings}})
             with disk_errors(self.path):
@@ -72,6 +65,21 @@ class ResultFolder:
             raise
         finally:
             os.close(handle)
+
+    def _locked(self) -> int:
+        """A descriptor of the folder, which holds it until it is closed."""
+        with disk_errors(self.path):
+            handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise SVFError(
+                f"another evaluation is writing into {self.path}: wait for it, or give another --out"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        return handle
 
     def _check(self) -> dict[str, Settings]:
         """The settings of earlier calls, which ours agree with."""

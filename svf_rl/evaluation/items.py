@@ -55,11 +55,12 @@ def load_items(name: str, arguments: EvaluationArguments, tokenizer: PreTrainedT
     grader = Grader(specs[0], arguments.max_failed)
     rows = _rows(base_name, options, arguments.limit)
     grader.check(rows, name)
-    ids = prompt_ids(tokenizer, rows["prompt"])
+    template = arguments.chat_template_kwargs
+    ids = prompt_ids(tokenizer, rows["prompt"], **template)
     return TaskItems(
         name=name,
         rows=rows.to_list(),
-        prompts=[prompt_text(tokenizer, conversation) for conversation in rows["prompt"]],
+        prompts=[prompt_text(tokenizer, conversation, **template) for conversation in rows["prompt"]],
         prompt_ids=ids,
         grader=grader,
         sampling=Sampling(

@@ -49,6 +49,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["quickstart", "--reward", "{name: numeric, tolerence: 1}"], "has no argument 'tolerence'"),
         (["quickstart", "--reward", "{name: numeric, column: gold}"], "needs the column 'gold'"),
         (["quickstart", "--reward", "{name: ["], "no mapping in YAML"),
+        (["quickstart", "--chat-template-kwargs", "[1]"], "no mapping in YAML"),
         (["quickstart", "--adapter", "missing"], "adapter missing is neither a folder nor"),
         (["gsm8k", "--data-dir", "missing"], "missing"),
         (["gsm8k", "--data-path", "missing"], "missing"),

@@ -65,6 +65,13 @@ def test_k_beyond_the_completions_is_refused() -> None:
         metric.compute(predictions=[["1", "2"]], references=["1"], k=[3], verifier="numeric")
 
 
+def test_no_problems_give_no_figure() -> None:
+    result = evaluate.load(metric_path("pass_at_k")).compute(predictions=[], references=[], k=[1, 2])
+    assert result == {
+        "pass@1": None, "pass@1_interval": None, "pass@2": None, "pass@2_interval": None, "not_scorable": 0,
+    }  # fmt: skip
+
+
 def test_an_unknown_metric_is_one_line_that_names_the_others() -> None:
     with pytest.raises(SVFError) as error:
         metric_path("bleu")

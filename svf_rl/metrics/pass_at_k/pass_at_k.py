@@ -16,7 +16,7 @@ _KWARGS = """
 Args:
     predictions (`list[list[str]]`): the completions of each problem.
     references (`list[str]`): right answers, one a problem; a mapping (verifier `unit_tests`) as JSON text.
-    k (`list[int]`, *optional*, defaults to `[1]`): how many completions may be tried.
+    k (`int` or `list[int]`, *optional*, defaults to `1`): how many completions may be tried.
     verifier (`str`, *optional*, defaults to `"unit_tests"`): the name of a verifier.
     options (`dict`, *optional*): the verifier's options.
     confidence (`float`, *optional*, defaults to 0.95): of the intervals.
@@ -47,12 +47,13 @@ class PassAtK(evaluate.Metric):
         self,
         predictions: list[list[str]],
         references: list[str],
-        k: list[int] | None = None,
+        k: int | list[int] = 1,
         verifier: str = "unit_tests",
         options: dict | None = None,
         confidence: float = 0.95,
     ) -> dict:
-        tries, fewest = k or [1], min(map(len, predictions))
+        tries = [k] if isinstance(k, int) else k
+        fewest = min(map(len, predictions), default=max(tries))
         if not 1 <= min(tries) <= max(tries) <= fewest:
             raise SVFError(f"k must be between 1 and the completions of every problem ({fewest}), not {tries}")
         completions = [completion for group in predictions for completion in group]
