@@ -10,18 +10,24 @@ do.
 """
 
 import sys
-from functools import cache
+from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards.math_text import MOST_CHARACTERS, TAIL, answers, bases, normal_form, readings
+from svf_rl.rewards.parallel import parallel_checks
 from svf_rl.rewards.references import reference_text, shortened
 from svf_rl.rewards.verdict import InfrastructureError, Verdict
-from svf_rl.rewards.verifier import parallel_checks, verifier
+from svf_rl.rewards.verifier import verifier
 from svf_rl.rewards.workers import WorkerPool
 
 # How much longer than a check's own limits a worker may take: two tries of two parts, each on a busy machine.
 PATIENCE_FACTOR, PATIENCE_SECONDS = 50, 60.0
+
+# Sympy's results must not depend on the order of its hash tables. -P: neither the folder that this process works in nor
+# this one, with its own math.py, shall stand in for the standard library.
+_WORKER = ("env", "PYTHONHASHSEED=0", sys.executable, "-P", str(Path(__file__).with_name("math_worker.py")))
+_workers = WorkerPool("math", _WORKER, parallel_checks())
 
 
 def check_reference(reference: Any, *, timeout: float = 5.0) -> None:
@@ -59,7 +65,7 @@ def math(completion: str, reference: Any, *, timeout: float = 5.0) -> Verdict:
         return Verdict(False, shown, f"not in base {', '.join(expected)}")
     prediction = [reading for text in got for reading in readings(text)] or [completion[-TAIL:]]
     request = {"gold": [r for text in gold for r in readings(text)], "prediction": prediction, "timeout": timeout}
-    outcome = _pool().call(request, PATIENCE_FACTOR * timeout + PATIENCE_SECONDS)["outcome"]
+    outcome = _workers.call(request, PATIENCE_FACTOR * timeout + PATIENCE_SECONDS)["outcome"]
     match outcome:
         case "equal":
             return Verdict(True, shown, "equal")
@@ -82,10 +88,3 @@ def _gold(reference: Any) -> list[str]:
     if any(len(reading) > MOST_CHARACTERS for reading in marked):
         raise SVFError(f"math: the answer {shortened(reference)} is longer than {MOST_CHARACTERS} characters")
     return marked
-
-
-@cache
-def _pool() -> WorkerPool:
-    # sympy's results must not depend on the order of its hash tables
-    command = ["env", "PYTHONHASHSEED=0", sys.executable, "-m", "svf_rl.rewards.math_worker"]
-    return WorkerPool("math", command, parallel_checks())

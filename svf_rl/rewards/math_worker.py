@@ -1,6 +1,6 @@
 """The worker process of the `math` verifier: symbolic equality by math-verify, under a hard time-out.
 
-`python -m svf_rl.rewards.math_worker` is a supervisor: it imports math-verify once and forks a child that makes the
+This script is a supervisor: it imports math-verify once and forks a child that makes the
 checks one after the other. Symbolic algebra may run for ever, and in C code that no signal handler interrupts, so the
 supervisor kills a child that is late and forks the next. A child also ends after `CHECKS_A_CHILD` checks, so that what
 sympy caches never adds up.

@@ -1,6 +1,7 @@
 """The dry run: everything about a recipe that can be checked without weights and without the network."""
 
 import math
+import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,8 @@ def check(recipe: Recipe) -> Plan:
     notes = list(recipe.warnings)
     rewards = load_rewards(recipe.data)
     rows = _check_data(recipe.data, rewards, notes)
+    if any(reward.__name__ in ("unit_tests", "verified") for reward in rewards) and shutil.which("bwrap") is None:
+        notes.append("bubblewrap is not installed on this machine: model-written code cannot be run in a sandbox")
     matrices, values = _check_model(recipe, notes)
     training = recipe.training
     steps = training.gradient_accumulation_steps

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from svf_rl.rewards import verify, verify_all
-from svf_rl.rewards.math import _pool
+from svf_rl.rewards.math import _WORKER, _workers
 
 ENDLESS = {
     "power tower": "9**9**9**9",
@@ -101,7 +101,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _supervisors() -> list[int]:
-    return [worker._process.pid for worker in _pool()._idle]
+    return [worker._process.pid for worker in _workers._idle]
 
 
 def test_killed_workers_are_replaced() -> None:
@@ -143,7 +143,7 @@ def _busy_supervisors() -> list[int]:
     found = []
     for child in _children(os.getpid()):
         try:
-            if b"svf_rl.rewards.math_worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"math_worker.py" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(child)
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -151,9 +151,7 @@ def _busy_supervisors() -> list[int]:
 
 
 def test_no_child_outlives_a_supervisor_that_is_killed() -> None:
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "svf_rl.rewards.math_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    worker = subprocess.Popen(_WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdout.readline()
@@ -185,6 +183,7 @@ def _resident(pid: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_memory_stays_flat_over_100_000_checks() -> None:
     def run(start: int, checks: int) -> None:
         gold = [f"x^{k % 97} + {k}" for k in range(start, start + checks)]

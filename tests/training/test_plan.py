@@ -175,3 +175,10 @@ def test_a_mixture_is_planned_like_any_task(plan) -> None:
     got = plan("--task", "mixture", "--mixture", mixture, "--train_items", "64")
     assert got.rows["train"] == 64
     assert got.rewards == [("verified", 1.0)]
+
+
+def test_a_machine_without_bubblewrap_is_noted_where_programs_are_to_be_run(plan, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    code = ["--task", "mbpp", "--rewards", "unit_tests"]
+    assert any("bubblewrap" in note for note in plan(*code).notes)
+    assert not any("bubblewrap" in note for note in plan().notes)

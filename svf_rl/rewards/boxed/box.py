@@ -134,6 +134,8 @@ class Box:
         while select.select([self._info], [], [], seconds)[0]:
             part = os.read(self._info, 64)
             if not part:
+                if self._pid() and self._told.count(b"\n") < 2:
+                    raise OSError("the process that waits for a box was killed")
                 return True
             self._told += part
         return False

@@ -25,6 +25,7 @@ import namespaces  # noqa: E402
 import zygote  # noqa: E402
 from box import Boxes, Stopped  # noqa: E402
 from output import matches  # noqa: E402
+from remote import ENDED  # noqa: E402
 from wire import Link  # noqa: E402
 
 OUT_OF_TIME = "timed out: its CPU time is spent"
@@ -67,21 +68,22 @@ def run_with_tests(boxes, job):
             os.close(report)
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
-        if not text and os.waitstatus_to_exitcode(status) not in (-signal.SIGALRM, -signal.SIGXCPU):
-            raise OSError(f"the process with the tests ended by itself (wait status {status})")
-        outcome = last_line(text) if text else failed(job, "the tests did not end")
+        outcome = last_line(text)
+        if not text.endswith(b"\n\n"):
+            if os.waitstatus_to_exitcode(status) not in (-signal.SIGALRM, -signal.SIGXCPU):
+                raise OSError(f"the process with the tests ended by itself (wait status {status})")
+            return {**failed(job, "the tests did not end"), **(outcome or {})}
         if outcome is None:
             raise OSError(f"a box did not start: {box.complaint()}")
-        if outcome["reason"].startswith(judge.ENDED) and box.ran_out_of_time():
+        if outcome["reason"].startswith(ENDED) and box.ran_out_of_time():
             outcome["reason"] = OUT_OF_TIME
         return outcome
 
 
 def last_line(text):
-    """What the judge told last; `None` when that was nothing."""
-    lines = text[: text.rfind(b"\n") + 1].splitlines()
-    lines = [line for line in lines if line]
-    return json.loads(lines[-1]) if lines else None
+    """What the judge told last; `None` when that was nothing, or that there is no box."""
+    lines = text[: text.rfind(b"\n") + 1].strip().split(b"\n")
+    return json.loads(lines[-1]) if lines[-1] else None
 
 
 def run_with_inputs(boxes, job):

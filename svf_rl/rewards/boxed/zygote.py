@@ -24,7 +24,7 @@ _WARM = (
     "operator", "random", "re", "resource", "statistics", "string", "sys", "typing",
 )  # fmt: skip
 _MOST_DESCRIPTORS = 1024  # of the zygote, which opens a handful
-_OURS = ("box", "judge", "namespaces", "output", "system_calls", "tested", "wire", "zygote")
+_OURS = ("box", "judge", "namespaces", "output", "remote", "system_calls", "tested", "wire", "zygote")
 
 
 def start(settings):
