@@ -141,8 +141,8 @@ def _sandbox() -> WorkerPool:
             failure = failure or str(error)
         pool.close()
     raise SVFError(
-        f"bubblewrap cannot make a sandbox here ({failure}); in a container, allow user "
-        "namespaces, or set allow_unsandboxed: true where that is no loss"
+        f"bubblewrap cannot make a sandbox here ({failure}); in a container, allow user namespaces, or set "
+        "allow_unsandboxed: true where that is no loss"
     )
 
 
@@ -168,19 +168,9 @@ def _boxed_command(privileged: bool) -> list[str]:
     packages = ["/packages"] if _packages() else []
     command = ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--hostname", "sandbox"]
     command += [] if privileged else ["--unshare-user"]
-    command += [
-        *_system(),
-        *prefix,
-        "--ro-bind",
-        str(BOXED),
-        "/boxed",
-        "--dir",
-        "/tmp",
-        "--dir",
-        "/dev",
-        "--proc",
-        "/proc",
-    ]
+    command += [*_system(), *prefix, "--ro-bind", str(BOXED), "/boxed"]
+    # named, or bubblewrap makes them for root alone on the way to what is mounted in them
+    command += ["--dir", "/tmp", "--dir", "/dev", "--proc", "/proc"]
     for inside, outside in zip(packages, _packages(), strict=True):
         command += ["--ro-bind", outside, inside]
     for device in ("null", "zero", "urandom"):
