@@ -3,7 +3,8 @@ r"""Where a text gives its mathematical answer, and the normal form in which two
 The answer of a completion is decided by the first of these rules that finds one:
 
 1. the last `\boxed{...}` (or `\fbox`); several that stand together ("\boxed{1} and \boxed{2}") are one answer;
-2. the last line `#### ...`, or the last statement of the answer: "the answer is ...", "Final Answer: ...", "A: ...";
+2. the last line `#### ...`, or the last statement of the answer: "the answer is ...", "Final Answer: ...", "A: ...",
+   or what stands below a heading "# Answer";
 3. whatever math-verify finds in the end of the text: the last formula or number.
 
 As for `numeric`, what comes after the first answer does not count once the model asks itself a next question.
@@ -29,7 +30,9 @@ _NOT_A_WORD = re.compile(r"\\(?:text|quad|qquad|mathrm|and|or)\b|\b(?:and|or)\b|
 _PERCENT_AFTER = re.compile(r"[\s$})\]\\]{0,4}(?:\\?%|percent\b|pct\b)")
 _STATEMENT = re.compile(
     r"""
-    \#\#\#\#(?!\#)
+    ^ [ \t]{0,3} (?: \#{1,6} [ \t]{1,4} | \*\* )  # a heading
+      (?i:final\ )? (?i:answer) :? (?: \*\* )? :? [ \t]* \n \s{0,8}
+    | \#\#\#\#(?!\#)
     | \b (?i:answer) \b
       (?: (?: \s+ (?!is\b|are\b) [^\s.!?:=$\\]{1,20} ){0,8}? \s+ (?i:is|are) \b (?!\s+not\b) | \s? [:：] )
       (?: [\s*:]{0,4} (?i:the\ )? (?i:final\ )? (?i:answer\ is) )?

@@ -170,3 +170,12 @@ def test_symbolic_comparison_needs_no_help_of_the_text(shared_data) -> None:
     assert all(verdict.correct for verdict in verify_all("math", boxed, numbers))
     off = [rf"\boxed{{{answer} + 3 - 2}}" for answer in numbers]
     assert not any(verdict.correct for verdict in verify_all("math", off, numbers))
+
+
+@pytest.mark.parametrize("heading", ["# Answer", "## Final answer:", "**Answer**", "**Final Answer:**"])
+@pytest.mark.parametrize(
+    ("answer", "gold"), [("5\\sqrt{3}", "5\\sqrt{3}"), ("$x = 3$", "3"), ("Evelyn", "\\text{Evelyn}")]
+)
+def test_an_answer_may_stand_below_a_heading(heading: str, answer: str, gold: str) -> None:
+    assert verify("math", f"It has 2 parts.\n\n{heading}\n\n{answer}\n", gold).correct
+    assert not verify("math", f"It has 2 parts.\n\n{heading}\n\n{answer}\n", "2").correct
