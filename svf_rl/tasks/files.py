@@ -76,7 +76,7 @@ def read_hub(name: str, config: str | None = None, needed: Sequence[str] = ("tra
     except (OSError, ValueError, DatasetsError) as error:
         raise SVFError(
             f"dataset {name!r} could not be loaded ({_one_line(error)}); check dataset_name and dataset_config, or "
-            "give local files as data_path"
+            "give local files as data_dir or data_path"
         ) from error
     for split in needed:
         if split not in splits:
