@@ -1,6 +1,7 @@
 """What every test needs before torch is imported, and the real data where it is at hand."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,13 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the benchmark files are not beside the repository (../shared/data)")
     return path
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> None:
+    """For tests that run programs: skips without bubblewrap, as the library then refuses to."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed")
 
 
 @pytest.fixture(scope="session")

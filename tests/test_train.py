@@ -118,6 +118,7 @@ def test_llama3_math_on_real_gsm8k_rows_with_only_model_data_and_sizes_changed(r
     assert updates[-1]["kl"] > 0
 
 
+@pytest.mark.usefixtures("bubblewrap")
 @pytest.mark.vllm
 @pytest.mark.parametrize(
     ("recipe", "length", "reward"), [("llama3_code", "24", "unit_tests"), ("llama3_reasoning", "16", "choice")]

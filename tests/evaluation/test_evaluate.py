@@ -192,6 +192,7 @@ def test_after_kill_9_a_second_call_goes_on_and_gives_the_same_files(
     assert [replace(r, seconds=0, reused=0) for r in first] == [replace(r, seconds=0, reused=0) for r in second]
 
 
+@pytest.mark.usefixtures("bubblewrap")
 @pytest.mark.parametrize("task", ["gsm8k", "math", "arc_easy", "arc_challenge", "mbpp", "humaneval"])
 def test_real_rows(shared_data: Path, tmp_path: Path, task: str) -> None:
     (result,) = evaluate(

@@ -51,8 +51,8 @@ def test_pass_at_k() -> None:
     assert result["not_scorable"] == 0
 
 
+@pytest.mark.usefixtures("bubblewrap")
 def test_pass_at_k_runs_programs_against_a_mapping_as_json() -> None:
-    pytest.importorskip("svf_rl.rewards.unit_tests")
     metric = evaluate.load(metric_path("pass_at_k"))
     tests = json.dumps({"test_list": ["assert double(4) == 8"], "test_setup_code": "", "test_imports": []})
     programs = ["def double(x):\n    return 2 * x", "def double(x):\n    return x"]

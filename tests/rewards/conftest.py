@@ -1,7 +1,6 @@
 """What tests of the sandbox share: who runs here, and what they left."""
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,13 +35,6 @@ def descendants(root: int) -> dict[int, str]:
 def census() -> Callable[[], dict[int, str]]:
     """Counts the processes that this one has started, however deep."""
     return lambda: descendants(os.getpid())
-
-
-@pytest.fixture(scope="session")
-def bubblewrap() -> None:
-    """For tests that run programs: skips without bubblewrap, as the library then refuses to."""
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed")
 
 
 @pytest.fixture
