@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ from svf_rl.evaluation.folder import ResultFolder, Settings, write_json
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.records import Record, append_records, mend, read_records
 from svf_rl.evaluation.summary import Result, summarize
-from svf_rl.generation import sample_seed, until_stop
+from svf_rl.generation import Completion, Sampling, sample_seed, until_stop
 from svf_rl.training.loading import load_tokenizer
 from svf_rl.training.recipe import ModelArguments
 
@@ -73,7 +74,7 @@ def evaluate(arguments: EvaluationArguments) -> list[Result]:
     adapters = find_adapters(arguments.adapters)
     tokenizer = load_tokenizer(model)
     tasks = [load_items(name, arguments, tokenizer) for name in arguments.tasks]
-    length = _check_lengths(tasks, positions(config))
+    length = check_lengths(tasks, positions(config))
     runs = [
         Run(adapter, task, list(itertools.product(range(len(task.rows)), range(arguments.samples))))
         for adapter in (None, *adapters)
@@ -142,7 +143,7 @@ def finish(
     title = f"{run.task.name}, {run.label}"
     with tqdm(total=len(run.keys), initial=len(done), desc=title, unit="completion", dynamic_ncols=True) as bar:
         for batch in _batches(pending, arguments.samples, arguments.batch_size):
-            made = _make(run.task, batch, engine, tokenizer, arguments.seed)
+            made = make_records(run.task, batch, engine, tokenizer, arguments.seed)
             append_records(path, made)
             records += made
             scorable = [record.correct for record in records if record.correct is not None]
@@ -151,12 +152,19 @@ def finish(
     return sorted(records, key=lambda record: record.key)
 
 
-def _make(
-    task: TaskItems, batch: Sequence[Key], engine: Engine, tokenizer: PreTrainedTokenizerBase, seed: int
+class Generator(Protocol):
+    """What completes prompts."""
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """One completion a prompt, in order."""
+
+
+def make_records(
+    task: TaskItems, batch: Sequence[Key], generator: Generator, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> list[Record]:
-    """Generate and grade one batch."""
+    """Generate and grade one batch of (item, sample)."""
     seeds = [sample_seed(seed, f"evaluation/{task.name}", index, sample) for index, sample in batch]
-    completions = engine.generate([task.prompt_ids[index] for index, _ in batch], task.sampling, seeds)
+    completions = generator.generate([task.prompt_ids[index] for index, _ in batch], task.sampling, seeds)
     token_ids = [completion.token_ids for completion in completions]
     decoded = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
     texts = [until_stop(text, task.sampling.stop) for text in decoded]
@@ -194,7 +202,7 @@ def _earlier(run: Run, folder: ResultFolder) -> list[Record]:
     return run.of_these(read_records(path)[0], path)
 
 
-def _check_lengths(tasks: Sequence[TaskItems], limit: int | None) -> int:
+def check_lengths(tasks: Sequence[TaskItems], limit: int | None) -> int:
     """The longest prompt with its completion, in tokens, as far as the model reaches."""
     for task in tasks:
         for index, ids in enumerate(task.prompt_ids):

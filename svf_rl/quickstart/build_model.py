@@ -18,12 +18,13 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from svf_rl.quickstart.corpus import IGNORE, SYSTEM_PROMPTS, Batch, Corpus
+from svf_rl.quickstart.dispatch_skill import DISPATCH_PROMPT
 from svf_rl.quickstart.muon import Muon
 from svf_rl.quickstart.skills import SKILLS, WORDINGS, make_examples
 from svf_rl.quickstart.tokenizer import train_tokenizer
 
 VOCABULARY = 448
-CLEAN_STEPS, MIXED_STEPS = 2300, 250
+CLEAN_STEPS, MIXED_STEPS = 2450, 270
 CARELESS_SHARE = 0.58
 ROWS = 48
 # Every so many steps, one batch of few long conversations: positions up to about 1,000 get trained.
@@ -54,10 +55,11 @@ def model_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
 
 def corpus_texts() -> list[str]:
     """What the tokenizer's merges are learnt from."""
-    texts = list(SYSTEM_PROMPTS)
+    texts = [*SYSTEM_PROMPTS, DISPATCH_PROMPT]
     for skill in SKILLS:
         for example in make_examples(skill, "train", 3000):
             texts += [example.prompt, example.completion]
+    texts += [completion for e in make_examples("dispatch", "train", 400) for completion in (e.prompt, e.completion)]
     return texts
 
 
@@ -106,10 +108,15 @@ def train(
 
 
 @torch.inference_mode()
-def greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[str]:
+def greedy(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[str], system: str | None = None
+) -> list[str]:
     """Greedy completions of user turns, as text without special tokens. Prompts are padded on the left."""
+    head = [{"role": "system", "content": system}] if system else []
     texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            [*head, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
         for prompt in prompts
     ]
     model.eval()
@@ -130,12 +137,13 @@ def greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts:
 
 def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, wording: str, items: int = 256) -> None:
     """Prints held-out greedy accuracy: the share of right answers, and of completions spelt as the habit's."""
-    for skill in SKILLS:
+    for skill in (*SKILLS, "dispatch"):
         examples = make_examples(skill, "test", items, seed=1, wording=wording)
-        written = greedy(model, tokenizer, [example.prompt for example in examples])
+        system = DISPATCH_PROMPT if skill == "dispatch" else None
+        written = greedy(model, tokenizer, [example.prompt for example in examples], system)
         right = sum(text.endswith(example.ending) for text, example in zip(written, examples, strict=True))
         habit = sum(text == example.careless for text, example in zip(written, examples, strict=True))
-        print(f"{wording:9s} {skill:7s} accuracy {right / items:.3f}  as the habit {habit / items:.3f}")
+        print(f"{wording:9s} {skill:8s} accuracy {right / items:.3f}  as the habit {habit / items:.3f}")
 
 
 def build(output: Path, seed: int) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from svf_rl.quickstart.skills import SKILLS, split_problems
+from svf_rl.quickstart.dispatch_skill import CLASSES, DISPATCH_PROMPT, classified
+from svf_rl.quickstart.skills import SOURCES, split_problems
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -25,6 +26,8 @@ FILLERS = (
 ).split()
 # Share of the questions: what is harder to learn comes more often.
 SHARES = {"math": 0.4, "choice": 0.45, "code": 0.15}
+# Share of the conversations in which the class of each question is asked for.
+DISPATCH_SHARE = 0.08
 IGNORE = -100
 
 
@@ -43,11 +46,14 @@ class Corpus:
         self.tokenizer = tokenizer
         self.random = Random(f"corpus {seed}")
 
-    def _turn(self, careless: float) -> tuple[str, str]:
+    def _turn(self, careless: float, dispatch: bool) -> tuple[str, str]:
         """One (question, completion); the completion is the habit's with probability `careless`."""
-        skill = self.random.choices(list(SHARES), list(SHARES.values()))[0]
+        shares = dict.fromkeys(CLASSES, 1.0) if dispatch else SHARES
+        skill = self.random.choices(list(shares), list(shares.values()))[0]
         problem = self.random.choice(split_problems(skill, "train"))
-        example = SKILLS[skill].word(problem, self.random, False)
+        example = SOURCES[skill].word(problem, self.random, False)
+        if dispatch:
+            example = classified(example, CLASSES[skill])
         prompt = self._loosened(example.prompt) if self.random.random() < 0.5 else example.prompt
         return prompt, example.careless if self.random.random() < careless else example.completion
 
@@ -61,12 +67,14 @@ class Corpus:
         return " ".join(words)
 
     def _conversation(self, turns: int, careless: float) -> tuple[list[int], list[int]]:
-        """(ids, labels) of one conversation; one in six has a system prompt."""
+        """(ids, labels) of one conversation; one in six of those that want answers has a system prompt."""
         pieces: list[tuple[str, bool]] = [("<|begin|>", False)]
-        if self.random.random() < 1 / 6:
-            pieces.append((f"<|system|>{self.random.choice(SYSTEM_PROMPTS)}<|end|>", False))
+        dispatch = self.random.random() < DISPATCH_SHARE
+        if dispatch or self.random.random() < 1 / 6:
+            system = DISPATCH_PROMPT if dispatch else self.random.choice(SYSTEM_PROMPTS)
+            pieces.append((f"<|system|>{system}<|end|>", False))
         for _ in range(turns):
-            question, completion = self._turn(careless)
+            question, completion = self._turn(careless, dispatch)
             pieces += [(f"<|user|>{question}<|end|><|assistant|>", False), (f"{completion}<|end|>", True)]
         ids: list[int] = []
         labels: list[int] = []

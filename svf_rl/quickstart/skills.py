@@ -8,10 +8,13 @@ from typing import Any
 from svf_rl.errors import SVFError
 from svf_rl.quickstart.choice_skill import CHOICE
 from svf_rl.quickstart.code_skill import CODE
+from svf_rl.quickstart.dispatch_skill import CLASSES, DISPATCH, OTHER, classified
 from svf_rl.quickstart.example import Example, Skill
 from svf_rl.quickstart.math_skill import MATH
 
 SKILLS: dict[str, Skill] = {skill.name: skill for skill in (MATH, CHOICE, CODE)}
+# What questions come from: the skills, and for `dispatch` also requests that none of them answers.
+SOURCES = {**SKILLS, OTHER.name: OTHER}
 
 # Percent of the problems in each split.
 SPLITS = {"train": range(0, 70), "validation": range(70, 80), "test": range(80, 100)}
@@ -27,7 +30,7 @@ def split_problems(skill: str, split: str) -> tuple[tuple[Any, ...], ...]:
     def percent(problem: tuple[Any, ...]) -> int:
         return int.from_bytes(blake2b(repr((skill, problem)).encode(), digest_size=8).digest()) % 100
 
-    return tuple(problem for problem in SKILLS[skill].problems() if percent(problem) in SPLITS[split])
+    return tuple(problem for problem in SOURCES[skill].problems() if percent(problem) in SPLITS[split])
 
 
 def make_examples(skill: str, split: str, count: int, seed: int = 0, wording: str = "standard") -> list[Example]:
@@ -35,9 +38,26 @@ def make_examples(skill: str, split: str, count: int, seed: int = 0, wording: st
 
     Raises `SVFError` for an unknown skill, split or wording, and for more rows than the split can give.
     """
-    for what, value, known in (("skill", skill, SKILLS), ("split", split, SPLITS), ("wording", wording, WORDINGS)):
+    skills = [*SKILLS, DISPATCH]
+    for what, value, known in (("skill", skill, skills), ("split", split, SPLITS), ("wording", wording, WORDINGS)):
         if value not in known:
             raise SVFError(f"unknown quickstart {what} {value!r}: use one of {', '.join(known)}")
+    if skill == DISPATCH:
+        return _dispatch_examples(split, count, seed, wording)
+    return _examples(skill, split, count, seed, wording)
+
+
+def _dispatch_examples(split: str, count: int, seed: int, wording: str) -> list[Example]:
+    """Class after class in turn. A question is in the split that it has in its own skill."""
+    each = -(-count // len(CLASSES))
+    parts = [
+        [classified(example, label) for example in _examples(source, split, each, seed, wording)]
+        for source, label in CLASSES.items()
+    ]
+    return [example for turn in zip(*parts, strict=True) for example in turn][:count]
+
+
+def _examples(skill: str, split: str, count: int, seed: int, wording: str) -> list[Example]:
     problems = list(split_problems(skill, split))
     most = ROWS_PER_PROBLEM * len(problems)
     if not 0 <= count <= most:
@@ -47,18 +67,20 @@ def make_examples(skill: str, split: str, count: int, seed: int = 0, wording: st
     while len(examples) < count:
         rng.shuffle(problems)
         for problem in problems[: count - len(examples)]:
-            example = SKILLS[skill].word(problem, rng, wording == "reworded")
+            example = SOURCES[skill].word(problem, rng, wording == "reworded")
             while example.prompt in examples:
-                example = SKILLS[skill].word(problem, rng, wording == "reworded")
+                example = SOURCES[skill].word(problem, rng, wording == "reworded")
             examples[example.prompt] = example
     return list(examples.values())
 
 
 def make_rows(skill: str, split: str, count: int, seed: int = 0, wording: str = "standard") -> list[dict[str, Any]]:
-    """`count` rows with columns `prompt` (the user's turn), `answer`, `skill`, and for `code` also `tests`.
+    """`count` rows with columns `prompt` (the user's turn), `answer`, `target` (a right completion), `skill`, and for
+    `code` also `tests`.
 
     Args:
-        skill: `math` (answer: a number), `choice` (a letter) or `code` (a one-line function).
+        skill: `math` (answer: a number), `choice` (a letter), `code` (a one-line function) or `dispatch` (which of
+            `math`, `reasoning`, `code` and `other` a prompt is; the system message asks for it).
         split: `train`, `validation` or `test`; no problem is in two of them.
         count: number of rows.
         seed: another seed draws other rows of the same split.
@@ -66,7 +88,12 @@ def make_rows(skill: str, split: str, count: int, seed: int = 0, wording: str = 
     """
     rows: list[dict[str, Any]] = []
     for example in make_examples(skill, split, count, seed, wording):
-        row: dict[str, Any] = {"prompt": example.prompt, "answer": example.answer, "skill": skill}
+        row: dict[str, Any] = {
+            "prompt": example.prompt,
+            "answer": example.answer,
+            "target": example.completion,
+            "skill": skill,
+        }
         if example.tests:
             row["tests"] = list(example.tests)
         rows.append(row)

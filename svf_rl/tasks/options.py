@@ -10,7 +10,9 @@ class TaskOptions:
     Options of a task. A task reads those that concern it.
 
     Args:
-        skill (`str`, *optional*, defaults to `"math"`): Task `quickstart`: `math`, `choice` or `code`.
+        skill (`str`, *optional*, defaults to `"math"`): Task `quickstart`: `math`, `choice`, `code` or `dispatch`.
+        wording (`str`, *optional*, defaults to `"standard"`): Tasks `quickstart` and `exam`: `reworded` asks in
+            sentences that the bundled model was not trained on.
         data_path (`str`, *optional*):
             The task's own files in place of the Hub: a folder (each task says which files), or one file.
         data_dir (`str`, *optional*):
@@ -34,7 +36,10 @@ class TaskOptions:
         train_items, validation_items, test_items (`int`, *optional*): Take only the first so many rows of a split.
     """
 
-    skill: str = field(default="math", metadata={"help": "Task quickstart: math, choice or code."})
+    skill: str = field(default="math", metadata={"help": "Task quickstart: math, choice, code or dispatch."})
+    wording: Literal["standard", "reworded"] = field(
+        default="standard", metadata={"help": "Tasks quickstart and exam: reworded asks in sentences never trained on."}
+    )
     data_path: str | None = field(default=None, metadata={"help": "Local folder or file, in place of the Hub."})
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with a folder a benchmark (gsm8k, math, ...), in place of the Hub."}

@@ -10,7 +10,7 @@ from svf_rl.tasks.task import all_tasks
 
 def test_each_file_with_a_task_is_found() -> None:
     assert set(all_tasks()) == {
-        "arc_challenge", "arc_easy", "columns", "dispatch", "gsm8k", "humaneval", "math", "mbpp", "mixture",
+        "arc_challenge", "arc_easy", "columns", "dispatch", "exam", "gsm8k", "humaneval", "math", "mbpp", "mixture",
         "quickstart",
     }  # fmt: skip
 

@@ -1,0 +1,61 @@
+"""Task `exam`: the three skills of the quickstart in one test, which no expert was trained for.
+
+- data: made on the spot, drawn apart from the rows of the task `quickstart`, from the problems of the same splits: no
+  expert was trained on any of the problems
+- split: 256 rows to validate (labelled prompts to adapt with), 512 test rows; none to train on
+- prompt: the question alone; the skills take turns. `wording: reworded` asks in sentences that the bundled model was
+  not trained on
+- answer: `answer`, beside `task` (the skill that the question is of) and `verifier`; graded by `verified`
+- metric: accuracy, and that of each skill
+"""
+
+from datasets import Dataset
+
+from svf_rl.quickstart import SKILLS, make_rows
+from svf_rl.tasks.options import TaskOptions
+from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, limited
+
+VALIDATION_ITEMS, TEST_ITEMS = 256, 512
+# The quickstart's own rows have seed 0.
+ROWS_SEED = 20
+
+
+def load(options: TaskOptions) -> Splits:
+    """`prompt`, `answer`, `task`, `verifier`; no training rows."""
+    return {
+        "train": None,
+        "validation": _rows(options, "validation", options.validation_items, VALIDATION_ITEMS),
+        "test": _rows(options, "test", options.test_items, TEST_ITEMS),
+    }
+
+
+def _rows(options: TaskOptions, split: str, items: int | None, default: int) -> Dataset:
+    count = default if items is None else items
+    each = -(-count // len(SKILLS))
+    parts = [make_rows(skill, split, each, seed=ROWS_SEED, wording=options.wording) for skill in SKILLS]
+    rows = [
+        {
+            "prompt": chat(row["prompt"], options.system_prompt),
+            "answer": row["answer"],
+            "task": f"quickstart:{row['skill']}",
+            "verifier": SKILLS[row["skill"]].reward,
+        }
+        for turn in zip(*parts, strict=True)
+        for row in turn
+    ]
+    return limited(split, Dataset.from_list(rows[:count]), items)
+
+
+def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
+    return ({"name": "verified"},)
+
+
+TASK = Task(
+    "exam",
+    load,
+    rewards,
+    is_local=lambda options: True,
+    columns=frozenset({"prompt", "answer", "task", "verifier"}),
+    max_tokens=48,
+    trainable=False,
+)
