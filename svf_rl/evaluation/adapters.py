@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftConfig
 from transformers import PretrainedConfig
 
 from svf_rl.errors import SVFError
+from svf_rl.svf.expert import expert_folder, labels
 
 BASE = "base"
 
@@ -35,11 +34,12 @@ def find_adapters(paths: Sequence[str]) -> list[Adapter]:
     Raises:
         SVFError: a path holds no adapter, or is named twice.
     """
-    folders = [_folder(path) for path in paths]
-    labels = _labels(
-        [str(path).rstrip("/") if not Path(path).is_dir() else str(Path(path).resolve()) for path in paths]
+    folders = [expert_folder(path) for path in paths]
+    names = labels(
+        [str(path).rstrip("/") if not Path(path).is_dir() else str(Path(path).resolve()) for path in paths],
+        taken=(BASE,),
     )
-    return [Adapter(label, f, *_read(f, path)) for label, f, path in zip(labels, folders, paths, strict=True)]
+    return [Adapter(label, f, *_read(f, path)) for label, f, path in zip(names, folders, paths, strict=True)]
 
 
 def model_fingerprint(location: str, config: PretrainedConfig) -> str:
@@ -59,15 +59,6 @@ def model_fingerprint(location: str, config: PretrainedConfig) -> str:
     return digest.hexdigest()[:16]
 
 
-def _folder(path: str) -> Path:
-    if Path(path).is_dir():
-        return Path(path)
-    try:
-        return Path(snapshot_download(path))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise SVFError(f"adapter {path} is neither a folder nor an adapter that the Hub gives us") from error
-
-
 def _read(folder: Path, path: str) -> tuple[str, PeftConfig]:
     files = [folder / "adapter_config.json", *sorted(f for p in _WEIGHTS for f in folder.glob(f"adapter_model{p[1:]}"))]
     if len(files) < 2 or not files[0].is_file():
@@ -81,22 +72,3 @@ def _read(folder: Path, path: str) -> tuple[str, PeftConfig]:
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16], config
-
-
-def _labels(paths: Sequence[str]) -> list[str]:
-    """`runs/a/best` and `runs/b/best` become `a-best` and `b-best`."""
-    for path in paths:
-        if paths.count(path) > 1:
-            raise SVFError(f"adapter {path} is named twice")
-    labels = []
-    for path in paths:
-        others = [other.split("/") for other in paths if other != path] + [[BASE]]
-        parts = path.split("/")
-        length = 1
-        while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
-            length += 1
-        labels.append("-".join(part for part in parts[-length:] if part))
-    for path, label in zip(paths, labels, strict=True):
-        if labels.count(label) > 1:
-            raise SVFError(f"adapter {path} would share the name {label} with another one: rename a folder")
-    return labels

@@ -81,9 +81,16 @@ class Engine:
                 next(adapted_weights(loaded))  # refuses what cannot be brought to the engine
         self.rollouts: Rollouts
         if arguments.backend == "vllm":
-            self.rollouts = _vllm(arguments, model, max_length)
+            self.rollouts = start_vllm(
+                model,
+                max_length,
+                seed=arguments.seed,
+                enforce_eager=arguments.enforce_eager,
+                gpu_memory_utilization=arguments.gpu_memory_utilization,
+            )
         else:
-            self.rollouts = _transformers(self._load(None), tokenizer, arguments)
+            assert arguments.batch_size is not None
+            self.rollouts = transformers_rollouts(self._load(None), tokenizer, arguments.batch_size)
 
     def use(self, adapter: Adapter | None) -> None:
         """Generate with `adapter` from now on, or with the base model (`None`)."""
@@ -109,18 +116,21 @@ class Engine:
         return self._model
 
 
-def _vllm(arguments: EvaluationArguments, model: ModelArguments, max_length: int) -> Rollouts:
+def start_vllm(
+    model: ModelArguments, max_length: int, *, seed: int, enforce_eager: bool, gpu_memory_utilization: float
+) -> Rollouts:
+    """An engine with the base model. Raises `SVFError` where vLLM is missing or does not start."""
     try:
         from svf_rl.generation.colocated_vllm import ColocatedVLLM
 
         return ColocatedVLLM(
             model.location,
             dtype=getattr(torch, model.dtype),
-            seed=arguments.seed,
+            seed=seed,
             device="cuda" if torch.cuda.is_available() else "cpu",
             max_model_len=max_length,
-            gpu_memory_utilization=arguments.gpu_memory_utilization,
-            enforce_eager=arguments.enforce_eager,
+            gpu_memory_utilization=gpu_memory_utilization,
+            enforce_eager=enforce_eager,
             trust_remote_code=model.trust_remote_code,
         )
     except ImportError as error:
@@ -138,16 +148,14 @@ def _vllm(arguments: EvaluationArguments, model: ModelArguments, max_length: int
         ) from error
 
 
-def _transformers(
-    base: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, arguments: EvaluationArguments
+def transformers_rollouts(
+    base: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> Rollouts:
+    """Generation by the model itself."""
     from svf_rl.generation.transformers_rollouts import TransformersRollouts
 
-    assert arguments.batch_size is not None
     ends = base.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     eos = list(ends) if isinstance(ends, list | tuple) else [ends]
     pad = eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return TransformersRollouts(
-        base, eos_token_ids=eos, pad_token_id=pad, batch_size=arguments.batch_size, tokenizer=tokenizer
-    )
+    return TransformersRollouts(base, eos_token_ids=eos, pad_token_id=pad, batch_size=batch_size, tokenizer=tokenizer)

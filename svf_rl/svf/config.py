@@ -52,6 +52,8 @@ class SVFConfig(PeftConfig):
         init_std (`float`, *optional*, defaults to `0.01`): Standard deviation of the random start.
         base_fingerprint (`str`, *optional*):
             Written when an adapter is saved: a digest of the weights it adapts. A model with other weights refuses it.
+        combination (`dict`, *optional*):
+            Written where an adapter was made of others: their names and their weights.
     """
 
     target_modules: list[str] | str | None = field(
@@ -80,6 +82,9 @@ class SVFConfig(PeftConfig):
     init_std: float = field(default=0.01, metadata={"help": "Standard deviation of the random start."})
     base_fingerprint: str | None = field(
         default=None, metadata={"help": "Digest of the adapted weights, written when an adapter is saved."}
+    )
+    combination: dict[str, Any] | None = field(
+        default=None, metadata={"help": "What an adapter was combined from, written when it is made."}
     )
 
     def __post_init__(self) -> None:

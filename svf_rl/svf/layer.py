@@ -16,18 +16,7 @@ from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask, initial_z
 from svf_rl.svf.merge import merged_weight
 from svf_rl.svf.targets import logical_weight
-
-
-class SVFVector(nn.Module):
-    """One trained vector. It stays fp32 whatever the model is cast to: bf16 around 1 has steps of 2⁻⁷, more than a
-    whole training run moves `z`."""
-
-    def __init__(self, z: Tensor):
-        super().__init__()
-        self.weight = nn.Parameter(z)  # (r,)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFVector":
-        return super()._apply(_keeping_type(fn), recurse)
+from svf_rl.svf.vector import SVFVector, keeping_type
 
 
 class SVFFactors(nn.Module):
@@ -44,7 +33,7 @@ class SVFFactors(nn.Module):
         self.register_buffer("s", factors.s, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFFactors":
-        s, keeping = self.s, _keeping_type(fn)
+        s, keeping = self.s, keeping_type(fn)
         return super()._apply(lambda tensor: keeping(tensor) if tensor is s else fn(tensor), recurse)
 
 
@@ -197,13 +186,3 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
 def svf_layers(model: nn.Module) -> dict[str, SVFLinear]:
     """The SVF layers of a model by module path."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SVFLinear)}
-
-
-def _keeping_type(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`fn` where it only moves a tensor; where it would also change its type, the move alone."""
-
-    def move(tensor: Tensor) -> Tensor:
-        moved = fn(tensor)
-        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-    return move

@@ -16,14 +16,18 @@ from svf_rl.errors import SVFError
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
+from svf_rl.svf.expert import FINGERPRINT, PREFIX, PROBE, Z
 from svf_rl.svf.layer import SVFLinear, svf_layers
 from svf_rl.svf.probe import agrees, probe
 from svf_rl.svf.targets import as_regex, find_targets, is_linear, is_output_layer, logical_weight
+from svf_rl.svf.vector import SVFCombination
+from svf_rl.svf.weighted import WeightedAdapters
 
-_Z, _FINGERPRINT, _PROBE = ".svf_z.weight", ".svf_fingerprint", ".svf_probe"
+# The weights of a combination in training, beside the z that they make.
+_ALPHA = ".svf_alpha"
 
 
-class SVFModel(BaseTuner):
+class SVFModel(WeightedAdapters, BaseTuner):
     """
     Wraps a model for singular value fine-tuning; made by `get_peft_model(model, SVFConfig(...))`.
 
@@ -123,15 +127,30 @@ class SVFModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """`z` of every layer, with the fingerprint of its `W` (32 bytes) and the probe of its change (16 numbers)."""
+        cls._record_alpha(model, config, adapter_name)
         result = {}
         for name, layer in svf_layers(model).items():
             if adapter_name not in layer.svf_z:
                 continue
-            z = state_dict[f"{name}.svf_z.{adapter_name}.weight"]
+            vector = layer.svf_z[adapter_name]
+            if isinstance(vector, SVFCombination):  # saved as the plain adapter that it makes
+                z = vector.weight.detach()
+                result[name + _ALPHA] = vector.alpha.detach().clone()  # several matrices may share it
+            else:
+                z = state_dict[f"{name}.svf_z.{adapter_name}.weight"]
             result[f"{name}.svf_z.{adapter_name}.weight"] = z
-            result[name + _FINGERPRINT] = torch.frombuffer(bytearray.fromhex(layer.weight_id), dtype=torch.uint8)
-            result[name + _PROBE] = probe(_factors(layer), layer.multiplier(adapter_name, z).detach())
+            result[name + FINGERPRINT] = torch.frombuffer(bytearray.fromhex(layer.weight_id), dtype=torch.uint8)
+            result[name + PROBE] = probe(_factors(layer), layer.multiplier(adapter_name, z).detach())
         return result
+
+    @staticmethod
+    def _record_alpha(model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        """Bring what the configuration says of a combination in training up to date."""
+        vectors = [layer.svf_z[adapter_name] for layer in svf_layers(model).values() if adapter_name in layer.svf_z]
+        rows = {id(v.alpha): v.used_alpha.tolist() for v in vectors if isinstance(v, SVFCombination)}
+        if rows:
+            alpha = [[round(value, 6) for value in row] for row in rows.values()]
+            config.combination = {**config.combination, "alpha": alpha}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -140,23 +159,34 @@ class SVFModel(BaseTuner):
         """Refuse an adapter of another base model before any value is set; keep `z` alone."""
         base = getattr(config, "base_model_name_or_path", None) or "the model it was trained on"
         layers = {n: layer for n, layer in svf_layers(model).items() if adapter_name in layer.svf_z}
-        prefix = "base_model.model."
-        saved = {key.removeprefix(prefix): value for key, value in state_dict.items()}
-        names = {name.removeprefix(prefix): name for name in layers}
-        extra = {k.removesuffix(_Z) for k in saved if k.endswith(_Z)} - set(names)
+        saved = {key.removeprefix(PREFIX): value for key, value in state_dict.items()}
+        names = {name.removeprefix(PREFIX): name for name in layers}
+        extra = {k.removesuffix(Z) for k in saved if k.endswith(Z)} - set(names)
         if extra:
             raise SVFError(f"the adapter has z for {_few(extra)}, not adapted in this model: load it onto {base}")
         for name, path in names.items():
             _check_saved(name, layers[path], adapter_name, saved, base)
-        kept = {key: value for key, value in state_dict.items() if not key.endswith((_FINGERPRINT, _PROBE))}
+        kept = {key: value for key, value in state_dict.items() if not key.endswith((FINGERPRINT, PROBE, _ALPHA))}
+        for name, path in names.items():
+            if isinstance(layers[path].svf_z[adapter_name], SVFCombination):
+                kept = _alpha_for_z(name, kept, state_dict)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, kept)
 
 
+def _alpha_for_z(name: str, kept: dict[str, Tensor], saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A combination in training goes on from its weights, and not from the `z` that they made."""
+    key = next(key for key in kept if key.removeprefix(PREFIX) == name + Z)
+    head = key.removesuffix(Z)
+    if head + _ALPHA not in saved:
+        raise SVFError("the adapter is no combination that was being trained: a combination cannot go on from it")
+    return {k: v for k, v in kept.items() if k != key} | {f"{head}.svf_z.alpha": saved[head + _ALPHA]}
+
+
 def _check_saved(name: str, layer: SVFLinear, adapter_name: str, saved: dict[str, Tensor], base: str) -> None:
-    missing = [suffix for suffix in (_Z, _FINGERPRINT, _PROBE) if name + suffix not in saved]
+    missing = [suffix for suffix in (Z, FINGERPRINT, PROBE) if name + suffix not in saved]
     if missing:
         raise SVFError(f"the adapter file lacks {name}{missing[0]}: it is damaged, save the adapter again")
-    z, recorded = saved[name + _Z], saved[name + _FINGERPRINT]
+    z, recorded = saved[name + Z], saved[name + FINGERPRINT]
     if recorded.numpy(force=True).tobytes().hex() != layer.weight_id:
         raise SVFError(
             f"the adapter was trained on other weights than those of {name}: load it onto {base}, "
@@ -165,7 +195,7 @@ def _check_saved(name: str, layer: SVFLinear, adapter_name: str, saved: dict[str
     if z.shape != layer.svf_factors.s.shape or not torch.isfinite(z).all():
         raise SVFError(f"z of {name} has shape {tuple(z.shape)} or is not finite: the adapter file is damaged")
     m = layer.multiplier(adapter_name, z).detach()
-    if not agrees(_factors(layer), m, _frozen(layer), saved[name + _PROBE].float().cpu()):
+    if not agrees(_factors(layer), m, _frozen(layer), saved[name + PROBE].float().cpu()):
         raise SVFError(
             f"the factors of {name} are not those of the adapter's training (their probe differs by more than 1e-3): "
             "use the factor cache of the training run"

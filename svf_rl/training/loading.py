@@ -1,5 +1,7 @@
 """From a recipe's arguments to a model with its adapter, and its tokenizer."""
 
+from collections.abc import Sequence
+
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFConfig
 from svf_rl.svf.checkpoint import decompose_checkpoint
+from svf_rl.svf.expert import Expert, adapter_name, check_same_base, expert_folder, labels, read_expert
 from svf_rl.svf.targets import as_regex, target_regex
 from svf_rl.training.recipe import AdapterArguments, ModelArguments
 
@@ -42,9 +45,36 @@ def load_base(model: ModelArguments) -> PreTrainedModel:
 def load_adapted(model: ModelArguments, adapter: AdapterArguments) -> PeftModel:
     """The base model with the adapter that is to be trained."""
     base = load_base(model)
+    if adapter.adapter == "combination":
+        return load_combination(model, adapter, base)
     config = adapter_config(adapter) if adapter.adapter_path is None else saved_config(adapter)
     fill_factor_cache(model, config, base.dtype)
     return get_peft_model(base, config) if adapter.adapter_path is None else load_saved(base, adapter.adapter_path)
+
+
+def load_combination(model: ModelArguments, adapter: AdapterArguments, base: PreTrainedModel) -> PeftModel:
+    """`base` with a combination of the recipe's experts, whose weights are to be trained."""
+    experts = named_experts(adapter.experts or [])
+    fill_factor_cache(model, experts[0].config, base.dtype)
+    first, *rest = experts
+    adapted = load_saved(base, str(first.folder), first.name)
+    for expert in rest:
+        adapted.load_adapter(str(expert.folder), expert.name)
+    names = [expert.name for expert in experts]
+    adapted.add_combination_adapter(names, "default", adapter.alpha_scope, adapter.alpha_form, adapter.alpha_normalized)
+    adapted.set_adapter("default")
+    for name in names:  # the combination has their masks
+        adapted.delete_adapter(name)
+    return adapted
+
+
+def named_experts(paths: Sequence[str]) -> list[Expert]:
+    """The experts of these folders, checked against one another and named apart: `math`, or `runs-math` where two
+    folders are called `math`. Raises `SVFError` for one that is missing, or does not go with the others."""
+    names = labels([str(expert_folder(path).resolve()) for path in paths], taken=("default",))
+    experts = [read_expert(path, adapter_name(name)) for path, name in zip(paths, names, strict=True)]
+    check_same_base(experts)
+    return experts
 
 
 def fill_factor_cache(model: ModelArguments, config: PeftConfig, dtype: torch.dtype) -> None:
@@ -77,10 +107,10 @@ def saved_config(adapter: AdapterArguments) -> PeftConfig:
     return saved
 
 
-def load_saved(base: torch.nn.Module, path: str) -> PeftModel:
+def load_saved(base: torch.nn.Module, path: str, name: str = "default") -> PeftModel:
     """`base` with a saved adapter, to be trained further."""
     try:
-        return PeftModel.from_pretrained(base, path, is_trainable=True)
+        return PeftModel.from_pretrained(base, path, adapter_name=name, is_trainable=True)
     except SVFError:
         raise
     except SafetensorError as error:

@@ -1,0 +1,182 @@
+"""One base model, a vector a matrix for each expert, and one generator that answers as any of them."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from svf_rl.errors import SVFError
+from svf_rl.evaluation.engine import start_vllm, transformers_rollouts
+from svf_rl.generation import Completion, Rollouts, Sampling
+from svf_rl.svf import svf_layers
+from svf_rl.svf.combine import groups_of
+from svf_rl.svf.expert import adapter_name, check_same_base, read_expert
+from svf_rl.training.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
+from svf_rl.training.recipe import ModelArguments
+
+_MIX = "mix"  # the adapter on the model that holds whatever was asked for last
+
+
+@dataclass(frozen=True)
+class Mix:
+    """
+    A combination of the pool's experts, see `svf_rl.svf.combine`.
+
+    Args:
+        alpha (`Tensor` of shape `(K,)` or `(groups, K)`): The weights, in the order of the pool's `names`.
+        scope (`str`, *optional*, defaults to `"global"`): What the rows are for: `global`, `layer` or `matrix`.
+        form (`str`, *optional*, defaults to `"mask"`): `mask` or `deviation`.
+        normalized (`bool`, *optional*, defaults to `False`): Refuse weights that do not sum to 1.
+    """
+
+    alpha: Tensor
+    scope: str = "global"
+    form: str = "mask"
+    normalized: bool = False
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for mixes that make the same model."""
+        return (self.alpha.tolist().__repr__(), self.scope, self.form)
+
+
+class ExpertPool:
+    """
+    Generates as the base model, as an expert, or as a combination of experts, whichever `use` named last.
+
+    Args:
+        model ([`ModelArguments`]): The base model, its `dtype` that of the experts' training.
+        experts (`Mapping[str, str]`): Names, and the folders or Hub names of the adapters that are combined.
+        others (`Mapping[str, str]`, *optional*): Further adapters that `use` knows and no mix holds, such as a
+            dispatch expert.
+        rollouts ([`Rollouts`], *optional*): An engine that stands already, with the same base model.
+        backend (`str`, *optional*, defaults to `"vllm"`): `"vllm"` or `"transformers"`.
+        max_length (`int`): The longest prompt and its completion, in tokens.
+        seed (`int`, *optional*, defaults to 0): Of the engine; each sample has one of its own besides.
+        enforce_eager (`bool`, *optional*, defaults to `False`): vLLM compiles nothing.
+        gpu_memory_utilization (`float`, *optional*, defaults to 0.4): vLLM's share of the GPU. The base model and its
+            factors stand beside it: a sync then takes a fraction of a second, on the CPU it would take a minute for 8B.
+        batch_size (`int`, *optional*, defaults to 32): Of transformers' generation.
+
+    Raises:
+        SVFError: an expert is missing, is no SVF adapter, or has another base or other targets than the others.
+    """
+
+    def __init__(
+        self,
+        model: ModelArguments,
+        experts: Mapping[str, str],
+        others: Mapping[str, str] | None = None,
+        rollouts: Rollouts | None = None,
+        *,
+        backend: str = "vllm",
+        max_length: int,
+        seed: int = 0,
+        enforce_eager: bool = False,
+        gpu_memory_utilization: float = 0.4,
+        batch_size: int = 32,
+    ):
+        others = others or {}
+        if not experts:
+            raise SVFError("name at least one expert: a folder of a trained SVF adapter")
+        twice = sorted(experts.keys() & others.keys()) + [name for name in (*experts, *others) if name == _MIX]
+        if twice:
+            raise SVFError(f"two experts cannot share the name {twice[0]!r}: give them other names")
+        read = {name: read_expert(path, name) for name, path in {**experts, **others}.items()}
+        check_same_base([read[name] for name in experts])
+        self.names = list(experts)
+        self.others = list(others)
+        self.folders = {name: expert.folder for name, expert in read.items()}
+        self.model_arguments = model
+        self.tokenizer = load_tokenizer(model)
+        base = load_base(model).eval()
+        for expert in read.values():
+            fill_factor_cache(model, expert.config, base.dtype)
+        self._adapters = {name: adapter_name(name) for name in read}
+        first, *rest = read
+        self.model: PeftModel = load_saved(base, str(read[first].folder), self._adapters[first])
+        for name in rest:
+            self.model.load_adapter(str(read[name].folder), self._adapters[name])
+        self.model.eval().requires_grad_(False)
+        if torch.cuda.is_available():
+            self.model.to("cuda")
+        self.rollouts = rollouts or (
+            start_vllm(
+                model,
+                max_length,
+                seed=seed,
+                enforce_eager=enforce_eager,
+                gpu_memory_utilization=gpu_memory_utilization,
+            )
+            if backend == "vllm"
+            else transformers_rollouts(self.model, self.tokenizer, batch_size)
+        )
+        self._used: object = ()  # nothing yet, which no key is equal to
+        self.syncs = 0
+        self.sync_seconds = 0.0
+
+    def combination_groups(self, scope: str) -> int:
+        """How many rows of weights a scope has."""
+        paths = [path for path, layer in svf_layers(self.model).items() if self._adapters[self.names[0]] in layer.svf_z]
+        return max(groups_of(paths, scope)) + 1
+
+    def use(self, which: str | Mix | None) -> None:
+        """
+        Answer from now on as an expert (its name), a combination, or the base model (`None`). Costs one weight sync,
+        and none where it is used already.
+
+        Raises:
+            SVFError: no expert of that name, or weights that do not suit.
+        """
+        key = which.key if isinstance(which, Mix) else which
+        if key == self._used and not self.rollouts.stale:
+            return
+        started = time.perf_counter()
+        # The base model is a combination that changes nothing: W' is then W to the bit.
+        self._activate(which or Mix(torch.zeros(len(self.names)), form="deviation"))
+        # Other matrices than an expert before may be adapted now, and an engine may hold anything at first.
+        self.rollouts.sync(self.model, everything=self._used == () or self._other_targets())
+        self._used = key
+        self.syncs += 1
+        self.sync_seconds += time.perf_counter() - started
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """One completion a prompt, in order."""
+        return self.rollouts.generate(prompts, sampling, seeds)
+
+    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
+        """Of each token of each continuation, given its prompt."""
+        return self.rollouts.loglikelihood(prompts, continuations)
+
+    def save(self, mix: Mix, folder: Path) -> None:
+        """Write a combination as an ordinary adapter, whole or not at all. Raises `SVFError` for a folder with files."""
+        if folder.exists() and any(folder.iterdir()):
+            raise SVFError(f"{folder} is not empty: name another folder for the adapter")
+        self._activate(mix)
+        self._used = ()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            self.model.save_pretrained(temporary, selected_adapters=[_MIX])
+            if folder.exists():
+                folder.rmdir()
+            shutil.move(Path(temporary) / _MIX, folder)
+
+    def _activate(self, which: str | Mix) -> None:
+        if isinstance(which, Mix):
+            combined = [self._adapters[name] for name in self.names]
+            self.model.add_weighted_adapter(combined, which.alpha, _MIX, which.scope, which.form, which.normalized)
+        elif which not in self._adapters:
+            raise SVFError(f"there is no expert {which!r}; there are: {', '.join(self._adapters)}")
+        self.model.set_adapter(_MIX if isinstance(which, Mix) else self._adapters[which], inference_mode=True)
+
+    def _other_targets(self) -> bool:
+        return any(
+            len({name in layer.svf_z for name in self._adapters.values()}) > 1
+            for layer in svf_layers(self.model).values()
+        )

@@ -1,0 +1,163 @@
+"""An expert is a saved SVF adapter: what its folder says, read without the base model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from peft import PeftConfig
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from svf_rl.errors import SVFError
+from svf_rl.svf.config import SVFConfig
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What the file holds of each matrix, behind its path.
+Z, FINGERPRINT, PROBE = ".svf_z.weight", ".svf_fingerprint", ".svf_probe"
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Expert:
+    """
+    A saved SVF adapter.
+
+    Args:
+        name (`str`): What it is called in tables and weights.
+        folder (`Path`): Its folder.
+        config ([`SVFConfig`]): Its configuration.
+        z (`dict[str, Tensor]`): By module path of the base model, such as `model.layers.0.mlp.gate_proj`: the trained
+            vector (r,), fp32, as it is stored (with `parameterization: sigmoid`, before the sigmoid).
+        fingerprints (`dict[str, str]`): By the same paths: hex digest of the base weight.
+        bytes (`int`): Size of the file with the vectors.
+    """
+
+    name: str
+    folder: Path
+    config: SVFConfig
+    z: dict[str, Tensor]
+    fingerprints: dict[str, str]
+    bytes: int
+
+
+def expert_folder(path: str | Path) -> Path:
+    """The folder of an adapter: local, or downloaded from the Hub. Raises `SVFError` where there is neither."""
+    if Path(path).expanduser().is_dir():
+        return Path(path).expanduser()
+    try:
+        return Path(snapshot_download(str(path)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise SVFError(f"adapter {path} is neither a folder nor an adapter that the Hub gives us") from error
+
+
+def read_expert(path: str | Path, name: str | None = None) -> Expert:
+    """
+    Read an expert.
+
+    Args:
+        path (`str` or `Path`): A folder with `adapter_config.json` and `adapter_model.safetensors`, or a Hub name.
+        name (`str`, *optional*): Default: the folder's.
+
+    Raises:
+        SVFError: no adapter there, not one of SVF, or a damaged file.
+    """
+    folder = expert_folder(path)
+    file = folder / WEIGHTS
+    if not (folder / CONFIG).is_file() or not file.is_file():
+        raise SVFError(f"no adapter in {path}: it needs {CONFIG} and {WEIGHTS}")
+    config = _read_config(folder, path)
+    z: dict[str, Tensor] = {}
+    fingerprints: dict[str, str] = {}
+    try:
+        with safe_open(file, framework="pt") as saved:
+            for key in saved.keys():  # noqa: SIM118  (no mapping)
+                if key.endswith(Z):
+                    z[key.removesuffix(Z).removeprefix(PREFIX)] = saved.get_tensor(key).float()
+                elif key.endswith(FINGERPRINT):
+                    digest = bytes(saved.get_tensor(key).tolist()).hex()
+                    fingerprints[key.removesuffix(FINGERPRINT).removeprefix(PREFIX)] = digest
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SVFError(f"{file} is damaged ({' '.join(str(error).split())[:200]}): save the adapter again") from error
+    if not z:
+        raise SVFError(f"{file} holds no z: it is damaged, save the adapter again")
+    if z.keys() != fingerprints.keys():
+        raise SVFError(f"{file} lacks fingerprints of its weights: it is damaged, save the adapter again")
+    broken = [matrix for matrix, vector in z.items() if not torch.isfinite(vector).all()]
+    if broken:
+        raise SVFError(f"{file}: z of {broken[0]} is not finite: the adapter file is damaged")
+    return Expert(name or folder.resolve().name, folder, config, z, fingerprints, file.stat().st_size)
+
+
+def _read_config(folder: Path, path: str | Path) -> SVFConfig:
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise SVFError(f"{folder / CONFIG} is no usable adapter configuration: {detail}") from error
+    if not isinstance(config, SVFConfig):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise SVFError(f"{path} holds a {kind} adapter: experts that are combined must be SVF adapters")
+    if config.modules_to_save:
+        raise SVFError(
+            f"{path} also holds whole modules ({', '.join(config.modules_to_save)}), which cannot be combined: "
+            "train the expert without modules_to_save"
+        )
+    return config
+
+
+def adapter_name(name: str) -> str:
+    """`name` as PEFT takes it for an adapter: without dots, and no part of the prefix of SVF's parameters (`svf_`)."""
+    name = name.replace(".", "_")
+    return f"{name}-expert" if name in "svf_" else name
+
+
+def check_same_base(experts: Sequence[Expert]) -> None:
+    """Raises `SVFError`, naming two experts and what differs, unless all adapt the same weights of one base model."""
+    for other in experts[1:]:
+        _check_pair(experts[0], other)
+
+
+def _check_pair(first: Expert, other: Expert) -> None:
+    alone = sorted(first.z.keys() ^ other.z.keys())
+    if alone:
+        owner = first if alone[0] in first.z else other
+        raise SVFError(
+            f"experts {first.name} and {other.name} have different targets ({alone[0]} is adapted by {owner.name} "
+            "alone): combine experts with the same target_modules"
+        )
+    for matrix, digest in first.fingerprints.items():
+        if other.fingerprints[matrix] != digest or other.z[matrix].shape != first.z[matrix].shape:
+            bases = [str(expert.config.base_model_name_or_path) for expert in (first, other)]
+            named = f" ({bases[0]} and {bases[1]})" if bases[0] != bases[1] else ""
+            raise SVFError(
+                f"experts {first.name} and {other.name} were trained on different base weights{named}; {matrix} is the "
+                "first that differs: combine experts of one base model, loaded in the same dtype"
+            )
+
+
+def labels(paths: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """
+    Short names of adapters: of each path the shortest end that tells it from the others and from the names that are
+    `taken`. `runs/a/best` and `runs/b/best` become `a-best` and `b-best`.
+
+    Raises:
+        SVFError: a path comes twice, or two would share a name.
+    """
+    for path in paths:
+        if paths.count(path) > 1:
+            raise SVFError(f"adapter {path} is named twice")
+    names = []
+    for path in paths:
+        others = [other.split("/") for other in paths if other != path] + [[name] for name in taken]
+        parts = path.split("/")
+        length = 1
+        while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
+            length += 1
+        names.append("-".join(part for part in parts[-length:] if part))
+    for path, name in zip(paths, names, strict=True):
+        if names.count(name) > 1:
+            raise SVFError(f"adapter {path} would share the name {name} with another one: rename a folder")
+    return names

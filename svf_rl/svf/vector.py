@@ -1,0 +1,59 @@
+"""What an adapter holds of one matrix: a trained `z`, or the trained weights of a combination of experts."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from svf_rl.svf.combine import combine, normalize
+
+
+class SVFVector(nn.Module):
+    """One trained vector. It stays fp32 whatever the model is cast to: bf16 around 1 has steps of 2⁻⁷, more than a
+    whole training run moves `z`."""
+
+    def __init__(self, z: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(z)  # (r,)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFVector":
+        return super()._apply(keeping_type(fn), recurse)
+
+
+class SVFCombination(nn.Module):
+    """
+    A `z` that is computed: the combination of the fixed masks of `K` experts with trained weights.
+
+    It stands where an adapter's own vector would, and its `weight` is read in the same way. It holds `K` vectors and
+    `alpha`, which the matrices of one group share.
+    """
+
+    masks: Tensor
+
+    def __init__(self, masks: Tensor, alpha: nn.Parameter, form: str, normalized: bool):
+        super().__init__()
+        self.alpha = alpha  # (K,) fp32
+        self.register_buffer("masks", masks, persistent=False)  # (K, r) fp32
+        self._form, self._normalized = form, normalized
+
+    @property
+    def used_alpha(self) -> Tensor:
+        """The weights `(K,)` as they act: divided by their sum where they are to be normalized."""
+        return normalize(self.alpha) if self._normalized else self.alpha
+
+    @property
+    def weight(self) -> Tensor:
+        """`z'` of shape `(r,)`, with a gradient to `alpha`."""
+        return combine(self.masks, self.used_alpha, self._form)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFCombination":
+        return super()._apply(keeping_type(fn), recurse)
+
+
+def keeping_type(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`fn` where it only moves a tensor; where it would also change its type, the move alone."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return move

@@ -1,0 +1,139 @@
+"""Adapters made of other adapters of the same model, in the manner of PEFT's `add_weighted_adapter`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svf_rl.errors import SVFError
+from svf_rl.svf.combine import check_form, check_weights, combine, even_weights, groups_of
+from svf_rl.svf.config import SVFConfig
+from svf_rl.svf.layer import SVFLinear, svf_layers
+from svf_rl.svf.vector import SVFCombination
+
+
+class WeightedAdapters:
+    """The part of [`SVFModel`] that combines its adapters. The formulas are in `combine.py`."""
+
+    model: nn.Module
+    peft_config: dict[str, Any]
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float] | Sequence[Sequence[float]] | Tensor,
+        adapter_name: str,
+        scope: str = "global",
+        form: str = "mask",
+        normalized: bool = False,
+    ) -> None:
+        """
+        Add the adapter `Σ_k α_k m_k` of adapters that are on the model. It is a plain one: it is used, trained on,
+        saved and loaded like any other, and costs one vector a matrix. It is not made active.
+
+        Args:
+            adapters (`Sequence[str]`): Names of `K` adapters.
+            weights (`Sequence` or `Tensor` of shape `(K,)` or `(groups, K)`): Their weights.
+            adapter_name (`str`): Name of the new adapter. One that was made in this way is replaced.
+            scope (`str`, *optional*, defaults to `"global"`): What the rows of `weights` are for: `"global"`,
+                `"layer"` or `"matrix"`.
+            form (`str`, *optional*, defaults to `"mask"`): `"mask"` or `"deviation"`, see `combine.py`.
+            normalized (`bool`, *optional*, defaults to `False`): Refuse weights that do not sum to 1.
+
+        Raises:
+            SVFError: an adapter is missing or adapts other matrices, or the weights do not suit.
+        """
+        layers, rows = self._combined_layers(adapters, adapter_name, scope, form)
+        table = check_weights(weights, len(adapters), max(rows) + 1, normalized)
+        vectors = [
+            combine(_masks(layer, adapters), table[row].to(layer.svf_factors.s), form)
+            for layer, row in zip(layers, rows, strict=True)
+        ]
+        self._add_plain(adapters, adapter_name, origin(adapters, table, scope, form, normalized))
+        with torch.no_grad():
+            for layer, z in zip(layers, vectors, strict=True):
+                layer.svf_z[adapter_name].weight.copy_(z)
+
+    def add_combination_adapter(
+        self,
+        adapters: Sequence[str],
+        adapter_name: str,
+        scope: str = "global",
+        form: str = "mask",
+        normalized: bool = False,
+    ) -> None:
+        """
+        Add an adapter of which the weights `α` are trained, from the plain mean of the adapters on. It is saved as
+        [`WeightedAdapters.add_weighted_adapter`] with the weights of the moment would be, so that it loads as a plain
+        adapter without the others.
+
+        Args: as above; with `normalized`, what acts is `α / Σ α`.
+        """
+        layers, rows = self._combined_layers(adapters, adapter_name, scope, form)
+        table = even_weights(len(adapters), max(rows) + 1)
+        masks = [_masks(layer, adapters).clone() for layer in layers]
+        self._add_plain(adapters, adapter_name, origin(adapters, table, scope, form, normalized))
+        alphas = [nn.Parameter(row) for row in table.to(layers[0].svf_factors.s.device)]
+        for layer, row, stack in zip(layers, rows, masks, strict=True):
+            layer.svf_z[adapter_name] = SVFCombination(stack, alphas[row], form, normalized)
+            layer.set_adapter(layer.active_adapters)  # a new module has to be told whether it is trained
+
+    def _combined_layers(
+        self, adapters: Sequence[str], adapter_name: str, scope: str, form: str
+    ) -> tuple[list[SVFLinear], list[int]]:
+        check_form(form)
+        if not adapters:
+            raise SVFError("a combination needs at least one adapter: name those to combine")
+        missing = [name for name in adapters if name not in self.peft_config]
+        if missing:
+            raise SVFError(f"there is no adapter {missing[0]!r}; the model has: {', '.join(self.peft_config)}")
+        if adapter_name in self.peft_config and getattr(self.peft_config[adapter_name], "combination", None) is None:
+            raise SVFError(f"the model already has an adapter {adapter_name!r}: give the combination another name")
+        if adapter_name in adapters:
+            raise SVFError(
+                f"the combination cannot replace {adapter_name!r}, which it is made of: give it another name"
+            )
+        saved = [name for name in adapters if self.peft_config[name].modules_to_save]
+        if saved:
+            raise SVFError(
+                f"adapter {saved[0]!r} holds whole modules, which cannot be combined: train without modules_to_save"
+            )
+        found = svf_layers(self.model)
+        for path, layer in found.items():
+            have = [name for name in adapters if name in layer.svf_z]
+            if have and len(have) < len(adapters):
+                lacking = next(name for name in adapters if name not in have)
+                raise SVFError(
+                    f"adapters {have[0]!r} and {lacking!r} have different targets: {path} is adapted by the first alone"
+                )
+        layers = {path: layer for path, layer in found.items() if adapters[0] in layer.svf_z}
+        return list(layers.values()), groups_of(list(layers), scope)
+
+    def _add_plain(self, adapters: Sequence[str], adapter_name: str, combination: dict[str, Any]) -> None:
+        """An adapter with `z = 1` and the targets of the first of `adapters`."""
+        if adapter_name in self.peft_config:
+            self.peft_config[adapter_name].combination = combination
+            return
+        first: SVFConfig = self.peft_config[adapters[0]]
+        self.peft_config[adapter_name] = replace(
+            first, parameterization="direct", renormalize=False, init="identity", combination=combination
+        )
+        self.inject_adapter(self.model, adapter_name)  # type: ignore[attr-defined]  # of SVFModel
+
+
+def origin(adapters: Sequence[str], table: Tensor, scope: str, form: str, normalized: bool) -> dict[str, Any]:
+    """What `adapter_config.json` records of a combination."""
+    return {
+        "experts": list(adapters),
+        "scope": scope,
+        "form": form,
+        "normalized": normalized,
+        "alpha": [[round(value, 6) for value in row] for row in table.tolist()],
+    }
+
+
+def _masks(layer: SVFLinear, adapters: Sequence[str]) -> Tensor:
+    """`(K, r)` multipliers."""
+    return torch.stack([layer.multiplier(name) for name in adapters]).detach()
