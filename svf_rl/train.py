@@ -63,6 +63,7 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
     from svf_rl.tasks import find_task
     from svf_rl.training.callbacks import ProgressLine
     from svf_rl.training.loading import load_adapted, load_tokenizer
+    from svf_rl.training.next_token import NextTokenTrainer
     from svf_rl.training.plan import check_rows, load_rewards
     from svf_rl.training.trainer import SVFReinforceTrainer
 
@@ -72,13 +73,14 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
         task = find_task(recipe.data.task)
         data = task.load(recipe.data)
         rewards = load_rewards(recipe.data)
-        check_rows(recipe.data, data, rewards)
+        check_rows(recipe.data, data, rewards, recipe.training.objective)
         recipe.training.reward_weights = [reward.weight for reward in rewards]
         tokenizer = load_tokenizer(recipe.model)
     with phases("decompose"):
         model = load_adapted(recipe.model, recipe.adapter)
     with phases("engine"):
-        trainer = SVFReinforceTrainer(
+        trainer_class = NextTokenTrainer if recipe.training.objective == "next_token" else SVFReinforceTrainer
+        trainer = trainer_class(
             model,
             list(rewards),
             recipe.training,
@@ -90,6 +92,15 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
         if not recipe.training.disable_tqdm:
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(ProgressLine())
+    trainer.run_summary = about = {
+        "recipe": {key: value for key, value in recipe.raw.items() if key != "hub_token"},
+        "seed": recipe.training.seed,
+        "trained_values": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "rows": {split: len(rows) for split, rows in data.items() if rows is not None},
+        "packages": _versions(),
+        "git_commit": _git_commit(),
+        "warnings": recipe.warnings,
+    }
     test = data["test"] if data["test"] is not None else data["validation"]
     with phases("base_evaluation"):
         base = trainer.evaluate(test, metric_key_prefix="base")
@@ -103,8 +114,7 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
     with phases("evaluation"):
         final = trainer.evaluate_saved(str(output), test)
     summary = {
-        "recipe": recipe.raw,
-        "seed": recipe.training.seed,
+        **about,
         "base_accuracy": base["base_accuracy"],
         "accuracy": final["test_accuracy"],
         "items": int(final["test_items"]),
@@ -113,18 +123,19 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
         if trainer.state.best_model_checkpoint
         else None,
         "seconds": phases.seconds,
-        "packages": _versions(),
-        "git_commit": _git_commit(),
-        "warnings": recipe.warnings,
     }
+    trainer.run_summary = summary
     if trainer.is_world_process_zero():
         temporary = output / ".summary.json"
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
         temporary.replace(output / "summary.json")
+        trainer.create_model_card()
         print(
             f"held-out accuracy: {summary['base_accuracy']:.3f} before, {summary['accuracy']:.3f} after "
             f"({summary['items']} items, greedy; saved adapter loaded again from {output})"
         )
+    if recipe.training.push_to_hub:
+        trainer.push_to_hub(commit_message="Accuracy and model card")
     return summary
 
 
@@ -143,12 +154,12 @@ class _Phases:
 
 @contextmanager
 def _no_half_written(output: Path) -> Iterator[None]:
-    """A run that ends badly before its first checkpoint leaves no output folder behind, if there was none before."""
+    """A run that ends badly before it has saved an adapter leaves no output folder behind, if there was none before."""
     existed = output.exists()
     try:
         yield
     except BaseException:  # an interrupt or a bug leaves no more behind than bad input does
-        if not existed and not list(output.glob("checkpoint-*")):
+        if not existed and not list(output.glob("checkpoint-*")) and not (output / "adapter_config.json").exists():
             shutil.rmtree(output, ignore_errors=True)
         raise
 

@@ -155,7 +155,7 @@ class ExpertPool:
         return self.rollouts.loglikelihood(prompts, continuations)
 
     def save(self, mix: Mix, folder: Path) -> None:
-        """Write a combination as an ordinary adapter, whole or not at all. Raises `SVFError` for a folder with files."""
+        """Write a combination as an ordinary adapter, whole or not at all. Raises `SVFError` for a folder in use."""
         if folder.exists() and any(folder.iterdir()):
             raise SVFError(f"{folder} is not empty: name another folder for the adapter")
         self._activate(mix)

@@ -1,5 +1,6 @@
 """The items of a task: what is asked, and how answers are graded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,18 @@ class TaskItems:
         return self.name.replace(":", "-")
 
 
-def load_items(name: str, arguments: EvaluationArguments, tokenizer: PreTrainedTokenizerBase) -> TaskItems:
+def load_items(
+    name: str,
+    arguments: EvaluationArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Sequence[str] = ("test",),
+) -> TaskItems:
     """
-    The first `limit` test rows of a task as prompts, and a grader that has accepted all their answers.
+    The first `limit` rows of a task as prompts, and a grader that has accepted all their answers. They are of the first
+    of the `splits` that the task has.
 
     Raises:
-        SVFError: no such task or data, no test rows, or an answer that nothing could match.
+        SVFError: no such task or data, none of these splits, or an answer that nothing could match.
     """
     base_name, colon, skill = name.partition(":")
     task = find_task(base_name)
@@ -53,7 +60,7 @@ def load_items(name: str, arguments: EvaluationArguments, tokenizer: PreTrainedT
         raise SVFError("task columns has no reward of its own: give --reward, such as --reward exact_match")
     specs = task.rewards(options) if arguments.reward is None else (arguments.reward,)
     grader = Grader(specs[0], arguments.max_failed)
-    rows = _rows(base_name, options, arguments.limit)
+    rows = _rows(base_name, options, arguments.limit, splits)
     grader.check(rows, name)
     template = arguments.chat_template_kwargs
     ids = prompt_ids(tokenizer, rows["prompt"], **template)
@@ -74,10 +81,13 @@ def load_items(name: str, arguments: EvaluationArguments, tokenizer: PreTrainedT
     )
 
 
-def _rows(name: str, options: TaskOptions, limit: int | None) -> Dataset:
+def _rows(name: str, options: TaskOptions, limit: int | None, splits: Sequence[str]) -> Dataset:
     if name == "columns" and options.data_path is not None and Path(options.data_path).is_file():
-        return limited("test", read_rows(options), limit)  # one file is evaluated whole
-    test = find_task(name).load(options)["test"]
-    if test is None:
-        raise SVFError(f"task {name} has no test rows here: add a test file, or give one file as --data-path")
-    return limited("test", test, limit)
+        return limited(splits[0], read_rows(options), limit)  # one file is evaluated whole
+    there = find_task(name).load(options)
+    for split in splits:
+        rows = there[split]
+        if rows is not None:
+            return limited(split, rows, limit)
+    last = splits[-1]
+    raise SVFError(f"task {name} has no {last} rows here: add a {last} file, or give one file as --data-path")

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from svf_rl.evaluation.summary import Estimate, Result
+from svf_rl.text_table import aligned
 
-_TEXT = {"task", "model", "metric"}  # the columns that start at the left
+_WORDS = ("task", "model", "metric")
 
 
 def table(results: Sequence[Result]) -> str:
@@ -29,21 +30,7 @@ def table(results: Sequence[Result]) -> str:
             }
         for k in ks:
             rows.append({"task": "", "model": "", "metric": f"pass@{k}", **_estimate(result.pass_at_k[k])})
-    return aligned(rows)
-
-
-def aligned(rows: Sequence[dict[str, str]]) -> str:
-    """The rows under their headings, in columns as wide as they need to be."""
-    headings = list(dict.fromkeys(name for row in rows for name in row))
-    widths = {name: max(len(name), *(len(row.get(name, "")) for row in rows)) for name in headings}
-    lines = [
-        "  ".join(
-            text.ljust(widths[name]) if name in _TEXT else text.rjust(widths[name])
-            for name, text in ((name, row.get(name, "")) for name in headings)
-        ).rstrip()
-        for row in [{name: name for name in headings}, *rows]
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return aligned(rows, left=_WORDS)
 
 
 def _estimate(estimate: Estimate) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from svf_rl.errors import SVFError
+from svf_rl.generation.continuations import joined
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.vllm_cpu import plain_cpu_weights
 from svf_rl.generation.weights import adapted_weights, frozen_weights
@@ -95,25 +96,46 @@ class ColocatedVLLM:
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
     ) -> list[Completion]:
-        if self.stale:
-            raise RuntimeError("the engine dropped its weights when it slept: sync before generating")
-        limit = self.llm.llm_engine.model_config.max_model_len
+        limit = self._max_model_len
         longest = max(map(len, prompts))
         if longest >= limit:
             raise SVFError(f"a prompt has {longest} tokens, of {limit} that fit: raise vllm_max_model_length")
+        outputs = self._outputs(prompts, [_sampling_params(sampling, seed) for seed in seeds], progress)
+        return [_completion(output.outputs[0]) for output in outputs]
+
+    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
+        from vllm import SamplingParams
+
+        # one token must be left to generate: vLLM takes no request without
+        sequences = joined(prompts, continuations, self._max_model_len - 1)
+        if not sequences:
+            return []
+        # Scores of prompt tokens know neither temperature nor seed. A request for them reads no cached prefix, and
+        # comes back whole where the prompt was computed in parts. 0: of the prompt's own tokens alone.
+        scores = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+        outputs = self._outputs(sequences, [scores] * len(sequences), progress=False)
+        return [
+            output.prompt_logprobs.logprobs[-len(continuation) :]
+            for output, continuation in zip(outputs, continuations, strict=True)
+        ]
+
+    @property
+    def _max_model_len(self) -> int:
+        return self.llm.llm_engine.model_config.max_model_len
+
+    def _outputs(self, prompts: Sequence[list[int]], params: Sequence[Any], progress: bool) -> list[Any]:
+        """What the awake engine answers to each prompt, in order."""
+        if self.stale:
+            raise RuntimeError("the engine dropped its weights when it slept: sync before generating")
         if self._sleeps:
             self.llm.wake_up(tags=["kv_cache"])
         # A cached prefix was computed in another batch and differs in the last bits: without it, what is generated
         # depends on this call alone.
         self.llm.reset_prefix_cache()
         with _preserved_rng(), torch.compiler.set_stance(self._stance):
-            outputs = self.llm.generate(
-                [{"prompt_token_ids": ids} for ids in prompts],
-                [_sampling_params(sampling, seed) for seed in seeds],
-                use_tqdm=progress,
-            )
+            outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], list(params), use_tqdm=progress)
         self._sleep()
-        return [_completion(output.outputs[0]) for output in outputs]
+        return outputs
 
     def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
         if self._sleeps:

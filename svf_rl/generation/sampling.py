@@ -31,7 +31,8 @@ class Sampling:
 @dataclass(frozen=True)
 class Completion:
     """Tokens as the generator chose them, the end-of-sequence token or stop string included, and their
-    log-probabilities where the generator knows them (under the distribution it sampled from). `finished` says whether
+    log-probabilities where the generator knows them: under the distribution it sampled from, and for greedy tokens
+    under that of temperature 1, so that they add up to what `Rollouts.loglikelihood` gives. `finished` says whether
     the completion ended by itself, by either of these, or was cut off for its length."""
 
     token_ids: list[int]
@@ -57,6 +58,22 @@ class Rollouts(Protocol):
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
     ) -> list[Completion]:
         """One completion a prompt, in order. `seeds` holds one seed a completion."""
+
+    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
+        """
+        How likely the model holds each continuation to be after its prompt.
+
+        Args:
+            prompts (`Sequence[list[int]]`), continuations (`Sequence[list[int]]`): token ids, one continuation a
+                prompt. An end-of-sequence token is a token like any other: name it where it is to count.
+
+        Returns:
+            `list[list[float]]`: log p of each token of each continuation, in nats, in order; at temperature 1 and
+            under the whole distribution.
+
+        Raises:
+            SVFError: a prompt or continuation without tokens, or more tokens than fit.
+        """
 
     def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
         """Generate from the weights of `model` from now on; `everything` pushes the frozen weights too."""

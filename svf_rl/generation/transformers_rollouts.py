@@ -1,15 +1,22 @@
 """Rollouts from the model in training itself, through transformers' `generate`: slower than vLLM, nothing to sync."""
 
+import inspect
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from peft import PeftModel
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from svf_rl.errors import SVFError
+from svf_rl.generation.continuations import joined
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
+
+# Positions of a batch that logits are made for: at a vocabulary of 128k, 1 GB in bf16. One longer continuation passes.
+_LOGITS = 4096
 
 
 class TransformersRollouts:
@@ -41,16 +48,72 @@ class TransformersRollouts:
     ) -> list[Completion]:
         if sampling.stop and self._tokenizer is None:
             raise SVFError("stop strings need a tokenizer: build TransformersRollouts with tokenizer=")
-        was_training = self._model.training
-        self._model.eval()
         completions: list[Completion] = []
-        try:
+        with self._evaluating():
             for start in tqdm(range(0, len(prompts), self._batch_size), desc="Completions", disable=not progress):
                 batch = slice(start, start + self._batch_size)
                 completions += self._batch(prompts[batch], sampling, seeds[start])
+        return completions
+
+    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        sequences = joined(prompts, continuations, limit)
+        scores: list[list[float]] = [[] for _ in sequences]
+        lengths = [len(continuation) for continuation in continuations]
+        with self._evaluating():
+            for batch in self._batches_of_like_length(sequences, lengths):
+                found = self._scores([sequences[i] for i in batch], [lengths[i] for i in batch])
+                for i, values in zip(batch, found, strict=True):
+                    scores[i] = values
+        return scores
+
+    def _batches_of_like_length(self, sequences: Sequence[list[int]], lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of sequences that go through the model together: little padding, and no more than `_LOGITS`."""
+        batch: list[int] = []
+        for index in sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), lengths[i])):
+            longest = max(lengths[i] for i in [*batch, index])
+            if batch and (len(batch) == self._batch_size or (len(batch) + 1) * longest > _LOGITS):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    @torch.no_grad()
+    def _scores(self, sequences: Sequence[list[int]], lengths: Sequence[int]) -> list[list[float]]:
+        """Log p of the last `lengths[i]` tokens of each sequence. The last token predicts nothing and stays out; with
+        padding on the left, the logits wanted are the last ones of each row."""
+        ids, mask = self._padded([sequence[:-1] for sequence in sequences])
+        wanted = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0), "logits_to_keep": max(lengths)}
+        base = self._model.get_base_model() if isinstance(self._model, PeftModel) else self._model
+        taken = inspect.signature(base.forward).parameters  # not every architecture knows both
+        output = self._model(
+            input_ids=ids, attention_mask=mask, use_cache=False, **{k: v for k, v in wanted.items() if k in taken}
+        )
+        scores = []
+        for row, sequence, length in zip(output.logits, sequences, lengths, strict=True):
+            logps = row[-length:].float().log_softmax(-1)  # a row at a time: fp32 takes twice the room of bf16
+            labels = torch.tensor(sequence[-length:], device=logps.device)
+            scores.append(logps.gather(1, labels[:, None])[:, 0].tolist())
+        return scores
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Without dropout; the model is left as it was found."""
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            yield
         finally:
             self._model.train(was_training)
-        return completions
+
+    def _padded(self, sequences: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, `(B, longest)` each, padded on the left."""
+        width = max(map(len, sequences))
+        device = next(self._model.parameters()).device
+        ids = torch.tensor([[self._pad] * (width - len(s)) + list(s) for s in sequences], device=device)
+        mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
+        return ids, mask
 
     def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
         self._model = model
@@ -59,10 +122,7 @@ class TransformersRollouts:
     @torch.no_grad()
     def _batch(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
         """`generate` draws a whole batch from the process's generator, so a batch has one seed, its first sample's."""
-        width = max(map(len, prompts))
-        device = next(self._model.parameters()).device
-        ids = torch.tensor([[self._pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        ids, mask = self._padded(prompts)
         draw = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -85,7 +145,7 @@ class TransformersRollouts:
                 **stop,
                 **sampling.extra,
             )
-        return [self._completion(row, sampling.stop) for row in output[:, width:].tolist()]
+        return [self._completion(row, sampling.stop) for row in output[:, ids.shape[1] :].tolist()]
 
     def _completion(self, row: list[int], stop: tuple[str, ...]) -> Completion:
         """A row of `generate`, which goes on with padding where other rows of the batch were not at their end."""

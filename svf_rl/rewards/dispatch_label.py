@@ -39,13 +39,23 @@ def check_reference(reference: Any, **_: Any) -> None:
 def dispatch_label(completion: str, reference: Any) -> Verdict:
     r"""Compare the label in the first `\boxed{}` with the reference: code, math, reasoning or other. Case, white space
     and `\text{}` do not count, and `ALIASES` are read as the label that they mean."""
-    expected, box = _expected(reference), _BOX.search(completion)
-    if box is None:
+    expected, got = _expected(reference), _boxed(completion)
+    if got is None:
         return Verdict(False, None, r"no \boxed{} in the completion")
-    got = _label(box[1])
     if got not in LABELS:
         return Verdict(False, got, f"{shortened(got)} is none of {', '.join(LABELS)}")
     return Verdict(got == expected, got, "equal" if got == expected else f"{got} is not {expected}")
+
+
+def read_label(completion: str) -> str | None:
+    """The one of `LABELS` that the completion names, by the rules of `dispatch_label`; `None` where it names none."""
+    label = _boxed(completion)
+    return label if label in LABELS else None
+
+
+def _boxed(completion: str) -> str | None:
+    box = _BOX.search(completion)
+    return None if box is None else _label(box[1])
 
 
 def _label(text: str) -> str:

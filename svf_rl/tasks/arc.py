@@ -9,6 +9,7 @@ Clark et al., "Think you have Solved Question Answering? Try ARC", arXiv 1803.05
 - prompt: a system message that asks for "the answer is (X)"; the user's turn holds the question and its options under
   their own labels, which are digits in 2 to 5 % of the rows
 - answer: the label of the right option; graded by `choice`
+- target: `The answer is (X).`: there are no worked solutions
 - metric: accuracy
 
 Profile `reference`: options are lettered A to E whatever their labels, and the answer is the letter shown. (The
@@ -38,7 +39,7 @@ REFERENCE_SYSTEM_PROMPT = (
 
 
 def load_arc(subset: str, options: TaskOptions) -> Splits:
-    """`prompt` and `answer` of `subset`, `"ARC-Easy"` or `"ARC-Challenge"`."""
+    """`prompt`, `answer` and `target` of `subset`, `"ARC-Easy"` or `"ARC-Challenge"`."""
     folder = local_folder(options, "arc")
     if folder is None:
         name, config = hub_source(options, Hub(HUB_NAME, subset))
@@ -64,9 +65,13 @@ def _row(row: dict[str, Any], where: str, options: TaskOptions, system: str) -> 
     if options.profile == "reference":
         shown = list("ABCDE"[: len(labels)])
         body = f"{question}\nOptions:\n" + "".join(f"{at}. {text}\n" for at, text in zip(shown, texts, strict=True))
-        return {"prompt": chat(body, system), "answer": shown[labels.index(key)]}
+        return _columns(body, system, shown[labels.index(key)])
     lines = [question, "", *(f"({label}) {text}" for label, text in zip(labels, texts, strict=True))]
-    return {"prompt": chat("\n".join(lines), system), "answer": key}
+    return _columns("\n".join(lines), system, key)
+
+
+def _columns(question: str, system: str, label: str) -> dict[str, Any]:
+    return {"prompt": chat(question, system), "answer": label, "target": f"The answer is ({label})."}
 
 
 def _parts(row: dict[str, Any], where: str) -> tuple[str, list[str], list[str]]:

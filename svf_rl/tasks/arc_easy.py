@@ -17,7 +17,7 @@ TASK = Task(
     partial(load_arc, "ARC-Easy"),
     rewards,
     is_local,
-    columns=frozenset({"prompt", "answer"}),
+    columns=frozenset({"prompt", "answer", "target"}),
     hub=Hub(HUB_NAME, "ARC-Easy"),
     folder="arc",
 )

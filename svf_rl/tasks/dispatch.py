@@ -8,6 +8,7 @@ The classifier of Transformer² (arXiv 2501.06252, section 3.2), trained to say 
 - prompt: a system message that describes the classes; the user's turn is that of the other task, without its own
   system message and without the beginning of an answer
 - answer: the class; graded by `dispatch_label`
+- target: the class in `\boxed{}`
 - metric: accuracy
 
 All rows come from the *training* files of the three tasks (their training and validation rows, since MBPP has 464 of
@@ -27,6 +28,7 @@ from datasets import Dataset
 from svf_rl.errors import SVFError
 from svf_rl.tasks import arc_easy, gsm8k, mbpp
 from svf_rl.tasks.benchmark import as_splits, from_rows, is_local, system_prompt
+from svf_rl.tasks.classification import user_request
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.other_requests import other_requests
 from svf_rl.tasks.task import RewardSpec, Splits, Task, chat
@@ -44,7 +46,7 @@ Where several fit, choose the one that matters most. End with the class in a box
 
 
 def load(options: TaskOptions) -> Splits:
-    """`prompt` and `answer`."""
+    """`prompt`, `answer` and `target`."""
     if options.data_path is not None or options.dataset_name is not None:
         raise SVFError("task dispatch reads the data of gsm8k, mbpp and arc_easy: give data_dir, or the Hub's names")
     parts = {label: _cut(_questions(task, options), options.profile) for label, task in SOURCES.items()}
@@ -72,7 +74,7 @@ def _questions(task: Task, options: TaskOptions) -> list[str]:
 
 def _users(rows: Dataset | None) -> list[str]:
     assert rows is not None
-    return [next(m["content"] for m in prompt if m["role"] == "user") for prompt in rows["prompt"]]
+    return [user_request(prompt) for prompt in rows["prompt"]]
 
 
 def _key(question: str) -> str:
@@ -95,7 +97,7 @@ def _cut(questions: Sequence[str], profile: str) -> dict[str, list[str]]:
 def _conversations(questions: dict[str, list[str]], system: str) -> Dataset:
     """Class after class in turn, so that the first rows of a split hold all of them."""
     return from_rows(
-        {"prompt": chat(question, system), "answer": label}
+        {"prompt": chat(question, system), "answer": label, "target": rf"\boxed{{{label}}}"}
         for turn in zip(*questions.values(), strict=True)
         for label, question in zip(questions, turn, strict=True)
     )
@@ -105,4 +107,4 @@ def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     return ({"name": "dispatch_label"},)
 
 
-TASK = Task("dispatch", load, rewards, is_local, columns=frozenset({"prompt", "answer"}), max_tokens=256)
+TASK = Task("dispatch", load, rewards, is_local, columns=frozenset({"prompt", "answer", "target"}), max_tokens=256)

@@ -7,10 +7,13 @@ Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168
 - split: even rows of the training file train (3737), odd rows validate (3736), as in Transformer²; test 1319
 - prompt: a system message that asks for the answer after `####`; the question is the user's turn
 - answer: the worked solution, which ends `#### N`; graded by `numeric`
+- target: the worked solution, less the notes for a calculator in it (`<<48/2=24>>`)
 - metric: accuracy
 
 Profile `reference`: the system message says no more than that an instruction follows, and `REFERENCE_STOP` applies.
 """
+
+import re
 
 from datasets import Dataset
 
@@ -29,7 +32,7 @@ REFERENCE_SYSTEM_PROMPT = "The instruction below describes a task. Write a respo
 
 
 def load(options: TaskOptions) -> Splits:
-    """`prompt` and `answer`."""
+    """`prompt`, `answer` and `target`."""
     folder = local_folder(options, "gsm8k")
     name, config = hub_source(options, HUB)
     source = name if folder is None else str(folder)
@@ -43,13 +46,19 @@ def load(options: TaskOptions) -> Splits:
 
 def _conversations(rows: Dataset, system: str, source: str) -> Dataset:
     check_has_columns(rows, ("question", "answer"), source)
-    return Dataset.from_dict(
-        {"prompt": [chat(question, system) for question in rows["question"]], "answer": rows["answer"][:]}
-    )
+    answers = rows["answer"][:]
+    columns = {
+        "prompt": [chat(question, system) for question in rows["question"]],
+        "answer": answers,
+        "target": [re.sub(r"<<.*?>>", "", answer) for answer in answers],
+    }
+    return Dataset.from_dict(columns)
 
 
 def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     return ({"name": "numeric"},)
 
 
-TASK = Task("gsm8k", load, rewards, is_local, columns=frozenset({"prompt", "answer"}), hub=HUB, folder="gsm8k")
+TASK = Task(
+    "gsm8k", load, rewards, is_local, columns=frozenset({"prompt", "answer", "target"}), hub=HUB, folder="gsm8k"
+)

@@ -7,6 +7,7 @@ Hendrycks et al., "Measuring Mathematical Problem Solving With the MATH Dataset"
 - split: test 5000; for training, which Transformer² leaves out: even rows train, odd rows validate
 - prompt: a system message that asks for the answer in `\boxed{}`; the problem is the user's turn
 - answer: the last `\boxed{}` of the column `solution`, or the column `answer`; graded by `math`
+- target: the worked solution, or the bare answer in `\boxed{}` where there is none
 - metric: accuracy
 
 A row needs `problem` and one of `solution` and `answer`. Rows without an answer are left out, and so are training rows
@@ -34,18 +35,18 @@ SYSTEM_PROMPT = r"Solve the maths problem. Reason step by step, and put the fina
 
 
 def load(options: TaskOptions) -> Splits:
-    """`prompt` and `answer`."""
+    """`prompt`, `answer` and `target`."""
     folder = local_folder(options, "math")
     name, config = hub_source(options, HUB)
     files = read_hub(name, config, ["test"]) if folder is None else read_folder(folder, ["test"])
     source = Path(name) if folder is None else folder
     system = system_prompt(options, SYSTEM_PROMPT, SYSTEM_PROMPT)
     test = _problems(files["test"], f"{source} (test)")
-    seen = {"".join(problem.split()) for problem, _ in test}
+    seen = {"".join(problem.split()) for problem, *_ in test}
     train = validation = None
     if "train" in files:
         problems = _problems(files["train"], f"{source} (train)")
-        unseen = [(problem, answer) for problem, answer in problems if "".join(problem.split()) not in seen]
+        unseen = [row for row in problems if "".join(row[0].split()) not in seen]
         _say_left_out(len(problems) - len(unseen), "are test problems too", f"{source} (train)")
         train, validation = alternate(_conversations(unseen, system))
     return as_splits(options, train, validation, _conversations(test, system))
@@ -68,20 +69,24 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def _problems(rows: Dataset, source: str) -> list[tuple[str, str]]:
-    """(problem, answer) of every row that has an answer."""
+def _problems(rows: Dataset, source: str) -> list[tuple[str, str, str]]:
+    """(problem, answer, target) of every row that has an answer."""
     check_has_columns(rows, ("problem",), source)
     if not {"solution", "answer"} & set(rows.column_names):
         raise SVFError(f"{source} has neither a column 'solution' nor 'answer'; it has: {', '.join(rows.column_names)}")
-    pairs = [(row["problem"], _answer(row)) for row in rows]
-    answered = [(problem, answer) for problem, answer in pairs if answer]
-    _say_left_out(len(pairs) - len(answered), "have no answer", source)
+    answered = [(row["problem"], answer, target) for row in rows for answer, target in [_answer(row)] if answer]
+    _say_left_out(len(rows) - len(answered), "have no answer", source)
     return answered
 
 
-def _answer(row: dict[str, Any]) -> str:
-    boxed = last_boxed(row.get("solution") or "")
-    return (boxed if boxed is not None else row.get("answer") or "").strip()
+def _answer(row: dict[str, Any]) -> tuple[str, str]:
+    """The bare answer, and the text that gives it."""
+    solution = row.get("solution") or ""
+    boxed = last_boxed(solution)
+    if boxed is not None:
+        return boxed.strip(), solution
+    answer = (row.get("answer") or "").strip()
+    return answer, rf"\boxed{{{answer}}}"
 
 
 def _say_left_out(count: int, why: str, source: str) -> None:
@@ -89,8 +94,10 @@ def _say_left_out(count: int, why: str, source: str) -> None:
         logger.warning("%s: %d rows %s and are left out", source, count, why)
 
 
-def _conversations(problems: list[tuple[str, str]], system: str) -> Dataset:
-    return from_rows({"prompt": chat(problem, system), "answer": answer} for problem, answer in problems)
+def _conversations(problems: list[tuple[str, str, str]], system: str) -> Dataset:
+    return from_rows(
+        {"prompt": chat(problem, system), "answer": answer, "target": target} for problem, answer, target in problems
+    )
 
 
 def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
@@ -98,5 +105,12 @@ def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
 
 
 TASK = Task(
-    "math", load, rewards, is_local, columns=frozenset({"prompt", "answer"}), hub=HUB, folder="math", max_tokens=1024
+    "math",
+    load,
+    rewards,
+    is_local,
+    columns=frozenset({"prompt", "answer", "target"}),
+    hub=HUB,
+    folder="math",
+    max_tokens=1024,
 )

@@ -9,6 +9,7 @@ Austin et al., "Program Synthesis with Large Language Models", arXiv 2108.07732;
 - prompt: the user's turn holds the task and its tests, as in the paper: without one, the function's name is unknown.
   The assistant's turn begins with the opening of a code block
 - answer: a mapping: `test_list`, `test_setup_code` (to run after the solution), `test_imports`; graded by `unit_tests`
+- target: the reference program and the closing fence; none where a file has no column `code`
 - metric: pass@k; a completion ends at the closing fence
 
 Profile `reference`: the sanitized tasks in the order of `task_id`; the first 300, shuffled by Python's
@@ -39,7 +40,7 @@ REFERENCE_POOL, REFERENCE_TRAIN, REFERENCE_SEED = 300, 200, 16
 
 
 def load(options: TaskOptions) -> Splits:
-    """`prompt`, and `answer` with the tests."""
+    """`prompt`, `answer` with the tests, and `target`."""
     rows = _read(options)
     tables = {split: _conversations(part, options) for split, part in _split(rows, options.profile).items()}
     for split, table in tables.items():
@@ -90,9 +91,15 @@ def _conversations(rows: list[dict[str, Any]], options: TaskOptions) -> Dataset:
                 "test_setup_code": row.get("test_setup_code") or "",
                 "test_imports": row.get("test_imports") or [],
             },
+            "target": _finished(row.get("code")),
         }
         for row in rows
     )
+
+
+def _finished(code: str | None) -> str | None:
+    """`code` as it goes on from the opening of a code block."""
+    return code.replace("\r\n", "\n").strip() + "\n```" if code else None
 
 
 def _question(row: dict[str, Any], profile: str) -> str:
@@ -112,7 +119,7 @@ TASK = Task(
     load,
     rewards,
     is_local,
-    columns=frozenset({"prompt", "answer"}),
+    columns=frozenset({"prompt", "answer", "target"}),
     hub=HUB,
     folder="mbpp",
     stop=("\n```",),

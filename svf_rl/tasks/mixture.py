@@ -8,6 +8,7 @@
   until a task that is next in turn has no more. Which rows of a task: its own rows in a fixed random order. Tasks take
   turns, so that the first rows of a split hold all of them in proportion
 - answer: `answer`, as JSON where the task's is a mapping, beside `task` and `verifier`; graded by `verified`
+- target: that of the task; none where it has none
 - metric: accuracy, and that of each task
 
 A mixture has no stop strings: one that ends a program would cut off a worked solution that quotes code. (A completion
@@ -28,11 +29,11 @@ from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import RewardSpec, Splits, Task, find_task, limited
 
 ORDER_SEED = 0
-COLUMNS = frozenset({"prompt", "answer", "task", "verifier"})
+COLUMNS = frozenset({"prompt", "answer", "target", "task", "verifier"})
 
 
 def load(options: TaskOptions) -> Splits:
-    """`prompt`, `answer`, `task`, `verifier`."""
+    """`prompt`, `answer`, `target`, `task`, `verifier`."""
     weights = _weights(options)
     tables: dict[str, dict[str, Dataset]] = {split: {} for split in ("train", "validation", "test")}
     for name in weights:
@@ -75,7 +76,8 @@ def _verifier(task: Task, options: TaskOptions) -> str:
 
 def _graded(rows: Dataset, name: str, verifier: str) -> Dataset:
     answers = [json.dumps(answer) if isinstance(answer, dict) else answer for answer in rows["answer"]]
-    columns = {"prompt": rows["prompt"][:], "answer": answers}
+    targets = rows["target"][:] if "target" in rows.column_names else [None] * len(rows)
+    columns = {"prompt": rows["prompt"][:], "answer": answers, "target": targets}
     return Dataset.from_dict({**columns, "task": [name] * len(rows), "verifier": [verifier] * len(rows)})
 
 

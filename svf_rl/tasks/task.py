@@ -40,8 +40,9 @@ class Task:
         name (`str`): the name in recipes.
         load (`Callable`):
             The rows of each split. Each row has `prompt`, a list of `{"role", "content"}` messages, and the columns
-            that rewards read (`answer`). The last message is the user's, or the beginning of the assistant's turn (a
-            prefilled turn), which a completion goes on from and does not repeat.
+            that rewards read (`answer`); for next-token training also `target`, a right completion. The last
+            message is the user's, or the beginning of the assistant's turn (a prefilled turn), which a completion goes
+            on from and does not repeat.
         rewards (`Callable`): the rewards of recipes that name none, as [`svf_rl.rewards.load_reward`] takes them; the
             first decides what is correct.
         is_local (`Callable`): whether `load` gets by without the network.

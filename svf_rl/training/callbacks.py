@@ -35,7 +35,9 @@ class MetricsFile(TrainerCallback):
 class ProgressLine(ProgressCallback):
     """The bar of transformers with the few numbers a person watches beside it; everything is in `metrics.jsonl`."""
 
-    _SHOWN = {"reward": "reward", "kl": "kl", "eval_accuracy": "held-out accuracy"}  # noqa: RUF012
+    _SHOWN = {  # noqa: RUF012
+        "reward": "reward", "cross_entropy": "cross-entropy", "kl": "kl", "eval_accuracy": "held-out accuracy",
+    }  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()

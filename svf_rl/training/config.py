@@ -24,6 +24,7 @@ UNSUPPORTED = (
     "use_transformers_continuous_batching", "transformers_continuous_batching_config", "max_tool_calling_iterations",
     "label_smoothing_factor", "neftune_noise_alpha",
 )  # fmt: skip
+OBJECTIVES = ("policy_gradient", "next_token")
 _CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
@@ -36,6 +37,9 @@ class SVFReinforceConfig(GRPOConfig):
     implement (`loss_type`, `epsilon`, `scale_rewards`, ...) raise an error when they are set.
 
     Args:
+        objective (`str`, *optional*, defaults to `"policy_gradient"`):
+            `"policy_gradient"` (REINFORCE) or `"next_token"`: cross-entropy on right answers ([`NextTokenTrainer`]),
+            for which what [`next_token_settings`] holds is set, whatever was given.
         advantage (`str`, *optional*, defaults to `"leave_one_out"`):
             Baseline of the rewards: `"none"` (plain REINFORCE, also with one completion a prompt), `"leave_one_out"`
             (mean of the prompt's other completions), `"group_mean"`, `"batch_mean"`.
@@ -77,6 +81,7 @@ class SVFReinforceConfig(GRPOConfig):
             "sequence_truncate or sequence_mask."
         },
     )
+    objective: str = field(default="policy_gradient", metadata={"help": f"What the loss is: {', '.join(OBJECTIVES)}."})
     advantage: str = field(default="leave_one_out", metadata={"help": f"Baseline: {', '.join(BASELINES)}."})
     normalize_advantages: bool = field(default=False, metadata={"help": "Divide advantages by their deviation."})
     advantage_clip: float | None = field(default=None, metadata={"help": "Largest absolute advantage."})
@@ -92,6 +97,10 @@ class SVFReinforceConfig(GRPOConfig):
     vllm_enforce_eager: bool = field(default=False, metadata={"help": "Skip vLLM's compilation: a faster start."})
 
     def __post_init__(self) -> None:
+        _one_of("objective", self.objective, OBJECTIVES)
+        if self.objective == "next_token":
+            for name, value in next_token_settings(self.kl_type).items():
+                setattr(self, name, value)
         generations = self.num_generations or 0
         if generations < 1:
             raise SVFError(f"num_generations must be at least 1, not {self.num_generations}")
@@ -148,7 +157,9 @@ class SVFReinforceConfig(GRPOConfig):
             # a greedy token has probability 1 under the generator, so a ratio means nothing
             self.vllm_importance_sampling_correction = False
         off_policy = self.num_iterations > 1 or self.steps_per_generation > self.gradient_accumulation_steps
-        if off_policy and not (self.use_vllm and self.vllm_importance_sampling_correction):
+        # the right answers come from no policy, so that there is no mismatch to correct
+        corrects = self.objective == "next_token" or (self.use_vllm and self.vllm_importance_sampling_correction)
+        if off_policy and not corrects:
             raise SVFError(
                 "several updates from one set of completions (num_iterations > 1 or steps_per_generation > "
                 "gradient_accumulation_steps) need use_vllm, vllm_importance_sampling_correction and temperature > 0"
@@ -160,6 +171,23 @@ class SVFReinforceConfig(GRPOConfig):
                 f"steps_per_generation ({self.steps_per_generation}) and gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps}) must divide one another: change one of them"
             )
+
+
+def next_token_settings(kl_type: str) -> dict[str, Any]:
+    """
+    What settings of policy gradient are for next-token training: one right answer a prompt, each with the same weight,
+    under the model's own distribution. The KL term is the exact one, in the loss: estimates read tokens that the policy
+    has drawn. A recipe for policy gradient becomes its counterpart in an ablation by `objective: next_token` alone.
+    """
+    return {
+        "num_generations": 1,
+        "advantage": "none",
+        "normalize_advantages": False,
+        "advantage_clip": None,
+        "temperature": 1.0,
+        "kl_placement": "loss",
+        "kl_type": "policy_ref" if kl_type in ("k1", "k2", "k3") else kl_type,
+    }
 
 
 @contextmanager

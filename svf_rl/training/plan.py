@@ -13,12 +13,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from svf_rl.errors import SVFError
 from svf_rl.rewards import Reward, load_reward, required_columns
 from svf_rl.rewards.check_answers import check_answers
+from svf_rl.svf.combine import groups_of
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.targets import as_regex, find_targets, logical_weight
 from svf_rl.tasks import Splits, find_task
 from svf_rl.training.config import SVFReinforceConfig
-from svf_rl.training.loading import adapter_config
+from svf_rl.training.loading import adapter_config, named_experts
 from svf_rl.training.recipe import AdapterArguments, DataArguments, ModelArguments, Recipe
+from svf_rl.training.right_answers import check_targets, target_column
 
 # Columns that TRL keeps from rewards: prompts arrive as `prompts`, and a completion is what the model wrote.
 _HIDDEN_COLUMNS = {"prompt", "completion"}
@@ -75,7 +77,7 @@ def check(recipe: Recipe) -> Plan:
     """
     notes = list(recipe.warnings)
     rewards = load_rewards(recipe.data)
-    rows = _check_data(recipe.data, rewards, notes)
+    rows = _check_data(recipe, rewards, notes)
     if any(reward.__name__ in ("unit_tests", "verified") for reward in rewards) and shutil.which("bwrap") is None:
         notes.append("bubblewrap is not installed on this machine: model-written code cannot be run in a sandbox")
     matrices, values = _check_model(recipe, notes)
@@ -83,7 +85,7 @@ def check(recipe: Recipe) -> Plan:
     steps = training.gradient_accumulation_steps
     sequences = training.per_device_train_batch_size * training.world_size * steps
     correction = ""
-    if training.use_vllm:
+    if training.use_vllm and training.objective == "policy_gradient":
         corrected = training.vllm_importance_sampling_correction
         correction = f", mismatch correction {training.vllm_importance_sampling_mode if corrected else 'off'}"
     kl = f"KL {training.beta:g} × {training.kl_type} in the {training.kl_placement}" if training.beta else "no KL"
@@ -99,10 +101,10 @@ def check(recipe: Recipe) -> Plan:
         sequences_per_update=sequences,
         batch=f"{training.per_device_train_batch_size} × {training.world_size} (processes) × {steps} (accumulated)",
         updates=count_updates(training, None if rows is None else rows["train"]),
-        objective=f"advantage {training.advantage}, log-likelihood {training.loss_reduction}, {kl}, "
+        objective=f"{_described_signal(training)}, log-likelihood {training.loss_reduction}, {kl}, "
         f"learning rate {training.learning_rate:g}, clip {training.max_grad_norm:g}",
-        generation=f"{'vLLM' if training.use_vllm else 'transformers'}, {training.num_generations} a prompt, "
-        f"temperature {training.temperature:g}, at most {training.max_completion_length} tokens{correction}",
+        generation=f"{'vLLM' if training.use_vllm else 'transformers'}, {_described_draws(training)}, "
+        f"at most {training.max_completion_length} tokens{correction}",
         output_dir=training.output_dir,
         notes=notes,
     )
@@ -127,7 +129,9 @@ def check_columns(rewards: Sequence[Reward], columns: Collection[str]) -> None:
             )
 
 
-def check_rows(data: DataArguments, splits: Splits, rewards: Sequence[Reward]) -> None:
+def check_rows(
+    data: DataArguments, splits: Splits, rewards: Sequence[Reward], objective: str = "policy_gradient"
+) -> None:
     """Raises `SVFError` when there is nothing to train on, a column is missing, or a reward could not use an answer."""
     for split in ("train", "validation"):
         if splits[split] is None:
@@ -139,6 +143,9 @@ def check_rows(data: DataArguments, splits: Splits, rewards: Sequence[Reward]) -
         columns = {name: rows[name][:] for name in rows.column_names if name not in _HIDDEN_COLUMNS}
         for reward in rewards:
             check_answers(reward, columns, f"{data.task} ({split})")
+    if objective == "next_token":
+        assert splits["train"] is not None
+        check_targets(splits["train"], f"{data.task} (train)")
 
 
 def _untrainable(task: str, split: str) -> SVFError:
@@ -168,17 +175,20 @@ def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int |
     return math.ceil(an_epoch * training.num_train_epochs)
 
 
-def _check_data(data: DataArguments, rewards: list[Reward], notes: list[str]) -> dict[str, int] | None:
+def _check_data(recipe: Recipe, rewards: list[Reward], notes: list[str]) -> dict[str, int] | None:
+    data, objective = recipe.data, recipe.training.objective
     task = find_task(data.task)
     if not task.trainable:
         raise _untrainable(data.task, "training")
     task.stop_strings(data)
     if task.is_local(data):
         splits = task.load(data)
-        check_rows(data, splits, rewards)
+        check_rows(data, splits, rewards, objective)
         return {name: len(rows) for name, rows in splits.items() if rows is not None}
     if task.columns is not None:
         check_columns(rewards, task.columns)
+        if objective == "next_token":
+            target_column(task.columns, data.task)
         notes.append("the rows come from the Hub: their number was not checked, their columns are those of the task")
     else:
         notes.append(f"dataset {data.dataset_name} comes from the Hub: its rows and columns were not checked")
@@ -187,6 +197,8 @@ def _check_data(data: DataArguments, rewards: list[Reward], notes: list[str]) ->
 
 def _check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
     """How many matrices are adapted and how many values are trained; `None` where the model's shape is not at hand."""
+    if recipe.adapter.adapter == "combination":
+        return _check_combination(recipe, notes)
     peft_config = _check_adapter(recipe.adapter)
     if peft_config is None:
         notes.append(f"adapter {recipe.adapter.adapter_path} comes from the Hub: its targets were not checked")
@@ -209,6 +221,24 @@ def _check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | No
     if isinstance(peft_config, LoraConfig):
         return len(shapes), sum(peft_config.r * sum(shape) for shape in shapes)
     return len(shapes), sum(min(shape) for shape in shapes)
+
+
+def _check_combination(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
+    adapter = recipe.adapter
+    if recipe.training.weight_decay:
+        raise SVFError("weight_decay would pull the weights of a combination to 0: set weight_decay to 0")
+    config = _model_config(recipe.model)
+    if config is not None:
+        _check_length(config, recipe.training)
+    for path in adapter.experts or []:
+        if not Path(path).expanduser().is_dir():
+            if _looks_local(path):
+                raise SVFError(f"expert {path} does not exist (working directory: {Path.cwd()})")
+            notes.append(f"expert {path} comes from the Hub: it was not checked against the others")
+            return None, None
+    experts = named_experts(adapter.experts or [])
+    matrices = list(experts[0].z)
+    return len(matrices), (max(groups_of(matrices, adapter.alpha_scope)) + 1) * len(experts)
 
 
 def _check_adapter(adapter: AdapterArguments) -> PeftConfig | None:
@@ -260,8 +290,22 @@ def _check_length(config: PretrainedConfig, training: SVFReinforceConfig) -> Non
             raise SVFError(f"{key} ({length}) is more than the model's {positions} positions: lower it")
 
 
+def _described_signal(training: SVFReinforceConfig) -> str:
+    return "next-token" if training.objective == "next_token" else f"advantage {training.advantage}"
+
+
+def _described_draws(training: SVFReinforceConfig) -> str:
+    if training.objective == "next_token":
+        return "of held-out answers alone"
+    return f"{training.num_generations} a prompt, temperature {training.temperature:g}"
+
+
 def _described_adapter(adapter: AdapterArguments) -> str:
     start = f", from {adapter.adapter_path}" if adapter.adapter_path else ""
+    if adapter.adapter == "combination":
+        experts = ", ".join(Path(path).name for path in adapter.experts or [])
+        normalized = ", normalized" if adapter.alpha_normalized else ""
+        return f"weights of {experts}: {adapter.alpha_scope}, {adapter.alpha_form}{normalized}"
     if adapter.adapter == "lora":
         targets = adapter.lora_target_modules or adapter.target_modules
         return f"LoRA r = {adapter.lora_r}, alpha = {adapter.lora_alpha} on {targets}{start}"

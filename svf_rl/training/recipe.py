@@ -12,7 +12,7 @@ import torch
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
 from svf_rl.tasks import TaskOptions
-from svf_rl.training.config import UNSUPPORTED, SVFReinforceConfig
+from svf_rl.training.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings
 from svf_rl.training.yaml_values import fit, parse_override, read_mapping
 
 
@@ -40,9 +40,12 @@ class ModelArguments:
 
 @dataclass
 class AdapterArguments:
-    """What is trained: the `z` of SVF ([`svf_rl.svf.SVFConfig`] explains its options), or LoRA as the baseline."""
+    """What is trained: the `z` of SVF ([`svf_rl.svf.SVFConfig`] explains its options), the weights of a combination of
+    SVF experts (`svf_rl.svf.combine`), or LoRA as the baseline."""
 
-    adapter: Literal["svf", "lora"] = field(default="svf", metadata={"help": "svf or lora."})
+    adapter: Literal["svf", "lora", "combination"] = field(
+        default="svf", metadata={"help": "svf, lora, or combination: the weights of trained experts."}
+    )
     target_modules: str | list[str] = field(
         default="mlp", metadata={"help": "mlp, attention, mlp+attention, a regular expression, or a list of names."}
     )
@@ -68,6 +71,29 @@ class AdapterArguments:
         default=None, metadata={"help": "Targets of LoRA where they differ from target_modules."}
     )
     adapter_path: str | None = field(default=None, metadata={"help": "A saved adapter to go on from."})
+    experts: list[str] | None = field(
+        default=None, metadata={"help": "Adapter combination: folders or Hub names of the SVF experts."}
+    )
+    alpha_scope: Literal["global", "layer", "matrix"] = field(
+        default="global", metadata={"help": "Adapter combination: one weight an expert for all, a layer, or a matrix."}
+    )
+    alpha_form: Literal["mask", "deviation"] = field(
+        default="mask",
+        metadata={"help": "Adapter combination: mask: sum of alpha*m; deviation: 1 + sum of alpha*(m-1)."},
+    )
+    alpha_normalized: bool = field(
+        default=False, metadata={"help": "Adapter combination: divide the weights by their sum."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.adapter != "combination" and self.experts:
+            raise SVFError("experts are for adapter: combination: set it, or remove experts")
+        if self.adapter == "combination" and not self.experts:
+            raise SVFError("adapter: combination needs experts, a list of folders of trained SVF adapters")
+        if self.adapter == "combination" and self.adapter_path is not None:
+            raise SVFError(
+                "adapter_path has no meaning for adapter: combination: remove it, or train with adapter: svf"
+            )
 
 
 @dataclass
@@ -139,6 +165,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     warnings: list[str] = []
     if values.get("use_cpu") or not torch.cuda.is_available():
         values, warnings = without_gpu_keys(values, explicit)
+    if values.get("objective") == "next_token":
+        values, changed = for_next_token(values)
+        warnings += changed
     values = _with_resolved_paths(values, path.parent)
     check_batch(values, int(os.environ.get("WORLD_SIZE", "1")))
     # Evaluation here has no batches, but TRL checks theirs.
@@ -180,6 +209,17 @@ def without_gpu_keys(values: Mapping[str, Any], explicit: Collection[str] = ()) 
         warnings.append(f"no CUDA device: attn_implementation is sdpa instead of {kept['attn_implementation']}")
         kept["attn_implementation"] = "sdpa"
     return kept, warnings
+
+
+def for_next_token(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values with those that next-token training fixes, and one line for each that the recipe has otherwise."""
+    fixed = next_token_settings(values.get("kl_type", "policy_ref"))
+    lines = [
+        f"objective next_token: {key} is {value}, not {values[key]}"
+        for key, value in fixed.items()
+        if key in values and values[key] != value
+    ]
+    return {**values, **fixed}, lines
 
 
 def check_batch(values: Mapping[str, Any], processes: int) -> None:
@@ -269,6 +309,8 @@ def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, A
     for key in ("data_path", "data_dir", "adapter_path"):
         if resolved.get(key) is not None:
             resolved[key] = resolve(resolved[key])
+    if isinstance(resolved.get("experts"), list):
+        resolved["experts"] = [resolve(path) for path in resolved["experts"]]
     if "rewards" in resolved:
         specs = resolved["rewards"]
         resolved["rewards"] = [resolve_reward(s) for s in specs] if isinstance(specs, list) else resolve_reward(specs)

@@ -109,9 +109,9 @@ def test_reworded_rows_use_sentences_of_their_own(skill: str) -> None:
 
 
 def test_columns() -> None:
-    assert make_rows("math", "train", 1)[0].keys() == {"prompt", "answer", "skill"}
+    assert make_rows("math", "train", 1)[0].keys() == {"prompt", "answer", "target", "skill"}
     row = make_rows("code", "train", 1)[0]
-    assert row.keys() == {"prompt", "answer", "skill", "tests"}
+    assert row.keys() == {"prompt", "answer", "target", "skill", "tests"}
     assert all(test.startswith("assert ") for test in row["tests"])
 
 

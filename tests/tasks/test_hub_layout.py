@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 from pyarrow import parquet
 
 from svf_rl.tasks import TaskOptions, find_task
@@ -75,6 +76,10 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], dict[str, Rows]], dict[str, Any]]
 }
 
 
+def without(rows: Dataset, name: str) -> Rows:
+    return (rows.remove_columns("target") if name == "math" else rows).to_list()
+
+
 @pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_hub_gives_the_rows_of_the_files(name: str, shared_data: Path, tmp_path: Path) -> None:
@@ -94,7 +99,8 @@ def test_the_hub_gives_the_rows_of_the_files(name: str, shared_data: Path, tmp_p
     for split, rows in files.items():
         assert (rows is None) == (hub[split] is None)
         if rows is not None:
-            assert hub[split].to_list() == rows.to_list()
+            # the files of MATH have no worked solutions to train on
+            assert without(hub[split], name) == without(rows, name)
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "math", "mbpp", "humaneval", "arc_easy", "arc_challenge"])

@@ -77,7 +77,7 @@ def test_a_missing_reward(plan) -> None:
 
 def test_a_dataset_without_the_column_that_a_reward_needs(plan) -> None:
     message = refusal(plan, "--rewards", "{name: exact_match, column: gold}")
-    assert message == "reward 'exact_match' needs the column 'gold'; the data has: answer, skill"
+    assert message == "reward 'exact_match' needs the column 'gold'; the data has: answer, skill, target"
 
 
 def test_a_reward_cannot_read_the_prompt_column(plan, tmp_path: Path) -> None:

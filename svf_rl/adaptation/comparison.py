@@ -1,0 +1,99 @@
+"""The base model, its experts and combinations of them on the same items, with intervals."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from svf_rl.adaptation.pool import ExpertPool, Mix
+from svf_rl.errors import SVFError
+from svf_rl.evaluation.adapters import BASE
+from svf_rl.evaluation.folder import disk_errors
+from svf_rl.evaluation.items import TaskItems
+from svf_rl.evaluation.records import Record, append_records, mend
+from svf_rl.evaluation.run import Run, make_records
+from svf_rl.evaluation.summary import Result, summarize
+
+Which = str | Mix | None
+"""An expert by its name, a combination, or the base model (`None`)."""
+
+MEAN, FEW_SHOT = "mean", "few-shot"
+
+
+def mean_of(pool: ExpertPool) -> Mix:
+    """The plain mean of the experts' masks, which needs no labelled prompt."""
+    count = len(pool.names)
+    return Mix(torch.full((1, count), 1 / count), "global", "mask")
+
+
+def check_names(experts: Iterable[str]) -> None:
+    """Raises `SVFError` for an expert with the label of another method, or with a name that is no name of a file."""
+    for name in experts:
+        if name in (BASE, MEAN, FEW_SHOT):
+            raise SVFError(f"an expert cannot be called {name}, which stands for something else: give it another name")
+        if "/" in name or name in ("", ".", ".."):
+            raise SVFError(f"an expert cannot be called {name!r}, which is no name of a file: give it another name")
+
+
+def methods(pool: ExpertPool, found: Mix) -> dict[str, Which]:
+    """The base model, each expert, the mean of all and the combination that was found, by their labels. Raises
+    `SVFError` for the name of an expert that does not go with them."""
+    check_names(pool.names)
+    return {BASE: None, **{name: name for name in pool.names}, MEAN: mean_of(pool), FEW_SHOT: found}
+
+
+def compare(
+    pool: ExpertPool,
+    items: TaskItems,
+    rows: Sequence[int],
+    methods: Mapping[str, Which],
+    folder: Path | None = None,
+    seed: int = 0,
+    batch_size: int = 512,
+) -> list[Result]:
+    """
+    Let each method answer the same items.
+
+    Args:
+        pool ([`ExpertPool`]): generates.
+        items ([`TaskItems`]): of which `rows` are asked, such as [`svf_rl.adaptation.few_shot.unseen`] gives.
+        methods (`Mapping`): what generates, by label; where `"base"` is the first of them, each other one is compared
+            with it item by item.
+        folder (`Path`, *optional*): for the graded completions, `<label>.jsonl`. Those that are there are not made
+            again: it must be of the same pool and methods.
+        seed (`int`, *optional*, defaults to 0): of the items' sampling, where that is not greedy.
+        batch_size (`int`, *optional*, defaults to 512): completions written together.
+
+    Returns:
+        `list[Result]`: in the order of the methods.
+
+    Raises:
+        SVFError: no rows, records of other items, or too many checks that failed by themselves.
+    """
+    if not rows:
+        raise SVFError(f"task {items.name}: no items are left to report that the search has not seen")
+    run = Run(None, items, [(row, 0) for row in rows])
+    results: list[Result] = []
+    base: list[Record] | None = None
+    for label, which in methods.items():
+        started = time.perf_counter()
+        path = None if folder is None else folder / f"{label}.jsonl"
+        records = [] if path is None else run.of_these(mend(path), path)
+        reused = len(records)
+        pending = run.pending(records)
+        if pending:
+            pool.use(which)
+        for start in tqdm(range(0, len(pending), batch_size), desc=f"{items.name}, {label}", unit="batch", leave=False):
+            made = make_records(items, pending[start : start + batch_size], pool, pool.tokenizer, seed)
+            if path is not None:
+                with disk_errors(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                append_records(path, made)
+            records = records + made
+        seconds = time.perf_counter() - started
+        results.append(summarize(label, items.name, items.metric, records, [1], seconds, reused, base=base))
+        if label == BASE:
+            base = records
+    return results

@@ -1,0 +1,246 @@
+"""
+Dispatch: the first pass finds out which kind of request each prompt is, the second answers with the expert for it
+(Transformer², arXiv 2501.06252, section 3.2).
+
+Both passes go through the model expert by expert and not prompt by prompt, so that an expert's weights are brought to
+the generator once. The base model answers what is of no expert's class: "other", a class without an expert, and a
+prompt whose class could not be read.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from svf_rl.adaptation.classifier import METHODS, Classified, Method, classification_ids, classify
+from svf_rl.errors import SVFError
+from svf_rl.evaluation.items import TaskItems
+from svf_rl.evaluation.records import Record
+from svf_rl.evaluation.run import make_records
+from svf_rl.generation import Completion, Sampling, sample_seed
+from svf_rl.generation.prompts import Conversation, prompt_ids
+from svf_rl.rewards.dispatch_label import LABELS
+
+OTHER = "other"
+# Prompts that go to the generator together: the bar moves between.
+_BATCH = 512
+
+Answer = TypeVar("Answer")
+
+
+class Pool(Protocol):
+    """One base model and several experts, as [`svf_rl.adaptation.pool.ExpertPool`] is."""
+
+    names: list[str]
+    others: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    syncs: int
+
+    def use(self, which: str | None) -> None:
+        """Go on with this expert, or with the base model (`None`)."""
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """One completion a prompt, in order."""
+
+    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
+        """Log p of each token of each continuation."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over the prompts took: seconds of weight syncs and of the model (without templates and grading),
+    and weight syncs."""
+
+    seconds: float
+    syncs: int
+
+
+@dataclass(frozen=True)
+class Dispatched(Generic[Answer]):
+    """
+    All prompts, in order.
+
+    Args:
+        classes (`list[Classified]`): what the classifier said.
+        experts (`list[str | None]`): who answered; `None` is the base model.
+        answers (`list`): the answers.
+        first ([`Pass`]), second ([`Pass`]): classification, and the answers.
+    """
+
+    classes: list[Classified]
+    experts: list[str | None]
+    answers: list[Answer]
+    first: Pass
+    second: Pass
+
+
+class Dispatcher:
+    """
+    Args:
+        pool ([`Pool`]): the base model and all experts.
+        experts (`Mapping[str, str]`): for each class (`code`, `math`, `reasoning`) the name of its expert in the pool.
+            A class that is left out is answered by the base model.
+        system_prompt (`str`): asks for the class; see [`svf_rl.adaptation.classifier.default_system_prompt`].
+        classifier (`str`, *optional*): name of the dispatch expert in the pool; default: the base model classifies.
+        method (`str`, *optional*, defaults to `"generate"`): `"generate"`, or `"loglikelihood"` of the classes.
+        max_tokens (`int`, *optional*, defaults to 256): of what the classifier writes.
+        template_arguments (`Mapping`, *optional*): passed on to the chat template, as in `{"enable_thinking": False}`.
+
+    Raises:
+        SVFError: no classes, an unknown one, or an expert that is not in the pool.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        experts: Mapping[str, str],
+        system_prompt: str,
+        *,
+        classifier: str | None = None,
+        method: Method = "generate",
+        max_tokens: int = 256,
+        template_arguments: Mapping[str, Any] | None = None,
+    ):
+        check_classes(experts)
+        known = [*pool.names, *pool.others]
+        named = {f"the expert of class {label}": name for label, name in experts.items()}
+        for role, name in {**named, "the classifier": classifier}.items():
+            if name is not None and name not in known:
+                raise SVFError(f"{role} is {name!r}, which is not in the pool: use one of {', '.join(known)}")
+        if method not in METHODS:
+            raise SVFError(f"unknown method {method!r}: use {' or '.join(METHODS)}")
+        if max_tokens < 1:
+            raise SVFError(f"max_tokens of the classifier must be at least 1, not {max_tokens}")
+        self._pool, self._experts, self._system_prompt = _Timed(pool), dict(experts), system_prompt
+        self._classifier, self._method, self._max_tokens = classifier, method, max_tokens
+        self._template = dict(template_arguments or {})
+        self.tokenizer = pool.tokenizer
+
+    def classify(self, conversations: Sequence[Conversation]) -> list[Classified]:
+        """The first pass alone: the class of each conversation's last request."""
+        if not conversations:
+            raise SVFError("no prompts to dispatch: give at least one")
+        prompts = classification_ids(self.tokenizer, conversations, self._system_prompt, self._template)
+        self._pool.use(self._classifier)
+        found: list[Classified] = []
+        with tqdm(total=len(prompts), desc="classes", unit="prompt", disable=None, dynamic_ncols=True) as bar:
+            for batch in _batches(prompts):
+                found += classify(self._pool, batch, self.tokenizer, self._method, self._max_tokens)
+                bar.update(len(batch))
+        return found
+
+    def expert_of(self, classified: Classified) -> str | None:
+        """Who answers; `None` is the base model."""
+        return None if classified.label is None else self._experts.get(classified.label)
+
+    def answer(
+        self, conversations: Sequence[Conversation], sampling: Sampling, seed: int = 0
+    ) -> Dispatched[Completion]:
+        """Classify and complete conversations. Sampled completions depend on `seed` and their place."""
+
+        def complete(indices: Sequence[int]) -> list[Completion]:
+            seeds = [sample_seed(seed, "dispatch", index, 0) for index in indices]
+            return self._pool.generate([prompts[index] for index in indices], sampling, seeds)
+
+        prompts = prompt_ids(self.tokenizer, conversations, **self._template)
+        return self._dispatch(conversations, complete)
+
+    def answer_items(self, task: TaskItems, indices: Sequence[int] | None = None, seed: int = 0) -> Dispatched[Record]:
+        """
+        Classify and answer items of a task, and grade the answers.
+
+        Args:
+            task ([`TaskItems`]): prompts, sampling and verdicts are its own.
+            indices (`Sequence[int]`, *optional*): which items, in which order; default: all.
+            seed (`int`, *optional*, defaults to 0): of sampled answers, as in an evaluation.
+        """
+        chosen = range(len(task.rows)) if indices is None else indices
+
+        def grade(places: Sequence[int]) -> list[Record]:
+            keys = [(chosen[place], 0) for place in places]
+            return make_records(task, keys, self._pool, self.tokenizer, seed)
+
+        return self._dispatch([task.rows[index]["prompt"] for index in chosen], grade)
+
+    def _dispatch(
+        self, conversations: Sequence[Conversation], answer: Callable[[Sequence[int]], list[Answer]]
+    ) -> Dispatched[Answer]:
+        with self._pool.measured() as first:
+            classes = self.classify(conversations)
+        experts = [self.expert_of(classified) for classified in classes]
+        answers: dict[int, Answer] = {}
+        with (
+            self._pool.measured() as second,
+            tqdm(total=len(experts), desc="answers", unit="prompt", disable=None, dynamic_ncols=True) as bar,
+        ):
+            for expert, group in by_expert(experts, loaded=self._classifier).items():
+                self._pool.use(expert)
+                for batch in _batches(group):
+                    answers.update(zip(batch, answer(batch), strict=True))
+                    bar.update(len(batch))
+        ordered = [answers[place] for place in range(len(experts))]
+        return Dispatched(classes, experts, ordered, first[0], second[0])
+
+
+def check_classes(classes: Mapping[str, object]) -> None:
+    """Raises `SVFError` unless there are classes, and experts of these answer them."""
+    known = [label for label in LABELS if label != OTHER]
+    if not classes:
+        raise SVFError(f"no class has an expert: name one, as in math=DIR (classes: {', '.join(known)})")
+    for label in classes:
+        if label == OTHER:
+            raise SVFError(f"class {OTHER!r} is what the base model answers: it takes no expert; leave it out")
+        if label not in known:
+            raise SVFError(f"unknown class {label!r}: use one of {', '.join(known)}")
+
+
+def by_expert(experts: Sequence[str | None], loaded: str | None) -> dict[str | None, list[int]]:
+    """The places of each expert's prompts. The expert that is `loaded` already comes first, the others in the order in
+    which they first appear."""
+    groups: dict[str | None, list[int]] = {loaded: []} if loaded in experts else {}
+    for place, expert in enumerate(experts):
+        groups.setdefault(expert, []).append(place)
+    return groups
+
+
+class _Timed:
+    """A pool whose seconds are counted."""
+
+    def __init__(self, pool: Pool):
+        self._pool, self._seconds = pool, 0.0
+
+    def use(self, which: str | None) -> None:
+        with self._counted():
+            self._pool.use(which)
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        with self._counted():
+            return self._pool.generate(prompts, sampling, seeds)
+
+    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
+        with self._counted():
+            return self._pool.loglikelihood(prompts, continuations)
+
+    @contextmanager
+    def measured(self) -> Iterator[list[Pass]]:
+        """A list that holds, after the block, what went on in it."""
+        seconds, syncs, result = self._seconds, self._pool.syncs, list[Pass]()
+        yield result
+        result.append(Pass(self._seconds - seconds, self._pool.syncs - syncs))
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - start
+
+
+def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), _BATCH):
+        yield items[start : start + _BATCH]

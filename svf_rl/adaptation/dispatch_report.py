@@ -1,0 +1,114 @@
+"""What a dispatch says in numbers and lines: by class, in all and against the base model."""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from svf_rl.adaptation.classifier import Classified
+from svf_rl.adaptation.dispatch import Dispatched, Pass
+from svf_rl.evaluation.adapters import BASE
+from svf_rl.evaluation.folder import disk_errors
+from svf_rl.evaluation.items import TaskItems
+from svf_rl.evaluation.records import Record
+from svf_rl.evaluation.summary import Estimate, Result, summarize
+from svf_rl.evaluation.table import table
+from svf_rl.metrics.statistics import wilson
+from svf_rl.text_table import aligned
+
+DISPATCH = "dispatch"
+
+
+@dataclass(frozen=True)
+class Share:
+    """The prompts of one class. `accuracy` is `None` where nothing was graded."""
+
+    label: str | None
+    expert: str
+    prompts: int
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
+class DispatchReport:
+    """
+    Args:
+        results (`list[Result]`): the base model and dispatch on the items of a task; empty for prompts of a file.
+        shares (`list[Share]`): class by class, the most frequent first.
+        first ([`Pass`]), second ([`Pass`]): what classifying and answering took.
+        folder (`Path`): where the answers are.
+    """
+
+    results: list[Result]
+    shares: list[Share]
+    first: Pass
+    second: Pass
+    folder: Path
+
+    def __str__(self) -> str:
+        rows = []
+        for share in self.shares:
+            row = {"class": share.label or "unreadable", "expert": share.expert, "prompts": str(share.prompts)}
+            if share.accuracy.value is not None and share.accuracy.interval is not None:
+                low, high = share.accuracy.interval
+                row |= {"accuracy": f"{share.accuracy.value:.3f}", "95 %": f"{low:.3f}-{high:.3f}"}
+            rows.append(row)
+        passes = [
+            {"pass": name, "seconds": f"{one.seconds:.2f}", "weight syncs": str(one.syncs)}
+            for name, one in (("first (classes)", self.first), ("second (answers)", self.second))
+        ]
+        parts = [table(self.results)] if self.results else []
+        parts += [aligned(rows, left=("class", "expert")), aligned(passes, left=("pass",))]
+        return "\n\n".join([*parts, f"answers: {self.folder}"])
+
+
+@dataclass(frozen=True)
+class BaseAnswers:
+    """The base model's records of the same items, the seconds that they took, and how many an earlier call made."""
+
+    records: list[Record]
+    seconds: float
+    reused: int
+
+
+def report(
+    dispatched: Dispatched[Record], items: TaskItems | None, base: BaseAnswers | None, folder: Path
+) -> DispatchReport:
+    """The figures of a dispatch; `items` and `base` are `None` without verdicts."""
+    results: list[Result] = []
+    if items is not None and base is not None:
+        seconds = dispatched.first.seconds + dispatched.second.seconds
+        task, metric, records = items.name, items.metric, base.records
+        results = [
+            summarize(BASE, task, metric, records, [1], base.seconds, base.reused),
+            summarize(DISPATCH, task, metric, dispatched.answers, [1], seconds, 0, base=records),
+        ]
+    verdicts: dict[tuple[str | None, str], list[bool | None]] = {}
+    for classified, expert, record in zip(dispatched.classes, dispatched.experts, dispatched.answers, strict=True):
+        verdicts.setdefault((classified.label, expert or BASE), []).append(record.correct)
+    shares = [Share(*key, len(found), _estimate(found)) for key, found in verdicts.items()]
+    shares.sort(key=lambda share: -share.prompts)
+    return DispatchReport(results, shares, dispatched.first, dispatched.second, folder)
+
+
+def _estimate(verdicts: Sequence[bool | None]) -> Estimate:
+    right, scorable = verdicts.count(True), len(verdicts) - verdicts.count(None)
+    return Estimate(right / scorable, wilson(right, scorable)) if scorable else Estimate(None, None)
+
+
+def write_dispatched(path: Path, dispatched: Dispatched[Record]) -> None:
+    """A line for each answer, with its class, the expert that gave it, and what the classifier said; the whole file or
+    nothing."""
+    temporary = path.with_suffix(".tmp")
+    with disk_errors(path), ExitStack() as cleanup:
+        cleanup.callback(temporary.unlink, missing_ok=True)
+        lines = [_line(*row) for row in zip(dispatched.answers, dispatched.classes, dispatched.experts, strict=True)]
+        temporary.write_text("".join(lines), encoding="utf-8", errors="backslashreplace", newline="\n")
+        temporary.replace(path)
+
+
+def _line(record: Record, classified: Classified, expert: str | None) -> str:
+    said = classified.text if classified.logprobs is None else dict(classified.logprobs)
+    extra = {"class": classified.label, "expert": expert or BASE, "classification": said}
+    return json.dumps({**asdict(record), **extra}, ensure_ascii=False, default=str) + "\n"

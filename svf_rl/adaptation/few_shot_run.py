@@ -1,0 +1,127 @@
+"""`svf-rl few-shot`: from a model, its experts and a task to an adapter and a table."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from svf_rl import __version__
+from svf_rl.adaptation.comparison import check_names, compare, methods
+from svf_rl.adaptation.few_shot import FewShotArguments, FewShotResult, adapt, draw_shots, unseen
+from svf_rl.adaptation.pool import ExpertPool
+from svf_rl.errors import SVFError
+from svf_rl.evaluation.arguments import EvaluationArguments
+from svf_rl.evaluation.engine import base_model, load_config, positions
+from svf_rl.evaluation.folder import write_json
+from svf_rl.evaluation.items import TaskItems, load_items
+from svf_rl.evaluation.run import check_lengths
+from svf_rl.evaluation.summary import Result
+from svf_rl.training.loading import load_tokenizer
+
+# Where the labelled prompts are drawn from: rows that no figure is reported on, where the task has such rows.
+LABELLED = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class FewShotRun:
+    """What a call found: the combination, and how it, the mean, each expert and the base did on unseen items."""
+
+    found: FewShotResult
+    results: list[Result]
+
+
+def named_experts(given: list[str]) -> dict[str, str]:
+    """`NAME=DIR` or `DIR`, which is called by its last part. Raises `SVFError` for a name given twice."""
+    experts: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals:
+            name, path = Path(text).name or Path(text).resolve().name, text
+        if not name or not path:
+            raise SVFError(f"--expert {text}: give a folder, or a name for it as in math=runs/math")
+        if name in experts:
+            raise SVFError(f"two experts are called {name}: give them names, as in --expert other={path}")
+        experts[name] = path
+    return experts
+
+
+def few_shot(
+    arguments: EvaluationArguments, experts: Mapping[str, str], search: FewShotArguments, out: Path
+) -> FewShotRun:
+    """
+    Find the weights of the experts on a few labelled prompts of a task, save the combination as an adapter, and compare
+    it with the base, each expert and their mean on the items that the search did not see.
+
+    The folder `out` gets `search.json` (the state of the search), `adapter/`, the graded completions of each method and
+    `summary.json`. The same call after an interruption goes on from there.
+
+    Args:
+        arguments ([`EvaluationArguments`]): the model, one task, and how it is evaluated.
+        experts (`Mapping`): folder or Hub name of each expert, by the name it is to have.
+        search ([`FewShotArguments`]): how to search.
+        out (`Path`): a new or empty folder, or that of an earlier call.
+
+    Raises:
+        SVFError: bad input. All of it is checked before anything is written.
+    """
+    started = time.perf_counter()
+    check_names(experts)
+    (task,) = arguments.tasks
+    config = load_config(arguments)
+    model = base_model(arguments, config)
+    tokenizer = load_tokenizer(model)
+    labelled = load_items(task, replace(arguments, limit=None), tokenizer, splits=LABELLED)
+    items = load_items(task, arguments, tokenizer)
+    rows = unseen(items, labelled, draw_shots(labelled, search.shots, search.seed))
+    if not rows:
+        raise SVFError(f"task {task}: no items are left to report beside the {search.shots} shots: give fewer --shots")
+    assert arguments.batch_size is not None
+    pool = ExpertPool(
+        model,
+        experts,
+        backend=arguments.backend,
+        max_length=check_lengths([labelled, items], positions(config)),
+        seed=arguments.seed,
+        enforce_eager=arguments.enforce_eager,
+        gpu_memory_utilization=arguments.gpu_memory_utilization,
+        batch_size=arguments.batch_size,
+    )
+    found = adapt(pool, labelled, search, out)
+    if not (out / "adapter").exists():  # as an earlier call with the same outcome wrote it
+        pool.save(found.mix, out / "adapter")
+    results = compare(
+        pool, items, rows, methods(pool, found.mix), out / "completions", arguments.seed, arguments.batch_size
+    )
+    write_json(out / "summary.json", _summary(arguments, experts, labelled, found, results, started))
+    return FewShotRun(found, results)
+
+
+def _summary(
+    arguments: EvaluationArguments,
+    experts: Mapping[str, str],
+    labelled: TaskItems,
+    found: FewShotResult,
+    results: list[Result],
+    started: float,
+) -> dict[str, object]:
+    return {
+        "model": arguments.model,
+        "task": labelled.name,
+        "experts": dict(experts),
+        "few_shot": found.to_dict(),
+        "labelled_prompts": [labelled.prompts[row] for row in found.shots],
+        "confidence": 0.95,
+        "results": [result.to_dict() for result in results],
+        "seconds": round(time.perf_counter() - started, 2),
+        "version": __version__,
+    }
+
+
+def alpha_table(found: FewShotResult) -> list[dict[str, str]]:
+    """A line for each group of weights that shares its α, for [`svf_rl.evaluation.table.aligned`]."""
+    kind = "weights" if found.mix.scope == "global" else found.mix.scope
+    lines = []
+    for group, alphas in enumerate(found.alpha.tolist()):
+        head = "all" if found.mix.scope == "global" else str(group)
+        lines.append({kind: head, **{f"α {n}": f"{a:.3f}" for n, a in zip(found.experts, alphas, strict=True)}})
+    return lines

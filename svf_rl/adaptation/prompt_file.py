@@ -1,0 +1,33 @@
+"""A user's own prompts from a file."""
+
+from pathlib import Path
+
+from datasets import Dataset
+
+from svf_rl.errors import SVFError
+from svf_rl.tasks import TaskOptions
+from svf_rl.tasks.columns import read_rows
+from svf_rl.tasks.files import SUFFIXES
+from svf_rl.tasks.task import chat, limited
+
+PROMPTS = "prompts"
+
+
+def read_prompts(path: Path, options: TaskOptions, limit: int | None = None) -> list[list[dict[str, str]]]:
+    """
+    The conversations of a file: rows with `prompt_column` (text, or messages with role and content), or the lines of a
+    text file that are not blank.
+
+    Raises:
+        SVFError: no such file, another kind of file, or no prompts in it.
+    """
+    if path.name.endswith(SUFFIXES):
+        own = TaskOptions(data_path=str(path), prompt_column=options.prompt_column, system_prompt=options.system_prompt)
+        rows = read_rows(own)
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SVFError(f"prompts {path} cannot be read as text: {' '.join(str(error).split())[:200]}") from error
+        rows = Dataset.from_dict({"prompt": [chat(line, options.system_prompt) for line in lines if line.strip()]})
+    return limited(PROMPTS, rows, limit)["prompt"][:]

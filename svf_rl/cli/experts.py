@@ -1,0 +1,127 @@
+"""`svf-rl experts`, `merge` and `push`: saved adapters."""
+
+import argparse
+import json
+from typing import Any
+
+
+def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+    _add_experts(commands)
+    _add_merge(commands)
+    _add_push(commands)
+
+
+def _add_experts(commands: "argparse._SubParsersAction[Any]") -> None:
+    parser = commands.add_parser(
+        "experts", help="compare saved adapters: task, accuracy, size, multipliers, similarity"
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="a saved adapter: folder or Hub name")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.set_defaults(run=_experts)
+
+
+def _experts(known: argparse.Namespace) -> None:
+    from svf_rl.experts.table import experts_table
+
+    table = experts_table(known.folders)
+    print(json.dumps(table.to_dict(), indent=2, ensure_ascii=False) if known.json else table)
+
+
+def _add_merge(commands: "argparse._SubParsersAction[Any]") -> None:
+    parser = commands.add_parser("merge", help="write a plain model: a base model with an adapter or several experts")
+    add = parser.add_argument
+    add("model", help="local folder or Hub name of the base model; 'quickstart' is the bundled model")
+    add(
+        "--expert",
+        action="append",
+        required=True,
+        dest="experts",
+        metavar="DIR",
+        help="a saved SVF or LoRA adapter; several SVF experts are combined",
+    )
+    add("--out", required=True, help="folder to write; must be new or empty")
+    add(
+        "--weights",
+        type=_weights,
+        help="of several experts, as in 0.5,0.5; with --scope layer or matrix also a row a group, as in '1,0;0,1' "
+        "(default: their mean)",
+    )
+    add("--scope", choices=["global", "layer", "matrix"], default="global", help="what a row of the weights is for")
+    add(
+        "--form",
+        choices=["mask", "deviation"],
+        default="mask",
+        help="sum of weighted multipliers, or of weighted changes (default: mask)",
+    )
+    add("--normalized", action="store_true", help="refuse weights that do not sum to 1")
+    add(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the weights (default: as in the experts' training, or else as in the base model)",
+    )
+    add("--max-shard-size", default="5GB", help="of one file of weights (default: 5GB)")
+    add("--revision", help="branch, tag or commit of the base model on the Hub")
+    add("--trust-remote-code", action="store_true", help="run model code that comes from the Hub")
+    parser.set_defaults(run=_merge)
+
+
+def _merge(known: argparse.Namespace) -> None:
+    from svf_rl.train import quiet_libraries
+
+    quiet_libraries()
+    from svf_rl.experts.merged import merge
+    from svf_rl.training.recipe import ModelArguments
+
+    model = ModelArguments(
+        known.model,
+        model_revision=known.revision,
+        dtype=known.dtype,
+        trust_remote_code=known.trust_remote_code,
+    )
+    merged = merge(
+        model,
+        known.experts,
+        known.out,
+        weights=known.weights,
+        scope=known.scope,
+        form=known.form,
+        normalized=known.normalized,
+        max_shard_size=known.max_shard_size,
+    )
+    print(f"{merged.folder}: {merged.matrices} weights changed, {merged.dtype}, {merged.bytes / 1e6:.1f} MB")
+    if merged.dtype == "float32":
+        print("note: vLLM runs float32 models in half precision unless it is given --dtype float32")
+
+
+def _weights(text: str) -> list[list[float]] | list[float]:
+    try:
+        rows = [[float(number) for number in row.split(",")] for row in text.split(";")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} are no weights, as in 0.5,0.5") from error
+    return rows if len(rows) > 1 else rows[0]
+
+
+def _add_push(commands: "argparse._SubParsersAction[Any]") -> None:
+    parser = commands.add_parser("push", help="publish an adapter with its model card, on the Hub or into a folder")
+    parser.add_argument("adapter", metavar="DIR", help="a saved adapter")
+    parser.add_argument("target", help="OWNER/NAME on the Hub, or a folder, as in ./NAME")
+    parser.add_argument("--base-model", help="the base model's name on the Hub, where it was loaded from a folder")
+    parser.add_argument("--to-folder", action="store_true", help="the target is a folder whatever it looks like")
+    parser.add_argument("--private", action="store_true", help="a new repository on the Hub is private")
+    parser.set_defaults(run=_push)
+
+
+def _push(known: argparse.Namespace) -> None:
+    from svf_rl.experts.publish import publish
+
+    published = publish(
+        known.adapter,
+        known.target,
+        base_model=known.base_model,
+        to_folder=known.to_folder,
+        private=known.private,
+    )
+    for note in published.notes:
+        print(f"note: {note}")
+    print(f"{published.where}: {', '.join(published.files)}")

@@ -1,0 +1,26 @@
+"""`svf-rl report`."""
+
+import argparse
+from typing import Any
+
+
+def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+    parser = commands.add_parser("report", help="runs in Markdown with pictures, side by side")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN_DIR",
+        help="output_dir of a training run, also of one that is running, or --out of an evaluation",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="default: RUN_DIR/report, for several runs runs/report; an earlier report is replaced",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(known: argparse.Namespace) -> None:
+    from svf_rl.report.write import write_report
+
+    print(write_report(known.runs, known.out))

@@ -1,0 +1,1 @@
+"""What is done with trained adapters: a table of them, a merged model, publication."""

@@ -1,0 +1,174 @@
+"""`svf-rl merge`: a base model and an adapter, or a combination of experts, as one plain model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.utils.hub import convert_file_size_to_int
+
+from svf_rl.errors import SVFError
+from svf_rl.experts.new_folder import check_new, check_space, new_folder
+from svf_rl.generation.weights import adapted_weights
+from svf_rl.svf.combine import check_form, check_weights, even_weights, groups_of
+from svf_rl.svf.expert import check_same_base, expert_folder, read_expert
+from svf_rl.training.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
+from svf_rl.training.origin import is_svf, read_adapter_config, read_summary
+from svf_rl.training.recipe import ModelArguments
+
+MIXED = "merged"
+"""The name of the combination among the adapters of the loaded model."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was written: the folder, the type of its weights, how many of them the adapter changed, and bytes in all."""
+
+    folder: Path
+    dtype: str
+    matrices: int
+    bytes: int
+
+
+def merge(
+    model: ModelArguments,
+    experts: Sequence[str],
+    out: str | Path,
+    *,
+    weights: Sequence[Sequence[float]] | Sequence[float] | None = None,
+    scope: str = "global",
+    form: str = "mask",
+    normalized: bool = False,
+    max_shard_size: str = "5GB",
+) -> Merged:
+    """
+    Write a full Hugging Face model: configuration, generation configuration, tokenizer, chat template and weights.
+
+    Each changed weight is `W' = W + U diag(s·(m − 1)) Vᵀ`, rebuilt from the untouched `W` and rounded once, the same
+    that the rollouts of the training came from; the others are those of the base, bit by bit.
+
+    Args:
+        model ([`ModelArguments`]): the base model. `dtype` is the type to compute with and to save; `auto` is that of
+            the experts' training, where their `summary.json` says it, or else that of the base model.
+        experts (`Sequence[str]`): folders or Hub names; one SVF or LoRA adapter, or several SVF experts.
+        out (`str` or `Path`): the folder to write; it must be free or empty.
+        weights (`Sequence`, *optional*): α of several experts, K numbers or one row of them a group of the scope;
+            default: `1/K`, their mean.
+        scope (`str`, *optional*, defaults to `"global"`): α for all matrices, a `"layer"`, or a `"matrix"`.
+        form (`str`, *optional*, defaults to `"mask"`): `Σ α m`, or `"deviation"`: `1 + Σ α (m − 1)`.
+        normalized (`bool`, *optional*, defaults to `False`): the weights of a group must sum to 1.
+        max_shard_size (`str`, *optional*, defaults to `"5GB"`): of one safetensors file.
+
+    Raises:
+        SVFError: a missing or damaged expert, one of another base, weights that do not fit, `out` is taken, no space.
+            Nothing is left behind.
+    """
+    out = Path(out).expanduser()
+    check_new(out)
+    _check_shard_size(max_shard_size)
+    folders = [expert_folder(path) for path in experts]
+    alpha = _checked_weights(folders, weights, scope, form, normalized)
+    adapted = _load(replace(model, dtype=_dtype(model, folders)), folders)
+    tokenizer = load_tokenizer(model)
+    if alpha is not None:
+        names = [_name(index) for index in range(len(folders))]
+        adapted.add_weighted_adapter(names, alpha, MIXED, scope=scope, form=form, normalized=normalized)
+        adapted.set_adapter(MIXED)
+    base = adapted.get_base_model()
+    check_space(out, sum(p.numel() * p.element_size() for p in base.parameters()))
+    plain, matrices = _merged(adapted)
+    _savable(plain)
+    with new_folder(out) as staging:
+        plain.save_pretrained(staging, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(staging)
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    return Merged(out, str(plain.dtype).removeprefix("torch."), matrices, size)
+
+
+def _check_shard_size(size: str) -> None:
+    try:
+        convert_file_size_to_int(size)
+    except ValueError as error:
+        raise SVFError(f"max_shard_size must be a number with a unit, such as 5GB or 500MB, not {size!r}") from error
+
+
+def _name(index: int) -> str:
+    return f"expert_{index}" if index else "default"
+
+
+def _checked_weights(
+    folders: Sequence[Path], weights: Sequence[Any] | None, scope: str, form: str, normalized: bool
+) -> Tensor | None:
+    """α as (groups, K); `None` for one adapter. Reads the experts' files, and no model yet."""
+    kinds = {folder: read_adapter_config(folder) for folder in folders}
+    if not folders:
+        raise SVFError("name at least one expert")
+    if len(folders) == 1:
+        if weights is not None:
+            raise SVFError("weights are for several experts: name more of them, or leave the weights out")
+        return None
+    check_form(form)
+    for folder, config in kinds.items():
+        if not is_svf(config):
+            raise SVFError(f"{folder} is a {config.get('peft_type')} adapter: a combination takes SVF experts alone")
+    read = [read_expert(folder) for folder in folders]
+    check_same_base(read)
+    groups = max(groups_of(list(read[0].z), scope)) + 1
+    return check_weights(even_weights(len(read), groups) if weights is None else weights, len(read), groups, normalized)
+
+
+def _dtype(model: ModelArguments, folders: Sequence[Path]) -> Any:
+    """That of the experts' training: what their fingerprints and their accuracies hold for."""
+    trained = {read_summary(folder).get("recipe", {}).get("dtype", "auto") for folder in folders}
+    return trained.pop() if model.dtype == "auto" and len(trained) == 1 else model.dtype
+
+
+def _load(model: ModelArguments, folders: Sequence[Path]) -> PeftModel:
+    base = load_base(model).eval()
+    fill_factor_cache(model, PeftConfig.from_pretrained(str(folders[0])), base.dtype)
+    adapted = load_saved(base, str(folders[0]))
+    for index, folder in enumerate(folders[1:], start=1):
+        adapted.load_adapter(str(folder), _name(index))
+    return adapted.eval()
+
+
+def _merged(adapted: PeftModel) -> tuple[PreTrainedModel, int]:
+    """The base model with the changed weights in the place of its own, a matrix at a time, and their number."""
+    layers = {
+        name.removeprefix("base_model.model."): module
+        for name, module in adapted.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+    whole: dict[str, Tensor] = {}  # of modules that were trained in full
+    changed = 0
+    with tqdm(total=len(layers), desc="Merging", unit="matrix", delay=3, leave=False) as bar:
+        for name, weight in adapted_weights(adapted):
+            layer = layers.get(name.removesuffix(".weight"))
+            if layer is None:
+                whole[name] = weight
+            else:  # each W' comes from a W of its own, which nothing needs afterwards
+                layer.get_base_layer().weight = nn.Parameter(weight, requires_grad=False)
+                bar.update()
+            changed += 1
+    plain = adapted.unload()
+    for name, weight in whole.items():
+        holder, _, leaf = name.rpartition(".")
+        setattr(plain.get_submodule(holder), leaf, nn.Parameter(weight, requires_grad=False))
+    return plain, changed
+
+
+def _savable(plain: PreTrainedModel) -> None:
+    """What would make the files say something else than the model, or keep transformers from writing them."""
+    inputs, outputs = plain.get_input_embeddings(), plain.get_output_embeddings()
+    config = plain.config.get_text_config()
+    if config.tie_word_embeddings and outputs is not None and inputs.weight is not outputs.weight:
+        config.tie_word_embeddings = False  # the adapter changed one of the two
+    try:
+        plain.generation_config.validate(strict=True)
+    except ValueError:  # sampling settings without do_sample, as some published models have
+        plain.generation_config.do_sample = True

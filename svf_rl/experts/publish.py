@@ -1,0 +1,138 @@
+"""Publishing an adapter: the files that mean something elsewhere, to the Hugging Face Hub or into a folder."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+from svf_rl.errors import SVFError
+from svf_rl.experts.new_folder import check_new, new_folder
+from svf_rl.svf.expert import expert_folder, read_expert
+from svf_rl.training.card import MARKER, model_card
+from svf_rl.training.hub import hub_errors
+from svf_rl.training.origin import (
+    base_location,
+    base_name,
+    is_svf,
+    known_elsewhere,
+    looks_local,
+    read_adapter_config,
+    read_metrics,
+    read_summary,
+    without_machine,
+)
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where the adapter is now (an address or a folder), the files there, and what a person should know."""
+
+    where: str
+    files: list[str]
+    notes: list[str]
+
+
+def publish(
+    adapter: str, target: str, *, base_model: str | None = None, to_folder: bool = False, private: bool = False
+) -> Published:
+    """
+    Put an adapter where others can load it: configuration, weights, model card and the summary of its run.
+
+    Left out are checkpoints, logs, the trainer's arguments, and the tokenizer, which is the base model's. No file names
+    a path of this machine.
+
+    Args:
+        adapter (`str`): the adapter's folder.
+        target (`str`): `owner/name` on the Hub, or a folder: what begins with `.`, `/` or `~`, or is there.
+        base_model (`str`, *optional*): the base model's name on the Hub, where it was loaded from a folder.
+        to_folder (`bool`, *optional*, defaults to `False`): `target` is a folder whatever it looks like.
+        private (`bool`, *optional*, defaults to `False`): a new repository on the Hub is private.
+
+    Raises:
+        SVFError: no adapter, a base model without a name elsewhere, a target that is taken, no token, no network.
+    """
+    folder = expert_folder(adapter)
+    to_folder = to_folder or looks_local(target)
+    path = Path(target).expanduser()
+    if to_folder:
+        check_new(path)
+    elif "/" not in target:
+        raise SVFError(f"{target} is no target: name a repository as OWNER/{target}, or a folder as ./{target}")
+    files, notes = _files(folder, base_model, "." if to_folder else target)
+    if to_folder:
+        with new_folder(path) as staging:
+            _write(files, folder, staging)
+        return Published(str(path), sorted([*files, WEIGHTS]), notes)
+    with tempfile.TemporaryDirectory() as staging:
+        _write(files, folder, Path(staging))
+        with hub_errors(target):
+            validate_repo_id(target)
+            api = HfApi()
+            url = api.create_repo(target, private=private or None, exist_ok=True)
+            api.upload_folder(repo_id=url.repo_id, folder_path=staging, commit_message="Adapter and model card")
+    return Published(str(url), sorted([*files, WEIGHTS]), notes)
+
+
+def _files(folder: Path, base_model: str | None, location: str) -> tuple[dict[str, str], list[str]]:
+    """The text of each file but the weights, and what a person should know. Everything is checked here."""
+    config, summary = read_adapter_config(folder), read_summary(folder)
+    _check_weights(folder, config)
+    base = base_model or base_location(config, summary)
+    if base is None or not known_elsewhere(base):
+        raise SVFError(
+            f"the base model of {folder} is a folder of this machine ({base_name(base)}): "
+            "give its name on the Hub as --base-model OWNER/NAME"
+        )
+    name = base_name(base)
+    published: dict[str, Any] = {**without_machine(config), "base_model_name_or_path": name}
+    files = {"adapter_config.json": _json(published)}
+    notes = []
+    if summary:
+        summary = {**summary, "recipe": {**summary["recipe"], "model_name_or_path": name}}
+        files["summary.json"] = _json(without_machine(summary))
+    else:
+        notes.append(f"{folder} has no summary.json of a run: the card says neither the task nor an accuracy")
+    own = _own_card(folder, base_location(config, summary))
+    if own is not None:
+        notes.append("README.md is your own and was taken as it stands")
+    files["README.md"] = own or model_card(summary, published, read_metrics(folder), location=location)
+    return files, notes
+
+
+def _check_weights(folder: Path, config: Mapping[str, Any]) -> None:
+    if is_svf(config) and not config.get("modules_to_save"):
+        read_expert(folder)
+        return
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise SVFError(f"{folder / WEIGHTS} is missing or damaged: save the adapter again") from error
+
+
+def _own_card(folder: Path, base: str | None) -> str | None:
+    """The text of a card that a person wrote. Those of PEFT and of TRL name the base model's folder here."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    from_library = "[More Information Needed]" in text or "fine-tuned version of [None]" in text
+    local = base is not None and looks_local(base) and base in text
+    return None if not text.strip() or MARKER in text or from_library or local else text
+
+
+def _write(files: Mapping[str, str], folder: Path, staging: Path) -> None:
+    for name, text in files.items():
+        (staging / name).write_text(text, encoding="utf-8")
+    shutil.copyfile(folder / WEIGHTS, staging / WEIGHTS)
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,273 @@
+"""`svf-rl experts`: saved adapters side by side, read without their base model."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from svf_rl.errors import SVFError
+from svf_rl.experts.multipliers import multipliers
+from svf_rl.metrics.statistics import Interval, wilson
+from svf_rl.svf.expert import Expert, check_same_base, expert_folder, read_expert
+from svf_rl.text_table import aligned
+from svf_rl.training.origin import (
+    base_location,
+    base_name,
+    is_svf,
+    read_adapter_config,
+    read_summary,
+    task_names,
+)
+
+_WORDS = ("", "expert", "kind", "base model", "task", "modules")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the multipliers `m` of one kind of module, over all its singular values in all layers."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    matrices: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One adapter. What its files do not say is `None`.
+
+    Args:
+        name (`str`): the end of its path that tells it from the others.
+        kind (`str`): `SVF`, `SVF combination`, or PEFT's name of another method.
+        base_model (`str`): the base model, as a name that means something elsewhere.
+        task (`str`, *optional*): what it was trained on.
+        base_accuracy, accuracy (`float`, *optional*): on the held-out items, before and after its training.
+        interval (`tuple`, *optional*): Wilson's 95 % interval of `accuracy`.
+        items (`int`, *optional*): the held-out items.
+        bytes (`int`): size of the weights file.
+        values (`int`): trained values in it.
+        modules (`dict`): statistics of `m` by kind of module; empty for other methods than SVF.
+        note (`str`, *optional*): what the statistics leave out.
+    """
+
+    name: str
+    kind: str
+    base_model: str
+    task: str | None
+    base_accuracy: float | None
+    accuracy: float | None
+    interval: Interval | None
+    items: int | None
+    bytes: int
+    values: int
+    modules: dict[str, Statistics] = field(default_factory=dict)
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """
+    Experts of one base model and the same targets, and between each two the cosine of their `m − 1`, all matrices
+    together; `None` where an expert changes nothing. (Of `m` itself the cosine is close to 1 for any two experts.)
+    """
+
+    names: list[str]
+    cosine: list[list[float | None]]
+
+
+@dataclass(frozen=True)
+class ExpertsTable:
+    """What `svf-rl experts` prints. `apart` says why there is more than one group in `similarity`."""
+
+    rows: list[Row]
+    similarity: list[Similarity]
+    apart: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts = [aligned([_overview(row) for row in self.rows], left=_WORDS)]
+        statistics = [line for row in self.rows for line in _statistics(row)]
+        if statistics:
+            parts.append("Multipliers m of the singular values:\n" + aligned(statistics, left=_WORDS))
+        for group in self.similarity:
+            lines = []
+            for name, row in zip(group.names, group.cosine, strict=True):
+                figures = ["none" if value is None else f"{value:.3f}" for value in row]
+                lines.append({"": name, **dict(zip(group.names, figures, strict=True))})
+            parts.append("Cosine similarity of m - 1:\n" + aligned(lines, left=_WORDS))
+        notes = [f"note: {row.name}: {row.note}" for row in self.rows if row.note]
+        notes += [f"note: {reason}" for reason in self.apart]
+        return "\n\n".join([*parts, "\n".join(notes)] if notes else parts)
+
+
+def experts_table(paths: Sequence[str]) -> ExpertsTable:
+    """
+    Read the adapters and compare them.
+
+    Args:
+        paths (`Sequence[str]`): folders, or names on the Hub, of SVF adapters; others of PEFT get a row alone.
+
+    Raises:
+        SVFError: a path holds no adapter, a damaged one, or is named twice.
+    """
+    names = labels(paths)
+    rows, experts = [], []
+    for name, path in zip(names, paths, strict=True):
+        folder = expert_folder(path)
+        config = read_adapter_config(folder)
+        if is_svf(config) and not config.get("modules_to_save"):
+            expert = read_expert(folder, name)
+            m, note = multipliers(expert)
+            experts.append((expert, torch.cat(list(m.values())) - 1))
+            rows.append(_row(name, folder, expert, m, note))
+        else:
+            rows.append(_row(name, folder))
+    groups, apart = _groups(experts)
+    return ExpertsTable(rows, [_similarity(group) for group in groups if len(group) > 1], apart)
+
+
+def labels(paths: Sequence[str]) -> list[str]:
+    """
+    The shortest ends of the paths that differ: `runs/math/0` and `runs/code/0` become `math/0` and `code/0`.
+
+    Raises:
+        SVFError: one is named twice.
+    """
+    resolved = [Path(path).resolve() if Path(path).is_dir() else Path(path) for path in paths]
+    for index, path in enumerate(resolved):
+        if path in resolved[:index]:
+            raise SVFError(f"{paths[index]} is named twice: name each adapter once")
+    length = 1
+    while len({path.parts[-length:] for path in resolved}) < len(resolved):
+        length += 1
+    return ["/".join(path.parts[-length:]) for path in resolved]
+
+
+def _row(
+    name: str, folder: Path, expert: Expert | None = None, m: dict[str, Tensor] | None = None, note: str | None = None
+) -> Row:
+    config, summary = read_adapter_config(folder), read_summary(folder)
+    accuracy, items = summary.get("accuracy"), summary.get("items")
+    kind = str(config.get("peft_type"))
+    if config.get("combination"):
+        kind = "SVF combination"
+    elif "r" in config:
+        kind += f" r={config['r']}"
+    if expert is None:
+        size, values = _weights(folder)
+    else:
+        size, values = expert.bytes, sum(z.numel() for z in expert.z.values())
+    return Row(
+        name=name,
+        kind=kind,
+        base_model=base_name(base_location(config, summary)),
+        task=", ".join(task_names(summary.get("recipe", {}))) or None,
+        base_accuracy=summary.get("base_accuracy"),
+        accuracy=accuracy,
+        interval=wilson(round(accuracy * items), items) if accuracy is not None and items else None,
+        items=items,
+        bytes=size,
+        values=values,
+        modules={} if m is None else _by_module(m),
+        note=note,
+    )
+
+
+def _weights(folder: Path) -> tuple[int, int]:
+    """Bytes and values of another method's weights."""
+    path = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise SVFError(f"{path} is missing or damaged: save the adapter again") from error
+    return path.stat().st_size, sum(torch.Size(shape).numel() for shape in shapes)
+
+
+def _by_module(m: dict[str, Tensor]) -> dict[str, Statistics]:
+    result: dict[str, Statistics] = {}
+    by_kind: dict[str, list[Tensor]] = {}
+    for path, values in m.items():
+        by_kind.setdefault(path.rpartition(".")[2], []).append(values.double())
+    for kind, parts in by_kind.items():
+        values = torch.cat(parts)
+        spread = values.std(correction=0).item()
+        result[kind] = Statistics(values.mean().item(), spread, values.min().item(), values.max().item(), len(parts))
+    return result
+
+
+Deviation = tuple[Expert, Tensor]
+"""An expert and its `m − 1`, one after the other for all its matrices."""
+
+
+def _groups(experts: Sequence[Deviation]) -> tuple[list[list[Deviation]], list[str]]:
+    """Experts that share base and targets, and for each further group why it stands apart from the first one."""
+    groups: list[list[Deviation]] = []
+    apart: list[str] = []
+    for expert in experts:
+        reason = None
+        for group in groups:
+            try:
+                check_same_base([group[0][0], expert[0]])
+            except SVFError as error:
+                reason = reason or str(error)
+                continue
+            group.append(expert)
+            break
+        else:
+            groups.append([expert])
+            if reason is not None:
+                apart.append(f"no similarity with {expert[0].name}: {reason}")
+    return groups, apart
+
+
+def _similarity(group: Sequence[Deviation]) -> Similarity:
+    d = torch.stack([deviation for _, deviation in group]).double()  # (K, all singular values)
+    norms = d.norm(dim=1)
+    cosine = (d @ d.T) / (norms[:, None] * norms).clamp_min(torch.finfo(torch.float64).tiny)
+    known = (norms > 0).tolist()
+    return Similarity(
+        [expert.name for expert, _ in group],
+        [[c if known[i] and known[j] else None for j, c in enumerate(row)] for i, row in enumerate(cosine.tolist())],
+    )
+
+
+def _overview(row: Row) -> dict[str, str]:
+    def figure(value: float | None) -> str:
+        return "unknown" if value is None else f"{value:.3f}"
+
+    return {
+        "expert": row.name,
+        "kind": row.kind,
+        "base model": row.base_model,
+        "task": row.task or "unknown",
+        "before": figure(row.base_accuracy),
+        "after": figure(row.accuracy),
+        "95 %": "" if row.interval is None else f"{row.interval[0]:.3f}-{row.interval[1]:.3f}",
+        "items": "" if row.items is None else str(row.items),
+        "values": f"{row.values:,}",
+        "kB": f"{row.bytes / 1000:,.1f}",
+    }
+
+
+def _statistics(row: Row) -> list[dict[str, str]]:
+    return [
+        {
+            "expert": row.name if index == 0 else "",
+            "modules": kind,
+            "matrices": str(s.matrices),
+            "mean": f"{s.mean:.4f}",
+            "std": f"{s.std:.4f}",
+            "min": f"{s.min:.4f}",
+            "max": f"{s.max:.4f}",
+        }
+        for index, (kind, s) in enumerate(row.modules.items())
+    ]

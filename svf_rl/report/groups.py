@@ -1,0 +1,104 @@
+"""Runs that differ in nothing but the seed, and the curve that they have in common. Pure functions."""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from svf_rl.report.run_folder import Line, RunFolder
+
+# Keys in which runs of one recipe may differ: the seed, and what only decides where things are written.
+_OF_ONE_RUN = {
+    "seed", "data_seed", "output_dir", "run_name", "logging_dir", "report_to", "resume_from_checkpoint",
+    "log_completions",
+}  # fmt: skip
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one recipe with several seeds, drawn as one line; often a single run."""
+
+    label: str
+    runs: list[RunFolder]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over the updates: the mean over the runs of a group, the lowest and the highest; shapes `(n,)`."""
+
+    steps: Values
+    mean: Values
+    low: Values
+    high: Values
+
+
+def group_by_recipe(runs: Sequence[RunFolder]) -> list[Group]:
+    """
+    Finished runs of one recipe and different seeds together, in the order of their first; each other run by itself.
+
+    What an unfinished run's recipe was is not known, and its curve would cut the others' short.
+    """
+    groups: dict[str, list[RunFolder]] = {}
+    for run in runs:
+        recipe = {key: value for key, value in run.recipe.items() if key not in _OF_ONE_RUN}
+        key = json.dumps(recipe, sort_keys=True, default=str)
+        seeds = [other.summary.get("seed") for other in groups.get(key, [])]
+        if not run.finished or run.summary.get("seed") in seeds:
+            key = str(run.path.resolve())
+        groups.setdefault(key, []).append(run)
+    labels: list[str] = []
+    for members in groups.values():
+        label = _common_name([run.name for run in members])
+        labels.append(label if label not in labels else f"{members[0].name}, {label}")
+    return [Group(label, members) for label, members in zip(labels, groups.values(), strict=True)]
+
+
+def curve(group: Group, key: str, kind: str = "updates", window: int = 1) -> Curve | None:
+    """
+    One metric of a group, at the steps at which all its runs logged it.
+
+    Args:
+        group ([`Group`]): the runs.
+        key (`str`): the metric.
+        kind (`str`, *optional*, defaults to `"updates"`): `"updates"` or `"evaluations"`.
+        window (`int`, *optional*, defaults to 1): each run is smoothed by a moving mean over so many points.
+
+    Returns:
+        [`Curve`], or `None` when there is no such step.
+    """
+    by_step = [
+        {line.step: line.values[key] for line in _lines(run, kind) if math.isfinite(line.values.get(key, math.nan))}
+        for run in group.runs
+    ]
+    steps = sorted(set(by_step[0]).intersection(*by_step[1:]))
+    if not steps:
+        return None
+    values = np.array([moving_mean(np.array([run[step] for step in steps]), window) for run in by_step])
+    return Curve(np.array(steps, dtype=np.float64), values.mean(0), values.min(0), values.max(0))
+
+
+def moving_mean(values: Values, window: int) -> Values:
+    """The mean over `window` points around each point, over fewer at the ends: shape `(n,)`, as `values`."""
+    here = slice(window // 2, window // 2 + len(values))
+    sums, counts = (np.convolve(part, np.ones(window))[here] for part in (values, np.ones(len(values))))
+    means: Values = sums / counts
+    return means
+
+
+def _lines(run: RunFolder, kind: str) -> list[Line]:
+    return run.evaluations if kind == "evaluations" else run.updates
+
+
+def _common_name(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    prefix = re.sub(r"[\W_]*(seed)?[\W_]*\d*$", "", "".join(letters[0] for letters in alike))
+    return f"{prefix} ({len(names)} seeds)" if len(prefix) >= 3 else f"{names[0]} ... {names[-1]} ({len(names)} seeds)"

@@ -1,0 +1,161 @@
+"""What a report says in tables and in the notes below its pictures."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from svf_rl.report.evaluation_folder import EvaluationFolder
+from svf_rl.report.figures import smoothing_window
+from svf_rl.report.groups import Group
+from svf_rl.report.markdown import escaped, estimate, table
+from svf_rl.report.multipliers import Panel, shrunk
+from svf_rl.report.run_folder import Accuracy, RunFolder
+
+_NOT_OF_THE_RECIPE = {"output_dir", "run_name", "logging_dir"}
+
+
+def runs_table(runs: Sequence[RunFolder], values: Mapping[str, int]) -> str:
+    """A line a run; `values` has the number of trained values by the run's name."""
+    headings = (
+        "run", "task", "adapter", "trained values", "seed", "updates", "accuracy before", "accuracy after", "items"
+    )  # fmt: skip
+    rows = []
+    for run in runs:
+        tested = run.after or run.before
+        rows.append(
+            [
+                run.name,
+                run.task or "unknown",
+                run.recipe.get("adapter", "svf") if run.recipe else "unknown",
+                f"{values[run.name]:,}" if run.name in values else "unknown",
+                run.summary.get("seed", "unknown"),
+                run.steps if run.finished else f"{run.steps}, unfinished",
+                _accuracy(run.before),
+                _accuracy(run.after) if run.finished else "unfinished",
+                tested.items if tested else "",
+            ]
+        )
+    return table(headings, rows)
+
+
+def groups_table(groups: Sequence[Group]) -> str | None:
+    """The mean over the seeds, for recipes that ran with several; `None` without one."""
+    rows = []
+    for group in groups:
+        before = [run.before.value for run in group.runs if run.before]
+        after = [run.after.value for run in group.runs if run.after]
+        if len(group.runs) > 1 and before and after:
+            mean = sum(after) / len(after)
+            gain = mean - sum(before) / len(before)
+            seeds = ", ".join(str(run.summary.get("seed")) for run in group.runs)
+            rows.append([group.label, seeds, f"{mean:.3f}", f"{min(after):.3f} to {max(after):.3f}", f"{gain:+.3f}"])
+    return table(["recipe", "seeds", "mean accuracy after", "lowest to highest", "mean gain"], rows) if rows else None
+
+
+def by_task_table(runs: Sequence[RunFolder]) -> str | None:
+    """Accuracy on each task of a mixture; `None` when no run had one."""
+    rows = [
+        [run.name, key.removeprefix("accuracy/"), f"{run.base[key]:.3f}", f"{run.final[key]:.3f}"]
+        for run in runs
+        for key in run.final
+        if key.startswith("accuracy/") and key in run.base
+    ]
+    return table(["run", "part", "before", "after"], rows) if rows else None
+
+
+def differences_table(runs: Sequence[RunFolder]) -> str | None:
+    """Keys of the recipes, versions and commits in which the finished runs differ; `None` when they do not."""
+    finished = [run for run in runs if run.finished]
+    known = [
+        {
+            **{key: value for key, value in run.recipe.items() if key not in _NOT_OF_THE_RECIPE},
+            **{f"version of {name}": version for name, version in run.summary["packages"].items()},
+            "commit": run.summary.get("git_commit"),
+        }
+        for run in finished
+    ]
+    keys = dict.fromkeys(key for one in known for key in one)
+    rows = [
+        [key, *("default" if key not in one else _plain(one[key]) for one in known)]
+        for key in keys
+        if len({_plain(one.get(key, "")) for one in known}) > 1
+    ]
+    return table(["", *(run.name for run in finished)], rows) if rows else None
+
+
+def seconds_table(runs: Sequence[RunFolder]) -> str | None:
+    """Seconds by phase of the finished runs."""
+    finished = [run for run in runs if run.finished]
+    phases = list(dict.fromkeys(phase for run in finished for phase in run.summary["seconds"]))
+    if not phases:
+        return None
+    rows = [
+        [run.name, *(f"{run.summary['seconds'][p]:.1f}" if p in run.summary["seconds"] else "" for p in phases)]
+        for run in finished
+    ]
+    return table(["run", *(phase.replace("_", " ") for phase in phases)], rows)
+
+
+def warnings(runs: Sequence[RunFolder]) -> list[str]:
+    """What a reader should know before trusting the numbers, a line each."""
+    lines = []
+    for run in runs:
+        lines += [f"{run.name}: {warning}" for warning in run.summary.get("warnings", [])]
+        unscorable = run.mean("unscorable")
+        if unscorable:
+            lines.append(f"{run.name}: {100 * unscorable:.2g} % of the completions could not be scored")
+        if not run.finished:
+            lines.append(f"{run.name}: unfinished, after {run.steps} updates")
+    return lines
+
+
+def smoothing_note(groups: Sequence[Group]) -> str:
+    """What the lines of a picture over updates are, in words."""
+    windows = {smoothing_window(len(run.updates), len(groups)) for group in groups for run in group.runs} - {1}
+    notes = []
+    if windows:
+        spans = " or ".join(map(str, sorted(windows)))
+        notes.append(f"Lines are moving means over {spans} logged updates; faint ones are single updates.")
+    if any(len(group.runs) > 1 for group in groups):
+        notes.append("A band goes from the lowest to the highest seed around their mean.")
+    return " ".join(notes)
+
+
+def multiplier_note(panels: Sequence[Panel], renormalized: bool) -> str:
+    """What the picture of one run shows and what it leaves out, in words."""
+    values = np.concatenate([panel.values[np.isfinite(panel.values)] for panel in panels])
+    note = (
+        f"{values.size:,} values, mean {values.mean():.4f}, standard deviation {values.std():.4f}, from "
+        f"{values.min():.3f} to {values.max():.3f}."
+    )
+    blocks: dict[tuple[int, int], list[str]] = {}
+    for panel in panels:
+        blocks.setdefault(shrunk(panel.values)[1:], []).append(panel.kind)
+    for (rows, columns), kinds in blocks.items():
+        parts = [f"{columns} neighbouring indices"] * (columns > 1) + [f"{rows} neighbouring rows"] * (rows > 1)
+        if parts:
+            note += f" A point is the mean of {' by '.join(parts)} in {escaped(', '.join(kinds))}."
+    if any(len(set(panel.layers)) < len(panel.layers) for panel in panels):
+        note += " The rows of a layer are its experts."
+    if renormalized:
+        note += " `renormalize` scales the values of a matrix by one more factor, which is not in the picture."
+    return note
+
+
+def evaluation_table(evaluation: EvaluationFolder) -> str:
+    """A line for each model and task."""
+    rows = []
+    for result in evaluation.results:
+        interval = result.interval
+        value = "none" if result.accuracy is None or interval is None else estimate(result.accuracy, interval)
+        row = [result.task, result.model, value, result.items, f"{result.tokens:.0f}", f"{100 * result.cut_off:.1f} %"]
+        rows.append([*row, result.not_scorable])
+    return table(["task", "model", "accuracy", "items", "tokens", "cut off", "not scorable"], rows)
+
+
+def _accuracy(value: Accuracy | None) -> str:
+    return "unknown" if value is None else estimate(value.value, value.interval)
+
+
+def _plain(value: object) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,258 @@
+"""One seed's adaptation to the unseen tasks: every method on the same items, with one model and one generator."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from svf_rl.adaptation.classifier import default_system_prompt
+from svf_rl.adaptation.comparison import Which, compare
+from svf_rl.adaptation.dispatch import Dispatcher
+from svf_rl.adaptation.few_shot import FewShotArguments, adapt, unseen
+from svf_rl.adaptation.fitness import FitnessWeights
+from svf_rl.adaptation.pool import ExpertPool, Mix
+from svf_rl.errors import SVFError
+from svf_rl.evaluation.adapters import BASE, find_adapters, model_fingerprint
+from svf_rl.evaluation.engine import base_model, load_config, positions
+from svf_rl.evaluation.folder import disk_errors, write_json
+from svf_rl.evaluation.items import TaskItems, load_items
+from svf_rl.evaluation.records import append_records
+from svf_rl.evaluation.run import check_lengths
+from svf_rl.reproduce.cells import as_json, difference, read_json
+from svf_rl.reproduce.comparison import slug
+from svf_rl.reproduce.evaluations import evaluation_arguments
+from svf_rl.reproduce.methods import DISPATCH, MEAN, PROMPT, few_shot_label
+from svf_rl.tasks import TaskOptions, find_task
+from svf_rl.training.loading import load_tokenizer
+
+
+@dataclass(frozen=True)
+class UnseenItems:
+    """
+    An unseen task made ready.
+
+    Args:
+        label (`str`): what it is called.
+        items ([`TaskItems`]): its test rows.
+        labelled ([`TaskItems`]): the rows that shots are drawn from.
+        rows (`list[int]`): the test rows that are reported, for every method and seed: no labelled prompt among them.
+        folder (`Path`): where the records of one seed go.
+    """
+
+    label: str
+    items: TaskItems
+    labelled: TaskItems
+    rows: list[int]
+    folder: Path
+
+
+class _Kept:
+    """The result of one method on one task, in a file with what it was made with."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]):
+        self.path, self._settings = path, as_json(settings)
+        self.result: dict[str, Any] | None = None
+        earlier = read_json(path)
+        if earlier is not None:
+            if changed := difference(earlier.get("settings"), self._settings):
+                raise SVFError(
+                    f"{path.parent} holds {path.stem} with other settings ({changed}): remove that folder, or give "
+                    "another --out"
+                )
+            self.result = earlier.get("result")
+
+    def begin(self) -> None:
+        """Say with what the records beside this file are made."""
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {"settings": self._settings})
+
+    def end(self, result: Mapping[str, Any]) -> None:
+        self.result = as_json(result)
+        write_json(self.path, {"settings": self._settings, "result": self.result})
+
+
+def adapt_to_unseen(spec: Mapping[str, Any]) -> None:
+    """
+    Make what a cell of kind `adaptation` asks for, less what is there already, and write its `summary.json`.
+
+    Raises:
+        SVFError: experts that do not go together, too few labelled rows, or records of other settings.
+    """
+    started = time.perf_counter()
+    cell = _Seed(spec)
+    for task in cell.tasks:
+        cell.run(task)
+    write_json(
+        Path(spec["out"]) / "summary.json",
+        {
+            "seed": spec["seed"],
+            "tasks": {task.label: cell.summary(task) for task in cell.tasks},
+            "seconds": round(time.perf_counter() - started, 1),
+        },
+    )
+
+
+class _Seed:
+    """The experts of one seed, and the tasks."""
+
+    def __init__(self, spec: Mapping[str, Any]):
+        self._spec = spec
+        self._pool: ExpertPool | None = None
+        unseen_tasks = spec["unseen"]
+        first = next(iter(unseen_tasks.values()))
+        self._arguments = evaluation_arguments(spec, first["task"], first["options"])
+        config = load_config(self._arguments)
+        self._model = base_model(self._arguments, config)
+        self._tokenizer = load_tokenizer(self._model)
+        self.tasks = [self._prepare(label, task) for label, task in unseen_tasks.items()]
+        everything = [items for task in self.tasks for items in (task.items, task.labelled)]
+        self._length = check_lengths(everything, positions(config))
+        self._experts: dict[str, str] = dict(spec["experts"])
+        self._others: dict[str, str] = {DISPATCH: spec["dispatch"]} if spec["dispatch"] else {}
+        adapters = {**self._experts, **self._others}
+        prints = [adapter.fingerprint for adapter in find_adapters(list(adapters.values()))]
+        self._common = {
+            "model": model_fingerprint(self._model.location, config),
+            "experts": dict(zip(adapters, prints, strict=True)),
+        }
+
+    @property
+    def pool(self) -> ExpertPool:
+        """Built when the first method needs it."""
+        if self._pool is None:
+            arguments = self._arguments
+            assert arguments.batch_size is not None
+            self._pool = ExpertPool(
+                self._model,
+                self._experts,
+                self._others,
+                backend=arguments.backend,
+                max_length=self._length,
+                seed=self._spec["seed"],
+                enforce_eager=arguments.enforce_eager,
+                gpu_memory_utilization=arguments.gpu_memory_utilization,
+                batch_size=arguments.batch_size,
+            )
+        return self._pool
+
+    def run(self, task: UnseenItems) -> None:
+        """All methods of the cell on one task."""
+        if self._spec["base"]:
+            self._plain(task, BASE, None)
+        if self._spec["compare"]:
+            for name in self._experts:
+                self._plain(task, name, name)
+            count = len(self._experts)
+            self._plain(task, MEAN, Mix(torch.full((1, count), 1 / count)))
+            if self._spec["classes"]:
+                self._dispatch(task, PROMPT, None)
+                if self._spec["dispatch"]:
+                    self._dispatch(task, DISPATCH, DISPATCH)
+        for shots in self._spec["shots"]:
+            self._few_shot(task, shots)
+
+    def summary(self, task: UnseenItems) -> dict[str, Any]:
+        """What the tables need beside the records."""
+        expert_of = self._spec["tasks"]
+        own = {row: expert_of.get(str(task.items.rows[row].get("task"))) for row in task.rows}
+        return {
+            "task": task.items.name,
+            "metric": task.items.metric,
+            "rows": task.rows,
+            "own_expert": own if all(own.values()) else None,
+            "methods": {path.stem: (read_json(path) or {}).get("result") for path in task.folder.glob("*.json")},
+        }
+
+    def _kept(self, task: UnseenItems, label: str, more: Mapping[str, Any]) -> _Kept:
+        settings = {**self._common, "reward": task.items.grader.describe(), "rows": len(task.rows), **more}
+        return _Kept(task.folder / f"{label}.json", settings)
+
+    def _plain(self, task: UnseenItems, label: str, which: Which) -> None:
+        kept = self._kept(task, label, {})
+        if kept.result is None:
+            kept.begin()
+            kept.end({"seconds": self._answer(task, label, which)})
+
+    def _answer(self, task: UnseenItems, label: str, which: Which) -> float:
+        """Let a model answer the items that are reported; returns the seconds, weight sync and grading included."""
+        size = self._arguments.batch_size or len(task.rows)
+        (result,) = compare(self.pool, task.items, task.rows, {label: which}, task.folder, batch_size=size)
+        return result.seconds
+
+    def _dispatch(self, task: UnseenItems, label: str, classifier: str | None) -> None:
+        folder = None if classifier is None else Path(self._others[classifier])
+        system_prompt = default_system_prompt(self._model.location, folder)
+        kept = self._kept(task, label, {"classes": self._spec["classes"], "system_prompt": system_prompt})
+        if kept.result is not None:
+            return
+        kept.begin()
+        dispatcher = Dispatcher(
+            self.pool,
+            self._spec["classes"],
+            system_prompt,
+            classifier=classifier,
+            template_arguments=self._spec["chat_template_kwargs"],
+        )
+        dispatched = dispatcher.answer_items(task.items, task.rows)
+        records = task.folder / f"{label}.jsonl"
+        records.unlink(missing_ok=True)  # of a call that ended between this and the next line
+        append_records(records, dispatched.answers)
+        kept.end(
+            {
+                "first": asdict(dispatched.first),
+                "second": asdict(dispatched.second),
+                "unreadable": sum(classified.label is None for classified in dispatched.classes),
+                "experts": dict(zip(task.rows, dispatched.experts, strict=True)),
+            }
+        )
+
+    def _few_shot(self, task: UnseenItems, shots: int) -> None:
+        given = self._spec["few_shot"]
+        given = {**given, "weights": FitnessWeights(**given["weights"]), "shots": shots, "seed": self._spec["seed"]}
+        search = FewShotArguments(**given)
+        label = few_shot_label(shots)
+        settings = {"few_shot": asdict(search)}
+        kept = self._kept(task, label, settings)
+        if kept.result is not None:
+            return
+        kept.begin()
+        found = adapt(self.pool, task.labelled, search, task.folder / label)
+        adapter = task.folder / label / "adapter"
+        shutil.rmtree(adapter, ignore_errors=True)  # of a call that ended behind the next line
+        self.pool.save(found.mix, adapter)
+        kept.end({"seconds": self._answer(task, label, found.mix), "search": found.to_dict()})
+
+    def _prepare(self, label: str, task: Mapping[str, Any]) -> UnseenItems:
+        name, options = task["task"], TaskOptions(**task["options"])
+        arguments = evaluation_arguments(self._spec, name, task["options"])
+        limit, whole = arguments.limit, replace(arguments, limit=None)
+        items = load_items(name, whole, self._tokenizer)
+        if find_task(name).load(options)["validation"] is not None:
+            labelled = load_items(name, whole, self._tokenizer, splits=("validation",))
+        else:
+            labelled = only(items, reserved(items, self._spec["reserve"]))
+        rows = unseen(items, labelled, range(len(labelled.rows)))[:limit]
+        if not rows:
+            raise SVFError(f"unseen task {label}: no test rows are left beside the labelled ones")
+        return UnseenItems(label, items, labelled, rows, Path(self._spec["out"]) / slug(label))
+
+
+def reserved(items: TaskItems, count: int) -> list[int]:
+    """Rows that shots are drawn from where there are no others, the same for all seeds: they are not reported."""
+    return sorted(int(row) for row in np.random.default_rng(0).permutation(len(items.rows))[:count])
+
+
+def only(items: TaskItems, rows: Sequence[int]) -> TaskItems:
+    """The items of these rows."""
+    return replace(
+        items,
+        rows=[items.rows[row] for row in rows],
+        prompts=[items.prompts[row] for row in rows],
+        prompt_ids=[items.prompt_ids[row] for row in rows],
+    )

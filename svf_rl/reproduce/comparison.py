@@ -1,0 +1,249 @@
+"""What is compared: one YAML file that names the recipes of the experts, the unseen tasks and the ablations."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from svf_rl.adaptation.few_shot import FewShotArguments
+from svf_rl.adaptation.fitness import FitnessWeights
+from svf_rl.errors import SVFError
+from svf_rl.reproduce.methods import DISPATCH, RESERVED, is_few_shot
+from svf_rl.rewards.dispatch_label import LABELS
+from svf_rl.tasks import TaskOptions, find_task
+from svf_rl.training.yaml_values import fit, read_mapping
+
+PARTS = ("fine_tuning", "adaptation", "ablations")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+@dataclass(frozen=True)
+class ExpertRecipe:
+    """The recipe of an expert and the keys of it that are changed here."""
+
+    name: str
+    path: Path
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A task that no expert is trained on, with its options."""
+
+    label: str
+    task: str
+    options: TaskOptions
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """
+    How answers are made and how many items are reported.
+
+    Args:
+        backend (`str`, *optional*, defaults to `"vllm"`): `"vllm"` or `"transformers"`.
+        limit (`int`, *optional*): only the first so many items of a task.
+        enforce_eager (`bool`, *optional*, defaults to `False`): vLLM compiles nothing: a faster start.
+        batch_size (`int`, *optional*): completions written together; default: as in `svf-rl eval`.
+        gpu_memory_utilization (`float`, *optional*, defaults to 0.85): vLLM's share of the GPU.
+    """
+
+    backend: Literal["vllm", "transformers"] = "vllm"
+    limit: int | None = None
+    enforce_eager: bool = False
+    batch_size: int | None = None
+    gpu_memory_utilization: float = 0.85
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """
+    Args:
+        experts (`list[str]`, *optional*): those that are trained once more for each variant.
+        variants (`dict[str, dict]`, *optional*): a name, and the keys of the recipe that it changes.
+        shots (`list[int]`, *optional*): few-shot adaptation from so many prompts, beside `few_shot: {shots: …}`.
+    """
+
+    experts: list[str] = field(default_factory=list)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shots: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    A comparison as read from its file.
+
+    Args:
+        model (`str`): the base model of every run, in place of the recipes' own.
+        seeds (`list[int]`): every training run, every draw of shots and every search once for each.
+        experts (`dict[str, ExpertRecipe]`): one expert a task.
+        training (`dict`): keys that are changed in every recipe.
+        lora (`dict`): keys that make the LoRA baseline of an expert's recipe; empty for no baseline.
+        dispatch ([`ExpertRecipe`], *optional*): the expert that classifies prompts.
+        classes (`dict[str, str]`): the expert of each class that a prompt can have.
+        unseen (`list[Unseen]`): the tasks to adapt to.
+        few_shot ([`FewShotArguments`]): how weights of the experts are searched for; the seed is that of the run.
+        evaluation ([`EvaluationSettings`]): of all reported figures.
+        ablations ([`Ablations`]): further variants.
+    """
+
+    path: Path
+    model: str
+    seeds: list[int]
+    experts: dict[str, ExpertRecipe]
+    training: dict[str, Any]
+    lora: dict[str, Any]
+    dispatch: ExpertRecipe | None
+    classes: dict[str, str]
+    unseen: list[Unseen]
+    few_shot: FewShotArguments
+    evaluation: EvaluationSettings
+    ablations: Ablations
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+_KEYS: dict[str, Any] = {
+    "model": str, "seeds": list[int], "experts": dict, "training": dict, "lora": dict, "dispatch": dict | None,
+    "classes": dict, "unseen": dict, "few_shot": dict, "evaluation": dict, "ablations": dict,
+}  # fmt: skip
+
+
+def read_comparison(path: str | Path) -> Comparison:
+    """
+    Read the file of a comparison. Loads no recipe and no data.
+
+    Raises:
+        SVFError: the file cannot be read, a key is unknown (the line names the nearest one), a value does not fit, a
+            recipe is not there, or a class names an expert that is not.
+    """
+    path = Path(path)
+    values = read_mapping(path)
+    for key in values:
+        _check_known(key, _KEYS, "the comparison")
+    given = {key: fit(key, value, _KEYS[key]) for key, value in values.items()}
+    for key in ("model", "experts"):
+        if not given.get(key):
+            raise SVFError(f"{path} needs the key {key!r}")
+    experts = {str(name): _expert(str(name), spec, path.parent) for name, spec in given["experts"].items()}
+    for name in experts:
+        if name in RESERVED or is_few_shot(name) or not _NAME.fullmatch(name):
+            raise SVFError(f"expert {name!r}: the name must be letters and digits, and none of {', '.join(RESERVED)}")
+    dispatch = given.get("dispatch")
+    comparison = Comparison(
+        path=path,
+        model=given["model"],
+        seeds=check_seeds(given.get("seeds", [0])),
+        experts=experts,
+        training=_names(given.get("training", {})),
+        lora=_names(given.get("lora", {})),
+        dispatch=None if dispatch is None else _expert(DISPATCH, dispatch, path.parent),
+        classes=_classes(given.get("classes", {}), experts),
+        unseen=[_unseen(str(label), spec) for label, spec in given.get("unseen", {}).items()],
+        few_shot=_few_shot(given.get("few_shot", {})),
+        evaluation=_section("evaluation", given.get("evaluation", {}), EvaluationSettings),
+        ablations=_ablations(given.get("ablations", {}), experts),
+    )
+    if comparison.dispatch is not None and not comparison.classes:
+        raise SVFError("a dispatch expert needs classes: {math: NAME, …}, the expert of each class")
+    slugs: dict[str, str] = {}
+    for label in [task.label for task in comparison.unseen]:
+        if slug(label) in slugs:
+            raise SVFError(f"unseen tasks {slugs[slug(label)]!r} and {label!r} would share a folder: rename one")
+        slugs[slug(label)] = label
+    return comparison
+
+
+def check_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds. Raises `SVFError` for none, negative ones, and one that comes twice."""
+    if not seeds:
+        raise SVFError("seeds is empty: name at least one, as in 0,1,2")
+    for seed in seeds:
+        if seed < 0 or list(seeds).count(seed) > 1:
+            raise SVFError(f"seeds must be different numbers from 0 on, not {','.join(map(str, seeds))}")
+    return list(seeds)
+
+
+def slug(name: str) -> str:
+    """The name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-")
+
+
+def _expert(name: str, spec: Any, folder: Path) -> ExpertRecipe:
+    if not isinstance(spec, dict) or not isinstance(spec.get("recipe"), str):
+        raise SVFError(f"expert {name!r} must be a mapping with a recipe, as in {{recipe: ../quickstart.yaml}}")
+    path = Path(spec["recipe"]).expanduser()
+    path = path if path.is_absolute() else folder / path
+    if not path.is_file():
+        raise SVFError(f"expert {name!r}: there is no recipe {path}")
+    return ExpertRecipe(name, path.resolve(), _names({k: v for k, v in spec.items() if k != "recipe"}))
+
+
+def _classes(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) -> dict[str, str]:
+    for label, name in given.items():
+        if label not in LABELS or label == "other":
+            known = ", ".join(known for known in LABELS if known != "other")
+            raise SVFError(f"classes: unknown class {label!r}: use {known} (other is always the base model's)")
+        if name not in experts:
+            raise SVFError(f"classes: {label} names the expert {name!r}; the experts are {', '.join(experts)}")
+    return {str(label): str(name) for label, name in given.items()}
+
+
+def _unseen(label: str, spec: Any) -> Unseen:
+    if not isinstance(spec, dict) or not isinstance(spec.get("task"), str):
+        raise SVFError(f"unseen task {label!r} must be a mapping with a task, as in {{task: humaneval}}")
+    if not slug(label):
+        raise SVFError(f"unseen task {label!r}: give it a name with letters")
+    find_task(spec["task"])
+    options = _section(f"unseen task {label!r}", {k: v for k, v in spec.items() if k != "task"}, TaskOptions)
+    return Unseen(label, spec["task"], options)
+
+
+def _few_shot(given: Mapping[Any, Any]) -> FewShotArguments:
+    if "seed" in given:
+        raise SVFError("few_shot takes no seed: it is that of the run, see seeds")
+    weights = given.get("weights", {})
+    if not isinstance(weights, dict):
+        raise SVFError("few_shot: weights must be a mapping, as in {greedy: 0.5, sampled: 0.5}")
+    others = _section("few_shot", {k: v for k, v in given.items() if k != "weights"}, FewShotArguments)
+    return replace(others, weights=_section("few_shot: weights", weights, FitnessWeights))
+
+
+def _ablations(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) -> Ablations:
+    ablations = _section("ablations", given, Ablations)
+    for name in ablations.experts:
+        if name not in experts:
+            raise SVFError(f"ablations: there is no expert {name!r}; the experts are {', '.join(experts)}")
+    names = [slug(str(name)) for name in ablations.variants]
+    for name, changes in ablations.variants.items():
+        plain = slug(str(name))
+        if not isinstance(changes, dict) or not plain or plain in RESERVED or names.count(plain) > 1:
+            raise SVFError(f"ablations: variant {name!r} must have a name of its own and the keys that it changes")
+    for shots in ablations.shots:
+        if shots < 1:
+            raise SVFError(f"ablations: shots must be at least 1, not {shots}")
+    if ablations.variants and not ablations.experts:
+        raise SVFError("ablations: name the experts that are trained in each variant, as in experts: [math]")
+    return ablations
+
+
+def _section(name: str, given: Mapping[Any, Any], wanted: type) -> Any:
+    types = get_type_hints(wanted)
+    for key in given:
+        _check_known(str(key), types, name)
+    return wanted(**{str(key): fit(f"{name}: {key}", value, types[str(key)]) for key, value in given.items()})
+
+
+def _names(given: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in given.items()}
+
+
+def _check_known(key: str, known: Mapping[str, Any], where: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0)
+        raise SVFError(f"unknown key {key!r} in {where}; the nearest one is {near[0]!r}")

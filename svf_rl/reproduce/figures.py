@@ -1,0 +1,153 @@
+"""The pictures of a comparison, one function each; `None` where there is nothing to draw."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from svf_rl.evaluation.adapters import BASE
+from svf_rl.report.style import GREY, PALETTE, legend_below, new_figure
+from svf_rl.reproduce.methods import MEAN, ORACLE, is_few_shot, method_name
+
+Row = Mapping[str, Any]
+
+# A bar a third of an inch, and room for the axis.
+_BAR, _AXIS = 0.28, 0.75
+
+
+def fine_tuning_figure(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """For each task the accuracy of every method, in groups of bars beside one another."""
+    methods = list(dict.fromkeys(row["method"] for group in groups for row in group["rows"]))
+    if not any(row["accuracy"] is not None for group in groups for row in group["rows"]):
+        return None
+    figure, (axes,) = new_figure(1, 3.0)
+    width = 0.8 / len(methods)
+    for place, method in enumerate(methods):
+        for group_place, group in enumerate(groups):
+            for row in group["rows"]:
+                if row["method"] == method and row["accuracy"] is not None:
+                    x = group_place + (place - (len(methods) - 1) / 2) * width
+                    _bar(axes, x, width * 0.9, row, _colour(place, method))
+    axes.set_xticks(range(len(groups)), [group["task"] for group in groups])
+    axes.grid(visible=False, axis="x")
+    _percent(axes)
+    legend_below(figure, [(Patch(color=_colour(i, m)), method_name(m)) for i, m in enumerate(methods)])
+    return figure
+
+
+def adaptation_figure(tasks: Sequence[Mapping[str, Any]], experts: Sequence[str]) -> Figure | None:
+    """For each unseen task the accuracy of every method, bars below one another, their names at the side."""
+    drawn = [task for task in tasks if any(row["accuracy"] is not None for row in task["rows"])]
+    if not drawn:
+        return None
+    most = max(len(task["rows"]) for task in drawn)
+    figure, panels = new_figure(len(drawn), _BAR * most + _AXIS)
+    for axes, task in zip(panels, drawn, strict=True):
+        rows = [row for row in task["rows"] if row["accuracy"] is not None]
+        for place, row in enumerate(rows):
+            _horizontal_bar(axes, place, row, _kind_colour(row["method"], experts))
+        axes.set_yticks(range(len(rows)), [method_name(row["method"], experts) for row in rows])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_title(task["label"], loc="left", fontsize=9.5)
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
+    panels[-1].set_xlabel("accuracy (%)")
+    return figure
+
+
+def shots_figure(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Accuracy over the number of labelled prompts, with the base model's as a line."""
+    drawn = [task for task in tasks if sum(row["accuracy"] is not None for row in task["rows"]) > 1]
+    if not drawn:
+        return None
+    figure, (axes,) = new_figure()
+    entries: list[tuple[Any, str]] = []
+    for place, task in enumerate(drawn):
+        rows = [row for row in task["rows"] if row["accuracy"] is not None]
+        xs, ys = [row["shots"] for row in rows], [row["accuracy"] for row in rows]
+        errors = [
+            [row["accuracy"] - row["interval"][0] for row in rows],
+            [row["interval"][1] - row["accuracy"] for row in rows],
+        ]
+        colour = PALETTE[place % len(PALETTE)]
+        bars = axes.errorbar(xs, ys, yerr=errors, marker="o", capsize=3, color=colour)
+        for row in rows:
+            seeds = list(row["by_seed"].values())
+            axes.plot([row["shots"]] * len(seeds), seeds, ".", color=colour, alpha=0.6, markersize=5)
+        entries.append((bars, task["label"]))
+        if task["base"]["accuracy"] is not None:
+            line = axes.axhline(task["base"]["accuracy"], color=colour, linestyle="dotted", linewidth=1.2)
+            entries.append((line, f"{task['label']}, base model"))
+    axes.set_xticks(sorted({row["shots"] for task in drawn for row in task["rows"]}))
+    axes.set_xlabel("labelled prompts")
+    _percent(axes)
+    legend_below(figure, entries)
+    return figure
+
+
+def timing_figure(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Seconds of the first pass (classes, or the search) and of the second (answers), stacked."""
+    drawn = [task for task in tasks if task["rows"]]
+    if not drawn:
+        return None
+    most = max(len(task["rows"]) for task in drawn)
+    figure, panels = new_figure(len(drawn), _BAR * most + _AXIS)
+    for axes, task in zip(panels, drawn, strict=True):
+        for place, row in enumerate(task["rows"]):
+            first = row["first_pass_seconds"]
+            axes.barh(place, first, 0.7, color=PALETTE[0])
+            axes.barh(place, row["second_pass_seconds"], 0.7, left=first, color=PALETTE[1])
+        axes.set_yticks(range(len(task["rows"])), [method_name(row["method"]) for row in task["rows"]])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_title(f"{task['label']}, {task['items']} items", loc="left", fontsize=9.5)
+    panels[-1].set_xlabel("seconds")
+    names = ["first pass (classes or search)", "second pass (answers)"]
+    legend_below(figure, [(Patch(color=PALETTE[i]), name) for i, name in enumerate(names)])
+    return figure
+
+
+def _bar(axes: Axes, x: float, width: float, row: Row, colour: str) -> None:
+    value, (low, high) = row["accuracy"], row["interval"]
+    axes.bar(x, value, width, color=colour)
+    axes.errorbar(x, value, yerr=[[value - low], [high - value]], color="black", capsize=2.5, linewidth=1.0)
+    _dots(axes, [x] * 99, row, vertical=True)
+
+
+def _horizontal_bar(axes: Axes, y: float, row: Row, colour: str) -> None:
+    value, (low, high) = row["accuracy"], row["interval"]
+    axes.barh(y, value, 0.7, color=colour)
+    axes.errorbar(value, y, xerr=[[value - low], [high - value]], color="black", capsize=2.5, linewidth=1.0)
+    _dots(axes, [y] * 99, row, vertical=False)
+
+
+def _dots(axes: Axes, at: Sequence[float], row: Row, vertical: bool) -> None:
+    """Each seed's accuracy."""
+    seeds = list(row["by_seed"].values())
+    if len(seeds) > 1:
+        xs, ys = (list(at[: len(seeds)]), seeds) if vertical else (seeds, list(at[: len(seeds)]))
+        axes.plot(xs, ys, ".", color="white", markeredgecolor="black", markeredgewidth=0.5, markersize=5, zorder=4)
+
+
+def _percent(axes: Axes) -> None:
+    axes.set_ylim(0, 1.03)
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
+    axes.set_ylabel("accuracy (%)")
+
+
+def _colour(place: int, method: str) -> str:
+    return GREY if method == BASE else PALETTE[(place - 1) % len(PALETTE)]
+
+
+def _kind_colour(method: str, experts: Sequence[str]) -> str:
+    """Grey for what needs no adaptation, then experts, mixtures and dispatch."""
+    if method in (BASE, ORACLE):
+        return GREY
+    if method in experts:
+        return PALETTE[5]
+    if method == MEAN or is_few_shot(method):
+        return PALETTE[0]
+    return PALETTE[1]

@@ -1,0 +1,171 @@
+"""The command: from the file of a comparison to tables and pictures."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from svf_rl.errors import SVFError
+from svf_rl.evaluation.folder import disk_errors, write_json
+from svf_rl.reproduce.cells import is_done, read_json, record_path
+from svf_rl.reproduce.comparison import PARTS, Comparison, check_seeds, read_comparison
+from svf_rl.reproduce.document import document
+from svf_rl.reproduce.figures import adaptation_figure, fine_tuning_figure, shots_figure, timing_figure
+from svf_rl.reproduce.hardware import cores, hardware, versions
+from svf_rl.reproduce.launch import Outcome, locked, run_cells
+from svf_rl.reproduce.plan import Plan, make_plan
+from svf_rl.reproduce.results import collect
+
+_KIND = "svf-rl reproduce"
+
+
+def reproduce(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    jobs: int | None = None,
+    parts: Sequence[str] = PARTS,
+    launcher: str | None = None,
+    data_dir: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any] | None:
+    """
+    Make all cells of a comparison that are not there yet, and write `report.md`, `results.json` and the pictures.
+
+    Args:
+        path (`str` or `Path`): the file of the comparison.
+        out (`str` or `Path`, *optional*): the folder of everything; default: `runs/reproduce-` and the file's name.
+        seeds (`Sequence[int]`, *optional*): in place of the file's.
+        jobs (`int`, *optional*): processes at once; default: one a core, at most two, and one with CUDA.
+        parts (`Sequence[str]`, *optional*): of `fine_tuning`, `adaptation` and `ablations`.
+        launcher (`str`, *optional*): starts training runs, as in `accelerate launch --config_file FILE`.
+        data_dir (`str`, *optional*): a folder with the benchmarks, in place of the Hub.
+        dry_run (`bool`, *optional*, defaults to `False`): check everything, print the plan, and stop.
+
+    Returns:
+        `dict`: what is in `results.json`; `None` after a dry run.
+
+    Raises:
+        SVFError: bad input (all of it is checked before anything is written), another comparison in the folder, or at
+            the end cells that could not be made.
+    """
+    started = time.perf_counter()
+    comparison = read_comparison(path)
+    if seeds is not None:
+        comparison = replace(comparison, seeds=check_seeds(seeds))
+    for part in parts:
+        if part not in PARTS:
+            raise SVFError(f"unknown part {part!r}: use some of {','.join(PARTS)}")
+    if jobs is not None and jobs < 1:
+        raise SVFError(f"--jobs must be at least 1, not {jobs}")
+    folder = Path(out or f"runs/reproduce-{comparison.name}").expanduser().resolve()
+    plan = make_plan(comparison, folder, [part for part in PARTS if part in parts], launcher, data_dir)
+    _check_folder(folder, comparison)
+    for cell in plan.cells:
+        is_done(cell, folder)  # another one's settings: better known before anything is written
+    print(plan, flush=True)
+    if dry_run:
+        return None
+    jobs = jobs or default_jobs()
+    with locked(folder) as lock:
+        write_json(folder / "comparison.json", {"kind": _KIND, "name": comparison.name, "model": comparison.model})
+        outcome = run_cells(plan.cells, folder, jobs, _environment(jobs), lock)
+        results = collect(plan, outcome.failed)
+        results |= {
+            "experts": list(comparison.experts),
+            "hardware": hardware(),
+            "packages": versions(),
+            "seconds": _seconds(plan, outcome, jobs, time.perf_counter() - started),
+        }
+        write_results(results, folder)
+    print(f"report: {folder / 'report.md'}")
+    if outcome.failed:
+        raise SVFError(
+            f"{len(outcome.failed)} of {len(plan.cells)} cells could not be made: {', '.join(outcome.failed)}; "
+            f"their logs are in {folder / 'logs'}, and the same command tries them again"
+        )
+    return results
+
+
+def write_results(results: Mapping[str, Any], folder: Path) -> None:
+    """`results.json`, the pictures and `report.md`."""
+    from svf_rl.report.style import house_style, save
+
+    drawings: dict[str, Callable[[], Any]] = {
+        "fine_tuning": lambda: fine_tuning_figure(results.get("fine_tuning", [])),
+        "adaptation": lambda: adaptation_figure(results.get("adaptation", []), results["experts"]),
+        "shots": lambda: shots_figure(results.get("shots", [])),
+        "timing": lambda: timing_figure(results.get("timing", [])),
+    }
+    figures = {}
+    with disk_errors(folder):
+        for name, draw in drawings.items():
+            with house_style():
+                figure = draw()
+            file = folder / f"{name}.png"
+            file.unlink(missing_ok=True)
+            if figure is not None:
+                save(figure, file)
+                figures[name] = file.name
+    write_json(folder / "results.json", results)
+    with disk_errors(folder):
+        temporary = folder / ".report.md"
+        temporary.write_text(document(results, figures), encoding="utf-8")
+        temporary.replace(folder / "report.md")
+
+
+def default_comparison() -> Path:
+    """The small one of the quickstart. Raises `SVFError` where the recipes are not at hand."""
+    for folder in (Path(), Path(__file__).resolve().parents[2]):
+        if (path := folder / "recipes" / "reproduce" / "quickstart.yaml").is_file():
+            return path
+    raise SVFError("name the file of a comparison: recipes/reproduce/quickstart.yaml is not below this folder")
+
+
+def default_jobs() -> int:
+    """Two processes on a CPU with as many cores; one where they would share an accelerator's memory."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(2, cores())
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    """Of the processes: their share of the cores, and this Python's programs first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    threads = str(max(1, cores() // jobs))
+    return {"OMP_NUM_THREADS": threads, **os.environ, "PATH": path}
+
+
+def _check_folder(folder: Path, comparison: Comparison) -> None:
+    """Raises `SVFError` for a folder that holds something else, or that cannot be written."""
+    with disk_errors(folder):
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise SVFError(f"{existing} is not a folder that can be written: give another --out")
+    if existing != folder:
+        return
+    there = read_json(folder / "comparison.json")
+    if there is None:
+        if any(path.name != ".lock" for path in folder.iterdir()):
+            raise SVFError(f"{folder} holds files that are not of a comparison: give an empty folder as --out")
+    elif there.get("kind") != _KIND or (there.get("name"), there.get("model")) != (comparison.name, comparison.model):
+        raise SVFError(
+            f"{folder} holds the comparison {there.get('name')} of {there.get('model')}, not {comparison.name} of "
+            f"{comparison.model}: give another --out"
+        )
+
+
+def _seconds(plan: Plan, outcome: Outcome, jobs: int, this_call: float) -> dict[str, Any]:
+    records = {cell.name: read_json(record_path(plan.out, cell.name)) or {} for cell in plan.cells}
+    return {
+        "this_call": round(this_call, 1),
+        "made_now": len(outcome.made),
+        "cells": len(plan.cells),
+        "processes": round(sum(record.get("seconds", 0.0) for record in records.values()), 1),
+        "by_cell": {name: record.get("seconds") for name, record in records.items()},
+        "jobs": jobs,
+    }

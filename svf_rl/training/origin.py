@@ -1,0 +1,110 @@
+"""What the files beside an adapter say about its training, in names that mean something on any machine."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from svf_rl.errors import SVFError
+
+BUNDLED = "quickstart"
+
+# `~/.cache/huggingface/hub/models--owner--name/snapshots/<commit>`
+_IN_HUB_CACHE = re.compile(r"(?:^|/)models--([^/]+?)(?:--([^/]+))?/snapshots/")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """`summary.json` of a training run; empty where the folder has none, or one of something else.
+
+    Raises:
+        SVFError: the file is damaged.
+    """
+    content = _read(folder / "summary.json")
+    return content if isinstance(content.get("recipe"), dict) else {}
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json` as it stands. Raises `SVFError` where there is none, or it is damaged."""
+    if not (folder / "adapter_config.json").is_file():
+        raise SVFError(f"no adapter in {folder}: it needs adapter_config.json and adapter_model.safetensors")
+    return _read(folder / "adapter_config.json")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, in order; none where there is no file. A half-written last line is left out."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    metrics = []
+    for line in lines:
+        try:
+            metrics.append(json.loads(line))
+        except ValueError:
+            continue
+    return [line for line in metrics if isinstance(line, dict)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise SVFError(f"{path} is damaged or cannot be read: restore it, or remove it") from error
+    return content if isinstance(content, dict) else {}
+
+
+def is_svf(adapter_config: Mapping[str, Any]) -> bool:
+    """Whether the adapter is one of SVF; the others are PEFT's own, such as LoRA."""
+    return adapter_config.get("peft_type") == "SVF"
+
+
+def base_location(adapter_config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
+    """The base model as the adapter's files name it."""
+    return adapter_config.get("base_model_name_or_path") or summary.get("recipe", {}).get("model_name_or_path")
+
+
+def base_name(location: str | None) -> str:
+    """`quickstart` for the bundled model, the Hub's name, the last name of a folder, or `unknown`."""
+    if not location:
+        return "unknown"
+    if location == BUNDLED or location.rstrip("/").endswith("svf_rl/quickstart/model"):
+        return BUNDLED
+    cached = _IN_HUB_CACHE.search(location)
+    if cached:
+        return "/".join(part for part in cached.groups() if part)
+    return Path(location).name if looks_local(location) else location
+
+
+def known_elsewhere(location: str | None) -> bool:
+    """Whether `base_name(location)` finds the model on any machine: the bundled one, or one on the Hub."""
+    if not location:
+        return False
+    return base_name(location) == BUNDLED or bool(_IN_HUB_CACHE.search(location)) or not looks_local(location)
+
+
+def looks_local(name: str) -> bool:
+    """Whether `name` is a folder here, or can be no name on the Hub, which is `name` or `owner/name`."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir()
+
+
+def task_names(recipe: Mapping[str, Any]) -> list[str]:
+    """What a run was trained on, as `svf-rl eval --tasks` takes it: `quickstart:math`, or each part of a mixture."""
+    task = recipe.get("task")
+    if task is None:
+        return []
+    if task == "mixture":
+        return list(recipe.get("mixture") or {})
+    return [f"{task}:{recipe.get('skill', 'math')}" if task == "quickstart" else str(task)]
+
+
+def without_machine(value: Any) -> Any:
+    """`value` (JSON) with every path cut to its last name, and without tokens and folders of the run."""
+    if isinstance(value, Mapping):
+        hidden = ("hub_token", "output_dir", "logging_dir")
+        return {key: without_machine(item) for key, item in value.items() if key not in hidden}
+    if isinstance(value, list):
+        return [without_machine(item) for item in value]
+    if isinstance(value, str) and (value.startswith(("/", "./", "../", "~")) or Path(value).is_absolute()):
+        return base_name(value)
+    return value

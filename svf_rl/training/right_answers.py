@@ -1,0 +1,69 @@
+"""The right answers that next-token training imitates, as text and as tokens."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from datasets import Dataset
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from svf_rl.errors import SVFError
+
+
+def target_column(columns: Collection[str], where: str) -> str:
+    """The column with the right answers: `target`, or else `answer`. Raises `SVFError` where there is neither."""
+    for name in ("target", "answer"):
+        if name in columns:
+            return name
+    raise SVFError(
+        f"{where}: objective next_token imitates right answers, and there are none: give the rows a column 'target'"
+    )
+
+
+def check_targets(rows: Dataset, where: str) -> None:
+    """Raises `SVFError`, naming the row, unless each has a text to imitate."""
+    column = target_column(rows.column_names, where)
+    for number, target in enumerate(rows[column]):
+        if not isinstance(target, str) or not target.strip():
+            raise SVFError(
+                f"{where}, row {number}: objective next_token needs a text in column {column!r}, not {target!r:.60}: "
+                "give every row a column 'target' with a right answer as the model should write it"
+            )
+
+
+def target_ids(tokenizer: PreTrainedTokenizerBase, prompt: Any, target: str, end: int) -> list[int]:
+    """
+    The tokens of a completion that is `target`, the one that ends it included.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): of the model.
+        prompt (`str` or `list`): text, or messages, of which the last may be the beginning of the assistant's turn.
+        target (`str`): what comes after the prompt.
+        end (`int`): see [`end_of_turn`].
+
+    Returns:
+        `list[int]`: never empty.
+    """
+    beginning = prompt if isinstance(prompt, str) else prompt[-1]["content"] * (prompt[-1]["role"] == "assistant")
+    before, both = tokenizer([beginning, beginning + target], add_special_tokens=False)["input_ids"]
+    # as in the middle of a text, where some tokenizers put no space before a word; unless tokens span the seam
+    whole = both[: len(before)] == before
+    ids = both[len(before) :] if whole else tokenizer(target, add_special_tokens=False)["input_ids"]
+    return [*ids, end]
+
+
+def end_of_turn(
+    tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int], template_arguments: Mapping[str, Any]
+) -> int:
+    """The token that ends an assistant's turn in the chat template. It need not be the tokenizer's end-of-sequence
+    token (Gemma's is not), which is the answer for a tokenizer without a template."""
+    mark = "answer"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": mark}]
+    if tokenizer.chat_template is None and not template_arguments.get("chat_template"):
+        return tokenizer.eos_token_id
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, **template_arguments)
+    except TemplateError:
+        return tokenizer.eos_token_id
+    after = tokenizer(text.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
+    return next((token for token in after if token in eos_token_ids), tokenizer.eos_token_id)

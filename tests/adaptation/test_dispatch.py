@@ -1,0 +1,167 @@
+"""Dispatch with a real engine and real adapters: two passes, a weight sync an expert, and the experts' own answers."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
+
+from svf_rl.adaptation.classifier import classification_ids, classify, label_ids
+from svf_rl.adaptation.dispatch import Dispatched, Dispatcher
+from svf_rl.adaptation.pool import ExpertPool
+from svf_rl.errors import SVFError
+from svf_rl.evaluation.arguments import EvaluationArguments
+from svf_rl.evaluation.items import load_items
+from svf_rl.generation import Sampling
+from svf_rl.generation.colocated_vllm import ColocatedVLLM
+from svf_rl.generation.prompts import prompt_ids
+from svf_rl.quickstart import make_rows, model_path
+from svf_rl.quickstart.dispatch_skill import DISPATCH_PROMPT
+from svf_rl.svf import SVFConfig
+from svf_rl.training.recipe import ModelArguments
+
+pytestmark = pytest.mark.vllm
+GREEDY = Sampling(max_tokens=12, temperature=0.0)
+EXPERTS = {"math": "first", "code": "second"}  # a reasoning question has no expert here
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Saved adapters whose answers differ from the base model's and from one another."""
+    root = tmp_path_factory.mktemp("experts")
+    for seed, name in enumerate(("first", "second", "judge")):
+        base = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+        model = get_peft_model(base, SVFConfig(target_modules="mlp", task_type="CAUSAL_LM"))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in (p for p in model.parameters() if p.requires_grad):
+                # the judge stays near the base model, so that it still names classes
+                by = 0.3 if name != "judge" else 0.02
+                parameter += by * torch.randn(parameter.shape, generator=generator)
+        model.save_pretrained(root / name)
+    return {name: str(root / name) for name in ("first", "second", "judge")}
+
+
+@pytest.fixture(scope="module")
+def pool(vllm_engine: ColocatedVLLM, folders: dict[str, str]) -> ExpertPool:
+    experts = {name: folders[name] for name in ("first", "second")}
+    judge = {"judge": folders["judge"]}
+    return ExpertPool(ModelArguments("quickstart", dtype="float32"), experts, judge, vllm_engine, max_length=256)
+
+
+@pytest.fixture(scope="module")
+def conversations() -> list[list[dict[str, str]]]:
+    """Twelve questions of each of the four classes, in turn, with the system message and the beginning of an answer
+    that only the second pass is to see."""
+    rows = make_rows("dispatch", "test", 48)
+    return [
+        [
+            {"role": "system", "content": "Answer."},
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": "So "},
+        ]
+        for row in rows
+    ]
+
+
+def _dispatcher(pool: ExpertPool, **options: Any) -> Dispatcher:
+    return Dispatcher(pool, EXPERTS, DISPATCH_PROMPT, **{"max_tokens": 16, **options})
+
+
+def _tokens(done: Dispatched[Any]) -> list[list[int]]:
+    return [answer.token_ids for answer in done.answers]
+
+
+@pytest.mark.parametrize("method", ["generate", "loglikelihood"])
+@pytest.mark.parametrize("classifier", [None, "judge"])
+def test_each_prompt_is_answered_by_the_expert_of_its_class_after_one_sync_an_expert(
+    pool: ExpertPool, conversations: list[list[dict[str, str]]], classifier: str | None, method: Any
+) -> None:
+    pool.use(None)
+    done = _dispatcher(pool, classifier=classifier, method=method).answer(conversations, GREEDY)
+
+    labels = [classified.label for classified in done.classes]
+    assert done.experts == [EXPERTS.get(label) for label in labels]
+    used = set(done.experts)
+    assert {None, "first"} <= used, f"classes {set(labels)} say too little"
+    assert done.first.syncs == (classifier is not None)
+    assert done.second.syncs == len(used - {classifier})
+    assert done.first.seconds > 0
+    assert done.second.seconds > 0
+
+    prompts = prompt_ids(pool.tokenizer, conversations)
+    for expert in used:  # alone, in the same company
+        pool.use(expert)
+        places = [place for place, other in enumerate(done.experts) if other == expert]
+        alone = pool.generate([prompts[place] for place in places], GREEDY, [0] * len(places))
+        assert [answer.token_ids for answer in alone] == [done.answers[place].token_ids for place in places]
+    pool.use(None)
+    base = [answer.token_ids for answer in pool.generate(prompts, GREEDY, [0] * len(prompts))]
+    assert _tokens(done) != base  # the experts do answer otherwise
+
+
+def test_other_and_what_cannot_be_read_goes_to_the_base_model_whatever_was_used_before(
+    pool: ExpertPool, conversations: list[list[dict[str, str]]]
+) -> None:
+    """One token is too few for a class: all are unreadable."""
+    prompts = prompt_ids(pool.tokenizer, conversations)
+    pool.use(None)
+    base = [answer.token_ids for answer in pool.generate(prompts, GREEDY, [0] * len(prompts))]
+    pool.use("second")
+    done = _dispatcher(pool, max_tokens=1, classifier="judge").answer(conversations, GREEDY)
+    assert {classified.label for classified in done.classes} == {None}
+    assert set(done.experts) == {None}
+    assert _tokens(done) == base
+
+
+def test_the_likeliest_class_is_what_the_model_itself_says_of_the_labels(
+    pool: ExpertPool, conversations: list[list[dict[str, str]]]
+) -> None:
+    """Against log p of each label by the pool, one at a time; and mostly what it writes."""
+    pool.use(None)
+    prompts = classification_ids(pool.tokenizer, conversations, DISPATCH_PROMPT)
+    found = classify(pool, prompts, pool.tokenizer, "loglikelihood", 1)
+    for prompt, classified in list(zip(prompts, found, strict=True))[:6]:
+        sums = {label: sum(pool.loglikelihood([prompt], [ids])[0]) for label, ids in label_ids(pool.tokenizer).items()}
+        assert classified.label == max(sums, key=lambda label: sums[label])
+        gap = sums["math"] - sums["code"]
+        assert classified.logprobs["math"] - classified.logprobs["code"] == pytest.approx(gap, abs=1e-3)
+    written = classify(pool, prompts, pool.tokenizer, "generate", 16)
+    agree = [a.label == b.label for a, b in zip(found, written, strict=True) if b.label is not None]
+    assert sum(agree) >= 0.9 * len(agree)
+
+
+def test_items_of_a_task_come_back_graded_and_in_order(pool: ExpertPool) -> None:
+    task = load_items(
+        "quickstart:math", EvaluationArguments("quickstart", ["quickstart:math"], limit=12), pool.tokenizer
+    )
+    chosen = [7, 3, 11, 0]
+    done = _dispatcher(pool).answer_items(task, chosen)
+    assert [record.index for record in done.answers] == chosen
+    assert all(record.prompt == task.prompts[record.index] for record in done.answers)
+    assert all(isinstance(record.correct, bool) for record in done.answers)
+
+
+@pytest.mark.parametrize(
+    ("experts", "options", "message"),
+    [
+        ({"math": "fourth"}, {}, "expert of class math is 'fourth', which is not in the pool: use one of first"),
+        ({"math": "first"}, {"classifier": "fourth"}, "classifier is 'fourth', which is not in the pool"),
+        ({"sums": "first"}, {}, "unknown class 'sums'"),
+        ({}, {}, "no class has an expert"),
+        ({"math": "first"}, {"method": "guess"}, "unknown method 'guess'"),
+        ({"math": "first"}, {"max_tokens": 0}, "at least 1"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    pool: ExpertPool, experts: dict[str, str], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SVFError, match=message) as error:
+        Dispatcher(pool, experts, DISPATCH_PROMPT, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_no_prompts_are_an_error(pool: ExpertPool) -> None:
+    with pytest.raises(SVFError, match="no prompts to dispatch"):
+        _dispatcher(pool).answer([], GREEDY)

@@ -1,0 +1,146 @@
+"""The report, from recorded figures: what the tables and pictures of a finished comparison say."""
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from svf_rl.reproduce.document import document
+from svf_rl.reproduce.estimates import compared, estimate
+from svf_rl.reproduce.figures import adaptation_figure, fine_tuning_figure
+from svf_rl.reproduce.run import write_results
+from svf_rl.reproduce.tables import accuracies, markdown_table
+
+
+def row(method, right, of=100, seeds=(0, 1), base_right=50):
+    """A line as `results.json` holds it; seed s gets s items more right."""
+    by_seed = {seed: {item: item < right + seed for item in range(of)} for seed in seeds}
+    found = estimate(by_seed)
+    base = {0: {item: item < base_right for item in range(of)}}
+    against = compared(by_seed, base)
+    return {
+        "method": method, "accuracy": found.value, "interval": list(found.interval), "by_seed": found.by_seed,
+        "seeds": len(seeds), "items": found.items, "not_scorable": 0,
+        "against_base": {"value": against.value, "interval": list(against.interval)},
+    }  # fmt: skip
+
+
+def base_row():
+    found = row("base", 50, seeds=(0,))
+    del found["against_base"]
+    return found
+
+
+FAILED = {"method": "lora", "accuracy": None, "status": "failed"}
+
+
+@pytest.fixture
+def results():
+    shots = [{**row(f"few-shot-{n}", 70 + n), "shots": n, "search_seconds": 12.3} for n in (3, 10)]
+    methods = [base_row(), row("math", 60), row("mean", 65), row("prompt", 62), row("few-shot-10", 80)]
+    return {
+        "comparison": "small",
+        "model": "quickstart",
+        "seeds": [0, 1],
+        "failed": {"math-lora-seed0": "out of memory"},
+        "notes": ["sums is not unseen"],
+        "experts": ["math"],
+        "fine_tuning": [{"task": "gsm8k", "expert": "math", "rows": [base_row(), FAILED, row("svf", 80)]}],
+        "adaptation": [
+            {
+                "label": "exam", "task": "exam", "few_shot": "few-shot-10", "rows": methods,
+                "few_shot_against_best_expert": {"expert": "math", "value": 0.2, "interval": [0.1, 0.3]},
+            }
+        ],
+        "ablations": [{"task": "gsm8k", "expert": "math", "rows": [base_row(), {**row("no-KL", 70), "name": "no KL"}]}],
+        "shots": [{"label": "exam", "task": "exam", "base": base_row(), "rows": shots}],
+        "timing": [
+            {
+                "label": "exam", "items": 100,
+                "rows": [
+                    {"method": "prompt", "first_pass_seconds": 1.0, "second_pass_seconds": 2.0, "syncs": 4.0},
+                    {"method": "few-shot-10", "first_pass_seconds": 12.0, "second_pass_seconds": 2.0, "syncs": 96.0},
+                ],
+            }
+        ],
+        "hardware": {"processor": "a processor", "gpu": ""},
+        "packages": {"torch": "2.13.0"},
+        "seconds": {"cells": 9, "processes": 300.0, "jobs": 2, "this_call": 170.0, "made_now": 9},
+    }  # fmt: skip
+
+
+def test_a_line_holds_accuracy_interval_seeds_and_items():
+    line = accuracies([base_row(), row("svf", 80)], ["base model", "SVF"]).splitlines()[3]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    name, accuracy, seeds, against, count, items = cells
+    assert (name, seeds, count, items) == ("SVF", "80.0 to 81.0", "2", "100")
+    assert accuracy.startswith("80.5 (")
+    assert against.startswith("+30.5 (")
+
+
+def test_the_base_model_has_no_seed_and_a_failed_cell_says_so():
+    table = accuracies([base_row(), FAILED], ["base model", "LoRA"])
+    assert "| base model | 50.0 (40.4 to 59.6) |  |  |  | 100 |" in table
+    assert "| LoRA | failed |" in table
+
+
+def test_cells_with_bars_do_not_break_a_table():
+    assert "a\\|b" in markdown_table(["x"], [["a|b"]])
+
+
+def test_the_report_says_what_the_figures_cover(results):
+    text = document(results, {"adaptation": "adaptation.png"})
+    for part in (
+        "seeds 0, 1", "bootstrap over the items", "do not predict gains", "sums is not unseen",
+        "math-lora-seed0: out of memory", "![accuracy by method](adaptation.png)", "| no KL |", "| expert math |",
+        "few-shot, 10 prompts", "(math): +20.0 (+10.0 to +30.0) points", "| dispatch by a prompt | 1.00 | 2.00 | 0.50 | 4 |",
+        "a processor", "torch 2.13.0", "- cells: 9",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "fine_tuning.png" not in text  # not drawn, not shown
+
+
+def test_another_model_s_report_says_nothing_of_the_bundled_one(results):
+    assert "bundled model" not in document({**results, "model": "meta-llama/Meta-Llama-3-8B-Instruct"}, {})
+
+
+def test_parts_that_were_not_asked_for_have_no_heading(results):
+    for part, heading in (("fine_tuning", "## Fine-tuning"), ("adaptation", "## Adaptation"), ("shots", "## Few-shot")):
+        less = {key: value for key, value in results.items() if key != part}
+        assert heading in document(results, {})
+        assert heading not in document(less, {})
+
+
+def test_all_files_are_written_and_no_picture_is_blank(results, tmp_path):
+    write_results(results, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"report.md", "results.json", "fine_tuning.png", "adaptation.png", "shots.png", "timing.png"}
+    for name in names:
+        if name.endswith(".png"):
+            picture = imread(tmp_path / name)
+            assert 200 < picture.shape[0] < 2000
+            assert 1000 < picture.shape[1] < 1300
+            assert np.asarray(picture).std() > 0.05
+            assert f"]({name})" in (tmp_path / "report.md").read_text()
+
+
+def test_a_picture_that_there_is_nothing_for_any_more_is_taken_away(results, tmp_path):
+    write_results(results, tmp_path)
+    write_results({key: value for key, value in results.items() if key != "shots"}, tmp_path)
+    assert not (tmp_path / "shots.png").exists()
+
+
+def test_pictures_name_their_axes_and_methods(results):
+    (axes,) = fine_tuning_figure(results["fine_tuning"]).axes
+    assert axes.get_ylabel() == "accuracy (%)"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["gsm8k"]
+    (axes,) = adaptation_figure(results["adaptation"], ["math"]).axes
+    assert axes.get_xlabel() == "accuracy (%)"
+    assert [label.get_text() for label in axes.get_yticklabels()][:3] == [
+        "base model", "expert math", "plain mean of the experts",
+    ]  # fmt: skip
+
+
+def test_nothing_is_drawn_of_nothing():
+    assert fine_tuning_figure([]) is None
+    assert fine_tuning_figure([{"task": "a", "rows": [FAILED]}]) is None
+    assert adaptation_figure([], []) is None

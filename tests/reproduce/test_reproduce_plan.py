@@ -1,0 +1,158 @@
+"""From a comparison to its cells, without weights and without the network."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from svf_rl.errors import SVFError
+from svf_rl.reproduce.comparison import PARTS, read_comparison
+from svf_rl.reproduce.plan import make_plan
+from svf_rl.reproduce.run import default_comparison, reproduce
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FILES = sorted((REPOSITORY / "recipes" / "reproduce").glob("*.yaml"))
+QUICKSTART = {"recipe": str(REPOSITORY / "recipes" / "quickstart.yaml")}
+
+
+def plan_of(path, out="out", parts=PARTS, **options):
+    return make_plan(read_comparison(path), Path(out).resolve(), parts, **options)
+
+
+def kinds(plan):
+    return Counter(cell.kind for cell in plan.cells)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_dry_run_of_every_comparison_writes_nothing(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert reproduce(path, dry_run=True, seeds=[0]) is None
+    assert "training runs" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_llama_s_comparison_with_the_benchmark_files(shared_data):
+    plan = plan_of(REPOSITORY / "recipes/reproduce/llama3_8b.yaml", data_dir=str(shared_data))
+    # HumanEval has test rows alone: twice the largest number of shots is set aside, for all methods and seeds
+    assert plan.labelled["HumanEval"] == (40, 124)
+    assert plan.labelled["MATH"][1] == 5000
+    assert any("HumanEval has no validation rows" in note for note in plan.notes)
+
+
+def test_the_whole_quickstart_has_every_part_of_the_paper():
+    plan = plan_of(REPOSITORY / "recipes/reproduce/quickstart_whole.yaml")
+    # three seeds of three experts by SVF and LoRA, a dispatch expert, and four variants of one expert
+    assert kinds(plan) == {"training": 3 * (3 * 2 + 1 + 4), "evaluation": 4, "adaptation": 3}
+    names = [cell.name for cell in plan.cells]
+    assert len(names) == len(set(names))
+    assert {"math-svf-seed2", "code-lora-seed0", "math-next-token-seed1", "dispatch-svf-seed0"} <= set(names)
+
+
+def test_what_others_need_comes_first():
+    plan = plan_of(REPOSITORY / "recipes/reproduce/quickstart_whole.yaml")
+    seen = set()
+    for cell in plan.cells:
+        assert set(cell.needs) <= seen
+        seen.add(cell.name)
+
+
+def test_each_seed_adapts_with_its_own_experts():
+    plan = plan_of(REPOSITORY / "recipes/reproduce/quickstart.yaml")
+    (cell,) = [cell for cell in plan.cells if cell.name == "adaptation-seed1"]
+    assert cell.needs == tuple(f"{name}-svf-seed1" for name in ("math", "choice", "code", "dispatch"))
+    assert cell.spec["experts"]["choice"].endswith("runs/choice-svf-seed1")
+    assert cell.spec["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "wanted"),
+    [
+        (["fine_tuning"], {"training": 4, "evaluation": 2}),
+        (["adaptation"], {"training": 2, "adaptation": 1}),
+        (["ablations"], {"training": 3, "evaluation": 1, "adaptation": 1}),
+    ],
+)
+def test_only_what_a_part_needs_is_made(write_comparison, parts, wanted):
+    ablations = {"experts": ["math"], "variants": {"no KL": {"beta": 0}}, "shots": [1]}
+    path = write_comparison(lora={"adapter": "lora", "lora_r": 8}, ablations=ablations)
+    assert kinds(plan_of(path, parts=parts)) == wanted
+
+
+def test_a_cell_runs_the_recipe_with_the_keys_of_the_comparison(write_comparison):
+    plan = plan_of(write_comparison(), out="/tmp/somewhere", launcher="accelerate launch --num_processes 2")
+    cell = plan.cells[0]
+    assert cell.command[1:6] == ["-m", "accelerate.commands.launch", "--num_processes", "2", "-m"]
+    assert {"--model_name_or_path=quickstart", "--seed=0", "--max_steps=2", "--skill=math"} <= set(cell.command)
+    assert f"--output_dir={cell.folder}" in cell.command
+    assert (cell.settings["max_steps"], cell.settings["skill"]) == (2, "math")
+    assert "output_dir" not in cell.settings
+
+
+def test_other_weights_in_the_model_s_folder_are_another_cell(write_comparison, tmp_path):
+    from shutil import copytree
+
+    from svf_rl.quickstart import model_path
+
+    folder = copytree(model_path(), tmp_path / "model")
+    path = write_comparison(model=str(folder))
+    before = plan_of(path).cells[0].settings["model_fingerprint"]
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert plan_of(path).cells[0].settings["model_fingerprint"] != before
+
+
+def test_a_task_of_an_expert_is_not_called_unseen(write_comparison):
+    plan = plan_of(write_comparison(unseen={"sums": {"task": "quickstart", "skill": "math"}}))
+    assert any("sums is not unseen" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": {"max_step": 2}}, "math (svf): unknown recipe key 'max_step'; the nearest one is 'max_steps'"),
+        ({"lora": {"adapter": "lora", "lora_r": "x"}}, "math (lora): lora_r must be an integer"),
+        ({"model": "./nowhere"}, "model folder ./nowhere does not exist"),
+        (
+            {"experts": {"a": QUICKSTART, "b": {**QUICKSTART, "target_modules": "attention"}}},
+            "experts a and b cannot be mixed: target_modules is 'mlp' and 'attention'",
+        ),
+        ({"few_shot": {"shots": 257}}, "unseen task exam has 256 labelled rows for 257 shots: lower the shots"),
+    ],
+)
+def test_what_would_not_run_is_known_before_anything_runs(write_comparison, tmp_path, changes, message):
+    out = tmp_path / "out"
+    with pytest.raises(SVFError) as error:
+        reproduce(write_comparison(**changes), out)
+    assert message in str(error.value)
+    assert not out.exists()
+
+
+def test_arguments_out_of_range(write_comparison, tmp_path):
+    path, out = write_comparison(), tmp_path / "out"
+    for options, message in (
+        ({"parts": ["training"]}, "unknown part 'training': use some of fine_tuning,adaptation,ablations"),
+        ({"jobs": 0}, "--jobs must be at least 1"),
+        ({"seeds": [-1]}, "seeds must be different numbers"),
+        ({"launcher": "'"}, "--launch"),
+        ({"parts": ["ablations"]}, "has nothing for ablations"),
+    ):
+        with pytest.raises(SVFError, match=message):
+            reproduce(path, out, **options)
+    assert not out.exists()
+
+
+def test_a_folder_of_something_else_is_refused(write_comparison, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    with pytest.raises(SVFError, match="holds files that are not of a comparison"):
+        reproduce(write_comparison(), tmp_path / "out")
+    (tmp_path / "out" / "comparison.json").write_text(
+        '{"kind": "svf-rl reproduce", "name": "b", "model": "quickstart"}'
+    )
+    with pytest.raises(SVFError, match="holds the comparison b of quickstart, not small of quickstart"):
+        reproduce(write_comparison(), tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
+
+
+def test_the_default_is_the_quickstart():
+    assert default_comparison().name == "quickstart.yaml"

@@ -1,0 +1,107 @@
+"""A miniature of the whole command: real training, evaluation and adaptation of the bundled model."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from svf_rl.errors import SVFError
+from svf_rl.reproduce.run import reproduce
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+QUICKSTART = {"recipe": str(REPOSITORY / "recipes" / "quickstart.yaml")}
+WHOLE = {
+    "lora": {"adapter": "lora", "lora_r": 8, "learning_rate": 2e-3},
+    "dispatch": {**QUICKSTART, "skill": "dispatch"},
+    "classes": {"math": "math", "code": "code"},
+    "ablations": {"experts": ["math"], "variants": {"no KL": {"beta": 0}}, "shots": [1]},
+}
+
+
+@pytest.mark.vllm
+def test_a_miniature_adapts_and_a_second_call_runs_nothing(write_comparison, tmp_path, capsys):
+    path, out = write_comparison(classes={"math": "math", "code": "code"}), tmp_path / "out"
+    results = reproduce(path, out, parts=["adaptation"])
+    (exam,) = results["adaptation"]
+    methods = {row["method"]: row for row in exam["rows"]}
+    assert set(methods) == {"base", "math", "code", "mean", "prompt", "few-shot-2"}
+    for row in methods.values():
+        assert row["items"] == 12
+        assert row["interval"][0] <= row["accuracy"] <= row["interval"][1]
+    # two of three skills have an expert here: no oracle can be named
+    assert json.loads((out / "results.json").read_text())["adaptation"][0]["label"] == "exam"
+    assert "few-shot, 2 prompts" in (out / "report.md").read_text()
+    assert (out / "adaptation/seed0/exam/few-shot-2/adapter/adapter_model.safetensors").is_file()
+
+    capsys.readouterr()
+    again = reproduce(path, out, parts=["adaptation"])
+    assert again["seconds"]["made_now"] == 0
+    assert again["adaptation"] == results["adaptation"]
+
+
+def accuracies(results):
+    """All figures but times."""
+    rows = [row for part in ("fine_tuning", "ablations", "adaptation", "shots") for group in results[part]
+            for row in group["rows"]]  # fmt: skip
+    return [(row["method"], row["accuracy"], row["by_seed"]) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(write_comparison, tmp_path):
+    path = write_comparison(**WHOLE)
+    whole = reproduce(path, tmp_path / "whole")
+    out = tmp_path / "killed"
+    script = f"from svf_rl.reproduce.run import reproduce; reproduce({str(path)!r}, {str(out)!r})"
+    for done in (1, 4, 8):  # cells that are there when the call is killed
+        call = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, start_new_session=True)
+        while call.poll() is None and len(list(out.glob("*/*/summary.json"))) < done:
+            time.sleep(0.5)
+        os.killpg(call.pid, signal.SIGKILL)
+        call.wait()
+    assert accuracies(reproduce(path, out)) == accuracies(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_a_changed_recipe_is_noticed_and_more_seeds_are_added(write_comparison, tmp_path):
+    out = tmp_path / "out"
+    first = reproduce(write_comparison(), out, parts=["fine_tuning"])
+    with pytest.raises(SVFError, match=r"math-svf-seed0 was made with other settings \(max_steps: 2 there, 3 here\)"):
+        training = {"test_items": 8, "validation_items": 8, "max_steps": 3, "per_device_train_batch_size": 16}
+        reproduce(write_comparison(training=training), out, parts=["fine_tuning"])
+    more = reproduce(write_comparison(), out, seeds=[0, 1], parts=["fine_tuning"])
+    for before, after in zip(first["fine_tuning"], more["fine_tuning"], strict=True):
+        svf_before, svf_after = before["rows"][-1], after["rows"][-1]
+        assert svf_after["seeds"] == 2
+        assert svf_after["by_seed"][0] == svf_before["by_seed"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_a_run_that_fails_is_in_the_table_and_the_next_call_makes_it(write_comparison, tmp_path):
+    data = tmp_path / "data.jsonl"
+    rows = [{"question": f"Tom has {n} eggs. He buys 2 more. How many?", "answer": str(n + 2)} for n in range(64)]
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    columns = {"task": "columns", "data_path": str(data), "prompt_column": "question", "answer_column": "answer",
+               "rewards": ["numeric"]}  # fmt: skip
+    path = write_comparison(experts={"math": QUICKSTART, "own": {**QUICKSTART, **columns}}, unseen=None)
+    broken = tmp_path / "out" / "runs" / "own-svf-seed0"
+    broken.parent.mkdir(parents=True)
+    (tmp_path / "out" / "comparison.json").write_text(
+        '{"kind": "svf-rl reproduce", "name": "small", "model": "quickstart"}'
+    )
+    broken.write_text("a file where the run's folder is to be")
+    with pytest.raises(SVFError, match="could not be made: own-svf-seed0"):
+        reproduce(path, tmp_path / "out", parts=["fine_tuning"])
+    assert "| SVF | failed |" in (tmp_path / "out" / "report.md").read_text()
+    broken.unlink()
+    results = reproduce(path, tmp_path / "out", parts=["fine_tuning"])
+    assert all(row["accuracy"] is not None for group in results["fine_tuning"] for row in group["rows"])
+    shutil.rmtree(tmp_path / "out")
