@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -210,8 +210,10 @@ def _few_shot(given: Mapping[Any, Any]) -> FewShotArguments:
     weights = given.get("weights", {})
     if not isinstance(weights, dict):
         raise SVFError("few_shot: weights must be a mapping, as in {greedy: 0.5, sampled: 0.5}")
-    others = _section("few_shot", {k: v for k, v in given.items() if k != "weights"}, FewShotArguments)
-    return replace(others, weights=_section("few_shot: weights", weights, FitnessWeights))
+    others = {k: v for k, v in given.items() if k != "weights"}
+    return _section(
+        "few_shot", others, FewShotArguments, weights=_section("few_shot: weights", weights, FitnessWeights)
+    )
 
 
 def _ablations(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) -> Ablations:
@@ -232,11 +234,12 @@ def _ablations(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) ->
     return ablations
 
 
-def _section(name: str, given: Mapping[Any, Any], wanted: type) -> Any:
+def _section(name: str, given: Mapping[Any, Any], wanted: type, **more: Any) -> Any:
     types = get_type_hints(wanted)
     for key in given:
         _check_known(str(key), types, name)
-    return wanted(**{str(key): fit(f"{name}: {key}", value, types[str(key)]) for key, value in given.items()})
+    fitted = {str(key): fit(f"{name}: {key}", value, types[str(key)]) for key, value in given.items()}
+    return wanted(**fitted, **more)
 
 
 def _names(given: Mapping[Any, Any]) -> dict[str, Any]:

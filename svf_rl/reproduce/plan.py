@@ -24,7 +24,7 @@ RESERVE = 2
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One expert (or the dispatch expert), trained in one way from one seed."""
+    """One expert (or the dispatch expert), trained in one way from one seed, which is not in `recipe`."""
 
     expert: str
     method: str
@@ -115,7 +115,7 @@ def make_plan(
     """
     notes: list[str] = []
     runs = _training_runs(comparison, parts, data_dir, notes)
-    adapts = bool(comparison.unseen) and bool({"adaptation", "ablations"} & set(parts))
+    adapts = _adapts(comparison, parts)
     labelled = {}
     if adapts:
         _check_same_targets([run for run in runs if run.method == SVF])
@@ -155,10 +155,15 @@ def shot_counts(comparison: Comparison, parts: Sequence[str]) -> list[int]:
     return sorted(set(shots))
 
 
+def _adapts(comparison: Comparison, parts: Sequence[str]) -> bool:
+    shots = "ablations" in parts and comparison.ablations.shots
+    return bool(comparison.unseen) and ("adaptation" in parts or bool(shots))
+
+
 def _training_runs(
     comparison: Comparison, parts: Sequence[str], data_dir: str | None, notes: list[str]
 ) -> list[TrainingRun]:
-    adapts = bool(comparison.unseen) and bool({"adaptation", "ablations"} & set(parts))
+    adapts = _adapts(comparison, parts)
     wanted: list[tuple[ExpertRecipe, str, Mapping[str, Any]]] = []
     for expert in comparison.experts.values():
         ablated = "ablations" in parts and expert.name in comparison.ablations.experts
@@ -174,19 +179,16 @@ def _training_runs(
         raise SVFError(f"{comparison.path} has nothing for {', '.join(parts)}: add unseen tasks or ablations")
     runs = []
     for expert, method, changes in wanted:
-        for seed in comparison.seeds:
-            overrides = {**comparison.training, **expert.overrides, **changes}
-            if data_dir is not None:
-                overrides["data_dir"] = data_dir
-            arguments = _as_arguments({**overrides, "model_name_or_path": comparison.model, "seed": seed})
-            try:
-                recipe = load_recipe(expert.path, arguments)
-                if seed == comparison.seeds[0]:
-                    plan = check(recipe)
-                    notes += plan.notes
-            except SVFError as error:
-                raise SVFError(f"{expert.name} ({method}): {error}") from error
-            runs.append(TrainingRun(expert.name, method, seed, recipe, arguments))
+        overrides = {**comparison.training, **expert.overrides, **changes, "model_name_or_path": comparison.model}
+        if data_dir is not None:
+            overrides["data_dir"] = data_dir
+        arguments = _as_arguments(overrides)
+        try:
+            recipe = load_recipe(expert.path, arguments)
+            notes += check(recipe).notes
+        except SVFError as error:
+            raise SVFError(f"{expert.name} ({method}): {error}") from error
+        runs += [TrainingRun(expert.name, method, seed, recipe, arguments) for seed in comparison.seeds]
     return runs
 
 
@@ -197,13 +199,21 @@ def _as_arguments(overrides: Mapping[str, Any]) -> list[str]:
 def _training_cell(run: TrainingRun, out: Path, launcher: str | None) -> Cell:
     folder = out / "runs" / run.name
     start = [sys.executable, "-m"] if launcher is None else [*_launcher(launcher), "-m"]
+    own = [f"--seed={run.seed}", f"--output_dir={folder}"]
     settings = {key: value for key, value in run.recipe.raw.items() if key != "output_dir"}
     return Cell(
         name=run.name,
         kind="training",
         folder=folder,
-        settings=as_json({**settings, **_weights(run.recipe)}),
-        command=[*start, "svf_rl.train", str(run.recipe.path), *run.arguments, f"--output_dir={folder}"],
+        settings=as_json({**settings, "seed": run.seed, **_weights(run.recipe)}),
+        command=[
+            *start,
+            "svf_rl.train",
+            str(run.recipe.path),
+            *run.arguments,
+            f"--seed={run.seed}",
+            f"--output_dir={folder}",
+        ],
     )
 
 

@@ -117,6 +117,9 @@ def load_saved(base: torch.nn.Module, path: str, name: str = "default") -> PeftM
         raise SVFError(f"the adapter file in {path} is damaged ({_first_line(error)}): save it again") from error
     except (OSError, ValueError, KeyError) as error:
         raise SVFError(f"no adapter in {path}: {_first_line(error)}") from error
+    except RuntimeError as error:  # PEFT's, where shapes differ
+        detail = " ".join(str(error).split())[:300]
+        raise SVFError(f"the adapter in {path} does not fit this base model: {detail}") from error
 
 
 def adapter_config(adapter: AdapterArguments) -> PeftConfig:

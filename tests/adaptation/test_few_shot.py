@@ -117,10 +117,10 @@ def test_the_search_reads_the_shots_and_nothing_else(pool: ExpertPool, monkeypat
 def test_switches_off_an_expert_that_spoils_the_model(experts: dict[str, str]) -> None:
     """The search begins with the one expert in full, under which hardly an answer is right."""
     alone = ExpertPool(MODEL, {"there": experts["there"]}, backend="transformers", max_length=128, batch_size=64)
-    arguments = FewShotArguments(shots=6, population=6, generations=2, samples=1, seed=0)
+    arguments = FewShotArguments(shots=6, population=6, generations=2, samples=0, weights=FitnessWeights(1, 0, 1))
     found = adapt(alone, exam(alone, max_tokens=24), arguments)
     at_start, best = found.history[0]["fitness"][0], found.fitness
-    assert at_start < 0.1
+    assert at_start < 0.25
     assert best > at_start + 0.2
     assert found.alpha.shape == (1, 1)
     assert found.alpha.item() < 0.9

@@ -28,7 +28,8 @@ def test_greedy_and_sampled_accuracy_are_mixed_by_their_weights() -> None:
 
 def test_only_the_proportions_of_the_weights_matter() -> None:
     scored = [greedy(0, True), sampled(0, False)]
-    assert fitness(scored, FitnessWeights(5, 5)) == fitness(scored, FitnessWeights(0.5, 0.5))
+    one, other = fitness(scored, FitnessWeights(5, 5, 0)), fitness(scored, FitnessWeights(0.5, 0.5, 0))
+    assert one.value == other.value == 0.5
 
 
 def test_a_prompt_counts_once_however_many_of_its_completions_could_be_graded() -> None:

@@ -170,7 +170,7 @@ def test_an_expert_of_another_base(refused, make_base, make_expert):
 
 def test_a_base_model_that_does_not_fit_or_is_none(refused, make_base, make_expert, make_lora):
     wider = ModelArguments(str(make_base(hidden_size=64)))
-    assert "adapter" in refused([make_lora("lora")], wider)
+    assert "does not fit" in refused([make_lora("lora")], wider)
     assert "other base weights" in refused([make_expert("expert")], wider)
     assert "nowhere" in refused([make_expert("expert")], ModelArguments("./nowhere"))
 

@@ -26,7 +26,7 @@ print("TOKENS", json.dumps([list(output.outputs[0].token_ids) for output in outp
 
 @pytest.mark.vllm
 def test_plain_vllm_gives_the_adapter_s_greedy_tokens(vllm_engine, make_expert, loaded, tmp_path):
-    expert = make_expert("expert", on=model_path(), dtype="float32", size=0.1)
+    expert = make_expert("expert", on=model_path(), dtype="float32", size=0.4)
     out = tmp_path / "merged"
     merge(ModelArguments("quickstart", dtype="float32"), [str(expert)], out)
     tokenizer = AutoTokenizer.from_pretrained(model_path())
@@ -34,7 +34,8 @@ def test_plain_vllm_gives_the_adapter_s_greedy_tokens(vllm_engine, make_expert, 
     prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
 
     def ours(adapter: Path | None) -> list[list[int]]:
-        vllm_engine.sync(loaded(model_path(), adapter, dtype="float32"), everything=True)
+        model = loaded(model_path(), adapter, dtype="float32").requires_grad_(False)
+        vllm_engine.sync(model, everything=True)
         greedy = Sampling(max_tokens=48, temperature=0.0)
         return [c.token_ids for c in vllm_engine.generate(prompts, greedy, [0] * len(prompts))]
 

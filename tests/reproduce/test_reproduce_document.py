@@ -92,7 +92,8 @@ def test_the_report_says_what_the_figures_cover(results):
     for part in (
         "seeds 0, 1", "bootstrap over the items", "do not predict gains", "sums is not unseen",
         "math-lora-seed0: out of memory", "![accuracy by method](adaptation.png)", "| no KL |", "| expert math |",
-        "few-shot, 10 prompts", "(math): +20.0 (+10.0 to +30.0) points", "| dispatch by a prompt | 1.00 | 2.00 | 0.50 | 4 |",
+        "few-shot, 10 prompts", "(math): +20.0 (+10.0 to +30.0) points",
+        "| dispatch by a prompt | 1.00 | 2.00 | 0.50 | 4 |",
         "a processor", "torch 2.13.0", "- cells: 9",
     ):  # fmt: skip
         assert part in text, part

@@ -1,11 +1,14 @@
 """From a comparison to its cells, without weights and without the network."""
 
+import json
 from collections import Counter
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
 from svf_rl.errors import SVFError
+from svf_rl.quickstart import model_path
 from svf_rl.reproduce.comparison import PARTS, read_comparison
 from svf_rl.reproduce.plan import make_plan
 from svf_rl.reproduce.run import default_comparison, reproduce
@@ -89,15 +92,13 @@ def test_a_cell_runs_the_recipe_with_the_keys_of_the_comparison(write_comparison
 
 
 def test_other_weights_in_the_model_s_folder_are_another_cell(write_comparison, tmp_path):
-    from shutil import copytree
-
-    from svf_rl.quickstart import model_path
-
     folder = copytree(model_path(), tmp_path / "model")
     path = write_comparison(model=str(folder))
     before = plan_of(path).cells[0].settings["model_fingerprint"]
     weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
     assert plan_of(path).cells[0].settings["model_fingerprint"] != before
 
 
@@ -146,9 +147,8 @@ def test_a_folder_of_something_else_is_refused(write_comparison, tmp_path):
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     with pytest.raises(SVFError, match="holds files that are not of a comparison"):
         reproduce(write_comparison(), tmp_path / "out")
-    (tmp_path / "out" / "comparison.json").write_text(
-        '{"kind": "svf-rl reproduce", "name": "b", "model": "quickstart"}'
-    )
+    there = {"kind": "svf-rl reproduce", "name": "b", "model": "quickstart"}
+    (tmp_path / "out" / "comparison.json").write_text(json.dumps(there))
     with pytest.raises(SVFError, match="holds the comparison b of quickstart, not small of quickstart"):
         reproduce(write_comparison(), tmp_path / "out")
     assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -73,9 +72,9 @@ def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(write_compar
 def test_a_changed_recipe_is_noticed_and_more_seeds_are_added(write_comparison, tmp_path):
     out = tmp_path / "out"
     first = reproduce(write_comparison(), out, parts=["fine_tuning"])
+    changed = write_comparison(max_steps=3)
     with pytest.raises(SVFError, match=r"math-svf-seed0 was made with other settings \(max_steps: 2 there, 3 here\)"):
-        training = {"test_items": 8, "validation_items": 8, "max_steps": 3, "per_device_train_batch_size": 16}
-        reproduce(write_comparison(training=training), out, parts=["fine_tuning"])
+        reproduce(changed, out, parts=["fine_tuning"])
     more = reproduce(write_comparison(), out, seeds=[0, 1], parts=["fine_tuning"])
     for before, after in zip(first["fine_tuning"], more["fine_tuning"], strict=True):
         svf_before, svf_after = before["rows"][-1], after["rows"][-1]
@@ -94,9 +93,8 @@ def test_a_run_that_fails_is_in_the_table_and_the_next_call_makes_it(write_compa
     path = write_comparison(experts={"math": QUICKSTART, "own": {**QUICKSTART, **columns}}, unseen=None)
     broken = tmp_path / "out" / "runs" / "own-svf-seed0"
     broken.parent.mkdir(parents=True)
-    (tmp_path / "out" / "comparison.json").write_text(
-        '{"kind": "svf-rl reproduce", "name": "small", "model": "quickstart"}'
-    )
+    there = {"kind": "svf-rl reproduce", "name": "small", "model": "quickstart"}
+    (tmp_path / "out" / "comparison.json").write_text(json.dumps(there))
     broken.write_text("a file where the run's folder is to be")
     with pytest.raises(SVFError, match="could not be made: own-svf-seed0"):
         reproduce(path, tmp_path / "out", parts=["fine_tuning"])
@@ -104,4 +102,3 @@ def test_a_run_that_fails_is_in_the_table_and_the_next_call_makes_it(write_compa
     broken.unlink()
     results = reproduce(path, tmp_path / "out", parts=["fine_tuning"])
     assert all(row["accuracy"] is not None for group in results["fine_tuning"] for row in group["rows"])
-    shutil.rmtree(tmp_path / "out")
