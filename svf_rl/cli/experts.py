@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from svf_rl.errors import SVFError
+
 
 def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     _add_experts(commands)
@@ -79,16 +81,19 @@ def _merge(known: argparse.Namespace) -> None:
         dtype=known.dtype,
         trust_remote_code=known.trust_remote_code,
     )
-    merged = merge(
-        model,
-        known.experts,
-        known.out,
-        weights=known.weights,
-        scope=known.scope,
-        form=known.form,
-        normalized=known.normalized,
-        max_shard_size=known.max_shard_size,
-    )
+    try:
+        merged = merge(
+            model,
+            known.experts,
+            known.out,
+            weights=known.weights,
+            scope=known.scope,
+            form=known.form,
+            normalized=known.normalized,
+            max_shard_size=known.max_shard_size,
+        )
+    except KeyboardInterrupt as error:
+        raise SVFError("interrupted; nothing was written") from error
     print(f"{merged.folder}: {merged.matrices} weights changed, {merged.dtype}, {merged.bytes / 1e6:.1f} MB")
     if merged.dtype == "float32":
         print("note: vLLM runs float32 models in half precision unless it is given --dtype float32")

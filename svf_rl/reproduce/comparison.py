@@ -207,13 +207,12 @@ def _unseen(label: str, spec: Any) -> Unseen:
 def _few_shot(given: Mapping[Any, Any]) -> FewShotArguments:
     if "seed" in given:
         raise SVFError("few_shot takes no seed: it is that of the run, see seeds")
-    weights = given.get("weights", {})
-    if not isinstance(weights, dict):
+    parts = given.get("weights", {})
+    if not isinstance(parts, dict):
         raise SVFError("few_shot: weights must be a mapping, as in {greedy: 0.5, sampled: 0.5}")
-    others = {k: v for k, v in given.items() if k != "weights"}
-    return _section(
-        "few_shot", others, FewShotArguments, weights=_section("few_shot: weights", weights, FitnessWeights)
-    )
+    weights = _section("few_shot: weights", parts, FitnessWeights)
+    others = {key: value for key, value in given.items() if key != "weights"}
+    return _section("few_shot", others, FewShotArguments, weights=weights)
 
 
 def _ablations(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) -> Ablations:

@@ -6,11 +6,12 @@ from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
+from svf_rl.reproduce.cell_plans import shot_counts
 from svf_rl.reproduce.cells import read_json
 from svf_rl.reproduce.comparison import slug
 from svf_rl.reproduce.estimates import Verdicts, compared, estimate, oracle
 from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF, few_shot_label
-from svf_rl.reproduce.plan import Plan, evaluated, shot_counts
+from svf_rl.reproduce.plan import Plan, evaluated
 
 BySeed = Mapping[int, Verdicts]
 
