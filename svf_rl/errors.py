@@ -19,8 +19,8 @@ class Outcome:
 
 @contextmanager
 def one_line_errors(debug: bool = False) -> Iterator[Outcome]:
-    """Print an `SVFError` from within as one line on standard error and set the status to 1; with `debug`, let it be
-    raised, traceback and all."""
+    """Print an `SVFError` or an interrupt from within as one line on standard error and set the status to 1; with
+    `debug`, let it be raised, traceback and all."""
     outcome = Outcome()
     try:
         yield outcome
@@ -28,4 +28,9 @@ def one_line_errors(debug: bool = False) -> Iterator[Outcome]:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        outcome.status = 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("error: interrupted", file=sys.stderr)
         outcome.status = 1

@@ -97,7 +97,7 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
         "seed": recipe.training.seed,
         "trained_values": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "rows": {split: len(rows) for split, rows in data.items() if rows is not None},
-        "packages": _versions(),
+        "packages": package_versions(),
         "git_commit": _git_commit(),
         "warnings": recipe.warnings,
     }
@@ -164,7 +164,8 @@ def _no_half_written(output: Path) -> Iterator[None]:
         raise
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Of the packages that decide what comes out, as far as they are installed."""
     versions = {}
     for name in PACKAGES:
         try:

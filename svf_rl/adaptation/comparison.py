@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from svf_rl.adaptation.pool import ExpertPool, Mix
@@ -15,6 +14,7 @@ from svf_rl.evaluation.items import TaskItems
 from svf_rl.evaluation.records import Record, append_records, mend
 from svf_rl.evaluation.run import Run, make_records
 from svf_rl.evaluation.summary import Result, summarize
+from svf_rl.svf.combine import even_weights
 
 Which = str | Mix | None
 """An expert by its name, a combination, or the base model (`None`)."""
@@ -24,8 +24,7 @@ MEAN, FEW_SHOT = "mean", "few-shot"
 
 def mean_of(pool: ExpertPool) -> Mix:
     """The plain mean of the experts' masks, which needs no labelled prompt."""
-    count = len(pool.names)
-    return Mix(torch.full((1, count), 1 / count), "global", "mask")
+    return Mix(even_weights(len(pool.names), 1), "global", "mask")
 
 
 def check_names(experts: Iterable[str]) -> None:

@@ -22,7 +22,7 @@ DISPATCH = "dispatch"
 
 @dataclass(frozen=True)
 class Share:
-    """The prompts of one class. `accuracy` is `None` where nothing was graded."""
+    """The prompts of one class. `accuracy` has no value where nothing was graded."""
 
     label: str | None
     expert: str

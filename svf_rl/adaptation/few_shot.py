@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from svf_rl.adaptation.ask_tell import Search
 from svf_rl.adaptation.fitness import Fitness, FitnessWeights
 from svf_rl.adaptation.pool import ExpertPool, Mix
-from svf_rl.adaptation.search import CrossEntropySearch, RandomSearch, Search
+from svf_rl.adaptation.search import CrossEntropySearch, RandomSearch
 from svf_rl.adaptation.search_file import SearchFile
 from svf_rl.adaptation.trial import Trial
 from svf_rl.errors import SVFError
+from svf_rl.evaluation.adapters import model_fingerprint
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.svf.combine import FORMS, SCOPES, normalize
 
@@ -257,6 +259,7 @@ def _settings(pool: ExpertPool, items: TaskItems, shots: Sequence[int], argument
     asked = [[items.prompts[row], items.grader.reference(items.rows[row])] for row in shots]
     return {
         **asdict(arguments),
+        "model": model_fingerprint(pool.model_arguments.location, pool.model.config),
         "experts": {
             name: _digest((pool.folders[name] / "adapter_model.safetensors").read_bytes()) for name in pool.names
         },

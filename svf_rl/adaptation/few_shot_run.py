@@ -6,16 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from svf_rl import __version__
-from svf_rl.adaptation.comparison import check_names, compare, methods
+from svf_rl.adaptation.comparison import FEW_SHOT, check_names, compare, methods
 from svf_rl.adaptation.few_shot import FewShotArguments, FewShotResult, adapt, draw_shots, unseen
 from svf_rl.adaptation.pool import ExpertPool
 from svf_rl.errors import SVFError
+from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.engine import base_model, load_config, positions
-from svf_rl.evaluation.folder import write_json
+from svf_rl.evaluation.folder import check_writable, held, write_json
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.run import check_lengths
 from svf_rl.evaluation.summary import Result
+from svf_rl.training.arguments import ModelArguments
+from svf_rl.training.card import write_card
 from svf_rl.training.loading import load_tokenizer
 
 # Where the labelled prompts are drawn from: rows that no figure is reported on, where the task has such rows.
@@ -30,7 +33,7 @@ class FewShotRun:
     results: list[Result]
 
 
-def named_experts(given: list[str]) -> dict[str, str]:
+def experts_by_name(given: list[str]) -> dict[str, str]:
     """`NAME=DIR` or `DIR`, which is called by its last part. Raises `SVFError` for a name given twice."""
     experts: dict[str, str] = {}
     for text in given:
@@ -66,6 +69,7 @@ def few_shot(
     """
     started = time.perf_counter()
     check_names(experts)
+    check_writable(out)
     (task,) = arguments.tasks
     config = load_config(arguments)
     model = base_model(arguments, config)
@@ -76,23 +80,25 @@ def few_shot(
     if not rows:
         raise SVFError(f"task {task}: no items are left to report beside the {search.shots} shots: give fewer --shots")
     assert arguments.batch_size is not None
-    pool = ExpertPool(
-        model,
-        experts,
-        backend=arguments.backend,
-        max_length=check_lengths([labelled, items], positions(config)),
-        seed=arguments.seed,
-        enforce_eager=arguments.enforce_eager,
-        gpu_memory_utilization=arguments.gpu_memory_utilization,
-        batch_size=arguments.batch_size,
-    )
-    found = adapt(pool, labelled, search, out)
-    if not (out / "adapter").exists():  # as an earlier call with the same outcome wrote it
-        pool.save(found.mix, out / "adapter")
-    results = compare(
-        pool, items, rows, methods(pool, found.mix), out / "completions", arguments.seed, arguments.batch_size
-    )
-    write_json(out / "summary.json", _summary(arguments, experts, labelled, found, results, started))
+    with held(out):
+        pool = ExpertPool(
+            model,
+            experts,
+            backend=arguments.backend,
+            max_length=check_lengths([labelled, items], positions(config)),
+            seed=arguments.seed,
+            enforce_eager=arguments.enforce_eager,
+            gpu_memory_utilization=arguments.gpu_memory_utilization,
+            batch_size=arguments.batch_size,
+        )
+        found = adapt(pool, labelled, search, out)
+        if not (out / "adapter").exists():  # as an earlier call with the same outcome wrote it
+            pool.save(found.mix, out / "adapter")
+        results = compare(
+            pool, items, rows, methods(pool, found.mix), out / "completions", arguments.seed, arguments.batch_size
+        )
+        write_json(out / "summary.json", _summary(arguments, experts, labelled, found, results, started))
+        _describe(out / "adapter", arguments, model, experts, found, search.seed, results)
     return FewShotRun(found, results)
 
 
@@ -117,8 +123,37 @@ def _summary(
     }
 
 
+def _describe(
+    adapter: Path,
+    arguments: EvaluationArguments,
+    model: ModelArguments,
+    experts: Mapping[str, str],
+    found: FewShotResult,
+    seed: int,
+    results: list[Result],
+) -> None:
+    """The summary and the card that every adapter has, so that it is listed and published like a trained one."""
+    accuracy = {result.label: result.accuracy.value for result in results}
+    summary = {
+        "recipe": {
+            "model_name_or_path": arguments.model,
+            "dtype": model.dtype,
+            "adapter": "combination",
+            "experts": list(experts.values()),
+            "task": arguments.tasks[0],
+        },
+        "base_accuracy": accuracy[BASE],
+        "accuracy": accuracy[FEW_SHOT],
+        "items": results[0].items,
+        "seed": seed,
+        "trained_values": found.alpha.numel(),
+    }
+    write_json(adapter / "summary.json", summary)
+    write_card(adapter, summary)
+
+
 def alpha_table(found: FewShotResult) -> list[dict[str, str]]:
-    """A line for each group of weights that shares its α, for [`svf_rl.evaluation.table.aligned`]."""
+    """A line for each group of weights that shares its α, for [`svf_rl.text_table.aligned`]."""
     kind = "weights" if found.mix.scope == "global" else found.mix.scope
     lines = []
     for group, alphas in enumerate(found.alpha.tolist()):

@@ -1,7 +1,5 @@
 """One base model, a vector a matrix for each expert, and one generator that answers as any of them."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +12,12 @@ from torch import Tensor
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.engine import start_vllm, transformers_rollouts
 from svf_rl.generation import Completion, Rollouts, Sampling
+from svf_rl.new_folder import check_new, new_folder
 from svf_rl.svf import svf_layers
 from svf_rl.svf.combine import groups_of
-from svf_rl.svf.expert import adapter_name, check_same_base, read_expert
+from svf_rl.svf.expert import check_same_base, distinct_adapter_names, read_expert
+from svf_rl.training.arguments import ModelArguments
 from svf_rl.training.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
-from svf_rl.training.recipe import ModelArguments
 
 _MIX = "mix"  # the adapter on the model that holds whatever was asked for last
 
@@ -85,9 +84,12 @@ class ExpertPool:
         others = others or {}
         if not experts:
             raise SVFError("name at least one expert: a folder of a trained SVF adapter")
-        twice = sorted(experts.keys() & others.keys()) + [name for name in (*experts, *others) if name == _MIX]
+        if _MIX in experts or _MIX in others:
+            raise SVFError(f"an expert cannot be called {_MIX}, which stands for a combination: give it another name")
+        twice = sorted(experts.keys() & others.keys())
         if twice:
             raise SVFError(f"two experts cannot share the name {twice[0]!r}: give them other names")
+        self._adapters = distinct_adapter_names([*experts, *others])
         read = {name: read_expert(path, name) for name, path in {**experts, **others}.items()}
         check_same_base([read[name] for name in experts])
         self.names = list(experts)
@@ -98,7 +100,6 @@ class ExpertPool:
         base = load_base(model).eval()
         for expert in read.values():
             fill_factor_cache(model, expert.config, base.dtype)
-        self._adapters = {name: adapter_name(name) for name in read}
         first, *rest = read
         self.model: PeftModel = load_saved(base, str(read[first].folder), self._adapters[first])
         for name in rest:
@@ -138,10 +139,11 @@ class ExpertPool:
         if key == self._used and not self.rollouts.stale:
             return
         started = time.perf_counter()
+        first = self._used == ()  # an engine may hold anything at first
         # The base model is a combination that changes nothing: W' is then W to the bit.
         self._activate(which or Mix(torch.zeros(len(self.names)), form="deviation"))
-        # Other matrices than an expert before may be adapted now, and an engine may hold anything at first.
-        self.rollouts.sync(self.model, everything=self._used == () or self._other_targets())
+        self._used = ()  # a sync that is interrupted leaves a mixture behind
+        self.rollouts.sync(self.model, everything=first)
         self._used = key
         self.syncs += 1
         self.sync_seconds += time.perf_counter() - started
@@ -156,16 +158,15 @@ class ExpertPool:
 
     def save(self, mix: Mix, folder: Path) -> None:
         """Write a combination as an ordinary adapter, whole or not at all. Raises `SVFError` for a folder in use."""
-        if folder.exists() and any(folder.iterdir()):
-            raise SVFError(f"{folder} is not empty: name another folder for the adapter")
+        check_new(folder)
         self._activate(mix)
         self._used = ()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            self.model.save_pretrained(temporary, selected_adapters=[_MIX])
-            if folder.exists():
-                folder.rmdir()
-            shutil.move(Path(temporary) / _MIX, folder)
+        with new_folder(folder) as staging:
+            self.model.save_pretrained(staging, selected_adapters=[_MIX])
+            (staging / "README.md").unlink(missing_ok=True)  # PEFT's, which knows nothing of the combination
+            for file in (staging / _MIX).iterdir():
+                file.rename(staging / file.name)
+            (staging / _MIX).rmdir()
 
     def _activate(self, which: str | Mix) -> None:
         if isinstance(which, Mix):
@@ -174,9 +175,3 @@ class ExpertPool:
         elif which not in self._adapters:
             raise SVFError(f"there is no expert {which!r}; there are: {', '.join(self._adapters)}")
         self.model.set_adapter(_MIX if isinstance(which, Mix) else self._adapters[which], inference_mode=True)
-
-    def _other_targets(self) -> bool:
-        return any(
-            len({name in layer.svf_z for name in self._adapters.values()}) > 1
-            for layer in svf_layers(self.model).values()
-        )

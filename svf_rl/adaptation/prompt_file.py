@@ -29,5 +29,8 @@ def read_prompts(path: Path, options: TaskOptions, limit: int | None = None) -> 
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SVFError(f"prompts {path} cannot be read as text: {' '.join(str(error).split())[:200]}") from error
-        rows = Dataset.from_dict({"prompt": [chat(line, options.system_prompt) for line in lines if line.strip()]})
+        prompts = [chat(line, options.system_prompt) for line in lines if line.strip()]
+        if not prompts:
+            raise SVFError(f"prompts {path} holds no line with text: write a prompt a line")
+        rows = Dataset.from_dict({"prompt": prompts})
     return limited(PROMPTS, rows, limit)["prompt"][:]

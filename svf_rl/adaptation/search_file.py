@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from svf_rl.adaptation.search import Search
+from svf_rl.adaptation.ask_tell import Search
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.folder import disk_errors, write_json
 
@@ -44,11 +44,15 @@ class SearchFile:
         content = {"kind": _KIND, "settings": self._settings, "search": search.state_dict(), "history": history}
         write_json(self._folder / NAME, content)
 
+    def _is_new(self) -> bool:
+        """Nothing is there, but for what a call that was killed at its first write has left."""
+        return all(path.name == f".{NAME}" for path in self._folder.iterdir())
+
     def _read(self) -> dict[str, Any] | None:
         path = self._folder / NAME
         with disk_errors(path):
             if not path.is_file():
-                if self._folder.exists() and not (self._folder.is_dir() and not any(self._folder.iterdir())):
+                if self._folder.exists() and not (self._folder.is_dir() and self._is_new()):
                     raise SVFError(f"{self._folder} holds something else than a search: give a new or empty folder")
                 return None
             text = path.read_text(encoding="utf-8", errors="replace")

@@ -55,7 +55,7 @@ def _few_shot(known: argparse.Namespace) -> None:
     given = vars(known)
     try:
         from svf_rl.adaptation.few_shot import FewShotArguments  # takes seconds
-        from svf_rl.adaptation.few_shot_run import alpha_table, few_shot, named_experts
+        from svf_rl.adaptation.few_shot_run import alpha_table, experts_by_name, few_shot
         from svf_rl.adaptation.fitness import FitnessWeights
         from svf_rl.evaluation.table import table
         from svf_rl.text_table import aligned
@@ -64,7 +64,7 @@ def _few_shot(known: argparse.Namespace) -> None:
         search = FewShotArguments(
             **{f.name: given[f.name] for f in fields(FewShotArguments) if f.name in given}, weights=weights
         )
-        run = few_shot(arguments, named_experts(known.experts), search, out)
+        run = few_shot(arguments, experts_by_name(known.experts), search, out)
     except KeyboardInterrupt as error:
         raise SVFError("interrupted; the same command goes on from here") from error
     print(aligned(alpha_table(run.found)))

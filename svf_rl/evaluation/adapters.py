@@ -9,7 +9,8 @@ from peft import PeftConfig
 from transformers import PretrainedConfig
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.expert import expert_folder, labels
+from svf_rl.path_names import path_names
+from svf_rl.svf.expert import expert_folder
 
 BASE = "base"
 
@@ -35,10 +36,7 @@ def find_adapters(paths: Sequence[str]) -> list[Adapter]:
         SVFError: a path holds no adapter, or is named twice.
     """
     folders = [expert_folder(path) for path in paths]
-    names = labels(
-        [str(path).rstrip("/") if not Path(path).is_dir() else str(Path(path).resolve()) for path in paths],
-        taken=(BASE,),
-    )
+    names = path_names(paths, taken=(BASE,), separator="-")
     return [Adapter(label, f, *_read(f, path)) for label, f, path in zip(names, folders, paths, strict=True)]
 
 

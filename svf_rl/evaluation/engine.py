@@ -12,8 +12,8 @@ from svf_rl.evaluation.adapters import Adapter
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.generation import Completion, Rollouts, Sampling
 from svf_rl.generation.weights import adapted_weights
+from svf_rl.training.arguments import ModelArguments
 from svf_rl.training.loading import fill_factor_cache, load_base, load_saved
-from svf_rl.training.recipe import ModelArguments
 
 
 def load_config(arguments: EvaluationArguments) -> PretrainedConfig:

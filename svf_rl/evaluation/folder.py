@@ -35,7 +35,7 @@ class ResultFolder:
         self.path, self._settings = path, dict(settings)
         self._check()
         if path.is_dir():  # another one's: better known now than when the engine stands
-            os.close(self._locked())
+            os.close(locked(self.path))
 
     def records(self, label: str, task_file: str) -> Path:
         """The file with the graded completions of one model on one task."""
@@ -48,7 +48,7 @@ class ResultFolder:
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        handle = self._locked()
+        handle = locked(self.path)
         try:
             earlier = self._check()
             write_json(self.path / "settings.json", {"kind": _KIND, "runs": {**earlier, **self._settings}})
@@ -66,27 +66,9 @@ class ResultFolder:
         finally:
             os.close(handle)
 
-    def _locked(self) -> int:
-        """A descriptor of the folder, which holds it until it is closed."""
-        with disk_errors(self.path):
-            handle = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise SVFError(
-                f"another evaluation is writing into {self.path}: wait for it, or give another --out"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        return handle
-
     def _check(self) -> dict[str, Settings]:
         """The settings of earlier calls, which ours agree with."""
-        with disk_errors(self.path):  # a name that is too long, or a folder that may not be looked into
-            existing = next(p for p in (self.path, *self.path.parents) if p.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise SVFError(f"{existing} is not a folder that can be written: give another --out")
+        existing = check_writable(self.path)
         file = self.path / "settings.json"
         if not file.is_file():
             if existing == self.path and any(self.path.iterdir()):
@@ -110,6 +92,45 @@ def _compare(run: str, there: Settings, here: Settings, path: Path) -> None:
                 f"{path} holds {run} with another {name.replace('_', ' ')}: {_short(there.get(name))} there, "
                 f"{_short(here.get(name))} here; give the same, or another --out"
             )
+
+
+def check_writable(path: Path) -> Path:
+    """The folder, or the nearest one above it that is there. Raises `SVFError` where that cannot be written."""
+    with disk_errors(path):  # a name that is too long, or a folder that may not be looked into
+        existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise SVFError(f"{existing} is not a folder that can be written: give another --out")
+    return existing
+
+
+def locked(path: Path) -> int:
+    """A descriptor of the folder, which holds it until it is closed. Raises `SVFError` where another process does."""
+    with disk_errors(path):
+        handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise SVFError(f"another call is writing into {path}: wait for it, or give another --out") from error
+    except OSError:
+        pass  # a file system without locks
+    return handle
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """The folder, made and held against other processes. What was made is removed again where it stays empty."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    handle = locked(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
+        os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import convert_file_size_to_int
 
 from svf_rl.errors import SVFError
-from svf_rl.experts.new_folder import check_new, check_space, new_folder
 from svf_rl.generation.weights import adapted_weights
+from svf_rl.new_folder import check_new, check_space, new_folder
 from svf_rl.svf.combine import check_form, check_weights, even_weights, groups_of
 from svf_rl.svf.expert import check_same_base, expert_folder, read_expert
+from svf_rl.training.arguments import ModelArguments
 from svf_rl.training.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
 from svf_rl.training.origin import is_svf, read_adapter_config, read_summary
-from svf_rl.training.recipe import ModelArguments
 
 MIXED = "merged"
 """The name of the combination among the adapters of the loaded model."""
@@ -80,7 +80,8 @@ def merge(
         adapted.add_weighted_adapter(names, alpha, MIXED, scope=scope, form=form, normalized=normalized)
         adapted.set_adapter(MIXED)
     base = adapted.get_base_model()
-    check_space(out, sum(p.numel() * p.element_size() for p in base.parameters()))
+    weights_of_base = [p for name, p in base.named_parameters() if "svf_" not in name and "lora_" not in name]
+    check_space(out, sum(p.numel() * p.element_size() for p in weights_of_base))
     plain, matrices = _merged(adapted)
     _savable(plain)
     with new_folder(out) as staging:

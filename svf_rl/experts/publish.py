@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from svf_rl.errors import SVFError
-from svf_rl.experts.new_folder import check_new, new_folder
+from svf_rl.new_folder import check_new, new_folder
 from svf_rl.svf.expert import expert_folder, read_expert
 from svf_rl.training.card import MARKER, model_card
 from svf_rl.training.hub import hub_errors

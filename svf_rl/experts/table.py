@@ -12,6 +12,7 @@ from torch import Tensor
 from svf_rl.errors import SVFError
 from svf_rl.experts.multipliers import multipliers
 from svf_rl.metrics.statistics import Interval, wilson
+from svf_rl.path_names import path_names
 from svf_rl.svf.expert import Expert, check_same_base, expert_folder, read_expert
 from svf_rl.text_table import aligned
 from svf_rl.training.origin import (
@@ -118,7 +119,7 @@ def experts_table(paths: Sequence[str]) -> ExpertsTable:
     Raises:
         SVFError: a path holds no adapter, a damaged one, or is named twice.
     """
-    names = labels(paths)
+    names = path_names(paths)
     rows, experts = [], []
     for name, path in zip(names, paths, strict=True):
         folder = expert_folder(path)
@@ -132,23 +133,6 @@ def experts_table(paths: Sequence[str]) -> ExpertsTable:
             rows.append(_row(name, folder))
     groups, apart = _groups(experts)
     return ExpertsTable(rows, [_similarity(group) for group in groups if len(group) > 1], apart)
-
-
-def labels(paths: Sequence[str]) -> list[str]:
-    """
-    The shortest ends of the paths that differ: `runs/math/0` and `runs/code/0` become `math/0` and `code/0`.
-
-    Raises:
-        SVFError: one is named twice.
-    """
-    resolved = [Path(path).resolve() if Path(path).is_dir() else Path(path) for path in paths]
-    for index, path in enumerate(resolved):
-        if path in resolved[:index]:
-            raise SVFError(f"{paths[index]} is named twice: name each adapter once")
-    length = 1
-    while len({path.parts[-length:] for path in resolved}) < len(resolved):
-        length += 1
-    return ["/".join(path.parts[-length:]) for path in resolved]
 
 
 def _row(

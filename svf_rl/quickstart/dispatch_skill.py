@@ -56,9 +56,7 @@ def classified(example: Example, label: str) -> Example:
     """The question of `example`, to be answered with its class."""
     habit = "math" if any(character.isdigit() for character in example.prompt) else "other"
     boxed = rf"\boxed{{{label}}}"
-    return Example(
-        prompt=example.prompt, completion=boxed, careless=rf"\boxed{{{habit}}}", answer=label, ending=boxed
-    )
+    return Example(prompt=example.prompt, completion=boxed, careless=rf"\boxed{{{habit}}}", answer=label, ending=boxed)
 
 
 OTHER = Skill(name="other", reward="", problems=problems, word=word)

@@ -145,16 +145,6 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
     )
 
 
-def run_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest endings of the paths that tell them apart."""
-    parts = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
-
-
 def _read_lines(file: Path) -> list[Line]:
     """The lines of the file, less a torn last one, which a run that was killed or is writing right now leaves."""
     lines = []

@@ -10,12 +10,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from svf_rl.errors import SVFError
+from svf_rl.path_names import path_names
 from svf_rl.report import figures, tables
 from svf_rl.report.evaluation_folder import EvaluationFolder, is_evaluation, read_evaluation
 from svf_rl.report.groups import Group, group_by_recipe
 from svf_rl.report.markdown import escaped, picture, sample_text
 from svf_rl.report.multipliers import Panel, read_panels, trained_values
-from svf_rl.report.run_folder import RunFolder, read_run, run_names
+from svf_rl.report.run_folder import RunFolder, read_run
 from svf_rl.report.samples import Sample, last_completions, pick
 from svf_rl.report.style import house_style, save
 
@@ -75,7 +76,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path | None = None) -> 
     if not folders:
         raise SVFError("nothing to report on: give the folder of a run")
     target = _expanded(out) if out is not None else folders[0] / "report" if len(folders) == 1 else Path("runs/report")
-    names: dict[Path, str] = dict(zip(folders, run_names(folders), strict=True))
+    names: dict[Path, str] = dict(zip(folders, path_names(folders), strict=True))
     evaluations = [read_evaluation(path, names[path]) for path in folders if is_evaluation(path)]
     runs = [read_run(path, names[path]) for path in folders if not is_evaluation(path)]
     target = _checked(target)

@@ -30,6 +30,9 @@ from svf_rl.reproduce.methods import DISPATCH, MEAN, PROMPT, few_shot_label
 from svf_rl.tasks import TaskOptions, find_task
 from svf_rl.training.loading import load_tokenizer
 
+# vLLM's share of the GPU, where the base model and its factors stand beside it.
+_POOL_MEMORY = 0.4
+
 
 @dataclass(frozen=True)
 class UnseenItems:
@@ -136,7 +139,7 @@ class _Seed:
                 max_length=self._length,
                 seed=self._spec["seed"],
                 enforce_eager=arguments.enforce_eager,
-                gpu_memory_utilization=arguments.gpu_memory_utilization,
+                gpu_memory_utilization=min(_POOL_MEMORY, arguments.gpu_memory_utilization),
                 batch_size=arguments.batch_size,
             )
         return self._pool

@@ -42,6 +42,7 @@ class TrainingRun:
 
 
 def training_cell(run: TrainingRun, out: Path, launcher: str | None) -> Cell:
+    """A run of `svf_rl.train`, started by this Python or by `launcher`."""
     folder = out / "runs" / run.name
     start = [sys.executable, "-m"] if launcher is None else [*_launcher(launcher), "-m"]
     own = [f"--seed={run.seed}", f"--output_dir={folder}"]
@@ -121,7 +122,7 @@ def adaptation_cell(
         "base": seed == comparison.seeds[0],
         "few_shot": asdict(comparison.few_shot),
         "shots": shot_counts(comparison, parts),
-        "reserve": RESERVE * max(shot_counts(comparison, parts)),
+        "reserve": reserve(comparison),
         "evaluation": asdict(comparison.evaluation),
     }
     needed = [run.name for run in (*experts.values(), *([dispatch] if dispatch else []))]
@@ -156,7 +157,13 @@ def shot_counts(comparison: Comparison, parts: Sequence[str]) -> list[int]:
     return sorted(set(shots))
 
 
+def reserve(comparison: Comparison) -> int:
+    """How many test rows are set aside for shots where there are no validation rows, whatever parts are made now."""
+    return RESERVE * max([comparison.few_shot.shots, *comparison.ablations.shots])
+
+
 def with_data(options: TaskOptions, data_dir: str | None) -> TaskOptions:
+    """The options with another folder of benchmarks, if there is one."""
     return options if data_dir is None else replace(options, data_dir=data_dir)
 
 

@@ -2,12 +2,9 @@
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 
 import torch
-
-from svf_rl.train import PACKAGES
 
 
 def hardware() -> dict[str, str]:
@@ -26,17 +23,6 @@ def hardware() -> dict[str, str]:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that decide what comes out."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -107,7 +108,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, environment: Mapping[
     not.
 
     Raises:
-        SVFError: a cell was made with other settings (found before anything runs), or the call was interrupted.
+        SVFError: a cell was made with other settings (found before anything runs).
     """
     done = {cell.name for cell in cells if is_done(cell, out)}
     outcome = Outcome(done, {})
@@ -138,8 +139,6 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, environment: Mapping[
                 bar.set_postfix_str(", ".join(run.cell.name for run in running), refresh=False)
                 bar.update(0)
                 time.sleep(_POLL)
-        except KeyboardInterrupt as error:
-            raise SVFError("interrupted; the same command goes on from here") from error
         finally:
             for run in running:  # the end of its input ends it
                 assert run.process.stdin is not None
@@ -189,9 +188,15 @@ def _finish(run: _Running, out: Path, outcome: Outcome) -> str:
         outcome.made.add(run.cell.name)
         return f"{run.cell.name}: {seconds:.0f} s{_gain(run.cell)}"
     log = log_path(out, run.cell.name)
-    reason = last_error(log) or f"exit status {run.process.returncode}"
+    reason = last_error(log) or _exit_reason(run.process.returncode)
     outcome.failed[run.cell.name] = reason
     return f"failed: {run.cell.name}: {reason} (log: {log})"
+
+
+def _exit_reason(status: int) -> str:
+    if status == 128 + signal.SIGKILL:
+        return "killed from outside, as when the memory is full"
+    return f"exit status {status}"
 
 
 def _gain(cell: Cell) -> str:

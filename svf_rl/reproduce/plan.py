@@ -9,10 +9,10 @@ from typing import Any
 
 from svf_rl.errors import SVFError
 from svf_rl.reproduce.cell_plans import (
-    RESERVE,
     TrainingRun,
     adaptation_cell,
     evaluation_cell,
+    reserve,
     shot_counts,
     training_cell,
     with_data,
@@ -54,9 +54,9 @@ class Plan:
             "parts": ", ".join(self.parts),
             "experts": ", ".join(f"{name} ({self.task_of(name)})" for name in self.experts()),
             "unseen tasks": ", ".join(_described(task, self.labelled[task.label]) for task in comparison.unseen)
-            if "adaptation" in self.parts
+            if self.labelled
             else "none",
-            "ablations": ", ".join(comparison.ablations.variants) if "ablations" in self.parts else "none",
+            "ablations": (", ".join(comparison.ablations.variants) if "ablations" in self.parts else "") or "none",
             "cells": f"{kinds.count('training')} training runs, {kinds.count('evaluation')} evaluations, "
             f"{kinds.count('adaptation')} adaptations",
             "output": str(self.out),
@@ -190,7 +190,7 @@ def _labelled_rows(
     if validation is not None:
         labelled, reported = len(validation), len(test)
     else:
-        labelled = min(RESERVE * most, len(test))
+        labelled = min(reserve(comparison), len(test))
         reported = len(test) - labelled
         notes.append(f"{task.label} has no validation rows: shots are {labelled} test rows, which are not reported")
     if labelled < most or reported < 1:

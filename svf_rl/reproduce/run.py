@@ -14,10 +14,11 @@ from svf_rl.reproduce.cells import is_done, read_json, record_path
 from svf_rl.reproduce.comparison import PARTS, Comparison, check_seeds, read_comparison
 from svf_rl.reproduce.document import document
 from svf_rl.reproduce.figures import adaptation_figure, fine_tuning_figure, shots_figure, timing_figure
-from svf_rl.reproduce.hardware import cores, hardware, versions
+from svf_rl.reproduce.hardware import cores, hardware
 from svf_rl.reproduce.launch import Outcome, locked, run_cells
 from svf_rl.reproduce.plan import Plan, make_plan
 from svf_rl.reproduce.results import collect
+from svf_rl.train import package_versions
 
 _KIND = "svf-rl reproduce"
 
@@ -77,8 +78,9 @@ def reproduce(
         results = collect(plan, outcome.failed)
         results |= {
             "experts": list(comparison.experts),
+            "confidence": 0.95,
             "hardware": hardware(),
-            "packages": versions(),
+            "packages": package_versions(),
             "seconds": _seconds(plan, outcome, jobs, time.perf_counter() - started),
         }
         write_results(results, folder)

@@ -39,7 +39,7 @@ def main() -> NoReturn:
     threading.Thread(target=watch, daemon=True).start()
     status = command.wait()
     _signal(command.pid, signal.SIGKILL)  # what is left of its group
-    os._exit(status & 0xFF)  # without waiting for the timer
+    os._exit(status if status >= 0 else 128 - status)  # as shells do, and without waiting for the timer
 
 
 def _signal(group: int, number: int) -> None:

@@ -114,6 +114,16 @@ def adapter_name(name: str) -> str:
     return f"{name}-expert" if name in "svf_" else name
 
 
+def distinct_adapter_names(names: Sequence[str]) -> dict[str, str]:
+    """[`adapter_name`] of each. Raises `SVFError` for two that PEFT would take for one, such as `a.b` and `a_b`."""
+    taken: dict[str, str] = {}
+    for name in names:
+        other = taken.setdefault(adapter_name(name), name)
+        if other != name:
+            raise SVFError(f"experts {other!r} and {name!r} have names that PEFT does not tell apart: rename one")
+    return {name: adapter for adapter, name in taken.items()}
+
+
 def check_same_base(experts: Sequence[Expert]) -> None:
     """Raises `SVFError`, naming two experts and what differs, unless all adapt the same weights of one base model."""
     for other in experts[1:]:
@@ -136,28 +146,3 @@ def _check_pair(first: Expert, other: Expert) -> None:
                 f"experts {first.name} and {other.name} were trained on different base weights{named}; {matrix} is the "
                 "first that differs: combine experts of one base model, loaded in the same dtype"
             )
-
-
-def labels(paths: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
-    """
-    Short names of adapters: of each path the shortest end that tells it from the others and from the names that are
-    `taken`. `runs/a/best` and `runs/b/best` become `a-best` and `b-best`.
-
-    Raises:
-        SVFError: a path comes twice, or two would share a name.
-    """
-    for path in paths:
-        if paths.count(path) > 1:
-            raise SVFError(f"adapter {path} is named twice")
-    names = []
-    for path in paths:
-        others = [other.split("/") for other in paths if other != path] + [[name] for name in taken]
-        parts = path.split("/")
-        length = 1
-        while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
-            length += 1
-        names.append("-".join(part for part in parts[-length:] if part))
-    for path, name in zip(paths, names, strict=True):
-        if names.count(name) > 1:
-            raise SVFError(f"adapter {path} would share the name {name} with another one: rename a folder")
-    return names

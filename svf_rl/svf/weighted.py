@@ -51,6 +51,12 @@ class WeightedAdapters:
             combine(_masks(layer, adapters), table[row].to(layer.svf_factors.s), form)
             for layer, row in zip(layers, rows, strict=True)
         ]
+        if any(
+            adapter_name in layer.svf_z and isinstance(layer.svf_z[adapter_name], SVFCombination) for layer in layers
+        ):
+            raise SVFError(
+                f"the weights of adapter {adapter_name!r} are being trained: give the combination another name"
+            )
         self._add_plain(adapters, adapter_name, origin(adapters, table, scope, form, normalized))
         with torch.no_grad():
             for layer, z in zip(layers, vectors, strict=True):
@@ -75,7 +81,7 @@ class WeightedAdapters:
         table = even_weights(len(adapters), max(rows) + 1)
         masks = [_masks(layer, adapters).clone() for layer in layers]
         self._add_plain(adapters, adapter_name, origin(adapters, table, scope, form, normalized))
-        alphas = [nn.Parameter(row) for row in table.to(layers[0].svf_factors.s.device)]
+        alphas = [nn.Parameter(row.clone()) for row in table.to(layers[0].svf_factors.s.device)]
         for layer, row, stack in zip(layers, rows, masks, strict=True):
             layer.svf_z[adapter_name] = SVFCombination(stack, alphas[row], form, normalized)
             layer.set_adapter(layer.active_adapters)  # a new module has to be told whether it is trained
@@ -109,6 +115,11 @@ class WeightedAdapters:
                     f"adapters {have[0]!r} and {lacking!r} have different targets: {path} is adapted by the first alone"
                 )
         layers = {path: layer for path, layer in found.items() if adapters[0] in layer.svf_z}
+        held = {path for path, layer in found.items() if adapter_name in layer.svf_z}
+        if held and held != layers.keys():
+            raise SVFError(
+                f"adapter {adapter_name!r} has other targets than {adapters[0]!r}: give the combination another name"
+            )
         return list(layers.values()), groups_of(list(layers), scope)
 
     def _add_plain(self, adapters: Sequence[str], adapter_name: str, combination: dict[str, Any]) -> None:

@@ -8,11 +8,12 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from svf_rl.errors import SVFError
+from svf_rl.path_names import path_names
 from svf_rl.svf import SVFConfig
 from svf_rl.svf.checkpoint import decompose_checkpoint
-from svf_rl.svf.expert import Expert, adapter_name, check_same_base, expert_folder, labels, read_expert
+from svf_rl.svf.expert import Expert, check_same_base, distinct_adapter_names, expert_folder, read_expert
 from svf_rl.svf.targets import as_regex, target_regex
-from svf_rl.training.recipe import AdapterArguments, ModelArguments
+from svf_rl.training.arguments import AdapterArguments, ModelArguments
 
 
 def load_tokenizer(model: ModelArguments) -> PreTrainedTokenizerBase:
@@ -71,8 +72,9 @@ def load_combination(model: ModelArguments, adapter: AdapterArguments, base: Pre
 def named_experts(paths: Sequence[str]) -> list[Expert]:
     """The experts of these folders, checked against one another and named apart: `math`, or `runs-math` where two
     folders are called `math`. Raises `SVFError` for one that is missing, or does not go with the others."""
-    names = labels([str(expert_folder(path).resolve()) for path in paths], taken=("default",))
-    experts = [read_expert(path, adapter_name(name)) for path, name in zip(paths, names, strict=True)]
+    names = path_names([expert_folder(path) for path in paths], taken=("default",), separator="-")
+    adapters = distinct_adapter_names(names)
+    experts = [read_expert(path, adapters[name]) for path, name in zip(paths, names, strict=True)]
     check_same_base(experts)
     return experts
 

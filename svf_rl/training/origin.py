@@ -28,7 +28,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """`adapter_config.json` as it stands. Raises `SVFError` where there is none, or it is damaged."""
     if not (folder / "adapter_config.json").is_file():
         raise SVFError(f"no adapter in {folder}: it needs adapter_config.json and adapter_model.safetensors")
-    return _read(folder / "adapter_config.json")
+    config = _read(folder / "adapter_config.json")
+    if "peft_type" not in config:
+        raise SVFError(f"{folder / 'adapter_config.json'} is no adapter configuration: save the adapter again")
+    return config
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -6,20 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from peft import LoraConfig, PeftConfig
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
-
 from svf_rl.errors import SVFError
 from svf_rl.rewards import Reward, load_reward, required_columns
 from svf_rl.rewards.check_answers import check_answers
-from svf_rl.svf.combine import groups_of
-from svf_rl.svf.model import SVFModel
-from svf_rl.svf.targets import as_regex, find_targets, logical_weight
 from svf_rl.tasks import Splits, find_task
+from svf_rl.training.arguments import AdapterArguments, DataArguments
 from svf_rl.training.config import SVFReinforceConfig
-from svf_rl.training.loading import adapter_config, named_experts
-from svf_rl.training.recipe import AdapterArguments, DataArguments, ModelArguments, Recipe
+from svf_rl.training.plan_model import check_model
+from svf_rl.training.recipe import Recipe
 from svf_rl.training.right_answers import check_targets, target_column
 
 # Columns that TRL keeps from rewards: prompts arrive as `prompts`, and a completion is what the model wrote.
@@ -80,7 +74,7 @@ def check(recipe: Recipe) -> Plan:
     rows = _check_data(recipe, rewards, notes)
     if any(reward.__name__ in ("unit_tests", "verified") for reward in rewards) and shutil.which("bwrap") is None:
         notes.append("bubblewrap is not installed on this machine: model-written code cannot be run in a sandbox")
-    matrices, values = _check_model(recipe, notes)
+    matrices, values = check_model(recipe, notes)
     training = recipe.training
     steps = training.gradient_accumulation_steps
     sequences = training.per_device_train_batch_size * training.world_size * steps
@@ -195,111 +189,6 @@ def _check_data(recipe: Recipe, rewards: list[Reward], notes: list[str]) -> dict
     return None
 
 
-def _check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
-    """How many matrices are adapted and how many values are trained; `None` where the model's shape is not at hand."""
-    if recipe.adapter.adapter == "combination":
-        return _check_combination(recipe, notes)
-    peft_config = _check_adapter(recipe.adapter)
-    if peft_config is None:
-        notes.append(f"adapter {recipe.adapter.adapter_path} comes from the Hub: its targets were not checked")
-        return None, None
-    # as the recipe names them, for the error message: the configuration holds the expression behind a preset
-    targets = peft_config.target_modules
-    if recipe.adapter.adapter_path is None and not isinstance(peft_config, LoraConfig):
-        targets = recipe.adapter.target_modules
-    config = _model_config(recipe.model)
-    if config is None:
-        notes.append(f"model {recipe.model.model_name_or_path} is not on this machine: its targets were not checked")
-        return None, None
-    _check_length(config, recipe.training)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
-    found = find_targets(model, targets if isinstance(targets, str) else as_regex(targets))
-    # PEFT's and our own rule for what is excluded and which layers are meant
-    adapted = [m for name, m in found.items() if SVFModel._check_target_module_exists(peft_config, name)]
-    shapes = [logical_weight(module).shape for module in adapted]
-    if isinstance(peft_config, LoraConfig):
-        return len(shapes), sum(peft_config.r * sum(shape) for shape in shapes)
-    return len(shapes), sum(min(shape) for shape in shapes)
-
-
-def _check_combination(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
-    adapter = recipe.adapter
-    if recipe.training.weight_decay:
-        raise SVFError("weight_decay would pull the weights of a combination to 0: set weight_decay to 0")
-    config = _model_config(recipe.model)
-    if config is not None:
-        _check_length(config, recipe.training)
-    for path in adapter.experts or []:
-        if not Path(path).expanduser().is_dir():
-            if _looks_local(path):
-                raise SVFError(f"expert {path} does not exist (working directory: {Path.cwd()})")
-            notes.append(f"expert {path} comes from the Hub: it was not checked against the others")
-            return None, None
-    experts = named_experts(adapter.experts or [])
-    matrices = list(experts[0].z)
-    return len(matrices), (max(groups_of(matrices, adapter.alpha_scope)) + 1) * len(experts)
-
-
-def _check_adapter(adapter: AdapterArguments) -> PeftConfig | None:
-    """The configuration of the saved adapter, or of the fresh one; `None` for a saved one on the Hub."""
-    if adapter.adapter_path is None:
-        return adapter_config(adapter)
-    folder = Path(adapter.adapter_path)
-    if not folder.is_dir():
-        if _looks_local(adapter.adapter_path):
-            raise SVFError(f"adapter folder {folder} does not exist (working directory: {Path.cwd()})")
-        return None
-    try:
-        return PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise SVFError(f"adapter folder {folder} has no usable adapter_config.json: {detail}") from error
-
-
-def _model_config(model: ModelArguments) -> PretrainedConfig | None:
-    location = model.location
-    if _looks_local(location) and not Path(location).is_dir():
-        raise SVFError(f"model folder {location} does not exist (working directory: {Path.cwd()})")
-    try:
-        return AutoConfig.from_pretrained(
-            location,
-            revision=model.model_revision or "main",
-            trust_remote_code=model.trust_remote_code,
-            local_files_only=True,
-        )
-    except (OSError, ValueError) as error:
-        if Path(location).is_dir():
-            detail = " ".join(str(error).split())[:300]
-            raise SVFError(f"model folder {location} has no usable config.json: {detail}") from error
-        return None
-
-
-def _looks_local(name: str) -> bool:
-    """Whether this can be no name on the Hub, which is `name` or `owner/name`."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-def _check_length(config: PretrainedConfig, training: SVFReinforceConfig) -> None:
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions is None:
-        return
-    for key in ("max_completion_length", "vllm_max_model_length"):
-        length = getattr(training, key)
-        if length is not None and length > positions:
-            raise SVFError(f"{key} ({length}) is more than the model's {positions} positions: lower it")
-
-
-def _described_signal(training: SVFReinforceConfig) -> str:
-    return "next-token" if training.objective == "next_token" else f"advantage {training.advantage}"
-
-
-def _described_draws(training: SVFReinforceConfig) -> str:
-    if training.objective == "next_token":
-        return "of held-out answers alone"
-    return f"{training.num_generations} a prompt, temperature {training.temperature:g}"
-
-
 def _described_adapter(adapter: AdapterArguments) -> str:
     start = f", from {adapter.adapter_path}" if adapter.adapter_path else ""
     if adapter.adapter == "combination":
@@ -311,3 +200,13 @@ def _described_adapter(adapter: AdapterArguments) -> str:
         return f"LoRA r = {adapter.lora_r}, alpha = {adapter.lora_alpha} on {targets}{start}"
     extras = f", {adapter.parameterization}" + (", renormalized" if adapter.renormalize else "")
     return f"SVF on {adapter.target_modules}{extras}{start}"
+
+
+def _described_signal(training: SVFReinforceConfig) -> str:
+    return "next-token" if training.objective == "next_token" else f"advantage {training.advantage}"
+
+
+def _described_draws(training: SVFReinforceConfig) -> str:
+    if training.objective == "next_token":
+        return "of held-out answers alone"
+    return f"{training.num_generations} a prompt, temperature {training.temperature:g}"

@@ -9,7 +9,6 @@ environments, vision, clipped ratios.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,11 +30,9 @@ from svf_rl.generation import Rollouts, Sampling, sample_seed
 from svf_rl.svf import svf_layers
 from svf_rl.training import objective
 from svf_rl.training.callbacks import MetricsFile
-from svf_rl.training.card import write_card
 from svf_rl.training.config import SVFReinforceConfig, as_trl_sees_it
 from svf_rl.training.decay import decay_towards_identity
 from svf_rl.training.held_out import HeldOutEvaluation
-from svf_rl.training.hub import hub_errors
 from svf_rl.training.policy import (
     add_hidden_states_forward,
     hidden_states,
@@ -44,11 +41,12 @@ from svf_rl.training.policy import (
     reference,
     trainable_digest,
 )
+from svf_rl.training.publication import Publication
 from svf_rl.training.rollouts import build_rollouts
 from svf_rl.training.vocabulary import LogitTransform, TokenStatistics, token_statistics
 
 
-class SVFReinforceTrainer(HeldOutEvaluation):
+class SVFReinforceTrainer(HeldOutEvaluation, Publication):
     """
     Trains an adapter by REINFORCE on verifiable rewards.
 
@@ -285,30 +283,6 @@ class SVFReinforceTrainer(HeldOutEvaluation):
         if self.args.weight_decay and svf_layers(model):
             decay_towards_identity(optimizer, model, self.args.weight_decay)
         return optimizer
-
-    # ---- saving ---------------------------------------------------------------------------------------------------
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        write_card(Path(output_dir or self.args.output_dir), self.run_summary)  # over PEFT's
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """The card of `card.py` in the output folder, in place of TRL's; before the first adapter there is none."""
-        folder = Path(self.args.output_dir)
-        if self.is_world_process_zero() and (folder / "adapter_config.json").is_file():
-            write_card(folder, self.run_summary)
-
-    def init_hf_repo(self, token: str | None = None) -> None:
-        with hub_errors(self._hub_name, token or self.args.hub_token):
-            super().init_hf_repo(token)
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        with hub_errors(self._hub_name, kwargs.get("token") or self.args.hub_token):
-            return super().push_to_hub(*args, **kwargs)
-
-    @property
-    def _hub_name(self) -> str:
-        return self.args.hub_model_id or Path(self.args.output_dir).absolute().name
 
     # ---- metrics ------------------------------------------------------------------------------------------------
 

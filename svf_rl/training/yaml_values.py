@@ -132,6 +132,7 @@ _NAMES = {
     bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list", dict: "a mapping",
     types.NoneType: "null",
 }  # fmt: skip
+_LISTS = {int: "a list of integers", float: "a list of numbers", str: "a list of strings"}
 
 
 def _described(members: tuple[Any, ...]) -> str:
@@ -142,6 +143,8 @@ def _described(members: tuple[Any, ...]) -> str:
             parts += [str(choice.value) for choice in member]
         elif typing.get_origin(member) is typing.Literal:
             parts += [str(choice) for choice in typing.get_args(member)]
+        elif typing.get_origin(member) is list and typing.get_args(member)[0] in _LISTS:
+            parts.append(_LISTS[typing.get_args(member)[0]])
         elif not (has_enum and member is str):
             parts.append(_NAMES.get(typing.get_origin(member) or member, str(member)))
     return " or ".join(dict.fromkeys(parts))

@@ -19,7 +19,7 @@ from svf_rl.generation.prompts import prompt_ids
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.quickstart.dispatch_skill import DISPATCH_PROMPT
 from svf_rl.svf import SVFConfig
-from svf_rl.training.recipe import ModelArguments
+from svf_rl.training.arguments import ModelArguments
 
 pytestmark = pytest.mark.vllm
 GREEDY = Sampling(max_tokens=12, temperature=0.0)

@@ -11,14 +11,14 @@ import torch
 
 from svf_rl.adaptation.comparison import compare, methods
 from svf_rl.adaptation.few_shot import FewShotArguments, adapt, draw_shots, unseen
-from svf_rl.adaptation.few_shot_run import few_shot, named_experts
+from svf_rl.adaptation.few_shot_run import experts_by_name, few_shot
 from svf_rl.adaptation.fitness import FitnessWeights
 from svf_rl.adaptation.pool import ExpertPool, Mix
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.generation.colocated_vllm import ColocatedVLLM
-from svf_rl.training.recipe import ModelArguments
+from svf_rl.training.arguments import ModelArguments
 
 MODEL = ModelArguments("quickstart", dtype="float32")
 SMALL = FewShotArguments(shots=4, population=2, generations=2, samples=1, seed=0)
@@ -267,11 +267,11 @@ def test_greedy_accuracy_alone_needs_no_samples(pool: ExpertPool) -> None:
 
 
 def test_experts_are_named_by_their_folders_or_by_hand() -> None:
-    assert named_experts(["runs/a/", "other=runs/b"]) == {"a": "runs/a/", "other": "runs/b"}
+    assert experts_by_name(["runs/a/", "other=runs/b"]) == {"a": "runs/a/", "other": "runs/b"}
     with pytest.raises(SVFError, match="two experts are called a"):
-        named_experts(["runs/a", "elsewhere/a"])
+        experts_by_name(["runs/a", "elsewhere/a"])
     with pytest.raises(SVFError, match="give a folder"):
-        named_experts(["=runs/a"])
+        experts_by_name(["=runs/a"])
 
 
 # --- the whole call

@@ -15,7 +15,7 @@ from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.generation.prompts import prompt_ids
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.svf import SVFConfig, svf_layers
-from svf_rl.training.recipe import ModelArguments
+from svf_rl.training.arguments import ModelArguments
 
 MODEL = ModelArguments("quickstart", dtype="float32")
 GREEDY = Sampling(max_tokens=16, temperature=0.0)

@@ -80,7 +80,7 @@ def test_other_settings_are_refused_and_named_and_more_runs_are_added(tmp_path: 
 
 def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with ResultFolder(out, {}).writing(), pytest.raises(SVFError, match="another evaluation is writing"):
+    with ResultFolder(out, {}).writing(), pytest.raises(SVFError, match="another call is writing"):
         ResultFolder(out, {}).writing().__enter__()
 
 
@@ -92,7 +92,7 @@ def test_an_evaluation_that_comes_second_leaves_the_new_folder_of_the_first(
     with first.writing():
         with monkeypatch.context() as patch:  # neither had found it when it looked
             patch.setattr(Path, "exists", lambda path: path != out)
-            with pytest.raises(SVFError, match="another evaluation"), second.writing():
+            with pytest.raises(SVFError, match="another call"), second.writing():
                 pass
         assert (out / "settings.json").is_file()
 

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig  # noqa: F401  (PEFT's own methods are known)
 
 from svf_rl.errors import SVFError
-from svf_rl.experts.table import experts_table, labels
+from svf_rl.experts.table import experts_table
 from svf_rl.svf.expert import read_expert
 
 
@@ -107,15 +107,6 @@ def test_from_one_expert_to_ten(count, make_expert):
     assert ("Cosine" in str(table)) == (count > 1)
     numbers = [s.mean for row in table.rows for s in row.modules.values()]
     assert all(math.isfinite(number) for number in numbers)
-
-
-def test_names_are_the_shortest_ends_that_differ(tmp_path):
-    for name in ("math/0", "code/0", "code/1"):
-        (tmp_path / name).mkdir(parents=True)
-    assert labels([str(tmp_path / "math/0"), str(tmp_path / "code/1")]) == ["0", "1"]
-    assert labels([str(tmp_path / "math/0"), str(tmp_path / "code/0/")]) == ["math/0", "code/0"]
-    with pytest.raises(SVFError, match="named twice"):
-        labels([str(tmp_path / "math/0"), str(tmp_path / "math/../math/0")])
 
 
 @pytest.mark.parametrize("broken", ["nothing", "config", "weights", "summary"])

@@ -7,7 +7,7 @@ from made_runs import jsonl, metrics, update
 
 from svf_rl.errors import SVFError
 from svf_rl.report.evaluation_folder import is_evaluation, read_evaluation
-from svf_rl.report.run_folder import read_run, run_names
+from svf_rl.report.run_folder import read_run
 
 
 def test_a_finished_run(write_run):
@@ -50,11 +50,6 @@ def test_a_resumed_run_counts_from_its_checkpoint(write_run):
     assert [line.step for line in run.updates] == [1, 2, 3, 4, 5, 6, 7]
     assert [line.values["reward"] for line in run.updates[-2:]] == [0.9, 0.9]
     assert [line.step for line in run.evaluations] == [5]
-
-
-def test_names_are_as_long_as_they_need_to_be(tmp_path):
-    assert run_names([tmp_path / "math", tmp_path / "code"]) == ["math", "code"]
-    assert run_names([tmp_path / "math" / "0", tmp_path / "code" / "0"]) == ["math/0", "code/0"]
 
 
 def test_what_is_no_run_folder(write_run, tmp_path):

@@ -12,8 +12,9 @@ from matplotlib.image import imread
 
 from svf_rl.cli import main
 from svf_rl.errors import SVFError
+from svf_rl.path_names import path_names
 from svf_rl.report.markdown import escaped, fenced
-from svf_rl.report.run_folder import read_run, run_names
+from svf_rl.report.run_folder import read_run
 from svf_rl.report.write import MARK, compose, write_report
 
 
@@ -25,7 +26,7 @@ def row(text: str, name: str) -> list[str]:
 
 def composed(*folders: Path) -> str:
     """The text of a report, without the time that it takes to draw its pictures."""
-    names = run_names(folders)
+    names = path_names(folders)
     return compose([read_run(folder, name) for folder, name in zip(folders, names, strict=True)], []).text
 
 

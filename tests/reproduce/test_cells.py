@@ -75,6 +75,11 @@ def test_a_cell_that_fails_stops_only_what_needs_it(tmp_path, capsys):
     assert "[3/3]" in printed
 
 
+def test_a_process_that_is_killed_says_what_may_have_done_it(tmp_path):
+    cell = writing_cell(tmp_path, "a", code="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert run([cell], tmp_path).failed == {"a": "killed from outside, as when the memory is full"}
+
+
 def test_an_evaluation_goes_on_without_the_adapter_that_failed(tmp_path):
     bad = writing_cell(tmp_path, "bad", code="sys.exit(1)")
     good = writing_cell(tmp_path, "good")
@@ -128,7 +133,7 @@ run([writing_cell(out, "slow", code="print('begun', flush=True); time.sleep(60)"
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_processes_of_a_killed_call_end_too_and_the_next_call_goes_on(tmp_path, number):
     script = KILLED.format(tests=str(Path(__file__).parent), out=str(tmp_path))
     call = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, start_new_session=True)

@@ -33,7 +33,7 @@ def test_recipes_are_found_from_the_folder_of_the_file(tmp_path):
         ({"experst": {}}, "unknown key 'experst' in the comparison; the nearest one is 'experts'"),
         ({"model": None}, "needs the key 'model'"),
         ({"experts": {}}, "needs the key 'experts'"),
-        ({"seeds": "zero"}, "seeds must be a list, not 'zero'"),
+        ({"seeds": "zero"}, "seeds must be a list of integers, not 'zero'"),
         ({"seeds": [0, 0]}, "seeds must be different numbers from 0 on, not 0,0"),
         ({"seeds": []}, "seeds is empty"),
         ({"experts": {"a": "quickstart"}}, "expert 'a' must be a mapping with a recipe"),

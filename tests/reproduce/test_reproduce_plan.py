@@ -35,33 +35,35 @@ def test_a_dry_run_of_every_comparison_writes_nothing(path, tmp_path, monkeypatc
 
 
 def test_llama_s_comparison_with_the_benchmark_files(shared_data):
-    plan = plan_of(REPOSITORY / "recipes/reproduce/llama3_8b.yaml", data_dir=str(shared_data))
+    plan = plan_of(REPOSITORY / "recipes/reproduce/llama3_8b.yaml", parts=["adaptation"], data_dir=str(shared_data))
     # HumanEval has test rows alone: twice the largest number of shots is set aside, for all methods and seeds
     assert plan.labelled["HumanEval"] == (40, 124)
     assert plan.labelled["MATH"][1] == 5000
     assert any("HumanEval has no validation rows" in note for note in plan.notes)
 
 
-def test_the_whole_quickstart_has_every_part_of_the_paper():
-    plan = plan_of(REPOSITORY / "recipes/reproduce/quickstart_whole.yaml")
+@pytest.fixture(scope="module")
+def whole():
+    return plan_of(REPOSITORY / "recipes/reproduce/quickstart_whole.yaml")
+
+
+def test_the_whole_quickstart_has_every_part_of_the_paper(whole):
     # three seeds of three experts by SVF and LoRA, a dispatch expert, and four variants of one expert
-    assert kinds(plan) == {"training": 3 * (3 * 2 + 1 + 4), "evaluation": 4, "adaptation": 3}
-    names = [cell.name for cell in plan.cells]
+    assert kinds(whole) == {"training": 3 * (3 * 2 + 1 + 4), "evaluation": 4, "adaptation": 3}
+    names = [cell.name for cell in whole.cells]
     assert len(names) == len(set(names))
     assert {"math-svf-seed2", "code-lora-seed0", "math-next-token-seed1", "dispatch-svf-seed0"} <= set(names)
 
 
-def test_what_others_need_comes_first():
-    plan = plan_of(REPOSITORY / "recipes/reproduce/quickstart_whole.yaml")
+def test_what_others_need_comes_first(whole):
     seen = set()
-    for cell in plan.cells:
+    for cell in whole.cells:
         assert set(cell.needs) <= seen
         seen.add(cell.name)
 
 
-def test_each_seed_adapts_with_its_own_experts():
-    plan = plan_of(REPOSITORY / "recipes/reproduce/quickstart.yaml")
-    (cell,) = [cell for cell in plan.cells if cell.name == "adaptation-seed1"]
+def test_each_seed_adapts_with_its_own_experts(whole):
+    (cell,) = [cell for cell in whole.cells if cell.name == "adaptation-seed1"]
     assert cell.needs == tuple(f"{name}-svf-seed1" for name in ("math", "choice", "code", "dispatch"))
     assert cell.spec["experts"]["choice"].endswith("runs/choice-svf-seed1")
     assert cell.spec["seed"] == 1

@@ -206,6 +206,16 @@ def test_experts_with_other_targets_are_refused(pool: PeftModel) -> None:
         pool.add_weighted_adapter(["a", "attention"], [0.5, 0.5], "mix")
 
 
+def test_a_combination_of_other_targets_or_in_training_is_not_overwritten(pool: PeftModel) -> None:
+    pool.add_adapter("attention", SVFConfig(target_modules="attention"))
+    pool.add_weighted_adapter(["attention"], [1.0], "mix")
+    with pytest.raises(SVFError, match="'mix' has other targets than 'a'"):
+        pool.add_weighted_adapter(NAMES, [1.0, 0.0, 0.0], "mix")
+    pool.add_combination_adapter(NAMES, "trained")
+    with pytest.raises(SVFError, match="'trained' are being trained"):
+        pool.add_weighted_adapter(NAMES, [1.0, 0.0, 0.0], "trained")
+
+
 # ---- weights that are trained ---------------------------------------------------------------------------------------
 
 

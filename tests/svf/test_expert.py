@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFConfig, svf_layers
-from svf_rl.svf.expert import adapter_name, check_same_base, labels, read_expert
+from svf_rl.svf.expert import adapter_name, check_same_base, distinct_adapter_names, read_expert
 
 MakeLlama = Callable[..., PreTrainedModel]
 
@@ -84,14 +84,12 @@ def test_a_vector_that_is_not_finite_is_refused(make_llama: MakeLlama, tmp_path:
         read_expert(tmp_path / "nan")
 
 
-def test_names_are_as_short_as_they_can_be() -> None:
-    assert labels(["/runs/math", "/runs/code"]) == ["math", "code"]
-    assert labels(["/runs/a/best", "/runs/b/best"]) == ["a-best", "b-best"]
-    assert labels(["/runs/base"], taken=("base",)) == ["runs-base"]
-    with pytest.raises(SVFError, match="named twice"):
-        labels(["/runs/a", "/runs/a"])
-
-
 @pytest.mark.parametrize(("name", "expected"), [("math", "math"), ("v1.5", "v1_5"), ("svf", "svf-expert")])
 def test_names_that_peft_cannot_take_are_changed(name: str, expected: str) -> None:
     assert adapter_name(name) == expected
+
+
+def test_names_that_would_be_one_adapter_are_refused() -> None:
+    assert distinct_adapter_names(["a.1", "b"]) == {"a.1": "a_1", "b": "b"}
+    with pytest.raises(SVFError, match=r"'a\.1' and 'a_1' have names that PEFT does not tell apart"):
+        distinct_adapter_names(["a.1", "a_1"])

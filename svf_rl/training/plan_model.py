@@ -1,0 +1,107 @@
+"""The part of the dry run that looks at the model: which weights are adapted, and how many values are trained."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from svf_rl.errors import SVFError
+from svf_rl.svf.combine import groups_of
+from svf_rl.svf.model import SVFModel
+from svf_rl.svf.targets import as_regex, find_targets, logical_weight
+from svf_rl.training.arguments import AdapterArguments, ModelArguments
+from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.training.loading import adapter_config, named_experts
+from svf_rl.training.origin import looks_local
+from svf_rl.training.recipe import Recipe
+
+
+def check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
+    """How many matrices are adapted and how many values are trained; `None` where the model's shape is not at hand."""
+    if recipe.adapter.adapter == "combination":
+        return _check_combination(recipe, notes)
+    peft_config = _check_adapter(recipe.adapter)
+    if peft_config is None:
+        notes.append(f"adapter {recipe.adapter.adapter_path} comes from the Hub: its targets were not checked")
+        return None, None
+    # as the recipe names them, for the error message: the configuration holds the expression behind a preset
+    targets = peft_config.target_modules
+    if recipe.adapter.adapter_path is None and not isinstance(peft_config, LoraConfig):
+        targets = recipe.adapter.target_modules
+    config = _model_config(recipe.model)
+    if config is None:
+        notes.append(f"model {recipe.model.model_name_or_path} is not on this machine: its targets were not checked")
+        return None, None
+    _check_length(config, recipe.training)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
+    found = find_targets(model, targets if isinstance(targets, str) else as_regex(targets))
+    # PEFT's and our own rule for what is excluded and which layers are meant
+    adapted = [m for name, m in found.items() if SVFModel._check_target_module_exists(peft_config, name)]
+    shapes = [logical_weight(module).shape for module in adapted]
+    if isinstance(peft_config, LoraConfig):
+        return len(shapes), sum(peft_config.r * sum(shape) for shape in shapes)
+    return len(shapes), sum(min(shape) for shape in shapes)
+
+
+def _check_combination(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
+    adapter = recipe.adapter
+    if recipe.training.weight_decay:
+        raise SVFError("weight_decay would pull the weights of a combination to 0: set weight_decay to 0")
+    config = _model_config(recipe.model)
+    if config is not None:
+        _check_length(config, recipe.training)
+    for path in adapter.experts or []:
+        if not Path(path).expanduser().is_dir():
+            if looks_local(path):
+                raise SVFError(f"expert {path} does not exist (working directory: {Path.cwd()})")
+            notes.append(f"expert {path} comes from the Hub: it was not checked against the others")
+            return None, None
+    experts = named_experts(adapter.experts or [])
+    matrices = list(experts[0].z)
+    return len(matrices), (max(groups_of(matrices, adapter.alpha_scope)) + 1) * len(experts)
+
+
+def _check_adapter(adapter: AdapterArguments) -> PeftConfig | None:
+    """The configuration of the saved adapter, or of the fresh one; `None` for a saved one on the Hub."""
+    if adapter.adapter_path is None:
+        return adapter_config(adapter)
+    folder = Path(adapter.adapter_path)
+    if not folder.is_dir():
+        if looks_local(adapter.adapter_path):
+            raise SVFError(f"adapter folder {folder} does not exist (working directory: {Path.cwd()})")
+        return None
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise SVFError(f"adapter folder {folder} has no usable adapter_config.json: {detail}") from error
+
+
+def _model_config(model: ModelArguments) -> PretrainedConfig | None:
+    location = model.location
+    if looks_local(location) and not Path(location).is_dir():
+        raise SVFError(f"model folder {location} does not exist (working directory: {Path.cwd()})")
+    try:
+        return AutoConfig.from_pretrained(
+            location,
+            revision=model.model_revision or "main",
+            trust_remote_code=model.trust_remote_code,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        if Path(location).is_dir():
+            detail = " ".join(str(error).split())[:300]
+            raise SVFError(f"model folder {location} has no usable config.json: {detail}") from error
+        return None
+
+
+def _check_length(config: PretrainedConfig, training: SVFReinforceConfig) -> None:
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return
+    for key in ("max_completion_length", "vllm_max_model_length"):
+        length = getattr(training, key)
+        if length is not None and length > positions:
+            raise SVFError(f"{key} ({length}) is more than the model's {positions} positions: lower it")
