@@ -23,7 +23,7 @@ from svf_rl.evaluation.engine import base_model, load_config, positions
 from svf_rl.evaluation.folder import ResultFolder, Settings, write_json
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.records import Record, append_records, mend
-from svf_rl.evaluation.run import Run, make_records
+from svf_rl.evaluation.run import Run, make_records, room
 from svf_rl.generation import Completion, Sampling
 from svf_rl.generation.prompts import Conversation, prompt_ids, prompt_text
 from svf_rl.training.arguments import ModelArguments
@@ -109,8 +109,8 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
     class_tokens = 1 + max(map(len, label_ids(tokenizer).values())) if labels else arguments.max_tokens
     limit = positions(config)
     length = max(
-        room(f"{work.name}, classification of prompt", classes, class_tokens, limit),
-        room(f"{work.name}, prompt", work.prompt_ids, work.sampling.max_tokens, limit),
+        room(f"{work.name}, classification of item", classes, class_tokens, limit),
+        room(f"{work.name}, item", work.prompt_ids, work.sampling.max_tokens, limit),
     )
     fingerprint = model_fingerprint(model.location, config)
     settings = _settings(arguments, model, fingerprint, work, adapters, classifier, system_prompt)
@@ -191,19 +191,6 @@ class _Work:
         ids = prompt_ids(tokenizer, conversations, **evaluation.chat_template_kwargs)
         greedy = Sampling(evaluation.max_tokens or ANSWER_TOKENS, temperature=0.0, logprobs=False)
         return cls(arguments.prompts, PROMPTS, conversations, ids, greedy)
-
-
-def room(what: str, prompts: Sequence[list[int]], max_tokens: int, limit: int | None) -> int:
-    """Tokens that the longest prompt takes with `max_tokens` more, as far as the model reaches. Raises `SVFError` for a
-    prompt that leaves no room for any."""
-    for index, ids in enumerate(prompts):
-        if limit is not None and len(ids) >= limit:
-            raise SVFError(
-                f"{what} {index} has {len(ids)} tokens, and the model takes {limit}, completion included: use a model "
-                "with a longer context"
-            )
-    length = max(map(len, prompts)) + max_tokens
-    return length if limit is None else min(length, limit)
 
 
 def _base_answers(pool: ExpertPool, items: TaskItems, path: Path, arguments: EvaluationArguments) -> BaseAnswers:

@@ -204,14 +204,19 @@ def _earlier(run: Run, folder: ResultFolder) -> list[Record]:
 
 def check_lengths(tasks: Sequence[TaskItems], limit: int | None) -> int:
     """The longest prompt with its completion, in tokens, as far as the model reaches."""
-    for task in tasks:
-        for index, ids in enumerate(task.prompt_ids):
-            if limit is not None and len(ids) >= limit:
-                raise SVFError(
-                    f"task {task.name}, item {index}: the prompt has {len(ids)} tokens, and the model takes {limit}, "
-                    "completion included: use a model with a longer context"
-                )
-    length = max(max(map(len, task.prompt_ids)) + task.sampling.max_tokens for task in tasks)
+    return max(room(f"task {t.name}, item", t.prompt_ids, t.sampling.max_tokens, limit) for t in tasks)
+
+
+def room(what: str, prompts: Sequence[list[int]], max_tokens: int, limit: int | None) -> int:
+    """Tokens that the longest prompt takes with `max_tokens` more, as far as the model reaches. Raises `SVFError` for a
+    prompt that leaves no room for any."""
+    for index, ids in enumerate(prompts):
+        if limit is not None and len(ids) >= limit:
+            raise SVFError(
+                f"{what} {index}: the prompt has {len(ids)} tokens, and the model takes {limit}, completion included: "
+                "use a model with a longer context"
+            )
+    length = max(map(len, prompts)) + max_tokens
     return length if limit is None else min(length, limit)
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from svf_rl.adaptation.classifier import default_system_prompt
+from svf_rl.adaptation.classifier import classification_ids, default_system_prompt
 from svf_rl.adaptation.comparison import Which, compare
 from svf_rl.adaptation.dispatch import Dispatcher
 from svf_rl.adaptation.few_shot import FewShotArguments, adapt, unseen
@@ -22,16 +21,19 @@ from svf_rl.evaluation.engine import base_model, load_config, positions
 from svf_rl.evaluation.folder import disk_errors, write_json
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.records import append_records
-from svf_rl.evaluation.run import check_lengths
+from svf_rl.evaluation.run import check_lengths, room
 from svf_rl.reproduce.cells import as_json, difference, read_json
 from svf_rl.reproduce.comparison import slug
 from svf_rl.reproduce.evaluations import evaluation_arguments
 from svf_rl.reproduce.methods import DISPATCH, MEAN, PROMPT, few_shot_label
+from svf_rl.svf.combine import even_weights
 from svf_rl.tasks import TaskOptions, find_task
 from svf_rl.training.loading import load_tokenizer
 
 # vLLM's share of the GPU, where the base model and its factors stand beside it.
 _POOL_MEMORY = 0.4
+# Of what the classifier writes.
+CLASS_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,35 @@ class _Seed:
         self._tokenizer = load_tokenizer(self._model)
         self.tasks = [self._prepare(label, task) for label, task in unseen_tasks.items()]
         everything = [items for task in self.tasks for items in (task.items, task.labelled)]
-        self._length = check_lengths(everything, positions(config))
+        self._length = max(check_lengths(everything, positions(config)), self._classification_length(positions(config)))
         self._experts: dict[str, str] = dict(spec["experts"])
         self._others: dict[str, str] = {DISPATCH: spec["dispatch"]} if spec["dispatch"] else {}
         adapters = {**self._experts, **self._others}
         prints = [adapter.fingerprint for adapter in find_adapters(list(adapters.values()))]
-        self._common = {
-            "model": model_fingerprint(self._model.location, config),
-            "experts": dict(zip(adapters, prints, strict=True)),
-        }
+        self._model_print = model_fingerprint(self._model.location, config)
+        self._prints = dict(zip(adapters, prints, strict=True))
+
+    def _classification_length(self, limit: int | None) -> int:
+        """The longest prompt of the first pass with its class, in tokens; 0 where nothing is dispatched."""
+        if not (self._spec["compare"] and self._spec["classes"]):
+            return 0
+        folders = [None, *([Path(self._spec["dispatch"])] if self._spec["dispatch"] else [])]
+        asked = [default_system_prompt(self._model.location, folder) for folder in folders]
+        return max(
+            room(
+                f"unseen task {task.label}, classification of item",
+                classification_ids(
+                    self._tokenizer,
+                    [task.items.rows[row]["prompt"] for row in task.rows],
+                    system_prompt,
+                    self._spec["chat_template_kwargs"],
+                ),
+                CLASS_TOKENS,
+                limit,
+            )
+            for task in self.tasks
+            for system_prompt in asked
+        )
 
     @property
     def pool(self) -> ExpertPool:
@@ -151,8 +173,7 @@ class _Seed:
         if self._spec["compare"]:
             for name in self._experts:
                 self._plain(task, name, name)
-            count = len(self._experts)
-            self._plain(task, MEAN, Mix(torch.full((1, count), 1 / count)))
+            self._plain(task, MEAN, Mix(even_weights(len(self._experts), 1)))
             if self._spec["classes"]:
                 self._dispatch(task, PROMPT, None)
                 if self._spec["dispatch"]:
@@ -172,34 +193,46 @@ class _Seed:
             "methods": {path.stem: (read_json(path) or {}).get("result") for path in task.folder.glob("*.json")},
         }
 
-    def _kept(self, task: UnseenItems, label: str, more: Mapping[str, Any]) -> _Kept:
-        settings = {**self._common, "reward": task.items.grader.describe(), "rows": len(task.rows), **more}
+    def _kept(self, task: UnseenItems, label: str, adapters: Sequence[str], more: Mapping[str, Any]) -> _Kept:
+        """`adapters` are those that the method uses: another one in its place makes another result."""
+        settings = {
+            "model": self._model_print,
+            "experts": {name: self._prints[name] for name in adapters},
+            "reward": task.items.grader.describe(),
+            "rows": len(task.rows),
+            **more,
+        }
         return _Kept(task.folder / f"{label}.json", settings)
 
     def _plain(self, task: UnseenItems, label: str, which: Which) -> None:
-        kept = self._kept(task, label, {})
+        used = list(self._experts) if isinstance(which, Mix) else [which] if which else []
+        kept = self._kept(task, label, used, {})
         if kept.result is None:
             kept.begin()
-            kept.end({"seconds": self._answer(task, label, which)})
+            kept.end(self._answer(task, label, which))
 
-    def _answer(self, task: UnseenItems, label: str, which: Which) -> float:
-        """Let a model answer the items that are reported; returns the seconds, weight sync and grading included."""
+    def _answer(self, task: UnseenItems, label: str, which: Which) -> dict[str, Any]:
+        """Let a model answer the items that are reported. Returns the seconds of the answers made now, weight sync and
+        grading included, and how many an interrupted call had made before."""
         size = self._arguments.batch_size or len(task.rows)
         (result,) = compare(self.pool, task.items, task.rows, {label: which}, task.folder, batch_size=size)
-        return result.seconds
+        return {"seconds": result.seconds, "reused": result.reused}
 
     def _dispatch(self, task: UnseenItems, label: str, classifier: str | None) -> None:
         folder = None if classifier is None else Path(self._others[classifier])
         system_prompt = default_system_prompt(self._model.location, folder)
-        kept = self._kept(task, label, {"classes": self._spec["classes"], "system_prompt": system_prompt})
+        classes = self._spec["classes"]
+        used = [*dict.fromkeys(classes.values()), *([classifier] if classifier else [])]
+        kept = self._kept(task, label, used, {"classes": classes, "system_prompt": system_prompt})
         if kept.result is not None:
             return
         kept.begin()
         dispatcher = Dispatcher(
             self.pool,
-            self._spec["classes"],
+            classes,
             system_prompt,
             classifier=classifier,
+            max_tokens=CLASS_TOKENS,
             template_arguments=self._spec["chat_template_kwargs"],
         )
         dispatched = dispatcher.answer_items(task.items, task.rows)
@@ -220,8 +253,7 @@ class _Seed:
         given = {**given, "weights": FitnessWeights(**given["weights"]), "shots": shots, "seed": self._spec["seed"]}
         search = FewShotArguments(**given)
         label = few_shot_label(shots)
-        settings = {"few_shot": asdict(search)}
-        kept = self._kept(task, label, settings)
+        kept = self._kept(task, label, list(self._experts), {"few_shot": asdict(search)})
         if kept.result is not None:
             return
         kept.begin()
@@ -229,7 +261,7 @@ class _Seed:
         adapter = task.folder / label / "adapter"
         shutil.rmtree(adapter, ignore_errors=True)  # of a call that ended behind the next line
         self.pool.save(found.mix, adapter)
-        kept.end({"seconds": self._answer(task, label, found.mix), "search": found.to_dict()})
+        kept.end({**self._answer(task, label, found.mix), "search": found.to_dict()})
 
     def _prepare(self, label: str, task: Mapping[str, Any]) -> UnseenItems:
         name, options = task["task"], TaskOptions(**task["options"])

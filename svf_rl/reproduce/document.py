@@ -38,7 +38,10 @@ def document(results: Mapping[str, Any], figures: Mapping[str, str]) -> str:
             parts.append(_classification(results["classification"]))
     if results.get("ablations"):
         parts.append("## Ablations")
-        parts.append("Each variant changes in the recipe what its name says, and nothing else.")
+        parts.append(
+            "Each variant changes in the recipe what its name says. Next-token training has no samples: an update sees "
+            "as many different right answers as the other variants see samples, and no advantage or temperature."
+        )
         parts += [_trained(group) for group in results["ablations"]]
     if "shots" in results:
         parts += ["## Few-shot: number of labelled prompts", _picture(figures, "shots", "accuracy over prompts")]
@@ -87,6 +90,10 @@ def _adapted(task: Mapping[str, Any], experts: list[str]) -> str:
         more["sent to the right expert %"] = [_percent(row.get("dispatched_right")) for row in rows]
     table = accuracies(rows, [method_name(row["method"], experts) for row in rows], more)
     text = f"**{task['label']}**\n\n{table}"
+    for row in rows:
+        if row.get("against_oracle"):
+            text += f"\n\n{method_name(row['method'], experts)} against the oracle's choice of expert: "
+            text += f"{signed(row['against_oracle'])} points."
     best = task.get("few_shot_against_best_expert")
     if best is not None:
         text += f"\n\nFew-shot against the best single expert here ({best['expert']}): {signed(best)} points."
@@ -107,10 +114,11 @@ def _shots(task: Mapping[str, Any]) -> str:
 
 
 def _timing(task: Mapping[str, Any]) -> str:
-    headings = ["", "first pass (s)", "second pass (s)", "first / second", "weight syncs"]
+    headings = ["", "seeds", "first pass (s)", "second pass (s)", "first / second", "weight syncs"]
     lines = [
         [
             method_name(row["method"]),
+            str(row["seeds"]),
             number(row["first_pass_seconds"], 2),
             number(row["second_pass_seconds"], 2),
             number(row["first_pass_seconds"] / max(row["second_pass_seconds"], 1e-9), 2),

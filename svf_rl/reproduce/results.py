@@ -1,6 +1,7 @@
 """All figures of a comparison, from the files of its cells."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def _row(method: str, by_seed: BySeed, base: BySeed) -> dict[str, Any]:
 def _adaptation(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]:
     """All methods on one unseen task."""
     comparison = plan.comparison
-    verdicts = _adapted(plan, label, failed)
+    verdicts = _adapted(plan, label)
     summaries = _summaries(plan, label, failed)
     base = verdicts.get(BASE, {})
     few_shot = few_shot_label(comparison.few_shot.shots)
@@ -143,8 +144,14 @@ def _adaptation(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, 
             for seed, owners in own.items()
         }
         rows.append(_row(ORACLE, perfect, base))
+        against_oracle = {
+            method: asdict(difference)
+            for method in (PROMPT, DISPATCH)
+            if (difference := compared(verdicts.get(method, {}), perfect))
+        }
         for row in rows:
             if row["method"] in (PROMPT, DISPATCH):
+                row["against_oracle"] = against_oracle.get(row["method"])
                 row["dispatched_right"] = _mean(
                     [_share_right(summaries[seed], row["method"], owners) for seed, owners in own.items()]
                 )
@@ -160,7 +167,7 @@ def _adaptation(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, 
 
 
 def _shots(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]:
-    verdicts, summaries = _adapted(plan, label, failed), _summaries(plan, label, failed)
+    verdicts, summaries = _adapted(plan, label), _summaries(plan, label, failed)
     rows = []
     for shots in shot_counts(plan.comparison, plan.parts):
         method = few_shot_label(shots)
@@ -181,6 +188,7 @@ def _timing(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]
             rows.append(
                 {
                     "method": method,
+                    "seeds": len(passes),
                     "first_pass_seconds": _mean([p["first"]["seconds"] for p in passes]),
                     "second_pass_seconds": _mean([p["second"]["seconds"] for p in passes]),
                     "syncs": _mean([p["first"]["syncs"] + p["second"]["syncs"] for p in passes]),
@@ -189,10 +197,12 @@ def _timing(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]
     for shots in shot_counts(plan.comparison, plan.parts):
         method = few_shot_label(shots)
         found = [s["methods"][method] for s in summaries.values() if s["methods"].get(method)]
+        found = [f for f in found if not f["reused"]]  # an interrupted second pass has the seconds of its rest alone
         if found:
             rows.append(
                 {
                     "method": method,
+                    "seeds": len(found),
                     "first_pass_seconds": _mean([f["search"]["seconds"] for f in found]),
                     "second_pass_seconds": _mean([f["seconds"] for f in found]),
                     "syncs": _mean([f["search"]["syncs"] for f in found]),
@@ -202,15 +212,15 @@ def _timing(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]
     return {"label": label, "items": items, "rows": rows}
 
 
-def _adapted(plan: Plan, label: str, failed: Mapping[str, str]) -> Mapping[str, BySeed]:
+def _adapted(plan: Plan, label: str) -> Mapping[str, BySeed]:
     """Verdicts on one unseen task by method and seed."""
     verdicts: dict[str, dict[int, Verdicts]] = {}
     for seed in plan.comparison.seeds:
         folder = plan.out / "adaptation" / f"seed{seed}" / slug(label)
-        if f"adaptation-seed{seed}" in failed:
-            continue
         for path in sorted(folder.glob("*.jsonl")):
-            verdicts.setdefault(path.stem, {})[seed] = _verdicts(path)
+            kept = read_json(path.with_suffix(".json"))
+            if kept is not None and kept.get("result") is not None:  # made to its end, whatever became of the others
+                verdicts.setdefault(path.stem, {})[seed] = _verdicts(path)
     return verdicts
 
 

@@ -10,9 +10,10 @@ from transformers import AutoTokenizer
 
 from svf_rl.adaptation.classifier import classification_ids, classify, default_system_prompt, label_ids
 from svf_rl.adaptation.dispatch import by_expert, check_classes
-from svf_rl.adaptation.dispatch_run import named_by_class, room
+from svf_rl.adaptation.dispatch_run import named_by_class
 from svf_rl.adaptation.prompt_file import read_prompts
 from svf_rl.errors import SVFError
+from svf_rl.evaluation.run import room
 from svf_rl.quickstart import model_path
 from svf_rl.quickstart.dispatch_skill import DISPATCH_PROMPT
 from svf_rl.rewards.dispatch_label import LABELS, read_label
@@ -173,7 +174,8 @@ def test_a_file_without_prompts_is_one_line(tmp_path: Path) -> None:
     empty.write_text("\n\n")
     binary.write_bytes(b"\xff\xfe\x00")
     for path, message in (
-        (empty, "no rows"), (binary, "cannot be read as text"), (tmp_path / "none.txt", "cannot be read"),
+        (empty, "holds no line with text"), (binary, "cannot be read as text"),
+        (tmp_path / "none.txt", "cannot be read"),
         (tmp_path, "cannot be read"), (tmp_path / "none.jsonl", "does not exist"),
     ):  # fmt: skip
         with pytest.raises(SVFError, match=message) as error:
@@ -184,5 +186,5 @@ def test_a_file_without_prompts_is_one_line(tmp_path: Path) -> None:
 def test_a_prompt_that_leaves_no_room_is_named() -> None:
     assert room("prompt", [[1] * 5, [1] * 9], 20, limit=None) == 29
     assert room("prompt", [[1] * 9], 20, limit=16) == 16
-    with pytest.raises(SVFError, match="prompt 1 has 16 tokens, and the model takes 16"):
+    with pytest.raises(SVFError, match="prompt 1: the prompt has 16 tokens, and the model takes 16"):
         room("prompt", [[1], [1] * 16], 1, limit=16)
