@@ -122,6 +122,14 @@ def test_what_is_no_expert_is_neither_listed_nor_published(refused: Callable[...
     assert says in refused("push", f"x/{name}", "./out", "--base-model", "someone/model")
 
 
+def test_an_expert_is_merged_once(refused: Callable[..., str]) -> None:
+    assert "named twice" in refused("merge", "quickstart", "--expert", "x/math", "--expert", "x/math", "--out", "out")
+
+
+def test_a_base_model_that_the_hub_cannot_have(refused: Callable[..., str]) -> None:
+    assert "is no name on the Hub" in refused("push", "x/math", "./out", "--base-model", "not a name!")
+
+
 @pytest.mark.parametrize("command", ["merge", "few-shot", "dispatch"])
 def test_an_expert_of_another_base_model(refused: Callable[..., str], command: str) -> None:
     call = {

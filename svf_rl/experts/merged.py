@@ -15,6 +15,7 @@ from transformers.utils.hub import convert_file_size_to_int
 from svf_rl.errors import SVFError
 from svf_rl.generation.weights import adapted_weights
 from svf_rl.new_folder import check_new, check_space, new_folder
+from svf_rl.path_names import path_names
 from svf_rl.svf.combine import check_form, check_weights, even_weights, groups_of
 from svf_rl.svf.expert import check_same_base, expert_folder, read_expert
 from svf_rl.training.arguments import ModelArguments
@@ -72,6 +73,7 @@ def merge(
     check_new(out)
     _check_shard_size(max_shard_size)
     folders = [expert_folder(path) for path in experts]
+    path_names(folders)  # refuses one that is named twice
     alpha = _checked_weights(folders, weights, scope, form, normalized)
     adapted = _load(replace(model, dtype=_dtype(model, folders)), folders)
     tokenizer = load_tokenizer(model)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
@@ -86,6 +87,11 @@ def _files(folder: Path, base_model: str | None, location: str) -> tuple[dict[st
     """The text of each file but the weights, and what a person should know. Everything is checked here."""
     config, summary = read_adapter_config(folder), read_summary(folder)
     _check_weights(folder, config)
+    if base_model is not None:
+        try:
+            validate_repo_id(base_model)
+        except HFValidationError as error:
+            raise SVFError(f"--base-model {base_model!r} is no name on the Hub, such as OWNER/NAME") from error
     base = base_model or base_location(config, summary)
     if base is None or not known_elsewhere(base):
         raise SVFError(

@@ -1,6 +1,7 @@
 """The cells of a comparison: what each is made with, what decides its result, and the command that makes it."""
 
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -176,6 +177,8 @@ def _launcher(text: str) -> list[str]:
         raise SVFError("--launch is empty: give a command such as 'accelerate launch --config_file FILE'")
     if words[:2] == ["accelerate", "launch"]:  # that of this Python, whatever the search path holds
         return [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
+    if shutil.which(words[0]) is None:
+        raise SVFError(f"--launch {text!r}: there is no program {words[0]!r}")
     return words
 
 

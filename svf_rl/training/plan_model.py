@@ -16,6 +16,12 @@ from svf_rl.training.loading import adapter_config, named_experts
 from svf_rl.training.origin import looks_local
 from svf_rl.training.recipe import Recipe
 
+# What a combination takes from its experts.
+_OF_EXPERTS = (
+    "target_modules", "exclude_modules", "layers_to_transform", "modules_to_save", "parameterization", "max_multiplier",
+    "renormalize", "init", "init_mean", "init_std",
+)  # fmt: skip
+
 
 def check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
     """How many matrices are adapted and how many values are trained; `None` where the model's shape is not at hand."""
@@ -47,6 +53,9 @@ def check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | Non
 
 def _check_combination(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
     adapter = recipe.adapter
+    given = [key for key in _OF_EXPERTS if key in recipe.raw]
+    if given:
+        notes.append(f"{', '.join(given)}: not read for adapter combination, its experts have their own")
     if recipe.training.weight_decay:
         raise SVFError("weight_decay would pull the weights of a combination to 0: set weight_decay to 0")
     config = _model_config(recipe.model)

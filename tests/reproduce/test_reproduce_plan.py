@@ -137,6 +137,7 @@ def test_arguments_out_of_range(write_comparison, tmp_path):
         ({"jobs": 0}, "--jobs must be at least 1"),
         ({"seeds": [-1]}, "seeds must be different numbers"),
         ({"launcher": "'"}, "--launch"),
+        ({"launcher": "no-such-program --fast"}, "there is no program 'no-such-program'"),
         ({"parts": ["ablations"]}, "has nothing for ablations"),
     ):
         with pytest.raises(SVFError, match=message):

@@ -56,6 +56,11 @@ def test_a_run_trains_the_weights_and_leaves_a_plain_adapter(recipe: Path, tmp_p
     assert {type(layer.svf_z["default"]).__name__ for layer in svf_layers(loaded).values()} == {"SVFVector"}
 
 
+def test_what_the_experts_have_already_is_said_not_to_be_read(recipe: Path) -> None:
+    plan = check(load_recipe(recipe, ["--target_modules", "attention"]))
+    assert "target_modules: not read for adapter combination" in str(plan)
+
+
 def test_the_plan_counts_the_weights(recipe: Path) -> None:
     plan = check(load_recipe(recipe))
     assert (plan.matrices, plan.trainable_values) == (9, 6)
