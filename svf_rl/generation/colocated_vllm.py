@@ -4,6 +4,7 @@ import os
 import random
 import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,7 @@ from svf_rl.errors import SVFError
 from svf_rl.generation.continuations import joined
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.vllm_cpu import plain_cpu_weights
+from svf_rl.generation.vllm_shutdown import LIVING_ENGINES
 from svf_rl.generation.weights import adapted_weights, frozen_weights
 
 
@@ -56,13 +58,13 @@ class ColocatedVLLM:
             raise SVFError("vllm_enable_sleep_mode works on CUDA alone: turn it off here")
         # The engine must live in this process, or its weights are out of reach.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        from vllm import LLM
-
+        llm_class = _import_llm()
+        LIVING_ENGINES.before_start()
         self._sleeps = enable_sleep_mode
         # vLLM's own `enforce_eager` still compiles its sampler: half a minute, and a C++ compiler, for a small model
         self._stance = "force_eager" if enforce_eager else "default"
         with _preserved_rng(), _launched(), plain_cpu_weights(), torch.compiler.set_stance(self._stance):
-            self.llm = LLM(
+            self.llm = llm_class(
                 model=model,
                 dtype=str(dtype).removeprefix("torch."),
                 seed=seed,
@@ -80,6 +82,7 @@ class ColocatedVLLM:
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
             )
+        LIVING_ENGINES.add(self.llm)
         empty = [name for name, p in self.model.named_parameters() if p.numel() == 0]
         if empty:
             raise SVFError(
@@ -156,6 +159,21 @@ class ColocatedVLLM:
         if self._sleeps:
             self.llm.sleep(level=2)
             self.stale = True
+
+
+def _import_llm() -> Any:
+    """
+    `vllm.LLM`, imported in a thread: vLLM keeps the traceback of an optional package that is missing, and with it every
+    frame of the thread, and the models in it, as long as the process lives.
+    """
+
+    def import_it() -> Any:
+        from vllm import LLM
+
+        return LLM
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(import_it).result()
 
 
 def _sampling_params(sampling: Sampling, seed: int) -> Any:

@@ -62,7 +62,7 @@ def legend_below(figure: Figure, entries: Sequence[tuple[Artist, str]], alone: b
     columns = max(1, min(len(names), 108 // (max(map(len, names)) + 6)))
     rows = -(-len(names) // columns)
     figure.set_figheight(figure.get_figheight() + 0.22 * rows)
-    options: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
+    options: dict[str, Any] = {"loc": "outside lower center", "ncols": -(-len(names) // rows)}
     figure.legend([artist for artist, _ in entries], names, **options)
 
 

@@ -105,8 +105,7 @@ def timing_figure(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
         axes.grid(visible=False, axis="y")
         axes.set_title(f"{task['label']}, {task['items']} items", loc="left", fontsize=9.5)
     panels[-1].set_xlabel("seconds")
-    names = ["first pass (classes or search)", "second pass (answers)"]
-    legend_below(figure, [(Patch(color=PALETTE[i]), name) for i, name in enumerate(names)])
+    legend_below(figure, [(Patch(color=PALETTE[i]), name) for i, name in enumerate(["first pass", "second pass"])])
     return figure
 
 
