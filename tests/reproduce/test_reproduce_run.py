@@ -53,6 +53,7 @@ def accuracies(results):
 
 @pytest.mark.slow
 @pytest.mark.vllm
+@pytest.mark.timeout(1800)
 def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(write_comparison, tmp_path):
     path = write_comparison(**WHOLE)
     whole = reproduce(path, tmp_path / "whole")
@@ -88,17 +89,20 @@ def test_a_run_that_fails_is_in_the_table_and_the_next_call_makes_it(write_compa
     data = tmp_path / "data.jsonl"
     rows = [{"question": f"Tom has {n} eggs. He buys 2 more. How many?", "answer": str(n + 2)} for n in range(64)]
     data.write_text("\n".join(json.dumps(row) for row in rows))
+    mended = tmp_path / "mended"
+    reward = tmp_path / "needs_a_file.py"
+    reward.write_text(
+        "from pathlib import Path\n"
+        "def needs_a_file(completions, **kwargs):\n"
+        f"    assert Path({str(mended)!r}).exists()\n"
+        "    return [1.0] * len(completions)\n"
+    )
     columns = {"task": "columns", "data_path": str(data), "prompt_column": "question", "answer_column": "answer",
-               "rewards": ["numeric"]}  # fmt: skip
+               "rewards": ["numeric", f"{reward}:needs_a_file"]}  # fmt: skip
     path = write_comparison(experts={"math": QUICKSTART, "own": {**QUICKSTART, **columns}}, unseen=None)
-    broken = tmp_path / "out" / "runs" / "own-svf-seed0"
-    broken.parent.mkdir(parents=True)
-    there = {"kind": "svf-rl reproduce", "name": "small", "model": "quickstart"}
-    (tmp_path / "out" / "comparison.json").write_text(json.dumps(there))
-    broken.write_text("a file where the run's folder is to be")
     with pytest.raises(SVFError, match="could not be made: own-svf-seed0"):
         reproduce(path, tmp_path / "out", parts=["fine_tuning"])
     assert "| SVF | failed |" in (tmp_path / "out" / "report.md").read_text()
-    broken.unlink()
+    mended.touch()
     results = reproduce(path, tmp_path / "out", parts=["fine_tuning"])
     assert all(row["accuracy"] is not None for group in results["fine_tuning"] for row in group["rows"])
