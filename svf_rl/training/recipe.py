@@ -59,13 +59,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if key in NOT_READ or key in UNSUPPORTED:
             raise SVFError(f"{key} has no meaning for SVF REINFORCE: remove it from the recipe")
     if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
-        raise SVFError("ZeRO-3 does not shard the factors yet: use accelerate_configs/zero2.yaml or multi_gpu.yaml")
+        check_zero3(values, int(os.environ.get("WORLD_SIZE", "1")))
     if values.get("reward_weights") is not None:
         raise SVFError("reward_weights is not read: give each reward its weight, as in rewards: [{name: …, weight: 2}]")
     values.setdefault("output_dir", f"runs/{path.stem}")
-    # accelerate's `use_cpu`, which TrainingArguments does not read: DeepSpeed's processes would not find one another
+    # accelerate's `use_cpu`, which TrainingArguments does not read
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
         values.setdefault("use_cpu", True)
+    # its launcher for DeepSpeed does not even pass it on, and without a backend each process would count itself alone
+    elif os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and not torch.cuda.is_available():
+        values.setdefault("ddp_backend", "gloo")
     warnings: list[str] = []
     if values.get("use_cpu") or not torch.cuda.is_available():
         values, warnings = without_gpu_keys(values, explicit)
@@ -124,6 +127,21 @@ def for_next_token(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
         if key in values and values[key] != value
     ]
     return {**values, **fixed}, lines
+
+
+def check_zero3(values: Mapping[str, Any], processes: int) -> None:
+    """Whether the recipe can be run under ZeRO-3 by so many processes. Raises `SVFError` where it cannot."""
+    if processes == 1:
+        raise SVFError(
+            "ZeRO-3 has nothing to share out with one process: start more (--num_processes), or use "
+            "accelerate_configs/single_gpu.yaml"
+        )
+    if values.get("adapter") == "combination":
+        raise SVFError(
+            "ZeRO-3 does not share out combinations, which train a few values: use accelerate_configs/zero2.yaml"
+        )
+    if values.get("use_vllm") is False:
+        raise SVFError("use_vllm: false cannot generate with a model that ZeRO-3 has shared out: set use_vllm to true")
 
 
 def check_batch(values: Mapping[str, Any], processes: int) -> None:
