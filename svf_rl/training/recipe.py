@@ -63,12 +63,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if values.get("reward_weights") is not None:
         raise SVFError("reward_weights is not read: give each reward its weight, as in rewards: [{name: …, weight: 2}]")
     values.setdefault("output_dir", f"runs/{path.stem}")
-    # accelerate's `use_cpu`, which TrainingArguments does not read
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
-        values.setdefault("use_cpu", True)
-    # its launcher for DeepSpeed does not even pass it on, and without a backend each process would count itself alone
-    elif os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and not torch.cuda.is_available():
-        values.setdefault("ddp_backend", "gloo")
+    for key, value in _of_cpu_processes().items():
+        values.setdefault(key, value)
     warnings: list[str] = []
     if values.get("use_cpu") or not torch.cuda.is_available():
         values, warnings = without_gpu_keys(values, explicit)
@@ -93,6 +89,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     assert isinstance(data, DataArguments)
     assert isinstance(training, SVFReinforceConfig)
     return Recipe(model, adapter, data, training, path, values, warnings)
+
+
+def _of_cpu_processes() -> dict[str, Any]:
+    """Settings without which processes that accelerate started on the CPU would each count themselves alone: not all of
+    its launchers pass its `use_cpu` on, and TrainingArguments reads none of it."""
+    launched = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+    if launched and os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        return {"ddp_backend": "gloo"}
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    return {"use_cpu": True} if launched or on_cpu else {}
 
 
 def without_gpu_keys(values: Mapping[str, Any], explicit: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
