@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFLinear
+from svf_rl.svf.sharding import gathered
 
 _REMEDY = "use an SVF or LoRA adapter, plain and unmerged"
 
@@ -23,12 +24,16 @@ def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     _refuse_other_trained_parameters(model)
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            yield f"{_checkpoint_name(name)}.weight", _rebuilt(name, module)
+            with gathered(module.parameters()):
+                weight = _rebuilt(name, module)
+            yield f"{_checkpoint_name(name)}.weight", weight
+            del weight  # or it would be there still while the next one is rebuilt
         elif isinstance(module, ModulesToSaveWrapper):
             for adapter in module.active_adapters:
                 if adapter in module.modules_to_save:
                     for key, parameter in module.modules_to_save[adapter].named_parameters():
-                        yield f"{_checkpoint_name(name)}.{key}", parameter.data
+                        with gathered([parameter]):
+                            yield f"{_checkpoint_name(name)}.{key}", parameter.data
 
 
 def frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -39,7 +44,8 @@ def frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     biases = {f"{name}.base_layer.bias" for name in tuners}
     for name, parameter in model.named_parameters():
         if name in biases or not name.startswith(inner + saved):
-            yield _checkpoint_name(name), parameter.data
+            with gathered([parameter]):
+                yield _checkpoint_name(name), parameter.data
 
 
 def _refuse_other_trained_parameters(model: nn.Module) -> None:

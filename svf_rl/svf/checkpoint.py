@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from svf_rl.errors import SVFError
 from svf_rl.svf.cache import FactorCache, remove_abandoned, write_atomically
 from svf_rl.svf.decompose import ALGORITHM_VERSION, fingerprint, thin_svd
+from svf_rl.svf.sharding import without_values
 from svf_rl.svf.targets import find_targets, logical_weight, target_regex
 
 
@@ -179,7 +180,7 @@ def _skeleton(model: str, folder: Path, trust_remote_code: bool) -> nn.Module:
         raise SVFError(f"{model} has no config.json: name the folder of a transformers checkpoint")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
+        with without_values():
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0]

@@ -9,13 +9,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from svf_rl.errors import SVFError
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask, initial_z
 from svf_rl.svf.merge import merged_weight
-from svf_rl.svf.targets import logical_weight
+from svf_rl.svf.probe import Projections
+from svf_rl.svf.sharding import fetch_with, full_shape, shard_like
 from svf_rl.svf.vector import SVFVector, keeping_type
 
 
@@ -43,22 +45,25 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     The factored form needs `2·r·(in + out)` multiplications a token, forward and backward together, and never the
     full-size gradient of `W'`. Several active adapters add up: `m = 1 + Σ_k (m_k − 1)`. `weight_id` is the fingerprint
-    of the frozen `W`.
+    of the frozen `W`, `projections` what the probe of an adapter needs of it.
     """
 
     adapter_layer_names: tuple[str, ...] = ("svf_z",)
     other_param_names: tuple[str, ...] = ("svf_mask",)
 
-    def __init__(self, base_layer: nn.Module, factors: Factors, weight_id: str):
+    def __init__(self, base_layer: nn.Module, factors: Factors, weight_id: str, projections: Projections):
         super().__init__()
         self.base_layer = base_layer
-        self.out_features, self.in_features = logical_weight(base_layer).shape
+        shape = full_shape(base_layer.weight)
+        self.out_features, self.in_features = reversed(shape) if isinstance(base_layer, Conv1D) else shape
         self.svf_factors = SVFFactors(factors)
+        shard_like(self.svf_factors, base_layer.weight)
         self.svf_z = nn.ModuleDict()
         self.svf_mask: dict[str, Mask] = {}
         self.reference = False  # compute as if m were 1, see `reference_mode`
         self.merged_adapters: list[str] = []
         self.weight_id = weight_id
+        self.projections = projections
         self._unmerged_weight: Tensor | None = None
 
     def update_layer(self, adapter_name: str, config: SVFConfig) -> None:
@@ -181,6 +186,14 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
             layer.reference = False
         for wrapper in saved:
             wrapper._disable_adapters = False
+
+
+def fetch_with_layers(model: nn.Module) -> None:
+    """Under ZeRO-3, once DeepSpeed has taken `model` over: every SVF layer has what it computes with while it runs, all
+    but `W`, which the factored form does not need."""
+    for layer in svf_layers(model).values():
+        weight = layer.get_base_layer().weight
+        fetch_with(layer, [parameter for parameter in layer.parameters() if parameter is not weight])
 
 
 def svf_layers(model: nn.Module) -> dict[str, SVFLinear]:

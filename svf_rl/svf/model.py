@@ -15,10 +15,11 @@ from tqdm import tqdm
 from svf_rl.errors import SVFError
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.config import SVFConfig
-from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
+from svf_rl.svf.decompose import fingerprint, thin_svd
 from svf_rl.svf.expert import FINGERPRINT, PREFIX, PROBE, Z
 from svf_rl.svf.layer import SVFLinear, svf_layers
-from svf_rl.svf.probe import agrees, probe
+from svf_rl.svf.probe import agrees, probe, project
+from svf_rl.svf.sharding import gathered
 from svf_rl.svf.targets import as_regex, find_targets, is_linear, is_output_layer, logical_weight
 from svf_rl.svf.vector import SVFCombination
 from svf_rl.svf.weighted import WeightedAdapters
@@ -140,7 +141,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
                 z = state_dict[f"{name}.svf_z.{adapter_name}.weight"]
             result[f"{name}.svf_z.{adapter_name}.weight"] = z
             result[name + FINGERPRINT] = torch.frombuffer(bytearray.fromhex(layer.weight_id), dtype=torch.uint8)
-            result[name + PROBE] = probe(_factors(layer), layer.multiplier(adapter_name, z).detach())
+            result[name + PROBE] = probe(layer.projections, layer.multiplier(adapter_name, z).detach())
         return result
 
     @staticmethod
@@ -195,7 +196,7 @@ def _check_saved(name: str, layer: SVFLinear, adapter_name: str, saved: dict[str
     if z.shape != layer.svf_factors.s.shape or not torch.isfinite(z).all():
         raise SVFError(f"z of {name} has shape {tuple(z.shape)} or is not finite: the adapter file is damaged")
     m = layer.multiplier(adapter_name, z).detach()
-    if not agrees(_factors(layer), m, _frozen(layer), saved[name + PROBE].float().cpu()):
+    if not agrees(layer.projections, m, saved[name + PROBE].float().cpu()):
         raise SVFError(
             f"the factors of {name} are not those of the adapter's training (their probe differs by more than 1e-3): "
             "use the factor cache of the training run"
@@ -203,24 +204,19 @@ def _check_saved(name: str, layer: SVFLinear, adapter_name: str, saved: dict[str
 
 
 def _wrapped(module: nn.Module, name: str) -> SVFLinear:
-    weight = logical_weight(module).detach()
+    weight = module.weight
     if weight.is_meta:
         raise SVFError(f"{name} has no weight yet (meta device): load the base model's weights before adding SVF")
     if not weight.is_floating_point() or weight.dtype.itemsize == 1:  # fp8 too comes with scales apart
         raise SVFError(f"{name} is quantized ({weight.dtype}): SVF needs floating-point weights, load it unquantized")
-    weight_id = fingerprint(weight)
-    factors = FactorCache().load(weight_id, weight.dtype, device=weight.device)
-    if factors is None:
-        factors = thin_svd(weight).to(weight.dtype)
-    return SVFLinear(module, factors, weight_id)
-
-
-def _frozen(layer: SVFLinear) -> Tensor:
-    return layer.base_weight().T if layer.transposed else layer.base_weight()
-
-
-def _factors(layer: SVFLinear) -> Factors:
-    return Factors(layer.svf_factors.U, layer.svf_factors.s, layer.svf_factors.Vt)
+    with gathered([weight]):
+        weight = logical_weight(module).detach()
+        weight_id = fingerprint(weight)
+        factors = FactorCache().load(weight_id, weight.dtype, device=weight.device)
+        if factors is None:
+            factors = thin_svd(weight).to(weight.dtype)
+        projections = project(factors, weight)
+    return SVFLinear(module, factors, weight_id, projections)
 
 
 def _targets_of(config: SVFConfig) -> str:

@@ -1,5 +1,7 @@
 """A few numbers that tell whether the same `z` means the same weights here as where it was trained."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,39 +11,52 @@ TOLERANCE = 1e-3
 _SIDE = 4  # projections a side, 16 numbers in all
 
 
+@dataclass(frozen=True)
+class Projections:
+    """What a probe needs of one matrix, fp32 on the CPU: `A U` (4, r), `s` (r,), `Vᵀ B` (r, 4), and `A W B` (4, 4)."""
+
+    left: Tensor
+    s: Tensor
+    right: Tensor
+    weight: Tensor
+
+
 @torch.no_grad()
-def probe(factors: Factors, m: Tensor) -> Tensor:
+def project(factors: Factors, weight: Tensor) -> Projections:
     """
-    `A (W' − W) B` with fixed random signs `A` (4, out) and `B` (in, 4), scaled by `1 / √(out·in)`.
+    Project a matrix on fixed random signs `A` (4, out) and `B` (in, 4), scaled by `1 / √(out·in)`.
+
+    Taken once, where the whole matrix is at hand, these stand for it when adapters are saved and loaded.
+
+    Args:
+        factors ([`Factors`]): The factors, U (out, r) and Vt (r, in).
+        weight (`Tensor` of shape `(out, in)`): The frozen weight.
+    """
+    generator = torch.Generator().manual_seed(0)
+    (rows, columns), device = weight.shape, weight.device
+    A = (torch.randint(0, 2, (_SIDE, rows), generator=generator) * 2 - 1).to(device, torch.float32)
+    B = (torch.randint(0, 2, (columns, _SIDE), generator=generator) * 2 - 1).to(device, torch.float32)
+    scale = (rows * columns) ** -0.5
+    return Projections(
+        left=((A @ factors.U.float()) * scale).cpu(),
+        s=factors.s.float().cpu(),
+        right=(factors.Vt.float() @ B).cpu(),
+        weight=((A @ (weight.float() @ B)) * scale).cpu(),
+    )
+
+
+@torch.no_grad()
+def probe(matrix: Projections, m: Tensor) -> Tensor:
+    """
+    `A (W' − W) B` of the multiplier `m` (r,): `Tensor` of shape `(16,)`, fp32, on the CPU.
 
     The factors of one `W` are not unique (equal singular values, other hardware), and where they differ the same `z`
     gives another `W'`; random projections keep the size of such a difference. `W` itself takes no part: fingerprints
     compare it, and the rounding of a model cast after its decomposition would drown the difference.
-
-    Args:
-        factors ([`Factors`]): The factors, U (out, r) and Vt (r, in).
-        m (`Tensor` of shape `(r,)`): The multiplier of the singular values.
-
-    Returns:
-        `Tensor` of shape `(16,)`, fp32, on the CPU.
     """
-    A, B = _signs(factors)
-    left, right = A @ factors.U.float(), factors.Vt.float() @ B  # (4, r), (r, 4)
-    projected = (left * (factors.s * (m.float() - 1))) @ right
-    return (projected / (A.shape[1] * B.shape[0]) ** 0.5).flatten().cpu()
+    return ((matrix.left * (matrix.s * (m.float().cpu() - 1))) @ matrix.right).flatten()
 
 
-@torch.no_grad()
-def agrees(factors: Factors, m: Tensor, weight: Tensor, recorded: Tensor) -> bool:
-    """Whether the factors of `weight` (out, in) give the recorded probe, up to `TOLERANCE` relative to `W'`."""
-    A, B = _signs(factors)
-    of_weight = (A @ (weight.float() @ B) / weight.numel() ** 0.5).flatten().cpu()  # (16,)
-    return bool((probe(factors, m) - recorded).norm() <= TOLERANCE * (of_weight + recorded).norm())
-
-
-def _signs(factors: Factors) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    rows, columns = factors.U.shape[0], factors.Vt.shape[1]
-    A = torch.randint(0, 2, (_SIDE, rows), generator=generator) * 2 - 1
-    B = torch.randint(0, 2, (columns, _SIDE), generator=generator) * 2 - 1
-    return A.to(factors.U.device, torch.float32), B.to(factors.U.device, torch.float32)
+def agrees(matrix: Projections, m: Tensor, recorded: Tensor) -> bool:
+    """Whether `m` on this matrix gives the recorded probe, up to `TOLERANCE` relative to `W'`."""
+    return bool((probe(matrix, m) - recorded).norm() <= TOLERANCE * (matrix.weight.flatten() + recorded).norm())

@@ -6,8 +6,19 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from svf_rl.svf.layer import fetch_with_layers
+
 TIMING = ("time/", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 """How the names of metrics begin that measure seconds: the only ones that differ between two runs of one recipe."""
+
+
+class FetchLayers(TrainerCallback):
+    """Tells ZeRO-3, when DeepSpeed has taken the model over, what each SVF layer computes with."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        fetch_with_layers(model)
 
 
 class MetricsFile(TrainerCallback):

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import torch
 from peft import LoraConfig, PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from svf_rl.errors import SVFError
 from svf_rl.svf.combine import groups_of
 from svf_rl.svf.model import SVFModel
+from svf_rl.svf.sharding import without_values
 from svf_rl.svf.targets import as_regex, find_targets, logical_weight
 from svf_rl.training.arguments import AdapterArguments, ModelArguments
 from svf_rl.training.config import SVFReinforceConfig
@@ -40,7 +40,7 @@ def check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | Non
         notes.append(f"model {recipe.model.model_name_or_path} is not on this machine: its targets were not checked")
         return None, None
     _check_length(config, recipe.training)
-    with torch.device("meta"):
+    with without_values():
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
     found = find_targets(model, targets if isinstance(targets, str) else as_regex(targets))
     # PEFT's and our own rule for what is excluded and which layers are meant

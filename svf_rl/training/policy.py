@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from svf_rl.errors import SVFError
 from svf_rl.svf import reference_mode, svf_layers
+from svf_rl.svf.sharding import gathered, is_sharded
 
 
 def add_hidden_states_forward(model: PreTrainedModel) -> None:
@@ -48,9 +50,16 @@ def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, c
 
 
 def output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight (V, d) and bias (V,) of the layer that makes the logits."""
+    """Weight (V, d) and bias (V,) of the layer that makes the logits. Where ZeRO-3 holds them these are whole copies,
+    since the loss computes with them outside of the layer's own forward and backward."""
     layer = model.get_output_embeddings()
-    return layer.weight, getattr(layer, "bias", None)
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    if not is_sharded(weight):
+        return weight, bias
+    if weight.requires_grad:
+        raise SVFError("the output layer cannot be trained under ZeRO-3: take it out of modules_to_save")
+    with gathered([weight] if bias is None else [weight, bias]):
+        return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
 @contextmanager
@@ -69,7 +78,8 @@ def trainable_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for parameter in model.parameters():
         if parameter.requires_grad:
-            digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
+            with gathered([parameter]):
+                digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
 
 
@@ -78,7 +88,9 @@ def multiplier_statistics(model: nn.Module) -> dict[str, float]:
     """Mean, deviation, smallest and largest multiplier of the singular values, by kind of module (`gate_proj`, ...)."""
     kinds: dict[str, list[Tensor]] = {}
     for name, layer in svf_layers(model).items():
-        m = layer.active_multiplier()
+        with gathered(layer.svf_z.parameters()):
+            m = layer.active_multiplier()
+            m = None if m is None else m.clone()  # it may be `z` itself
         if m is not None:
             kinds.setdefault(name.rpartition(".")[2], []).append(m)
     statistics = {}

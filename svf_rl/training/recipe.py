@@ -59,13 +59,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if key in NOT_READ or key in UNSUPPORTED:
             raise SVFError(f"{key} has no meaning for SVF REINFORCE: remove it from the recipe")
     if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
-        raise SVFError("ZeRO-3 does not shard the factors yet: use accelerate_configs/zero2.yaml or multi_gpu.yaml")
+        check_zero3(values, int(os.environ.get("WORLD_SIZE", "1")))
     if values.get("reward_weights") is not None:
         raise SVFError("reward_weights is not read: give each reward its weight, as in rewards: [{name: …, weight: 2}]")
     values.setdefault("output_dir", f"runs/{path.stem}")
-    # accelerate's `use_cpu`, which TrainingArguments does not read: DeepSpeed's processes would not find one another
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
-        values.setdefault("use_cpu", True)
+    for key, value in _of_cpu_processes().items():
+        values.setdefault(key, value)
     warnings: list[str] = []
     if values.get("use_cpu") or not torch.cuda.is_available():
         values, warnings = without_gpu_keys(values, explicit)
@@ -90,6 +89,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     assert isinstance(data, DataArguments)
     assert isinstance(training, SVFReinforceConfig)
     return Recipe(model, adapter, data, training, path, values, warnings)
+
+
+def _of_cpu_processes() -> dict[str, Any]:
+    """Settings without which processes that accelerate started on the CPU would each count themselves alone: not all of
+    its launchers pass its `use_cpu` on, and TrainingArguments reads none of it."""
+    launched = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+    if launched and os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        return {"ddp_backend": "gloo"}
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    return {"use_cpu": True} if launched or on_cpu else {}
 
 
 def without_gpu_keys(values: Mapping[str, Any], explicit: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
@@ -124,6 +133,21 @@ def for_next_token(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
         if key in values and values[key] != value
     ]
     return {**values, **fixed}, lines
+
+
+def check_zero3(values: Mapping[str, Any], processes: int) -> None:
+    """Whether the recipe can be run under ZeRO-3 by so many processes. Raises `SVFError` where it cannot."""
+    if processes == 1:
+        raise SVFError(
+            "ZeRO-3 has nothing to share out with one process: start more (--num_processes), or use "
+            "accelerate_configs/single_gpu.yaml"
+        )
+    if values.get("adapter") == "combination":
+        raise SVFError(
+            "ZeRO-3 does not share out combinations, which train a few values: use accelerate_configs/zero2.yaml"
+        )
+    if values.get("use_vllm") is False:
+        raise SVFError("use_vllm: false cannot generate with a model that ZeRO-3 has shared out: set use_vllm to true")
 
 
 def check_batch(values: Mapping[str, Any], processes: int) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
@@ -29,7 +29,7 @@ from svf_rl.errors import SVFError
 from svf_rl.generation import Rollouts, Sampling, sample_seed
 from svf_rl.svf import svf_layers
 from svf_rl.training import objective
-from svf_rl.training.callbacks import MetricsFile
+from svf_rl.training.callbacks import FetchLayers, MetricsFile
 from svf_rl.training.config import SVFReinforceConfig, as_trl_sees_it
 from svf_rl.training.decay import decay_towards_identity
 from svf_rl.training.held_out import HeldOutEvaluation
@@ -110,8 +110,6 @@ class SVFReinforceTrainer(HeldOutEvaluation, Publication):
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
-        if getattr(args.deepspeed_plugin, "zero_stage", 0) == 3:
-            raise SVFError("ZeRO-3 does not shard the factors yet: use accelerate_configs/zero2.yaml or multi_gpu.yaml")
         if args.weight_decay and self.is_deepspeed_enabled:
             raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
         # TRL takes a completion without EOS as cut off, one that a stop string ended too: the masking is done here
@@ -131,6 +129,7 @@ class SVFReinforceTrainer(HeldOutEvaluation, Publication):
         self.rollouts = rollouts or build_rollouts(
             self.model, args, self.accelerator.device.type, self.eos_token_ids, self._tokenizer
         )
+        self.add_callback(FetchLayers())
         self.add_callback(MetricsFile(resume=bool(args.resume_from_checkpoint)))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
@@ -145,12 +144,25 @@ class SVFReinforceTrainer(HeldOutEvaluation, Publication):
         """Bring the generator up to date, unless it is and nothing that is trained has changed since the last time."""
         model = self.accelerator.unwrap_model(self.model)
         digest = trainable_digest(model)
+        self._check_processes_agree(digest)
         if digest != self._synced or everything or self.rollouts.stale:
             # The first time all weights go: the engine read a checkpoint that need not be what the model holds.
             with self._timed("sync"):
                 report = self.rollouts.sync(model, everything or self._synced is None)
             self._synced = digest
             self._metrics["train"]["sync/bytes"].append(float(report.bytes))
+
+    def _check_processes_agree(self, digest: str) -> None:
+        """Raises `SVFError` when the processes train different values: from there on they would only drift apart."""
+        if self.accelerator.num_processes == 1:
+            return
+        digests = gather_object([digest])
+        others = [index for index, other in enumerate(digests) if other != digests[0]]
+        if others:
+            raise SVFError(
+                f"after update {self.state.global_step} process {others[0]} has other trained values than process 0: "
+                "go on from the last checkpoint, and look for a process with other hardware, packages or data"
+            )
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, *_: Any, **__: Any
@@ -244,14 +256,15 @@ class SVFReinforceTrainer(HeldOutEvaluation, Publication):
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)  # (B, P + T)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
         length, counts = inputs["completion_ids"].shape[1], inputs["completion_mask"].bool()
-        hidden = hidden_states(model, ids, attention, length)[counts]  # (n, d)
         unwrapped = self.accelerator.unwrap_model(model)
+        # the reference first: what its pass needs for a moment is then not added to what the policy's keeps
         ref_hidden = ref_head = None
         if with_reference:
             checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
             with torch.no_grad(), reference(unwrapped), checkpointing:
                 ref_hidden = hidden_states(unwrapped, ids, attention, length)[counts]
                 ref_head = output_layer(unwrapped)
+        hidden = hidden_states(model, ids, attention, length)[counts]  # (n, d)
         weight, bias = output_layer(unwrapped)
         direction = self.args.kl_type if self.args.kl_type in ("policy_ref", "ref_policy") and with_reference else None
         return token_statistics(

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFConfig, SVFLinear, reference_mode, svf_layers
 from svf_rl.svf.decompose import fingerprint, thin_svd
+from svf_rl.svf.probe import project
 from svf_rl.svf.targets import logical_weight
 
 SHAPES = {"wide": (12, 20), "tall": (20, 12), "square": (16, 16), "two rows": (2, 8)}
@@ -31,7 +32,8 @@ def linear(out: int, size: int, bias: bool = False, conv: bool = False) -> nn.Mo
 def svf(module: nn.Module, *configs: SVFConfig) -> SVFLinear:
     """The SVF layer with one active adapter a configuration, z away from its start."""
     weight = logical_weight(module).detach()
-    layer = SVFLinear(module, thin_svd(weight).to(weight.dtype), fingerprint(weight))
+    factors = thin_svd(weight).to(weight.dtype)
+    layer = SVFLinear(module, factors, fingerprint(weight), project(factors, weight))
     names = [f"adapter{i}" for i in range(len(configs))]
     for name, config in zip(names, configs, strict=True):
         layer.update_layer(name, config)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from svf_rl.svf import SVFConfig, SVFLinear, svf_layers
 from svf_rl.svf.decompose import fingerprint, thin_svd
 from svf_rl.svf.merge import merged_weight
+from svf_rl.svf.probe import project
 
 
 def ulps_apart(a: Tensor, b: Tensor) -> Tensor:
@@ -164,7 +165,8 @@ def test_delta_weight_is_what_the_merge_adds() -> None:
     torch.manual_seed(0)
     module = nn.Linear(20, 12, bias=False)
     weight = module.weight.detach().clone()
-    layer = SVFLinear(module, thin_svd(weight).to(torch.float32), fingerprint(weight))
+    factors = thin_svd(weight).to(torch.float32)
+    layer = SVFLinear(module, factors, fingerprint(weight), project(factors, weight))
     layer.update_layer("default", SVFConfig())
     layer.svf_z["default"].weight.data.mul_(1.25)
     torch.testing.assert_close(layer.get_delta_weight("default"), 0.25 * weight, rtol=1e-5, atol=1e-7)

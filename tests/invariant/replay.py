@@ -1,0 +1,101 @@
+"""Train the quickstart for some updates on completions that are recorded, or were; write its losses and `z` by update.
+
+accelerate launch --config_file CONFIG tests/invariant/replay.py record|replay COMPLETIONS OUT [--key value ...]
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from svf_rl.generation import Completion, Rollouts, Sampling, SyncReport
+from svf_rl.svf.layer import svf_layers
+from svf_rl.svf.sharding import gathered
+from svf_rl.tasks import find_task
+from svf_rl.training.loading import load_adapted, load_tokenizer
+from svf_rl.training.plan import load_rewards
+from svf_rl.training.recipe import load_recipe
+from svf_rl.training.trainer import SVFReinforceTrainer
+
+
+class Recording:
+    """Completions by seed, which says where in the run they belong, with the prompt that they are of."""
+
+    stale = False
+
+    def __init__(self, path: Path, source: Rollouts | None) -> None:
+        self.path, self.source = path, source
+        self.seen: dict[str, Any] = {} if source else json.loads(path.read_text())
+
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
+    ) -> list[Completion]:
+        if self.source is None:
+            entries = [self.seen[str(seed)] for seed in seeds]
+            assert [prompt for prompt, *_ in entries] == list(prompts)
+            return [Completion(tokens, logprobs, finished) for _, tokens, logprobs, finished in entries]
+        completions = self.source.generate(prompts, sampling, seeds)
+        for prompt, seed, c in zip(prompts, seeds, completions, strict=True):
+            self.seen[str(seed)] = [prompt, c.token_ids, c.logprobs, c.finished]
+        return completions
+
+    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
+        raise NotImplementedError
+
+    def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
+        return SyncReport() if self.source is None else self.source.sync(model, everything)
+
+
+class Trajectory(TrainerCallback):
+    """`z` after every update, and the logged losses."""
+
+    def __init__(self) -> None:
+        self.z: list[list[float]] = []
+        self.losses: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        parts = []
+        for layer in svf_layers(model).values():
+            with gathered(layer.svf_z.parameters()):
+                parts.append(layer.svf_z["default"].weight.detach().clone())
+        self.z.append(torch.cat(parts).tolist())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def main(mode: str, completions: Path, out: Path, overrides: list[str]) -> None:
+    recipe = load_recipe("recipes/quickstart.yaml", ["--output_dir", str(out) + ".run", *overrides])
+    source = None
+    if mode == "record":
+        from svf_rl.generation.colocated_vllm import ColocatedVLLM
+
+        source = ColocatedVLLM(
+            recipe.model.location, dtype=torch.float32, seed=0, device="cpu", max_model_len=256, enforce_eager=True
+        )
+    rollouts = Recording(completions, source)
+    task = find_task(recipe.data.task)
+    rewards = load_rewards(recipe.data)
+    model = load_adapted(recipe.model, recipe.adapter)
+    trajectory = Trajectory()
+    trainer = SVFReinforceTrainer(
+        model, list(rewards), recipe.training, task.load(recipe.data)["train"], None, load_tokenizer(recipe.model),
+        callbacks=[trajectory], rollouts=rollouts,
+    )  # fmt: skip
+    trainer.train()
+    if trainer.is_world_process_zero():
+        out.write_text(json.dumps({"z": trajectory.z, "losses": trajectory.losses}))
+        if source:
+            completions.write_text(json.dumps(rollouts.seen))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
