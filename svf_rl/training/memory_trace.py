@@ -80,9 +80,11 @@ def trace(model: Any, batch: Batch, checkpointing_kwargs: dict[str, Any] | None 
         RuntimeError: an operation depends on values, which fake tensors do not have.
     """
     model.train()
+    hook = None
     if batch.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing_kwargs)
-        model.enable_input_require_grads()
+        # as transformers' enable_input_require_grads, which cannot be undone
+        hook = model.get_input_embeddings().register_forward_hook(lambda _m, _i, output: output.requires_grad_(True))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     ids = torch.zeros(batch.sequences, batch.prompt + batch.completion, dtype=torch.long)
@@ -93,8 +95,8 @@ def trace(model: Any, batch: Batch, checkpointing_kwargs: dict[str, Any] | None 
         with LiveBytes(existing) as live:
             return _passes(model, batch, ids, mask, advantages, live)
     finally:
-        if batch.checkpointing:
-            model.disable_input_require_grads()
+        if hook is not None:
+            hook.remove()
             model.gradient_checkpointing_disable()
 
 
