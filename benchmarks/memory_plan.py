@@ -20,7 +20,18 @@ from typing import Any
 
 import torch
 import yaml
-from common import MLP, SHAPES, arguments, decompose_once, hardware, peak_memory, random_llama, report, resident, running
+from common import (
+    MLP,
+    SHAPES,
+    arguments,
+    decompose_once,
+    hardware,
+    peak_memory,
+    random_llama,
+    report,
+    resident,
+    running,
+)
 from datasets import Dataset
 from transformers import AutoTokenizer
 

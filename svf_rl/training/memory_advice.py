@@ -24,7 +24,7 @@ def advice(plan: MemoryPlan) -> list[str]:
                 run = plan.run
                 for change in changes:
                     run = change(run)
-                if not plan.problems(run):
+                if plan.fits(run):
                     found.append(_described(plan.run, run))
                     break  # the mildest ones of each kind come first
         if found:

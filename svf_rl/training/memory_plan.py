@@ -76,18 +76,25 @@ class MemoryPlan:
         )
         if stage is None and machine.processes > 1:
             runs = [replace(self.run, stage=each) for each in (0, 2, 3)]
-            self.run = next((run for run in runs if not self.problems(run)), self.run)
+            self.run = next((run for run in runs if self.fits(run)), self.run)
         self._note_what_is_left_out()
 
     def gpu(self, run: Run) -> GPU:
         """The memory of one GPU under `run`."""
+        activations = self.model.activations(run.micro_batch, self.prompt, run.checkpointing)
+        return self._gpu(run, None if activations is None else activations.peak)
+
+    def fits(self, run: Run) -> bool:
+        """Whether `run` has no [`problems`]; quick where it does not fit even without activations."""
+        return self._gpu(run, None).peak <= self.machine.memory and not self.problems(run)
+
+    def _gpu(self, run: Run, activations: int | None) -> GPU:
         model = self.model
-        activations = model.activations(run.micro_batch, self.prompt, run.checkpointing)
         return gpu(
             model.tensors,
             run,
             self.machine.memory,
-            None if activations is None else activations.peak,
+            activations,
             model.output_layer,
             model.itemsize,
             model.rebuild,

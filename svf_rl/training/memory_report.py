@@ -29,7 +29,9 @@ def verdict(plan: MemoryPlan) -> tuple[bool, str]:
         unknown = ", activations apart, which are not known" if plan.gpu(run).activations is None else ""
         return True, f"fits{unknown}: {_stage(plan, run.stage)}, {gib(left)} GiB of a GPU left"
     suggestions = advice(plan)
-    change = "; or ".join(suggestions) if suggestions else "larger GPUs, or a smaller model: no change here makes it fit"
+    change = (
+        "; or ".join(suggestions) if suggestions else "larger GPUs, or a smaller model: no change here makes it fit"
+    )
     return False, f"does not fit ({'; '.join(problems)}); change: {change}"
 
 
