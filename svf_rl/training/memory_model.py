@@ -166,15 +166,18 @@ def kv_bytes_a_token(config: PretrainedConfig, itemsize: int) -> int | None:
     `None` where layers keep something else (recurrent ones, or latent attention beside what is known here).
     """
     text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", None)
+    if layers is None:
+        return None
     if getattr(text, "kv_lora_rank", None):  # latent attention keeps one compressed vector and the rotary part
-        return text.num_hidden_layers * (text.kv_lora_rank + text.qk_rope_head_dim) * itemsize
+        return layers * (text.kv_lora_rank + text.qk_rope_head_dim) * itemsize
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     heads = getattr(text, "num_attention_heads", None)
     if not heads or kinds - {"full_attention", "sliding_attention", "chunked_attention"} or hasattr(text, "state_size"):
         return None
     kv_heads = getattr(text, "num_key_value_heads", None) or (1 if getattr(text, "multi_query", False) else heads)
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return 2 * text.num_hidden_layers * kv_heads * width * itemsize
+    return 2 * layers * kv_heads * width * itemsize
 
 
 def _dtype(recipe: Recipe, config: PretrainedConfig, notes: list[str]) -> torch.dtype:

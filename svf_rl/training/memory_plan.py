@@ -59,6 +59,9 @@ class MemoryPlan:
         self.completion = training.max_completion_length
         self.prompt = self._prompt(prompt)
         self.length = training.vllm_max_model_length or self.prompt + self.completion
+        # vLLM does not start where one sequence of the longest kind does not fit, whether or not there will be one
+        positions = getattr(self.model.text_config, "max_position_embeddings", None)
+        self.longest = training.vllm_max_model_length or positions or self.length
         rollouts = "transformers"
         if training.use_vllm:
             rollouts = "server" if training.vllm_mode == "server" else "colocated"
@@ -127,10 +130,11 @@ class MemoryPlan:
         if parts[name] > memory:
             found.append(f"{name} needs {gib(parts[name])} GiB of a GPU's {gib(memory)}")
         cache = self.cache(run)
-        if cache is not None and (cache.bytes <= 0 or cache.sequences(self.length) == 0):
+        if cache is not None and (cache.bytes <= 0 or cache.sequences(self.longest) == 0):
+            shorter = "" if self.longest == self.length else f", which vllm_max_model_length: {self.length} shortens"
             found.append(
                 f"vLLM's share of {gib(each.engine)} GiB does not hold its copy of the weights "
-                f"({gib(each.engine - cache.bytes)} GiB) and one sequence of {self.length} tokens"
+                f"({gib(each.engine - cache.bytes)} GiB) and one sequence of {self.longest} tokens{shorter}"
             )
         return found
 
@@ -170,7 +174,7 @@ class MemoryPlan:
                 "the only form in which SVF can adapt it"
             )
         every = training.steps_per_generation * training.num_iterations
-        if training.gradient_accumulation_steps % every and not training.objective == "next_token":
+        if training.gradient_accumulation_steps % every and training.objective != "next_token":
             size = self.run.micro_batch * (self.completion + 1) * model.vocabulary * 2 * model.itemsize
             self.notes.append(
                 "several updates from one set of completions: TRL makes whole logits for the old policy, about "

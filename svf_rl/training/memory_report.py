@@ -12,7 +12,8 @@ from svf_rl.training.vocabulary import CHUNK
 
 _KINDS = {
     "base": "base weights", "buffers": "buffers", "factors": "factors U, Vt", "singular_values": "s",
-    "masks": "masks of the experts", "trained": "trained values", "gradients": "gradients", "optimizer": "optimiser state",
+    "masks": "masks of the experts", "trained": "trained values", "gradients": "gradients",
+    "optimizer": "optimiser state",
 }  # fmt: skip
 
 
@@ -78,6 +79,7 @@ def as_values(plan: MemoryPlan, fits: bool, outcome: str) -> dict[str, Any]:
         "trained_values": model.trained_values,
         "matrices": len(model.shapes),
         "tensors": asdict(model.tensors),
+        "tokens": {"prompt": plan.prompt, "completion": plan.completion},
         "activations": {
             name: None if each is None else {**asdict(each), "peak": each.peak} for name, each in activations.items()
         },

@@ -161,7 +161,7 @@ class LiveBytes(TorchDispatchMode):
 
 def decoder_layers(model: nn.Module, config: PretrainedConfig) -> nn.ModuleList | None:
     """The list of the model's layers where all of them are alike, and several; else `None`."""
-    count = config.num_hidden_layers
+    count = getattr(config, "num_hidden_layers", 0)
     if len(set(getattr(config, "layer_types", None) or [""])) != 1:
         return None
     for module in model.modules():
