@@ -200,7 +200,7 @@ def gpu(
         itemsize (`int`): Bytes of a value of the base model.
         rebuild (`int`): Bytes at the peak of rebuilding one weight for a sync.
         largest_factors (`int`): Bytes of `W`, `U` and `Vt` of the largest adapted matrix, gathered for it in stage 3.
-        generation (`int`): Bytes of the KV cache of transformers' generation, where the model in training generates.
+        generation (`int`): Bytes of transformers' generation, where the model in training generates.
     """
     parts = held(tensors, run)
     always = sum(parts.values()) + RESERVE

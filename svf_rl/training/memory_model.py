@@ -57,7 +57,11 @@ class PlannedModel:
             head = model.get_output_embeddings()
             self.output_layer = 0 if head is None else head.weight.numel() * head.weight.element_size()
             self.vocabulary = 0 if head is None else head.weight.shape[0]
-            found = {name: model.get_submodule(name) for name in adapted.matrices}
+            modules = dict(model.named_modules())
+            missing = [name for name in adapted.matrices if name not in modules]
+            if missing:
+                raise SVFError(f"the experts adapt {missing[0]}, which {recipe.model.location} does not have")
+            found = {name: modules[name] for name in adapted.matrices}
             self.shapes = {name: _shape(module) for name, module in found.items()}
             model = _with_adapter(model, recipe, adapted, self.dtype)
         with self._fake:
@@ -207,6 +211,7 @@ def _base(recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype) -> Any:
 def _with_adapter(model: Any, recipe: Recipe, adapted: Adapted, dtype: torch.dtype) -> Any:
     config = adapted.peft_config
     if isinstance(config, LoraConfig):
+        config.inference_mode = False  # a saved one is to be trained further
         return get_peft_model(model, config, low_cpu_mem_usage=True)
     assert isinstance(config, SVFConfig)
     for name in adapted.matrices:

@@ -7,6 +7,7 @@ from svf_rl.errors import SVFError
 from svf_rl.training.memory import GPU, KVCache, Run, gpu, kv_cache
 from svf_rl.training.memory_model import PlannedModel, kv_bytes_a_token
 from svf_rl.training.memory_text import gib
+from svf_rl.training.memory_trace import Activations
 from svf_rl.training.recipe import Recipe
 
 # Tokens of a prompt where the recipe does not bound them.
@@ -84,26 +85,34 @@ class MemoryPlan:
 
     def gpu(self, run: Run) -> GPU:
         """The memory of one GPU under `run`."""
-        activations = self.model.activations(run.micro_batch, self.prompt, run.checkpointing)
-        return self._gpu(run, None if activations is None else activations.peak)
+        return self._gpu(run, self.model.activations(run.micro_batch, self.prompt, run.checkpointing))
 
     def fits(self, run: Run) -> bool:
         """Whether `run` has no [`problems`]; quick where it does not fit even without activations."""
         return self._gpu(run, None).peak <= self.machine.memory and not self.problems(run)
 
-    def _gpu(self, run: Run, activations: int | None) -> GPU:
+    def _gpu(self, run: Run, activations: Activations | None) -> GPU:
         model = self.model
         return gpu(
             model.tensors,
             run,
             self.machine.memory,
-            activations,
+            None if activations is None else activations.peak,
             model.output_layer,
             model.itemsize,
             model.rebuild,
             model.largest_factors,
-            min(_GENERATED_TOGETHER, self.generated) * (self.prompt + self.completion) * (self.token_bytes or 0),
+            self._generation(run, activations),
         )
+
+    def _generation(self, run: Run, activations: Activations | None) -> int:
+        """Bytes of transformers' generation: its KV cache, and about what a forward pass over the prompts takes."""
+        length, together = self.prompt + self.completion, min(_GENERATED_TOGETHER, self.generated)
+        cache = together * length * (self.token_bytes or 0)
+        if activations is None:
+            return cache
+        passing = max(activations.forward, activations.reference) - activations.saved
+        return cache + passing * together * self.prompt // (run.micro_batch * length)
 
     def cache(self, run: Run) -> KVCache | None:
         """What is left for the rollouts' KV cache; `None` where no vLLM shares the GPU."""

@@ -1,5 +1,6 @@
 """The memory plan: bytes by kind of tensor against arithmetic of their own, shares of a GPU, and what it advises."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -108,6 +109,14 @@ def test_lora_has_no_factors_and_trains_its_own_matrices(plan) -> None:
     values = 32 * 3 * 16 * (4096 + 14336)
     assert (model.trained_values, model.tensors.trained, model.tensors.factors) == (values, 4 * values, 0)
     assert model.z_bytes is None
+
+
+def test_a_saved_adapter_is_planned_as_it_is(plan, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "inference_mode": True})
+    )
+    model = plan(TINY, adapter="lora", adapter_path=str(tmp_path)).model
+    assert (len(model.shapes), model.trained_values) == (5, 5 * 2 * (64 + 64))
 
 
 def test_a_combination_trains_its_weights_and_holds_masks(plan, tmp_path: Path) -> None:
