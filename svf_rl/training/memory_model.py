@@ -1,5 +1,6 @@
 """The model of a recipe without its weights: bytes by kind of tensor, and activations, from the configuration alone."""
 
+import logging
 from functools import cache
 from typing import Any
 
@@ -140,6 +141,8 @@ class PlannedModel:
         if every != 1:
             self.notes.append(f"gradient checkpointing of every {every} layers is planned as of every layer")
         layers = self._layers
+        # it logs a traceback for what becomes a note here
+        logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
         try:
             with self._fake:
                 if layers is None:
@@ -156,7 +159,7 @@ class PlannedModel:
                 return longer.extended(shorter, len(whole) - _TRACED)
         # what operations raise whose result depends on values, or that do not know fake tensors
         except (RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip()
             note = f"activations of {self.config.model_type} are not known without weights ({reason})"
             if note not in self.notes:
                 self.notes.append(note)

@@ -237,6 +237,13 @@ def test_activations_follow_the_batch_and_the_kl_term(plan) -> None:
     assert without.activations(4, 64, False).reference <= one.saved < one.reference
 
 
+def test_activations_that_cannot_be_found_are_said_to_be_unknown(plan) -> None:
+    config = LlamaConfig(**{**TINY.to_dict(), "num_attention_heads": 4, "num_key_value_heads": 3})  # builds, never runs
+    got = plan(config)
+    assert got.gpu(got.run).activations is None
+    assert any("activations of llama are not known" in note for note in got.model.notes)
+
+
 def test_what_the_trace_counts_is_what_autograd_keeps() -> None:
     """One linear layer and a ReLU: the input of the one and the output of the other."""
     import torch
