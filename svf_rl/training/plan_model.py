@@ -1,5 +1,6 @@
 """The part of the dry run that looks at the model: which weights are adapted, and how many values are trained."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from peft import LoraConfig, PeftConfig
@@ -23,14 +24,43 @@ _OF_EXPERTS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """
+    What of a model is adapted, by its configuration alone.
+
+    Args:
+        config (`PretrainedConfig`, *optional*): The base model's, where it is at hand.
+        peft_config (`PeftConfig`): The adapter's; for a combination, that of its first expert.
+        matrices (`list[str]`): Paths of the adapted matrices in the base model.
+        trained_values (`int`): How many values are trained, those of `modules_to_save` apart.
+    """
+
+    config: PretrainedConfig | None
+    peft_config: PeftConfig
+    matrices: list[str]
+    trained_values: int
+
+
 def check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
     """How many matrices are adapted and how many values are trained; `None` where the model's shape is not at hand."""
+    adapted = find_adapted(recipe, notes)
+    return (None, None) if adapted is None else (len(adapted.matrices), adapted.trained_values)
+
+
+def find_adapted(recipe: Recipe, notes: list[str]) -> Adapted | None:
+    """
+    Which matrices the recipe adapts; `None`, and a note that says why, where that cannot be known here.
+
+    Raises:
+        SVFError: the targets match nothing that can be adapted, or a folder is missing or broken.
+    """
     if recipe.adapter.adapter == "combination":
-        return _check_combination(recipe, notes)
+        return _find_combination(recipe, notes)
     peft_config = _check_adapter(recipe.adapter)
     if peft_config is None:
         notes.append(f"adapter {recipe.adapter.adapter_path} comes from the Hub: its targets were not checked")
-        return None, None
+        return None
     # as the recipe names them, for the error message: the configuration holds the expression behind a preset
     targets = peft_config.target_modules
     if recipe.adapter.adapter_path is None and not isinstance(peft_config, LoraConfig):
@@ -38,20 +68,22 @@ def check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | Non
     config = _model_config(recipe.model)
     if config is None:
         notes.append(f"model {recipe.model.model_name_or_path} is not on this machine: its targets were not checked")
-        return None, None
+        return None
     _check_length(config, recipe.training)
     with without_values():
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
     found = find_targets(model, targets if isinstance(targets, str) else as_regex(targets))
     # PEFT's and our own rule for what is excluded and which layers are meant
-    adapted = [m for name, m in found.items() if SVFModel._check_target_module_exists(peft_config, name)]
-    shapes = [logical_weight(module).shape for module in adapted]
+    adapted = {n: m for n, m in found.items() if SVFModel._check_target_module_exists(peft_config, n)}
+    shapes = [logical_weight(module).shape for module in adapted.values()]
     if isinstance(peft_config, LoraConfig):
-        return len(shapes), sum(peft_config.r * sum(shape) for shape in shapes)
-    return len(shapes), sum(min(shape) for shape in shapes)
+        values = sum(peft_config.r * sum(shape) for shape in shapes)
+    else:
+        values = sum(min(shape) for shape in shapes)
+    return Adapted(config, peft_config, list(adapted), values)
 
 
-def _check_combination(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
+def _find_combination(recipe: Recipe, notes: list[str]) -> Adapted | None:
     adapter = recipe.adapter
     given = [key for key in _OF_EXPERTS if key in recipe.raw]
     if given:
@@ -66,10 +98,11 @@ def _check_combination(recipe: Recipe, notes: list[str]) -> tuple[int | None, in
             if looks_local(path):
                 raise SVFError(f"expert {path} does not exist (working directory: {Path.cwd()})")
             notes.append(f"expert {path} comes from the Hub: it was not checked against the others")
-            return None, None
+            return None
     experts = named_experts(adapter.experts or [])
     matrices = list(experts[0].z)
-    return len(matrices), (max(groups_of(matrices, adapter.alpha_scope)) + 1) * len(experts)
+    values = (max(groups_of(matrices, adapter.alpha_scope)) + 1) * len(experts)
+    return Adapted(config, experts[0].config, matrices, values)
 
 
 def _check_adapter(adapter: AdapterArguments) -> PeftConfig | None:

@@ -37,12 +37,13 @@ NOT_READ = (
 _PARTS = (ModelArguments, AdapterArguments, DataArguments, SVFReinforceConfig)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), gpus: int | None = None) -> Recipe:
     """Read a recipe. Touches neither the network nor the output directory.
 
     Args:
         path (`str` or `Path`): the YAML file.
         overrides (`Sequence[str]`, *optional*): `--key value`, `--key=value`, or `--key` for true; the last one wins.
+        gpus (`int`, *optional*): read it as so many processes with a GPU each would, whatever this machine has.
 
     Raises:
         SVFError: the file cannot be read, a key is unknown or given twice, a value does not fit; in one line.
@@ -66,18 +67,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for key, value in _of_cpu_processes().items():
         values.setdefault(key, value)
     warnings: list[str] = []
-    if values.get("use_cpu") or not torch.cuda.is_available():
+    if gpus is not None:
+        values, warnings = _without_autocast(values)
+    elif values.get("use_cpu") or not torch.cuda.is_available():
         values, warnings = without_gpu_keys(values, explicit)
     if values.get("objective") == "next_token":
         values, changed = for_next_token(values)
         warnings += changed
     values = _with_resolved_paths(values, path.parent)
-    check_batch(values, int(os.environ.get("WORLD_SIZE", "1")))
+    check_batch(values, gpus or int(os.environ.get("WORLD_SIZE", "1")))
     # Evaluation here has no batches, but TRL checks theirs.
     settings = {"per_device_eval_batch_size": max(2, values.get("num_generations") or 8), **values}
+    parts: list[Any] = list(_PARTS)
+    if gpus is not None:  # transformers knows the number of processes that run, TRL makes batches of it
+        parts[-1] = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": gpus})
     try:
         model, adapter, data, training = (
-            part(**{f.name: settings[f.name] for f in fields(part) if f.name in settings}) for part in _PARTS
+            part(**{f.name: settings[f.name] for f in fields(part) if f.name in settings}) for part in parts
         )
     except SVFError:
         raise
@@ -121,6 +127,16 @@ def without_gpu_keys(values: Mapping[str, Any], explicit: Collection[str] = ()) 
     if str(kept.get("attn_implementation")).startswith("flash_attention"):
         warnings.append(f"no CUDA device: attn_implementation is sdpa instead of {kept['attn_implementation']}")
         kept["attn_implementation"] = "sdpa"
+    return kept, warnings
+
+
+def _without_autocast(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values without what transformers refuses where no GPU is, and one line where that leaves something out."""
+    kept = {key: value for key, value in values.items() if key not in ("use_cpu", "tf32")}
+    warnings = []
+    for key in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"):
+        if kept.pop(key, False):
+            warnings.append(f"{key}: the copies in half precision that autocast makes are not planned")
     return kept, warnings
 
 
