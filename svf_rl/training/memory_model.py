@@ -14,6 +14,7 @@ from svf_rl.errors import SVFError
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.layer import SVFLinear
+from svf_rl.svf.probe import Projections
 from svf_rl.svf.targets import logical_weight
 from svf_rl.training.memory import TensorBytes, factor_bytes, optimizer_bytes, rebuild_bytes
 from svf_rl.training.memory_trace import Activations, Batch, decoder_layers, trace
@@ -224,7 +225,7 @@ def _with_adapter(model: Any, recipe: Recipe, adapted: Adapted, dtype: torch.dty
         empty = Factors(
             torch.empty(rows, r, dtype=dtype), torch.empty(r, dtype=torch.float32), torch.empty(r, columns, dtype=dtype)
         )
-        layer = SVFLinear(module, empty, "")
+        layer = SVFLinear(module, empty, "", Projections(*(torch.empty(0) for _ in range(4))))
         layer.update_layer("default", config)
         layer.requires_grad_(False)
         layer.svf_z.requires_grad_(True)

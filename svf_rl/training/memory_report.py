@@ -123,7 +123,7 @@ def _activation_rows(plan: MemoryPlan) -> list[dict[str, str]]:
     }
     named = {
         "kept for the backward pass": lambda a: a.saved,
-        "reference pass": lambda a: a.reference - a.saved,
+        "reference pass, before it": lambda a: a.reference,
         f"loss, {CHUNK} tokens × {model.vocabulary:,} at a time": lambda a: a.loss - a.saved,
         "backward pass": lambda a: a.backward - a.saved,
         "peak": lambda a: a.peak,

@@ -29,7 +29,8 @@ class Activations:
 
     Args:
         saved (`int`): After the policy's forward pass: what the backward pass needs.
-        forward (`int`), reference (`int`), loss (`int`), backward (`int`): At the peak of each part, `saved` included.
+        reference (`int`): At the peak of the reference pass, which comes before the policy's.
+        forward (`int`), loss (`int`), backward (`int`): At the peak of each part, `saved` included.
     """
 
     saved: int
@@ -103,14 +104,14 @@ def trace(model: Any, batch: Batch, checkpointing_kwargs: dict[str, Any] | None 
 def _passes(model: Any, batch: Batch, ids: Tensor, mask: Tensor, advantages: Tensor, live: "LiveBytes") -> Activations:
     """The passes of the trainer's `_statistics` and `_compute_loss`, in their order."""
     completion = batch.completion
-    hidden = hidden_states(model, ids, mask, completion).flatten(0, 1)  # (n, d)
-    saved, forward = live.now, live.take_peak()
     ref_hidden = None
     if batch.reference:
         checkpointing = disable_gradient_checkpointing(model, None) if batch.checkpointing else nullcontext()
         with torch.no_grad(), reference(model), checkpointing:
             ref_hidden = hidden_states(model, ids, mask, completion).flatten(0, 1)
     during_reference = live.take_peak()
+    hidden = hidden_states(model, ids, mask, completion).flatten(0, 1)  # (n, d)
+    saved, forward = live.now, live.take_peak()
     tokens = token_statistics(
         hidden, ids[:, -completion:].flatten(), *output_layer(model), LogitTransform(), ref_hidden,
         direction=batch.direction,
