@@ -110,9 +110,14 @@ def test_settings_that_cannot_be_honoured(fails, changes, named):
     assert named in fails(**changes)
 
 
-def test_zero_3_is_refused(fails, monkeypatch):
+@pytest.mark.parametrize(
+    ("processes", "changes", "named"),
+    [("1", {}, "single_gpu.yaml"), ("2", {}, "use_vllm"), ("2", {"adapter": "combination"}, "zero2.yaml")],
+)
+def test_what_zero_3_cannot_do(fails, monkeypatch, processes, changes, named):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    assert "zero2.yaml" in fails()
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    assert named in fails(**changes)
 
 
 def test_missing_model(fails, tmp_path):

@@ -10,6 +10,9 @@ from accelerate.utils import DistributedType
 
 CONFIGS = {
     "cpu.yaml": DistributedType.NO,
+    "cpu_ddp.yaml": DistributedType.MULTI_GPU,  # accelerate's name for processes of torchrun
+    "cpu_zero2.yaml": DistributedType.DEEPSPEED,
+    "cpu_zero3.yaml": DistributedType.DEEPSPEED,
     "single_gpu.yaml": DistributedType.NO,
     "multi_gpu.yaml": DistributedType.MULTI_GPU,
     "zero2.yaml": DistributedType.DEEPSPEED,
@@ -27,13 +30,16 @@ def test_accelerate_reads_the_config(repository: Path, name: str, distributed_ty
     assert config.distributed_type == distributed_type
     assert config.mixed_precision == "no"  # z stays in float32
     if distributed_type == DistributedType.DEEPSPEED:
-        assert f"zero{config.deepspeed_config['zero_stage']}.yaml" == name
+        assert f"zero{config.deepspeed_config['zero_stage']}.yaml" == name.removeprefix("cpu_")
 
 
-def test_the_cpu_config_uses_no_gpu(repository: Path) -> None:
-    config = yaml.safe_load((repository / "accelerate_configs" / "cpu.yaml").read_text())
+@pytest.mark.parametrize(
+    ("name", "processes"), [("cpu.yaml", 1), ("cpu_ddp.yaml", 2), ("cpu_zero2.yaml", 2), ("cpu_zero3.yaml", 2)]
+)
+def test_the_cpu_configs_use_no_gpu(repository: Path, name: str, processes: int) -> None:
+    config = yaml.safe_load((repository / "accelerate_configs" / name).read_text())
     assert config["use_cpu"] is True
-    assert config["num_processes"] == 1
+    assert config["num_processes"] == processes
 
 
 def test_the_makefile_names_only_files_that_exist(repository: Path) -> None:

@@ -111,7 +111,7 @@ class MemoryPlan:
         cache = together * length * (self.token_bytes or 0)
         if activations is None:
             return cache
-        passing = max(activations.forward, activations.reference) - activations.saved
+        passing = max(activations.forward - activations.saved, activations.reference)
         return cache + passing * together * self.prompt // (run.micro_batch * length)
 
     def cache(self, run: Run) -> KVCache | None:
