@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from transformers.integrations import TensorBoardCallback
-from transformers.training_args import default_logdir
+from transformers.integrations.integration_utils import default_logdir
 from trl import GRPOTrainer
 
 from svf_rl.training import checkpoints
