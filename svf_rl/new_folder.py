@@ -110,12 +110,18 @@ def _held(partial: Path, path: Path) -> int:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """What the system says while `path` is written becomes an `SVFError`, also what it says through safetensors and
-    torch, which have exceptions of their own."""
+    """What the system says while `path` is written becomes an `SVFError`, also what it says through safetensors, torch
+    and tokenizers, which have exceptions of their own."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+    except Exception as error:
+        if not _said_by_the_system(error):
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise SVFError(f"cannot write {path}: {reason}; free some space, or give another folder") from error
+
+
+def _said_by_the_system(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):
+        return "PytorchStreamWriter" in str(error)
+    return isinstance(error, OSError | SafetensorError) or (type(error) is Exception and "os error" in str(error))

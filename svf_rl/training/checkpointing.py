@@ -5,6 +5,7 @@ own. What is missing there is in `progress.py`; what a checkpoint is on the disk
 """
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,7 +176,7 @@ class Checkpointing(GRPOTrainer):
             self.control.should_save |= self._postponed
             self._postponed = self._epoch_over = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)
-        asked = gather(torch.tensor([self.stop.requested is not None], device=self.accelerator.device))
+        asked = gather(torch.tensor([int(self.stop.requested is not None)], device=self.accelerator.device))
         if asked.any() and not follows:
             self._stop(model)
 
@@ -229,6 +230,21 @@ class Checkpointing(GRPOTrainer):
         self._saved_step = step
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Called by the process that writes the adapter. A folder outside a checkpoint gets each file whole."""
+        folder = Path(output_dir or self.args.output_dir)
+        if folder.name.startswith(".checkpoint-"):
+            super()._save(output_dir, state_dict)
+            return
+        partial = folder / ".adapter.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            with disk_errors(folder):
+                super()._save(str(partial), state_dict)
+                checkpoints.move_files(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _note_best(self, output: Path, folder: Path) -> None:
         best = self.state.best_global_step

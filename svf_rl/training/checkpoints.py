@@ -167,6 +167,15 @@ def name_run(output: Path, name: str | None = None) -> str:
     return name
 
 
+def move_files(partial: Path, folder: Path) -> None:
+    """Put the files in `partial` into `folder`, each in one step."""
+    for file in sorted(path for path in partial.rglob("*") if path.is_file()):
+        place = folder / file.relative_to(partial)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _sync(file)
+        file.replace(place)
+
+
 def run_of(folder: Path) -> str | None:
     """The run that a checkpoint is of; `None` where it does not say."""
     try:

@@ -3,8 +3,7 @@
 Kept from TRL: data and sampler, reward functions, batching over micro-steps, logging. Replaced: the chat
 template's use (`conversations.py`), where completions come from (`_generate_single_turn`), advantages
 (`_generate_and_score_completions`), the loss (`_compute_loss`), evaluation (`held_out.py`) and how checkpoints are
-written (`checkpointing.py`). Left out: tools,
-environments, vision, clipped ratios.
+written (`checkpointing.py`). Left out: tools, environments, vision, clipped ratios.
 """
 
 import time

@@ -19,9 +19,9 @@ from svf_rl.training.callbacks import TIMING
 KILLS, UPDATES = 20, 150
 RUN = [
     "recipes/quickstart.yaml", "--max_steps", str(UPDATES), "--per_device_train_batch_size", "8",
-    "--gradient_accumulation_steps", "2", "--steps_per_generation", "4", "--max_completion_length", "24", "--train_items", "64", "--eval_steps", "5",
-    "--save_steps", "5", "--validation_items", "16", "--test_items", "32", "--log_completions",
-    "--num_completions_to_print", "1", "--vllm_max_model_length", "128",
+    "--gradient_accumulation_steps", "2", "--steps_per_generation", "4", "--max_completion_length", "24",
+    "--train_items", "64", "--eval_steps", "5", "--save_steps", "5", "--validation_items", "16", "--test_items", "32",
+    "--log_completions", "--num_completions_to_print", "1", "--vllm_max_model_length", "128",
 ]  # fmt: skip
 
 
