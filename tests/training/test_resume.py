@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -170,6 +171,28 @@ def test_the_rollouts_of_the_model_itself(make_trainer: Make, z_of: Z, tmp_path:
     broken = make_trainer(**own, output_dir=str(tmp_path / "cut"))
     broken.train("auto")
     assert_same(whole, broken, z_of)
+
+
+def test_lora_with_dropout(make_trainer: Make, rollouts: Make, tmp_path: Path) -> None:
+    """Dropout draws from the process's own generator, whose state is another one in each update."""
+
+    def make(name: str, *callbacks: Any) -> Any:
+        lora = LoraConfig(r=2, lora_dropout=0.3, target_modules=["up_proj"], task_type="CAUSAL_LM")
+        own = {**EVERY_OTHER, "max_steps": 4, "weight_decay": 0.0, "output_dir": str(tmp_path / name)}
+        torch.manual_seed(0)  # the start of LoRA is random
+        return make_trainer(rollouts=rollouts(), peft_config=lora, callbacks=list(callbacks), **own)
+
+    whole = make("whole")
+    whole.train()
+    with pytest.raises(CutOff):
+        make("cut", CutOffAt(4)).train()
+    broken = make("cut")
+    broken.train("auto")
+    found = dict(broken.model.named_parameters())
+    trained = {name: p for name, p in whole.model.named_parameters() if p.requires_grad}
+    assert any("lora_B" in name and p.abs().max() > 0 for name, p in trained.items())
+    assert all(torch.equal(p, found[name]) for name, p in trained.items())
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one(runs: Make, rollouts: Make, make_trainer: Make, z_of: Z) -> None:
