@@ -45,7 +45,9 @@ def load_progress(trainer: GRPOTrainer, folder: Path) -> dict[str, Any]:
     """What [`save_progress`] wrote for this process, or, where there are more processes than then, for the first."""
     own = folder / _file_name(trainer.args.process_index)
     path = own if own.is_file() else folder / _file_name(0)
-    return torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+    device = trainer.accelerator.device
+    # of several processes on the CPU it is `cpu:0`, which no stored tensor can be mapped to
+    return torch.load(path, map_location="cpu" if device.type == "cpu" else device, weights_only=True)
 
 
 def restore_progress(trainer: GRPOTrainer, values: dict[str, Any], same_batches: bool) -> None:
@@ -65,7 +67,7 @@ def restore_progress(trainer: GRPOTrainer, values: dict[str, Any], same_batches:
     for name, numbers in values["metrics"].items():
         trainer._metrics["train"][name] = numbers
     trainer._current_train_step_time = values["step_time"]
-    trainer._tr_loss = values["loss"]
+    trainer._tr_loss = values["loss"].to(trainer.args.device)
     trainer._total_loss_scalar = values["total_loss"]
     trainer._globalstep_last_logged = values["last_logged"]
     for name, content in values["logs"].items():
