@@ -81,6 +81,7 @@ class Checkpointing(GRPOTrainer):
             self._resumed = None
             if self.is_world_process_zero():
                 checkpoints.clear_leftovers(output)
+                run_files.remove_tables(output, after=0)  # of an earlier run, as its metrics
                 checkpoints.name_run(output)
             return None
         manifest = checkpoints.check(folder)
@@ -139,6 +140,7 @@ class Checkpointing(GRPOTrainer):
         for _ in range(int(self.state.epoch)):  # the sampler draws an order an epoch, and has drawn none yet
             self._skip_order()
         self.model.train()
+        self.args.eval_on_start = False  # this is not the start
         # The generator gets all weights now, and takes itself for as up to date as it was: what is logged of syncs then
         # is what was logged without the interruption.
         self.rollouts.sync(self.accelerator.unwrap_model(self.model), True)

@@ -25,16 +25,21 @@ def cut_back(output: Path, folder: Path, step: int) -> None:
     run = checkpoints.run_of(folder)
     output.mkdir(parents=True, exist_ok=True)
     checkpoints.write_whole(output / METRICS, (folder / METRICS).read_bytes())
-    for table in (output / "completions").glob("completions_*.parquet"):
-        number = table.stem.removeprefix("completions_")
-        if number.isdecimal() and int(number) > step:
-            table.unlink()
+    remove_tables(output, after=step)
     later = [path for path in checkpoints.checkpoints(output) if checkpoints.step_of(path) > step]
     later = [path for path in later if checkpoints.run_of(path) in (run, None)]
     for path in later:
         checkpoints.discard(path)
     if later:
         logger.warning("removed, since the run goes on from %s: %s", folder, ", ".join(path.name for path in later))
+
+
+def remove_tables(output: Path, after: int) -> None:
+    """Remove the tables of completions that were written after that update."""
+    for table in (output / "completions").glob("completions_*.parquet"):
+        number = table.stem.removeprefix("completions_")
+        if number.isdecimal() and int(number) > after:
+            table.unlink()
 
 
 def keep_tensorboard_with_the_run(trainer: GRPOTrainer) -> None:

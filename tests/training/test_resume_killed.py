@@ -66,7 +66,14 @@ class Attempt:
         """Whether its progress bar is there."""
         return f"/{UPDATES} [" in self.said()
 
+    def update(self) -> int:
+        """The last one it has logged."""
+        path = self._output / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        return max((json.loads(line)["step"] for line in lines if line.endswith(b"\n")), default=0)
+
     def writes(self) -> bool:
+        """Whether a checkpoint is being written, or removed."""
         return any(self._output.glob(".checkpoint-*"))
 
     def wait_for(self, what: Any, seconds: float = 300) -> None:
@@ -102,27 +109,31 @@ def test_killed_at_random_moments(config: str, repository: Path, tmp_path: Path)
     draw, moments = random.Random(f"{config} 0"), []
     for number in range(KILLS):
         attempt = Attempt(repository, config, tmp_path / "killed", tmp_path / f"{number}.log")
-        kind = draw.choice(["start", "training", "training", "training", "writing", "writing"])
+        kind, delay = draw.choice(["start", "training", "training", "training", "writing", "writing"]), 0.0
         if kind == "start":
             delay = draw.uniform(1, 20)
         else:
             attempt.wait_for(attempt.trains)
-            delay = draw.uniform(0, 4)
-        if kind == "writing":
+        if kind == "training":
+            until, delay = attempt.update() + draw.randint(0, 12), draw.uniform(0, 0.6)
+            attempt.wait_for(lambda attempt=attempt, until=until: attempt.update() >= until)
+        elif kind == "writing":
+            for _ in range(draw.randint(0, 2)):
+                attempt.wait_for(attempt.writes)
+                attempt.wait_for(lambda attempt=attempt: not attempt.writes())
             attempt.wait_for(attempt.writes)
             delay = draw.uniform(0, 0.04)
         time.sleep(delay)
-        ended = attempt.process.poll() is not None
-        assert not ended or attempt.process.returncode == 0, attempt.said()[-3000:]
-        attempt.kill() if not ended else None
-        checkpoints = sorted((p.name for p in (tmp_path / "killed").glob("*checkpoint-*")), key=len)
-        moments.append(f"{number + 1}: {'ended' if ended else kind} {delay:.3f} s, {', '.join(checkpoints)}")
+        assert attempt.process.poll() is None, attempt.said()[-3000:]
+        attempt.kill()
+        left = sorted(path.name for path in (tmp_path / "killed").glob("*checkpoint-*"))
+        moments.append(f"{number + 1}: {kind}, {delay:.3f} s, update {attempt.update()}, {', '.join(left)}")
+        print(moments[-1], flush=True)
     last = Attempt(repository, config, tmp_path / "killed", tmp_path / "last.log")
     assert last.process.wait() == 0, last.said()[-3000:]
-    print("\n".join(moments))
     expected, found = outcome(tmp_path / "whole"), outcome(tmp_path / "killed")
     assert expected["adapter"] == found["adapter"]
     assert expected["metrics"] == found["metrics"]
     assert expected == found
-    assert not any("ended" in moment for moment in moments)
+    assert any(".partial" in moment for moment in moments)  # in the middle of writing, too
     assert not list((tmp_path / "killed").glob(".checkpoint-*"))
