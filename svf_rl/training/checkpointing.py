@@ -125,6 +125,7 @@ class Checkpointing(GRPOTrainer):
     def _restore(self) -> None:
         """Called when transformers has loaded what it saved, and reset the rest."""
         self._saved_step = self.state.global_step
+        self._ended_early = self._postponed = self._epoch_over = False
         if self._resumed is None:
             return
         folder, _ = self._resumed
@@ -154,6 +155,14 @@ class Checkpointing(GRPOTrainer):
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)
         return self._train_sampler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        # transformers maps to `args.device`, which is `cpu:0` for several processes on the CPU and cannot be mapped to
+        for part, name in ((self.optimizer, "optimizer.pt"), (self.lr_scheduler, "scheduler.pt")):
+            part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         assert self._resumed is not None

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ RUN = [
 
 
 class Attempt:
-    """`accelerate launch … svf_rl/train.py … --resume`, in a session of its own."""
+    """`accelerate launch … svf_rl/train.py … --resume`."""
 
     def __init__(self, repository: Path, config: str, output: Path, log: Path):
         with socket.socket() as probe:
@@ -56,7 +57,6 @@ class Attempt:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(repository)},
-                start_new_session=True,
             )
 
     def said(self) -> str:
@@ -82,7 +82,12 @@ class Attempt:
             time.sleep(0.002)
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """The training processes and their launcher; torchrun gives each a session of its own."""
+        ps = ["ps", "-o", "pid=", "--ppid", str(self.process.pid)]
+        workers = [int(pid) for pid in subprocess.run(ps, capture_output=True, text=True).stdout.split()]
+        for pid in (*workers, self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
 
