@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather, gather_object
 from datasets import Dataset
-from transformers import TrainerCallback, TrainerControl, set_seed
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, set_seed
 from transformers.trainer_utils import SaveStrategy
 from trl import GRPOTrainer
 
@@ -206,6 +206,9 @@ class Checkpointing(GRPOTrainer):
             self._save_checkpoint(model, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         folder = checkpoints.checkpoint_folder(Path(self.args.output_dir), self.state.global_step)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.close()  # the last line is to stand by itself
         self.accelerator.wait_for_everyone()
         name = self.stop.requested or "a signal to another process"
         raise stopped(f"stopped by {name} after update {self.state.global_step}: --resume goes on from {folder}")
