@@ -19,7 +19,7 @@ from svf_rl.training.callbacks import TIMING
 
 SMALL = [
     "recipes/quickstart.yaml", "--use_vllm", "false", "--max_steps", "6", "--eval_steps", "6", "--save_steps", "2",
-    "--train_items", "64", "--validation_items", "4", "--test_items", "4", "--max_completion_length", "16",
+    "--train_items", "64", "--validation_items", "4", "--test_items", "4", "--max_completion_length", "24",
     "--report_to", "none", "--load_best_model_at_end", "false", "--resume",
 ]  # fmt: skip
 
@@ -76,6 +76,7 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_update(
     assert printed.count("--resume goes on from") == 1
     assert not (tmp_path / "cut/summary.json").exists()
     assert "going on after update" in finished(start("cut"))
+    assert any(line.get("grad_norm") for line in lines(tmp_path / "whole"))
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
     name = "adapter_model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()

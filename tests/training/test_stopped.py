@@ -21,7 +21,7 @@ from svf_rl.training.callbacks import TIMING
 SMALL = [
     "--use_vllm", "false", "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--train_items", "32",
     "--validation_items", "4", "--test_items", "4", "--per_device_train_batch_size", "8",
-    "--max_completion_length", "12", "--report_to", "none", "--disable_tqdm",
+    "--max_completion_length", "24", "--report_to", "none", "--disable_tqdm",
 ]  # fmt: skip
 
 # ---- what a process does at a signal ---------------------------------------------------------------------------------
@@ -116,9 +116,17 @@ def whole(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+def wait_for(what: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def assert_same(whole: Path, other: Path) -> None:
     name = "adapter_model.safetensors"
     assert (whole / name).read_bytes() == (other / name).read_bytes()
+    assert any(line.get("grad_norm") for line in lines(whole))
     assert lines(whole) == lines(other)
     expected, found = (json.loads((folder / "summary.json").read_text()) for folder in (whole, other))
     for key in ("accuracy", "base_accuracy", "items", "updates", "best_checkpoint", "rows"):
@@ -209,12 +217,11 @@ def test_the_launcher_gets_the_signal(
              "svf_rl/train.py", recipe, *SMALL, "--output_dir", str(output)],
             cwd=repository, stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    until = time.monotonic() + 120
-    while not (output / "metrics.jsonl").is_file() and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_for((output / "metrics.jsonl").is_file, 400)
     time.sleep(0.5)
     launcher.send_signal(number)
     launcher.wait(60)
+    wait_for(lambda: "stopped by SIGTERM " in log.read_text(), 120)
     with held(output, seconds=60):  # the process has ended
         assert log.read_text().count("stopped by SIGTERM ") == 1
         assert "Traceback" not in log.read_text().split("stopped by SIGTERM ")[1]
