@@ -20,7 +20,7 @@ from svf_rl.training.callbacks import TIMING
 SMALL = [
     "recipes/quickstart.yaml", "--use_vllm", "false", "--max_steps", "6", "--eval_steps", "6", "--save_steps", "2",
     "--train_items", "64", "--validation_items", "4", "--test_items", "4", "--max_completion_length", "24",
-    "--report_to", "none", "--load_best_model_at_end", "false", "--resume",
+    "--report_to", "none", "--load_best_model_at_end", "false", "--save_total_limit", "9", "--resume",
 ]  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
