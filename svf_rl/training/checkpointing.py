@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather, gather_object, set_seed
 from datasets import Dataset
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, set_seed
+from transformers import ProgressCallback, TrainerCallback, TrainerControl
 from transformers.trainer_utils import SaveStrategy
 from trl import GRPOTrainer
 
