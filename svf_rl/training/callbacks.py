@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from svf_rl.new_folder import disk_errors
 from svf_rl.svf.layer import fetch_with_layers
 
 TIMING = ("time/", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
@@ -24,8 +25,12 @@ class FetchLayers(TrainerCallback):
 class MetricsFile(TrainerCallback):
     """Writes every logged line of metrics to `metrics.jsonl` in the output folder."""
 
-    def __init__(self, resume: bool = False) -> None:
-        self._mode = "a" if resume else "w"  # the first line of a new run begins the file anew
+    def __init__(self) -> None:
+        self._mode = "w"  # the first line of a new run begins the file anew
+
+    def append(self) -> None:
+        """Go on with the file as it is."""
+        self._mode = "a"
 
     def on_log(
         self,
@@ -38,7 +43,7 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs is not None:
             path = Path(args.output_dir) / "metrics.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open(self._mode) as file:
+            with disk_errors(path), path.open(self._mode) as file:
                 self._mode = "a"
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 

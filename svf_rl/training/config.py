@@ -57,6 +57,9 @@ class SVFReinforceConfig(GRPOConfig):
             A completion counts as correct in evaluation when its first reward is at least this.
         early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better one.
         vllm_enforce_eager (`bool`, *optional*, defaults to `False`): Skip vLLM's compilation: a faster start.
+        resume_from_checkpoint (`str` or `bool`, *optional*):
+            Read by `svf_rl/train.py`: `"auto"` goes on from the last sound checkpoint in `output_dir` and begins anew
+            where there is none, `True` ends with an error there, and a folder is the checkpoint to go on from.
     """
 
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate; z needs far more than weights."})
@@ -95,6 +98,10 @@ class SVFReinforceConfig(GRPOConfig):
         default=None, metadata={"help": "Stop after so many evaluations without a better one."}
     )
     vllm_enforce_eager: bool = field(default=False, metadata={"help": "Skip vLLM's compilation: a faster start."})
+    resume_from_checkpoint: str | bool | None = field(
+        default=None,
+        metadata={"help": "auto: the last sound checkpoint, if there is one; true: that one; or the folder of one."},
+    )
 
     def __post_init__(self) -> None:
         _one_of("objective", self.objective, OBJECTIVES)

@@ -1,9 +1,9 @@
 """`SVFReinforceTrainer`: TRL's GRPO trainer with a REINFORCE objective, its own rollouts and held-out evaluation.
 
-Kept from TRL: data and sampler, reward functions, batching over micro-steps, logging, checkpoints. Replaced: the chat
+Kept from TRL: data and sampler, reward functions, batching over micro-steps, logging. Replaced: the chat
 template's use (`conversations.py`), where completions come from (`_generate_single_turn`), advantages
-(`_generate_and_score_completions`), the loss (`_compute_loss`) and evaluation (`held_out.py`). Left out: tools,
-environments, vision, clipped ratios.
+(`_generate_and_score_completions`), the loss (`_compute_loss`), evaluation (`held_out.py`) and how checkpoints are
+written (`checkpointing.py`). Left out: tools, environments, vision, clipped ratios.
 """
 
 import time
@@ -29,7 +29,8 @@ from svf_rl.errors import SVFError
 from svf_rl.generation import Rollouts, Sampling, sample_seed
 from svf_rl.svf import svf_layers
 from svf_rl.training import objective
-from svf_rl.training.callbacks import FetchLayers, MetricsFile
+from svf_rl.training.callbacks import FetchLayers
+from svf_rl.training.checkpointing import Checkpointing
 from svf_rl.training.config import SVFReinforceConfig, as_trl_sees_it
 from svf_rl.training.decay import decay_towards_identity
 from svf_rl.training.held_out import HeldOutEvaluation
@@ -46,7 +47,7 @@ from svf_rl.training.rollouts import build_rollouts
 from svf_rl.training.vocabulary import LogitTransform, TokenStatistics, token_statistics
 
 
-class SVFReinforceTrainer(HeldOutEvaluation, Publication):
+class SVFReinforceTrainer(HeldOutEvaluation, Checkpointing, Publication):
     """
     Trains an adapter by REINFORCE on verifiable rewards.
 
@@ -130,7 +131,6 @@ class SVFReinforceTrainer(HeldOutEvaluation, Publication):
             self.model, args, self.accelerator.device.type, self.eos_token_ids, self._tokenizer
         )
         self.add_callback(FetchLayers())
-        self.add_callback(MetricsFile(resume=bool(args.resume_from_checkpoint)))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 

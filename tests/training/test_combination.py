@@ -1,6 +1,7 @@
 """`adapter: combination` in a recipe: the weights of trained experts are trained."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,17 @@ def test_a_run_trains_the_weights_and_leaves_a_plain_adapter(recipe: Path, tmp_p
     model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
     loaded = PeftModel.from_pretrained(model, str(tmp_path / "run"))
     assert {type(layer.svf_z["default"]).__name__ for layer in svf_layers(loaded).values()} == {"SVFVector"}
+
+
+def test_a_run_that_was_cut_off_goes_on_from_its_weights(recipe: Path, tmp_path: Path) -> None:
+    run(str(recipe))
+    folder = tmp_path / "run"
+    whole = (folder / "adapter_model.safetensors").read_bytes()
+    for gone in ("summary.json", "adapter_model.safetensors"):
+        (folder / gone).unlink()
+    shutil.rmtree(folder / "checkpoint-2")
+    run(str(recipe), ["--resume_from_checkpoint", "true"])
+    assert (folder / "adapter_model.safetensors").read_bytes() == whole
 
 
 def test_what_the_experts_have_already_is_said_not_to_be_read(recipe: Path) -> None:

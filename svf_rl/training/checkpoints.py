@@ -1,0 +1,221 @@
+"""Checkpoints on the disk: each is there whole or not at all, and says by itself whether it still is.
+
+A checkpoint is written under a hidden name, synced, and renamed. Its `manifest.json`, written last, has the size and
+the digest of every file.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from svf_rl.errors import SVFError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+_RUN = ".run"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is of: the run and the update, with what must be the same to go on from it."""
+
+    run: str
+    step: int
+    processes: int
+    parallelism: str
+    resumable: bool
+    settings: dict[str, Any]
+    settings_digest: str
+    rows: dict[str, str]
+    packages: dict[str, str]
+
+
+def checkpoint_folder(output: Path, step: int) -> Path:
+    """`checkpoint-<step>` in the output folder of a run."""
+    return output / f"checkpoint-{step}"
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where the files of a checkpoint are until it is whole."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def publish(partial: Path, folder: Path, manifest: Manifest) -> None:
+    """Give the files in `partial` a manifest, bring them to the disk, and let them appear as `folder`."""
+    files = {}
+    for file in sorted(path for path in partial.rglob("*") if path.is_file()):
+        files[file.relative_to(partial).as_posix()] = {"size": file.stat().st_size, "sha256": _digest(file)}
+        _sync(file)
+    text = json.dumps({**asdict(manifest), "files": files}, indent=1, default=str) + "\n"
+    (partial / MANIFEST).write_text(text, encoding="utf-8")
+    _sync(partial / MANIFEST)
+    for directory in [*(path for path in partial.rglob("*") if path.is_dir()), partial]:
+        _sync(directory)
+    old = _moved_aside(folder) if folder.exists() else None  # torn, or of an earlier run
+    partial.rename(folder)
+    _sync(folder.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check(folder: Path) -> Manifest:
+    """
+    The manifest of a checkpoint, every file of which was read and is as it was written.
+
+    Raises:
+        SVFError: it is torn or was changed, or is no checkpoint; in one line.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = content.pop("files")
+        manifest = Manifest(**content)
+    except OSError as error:
+        raise SVFError(f"{folder} is no whole checkpoint: {MANIFEST}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SVFError(f"{folder} is no whole checkpoint: {MANIFEST} is damaged") from error
+    for name, wanted in files.items():
+        file = folder / name
+        try:
+            if file.stat().st_size != wanted["size"] or _digest(file) != wanted["sha256"]:
+                raise SVFError(f"{folder} is no whole checkpoint: {name} is not as it was written")
+        except OSError as error:
+            raise SVFError(f"{folder} is no whole checkpoint: {name}: {error.strerror}") from error
+    if not manifest.resumable:
+        raise SVFError(f"{folder} holds the adapter alone (save_only_model): a run cannot go on from it")
+    return manifest
+
+
+def last_sound(output: Path) -> Path | None:
+    """The checkpoint of the last update of the run in `output`. Torn ones are passed over with a warning; those of an
+    earlier run in the same folder do not count."""
+    run = current_run(output)
+    for folder in reversed(checkpoints(output)):
+        try:
+            manifest = check(folder)
+        except SVFError as error:
+            _warn_once(f"passed over: {error}")
+            continue
+        if run is None or manifest.run == run:
+            return folder
+    return None
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The checkpoints in `output`, torn ones too, by their update."""
+    found = [(step, path) for path in output.glob("checkpoint-*") if path.is_dir() and (step := step_of(path)) >= 0]
+    return [path for _, path in sorted(found)]
+
+
+def step_of(folder: Path) -> int:
+    """The update after which a checkpoint was written, by its name; −1 where the name has none."""
+    number = folder.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() else -1
+
+
+def prune(output: Path, limit: int | None, keep: Sequence[Path]) -> None:
+    """
+    Remove the oldest checkpoints until `limit` are left, those of earlier runs first.
+
+    Args:
+        output (`Path`): the output folder of the run.
+        limit (`int`, *optional*): `save_total_limit`; without one nothing is removed.
+        keep (`Sequence[Path]`): those that stay whatever the limit: the last and the best.
+    """
+    if not limit or limit < 0:
+        return
+    kept = {path.name for path in keep}
+    run = current_run(output)
+    found = sorted(checkpoints(output), key=lambda path: run_of(path) == run)
+    surplus = len(found) - max(limit, len(kept))
+    for folder in [path for path in found if path.name not in kept][: max(0, surplus)]:
+        discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint: from sight first, so that a kill in between leaves no torn one."""
+    shutil.rmtree(_moved_aside(folder), ignore_errors=True)
+
+
+def clear_leftovers(output: Path) -> None:
+    """Remove what a killed process had begun to write or to remove."""
+    for left in output.glob(".checkpoint-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def current_run(output: Path) -> str | None:
+    """The name of the run that was last begun in `output`, or `None`."""
+    try:
+        return (output / _RUN).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def name_run(output: Path, name: str | None = None) -> str:
+    """Say that a new run begins in `output`, or that the one called `name` goes on there. Returns the name."""
+    name = name or uuid.uuid4().hex
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / _RUN, f"{name}\n".encode())
+    return name
+
+
+def move_files(partial: Path, folder: Path) -> None:
+    """Put the files in `partial` into `folder`, each in one step."""
+    for file in sorted(path for path in partial.rglob("*") if path.is_file()):
+        place = folder / file.relative_to(partial)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _sync(file)
+        file.replace(place)
+
+
+def run_of(folder: Path) -> str | None:
+    """The run that a checkpoint is of; `None` where it does not say."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("run")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there as before, or as it is to be, whenever the process is killed."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(content)
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """Hex digest of the settings of a run."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _moved_aside(folder: Path) -> Path:
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,145 @@
+"""Which checkpoint a run goes on from, and whether it may: what must be as it was, and what need not."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from svf_rl.errors import SVFError
+from svf_rl.training.checkpoints import Manifest, check, last_sound
+from svf_rl.training.origin import read_summary
+from svf_rl.training.recipe import Recipe
+
+# How long a run is, what it reports and keeps, and where it runs: none of it changes an update that is made. What the
+# rows are is compared by their content, not by where they were read from.
+_MAY_DIFFER = frozenset(
+    """
+    max_steps num_train_epochs early_stopping_patience load_best_model_at_end
+    logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_on_each_node log_level
+    log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id
+    trackio_static_space_id log_completions log_multimodal log_unique_prompts num_completions_to_print
+    log_completions_hub_repo skip_memory_metrics debug
+    eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size
+    save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint
+    push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+    output_dir logging_dir resume_from_checkpoint restore_callback_states_from_checkpoint
+    data_path data_dir dataset_name
+    use_cpu local_rank deepspeed fsdp fsdp_config ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
+    ddp_static_graph ddp_backend ddp_timeout dataloader_num_workers dataloader_pin_memory
+    dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
+    gradient_checkpointing gradient_checkpointing_kwargs torch_empty_cache_steps
+    vllm_gpu_memory_utilization vllm_enable_sleep_mode vllm_enforce_eager vllm_max_model_length
+    vllm_tensor_parallel_size vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout
+    vllm_group_port
+""".split()
+)
+
+# These decide together with the number of processes which sequences make an update: compared as products.
+_BATCH = frozenset(
+    ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size")
+)
+
+
+def find_checkpoint(wanted: str | bool | None, output: Path) -> Path | None:
+    """
+    The checkpoint that `resume_from_checkpoint` means.
+
+    Args:
+        wanted (`str` or `bool`, *optional*): `"auto"`: the last sound one in `output`, or none; `True`: the last sound
+            one; else the folder of one.
+        output (`Path`): the output folder of the run.
+
+    Raises:
+        SVFError: there is none where one must be, or the one that was named is not whole.
+    """
+    if not wanted:
+        return None
+    if wanted not in ("auto", True):
+        check(Path(str(wanted)))
+        return Path(str(wanted))
+    found = last_sound(output)
+    if found is None and wanted is True:
+        raise SVFError(
+            f"{output} holds no checkpoint to go on from: resume_from_checkpoint auto begins anew in that case"
+        )
+    return found
+
+
+def check_same_run(manifest: Manifest, folder: Path, settings: Mapping[str, Any], processes: int) -> None:
+    """
+    Raises `SVFError`, naming the key, where going on from `folder` would not be the run that it was written by.
+
+    More or fewer processes, or another division of the batch, are accepted as long as every update is made of the same
+    number of sequences: the same prompts, with the same sampling seeds, then meet in it.
+    """
+    before, remedy = manifest.settings, "give it the same value, or begin anew in another output_dir"
+    for key in sorted((before.keys() | settings.keys()) - _MAY_DIFFER - _BATCH):
+        was, now = (_plain(values.get(key)) for values in (before, settings))
+        if was != now:
+            raise SVFError(f"{folder} was written with {key}={was!r}, and the recipe has {now!r}: {remedy}")
+    was_batch, now_batch = batch_shape(before, manifest.processes), batch_shape(settings, processes)
+    if was_batch != now_batch:
+        raise SVFError(
+            f"{folder} was written by {manifest.processes} process(es) with {_described(was_batch)}, and here "
+            f"{processes} make(s) {_described(now_batch)}: the updates would be of other sequences; change "
+            "per_device_train_batch_size or gradient_accumulation_steps so that the products agree"
+        )
+
+
+def check_same_machinery(manifest: Manifest, folder: Path, rows: Mapping[str, str], parallelism: str) -> None:
+    """Raises `SVFError` where `folder` is of other rows, or holds its optimizer in another form."""
+    for split in sorted(manifest.rows.keys() | rows.keys()):
+        if manifest.rows.get(split) != rows.get(split):
+            raise SVFError(
+                f"{folder} was written with other {split} rows than those loaded now: restore the data, or begin anew "
+                "in another output_dir"
+            )
+    if manifest.parallelism != parallelism:
+        raise SVFError(
+            f"{folder} was written under {manifest.parallelism}, and this is {parallelism}: the optimizer's state "
+            "cannot be read, launch with the accelerate config of before"
+        )
+
+
+def batch_shape(settings: Mapping[str, Any], processes: int) -> tuple[int, int]:
+    """Sequences of an update, and sequences that are generated together."""
+    update = settings["per_device_train_batch_size"] * processes * settings["gradient_accumulation_steps"]
+    return update, settings["generation_batch_size"]
+
+
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """Every setting of a recipe with its value, those that it does not name too."""
+    parts = (asdict(part) for part in (recipe.model, recipe.adapter, recipe.data))
+    return {key: value for part in (*parts, recipe.training.to_dict()) for key, value in part.items()}
+
+
+def rows_digest(rows: Dataset) -> str:
+    """Says whether rows are the same: their number, and the content of a thousand of them, evenly spaced."""
+    digest = hashlib.sha256(str(len(rows)).encode())
+    for index in range(0, len(rows), max(1, len(rows) // 1000)):
+        digest.update(json.dumps(rows[index], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def ended_run(output: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """`summary.json` of the run in `output`, if it went to its end and the recipe does not ask for more updates."""
+    summary = read_summary(output)
+    lengths = ("max_steps", "num_train_epochs", "early_stopping_patience")
+    before = summary.get("recipe", {})
+    if "accuracy" not in summary or any(before.get(key) != recipe.raw.get(key) for key in lengths):
+        return None
+    return summary
+
+
+def _described(shape: tuple[int, int]) -> str:
+    update, generated = shape
+    return f"{update} sequences an update" + ("" if generated == update else f" and {generated} generated together")
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON; an empty collection is as good as none."""
+    return json.loads(json.dumps(value, default=str, sort_keys=True)) or (value if value in (0, False) else None)

@@ -1,0 +1,222 @@
+"""Checkpoints on the disk: whole or not there, recognised when torn, pruned without losing what is needed."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svf_rl.errors import SVFError
+from svf_rl.training import checkpoints
+from svf_rl.training.checkpoints import Manifest, check, last_sound, prune, publish
+from svf_rl.training.resume import check_same_machinery, check_same_run, find_checkpoint
+
+SETTINGS = {
+    "learning_rate": 0.01, "max_steps": 30, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
+    "steps_per_generation": 2, "generation_batch_size": 32, "rewards": ["numeric"],
+}  # fmt: skip
+
+
+def manifest(step: int = 10, run: str = "one", **changes: Any) -> Manifest:
+    values = {
+        "processes": 2, "parallelism": "no DeepSpeed", "resumable": True, "settings": SETTINGS, "settings_digest": "",
+        "rows": {"train": "a"}, "packages": {},
+    }  # fmt: skip
+    return Manifest(run=run, step=step, **{**values, **changes})
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """`write(10, run="one")`: a checkpoint of two files in `tmp_path`, which is the folder of run `one`."""
+    checkpoints.name_run(tmp_path, "one")
+
+    def make(step: int, **changes: Any) -> Path:
+        folder = checkpoints.checkpoint_folder(tmp_path, step)
+        partial = checkpoints.partial_folder(folder)
+        (partial / "global_step").mkdir(parents=True)
+        (partial / "z.bin").write_bytes(bytes([step]) * 100)
+        (partial / "global_step/optimizer.pt").write_bytes(b"state")
+        publish(partial, folder, manifest(step, **changes))
+        return folder
+
+    return make
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name != ".run"}
+
+
+# ---- writing and reading ---------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_says_what_it_is_of(write: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write(10)
+    assert check(folder) == manifest(10)
+    assert set(json.loads((folder / "manifest.json").read_text())["files"]) == {"z.bin", "global_step/optimizer.pt"}
+    assert names(tmp_path) == {"checkpoint-10"}
+
+
+def _cut(folder: Path) -> None:
+    (folder / "z.bin").write_bytes((folder / "z.bin").read_bytes()[:-1])
+
+
+def _flip(folder: Path) -> None:
+    (folder / "z.bin").write_bytes(b"x" * 100)
+
+
+TEARS = {
+    "shorter": _cut,
+    "changed": _flip,
+    "file missing": lambda folder: (folder / "global_step/optimizer.pt").unlink(),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "half a manifest": lambda folder: (folder / "manifest.json").write_text('{"run": '),
+    "another manifest": lambda folder: (folder / "manifest.json").write_text("[1]"),
+    "empty": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+}
+
+
+@pytest.mark.parametrize("tear", TEARS.values(), ids=TEARS.keys())
+def test_a_torn_one_is_passed_over_with_a_warning(
+    write: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, tear: Callable[[Path], Any]
+) -> None:
+    sound, torn = write(10), write(20)
+    tear(torn)
+    with caplog.at_level(logging.WARNING):
+        assert last_sound(tmp_path) == sound
+    assert "checkpoint-20 is no whole checkpoint" in caplog.text
+    with pytest.raises(SVFError, match="checkpoint-20 is no whole checkpoint") as error:
+        find_checkpoint(str(torn), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_torn_one_is_replaced_by_a_whole_one(write: Callable[..., Path], tmp_path: Path) -> None:
+    _cut(write(10))
+    assert check(write(10)).step == 10
+    assert names(tmp_path) == {"checkpoint-10"}
+
+
+def test_what_a_killed_process_left_is_no_checkpoint(write: Callable[..., Path], tmp_path: Path) -> None:
+    sound = write(10)
+    shutil.copytree(sound, tmp_path / ".checkpoint-20.partial")
+    shutil.copytree(sound, tmp_path / ".checkpoint-5.old")
+    assert last_sound(tmp_path) == sound
+    checkpoints.clear_leftovers(tmp_path)
+    assert names(tmp_path) == {"checkpoint-10"}
+
+
+def test_the_last_is_the_last_by_its_number(write: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-1000").write_text("a file")
+    folders = [write(step) for step in (100, 9, 20)]
+    assert last_sound(tmp_path) == folders[0]
+
+
+def test_an_earlier_run_in_the_same_folder_does_not_count(write: Callable[..., Path], tmp_path: Path) -> None:
+    write(30, run="earlier")
+    assert last_sound(tmp_path) is None
+    assert last_sound(tmp_path) != write(10)
+    assert last_sound(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_there_must_be_one_for_true_and_there_may_be_one_for_auto(tmp_path: Path) -> None:
+    assert find_checkpoint("auto", tmp_path / "new") is None
+    assert find_checkpoint(None, tmp_path) is find_checkpoint(False, tmp_path) is None
+    with pytest.raises(SVFError, match="holds no checkpoint to go on from"):
+        find_checkpoint(True, tmp_path)
+
+
+def test_an_adapter_alone_is_not_enough(write: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(SVFError, match="save_only_model"):
+        find_checkpoint(str(write(10, resumable=False)), tmp_path)
+
+
+# ---- pruning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "keep", "left"),
+    [
+        (None, (50,), {10, 20, 30, 40, 50}),
+        (0, (50,), {10, 20, 30, 40, 50}),
+        (3, (50,), {30, 40, 50}),
+        (2, (50, 10), {10, 50}),
+        (3, (50, 10), {10, 40, 50}),
+        (1, (50, 10), {10, 50}),
+        (1, (50,), {50}),
+        (9, (50,), {10, 20, 30, 40, 50}),
+    ],
+)
+def test_the_oldest_go_and_never_the_last_or_the_best(
+    write: Callable[..., Path], tmp_path: Path, limit: int | None, keep: tuple[int, ...], left: set[int]
+) -> None:
+    folders = {step: write(step) for step in (10, 20, 30, 40, 50)}
+    prune(tmp_path, limit, [folders[step] for step in keep])
+    assert names(tmp_path) == {f"checkpoint-{step}" for step in left}
+
+
+def test_those_of_an_earlier_run_go_first(write: Callable[..., Path], tmp_path: Path) -> None:
+    write(100, run="earlier")
+    write(10)
+    prune(tmp_path, 2, [write(20)])
+    assert names(tmp_path) == {"checkpoint-10", "checkpoint-20"}
+
+
+def test_a_kill_while_pruning_leaves_no_torn_one(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = [write(step) for step in (10, 20)][-1]
+
+    def killed(folder: Path, **_: Any) -> None:
+        if folder.exists():
+            (folder / "z.bin").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prune(tmp_path, 1, [last])
+    monkeypatch.undo()
+    assert checkpoints.checkpoints(tmp_path) == [last]
+    checkpoints.clear_leftovers(tmp_path)
+    assert names(tmp_path) == {"checkpoint-20"}
+
+
+# ---- the same run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": 60}, {"save_steps": 1}, {"output_dir": "b"}, {"unknown": None}])
+def test_what_changes_no_update_may_differ(changes: dict[str, Any]) -> None:
+    check_same_run(manifest(), Path("checkpoint-10"), {**SETTINGS, **changes}, 2)
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 0.02}, {"rewards": ["choice"]}, {"seed": 1}])
+def test_what_changes_the_updates_is_refused_by_name(changes: dict[str, Any]) -> None:
+    with pytest.raises(SVFError, match=f"written with {next(iter(changes))}=") as error:
+        check_same_run(manifest(), Path("checkpoint-10"), {**SETTINGS, **changes}, 2)
+    assert "\n" not in str(error.value)
+
+
+def test_other_processes_may_divide_the_same_updates() -> None:
+    halved = {"per_device_train_batch_size": 16}
+    check_same_run(manifest(), Path("checkpoint-10"), {**SETTINGS, **halved}, 1)
+    accumulated = {"gradient_accumulation_steps": 4, "steps_per_generation": 4}
+    check_same_run(manifest(), Path("checkpoint-10"), {**SETTINGS, **accumulated}, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes"),
+    [({}, 1), ({"gradient_accumulation_steps": 1}, 2), ({"generation_batch_size": 64}, 2)],
+)
+def test_updates_of_other_sequences_are_refused(changes: dict[str, Any], processes: int) -> None:
+    with pytest.raises(SVFError, match="32 sequences an update"):
+        check_same_run(manifest(), Path("checkpoint-10"), {**SETTINGS, **changes}, processes)
+
+
+def test_other_rows_and_another_form_of_the_optimizer_are_refused() -> None:
+    check_same_machinery(manifest(), Path("c"), {"train": "a"}, "no DeepSpeed")
+    with pytest.raises(SVFError, match="other train rows"):
+        check_same_machinery(manifest(), Path("c"), {"train": "b"}, "no DeepSpeed")
+    with pytest.raises(SVFError, match="DeepSpeed ZeRO-2"):
+        check_same_machinery(manifest(), Path("c"), {"train": "a"}, "DeepSpeed ZeRO-2")

@@ -1,0 +1,295 @@
+"""A run that was cut off and goes on is the run that was not cut off, to the bit."""
+
+import json
+import math
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from peft import LoraConfig
+from torch import Tensor
+from transformers import TrainerCallback
+
+from svf_rl.errors import Stopped, SVFError
+from svf_rl.training.callbacks import TIMING
+
+Make = Callable[..., Any]
+Z = Callable[[Any], dict[str, Tensor]]
+
+EVERY_OTHER = {
+    "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "learning_rate": 0.02,
+    "advantage": "leave_one_out", "beta": 0.1, "weight_decay": 0.1, "max_grad_norm": 1.0, "lr_scheduler_type": "linear",
+}  # fmt: skip
+TABLES = {"log_completions": True, "num_completions_to_print": 1}
+SEVERAL_UPDATES = {"use_vllm": True}  # from one generation: TRL wants an engine that gives log-probabilities
+
+
+class CutOff(RuntimeError):
+    pass
+
+
+class CutOffAt(TrainerCallback):
+    """Ends the process, as it were, in the middle of an update."""
+
+    def __init__(self, step: int):
+        self._step = step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step + 1 == self._step:
+            raise CutOff
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """`metrics.jsonl`, less what measures seconds."""
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in read]
+
+
+def tables(folder: Path) -> dict[str, str]:
+    return {path.name: pd.read_parquet(path).to_json() for path in sorted((folder / "completions").glob("*.parquet"))}
+
+
+@pytest.fixture
+def rollouts(scripted: Make) -> Callable[[], Any]:
+    def log_probabilities(prompt: list[int], tokens: list[int]) -> list[float]:
+        return [-1.0 - (token % 7) / 10 for token in tokens]
+
+    return lambda: scripted(logprobs=log_probabilities)
+
+
+@pytest.fixture
+def runs(make_trainer: Make, rollouts: Make, tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
+    """`runs(cut=(3,), **settings)`: the trainer of a run that was left alone, and that of one that was cut off in these
+    updates and went on each time."""
+
+    def build(cut: tuple[int, ...] = (3,), again: dict[str, Any] | None = None, **settings: Any) -> tuple[Any, Any]:
+        def make(name: str, *callbacks: Any, **others: Any) -> Any:
+            own = {**EVERY_OTHER, "output_dir": str(tmp_path / name), **settings, **others}
+            return make_trainer(rollouts=rollouts(), callbacks=list(callbacks), **own)
+
+        whole = make("whole")
+        whole.train()
+        for update in cut:
+            with pytest.raises(CutOff):
+                make("cut", CutOffAt(update), **(again or {})).train("auto")
+        broken = make("cut", **(again or {}))
+        broken.train("auto")
+        return whole, broken
+
+    return build
+
+
+def assert_same(whole: Any, broken: Any, z_of: Z) -> None:
+    expected, found = z_of(whole), z_of(broken)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert any(not torch.equal(z, torch.ones_like(z)) for z in expected.values())
+    folders = [Path(trainer.args.output_dir) for trainer in (whole, broken)]
+    assert lines(folders[0]) == lines(folders[1])
+    assert tables(folders[0]) == tables(folders[1])
+
+
+SETTINGS = {
+    "plain": ((2, 4, 4, 6), TABLES),
+    "accumulation": ((5,), {"gradient_accumulation_steps": 4, "steps_per_generation": 2}),
+    "several updates": ((3, 6), {"steps_per_generation": 4, "save_steps": 1, **SEVERAL_UPDATES, **TABLES}),
+    "iterations": ((4,), {"num_iterations": 3, "save_steps": 1, **SEVERAL_UPDATES}),
+    "logs between": ((4, 5), {"num_iterations": 2, "logging_steps": 4, "save_steps": 3, **SEVERAL_UPDATES}),
+    "epochs": ((11,), {"max_steps": -1, "num_train_epochs": 3}),  # four updates each, in an order of its own
+    "logs of epochs": ((6,), {"max_steps": 9, "save_steps": 4, "logging_strategy": "epoch"}),
+    "saved by epochs": ((6,), {"save_strategy": "epoch", "num_train_epochs": 2, "max_steps": -1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("cut", "settings"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_the_same_run_to_the_bit(runs: Make, z_of: Z, cut: tuple[int, ...], settings: dict[str, Any]) -> None:
+    assert_same(*runs(cut, **settings), z_of)
+
+
+BEST = {
+    "eval_items": 4, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_completion_length", "greater_is_better": False,
+}  # fmt: skip
+
+
+def test_the_best_so_far_and_the_patience_are_kept(runs: Make, z_of: Z) -> None:
+    whole, broken = runs((2, 4), **BEST, early_stopping_patience=3, max_steps=20, save_total_limit=1)
+    assert 3 < whole.state.global_step < 20  # stopped early
+    assert broken.state.global_step == whole.state.global_step
+    assert (broken.state.best_metric, broken.state.best_global_step) == (
+        whole.state.best_metric,
+        whole.state.best_global_step,
+    )
+    assert Path(broken.state.best_model_checkpoint).is_dir()
+    assert_same(whole, broken, z_of)
+
+
+def test_what_was_over_stays_over(runs: Make, rollouts: Make, make_trainer: Make, z_of: Z) -> None:
+    """After the last update, and after early stopping: no further one is made, and the last lines come once."""
+    whole, broken = runs((), **BEST, early_stopping_patience=3, max_steps=20)
+    again = make_trainer(rollouts=rollouts(), **{**EVERY_OTHER, **BEST, "early_stopping_patience": 3, "max_steps": 20},
+                         output_dir=broken.args.output_dir)  # fmt: skip
+    again.train("auto")
+    assert again.state.global_step == broken.state.global_step
+    assert again.rollouts.requests == []
+    assert_same(whole, again, z_of)
+
+
+@pytest.mark.parametrize("update", [1, 3])
+def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(
+    make_trainer: Make, rollouts: Make, z_of: Z, tmp_path: Path, update: int
+) -> None:
+    own = {**EVERY_OTHER, "save_strategy": "no", "num_iterations": 2, "logging_steps": 4, **SEVERAL_UPDATES}
+    whole = make_trainer(rollouts=rollouts(), **own, output_dir=str(tmp_path / "whole"))
+    whole.train()
+
+    class Signal(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step + 1 == update:
+                stopped.stop.requested = "SIGUSR1"
+
+    stopped = make_trainer(rollouts=rollouts(), **own, output_dir=str(tmp_path / "cut"), callbacks=[Signal()])
+    with pytest.raises(Stopped, match=f"stopped by SIGUSR1 after update {update}: .*checkpoint-{update}$"):
+        stopped.train()
+    broken = make_trainer(rollouts=rollouts(), **own, output_dir=str(tmp_path / "cut"))
+    broken.train("auto")
+    assert_same(whole, broken, z_of)
+
+
+def test_the_rollouts_of_the_model_itself(make_trainer: Make, z_of: Z, tmp_path: Path) -> None:
+    """No scripted completions: what is drawn depends on `z` and on the seeds."""
+    own = {**EVERY_OTHER, "max_steps": 3, "save_steps": 1, "learning_rate": 0.2}
+    whole = make_trainer(**own, output_dir=str(tmp_path / "whole"))
+    whole.train()
+    with pytest.raises(CutOff):
+        make_trainer(**own, output_dir=str(tmp_path / "cut"), callbacks=[CutOffAt(3)]).train()
+    broken = make_trainer(**own, output_dir=str(tmp_path / "cut"))
+    broken.train("auto")
+    assert_same(whole, broken, z_of)
+
+
+def test_lora_with_dropout(make_trainer: Make, rollouts: Make, tmp_path: Path) -> None:
+    """Dropout draws from the process's own generator, whose state is another one in each update."""
+
+    def make(name: str, *callbacks: Any) -> Any:
+        lora = LoraConfig(r=2, lora_dropout=0.3, target_modules=["up_proj"], task_type="CAUSAL_LM")
+        own = {**EVERY_OTHER, "max_steps": 4, "weight_decay": 0.0, "output_dir": str(tmp_path / name)}
+        torch.manual_seed(0)  # the start of LoRA is random
+        return make_trainer(rollouts=rollouts(), peft_config=lora, callbacks=list(callbacks), **own)
+
+    whole = make("whole")
+    whole.train()
+    with pytest.raises(CutOff):
+        make("cut", CutOffAt(4)).train()
+    broken = make("cut")
+    broken.train("auto")
+    found = dict(broken.model.named_parameters())
+    trained = {name: p for name, p in whole.model.named_parameters() if p.requires_grad}
+    assert any("lora_B" in name and p.abs().max() > 0 for name, p in trained.items())
+    assert all(torch.equal(p, found[name]) for name, p in trained.items())
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(runs: Make, rollouts: Make, make_trainer: Make, z_of: Z) -> None:
+    own = {"lr_scheduler_type": "constant", "max_steps": 4}
+    whole, short = runs((), **own)
+    settings = {**EVERY_OTHER, **own, "max_steps": 6, "save_steps": 3, "output_dir": short.args.output_dir}
+    longer = make_trainer(rollouts=rollouts(), **settings)
+    longer.train("auto")
+    assert longer.state.global_step == 6
+    assert (Path(longer.args.output_dir) / "checkpoint-6").is_dir()
+    steps = [line["step"] for line in lines(Path(longer.args.output_dir)) if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert any(not torch.equal(z, z_of(longer)[name]) for name, z in z_of(whole).items())
+
+
+def test_going_back_to_an_earlier_checkpoint_removes_the_later_ones(
+    runs: Make, rollouts: Make, make_trainer: Make
+) -> None:
+    _, done = runs(())
+    folder = Path(done.args.output_dir)
+    again = make_trainer(rollouts=rollouts(), **EVERY_OTHER, output_dir=str(folder), callbacks=[CutOffAt(4)])
+    with pytest.raises(CutOff):
+        again.train(str(folder / "checkpoint-2"))
+    assert [path.name for path in sorted(folder.glob("checkpoint-*"))] == ["checkpoint-2"]
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3]
+
+
+def test_other_rows_are_refused(runs: Make, rollouts: Make, make_trainer: Make) -> None:
+    _, done = runs((), max_steps=2)
+    other = make_trainer(rollouts=rollouts(), **{**EVERY_OTHER, "max_steps": 3}, output_dir=done.args.output_dir)
+    other.train_dataset = other.train_dataset.select(range(8))
+    with pytest.raises(SVFError, match="other training rows"):
+        other.train("auto")
+
+
+def test_tensorboard_shows_each_update_once(make_trainer: Make, rollouts: Make, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    own = {**EVERY_OTHER, "report_to": "tensorboard", "output_dir": str(tmp_path / "run")}
+    with pytest.raises(CutOff):
+        make_trainer(rollouts=rollouts(), **own, callbacks=[CutOffAt(4)]).train()
+    make_trainer(rollouts=rollouts(), **own).train("auto")
+    (folder,) = (tmp_path / "run/runs").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("train/reward")] == [1, 2, 3, 4, 5, 6]
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(
+    make_trainer: Make, rollouts: Make, parity_reward: Any, z_of: Z, tmp_path: Path
+) -> None:
+    calls = iter(range(100))
+
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        values = parity_reward(completion_ids)
+        return [math.inf, *values[1:]] if next(calls) == 3 else values
+
+    own = {**EVERY_OTHER, "advantage": "none", "output_dir": str(tmp_path / "run"), "save_steps": 1}
+    broken = make_trainer(rollouts=rollouts(), reward=reward, **own)
+    with pytest.raises(SVFError, match=r"gradient of update 4 is not finite .*goes on from .*checkpoint-3") as error:
+        broken.train()
+    assert "\n" not in str(error.value)
+    assert all(z.isfinite().all() for z in z_of(broken).values())
+    again = make_trainer(rollouts=rollouts(), reward=parity_reward, **own)
+    again.train("auto")
+    assert again.state.global_step == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a file system can be mounted by root alone: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("room", [0, 30_000, 90_000])
+def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(
+    make_trainer: Make, rollouts: Make, small_disk: Path, room: int
+) -> None:
+    class Fill(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            left = shutil.disk_usage(small_disk).free - room
+            (small_disk / "filling").write_bytes(bytes(max(0, left)))
+
+    own = {**EVERY_OTHER, "output_dir": str(small_disk / "run"), "save_steps": 1, "logging_strategy": "no"}
+    with pytest.raises(SVFError, match=r"cannot write .*checkpoint-2: .*goes on from .*checkpoint-1") as error:
+        make_trainer(rollouts=rollouts(), **own, callbacks=[Fill()]).train()
+    assert "\n" not in str(error.value)
+    (small_disk / "filling").unlink()
+    assert {path.name for path in (small_disk / "run").glob("*checkpoint-*")} == {"checkpoint-1"}
+    again = make_trainer(rollouts=rollouts(), **{**own, "max_steps": 2})
+    again.train("auto")
+    assert again.state.global_step == 2

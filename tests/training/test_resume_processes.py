@@ -1,0 +1,98 @@
+"""Two processes stop together and go on together, and one goes on where two were."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from svf_rl.training.callbacks import TIMING
+
+SMALL = [
+    "recipes/quickstart.yaml", "--use_vllm", "false", "--max_steps", "6", "--eval_steps", "6", "--save_steps", "2",
+    "--train_items", "64", "--validation_items", "4", "--test_items", "4", "--max_completion_length", "24",
+    "--report_to", "none", "--load_best_model_at_end", "false", "--save_total_limit", "9", "--resume",
+]  # fmt: skip
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+
+@pytest.fixture
+def start(repository: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """`start("run", config="cpu_ddp", size=8)`: training into that folder, begun or gone on with."""
+
+    def launch(name: str, *overrides: str, config: str = "cpu_ddp", size: int = 8) -> subprocess.Popen[str]:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = str(probe.getsockname()[1])
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
+        own = ["--per_device_train_batch_size", str(size), "--output_dir", str(tmp_path / name), *overrides]
+        return subprocess.Popen(
+            [sys.executable, *launcher, "--main_process_port", port, "svf_rl/train.py", *SMALL, *own],
+            cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(repository)},
+        )  # fmt: skip
+
+    return launch
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    printed = process.communicate(timeout=500)[0]
+    assert process.returncode == 0, printed[-4000:]
+    return printed
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    return [int(pid) for pid in listed.split()]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in read]
+
+
+def test_a_signal_to_one_of_two_stops_both_after_the_same_update(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    finished(start("whole"))
+    process = start("cut")
+    while not list((tmp_path / "cut").glob("checkpoint-2")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(children(process)[-1], signal.SIGUSR1)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 1  # accelerate's own; it names that of its processes:
+    assert "exitcode  : 75" in printed
+    assert printed.count("--resume goes on from") == 1
+    assert not (tmp_path / "cut/summary.json").exists()
+    assert "going on after update" in finished(start("cut"))
+    assert any(line.get("grad_norm") for line in lines(tmp_path / "whole"))
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_one_process_goes_on_where_two_were(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """Not to the bit: sums are of other parts. Greedy, since the model's own rollouts are seeded by batches."""
+    greedy = ["--temperature", "0", "--num_generations", "1", "--advantage", "batch_mean", "--learning_rate", "1e-3"]
+    finished(start("run", *greedy))
+    name = "adapter_model.safetensors"
+    expected = load_file(tmp_path / "run" / name)
+    (tmp_path / "run/summary.json").unlink()
+    for later in ("checkpoint-4", "checkpoint-6"):
+        (tmp_path / "run" / later / "manifest.json").unlink(missing_ok=True)
+    assert "going on after update 2" in finished(start("run", *greedy, config="cpu", size=16))
+    found = load_file(tmp_path / "run" / name)
+    for key in (key for key in expected if "svf_z" in key):
+        assert not torch.equal(expected[key], torch.ones_like(expected[key]))
+        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-5)

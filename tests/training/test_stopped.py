@@ -1,0 +1,229 @@
+"""Signals, and `--resume` as it is typed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import svf_rl.train
+from svf_rl.cli import main
+from svf_rl.new_folder import held
+from svf_rl.training.callbacks import TIMING
+
+SMALL = [
+    "--use_vllm", "false", "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--train_items", "32",
+    "--validation_items", "4", "--test_items", "4", "--per_device_train_batch_size", "8",
+    "--max_completion_length", "24", "--report_to", "none", "--disable_tqdm",
+]  # fmt: skip
+
+# ---- what a process does at a signal ---------------------------------------------------------------------------------
+
+WORK = """
+import sys, time
+from svf_rl.errors import one_line_errors
+from svf_rl.training import signals
+
+signals._SAME_REQUEST_SECONDS = 0.3
+stop = signals.StopRequest()
+with one_line_errors() as outcome, stop.listening():
+    print("loads", flush=True)
+    if sys.argv[1] == "loads":
+        time.sleep(30)
+    with stop.waits_for_update():
+        print("trains", flush=True)
+        until = time.monotonic() + float(sys.argv[2])
+        while time.monotonic() < until:
+            time.sleep(0.01)
+        print("update over", flush=True)
+sys.exit(outcome.status)
+"""
+
+
+def work(phase: str, seconds: float = 0.5, **environment: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORK, phase, str(seconds)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != phase:
+        assert process.poll() is None
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_update_under_way_is_finished(number: signal.Signals) -> None:
+    process = work("trains")
+    process.send_signal(number)
+    process.send_signal(number)  # from the launcher too
+    printed, said = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert printed == "update over\n"
+    assert said.startswith(f"stopped by {number.name} ")
+    assert said.count("\n") == 1
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    process = work("trains", 30)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(0.6)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == -signal.SIGTERM
+
+
+def test_where_there_is_no_update_to_wait_for_it_ends_at_once() -> None:
+    process = work("loads")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 75
+    assert said.count("\n") == 1
+
+
+def test_one_process_of_several_speaks() -> None:
+    process = work("loads", RANK="1")
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=10) == ("", "")
+    assert process.returncode == 75
+
+
+# ---- real runs -------------------------------------------------------------------------------------------------------
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in read]
+
+
+@pytest.fixture(scope="module")
+def recipe(repository: Path) -> str:
+    return str(repository / "recipes/quickstart.yaml")
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was left alone."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    assert (
+        main(["train", recipe, *SMALL, "--output_dir", str(output), "--resume"]) == 0
+    )  # nothing there: it begins anew
+    return output
+
+
+def wait_for(what: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def assert_same(whole: Path, other: Path) -> None:
+    name = "adapter_model.safetensors"
+    assert (whole / name).read_bytes() == (other / name).read_bytes()
+    assert any(line.get("grad_norm") for line in lines(whole))
+    assert lines(whole) == lines(other)
+    expected, found = (json.loads((folder / "summary.json").read_text()) for folder in (whole, other))
+    for key in ("accuracy", "base_accuracy", "items", "updates", "best_checkpoint", "rows"):
+        assert expected[key] == found[key]
+    assert expected["seconds"].keys() == found["seconds"].keys()
+    assert "resume_from_checkpoint" not in found["recipe"]
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path, recipe: str) -> tuple[Path, Callable[..., int]]:
+    """A copy of that folder to be damaged, and `train(*overrides)`, which goes on in it."""
+    output = tmp_path / "run"
+    subprocess.run(["cp", "-r", whole, output], check=True)
+    return output, lambda *overrides: main(["train", recipe, *SMALL, "--output_dir", str(output), *overrides])
+
+
+def test_a_run_that_has_ended_is_left_alone(copied: Any, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, train = copied
+    assert train("--resume") == 0
+    assert "has ended after 4 updates: nothing is left to do" in capsys.readouterr().out
+    assert (output / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("left", ["adapter_model.safetensors", "README.md"])
+def test_killed_while_the_adapter_was_saved_or_evaluated(copied: Any, whole: Path, left: str) -> None:
+    output, train = copied
+    (output / "summary.json").unlink()
+    (output / left).write_bytes((output / left).read_bytes()[:100])
+    assert train("--resume") == 0
+    assert_same(whole, output)
+
+
+def test_the_last_checkpoint_is_torn(copied: Any, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, train = copied
+    (output / "summary.json").unlink()
+    (output / "checkpoint-4/optimizer.pt").write_bytes(b"torn")
+    assert train("--resume_from_checkpoint", "true") == 0
+    assert "going on after update 2" in capsys.readouterr().out
+    assert_same(whole, output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "--learning_rate", "2e-2"], "learning_rate=0.01, and the recipe has 0.02"),
+        (["--resume", "--per_device_train_batch_size", "16"], "8 sequences an update"),
+        (["--resume_from_checkpoint", "elsewhere"], "elsewhere is no whole checkpoint"),
+        (["--resume", "--resume_from_checkpoint", "auto"], "give one of them"),
+    ],
+)
+def test_what_cannot_be_gone_on_with(
+    copied: Any, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, train = copied
+    before = sorted(path.name for path in output.iterdir())
+    assert train(*arguments) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert sorted(path.name for path in output.iterdir()) == before
+
+
+def test_true_needs_a_checkpoint(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "true"]
+    assert main(["train", recipe, *SMALL, *own]) == 1
+    assert "holds no checkpoint to go on from" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_one_run_at_a_time_in_a_folder(
+    copied: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, train = copied
+    monkeypatch.setattr(svf_rl.train, "held", partial(held, seconds=0))
+    with held(output):
+        assert train() == 1
+    assert "another process is writing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+def test_the_launcher_gets_the_signal(
+    number: signal.Signals, whole: Path, recipe: str, repository: Path, tmp_path: Path
+) -> None:
+    """`accelerate launch` dies of it and tells its process nothing; the process stops as if it had been told."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    with log.open("w") as file:
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",
+             "svf_rl/train.py", recipe, *SMALL, "--output_dir", str(output)],
+            cwd=repository, stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    wait_for((output / "metrics.jsonl").is_file, 400)
+    time.sleep(0.5)
+    launcher.send_signal(number)
+    launcher.wait(60)
+    wait_for(lambda: "stopped by SIGTERM " in log.read_text(), 120)
+    with held(output, seconds=60):  # the process has ended
+        assert log.read_text().count("stopped by SIGTERM ") == 1
+        assert "Traceback" not in log.read_text().split("stopped by SIGTERM ")[1]
+    assert main(["train", recipe, *SMALL, "--output_dir", str(output), "--resume"]) == 0
+    assert_same(whole, output)
