@@ -32,6 +32,7 @@ def serve(arguments: Sequence[str]) -> int:
         command, environment = server_command(
             load_recipe(known.recipe, overrides), known.host, known.port, own[cut + 1 :]
         )
-        print(f"vLLM server for {known.recipe}: http://{known.host}:{known.port}", flush=True)
-        os.execvpe(command[0], command, environment)
-    return outcome.status
+    if outcome.status:
+        return outcome.status
+    print(f"vLLM server for {known.recipe}: http://{known.host}:{known.port}", flush=True)
+    os.execvpe(command[0], command, environment)

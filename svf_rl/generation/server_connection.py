@@ -140,7 +140,7 @@ class ServerConnection:
 
     def _agreed(self, answers: list[dict[str, Any]]) -> dict[str, Any]:
         first = answers[0]
-        together = {"instance": "+".join(answer["instance"] for answer in answers)}
+        together: dict[str, Any] = {"instance": "+".join(answer["instance"] for answer in answers)}
         for key in ("version", "layout"):
             together[key] = first[key] if all(answer[key] == first[key] for answer in answers) else None
         return {**first, **together}
@@ -163,6 +163,6 @@ class ServerConnection:
         text = " ".join(response.text.split())[:300]
         if path != "/health":
             self._request("GET", "/health", timeout=10.0)
-            if "svf_" in text:
+            if "has no attribute 'svf_" in text:
                 raise SVFError(f"the vLLM server {self.url} runs without the extension of this package: {_HOW}")
         raise ServerGoneError(f"{path} ends with status {response.status_code}: {text}")

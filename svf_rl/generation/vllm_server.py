@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -51,7 +51,7 @@ class VLLMServers:
         *,
         dtype: str,
         timeout: float = 240.0,
-        on_failure: Literal["stop", "leave_out"] = "stop",
+        on_failure: str = "stop",
         full_push: bool = False,
     ):
         self._timeout, self._on_failure, self._full_push = timeout, on_failure, full_push
