@@ -35,7 +35,13 @@ class ServerConnection:
         self.request_keys: frozenset[str] = frozenset()
         """What `/v1/completions` takes, as the server itself describes it."""
         # An update reads files and rebuilds every weight: minutes, where the files come over a network.
-        self._http = httpx.Client(base_url=url, timeout=httpx.Timeout(None, connect=10.0), trust_env=False)
+        # No connection is kept: one that the server closes at that moment would look like a server that died.
+        self._http = httpx.Client(
+            base_url=url,
+            timeout=httpx.Timeout(None, connect=10.0),
+            limits=httpx.Limits(max_keepalive_connections=0),
+            trust_env=False,
+        )
 
     def is_up(self) -> bool:
         """Whether the server answers within a few seconds."""
