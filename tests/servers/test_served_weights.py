@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import move
 from peft import PeftModel, get_peft_model
+from server_process import move
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from svf_rl.errors import SVFError

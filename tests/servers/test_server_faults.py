@@ -1,0 +1,130 @@
+"""Servers that die, come back, or never were what they should be."""
+
+import http.server
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from server_process import Server, free_port
+
+from svf_rl.errors import SVFError
+from svf_rl.generation import Sampling
+from svf_rl.generation import server_requests as module
+from svf_rl.generation.vllm_server import VLLMServers
+from svf_rl.quickstart import model_path
+
+GREEDY = Sampling(max_tokens=32, temperature=0.0)
+Adapted = Callable[..., PeftModel]
+
+
+@pytest.mark.vllm
+def test_a_dead_server_stops_the_run_or_is_left_out_and_taken_back(
+    server: Server, second_server: Server, adapted: Adapted, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    urls = [second_server.url, server.url]
+    strict = VLLMServers(urls, dtype="float32")
+    patient = VLLMServers(urls, dtype="float32", on_failure="leave_out")
+    alone = VLLMServers([server.url], dtype="float32")
+    model = adapted(1)
+    assert alone.sync(model).bytes * 2 == patient.sync(model).bytes
+    strict.sync(model)
+    expected = [c.token_ids for c in alone.generate(prompts, GREEDY, range(12))]
+    assert [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))] == expected
+
+    killer = threading.Timer(0.5, second_server.kill)  # in the middle of the requests
+    killer.start()
+    many = [c.token_ids for c in patient.generate(prompts * 20, GREEDY, range(240))]
+    killer.join()
+    assert many == expected * 20
+    assert f"warning: vLLM server {second_server.url} is left out" in capfd.readouterr().err
+    for act in (lambda: strict.generate(prompts, GREEDY, range(12)), lambda: strict.sync(adapted(2))):
+        with pytest.raises(SVFError, match=f"{second_server.url} does not answer any more.*leave_out") as error:
+            act()
+        assert "\n" not in str(error.value)
+
+    second_server.start()
+    second_server.wait()
+    # it serves the checkpoint again; nobody has told the run, which brings it up to date before it asks
+    assert [c.token_ids for c in strict.generate(prompts, GREEDY, range(12))] == expected
+    assert patient.sync(model).bytes > alone.sync(model).bytes
+    assert f"{second_server.url} is back" in capfd.readouterr().err
+    assert [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))] == expected
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_that_hangs_is_as_good_as_dead(
+    server: Server, second_server: Server, adapted: Adapted, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BETWEEN_LOOKS", 1.0)
+    monkeypatch.setattr(module, "_PATIENCE", 6.0)
+    patient = VLLMServers([second_server.url, server.url], dtype="float32", on_failure="leave_out")
+    patient.sync(adapted(1))
+    expected = [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))]
+    stopper = threading.Timer(0.3, lambda: os.killpg(second_server.process.pid, signal.SIGSTOP))
+    stopper.start()
+    many = [c.token_ids for c in patient.generate(prompts * 20, GREEDY, range(240))]
+    stopper.join()
+    os.killpg(second_server.process.pid, signal.SIGCONT)
+    assert many == expected * 20
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_without_the_extension_is_told_how_to_start(start_server: Callable[..., Server]) -> None:
+    plain = ["vllm.entrypoints.openai.api_server", "--model", str(model_path()), "--dtype", "float32"]
+    options = ("--enforce-eager", "--max-model-len", "256", "--gpu-memory-utilization", "0.2")
+    without = start_server(*options, command=plain, VLLM_SERVER_DEV_MODE="1", TORCHDYNAMO_DISABLE="1").wait()
+    with pytest.raises(SVFError, match=r"runs without the extension.*svf-rl serve RECIPE") as error:
+        VLLMServers([without.url], dtype="float32")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_over_two_workers_rebuilds_its_shards(
+    start_server: Callable[..., Server], server: Server, adapted: Adapted, prompts: list[list[int]]
+) -> None:
+    sharded = start_server("--", "--tensor-parallel-size", "2").wait()
+    model = adapted(4)
+    tokens = []
+    for url in (sharded.url, server.url):
+        rollouts = VLLMServers([url], dtype="float32")
+        rollouts.sync(adapted(3))
+        rollouts.sync(model)
+        tokens.append([c.token_ids for c in rollouts.generate(prompts, GREEDY, range(12))])
+    assert sum(a == b for a, b in zip(*tokens, strict=True)) >= 11
+
+
+@pytest.fixture
+def no_vllm() -> Iterator[str]:
+    """The address of a web server that is no vLLM."""
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{web.server_address[1]}"
+    web.shutdown()
+
+
+class _Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>welcome</html>" if self.path != "/health" else b"")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_address_that_is_no_server_is_said_in_one_line(no_vllm: str, tmp_path: Path) -> None:
+    for url, message in (
+        (f"http://127.0.0.1:{free_port()}", "no vLLM server answers at .* within 0.5 s"),
+        ("http://no-such-host.invalid:8000", "no vLLM server answers"),
+        (no_vllm, "not as a vLLM server does"),
+    ):
+        with pytest.raises(SVFError, match=message) as error:
+            VLLMServers([url], dtype="float32", timeout=0.5)
+        assert "\n" not in str(error.value)
