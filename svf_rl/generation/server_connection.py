@@ -12,11 +12,17 @@ from svf_rl.errors import SVFError
 from svf_rl.generation.z_update import Layout
 
 EXTENSION = "svf_rl.generation.worker_extension.SVFWorkerExtension"
+# Seconds for what reads files or waits for other clients' requests; a hung server costs as much.
+_LONG = 1800.0
 _HOW = f"start it with svf-rl serve RECIPE, or with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
 
 
 class ServerGoneError(Exception):
     """The server does not answer, or its engine has died."""
+
+
+class NoExtensionError(SVFError):
+    """A vLLM server whose workers lack our methods."""
 
 
 class ServerConnection:
@@ -29,16 +35,15 @@ class ServerConnection:
 
     def __init__(self, url: str):
         self.url = url
-        self.model_name = ""
+        self.takes_z = True
         self.max_model_len = 0
         self.max_num_seqs = 256
         self.request_keys: frozenset[str] = frozenset()
         """What `/v1/completions` takes, as the server itself describes it."""
-        # An update reads files and rebuilds every weight: minutes, where the files come over a network.
         # No connection is kept: one that the server closes at that moment would look like a server that died.
         self._http = httpx.Client(
             base_url=url,
-            timeout=httpx.Timeout(None, connect=10.0),
+            timeout=httpx.Timeout(120.0, connect=10.0),
             limits=httpx.Limits(max_keepalive_connections=0),
             trust_env=False,
         )
@@ -63,12 +68,12 @@ class ServerConnection:
             ServerGoneError: no answer.
         """
         try:
-            self.model_name = self._request("GET", "/v1/models")["data"][0]["id"]
+            self._request("GET", "/v1/models")["data"][0]["id"]
             schemas = self._request("GET", "/openapi.json")["components"]["schemas"]
             self.request_keys = frozenset(schemas["CompletionRequest"]["properties"])
         except (KeyError, IndexError, TypeError) as error:
             raise SVFError(f"{self.url} answers, but not as a vLLM server does: give the address of one") from error
-        settings = self.status()
+        settings = self._settings()
         self.max_model_len, self.max_num_seqs = settings["max_model_len"], settings["max_num_seqs"]
         wrong = None
         if settings["dtype"] != dtype:
@@ -79,6 +84,10 @@ class ServerConnection:
             wrong = "--no-enable-chunked-prefill: on the CPU vLLM fails on seeded requests with it"
         if wrong:
             raise SVFError(f"restart the vLLM server {self.url} with {wrong}")
+
+    def _settings(self) -> dict[str, Any]:
+        """Type and length of the model, and how it is served."""
+        return self.status()
 
     def status(self) -> dict[str, Any]:
         """
@@ -93,7 +102,7 @@ class ServerConnection:
 
     def pause(self) -> None:
         """Let the requests under way come to their end, and have later ones wait; caches are emptied."""
-        self._request("POST", "/pause", params={"mode": "wait"})
+        self._request("POST", "/pause", params={"mode": "wait"}, timeout=_LONG)
 
     def empty_cache(self) -> None:
         """Forget cached prefixes: they were computed in other batches and differ in the last bits."""
@@ -138,7 +147,8 @@ class ServerConnection:
     def _call(self, method: str, arguments: tuple[Any, ...]) -> tuple[list[dict[str, Any]], int]:
         """What each worker answers, and the bytes that were sent for it."""
         body = json.dumps({"method": method, "args": arguments}).encode()
-        answers = self._request("POST", "/collective_rpc", content=body)["results"]
+        limit = 120.0 if method == "svf_status" else _LONG
+        answers = self._request("POST", "/collective_rpc", content=body, timeout=limit)["results"]
         for answer in answers:
             if "error" in answer:
                 raise SVFError(f"the vLLM server {self.url} cannot be used: {answer['error']}")
@@ -170,5 +180,8 @@ class ServerConnection:
         if path != "/health":
             self._request("GET", "/health", timeout=10.0)
             if "has no attribute 'svf_" in text:
-                raise SVFError(f"the vLLM server {self.url} runs without the extension of this package: {_HOW}")
+                raise NoExtensionError(
+                    f"the vLLM server {self.url} runs without the extension of this package, and TRL's push "
+                    f"works on CUDA alone: {_HOW}"
+                )
         raise ServerGoneError(f"{path} ends with status {response.status_code}: {text}")

@@ -11,9 +11,10 @@ from svf_rl.errors import SVFError
 from svf_rl.generation.continuations import joined
 from svf_rl.generation.processes import by_main_process
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
-from svf_rl.generation.server_connection import ServerConnection, ServerGoneError
+from svf_rl.generation.server_connection import NoExtensionError, ServerConnection, ServerGoneError
 from svf_rl.generation.server_requests import answers_of
 from svf_rl.generation.server_update import FullPush, Update, ZUpdate
+from svf_rl.generation.trl_push import TRLPushConnection
 from svf_rl.generation.weights import refuse_other_trained_parameters
 from svf_rl.generation.z_update import is_svf_alone
 
@@ -40,6 +41,9 @@ class VLLMServers:
             it answers again at a later sync.
         full_push (`bool`, *optional*, defaults to `False`):
             Send every adapted weight instead of `z`: to compare with.
+        device (`str`, *optional*, defaults to `"cpu"`):
+            Where the model trains. On `"cuda"` a server without the extension is taken, and TRL's push brings it
+            every weight; elsewhere there is none.
 
     Raises:
         SVFError: a server is not up within `timeout`, or cannot be used; one line says how to start it.
@@ -53,23 +57,38 @@ class VLLMServers:
         timeout: float = 240.0,
         on_failure: str = "stop",
         full_push: bool = False,
+        device: str = "cpu",
     ):
         self._timeout, self._on_failure, self._full_push = timeout, on_failure, full_push
-        self._servers = [ServerConnection(url) for url in urls]
+        self._servers = self._connected(urls, dtype, device)
         self._left_out: list[ServerConnection] = []
         self._update: Update | None = None
         self.stale = True  # what the servers hold is not known before the first sync
-        end = time.monotonic() + timeout
-        for server in self._servers:
+
+    def _connected(self, urls: Sequence[str], dtype: str, device: str) -> list[ServerConnection]:
+        end, servers = time.monotonic() + self._timeout, []
+        for url in urls:
+            server = ServerConnection(url)
             try:
                 while not server.is_up() and time.monotonic() < end:
                     time.sleep(1.0)
-                server.check(dtype)
+                try:
+                    server.check(dtype)
+                except NoExtensionError as error:
+                    if device != "cuda":
+                        raise NoExtensionError(
+                            f"{error}; without it TRL's full push of all weights is needed, on CUDA"
+                        ) from error
+                    server = TRLPushConnection(url, group_port=51216 + len(servers))
+                    server.check(dtype)
+                    print(f"warning: {error}; full weights go to it by TRL's push", file=sys.stderr, flush=True)
             except ServerGoneError as error:
                 raise SVFError(
-                    f"no vLLM server answers at {server.url} within {timeout:g} s ({error}): start one with "
+                    f"no vLLM server answers at {url} within {self._timeout:g} s ({error}): start one with "
                     "svf-rl serve RECIPE, or correct vllm_server_base_url"
                 ) from error
+            servers.append(server)
+        return servers
 
     # ---- requests -----------------------------------------------------------------------------------------------
 
@@ -152,7 +171,7 @@ class VLLMServers:
         """Serve the weights of `model` from now on. Frozen weights are those of the servers' own checkpoint: with `z`
         alone, `everything` has no more to send."""
         refuse_other_trained_parameters(model)
-        z_alone = is_svf_alone(model) and not self._full_push
+        z_alone = is_svf_alone(model) and not self._full_push and all(server.takes_z for server in self._servers)
         update: Update = ZUpdate(model) if z_alone else FullPush(model, everything)
         shared = by_main_process(lambda: self._bring(update), update.take_part)
         update.version, self._update, self.stale = shared["version"], update, False

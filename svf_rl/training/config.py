@@ -144,6 +144,8 @@ class SVFReinforceConfig(GRPOConfig):
             return
         if not self.use_vllm:
             raise SVFError("vllm_mode: server needs use_vllm: true")
+        if self.vllm_server_timeout <= 0:
+            raise SVFError(f"vllm_server_timeout must be positive, not {self.vllm_server_timeout:g}")
         if self.vllm_enable_sleep_mode:
             raise SVFError("vllm_enable_sleep_mode is for a colocated vLLM: remove it, or vllm_mode: server")
         if not self.server_urls:

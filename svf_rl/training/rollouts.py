@@ -31,6 +31,7 @@ def build_rollouts(
             dtype=str(dtype).removeprefix("torch."),
             timeout=args.vllm_server_timeout,
             on_failure=args.vllm_server_failure,
+            device=device,
         )
     from svf_rl.generation.colocated_vllm import ColocatedVLLM
 

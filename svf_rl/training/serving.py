@@ -75,10 +75,12 @@ def _dtype(model: ModelArguments) -> str:
 
 def _check_free(host: str, port: int) -> None:
     """vLLM would say so after minutes of loading."""
+    if not 0 < port < 65536:
+        raise SVFError(f"cannot listen at port {port}: give a --port between 1 and 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise SVFError(f"cannot listen at {host}:{port} ({error}): give another --port or --host") from error
