@@ -12,8 +12,8 @@ from svf_rl.errors import SVFError
 from svf_rl.generation.z_update import Layout
 
 EXTENSION = "svf_rl.generation.worker_extension.SVFWorkerExtension"
-# Seconds for what reads files or waits for other clients' requests; a hung server costs as much.
-_LONG = 1800.0
+# Seconds after which a server counts as dead; the longer ones are for what reads files or waits for others' requests.
+_SHORT, _LONG = 60.0, 1800.0
 _HOW = f"start it with svf-rl serve RECIPE, or with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
 
 
@@ -43,7 +43,7 @@ class ServerConnection:
         # No connection is kept: one that the server closes at that moment would look like a server that died.
         self._http = httpx.Client(
             base_url=url,
-            timeout=httpx.Timeout(120.0, connect=10.0),
+            timeout=httpx.Timeout(_SHORT, connect=10.0),
             limits=httpx.Limits(max_keepalive_connections=0),
             trust_env=False,
         )
@@ -147,7 +147,7 @@ class ServerConnection:
     def _call(self, method: str, arguments: tuple[Any, ...]) -> tuple[list[dict[str, Any]], int]:
         """What each worker answers, and the bytes that were sent for it."""
         body = json.dumps({"method": method, "args": arguments}).encode()
-        limit = 120.0 if method == "svf_status" else _LONG
+        limit = _SHORT if method == "svf_status" else _LONG
         answers = self._request("POST", "/collective_rpc", content=body, timeout=limit)["results"]
         for answer in answers:
             if "error" in answer:

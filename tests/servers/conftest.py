@@ -37,21 +37,25 @@ def start_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def both(start_server: Start) -> tuple[Server, Server]:
-    """Two servers, which start at the same time."""
-    return start_server(), start_server()
+def first_server(start_server: Start) -> Server:
+    return start_server()
+
+
+@pytest.fixture
+def server(first_server: Server) -> Server:
+    """One server for all tests; a test that killed it leaves the next one to wait for another."""
+    return first_server.wait()
 
 
 @pytest.fixture(scope="session")
-def server(both: tuple[Server, Server]) -> Server:
-    """One server for all tests that leave it running."""
-    return both[0].wait()
+def other_server(start_server: Start) -> Server:
+    return start_server()
 
 
-@pytest.fixture(scope="session")
-def second_server(both: tuple[Server, Server]) -> Server:
-    """Another one, which a test may kill if it starts it again."""
-    return both[1].wait()
+@pytest.fixture
+def second_server(other_server: Server) -> Server:
+    """Another one, for slow tests."""
+    return other_server.wait()
 
 
 @pytest.fixture

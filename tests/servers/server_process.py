@@ -32,6 +32,9 @@ class Server:
             )
 
     def wait(self, seconds: float = 300) -> "Server":
+        """Returns when it is up; starts it when it was killed."""
+        if self.process.poll() == -signal.SIGKILL:
+            self.start()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             assert self.process.poll() is None, self._log.read_text()[-3000:]

@@ -12,7 +12,7 @@ from peft import PeftModel
 from server_process import Server, free_port
 
 from svf_rl.errors import SVFError
-from svf_rl.generation import Sampling
+from svf_rl.generation import Sampling, server_connection
 from svf_rl.generation import server_requests as module
 from svf_rl.generation.vllm_server import VLLMServers
 from svf_rl.quickstart import model_path
@@ -22,37 +22,55 @@ Adapted = Callable[..., PeftModel]
 
 
 @pytest.mark.vllm
-def test_a_dead_server_stops_the_run_or_is_left_out_and_taken_back(
+def test_a_dead_server_stops_the_run_and_a_restarted_one_is_brought_up_to_date(
+    rollouts: VLLMServers, server: Server, adapted: Adapted, prompts: list[list[int]]
+) -> None:
+    rollouts.sync(adapted(1))
+    expected = [c.token_ids for c in rollouts.generate(prompts, GREEDY, range(12))]
+    server.kill()
+    for act in (lambda: rollouts.generate(prompts, GREEDY, range(12)), lambda: rollouts.sync(adapted(2))):
+        with pytest.raises(SVFError, match=f"{server.url} does not answer any more.*leave_out") as error:
+            act()
+        assert "\n" not in str(error.value)
+    server.wait()
+    # it serves the checkpoint; nobody has told the run, which brings it up to date before it asks
+    assert [c.token_ids for c in rollouts.generate(prompts, GREEDY, range(12))] == expected
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_one_of_two_servers_dies_is_left_out_and_taken_back(
     server: Server, second_server: Server, adapted: Adapted, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    urls = [second_server.url, server.url]
-    strict = VLLMServers(urls, dtype="float32")
-    patient = VLLMServers(urls, dtype="float32", on_failure="leave_out")
+    both = VLLMServers([second_server.url, server.url], dtype="float32", on_failure="leave_out")
     alone = VLLMServers([server.url], dtype="float32")
     model = adapted(1)
-    assert alone.sync(model).bytes * 2 == patient.sync(model).bytes
-    strict.sync(model)
+    assert both.sync(model).bytes == 2 * alone.sync(model).bytes
     expected = [c.token_ids for c in alone.generate(prompts, GREEDY, range(12))]
-    assert [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))] == expected
+    assert [c.token_ids for c in both.generate(prompts, GREEDY, range(12))] == expected
 
     killer = threading.Timer(0.5, second_server.kill)  # in the middle of the requests
     killer.start()
-    many = [c.token_ids for c in patient.generate(prompts * 20, GREEDY, range(240))]
+    many = [c.token_ids for c in both.generate(prompts * 20, GREEDY, range(240))]
     killer.join()
     assert many == expected * 20
     assert f"warning: vLLM server {second_server.url} is left out" in capfd.readouterr().err
-    for act in (lambda: strict.generate(prompts, GREEDY, range(12)), lambda: strict.sync(adapted(2))):
-        with pytest.raises(SVFError, match=f"{second_server.url} does not answer any more.*leave_out") as error:
-            act()
-        assert "\n" not in str(error.value)
 
-    second_server.start()
     second_server.wait()
-    # it serves the checkpoint again; nobody has told the run, which brings it up to date before it asks
-    assert [c.token_ids for c in strict.generate(prompts, GREEDY, range(12))] == expected
-    assert patient.sync(model).bytes > alone.sync(model).bytes
+    assert both.sync(model).bytes == 2 * alone.sync(model).bytes
     assert f"{second_server.url} is back" in capfd.readouterr().err
-    assert [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))] == expected
+    assert [c.token_ids for c in both.generate(prompts, GREEDY, range(12))] == expected
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_the_last_server_is_waited_for(second_server: Server, adapted: Adapted, prompts: list[list[int]]) -> None:
+    rollouts = VLLMServers([second_server.url], dtype="float32", on_failure="leave_out", timeout=300)
+    rollouts.sync(adapted(1))
+    expected = [c.token_ids for c in rollouts.generate(prompts, GREEDY, range(12))]
+    second_server.kill()
+    second_server.start()
+    assert [c.token_ids for c in rollouts.generate(prompts, GREEDY, range(12))] == expected
 
 
 @pytest.mark.vllm
@@ -62,6 +80,7 @@ def test_a_server_that_hangs_is_as_good_as_dead(
 ) -> None:
     monkeypatch.setattr(module, "_BETWEEN_LOOKS", 1.0)
     monkeypatch.setattr(module, "_PATIENCE", 6.0)
+    monkeypatch.setattr(server_connection, "_SHORT", 6.0)
     patient = VLLMServers([second_server.url, server.url], dtype="float32", on_failure="leave_out")
     patient.sync(adapted(1))
     expected = [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))]
