@@ -66,7 +66,8 @@ class VLLMServers:
         self.stale = True  # what the servers hold is not known before the first sync
 
     def _connected(self, urls: Sequence[str], dtype: str, device: str) -> list[ServerConnection]:
-        end, servers = time.monotonic() + self._timeout, []
+        servers: list[ServerConnection] = []
+        end = time.monotonic() + self._timeout
         for url in urls:
             server = ServerConnection(url)
             try:

@@ -101,6 +101,8 @@ def test_a_server_without_the_extension_is_told_how_to_start(start_server: Calla
     with pytest.raises(SVFError, match=r"runs without the extension.*svf-rl serve RECIPE") as error:
         VLLMServers([without.url], dtype="float32")
     assert "\n" not in str(error.value)
+    with pytest.raises(SVFError, match=r"takes no weights.*--weight-transfer-config"):
+        VLLMServers([without.url], dtype="float32", device="cuda")  # where TRL's push would do
 
 
 @pytest.mark.vllm
