@@ -75,14 +75,17 @@ class VLLMServers:
                     time.sleep(1.0)
                 try:
                     server.check(dtype)
-                except NoExtensionError as error:
+                except NoExtensionError:
                     if device != "cuda":
-                        raise NoExtensionError(
-                            f"{error}; without it TRL's full push of all weights is needed, on CUDA"
-                        ) from error
+                        raise
                     server = TRLPushConnection(url, group_port=51216 + len(servers))
                     server.check(dtype)
-                    print(f"warning: {error}; full weights go to it by TRL's push", file=sys.stderr, flush=True)
+                    print(
+                        f"warning: the vLLM server {url} runs without the extension of this package: every update goes "
+                        "to it in full, by TRL's push",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             except ServerGoneError as error:
                 raise SVFError(
                     f"no vLLM server answers at {url} within {self._timeout:g} s ({error}): start one with "
