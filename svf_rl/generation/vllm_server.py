@@ -35,10 +35,10 @@ class VLLMServers:
     Args:
         urls (`Sequence[str]`): Addresses such as `http://node7:8000`.
         dtype (`str`): Type of the trained model's weights, such as `"bfloat16"`.
-        timeout (`float`, *optional*, defaults to 240.0): Seconds to wait for a server to be up.
+        timeout (`float`, *optional*, defaults to 240.0): Seconds to wait for a server to be up, or up again.
         on_failure (`str`, *optional*, defaults to `"stop"`):
-            When a server dies: `"stop"` raises an error, `"leave_out"` goes on with the others and takes it back when
-            it answers again at a later sync.
+            When a server dies: `"stop"` waits for it and raises an error when it does not come back within `timeout`;
+            `"leave_out"` goes on with the others, and takes it back when it answers at a later sync.
         full_push (`bool`, *optional*, defaults to `False`):
             Send every adapted weight instead of `z`: to compare with.
         device (`str`, *optional*, defaults to `"cpu"`):
@@ -103,7 +103,8 @@ class VLLMServers:
         longest = max(map(len, prompts))
         if longest >= limit:
             raise SVFError(f"a prompt has {longest} tokens, of {limit} that fit: raise vllm_max_model_length")
-        unknown = sorted(set(sampling.extra) - self._servers[0].request_keys)
+        known = frozenset.intersection(*(server.request_keys for server in [*self._servers, *self._left_out]))
+        unknown = sorted(set(sampling.extra) - known)
         if unknown:
             raise SVFError(f"generation_kwargs holds {unknown[0]}, which the vLLM server does not know: remove it")
         bodies = [_body(prompt, sampling, seed, limit) for prompt, seed in zip(prompts, seeds, strict=True)]
@@ -124,17 +125,17 @@ class VLLMServers:
 
     @property
     def _max_model_len(self) -> int:
-        return min(server.max_model_len for server in self._servers)
+        return min(server.max_model_len for server in [*self._servers, *self._left_out])
 
     def _answers(self, bodies: Sequence[dict[str, Any]], progress: bool) -> list[dict[str, Any]]:
         """What the servers answer to each request, in order."""
         if self._update is None:
             raise RuntimeError("the servers hold unknown weights: sync before generating")
-        answers: list[dict[str, Any] | None] = [None] * len(bodies)
+        if not self._enough():
+            self._take_back()
+        answers: dict[int, dict[str, Any]] = {}
         for _ in range(_ATTEMPTS + len(self._servers)):
-            waiting = [i for i, answer in enumerate(answers) if answer is None]
-            if not waiting:
-                return [answer for answer in answers if answer is not None]
+            waiting = [i for i in range(len(bodies)) if i not in answers]
             holds = self._ready_servers()
             shares = {server: waiting[place :: len(holds)] for place, server in enumerate(holds)}
             requests = {server: [bodies[i] for i in share] for server, share in shares.items()}
@@ -142,10 +143,12 @@ class VLLMServers:
                 if isinstance(outcome, ServerGoneError):
                     self._failed(server, outcome)
                 elif self._still_holds(server, holds[server]):
-                    for i, answer in zip(shares[server], outcome, strict=True):
-                        answers[i] = answer
+                    answers.update(zip(shares[server], outcome, strict=True))
+            if len(answers) == len(bodies):
+                return [answers[i] for i in range(len(bodies))]
         raise SVFError(
-            "the weights of a vLLM server change while it answers: another run uses it too; give each run its own"
+            "the vLLM servers fail again and again, or their weights change while they answer: read their logs, and "
+            "give each run servers of its own"
         )
 
     def _ready_servers(self) -> dict[ServerConnection, str]:
@@ -158,7 +161,7 @@ class VLLMServers:
                 server.empty_cache()
             except ServerGoneError as error:
                 self._failed(server, error)
-        return ready or self._ready_servers()
+        return ready
 
     def _still_holds(self, server: ServerConnection, instance: str) -> bool:
         assert self._update is not None
@@ -186,7 +189,7 @@ class VLLMServers:
 
     def _bring(self, update: Update) -> dict[str, Any]:
         """Bring all servers up to date; those that were left out and are back too."""
-        self._take_back(wait=0.0)
+        self._take_back()
         outcomes = update.bring(self._servers)
         for server, outcome in outcomes.items():
             if isinstance(outcome, ServerGoneError):
@@ -195,33 +198,44 @@ class VLLMServers:
         return {"version": update.version, "bytes": sent, "servers": [server.url for server in self._servers]}
 
     def _failed(self, server: ServerConnection, error: ServerGoneError) -> None:
+        """Go on without `server`, or wait until it is up again, with which it is not up to date yet."""
         if server not in self._servers:
             return
-        if self._on_failure == "stop":
-            raise SVFError(
-                f"the vLLM server {server.url} does not answer any more ({error}): start it again and resume the run; "
-                "vllm_server_failure: leave_out would go on with the others"
-            ) from error
         self._servers.remove(server)
         self._left_out.append(server)
-        print(f"warning: vLLM server {server.url} is left out: {error}", file=sys.stderr, flush=True)
-        if not self._servers:
-            self._take_back(wait=self._timeout)
-        if not self._servers:
-            raise SVFError(f"no vLLM server answers any more, the last was {server.url} ({error}): start them again")
+        if self._on_failure == "leave_out" and self._servers:
+            print(f"warning: vLLM server {server.url} is left out: {error}", file=sys.stderr, flush=True)
+            return
+        print(
+            f"warning: vLLM server {server.url} does not answer ({error}); waiting {self._timeout:g} s for it",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._take_back()
 
-    def _take_back(self, wait: float) -> None:
-        """Use those servers again that were left out and answer; where none is in use, wait so many seconds for one."""
-        end = time.monotonic() + wait
+    def _take_back(self) -> None:
+        """
+        Use those servers again that were left out and answer. Where there is no going on without them, wait.
+
+        Raises:
+            SVFError: they do not answer in time.
+        """
+        end = time.monotonic() + self._timeout
         while self._left_out:
             for server in list(self._left_out):
                 if server.is_up():
                     self._left_out.remove(server)
                     self._servers.append(server)
                     print(f"vLLM server {server.url} is back", file=sys.stderr, flush=True)
-            if self._servers or time.monotonic() >= end:
+            if self._enough():
                 return
+            if time.monotonic() >= end:
+                gone = ", ".join(server.url for server in self._left_out)
+                raise SVFError(f"vLLM server {gone} does not answer any more: start it again and resume the run")
             time.sleep(1.0)
+
+    def _enough(self) -> bool:
+        return bool(self._servers) if self._on_failure == "leave_out" else not self._left_out
 
 
 def _body(prompt: list[int], sampling: Sampling, seed: int, limit: int) -> dict[str, Any]:

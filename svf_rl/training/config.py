@@ -62,7 +62,8 @@ class SVFReinforceConfig(GRPOConfig):
         vllm_server_base_url (`str` or `list[str]`, *optional*):
             For `vllm_mode="server"`: addresses of vLLM servers, in a list or with commas between them.
         vllm_server_failure (`str`, *optional*, defaults to `"stop"`):
-            When a server dies: `"stop"` the run, or `"leave_out"` the server until it answers again.
+            When a server dies and is not up again within `vllm_server_timeout`: `"stop"` the run; or `"leave_out"`
+            the server at once, until it answers again.
     """
 
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate; z needs far more than weights."})

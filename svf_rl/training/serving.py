@@ -40,8 +40,9 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         "seed": training.seed,
         "max-model-len": length,
         "max-num-seqs": 256,
-        "max-num-batched-tokens": max(4096, length or 0),
-        "gpu-memory-utilization": training.vllm_gpu_memory_utilization,
+        "max-num-batched-tokens": max(4096, length) if length else None,
+        # nothing else is on a server's GPU, but an update needs room for a matrix and its factors
+        "gpu-memory-utilization": 0.85 if torch.cuda.is_available() else training.vllm_gpu_memory_utilization,
         # after temperature and truncation: the distribution that the tokens were drawn from
         "logprobs-mode": "processed_logprobs",
         "worker-extension-cls": EXTENSION,
