@@ -48,6 +48,8 @@ class ServedWeights:
         self._layout: Layout | None = None
         self._matrices: list[_Matrix] = []
         self._changed: set[str] = set()  # the weights that are not those of the checkpoint
+        self._run = ""  # that pushed last
+        self._foreign: set[str] = set()  # weights that others changed, and that are not put back yet
         self._pushed: set[str] = set()  # by the push under way
         self.instance = uuid.uuid4().hex
         """Another one after every start of the server."""
@@ -124,7 +126,7 @@ class ServedWeights:
             raise SVFError("an update did not arrive as it was sent: its digest differs")
         if version == self.version:
             return
-        self.version = None
+        self.version, self._run = None, ""
         self._restore(self._changed - {matrix.about.name for matrix in self._matrices})
         for matrix, masks_and_z in zip(self._matrices, parts, strict=True):
             change = change_of_singular_values(matrix.factors.s.to(self._device), masks_and_z)
@@ -150,10 +152,18 @@ class ServedWeights:
                 self._load(name, stored.read(name).to(device=self._device, dtype=self._dtype))
                 self._changed.discard(name)
 
-    def begin_push(self, prefix: str) -> None:
-        """Full weights are going to come, in any order, until `commit`: for adapters that `z` does not describe, and to
-        compare with. `prefix` is the base model's."""
+    def begin_push(self, prefix: str, run: str) -> None:
+        """
+        Full weights are going to come, in any order, until `commit`: for adapters that `z` does not describe, and to
+        compare with.
+
+        Args:
+            prefix (`str`): The base model's `base_model_prefix`.
+            run (`str`): Who pushes. What others changed, and this push does not, is put back in the end.
+        """
         self.version, self._pushed, self._prefix = None, set(), prefix
+        if run != self._run:
+            self._run, self._foreign = run, set(self._changed)
 
     def push(self, name: str, weight: Tensor) -> None:
         """One full weight."""
@@ -173,6 +183,7 @@ class ServedWeights:
         """
         if self.version is not None or len(self._pushed) != tensors:
             raise SVFError(f"{len(self._pushed)} weights of {tensors} have come: another run pushes to this server too")
-        self._restore(self._changed - self._pushed)
+        self._restore(self._foreign - self._pushed)
+        self._foreign = set()
         self.version = version
         self.updates += 1

@@ -120,9 +120,9 @@ class ServerConnection:
         """Have the workers rebuild their weights; returns the bytes that were sent."""
         return self._sent("svf_update", version, base64.b64encode(z).decode(), version=version)
 
-    def begin_push(self, prefix: str) -> int:
-        """Announce full weights; `prefix` is the base model's. Returns the bytes that were sent, as the next two do."""
-        return self._sent("svf_begin_push", prefix)
+    def begin_push(self, prefix: str, run: str) -> int:
+        """Announce full weights (`ServedWeights.begin_push`). Returns the bytes that were sent, as the next two do."""
+        return self._sent("svf_begin_push", prefix, run)
 
     def push(self, name: str, weight: Tensor) -> int:
         """Send one full weight."""

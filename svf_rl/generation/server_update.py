@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from operator import methodcaller
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -78,10 +79,17 @@ class ZUpdate:
 
 
 class FullPush:
-    """Every changed weight, in full, one matrix at a time: for adapters that `z` does not describe, and to compare."""
+    """
+    Every changed weight, in full, one matrix at a time: for adapters that `z` does not describe, and to compare.
 
-    def __init__(self, model: nn.Module, everything: bool):
-        self._model, self._everything = model, everything
+    Args:
+        model (`nn.Module`): The adapted model.
+        everything (`bool`): Send the frozen weights too.
+        run (`str`): Whose push it is: what another run changed and this one does not is put back.
+    """
+
+    def __init__(self, model: nn.Module, everything: bool, run: str):
+        self._model, self._everything, self._run = model, everything, run
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._prefix = getattr(base, "base_model_prefix", "")
         self.version = uuid.uuid4().hex
@@ -91,26 +99,26 @@ class FullPush:
         outcomes: Outcomes = dict.fromkeys(servers, 0)
         broken: SVFError | None = None
 
-        def each(act: Callable[..., int | None], *arguments: Any) -> None:
+        def each(act: Callable[[ServerConnection], int | None]) -> None:
             nonlocal broken
             for server, outcome in outcomes.items():
                 if isinstance(outcome, int) and broken is None:
                     try:
-                        outcomes[server] = outcome + (act(server, *arguments) or 0)
+                        outcomes[server] = outcome + (act(server) or 0)
                     except ServerGoneError as error:
                         outcomes[server] = error
                     except SVFError as error:  # kept, since all processes make the weights together, to the last one
                         broken = error
 
-        each(ServerConnection.pause)
-        each(ServerConnection.begin_push, self._prefix)
+        each(methodcaller("pause"))
+        each(methodcaller("begin_push", self._prefix, self._run))
         self.tensors = 0
         for name, weight in self._weights():
-            each(ServerConnection.push, name, weight)
+            each(methodcaller("push", name, weight))
             self.tensors += 1
             del weight  # before the next one is rebuilt
-        each(ServerConnection.commit, self.version, self.tensors)
-        each(ServerConnection.resume)
+        each(methodcaller("commit", self.version, self.tensors))
+        each(methodcaller("resume"))
         if broken is not None:
             raise broken
         return outcomes
@@ -119,6 +127,7 @@ class FullPush:
         if server.status()["version"] != self.version:
             if process_count() > 1:
                 raise ServerGoneError("it was restarted, and full weights come at the next update alone")
+            self._everything = True
             if isinstance(error := self.bring([server])[server], ServerGoneError):
                 raise error
         elif server.is_paused():

@@ -47,7 +47,7 @@ class TRLPushConnection(ServerConnection):
     def status(self) -> dict[str, Any]:
         return {"instance": "", "version": self._request("GET", "/weight_info")["weight_version"], "layout": None}
 
-    def begin_push(self, prefix: str) -> int:
+    def begin_push(self, prefix: str, run: str) -> int:
         from trl.generation.vllm_client import VLLMClient
 
         if self._client is None or self.status()["version"] != self._last:  # new, or restarted: they must meet again

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class VLLMServers:
         device: str = "cpu",
     ):
         self._timeout, self._on_failure, self._full_push = timeout, on_failure, full_push
+        self._run = uuid.uuid4().hex
         self._servers = self._connected(urls, dtype, device)
         self._left_out: list[ServerConnection] = []
         self._update: Update | None = None
@@ -179,7 +181,7 @@ class VLLMServers:
         alone, `everything` has no more to send."""
         refuse_other_trained_parameters(model)
         z_alone = is_svf_alone(model) and not self._full_push and all(server.takes_z for server in self._servers)
-        update: Update = ZUpdate(model) if z_alone else FullPush(model, everything)
+        update: Update = ZUpdate(model) if z_alone else FullPush(model, everything, self._run)
         shared = by_main_process(lambda: self._bring(update), update.take_part)
         update.version, self._update, self.stale = shared["version"], update, False
         servers = {server.url: server for server in [*self._servers, *self._left_out]}

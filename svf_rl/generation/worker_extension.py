@@ -48,9 +48,9 @@ class SVFWorkerExtension:
         """See `ServedWeights.update`; `z` comes in base64."""
         return self._svf_do(lambda served: served.update(version, base64.b64decode(z)))
 
-    def svf_begin_push(self, prefix: str) -> dict[str, Any]:
+    def svf_begin_push(self, prefix: str, run: str) -> dict[str, Any]:
         """See `ServedWeights.begin_push`."""
-        return self._svf_do(lambda served: served.begin_push(prefix))
+        return self._svf_do(lambda served: served.begin_push(prefix, run))
 
     def svf_push(self, name: str, dtype: str, shape: list[int], data: str) -> dict[str, Any]:
         """See `ServedWeights.push`; the bytes of the weight come in base64."""

@@ -176,12 +176,37 @@ def test_bad_layouts_are_refused_in_one_line(served: ServedWeights, adapted: Ada
 
 def test_a_push_that_is_not_complete_has_no_name(served: ServedWeights, adapted: Adapted) -> None:
     weights = dict(adapted_weights(adapted(1)))
-    served.begin_push("model")
+    served.begin_push("model", "run")
     for name, weight in list(weights.items())[:-1]:
         served.push(name, weight)
     with pytest.raises(SVFError, match=f"{len(weights) - 1} weights of {len(weights)}"):
         served.commit("version", len(weights))
     assert served.version is None
+
+
+def test_a_push_puts_back_what_another_run_changed_and_keeps_what_its_own_did(
+    served: ServedWeights, worker: Worker, adapted: Adapted
+) -> None:
+    update(served, adapted(1, SVFConfig(target_modules="attention", task_type="CAUSAL_LM")))
+    attention = set(worker.loaded)
+    pushed = dict(adapted_weights(adapted(2, SVFConfig(target_modules="mlp", task_type="CAUSAL_LM"))))
+    ones = torch.ones(96)
+
+    def push(weights: dict[str, torch.Tensor]) -> None:
+        worker.loaded.clear()
+        served.begin_push("model", "run")
+        for name, weight in weights.items():
+            served.push(name, weight)
+        served.commit("version", len(weights))
+
+    push({**pushed, "model.norm.weight": ones})
+    assert set(worker.loaded) == attention | set(pushed) | {"model.norm.weight"}
+    push(pushed)
+    assert set(worker.loaded) == set(pushed)
+    worker.loaded.clear()
+    update(served, adapted(1))
+    assert "model.norm.weight" in worker.loaded
+    assert not torch.equal(worker.loaded["model.norm.weight"], ones)
 
 
 def test_z_is_all_that_an_update_holds(adapted: Adapted) -> None:

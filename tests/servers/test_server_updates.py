@@ -69,7 +69,7 @@ def test_a_server_with_half_of_the_weights_answers_nobody(
     expected = rollouts.generate(prompts[:4], GREEDY, range(4))
     dead = ServerConnection(server.url)
     dead.pause()
-    dead.begin_push("model")
+    dead.begin_push("model", "run")
     dead.push(*next(iter(adapted_weights(adapted(4)))))
     assert dead.status()["version"] is None
     with pytest.raises(httpx.ReadTimeout):
