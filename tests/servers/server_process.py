@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx
 import torch
 
+from svf_rl.generation import Completion
+
 
 class Server:
     """A server's process. `command` follows `python -m`."""
@@ -56,10 +58,27 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def move(model: torch.nn.Module, seed: int, by: float = 0.05) -> None:
-    """Move every trained value at random."""
+def move(model: torch.nn.Module, seed: int, by: float = 0.05, start: float | None = None) -> None:
+    """Move every trained value at random, from where it is or from `start`."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
+                if start is not None:
+                    parameter.fill_(start)
                 parameter += by * torch.randn(parameter.shape, generator=generator)
+
+
+@torch.no_grad()
+def wrong_tokens(model: torch.nn.Module, prompts: list[list[int]], completions: list[Completion]) -> tuple[int, int]:
+    """How many greedy tokens `model` would not have chosen though it was no near-tie, and how many near-ties there
+    were."""
+    wrong = ties = 0
+    for prompt, completion in zip(prompts, completions, strict=True):
+        ids = torch.tensor([prompt + completion.token_ids])
+        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
+        best, second = logits.topk(2, dim=1).values.T
+        clear = best - second > 1e-3 * logits.abs().max(1).values
+        wrong += int((logits.argmax(1) != ids[0, len(prompt) :])[clear].sum())
+        ties += int((~clear).sum())
+    return wrong, ties

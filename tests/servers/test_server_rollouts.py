@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from server_process import move
+from server_process import move, wrong_tokens
 
 from svf_rl.errors import SVFError
-from svf_rl.generation import Completion, Sampling
+from svf_rl.generation import Sampling
 from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.generation.vllm_server import VLLMServers
 from svf_rl.svf import SVFConfig, svf_layers
@@ -19,29 +19,13 @@ GREEDY = Sampling(max_tokens=40, temperature=0.0)
 Adapted = Callable[..., PeftModel]
 
 
-@torch.no_grad()
-def wrong_tokens(model: torch.nn.Module, prompts: list[list[int]], completions: list[Completion]) -> tuple[int, int]:
-    """How many greedy tokens `model` would not have chosen though it was no near-tie, and how many near-ties there
-    were."""
-    wrong = ties = 0
-    for prompt, completion in zip(prompts, completions, strict=True):
-        ids = torch.tensor([prompt + completion.token_ids])
-        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
-        best, second = logits.topk(2, dim=1).values.T
-        clear = best - second > 1e-3 * logits.abs().max(1).values
-        wrong += int((logits.argmax(1) != ids[0, len(prompt) :])[clear].sum())
-        ties += int((~clear).sum())
-    return wrong, ties
-
-
 @pytest.mark.parametrize("updates", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_greedy_tokens_are_those_of_the_merged_model_after_each_update(
     rollouts: VLLMServers, adapted: Adapted, prompts: list[list[int]], updates: int
 ) -> None:
     model, ties, seen = adapted(0), 0, set()
     for seed in range(updates):
-        if seed:
-            move(model, seed, by=0.02)
+        move(model, seed, by=0.1, start=1.0)
         report = rollouts.sync(model)
         completions = rollouts.generate(prompts, GREEDY, range(len(prompts)))
         wrong, close = wrong_tokens(copy.deepcopy(model).merge_and_unload(), prompts, completions)
@@ -49,7 +33,7 @@ def test_greedy_tokens_are_those_of_the_merged_model_after_each_update(
         ties += close
         seen.add(str([c.token_ids for c in completions]))
         assert report.tensors == 15
-    assert len(seen) > updates / 2, "the updates hardly change an answer: they prove nothing"
+    assert len(seen) > updates / 3, "the updates hardly change an answer: they prove nothing"
     assert ties < 0.05 * updates * 12 * 12
 
 
