@@ -33,7 +33,7 @@ class Server:
                 start_new_session=True,
             )
 
-    def wait(self, seconds: float = 300) -> "Server":
+    def wait(self, seconds: float = 540) -> "Server":
         """Returns when it is up; starts it when it was killed."""
         if self.process.poll() == -signal.SIGKILL:
             self.start()
