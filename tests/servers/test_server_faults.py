@@ -107,7 +107,7 @@ def test_a_server_over_two_workers_rebuilds_its_shards(
     """The bundled model has three heads, which two workers cannot share."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=418, hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=448, hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
