@@ -20,11 +20,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from svf_rl.cli.plan import main as plan
 
         return plan(given[1:])
+    if given[:1] == ["serve"]:
+        from svf_rl.cli.serve import serve
+
+        return serve(given[1:])
     parser = argparse.ArgumentParser("svf-rl", description="Reinforcement learning on singular values.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train from a recipe: svf-rl train RECIPE.yaml [--key value ...]", add_help=False)
     commands.add_parser("plan", help="memory of a run by ZeRO stage, and whether it fits", add_help=False)
+    commands.add_parser("serve", help="start a vLLM server for runs of a recipe", add_help=False)
     for group in (evaluation, report, experts, adaptation, reproduce, decompose):
         group.add_to(commands)
     for command in commands.choices.values():

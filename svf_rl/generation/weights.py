@@ -21,19 +21,19 @@ def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Each is rebuilt from the untouched `W` when the iterator reaches it, so that memory holds one of them at a time.
     """
-    _refuse_other_trained_parameters(model)
+    refuse_other_trained_parameters(model)
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             with gathered(module.parameters()):
                 weight = _rebuilt(name, module)
-            yield f"{_checkpoint_name(name)}.weight", weight
+            yield f"{checkpoint_name(name)}.weight", weight
             del weight  # or it would be there still while the next one is rebuilt
         elif isinstance(module, ModulesToSaveWrapper):
             for adapter in module.active_adapters:
                 if adapter in module.modules_to_save:
                     for key, parameter in module.modules_to_save[adapter].named_parameters():
                         with gathered([parameter]):
-                            yield f"{_checkpoint_name(name)}.{key}", parameter.data
+                            yield f"{checkpoint_name(name)}.{key}", parameter.data
 
 
 def frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -45,11 +45,11 @@ def frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         if name in biases or not name.startswith(inner + saved):
             with gathered([parameter]):
-                yield _checkpoint_name(name), parameter.data
+                yield checkpoint_name(name), parameter.data
 
 
-def _refuse_other_trained_parameters(model: nn.Module) -> None:
-    """A trained parameter that no rebuilt weight holds would leave the generator behind without a word."""
+def refuse_other_trained_parameters(model: nn.Module) -> None:
+    """Raises `SVFError` for a trained parameter that no rebuilt weight holds: it would leave the generator behind."""
     kinds = (BaseTunerLayer, ModulesToSaveWrapper)
     covered = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, kinds))
     for name, parameter in model.named_parameters():
@@ -73,5 +73,6 @@ def _rebuilt(name: str, layer: BaseTunerLayer) -> Tensor:
     raise SVFError(f"{name} is a {type(layer).__name__}, whose weight cannot be rebuilt: {_REMEDY}")
 
 
-def _checkpoint_name(name: str) -> str:
+def checkpoint_name(name: str) -> str:
+    """The name in a checkpoint of what an adapted model calls `name`."""
     return name.removeprefix("base_model.model.").replace(".base_layer", "").replace("_checkpoint_wrapped_module.", "")

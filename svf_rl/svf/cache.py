@@ -91,6 +91,14 @@ class FactorCache:
             return None
         return factors.to(dtype, device)
 
+    def mapped(self, fingerprint: str, dtype: torch.dtype) -> Factors | None:
+        """As `load`, but the factors stay in the file: they take no memory of the process, and processes of one machine
+        share what the system keeps of them. They were sound when this was called."""
+        if self.load(fingerprint, dtype) is None:
+            return None
+        with safe_open(self.path(fingerprint, dtype), framework="pt") as file:
+            return Factors(*(file.get_tensor(name) for name in ("U", "s", "Vt")))
+
     def store(self, fingerprint: str, factors: Factors) -> Path:
         """Write factors already rounded by `Factors.to`; their dtype is part of the key. Returns the file's path.
 

@@ -99,7 +99,7 @@ def decompose_checkpoint(
     modules = find_targets(skeleton, targets)
     shards = _shards(model, folder)
     prefix = getattr(skeleton, "base_model_prefix", "")
-    keys = {name: _key(name, shards, prefix, model) for name in modules}
+    keys = {name: _key(f"{name}.weight", shards, prefix, model) for name in modules}
     chosen = _dtype(dtype, skeleton, shards, next(iter(keys.values())))
 
     index = Index(model, commit, str(chosen).removeprefix("torch."), target_regex(targets), ALGORITHM_VERSION)
@@ -124,6 +124,33 @@ def decompose_checkpoint(
     index.bytes = sum((cache.root / file).stat().st_size for file in {entry.file for entry in index.modules.values()})
     index.seconds = time.perf_counter() - started
     return index
+
+
+class StoredWeights:
+    """
+    The weights of a checkpoint on disk, read one at a time under the names that a loaded model has for them.
+
+    Args:
+        model (`str`): A local folder with safetensors, or a name on the Hugging Face Hub.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        prefix (`str`, *optional*, defaults to `""`): The model's `base_model_prefix`, which files may lack or add.
+
+    Raises:
+        SVFError: no such model, or no safetensors.
+    """
+
+    def __init__(self, model: str, revision: str | None = None, prefix: str = ""):
+        self._model, self._prefix = model, prefix
+        self._shards = _shards(model, _local_folder(model, revision)[0])
+
+    def read(self, name: str) -> Tensor:
+        """The parameter `name` (`model.layers.0.mlp.up_proj.weight`) as it is stored: a map of the file, not a copy.
+
+        Raises:
+            SVFError: the files lack it, or are damaged.
+        """
+        key = _key(name, self._shards, self._prefix, self._model)
+        return _stored(self._shards[key], key)
 
 
 def _ensure(cache: FactorCache, weight: Tensor, device: str | torch.device, name: str) -> tuple[IndexEntry, bool]:
@@ -206,9 +233,8 @@ def _shards(model: str, folder: Path) -> dict[str, Path]:
     )
 
 
-def _key(name: str, shards: dict[str, Path], prefix: str, model: str) -> str:
-    """Name in the files of a module's weight: files may lack the base model's prefix (GPT-2) or the model may."""
-    key = f"{name}.weight"
+def _key(key: str, shards: dict[str, Path], prefix: str, model: str) -> str:
+    """Name in the files of a model's parameter: files may lack the base model's prefix (GPT-2) or the model may."""
     for candidate in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}"):
         if candidate in shards:
             return candidate
@@ -232,11 +258,7 @@ def _dtype(dtype: torch.dtype | str | None, skeleton: nn.Module, shards: dict[st
 
 def _read(path: Path, key: str, module: nn.Module) -> Tensor:
     """One weight from a shard, in logical orientation (out, in)."""
-    with _open(path) as file:
-        try:
-            stored = file.get_tensor(key)
-        except SafetensorError as error:
-            raise SVFError(f"{path} is damaged at {key} ({error}): download it again") from error
+    stored = _stored(path, key)
     if stored.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise SVFError(f"{key} is quantised ({stored.dtype}); decompose the unquantised checkpoint")
     weight = stored.T if isinstance(module, Conv1D) else stored
@@ -246,6 +268,14 @@ def _read(path: Path, key: str, module: nn.Module) -> Tensor:
             f"{key} in {path} has shape (out, in) {tuple(weight.shape)}, but the config asks for {tuple(expected)}"
         )
     return weight
+
+
+def _stored(path: Path, key: str) -> Tensor:
+    with _open(path) as file:
+        try:
+            return file.get_tensor(key)
+        except SafetensorError as error:
+            raise SVFError(f"{path} is damaged at {key} ({error}): download it again") from error
 
 
 def _open(path: Path) -> safe_open:

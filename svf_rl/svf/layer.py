@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from svf_rl.errors import SVFError
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors
-from svf_rl.svf.mask import Mask, initial_z
+from svf_rl.svf.mask import Mask, change_of_singular_values, initial_z
 from svf_rl.svf.merge import merged_weight
 from svf_rl.svf.probe import Projections
 from svf_rl.svf.sharding import fetch_with, full_shape, shard_like
@@ -117,17 +117,15 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def merged_weight(self, adapter_names: list[str] | None = None) -> Tensor:
         """`W'` of the given adapters (default: the active ones), a new tensor in the base layer's layout and type."""
         factors = self.svf_factors
-        names = self.active_adapters if adapter_names is None else adapter_names
-        # in fp64: the rounding of an fp32 delta moves one element in eight of an fp32 W' by a bit or more
-        s = factors.s.double()
-        delta = torch.zeros_like(s)
-        for name in names:
-            if name in self.svf_z:
-                z = self.svf_z[name].weight.detach().double()
-                delta = delta + s * (self.svf_mask[name](z, s) - 1)
+        delta = change_of_singular_values(factors.s, self.masks_and_z(adapter_names))
         if self.transposed:  # (in, out): W'ᵀ = V diag(s·m) Uᵀ, made as it is stored
             return merged_weight(self.base_weight(), factors.Vt.T, factors.U.T, delta)
         return merged_weight(self.base_weight(), factors.U, factors.Vt, delta)
+
+    def masks_and_z(self, adapter_names: list[str] | None = None) -> list[tuple[Mask, Tensor]]:
+        """The mask and the `z` (r,) of each of the given adapters (default: the active ones) that adapts this layer."""
+        names = self.active_adapters if adapter_names is None else adapter_names
+        return [(self.svf_mask[name], self.svf_z[name].weight) for name in names if name in self.svf_z]
 
     @property
     def transposed(self) -> bool:

@@ -1,6 +1,7 @@
 """From the trained vector to the multiplier of the singular values: the formulas of SVF, without any module."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -52,3 +53,24 @@ def initial_z(size: int, config: SVFConfig) -> Tensor:
         return torch.full((size,), identity, dtype=torch.float32)
     mean = identity if config.parameterization == "direct" else config.init_mean
     return mean + config.init_std * torch.randn(size, dtype=torch.float32)
+
+
+def change_of_singular_values(s: Tensor, adapters: Iterable[tuple[Mask, Tensor]]) -> Tensor:
+    """
+    `s·(m − 1)`, added up over adapters: what `W'` is rebuilt from.
+
+    In fp64: the rounding of an fp32 change moves one element in eight of an fp32 `W'` by a bit or more. Whoever
+    computes it from the same `z` gets the same bits.
+
+    Args:
+        s (`Tensor` of shape `(r,)`): The singular values.
+        adapters (`Iterable[tuple[Mask, Tensor]]`): The mask and the `z` (r,) of each adapter.
+
+    Returns:
+        `Tensor` of shape `(r,)`, fp64.
+    """
+    s = s.double()
+    change = torch.zeros_like(s)
+    for mask, z in adapters:
+        change = change + s * (mask(z.detach().to(s), s) - 1)
+    return change

@@ -1,5 +1,6 @@
 """`SVFReinforceConfig`: TRL's GRPO settings, less what the REINFORCE objective does not have, plus what it does."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -18,12 +19,13 @@ UNSUPPORTED = (
     "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target", "off_policy_mask_threshold",
     "use_bias_correction_kl", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef",
     "cast_lm_head_to_fp32", "use_liger_kernel", "liger_kernel_config", "num_generations_eval", "cache_implementation",
-    "vllm_mode", "vllm_model_impl", "vllm_tensor_parallel_size", "vllm_structured_outputs_regex",
-    "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port",
+    "vllm_model_impl", "vllm_tensor_parallel_size", "vllm_structured_outputs_regex", "vllm_server_host",
+    "vllm_server_port", "vllm_group_port",
     "ds3_gather_for_generation", "vllm_importance_sampling_cap", "use_transformers_paged",
     "use_transformers_continuous_batching", "transformers_continuous_batching_config", "max_tool_calling_iterations",
     "label_smoothing_factor", "neftune_noise_alpha",
 )  # fmt: skip
+SERVER_FAILURES = ("stop", "leave_out")
 OBJECTIVES = ("policy_gradient", "next_token")
 _CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
@@ -60,6 +62,11 @@ class SVFReinforceConfig(GRPOConfig):
         resume_from_checkpoint (`str` or `bool`, *optional*):
             Read by `svf_rl/train.py`: `"auto"` goes on from the last sound checkpoint in `output_dir` and begins anew
             where there is none, `True` ends with an error there, and a folder is the checkpoint to go on from.
+        vllm_server_base_url (`str` or `list[str]`, *optional*):
+            For `vllm_mode="server"`: addresses of vLLM servers, in a list or with commas between them.
+        vllm_server_failure (`str`, *optional*, defaults to `"stop"`):
+            When a server dies and is not up again within `vllm_server_timeout`: `"stop"` the run; or `"leave_out"`
+            the server at once, until it answers again.
     """
 
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate; z needs far more than weights."})
@@ -103,6 +110,13 @@ class SVFReinforceConfig(GRPOConfig):
         metadata={"help": "auto: the last sound checkpoint, if there is one; true: that one; or the folder of one."},
     )
 
+    vllm_server_base_url: str | list[str] | None = field(
+        default=None, metadata={"help": "Addresses of vLLM servers: a list, or with commas between them."}
+    )
+    vllm_server_failure: str = field(
+        default="stop", metadata={"help": f"When a vLLM server dies: {' or '.join(SERVER_FAILURES)}."}
+    )
+
     def __post_init__(self) -> None:
         _one_of("objective", self.objective, OBJECTIVES)
         if self.objective == "next_token":
@@ -120,6 +134,39 @@ class SVFReinforceConfig(GRPOConfig):
         self._check_unsupported()
         self._check_objective()
         self._check_sampling()
+        self._check_servers()
+
+    @property
+    def server_urls(self) -> list[str]:
+        """The addresses in `vllm_server_base_url`."""
+        given = self.vllm_server_base_url or []
+        parts = given.split(",") if isinstance(given, str) else given
+        return [part.strip().rstrip("/") for part in parts if part.strip()]
+
+    def _check_servers(self) -> None:
+        _one_of("vllm_mode", self.vllm_mode, ("colocate", "server"))
+        _one_of("vllm_server_failure", self.vllm_server_failure, SERVER_FAILURES)
+        if self.vllm_mode == "colocate":
+            if self.server_urls:
+                raise SVFError("vllm_server_base_url is for vllm_mode: server: set that too, or remove it")
+            return
+        if not self.use_vllm:
+            raise SVFError("vllm_mode: server needs use_vllm: true")
+        if self.vllm_server_timeout <= 0:
+            raise SVFError(f"vllm_server_timeout must be positive, not {self.vllm_server_timeout:g}")
+        if self.vllm_enable_sleep_mode:
+            raise SVFError("vllm_enable_sleep_mode is for a colocated vLLM: remove it, or vllm_mode: server")
+        if not self.server_urls:
+            raise SVFError(
+                "vllm_mode: server needs vllm_server_base_url, such as http://localhost:8000: start a server with "
+                "svf-rl serve RECIPE and give its address"
+            )
+        for url in self.server_urls:
+            if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+                raise SVFError(f"vllm_server_base_url: {url!r} is no address such as http://localhost:8000")
+        twice = {url for url in self.server_urls if self.server_urls.count(url) > 1}
+        if twice:
+            raise SVFError(f"vllm_server_base_url names {min(twice)} twice: remove one")
 
     def _check_unsupported(self) -> None:
         defaults = {f.name: f.default for f in fields(GRPOConfig)}

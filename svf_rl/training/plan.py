@@ -97,7 +97,7 @@ def check(recipe: Recipe) -> Plan:
         updates=count_updates(training, None if rows is None else rows["train"]),
         objective=f"{_described_signal(training)}, log-likelihood {training.loss_reduction}, {kl}, "
         f"learning rate {training.learning_rate:g}, clip {training.max_grad_norm:g}",
-        generation=f"{'vLLM' if training.use_vllm else 'transformers'}, {_described_draws(training)}, "
+        generation=f"{_described_generator(training)}, {_described_draws(training)}, "
         f"at most {training.max_completion_length} tokens{correction}",
         output_dir=training.output_dir,
         notes=notes,
@@ -204,6 +204,12 @@ def _described_adapter(adapter: AdapterArguments) -> str:
 
 def _described_signal(training: SVFReinforceConfig) -> str:
     return "next-token" if training.objective == "next_token" else f"advantage {training.advantage}"
+
+
+def _described_generator(training: SVFReinforceConfig) -> str:
+    if training.use_vllm and training.vllm_mode == "server":
+        return f"vLLM at {', '.join(training.server_urls)}"
+    return "vLLM" if training.use_vllm else "transformers"
 
 
 def _described_draws(training: SVFReinforceConfig) -> str:

@@ -15,12 +15,23 @@ def build_rollouts(
     eos_token_ids: list[int],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Rollouts:
-    """The colocated vLLM of `use_vllm`, or transformers' generation with the model in training."""
+    """The vLLM of `use_vllm`, colocated or on servers, or transformers' generation with the model in training."""
     if not args.use_vllm:
         from svf_rl.generation.transformers_rollouts import TransformersRollouts
 
         return TransformersRollouts(
             model, eos_token_ids=eos_token_ids, pad_token_id=tokenizer.pad_token_id, tokenizer=tokenizer
+        )
+    dtype = model.get_input_embeddings().weight.dtype
+    if args.vllm_mode == "server":
+        from svf_rl.generation.vllm_server import VLLMServers
+
+        return VLLMServers(
+            args.server_urls,
+            dtype=str(dtype).removeprefix("torch."),
+            timeout=args.vllm_server_timeout,
+            on_failure=args.vllm_server_failure,
+            device=device,
         )
     from svf_rl.generation.colocated_vllm import ColocatedVLLM
 
@@ -29,7 +40,7 @@ def build_rollouts(
         raise SVFError("vLLM needs the base model as a folder or Hub name: load it with from_pretrained")
     return ColocatedVLLM(
         path,
-        dtype=model.get_input_embeddings().weight.dtype,
+        dtype=dtype,
         seed=args.seed,
         device=device,
         max_model_len=args.vllm_max_model_length,

@@ -14,12 +14,12 @@ from svf_rl.training.config import UNSUPPORTED, SVFReinforceConfig
 # Another value than TRL's default for each refused option; numbers and booleans are changed by themselves.
 OTHER = {
     "loss_type": "grpo", "importance_sampling_level": "sequence", "scale_rewards": "batch",
-    "multi_objective_aggregation": "normalize_then_sum", "vllm_mode": "server", "cache_implementation": "static",
+    "multi_objective_aggregation": "normalize_then_sum", "cache_implementation": "static",
     "vllm_model_impl": "transformers", "vllm_structured_outputs_regex": "a*", "liger_kernel_config": {"rope": True},
     "transformers_continuous_batching_config": {"a": 1}, "max_tool_calling_iterations": 3, "delta": 2.0,
     "epsilon_high": 0.3, "num_generations_eval": 4, "off_policy_mask_threshold": 0.5, "neftune_noise_alpha": 1.0,
     "vllm_importance_sampling_cap": 2.0, "use_transformers_paged": True, "use_liger_kernel": True,
-    "router_aux_loss_coef": 0.1, "vllm_server_base_url": "http://localhost", "vllm_server_host": "localhost",
+    "router_aux_loss_coef": 0.1, "vllm_server_host": "localhost",
 }  # fmt: skip
 
 
@@ -48,6 +48,7 @@ def test_every_option_of_grpo_is_either_refused_or_known_to_work() -> None:
         "model_init_kwargs", "trust_remote_code", "disable_dropout", "num_generations", "max_completion_length",
         "shuffle_dataset", "pad_to_multiple_of", "generation_batch_size", "steps_per_generation", "temperature",
         "top_p", "top_k", "min_p", "generation_kwargs", "chat_template_kwargs", "repetition_penalty", "use_vllm",
+        "vllm_mode", "vllm_server_base_url", "vllm_server_timeout",
         "vllm_enable_sleep_mode", "vllm_gpu_memory_utilization", "vllm_max_model_length", "beta", "num_iterations",
         "reward_weights", "mask_truncated_completions", "vllm_importance_sampling_correction",
         "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min",

@@ -1,0 +1,36 @@
+"""What one process does for all."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import distributed
+
+from svf_rl.errors import SVFError
+
+
+def by_main_process(act: Callable[[], dict[str, Any]], meanwhile: Callable[[], None]) -> dict[str, Any]:
+    """
+    What `act` gives on the first process of the run, on every process. The others call `meanwhile`, then wait.
+
+    Raises:
+        SVFError: on every process, when `act` raises one.
+    """
+    if process_count() == 1:
+        return act()
+    outcome: list[Any] = [None, None]
+    if distributed.get_rank() == 0:
+        try:
+            outcome[0] = act()
+        except SVFError as error:
+            outcome[1] = str(error)
+    else:
+        meanwhile()
+    distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise SVFError(outcome[1])
+    return outcome[0]
+
+
+def process_count() -> int:
+    """The processes of the run."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1

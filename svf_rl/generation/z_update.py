@@ -1,0 +1,129 @@
+"""What a vLLM server needs to rebuild its weights: once the layout of an adapter, then `z` alone.
+
+Both ends use this file: the training process packs, the server's workers unpack.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from svf_rl.errors import SVFError
+from svf_rl.generation.weights import checkpoint_name
+from svf_rl.svf import svf_layers
+from svf_rl.svf.cache import FactorCache
+from svf_rl.svf.decompose import Factors
+from svf_rl.svf.mask import Mask
+
+
+@dataclass(frozen=True)
+class AdaptedMatrix:
+    """One weight of the model: its name in the checkpoint, its fingerprint, which names its factors too, whether it is
+    stored as (in, out), the length `r` of a `z`, and the mask of each adapter that acts on it."""
+
+    name: str
+    fingerprint: str
+    transposed: bool
+    rank: int
+    masks: tuple[Mask, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The adapted weights of a model in a fixed order, and where their factors are: `cache` is a folder that the
+    server's machine must see too. `prefix` is the base model's, `dtype` the type of its weights (`"bfloat16"`)."""
+
+    cache: str
+    prefix: str
+    dtype: str
+    matrices: tuple[AdaptedMatrix, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, which `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Layout":
+        matrices = [
+            AdaptedMatrix(**{**matrix, "masks": tuple(Mask(**mask) for mask in matrix["masks"])})
+            for matrix in data["matrices"]
+        ]
+        return cls(**{**data, "matrices": tuple(matrices)})
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of all of it."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def version(self, z: bytes) -> str:
+        """The name of the weights that this layout and these `z` make: equal exactly where the weights are."""
+        return hashlib.sha256(self.digest.encode() + z).hexdigest()
+
+    def split(self, z: bytes) -> list[list[tuple[Mask, Tensor]]]:
+        """
+        What `pack` joined.
+
+        Args:
+            z (`bytes`): fp32, little-endian, the matrices' one after the other.
+
+        Returns:
+            `list`: for each matrix the mask and the `z` (r,) of each of its adapters.
+
+        Raises:
+            SVFError: another number of values than the layout has, or one that is not finite.
+        """
+        sizes = [matrix.rank for matrix in self.matrices for _ in matrix.masks]
+        if len(z) != 4 * sum(sizes):
+            raise SVFError(f"an update has {len(z)} bytes, of {4 * sum(sizes)} that the layout asks for")
+        values = torch.frombuffer(bytearray(z), dtype=torch.float32) if z else torch.empty(0)
+        if not torch.isfinite(values).all():
+            raise SVFError("z holds NaN or infinite values: the training has diverged, lower its learning_rate")
+        parts = iter(values.split(sizes))
+        return [[(mask, next(parts)) for mask in matrix.masks] for matrix in self.matrices]
+
+
+def is_svf_alone(model: nn.Module) -> bool:
+    """Whether `z` says all that the adapters of `model` change; true of a model without adapters."""
+    svf = {id(layer) for layer in svf_layers(model).values()}
+    kinds = (BaseTunerLayer, ModulesToSaveWrapper)
+    return all(id(module) in svf for module in model.modules() if isinstance(module, kinds))
+
+
+def layout_of(model: nn.Module, cache: FactorCache | None = None) -> Layout:
+    """
+    The layout of the active SVF adapters of `model`. Factors that were computed on injection and are not in the cache
+    yet are put there.
+
+    Raises:
+        SVFError: the factor cache cannot be written.
+    """
+    cache = cache or FactorCache()
+    matrices = []
+    dtype = next(model.parameters()).dtype
+    for name, layer in svf_layers(model).items():
+        factors, dtype = layer.svf_factors, layer.base_weight().dtype
+        if not cache.contains(layer.weight_id, dtype):
+            cache.store(layer.weight_id, Factors(factors.U.detach(), factors.s, factors.Vt.detach()))
+        masks = tuple(mask for mask, _ in layer.masks_and_z())
+        matrices.append(
+            AdaptedMatrix(
+                f"{checkpoint_name(name)}.weight", layer.weight_id, layer.transposed, factors.s.numel(), masks
+            )
+        )
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    prefix = getattr(base, "base_model_prefix", "")
+    return Layout(str(cache.root.resolve()), prefix, str(dtype).removeprefix("torch."), tuple(matrices))
+
+
+def pack(model: nn.Module) -> bytes:
+    """The `z` of the active SVF adapters of `model`, in the order of its layout: fp32, little-endian."""
+    z: Sequence[Tensor] = [z for layer in svf_layers(model).values() for _, z in layer.masks_and_z()]
+    if not z:
+        return b""
+    return torch.cat([part.detach().float().cpu() for part in z]).numpy().astype("<f4").tobytes()

@@ -1,0 +1,86 @@
+"""vLLM servers, each in a process of its own."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from server_process import Server, free_port, move
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from svf_rl.generation.vllm_server import VLLMServers
+from svf_rl.quickstart import make_rows, model_path
+from svf_rl.svf import SVFConfig
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def start_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """`start_server(*options)`: a server of the quickstart's recipe, not up yet; `command` for another command."""
+    servers: list[Server] = []
+
+    def start(*options: str, command: Sequence[str] | None = None, **environment: str) -> Server:
+        port = free_port()
+        serve = ["svf_rl.cli", "serve", str(repository / "recipes/quickstart.yaml"), "--vllm_max_model_length", "256"]
+        if command is not None:
+            serve = [*command]
+        log = tmp_path_factory.mktemp("server") / "log.txt"
+        servers.append(Server([*serve, "--port", str(port), *options], port, log, **environment))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def first_server(start_server: Start) -> Server:
+    return start_server()
+
+
+@pytest.fixture
+def server(first_server: Server) -> Server:
+    """One server for all tests; a test that killed it leaves the next one to wait for another."""
+    return first_server.wait()
+
+
+@pytest.fixture(scope="session")
+def other_server(start_server: Start) -> Server:
+    return start_server()
+
+
+@pytest.fixture
+def second_server(other_server: Server) -> Server:
+    """Another one, for slow tests."""
+    return other_server.wait()
+
+
+@pytest.fixture
+def rollouts(server: Server) -> VLLMServers:
+    return VLLMServers([server.url], dtype="float32")
+
+
+@pytest.fixture
+def adapted() -> Callable[..., PeftModel]:
+    """`adapted(seed, config)`: the bundled model with an adapter whose values are away from the start, so near that
+    answers come to an end."""
+
+    def build(seed: int = 0, config: PeftConfig | None = None) -> PeftModel:
+        base = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+        model = get_peft_model(base, config or SVFConfig(target_modules="mlp+attention", task_type="CAUSAL_LM"))
+        move(model, seed)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Token ids of 12 chat prompts of different lengths."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    rows = make_rows("math", "test", 6) + make_rows("choice", "test", 6)
+    chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    return [tokenizer.apply_chat_template(c, add_generation_prompt=True)["input_ids"] for c in chats]

@@ -1,0 +1,98 @@
+"""`svf-rl serve` and the keys of a recipe that go with it."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_process import free_port
+
+from svf_rl.errors import SVFError
+from svf_rl.training.recipe import Recipe, load_recipe
+from svf_rl.training.serving import server_command
+
+
+def recipe(repository: Path, *overrides: str) -> Recipe:
+    return load_recipe(repository / "recipes/quickstart.yaml", overrides)
+
+
+def options(command: list[str]) -> dict[str, str]:
+    pairs = zip(command, [*command[1:], "--"], strict=True)
+    return {name: "" if value.startswith("--") else value for name, value in pairs if name.startswith("--")}
+
+
+def test_the_server_has_the_model_type_and_length_of_the_recipe(repository: Path) -> None:
+    loaded = recipe(repository, "--vllm_max_model_length", "512", "--seed", "3")
+    command, environment = server_command(loaded, "127.0.0.1", free_port(), ["--dtype", "bfloat16"])
+    assert command[:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    given = options(command)
+    assert given["--model"] == loaded.model.location
+    assert given["--max-model-len"] == "512"
+    assert given["--seed"] == "3"
+    assert given["--logprobs-mode"] == "processed_logprobs"
+    assert given["--worker-extension-cls"].endswith("SVFWorkerExtension")
+    assert "--enforce-eager" in given
+    assert command[-2:] == ["--dtype", "bfloat16"]  # last, so that they win
+    assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_dtype_auto_is_that_of_the_checkpoint(repository: Path) -> None:
+    command, _ = server_command(recipe(repository, "--dtype", "auto"), "127.0.0.1", free_port())
+    assert options(command)["--dtype"] == "bfloat16"
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded(repository: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SVFError, match=f"cannot listen at 127.0.0.1:{port} .*--port"):
+            server_command(recipe(repository), "127.0.0.1", port)
+        done = subprocess.run(
+            [sys.executable, "-m", "svf_rl.cli", "serve", "recipes/quickstart.yaml", "--port", str(port)],
+            cwd=repository, capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"error: cannot listen at 127.0.0.1:{port}")
+    for host, port in (("127.0.0.1", 70000), ("no-such-host.invalid", 8000)):
+        with pytest.raises(SVFError, match="cannot listen"):
+            server_command(recipe(repository), host, port)
+
+
+SERVER = {"vllm_mode": "server", "vllm_server_base_url": "http://localhost:8000"}
+
+
+@pytest.mark.parametrize(
+    ("given", "urls"),
+    [
+        ("http://a:1", ["http://a:1"]),
+        ("http://a:1, http://b:2/", ["http://a:1", "http://b:2"]),
+        ("[http://a:1, 'https://b/vllm']", ["http://a:1", "https://b/vllm"]),
+    ],
+)
+def test_several_addresses(repository: Path, given: str, urls: list[str]) -> None:
+    loaded = recipe(repository, "--vllm_mode", "server", "--vllm_server_base_url", given)
+    assert loaded.training.server_urls == urls
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vllm_server_base_url": ""}, "needs vllm_server_base_url.*svf-rl serve"),
+        ({"vllm_server_base_url": "localhost:8000"}, "'localhost:8000' is no address"),
+        ({"vllm_server_base_url": "http://a:1,http://a:1/"}, "names http://a:1 twice"),
+        ({"vllm_server_failure": "ignore"}, "vllm_server_failure must be one of stop, leave_out"),
+        ({"vllm_mode": "colocated"}, "vllm_mode must be one of colocate, server"),
+        ({"vllm_mode": "colocate"}, "vllm_server_base_url is for vllm_mode: server"),
+        ({"use_vllm": "false"}, "needs use_vllm: true"),
+        ({"vllm_server_timeout": "0"}, "vllm_server_timeout must be positive"),
+    ],
+)
+def test_bad_settings_are_one_line(repository: Path, change: dict[str, Any], message: str) -> None:
+    given = {**SERVER, **change}
+    with pytest.raises(SVFError, match=message) as error:
+        recipe(repository, *(text for key, value in given.items() for text in (f"--{key}", value)))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,160 @@
+"""Servers that die, come back, or never were what they should be."""
+
+import http.server
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from server_process import Server, free_port, move, wrong_tokens
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from svf_rl.errors import SVFError
+from svf_rl.generation import Sampling, server_connection
+from svf_rl.generation import server_requests as module
+from svf_rl.generation.vllm_server import VLLMServers
+from svf_rl.quickstart import model_path
+from svf_rl.svf import SVFConfig
+
+GREEDY = Sampling(max_tokens=32, temperature=0.0)
+Adapted = Callable[..., PeftModel]
+
+
+@pytest.mark.vllm
+def test_a_dead_server_stops_the_run_and_a_restarted_one_is_brought_up_to_date(
+    server: Server, adapted: Adapted, prompts: list[list[int]]
+) -> None:
+    hasty, patient = (VLLMServers([server.url], dtype="float32", timeout=seconds) for seconds in (1.0, 400.0))
+    for rollouts in (hasty, patient):
+        rollouts.sync(adapted(1))
+    expected = [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))]
+    server.kill()
+    for act in (lambda: hasty.generate(prompts, GREEDY, range(12)), lambda: hasty.sync(adapted(2))):
+        with pytest.raises(SVFError, match=f"{server.url} does not answer any more: start it again") as error:
+            act()
+        assert "\n" not in str(error.value)
+    server.start()
+    # waits; and nobody tells it that what comes up serves the checkpoint
+    assert [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))] == expected
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_one_of_two_servers_dies_is_left_out_and_taken_back(
+    server: Server, second_server: Server, adapted: Adapted, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    both = VLLMServers([second_server.url, server.url], dtype="float32", on_failure="leave_out")
+    alone = VLLMServers([server.url], dtype="float32")
+    model = adapted(1)
+    assert both.sync(model).bytes == 2 * alone.sync(model).bytes
+    expected = [c.token_ids for c in alone.generate(prompts, GREEDY, range(12))]
+    assert [c.token_ids for c in both.generate(prompts, GREEDY, range(12))] == expected
+
+    killer = threading.Timer(0.5, second_server.kill)  # in the middle of the requests
+    killer.start()
+    many = [c.token_ids for c in both.generate(prompts * 20, GREEDY, range(240))]
+    killer.join()
+    assert many == expected * 20
+    assert f"warning: vLLM server {second_server.url} is left out" in capfd.readouterr().err
+
+    second_server.wait()
+    assert both.sync(model).bytes == 2 * alone.sync(model).bytes
+    assert f"{second_server.url} is back" in capfd.readouterr().err
+    assert [c.token_ids for c in both.generate(prompts, GREEDY, range(12))] == expected
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_that_hangs_is_as_good_as_dead(
+    server: Server, second_server: Server, adapted: Adapted, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BETWEEN_LOOKS", 1.0)
+    monkeypatch.setattr(module, "_PATIENCE", 6.0)
+    monkeypatch.setattr(server_connection, "_SHORT", 6.0)
+    patient = VLLMServers([second_server.url, server.url], dtype="float32", on_failure="leave_out")
+    patient.sync(adapted(1))
+    expected = [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))]
+    stopper = threading.Timer(0.3, lambda: os.killpg(second_server.process.pid, signal.SIGSTOP))
+    stopper.start()
+    many = [c.token_ids for c in patient.generate(prompts * 20, GREEDY, range(240))]
+    stopper.join()
+    os.killpg(second_server.process.pid, signal.SIGCONT)
+    assert many == expected * 20
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_without_the_extension_is_told_how_to_start(start_server: Callable[..., Server]) -> None:
+    plain = ["vllm.entrypoints.openai.api_server", "--model", str(model_path()), "--dtype", "float32"]
+    options = ("--enforce-eager", "--max-model-len", "256", "--gpu-memory-utilization", "0.2")
+    without = start_server(*options, command=plain, VLLM_SERVER_DEV_MODE="1", TORCHDYNAMO_DISABLE="1").wait()
+    with pytest.raises(SVFError, match=r"runs without the extension.*svf-rl serve RECIPE") as error:
+        VLLMServers([without.url], dtype="float32")
+    assert "\n" not in str(error.value)
+    with pytest.raises(SVFError, match=r"takes no weights.*--weight-transfer-config"):
+        VLLMServers([without.url], dtype="float32", device="cuda")  # where TRL's push would do
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_over_two_workers_rebuilds_its_shards(
+    start_server: Callable[..., Server], prompts: list[list[int]], tmp_path: Path
+) -> None:
+    """The bundled model has three heads, which two workers cannot share."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=448, hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2, tie_word_embeddings=False,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    base = LlamaForCausalLM(config).eval()
+    base.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model_path()).save_pretrained(tmp_path)
+    cores = sorted(os.sched_getaffinity(0))
+    bind = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}  # by itself vLLM takes a NUMA node a worker
+    sharded = start_server("--model_name_or_path", str(tmp_path), "--", "--tensor-parallel-size", "2", **bind).wait()
+    rollouts = VLLMServers([sharded.url], dtype="float32")
+    model = get_peft_model(base, SVFConfig(target_modules="mlp+attention", task_type="CAUSAL_LM"))
+    for seed in (1, 2):
+        move(model, seed, by=0.2)
+        assert rollouts.sync(model).tensors == 10
+        completions = rollouts.generate(prompts, GREEDY, range(12))
+        wrong, ties = wrong_tokens(model, prompts, completions)
+        assert wrong == 0
+        assert ties < 100  # of 384
+    with model.disable_adapter():
+        assert wrong_tokens(model, prompts, completions)[0] > 0  # the control
+
+
+@pytest.fixture
+def no_vllm() -> Iterator[str]:
+    """The address of a web server that is no vLLM."""
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{web.server_address[1]}"
+    web.shutdown()
+
+
+class _Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>welcome</html>" if self.path != "/health" else b"")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_address_that_is_no_server_is_said_in_one_line(no_vllm: str, tmp_path: Path) -> None:
+    for url, message in (
+        (f"http://127.0.0.1:{free_port()}", "no vLLM server answers at .* within 0.5 s"),
+        ("http://no-such-host.invalid:8000", "no vLLM server answers"),
+        (no_vllm, "not as a vLLM server does"),
+    ):
+        with pytest.raises(SVFError, match=message) as error:
+            VLLMServers([url], dtype="float32", timeout=0.5)
+        assert "\n" not in str(error.value)
