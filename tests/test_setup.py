@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 
 CONFIGS = {
     "cpu.yaml": DistributedType.NO,
+    "cpu_ddp.yaml": DistributedType.MULTI_GPU,  # accelerate's name for torchrun's processes
     "single_gpu.yaml": DistributedType.NO,
     "multi_gpu.yaml": DistributedType.MULTI_GPU,
     "zero2.yaml": DistributedType.DEEPSPEED,
