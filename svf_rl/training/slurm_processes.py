@@ -8,6 +8,7 @@ prints both as lines for `slurm/train.slurm`, or one line that says what does no
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -16,6 +17,15 @@ from svf_rl.errors import SVFError, one_line_errors
 from svf_rl.training.shell_lines import shell_lines
 
 CONFIGS = Path("accelerate_configs")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The training processes of a node: their number, whether they compute on the CPU, whether under DeepSpeed."""
+
+    a_node: int
+    on_cpu: bool
+    deepspeed: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,13 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = parser.parse_args(arguments)
     with one_line_errors() as outcome:
         config = Path(known.config) if known.config else default_config(known.nodes, known.gpus)
-        processes, on_cpu = processes_a_node(config, known.nodes, known.gpus)
+        chosen = processes_a_node(config, known.nodes, known.gpus)
         values = {
             "SVF_RL_CONFIG": str(config.resolve()),
-            "SVF_RL_PROCESSES": str(processes),
-            "ACCELERATE_USE_CPU": str(on_cpu).lower(),  # accelerate itself tells single processes alone
+            "SVF_RL_PROCESSES": str(chosen.a_node),
+            "SVF_RL_ON_CPU": str(chosen.on_cpu).lower(),
         }
-        if on_cpu:  # not `cpu:0`, the name of several processes' device, to which torch loads no checkpoint
+        if (
+            chosen.on_cpu and not chosen.deepspeed
+        ):  # accelerate tells single processes alone; DeepSpeed must not hear it
+            values["ACCELERATE_USE_CPU"] = "true"
+            # not `cpu:0`, the name of several processes' device, to which torch loads no checkpoint
             values["ACCELERATE_TORCH_DEVICE"] = "cpu"
         print(shell_lines(values))
     return outcome.status
@@ -48,7 +62,7 @@ def default_config(nodes: int, gpus: int) -> Path:
     return here if here.is_file() or not beside.is_file() else beside
 
 
-def processes_a_node(config: Path, nodes: int, gpus: int) -> tuple[int, bool]:
+def processes_a_node(config: Path, nodes: int, gpus: int) -> Processes:
     """
     One process a GPU, or one on each node where the config is for the CPU.
 
@@ -56,9 +70,6 @@ def processes_a_node(config: Path, nodes: int, gpus: int) -> tuple[int, bool]:
         config (`Path`): An accelerate config.
         nodes (`int`): Nodes that train.
         gpus (`int`): GPUs of each of them.
-
-    Returns:
-        `tuple[int, bool]`: The processes, and whether they compute on the CPU.
 
     Raises:
         SVFError: the file is no accelerate config, wants GPUs where there are none, or is for one process alone.
@@ -83,7 +94,7 @@ def processes_a_node(config: Path, nodes: int, gpus: int) -> tuple[int, bool]:
             f"{config} is for one process, and {nodes} nodes × {processes} are {nodes * processes}: take one for "
             f"several, such as accelerate_configs/{'cpu_ddp' if on_cpu else 'multi_gpu'}.yaml, or less of the machine"
         )
-    return processes, on_cpu
+    return Processes(processes, on_cpu, values["distributed_type"] == "DEEPSPEED")
 
 
 if __name__ == "__main__":

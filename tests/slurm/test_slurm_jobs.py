@@ -28,6 +28,7 @@ SMALL = {
     "max_completion_length": "16",
 }
 DDP = "accelerate_configs/cpu_ddp.yaml"
+ZERO3 = "accelerate_configs/cpu_zero3.yaml"
 LAUNCHER = "svf_rl.training.slurm_node"
 RANK = "svf_rl.train"
 
@@ -116,7 +117,7 @@ def test_two_nodes_train_one_adapter(job: Submission, config: str) -> None:
 
 @pytest.mark.vllm
 @pytest.mark.distributed
-@pytest.mark.parametrize("config", [DDP])
+@pytest.mark.parametrize("config", [ZERO3, DDP])
 def test_two_nodes_with_a_vllm_on_each(job: Submission, config: str) -> None:
     ended = job.wait(job.submit("--use_vllm", "--vllm_enforce_eager", config=config), timeout=800)
     assert (ended.state, ended.status) == ("COMPLETED", 0), ended.log[-4000:]

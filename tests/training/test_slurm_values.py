@@ -11,7 +11,7 @@ from svf_rl.quickstart import model_path
 from svf_rl.training.recipe import load_recipe
 from svf_rl.training.shell_lines import shell_lines
 from svf_rl.training.slurm import slurm_values
-from svf_rl.training.slurm_processes import default_config, main, processes_a_node
+from svf_rl.training.slurm_processes import Processes, default_config, main, processes_a_node
 
 
 @pytest.fixture
@@ -70,11 +70,13 @@ def test_a_shell_reads_the_values_as_they_are() -> None:
 def test_the_default_config_suits_the_processes(nodes: int, gpus: int, name: str) -> None:
     config = default_config(nodes, gpus)
     assert config.name == name
-    assert processes_a_node(config, nodes, gpus) == (max(gpus, 1), gpus == 0)
+    assert processes_a_node(config, nodes, gpus) == Processes(max(gpus, 1), on_cpu=gpus == 0, deepspeed=False)
 
 
 def test_a_cpu_config_takes_one_process_a_node_also_beside_gpus(repository: Path) -> None:
-    assert processes_a_node(repository / "accelerate_configs" / "cpu_ddp.yaml", 2, 8) == (1, True)
+    assert processes_a_node(repository / "accelerate_configs" / "cpu_ddp.yaml", 2, 8) == Processes(
+        1, on_cpu=True, deepspeed=False
+    )
 
 
 def test_the_lines_say_where_to_compute(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,9 +85,17 @@ def test_the_lines_say_where_to_compute(repository: Path, capsys: pytest.Capture
     assert capsys.readouterr().out.splitlines() == [
         f"SVF_RL_CONFIG={shlex.quote(str(config))}",
         "SVF_RL_PROCESSES=1",
+        "SVF_RL_ON_CPU=true",
         "ACCELERATE_USE_CPU=true",
         "ACCELERATE_TORCH_DEVICE=cpu",
     ]
+
+
+def test_deepspeed_is_not_told_of_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("distributed_type: DEEPSPEED\nuse_cpu: true")
+    assert main(["--nodes", "2", "--gpus", "0", str(config)]) == 0
+    assert "ACCELERATE" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
