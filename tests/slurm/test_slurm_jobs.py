@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cluster import ENDED, Cluster, Job
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 # A few updates without vLLM: seconds of work, after half a minute of start-up for two processes on two cores.
 SMALL = {
@@ -66,7 +66,7 @@ class Submission:
             },
         )
 
-    def wait(self, job: str, timeout: float = 400) -> Job:
+    def wait(self, job: str, timeout: float = 800) -> Job:
         ended = self.cluster.wait(job, timeout)
         assert self.cluster.processes() == [], "processes of the job are left"
         assert list(self.output.parent.glob("**/.slurm-*")) == []
@@ -85,7 +85,7 @@ def job(cluster: Cluster, repository: Path, tmp_path: Path) -> Submission:
     return Submission(cluster, repository, tmp_path)
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 200) -> None:
+def wait_until(condition: Callable[[], bool], timeout: float = 500) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline
@@ -119,7 +119,7 @@ def test_two_nodes_train_one_adapter(job: Submission, config: str) -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize("config", [ZERO3, DDP])
 def test_two_nodes_with_a_vllm_on_each(job: Submission, config: str) -> None:
-    ended = job.wait(job.submit("--use_vllm", "--vllm_enforce_eager", config=config), timeout=800)
+    ended = job.wait(job.submit("--use_vllm", "--vllm_enforce_eager", config=config), timeout=1500)
     assert (ended.state, ended.status) == ("COMPLETED", 0), ended.log[-4000:]
     assert json.loads((job.output / "summary.json").read_text())["updates"] == 2
 
@@ -153,7 +153,7 @@ def test_a_signalled_job_writes_a_checkpoint_is_requeued_and_goes_on(job: Submis
     number = job.submit(*LONG)
     updates_written(job, number, 3)
     cluster.run("scancel", "--batch", "--signal=USR1", number)  # as SLURM does before the time limit
-    cluster.wait_for_log(number, "a checkpoint is written; back into the queue for run 2", timeout=60)
+    cluster.wait_for_log(number, "a checkpoint is written; back into the queue for run 2", timeout=200)
     ended = job.wait(number)
     assert (ended.state, ended.restarts) == ("COMPLETED", 1), ended.log[-4000:]
     assert json.loads((job.output / "summary.json").read_text())["updates"] == 60
@@ -164,7 +164,7 @@ def test_a_signalled_job_writes_a_checkpoint_is_requeued_and_goes_on(job: Submis
 def test_a_time_limit_costs_no_more_than_a_requeue(job: Submission, cluster: Cluster) -> None:
     """SLURM's own signal, from a limit of three minutes that no run of this length fits into."""
     number = job.submit(*LONG, "--max_steps", "100000", options=("--nodes=2", "--time=3", "--signal=B:USR1@60"))
-    cluster.wait_for_log(number, "a checkpoint is written; back into the queue for run 2", timeout=300)
+    cluster.wait_for_log(number, "a checkpoint is written; back into the queue for run 2", timeout=500)
     stopped_after = job.updates()[-1]
     updates_written(job, number, stopped_after + 3)
     cluster.run("scancel", number)
