@@ -128,7 +128,7 @@ def test_two_nodes_with_a_vllm_on_each(job: Submission, config: str) -> None:
 def test_a_server_on_the_last_node(job: Submission) -> None:
     ended = job.wait(
         job.submit("--use_vllm", "--vllm_enforce_eager", config=None, script_options=("--rollout-nodes", "1")),
-        timeout=800,
+        timeout=1500,
     )
     assert (ended.state, ended.status) == ("COMPLETED", 0), ended.log[-4000:]
     assert "on node0 with 1 process(es) a node" in ended.log
