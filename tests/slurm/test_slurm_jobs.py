@@ -162,8 +162,8 @@ def test_a_signalled_job_writes_a_checkpoint_is_requeued_and_goes_on(job: Submis
 
 @pytest.mark.distributed
 def test_a_time_limit_costs_no_more_than_a_requeue(job: Submission, cluster: Cluster) -> None:
-    """SLURM's own signal, from a limit of three minutes that no run of this length fits into."""
-    number = job.submit(*LONG, "--max_steps", "100000", options=("--nodes=2", "--time=3", "--signal=B:USR1@60"))
+    """SLURM's own signal, from a limit of five minutes that no run of this length fits into."""
+    number = job.submit(*LONG, "--max_steps", "100000", options=("--nodes=2", "--time=5", "--signal=B:USR1@60"))
     cluster.wait_for_log(number, "a checkpoint is written; back into the queue for run 2", timeout=500)
     stopped_after = job.updates()[-1]
     updates_written(job, number, stopped_after + 3)
