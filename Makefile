@@ -3,6 +3,7 @@
 #   make demo        train the bundled model with SVF on the CPU, print held-out accuracy before and after
 #   make test        the tests            make test-slow   those that take long
 #   make lint        ruff, mypy, layers   make bench       the measurements of the README
+#   make test-slurm  jobs on a SLURM of two nodes on this host, started for them (SLURM_TESTS picks some)
 #   make clean       remove the environment and caches (runs/ stays)
 #
 # Variables: PYTHON (3.11 to 3.13), VENV, EXTRA (cpu or cuda), TORCH_INDEX (where pip finds the CPU build of torch).
@@ -12,6 +13,7 @@ VENV ?= .venv
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 # PyPI serves torch for CUDA only. Empty: try pip's own configuration, then PyTorch's index.
 TORCH_INDEX ?=
+SLURM_TESTS ?= tests/slurm
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -19,7 +21,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRA)
 TORCH_CPU := torch==2.13.0+cpu
 PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-slow lint bench install clean
+.PHONY: demo test test-slow test-slurm lint bench install clean
 
 demo: export OMP_NUM_THREADS ?= 1
 demo: $(INSTALLED)
@@ -30,6 +32,16 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow tests
+
+test-slurm: $(INSTALLED)
+	@for program in munged slurmctld slurmd sbatch; do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null && continue; \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; break; \
+		fi; \
+		echo "$$program is missing: install SLURM (Debian and Ubuntu: apt install slurm-wlm munge)" >&2; exit 1; \
+	done
+	$(BIN)/python -m pytest -m slurm $(SLURM_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -27,11 +27,13 @@ def main(arguments: Sequence[str]) -> int:
     add("--zero", type=int, choices=[0, 1, 2, 3], help="ZeRO stage (default: 0, 2 or 3, the lowest that fits)")
     add("--prompt-tokens", type=int, help="of the longest prompt (default: what vllm_max_model_length leaves, or 512)")
     add("--json", action="store_true", help="print JSON in place of tables, all sizes in bytes")
+    add("--slurm", action="store_true", help="print the values that slurm/train.slurm reads, and nothing else")
+    add("--rollout-nodes", type=int, default=0, help="with --slurm: nodes that run vLLM servers (default: 0)")
     add("--debug", action="store_true", help="show tracebacks")
     known, overrides = parser.parse_known_args(arguments)
     fits = True
     with one_line_errors(known.debug) as outcome:
-        fits = _memory(known, overrides)
+        fits = _slurm(known, overrides) if known.slurm else _memory(known, overrides)
     return outcome.status or int(not fits)
 
 
@@ -54,3 +56,16 @@ def _memory(known: argparse.Namespace, overrides: Sequence[str]) -> bool:
     fits, outcome = verdict(plan)
     print(json.dumps(as_values(plan, fits, outcome), indent=2) if known.json else as_text(plan, outcome))
     return fits
+
+
+def _slurm(known: argparse.Namespace, overrides: Sequence[str]) -> bool:
+    from svf_rl.train import quiet_libraries
+
+    quiet_libraries()
+    from svf_rl.training.recipe import load_recipe
+    from svf_rl.training.shell_lines import shell_lines
+    from svf_rl.training.slurm import slurm_values
+
+    gpus = None if known.gpus is None else known.gpus * known.nodes
+    print(shell_lines(slurm_values(load_recipe(known.recipe, overrides, gpus=gpus), known.rollout_nodes)))
+    return True

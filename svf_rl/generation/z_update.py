@@ -5,7 +5,6 @@ Both ends use this file: the training process packs, the server's workers unpack
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from svf_rl.svf import svf_layers
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask
+from svf_rl.svf.sharding import gathered, is_sharded
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def layout_of(model: nn.Module, cache: FactorCache | None = None) -> Layout:
     dtype = next(model.parameters()).dtype
     for name, layer in svf_layers(model).items():
         factors, dtype = layer.svf_factors, layer.base_weight().dtype
-        if not cache.contains(layer.weight_id, dtype):
+        # ZeRO-3 shares factors out that are in the cache already
+        if not is_sharded(factors.U) and not cache.contains(layer.weight_id, dtype):
             cache.store(layer.weight_id, Factors(factors.U.detach(), factors.s, factors.Vt.detach()))
         masks = tuple(mask for mask, _ in layer.masks_and_z())
         matrices.append(
@@ -123,7 +124,8 @@ def layout_of(model: nn.Module, cache: FactorCache | None = None) -> Layout:
 
 def pack(model: nn.Module) -> bytes:
     """The `z` of the active SVF adapters of `model`, in the order of its layout: fp32, little-endian."""
-    z: Sequence[Tensor] = [z for layer in svf_layers(model).values() for _, z in layer.masks_and_z()]
-    if not z:
-        return b""
-    return torch.cat([part.detach().float().cpu() for part in z]).numpy().astype("<f4").tobytes()
+    z: list[Tensor] = []
+    for layer in svf_layers(model).values():
+        with gathered(layer.svf_z.parameters()):
+            z.extend(part.detach().float().cpu().clone() for _, part in layer.masks_and_z())
+    return torch.cat(z).numpy().astype("<f4").tobytes() if z else b""
