@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
@@ -36,6 +36,7 @@ from svf_rl.training.decay import decay_towards_identity
 from svf_rl.training.held_out import HeldOutEvaluation
 from svf_rl.training.policy import (
     add_hidden_states_forward,
+    check_processes_agree,
     hidden_states,
     multiplier_statistics,
     output_layer,
@@ -144,25 +145,13 @@ class SVFReinforceTrainer(HeldOutEvaluation, Checkpointing, Publication):
         """Bring the generator up to date, unless it is and nothing that is trained has changed since the last time."""
         model = self.accelerator.unwrap_model(self.model)
         digest = trainable_digest(model)
-        self._check_processes_agree(digest)
+        check_processes_agree(digest, self.state.global_step)
         if digest != self._synced or everything or self.rollouts.stale:
             # The first time all weights go: the engine read a checkpoint that need not be what the model holds.
             with self._timed("sync"):
                 report = self.rollouts.sync(model, everything or self._synced is None)
             self._synced = digest
             self._metrics["train"]["sync/bytes"].append(float(report.bytes))
-
-    def _check_processes_agree(self, digest: str) -> None:
-        """Raises `SVFError` when the processes train different values: from there on they would only drift apart."""
-        if self.accelerator.num_processes == 1:
-            return
-        digests = gather_object([digest])
-        others = [index for index, other in enumerate(digests) if other != digests[0]]
-        if others:
-            raise SVFError(
-                f"after update {self.state.global_step} process {others[0]} has other trained values than process 0: "
-                "go on from the last checkpoint, and look for a process with other hardware, packages or data"
-            )
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, *_: Any, **__: Any
