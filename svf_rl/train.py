@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from svf_rl.errors import SVFError, one_line_errors
+from svf_rl.errors import Stopped, SVFError, one_line_errors
 from svf_rl.new_folder import held
 
 

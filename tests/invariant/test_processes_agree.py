@@ -17,6 +17,7 @@ try:
     check_processes_agree(f"of process {state.process_index}", 7)
 except SVFError as error:
     print(error, flush=True)
+state.destroy_process_group()
 """
 
 
