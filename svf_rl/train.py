@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from svf_rl.errors import Stopped, SVFError, one_line_errors
+from svf_rl.errors import SVFError, one_line_errors
 from svf_rl.new_folder import held
 
 
@@ -92,6 +92,7 @@ def _train(recipe: Any, output: Path, stop: Any) -> dict[str, Any]:
     from svf_rl.training.loading import load_adapted, load_tokenizer
     from svf_rl.training.next_token import NextTokenTrainer
     from svf_rl.training.plan import check_rows, load_rewards
+    from svf_rl.training.process_group import leave_process_group
     from svf_rl.training.resume import recipe_settings, rows_digest
     from svf_rl.training.trainer import SVFReinforceTrainer
     from svf_rl.training.versions import package_versions
@@ -174,6 +175,7 @@ def _train(recipe: Any, output: Path, stop: Any) -> dict[str, Any]:
         )
     if recipe.training.push_to_hub:
         trainer.push_to_hub(commit_message="Accuracy and model card")
+    leave_process_group()
     return summary
 
 

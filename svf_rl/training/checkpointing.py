@@ -24,6 +24,7 @@ from svf_rl.training import checkpoints, run_files
 from svf_rl.training.callbacks import MetricsFile
 from svf_rl.training.checkpoints import Manifest
 from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.training.process_group import leave_process_group
 from svf_rl.training.progress import load_progress, restore_progress, save_progress
 from svf_rl.training.resume import check_same_machinery, check_same_run, find_checkpoint, rows_digest
 from svf_rl.training.signals import StopRequest, stopped
@@ -210,6 +211,7 @@ class Checkpointing(GRPOTrainer):
             if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
                 callback.training_bar.close()  # the last line is to stand by itself
         self.accelerator.wait_for_everyone()
+        leave_process_group()
         name = self.stop.requested or "a signal to another process"
         raise stopped(f"stopped by {name} after update {self.state.global_step}: --resume goes on from {folder}")
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -82,26 +81,6 @@ def trainable_digest(model: nn.Module) -> str:
             with gathered([parameter]):
                 digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
-
-
-def check_processes_agree(digest: str, update: int) -> None:
-    """
-    Compare what the processes train; all of them call it together.
-
-    Args:
-        digest (`str`): This process's [`trainable_digest`].
-        update (`int`): The update that the values come from, for the message.
-
-    Raises:
-        SVFError: on every process, where two differ: from there on they would only drift apart.
-    """
-    digests = gather_object([digest])
-    for process, other in enumerate(digests):
-        if other != digests[0]:
-            raise SVFError(
-                f"after update {update} process {process} has other trained values than process 0: go on from the last "
-                "checkpoint, and look for a process with other hardware, packages or data"
-            )
 
 
 @torch.no_grad()

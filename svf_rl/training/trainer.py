@@ -36,13 +36,13 @@ from svf_rl.training.decay import decay_towards_identity
 from svf_rl.training.held_out import HeldOutEvaluation
 from svf_rl.training.policy import (
     add_hidden_states_forward,
-    check_processes_agree,
     hidden_states,
     multiplier_statistics,
     output_layer,
     reference,
     trainable_digest,
 )
+from svf_rl.training.process_group import check_processes_agree
 from svf_rl.training.publication import Publication
 from svf_rl.training.rollouts import build_rollouts
 from svf_rl.training.vocabulary import LogitTransform, TokenStatistics, token_statistics

@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 from accelerate import PartialState
 from svf_rl.errors import SVFError
-from svf_rl.training.policy import check_processes_agree
+from svf_rl.training.process_group import check_processes_agree, leave_process_group
 
 state = PartialState(cpu=True)
 check_processes_agree("the same", 1)
@@ -17,7 +17,7 @@ try:
     check_processes_agree(f"of process {state.process_index}", 7)
 except SVFError as error:
     print(error, flush=True)
-state.destroy_process_group()
+leave_process_group()
 """
 
 
