@@ -17,7 +17,7 @@ from svf_rl.generation.continuations import joined
 from svf_rl.generation.processes import process_count
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.tensor_parallel import EngineRanks, check_processes
-from svf_rl.generation.vllm_cpu import plain_cpu_weights
+from svf_rl.generation.vllm_cpu import plain_cpu_collectives, plain_cpu_weights
 from svf_rl.generation.vllm_shutdown import LIVING_ENGINES
 from svf_rl.generation.weights import adapted_weights, frozen_weights
 
@@ -70,7 +70,13 @@ class ColocatedVLLM:
         self._sleeps = enable_sleep_mode
         # vLLM's own `enforce_eager` still compiles its sampler: half a minute, and a C++ compiler, for a small model
         self._stance = "force_eager" if enforce_eager else "default"
-        with _preserved_rng(), _launched(), plain_cpu_weights(), torch.compiler.set_stance(self._stance):
+        with (
+            _preserved_rng(),
+            _launched(),
+            plain_cpu_weights(),
+            plain_cpu_collectives(),
+            torch.compiler.set_stance(self._stance),
+        ):
             self.llm = llm_class(
                 model=model,
                 dtype=str(dtype).removeprefix("torch."),

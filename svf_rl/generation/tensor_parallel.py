@@ -34,6 +34,8 @@ class EngineRanks:
 
             self._group = get_tp_group()
             self.first = self._group.rank_in_group == 0
+            # a channel in shared memory for engines that one process commands, which nobody would take down
+            self._group.mq_broadcaster = None
 
     def gathered(self, items: Sequence[Any]) -> tuple[list[Any], slice]:
         """The items of all ranks, in order of the ranks, and where this rank's own stand among them."""
