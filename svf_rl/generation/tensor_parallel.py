@@ -80,11 +80,13 @@ def undivided(config: PretrainedConfig, size: int) -> str | None:
     heads = getattr(text, "num_attention_heads", None)
     key_value_heads = getattr(text, "num_key_value_heads", None) or heads
     # key-value heads of which there are fewer than processes are repeated
-    repeated = bool(key_value_heads) and size % key_value_heads == 0
+    repeated = key_value_heads is not None and size % key_value_heads == 0
+    vocabulary = getattr(text, "vocab_size", None)
+    padded = vocabulary and -(-vocabulary // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
     parts = {
         "attention heads": heads,
         "key-value heads": None if repeated else key_value_heads,
         "MLP columns": getattr(text, "intermediate_size", None),
-        "padded vocabulary": -(-text.vocab_size // _VOCABULARY_PADDING) * _VOCABULARY_PADDING,
+        "tokens of the padded vocabulary": padded,
     }
     return next((f"{count} {name}" for name, count in parts.items() if count is not None and count % size), None)
