@@ -54,15 +54,15 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict
     from svf_rl.training.signals import StopRequest
 
     recipe = load_recipe(path, overrides)
+    training = recipe.training
+    if not dry_run and training.use_vllm and training.vllm_mode == "colocate":
+        check_processes(training.vllm_tensor_parallel_size, training.world_size)
     plan = check(recipe)
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
         print(plan, flush=True)
     if dry_run:
         return None
-    training = recipe.training
-    if training.use_vllm and training.vllm_mode == "colocate":
-        check_processes(training.vllm_tensor_parallel_size, training.world_size)
     output, stop = Path(recipe.training.output_dir), StopRequest()
     with stop.listening(), _no_half_written(output):
         summary = _ended_already(recipe, output)

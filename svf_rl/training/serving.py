@@ -38,6 +38,7 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         "revision": model.model_revision,
         "dtype": _dtype(model),
         "seed": training.seed,
+        "tensor-parallel-size": training.vllm_tensor_parallel_size,
         "max-model-len": length,
         "max-num-seqs": 256,
         "max-num-batched-tokens": max(4096, length) if length else None,

@@ -24,13 +24,17 @@ def options(command: list[str]) -> dict[str, str]:
 
 
 def test_the_server_has_the_model_type_and_length_of_the_recipe(repository: Path) -> None:
-    loaded = recipe(repository, "--vllm_max_model_length", "512", "--seed", "3")
+    loaded = recipe(
+        repository, "--vllm_max_model_length", "512", "--seed", "3", "--vllm_tensor_parallel_size", "2",
+        "--vllm_mode", "server", "--vllm_server_base_url", "http://localhost:8000",
+    )  # fmt: skip
     command, environment = server_command(loaded, "127.0.0.1", free_port(), ["--dtype", "bfloat16"])
     assert command[:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     given = options(command)
     assert given["--model"] == loaded.model.location
     assert given["--max-model-len"] == "512"
     assert given["--seed"] == "3"
+    assert given["--tensor-parallel-size"] == "2"
     assert given["--logprobs-mode"] == "processed_logprobs"
     assert given["--worker-extension-cls"].endswith("SVFWorkerExtension")
     assert "--enforce-eager" in given

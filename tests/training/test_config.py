@@ -48,7 +48,7 @@ def test_every_option_of_grpo_is_either_refused_or_known_to_work() -> None:
         "model_init_kwargs", "trust_remote_code", "disable_dropout", "num_generations", "max_completion_length",
         "shuffle_dataset", "pad_to_multiple_of", "generation_batch_size", "steps_per_generation", "temperature",
         "top_p", "top_k", "min_p", "generation_kwargs", "chat_template_kwargs", "repetition_penalty", "use_vllm",
-        "vllm_mode", "vllm_server_base_url", "vllm_server_timeout",
+        "vllm_mode", "vllm_server_base_url", "vllm_server_timeout", "vllm_tensor_parallel_size",
         "vllm_enable_sleep_mode", "vllm_gpu_memory_utilization", "vllm_max_model_length", "beta", "num_iterations",
         "reward_weights", "mask_truncated_completions", "vllm_importance_sampling_correction",
         "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min",

@@ -264,11 +264,16 @@ def test_what_the_trace_counts_is_what_autograd_keeps() -> None:
 # ---- the verdict ------------------------------------------------------------------------------------------------
 
 
-def test_70b_fits_eight_gpus_with_zero3_alone(plan) -> None:
-    got = plan(LLAMA_70B, gpus=8, use_vllm=False, per_device_train_batch_size=1, num_generations=2)
-    assert got.run.stage == 3
+def test_the_recipe_for_70b_fits_nodes_of_eight_gpus_with_zero3_alone(repository: Path, tmp_path: Path) -> None:
+    LLAMA_70B.save_pretrained(tmp_path)
+    path, overrides = repository / "recipes/llama3_70b_math.yaml", ["--model_name_or_path", str(tmp_path)]
+    got = MemoryPlan(load_recipe(path, overrides, gpus=8), Machine(8, 1, 80 * GB))
+    assert (got.run.stage, got.run.tensor_parallel, got.run.rollouts) == (3, 8, "colocated")
     assert got.problems(got.run) == []
     assert got.problems(replace(got.run, stage=2))
+    assert got.problems(replace(got.run, tensor_parallel=1))
+    # the generation batch of one vLLM on either of two nodes is that of one with half as many prompts a GPU
+    assert got.fits(replace(got.run, processes=16))
 
 
 def test_advice_is_found_by_trying(plan) -> None:
