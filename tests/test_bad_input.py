@@ -125,13 +125,17 @@ def test_what_zero_3_cannot_do(fails, monkeypatch, processes, changes, named):
     [
         ("1", 2, "over 2 processes, and there is one"),
         ("2", 4, "(4) does not divide the number of processes (2)"),
-        ("2", 2, "(2) does not divide the model's 3 attention heads"),
         ("2", 0, "at least 1"),
     ],
 )
 def test_one_vllm_over_processes_that_do_not_suit(fails, monkeypatch, processes, size, named):
     monkeypatch.setenv("WORLD_SIZE", processes)
     assert named in fails(use_vllm=True, vllm_tensor_parallel_size=size)
+
+
+def test_one_vllm_over_processes_that_the_model_does_not_suit(fails):
+    line = fails("--dry-run", use_vllm=True, vllm_tensor_parallel_size=2)
+    assert "(2) does not divide the model's 3 attention heads" in line
 
 
 def test_missing_model(fails, tmp_path):
