@@ -52,7 +52,7 @@ def run(config: str, folder: Path) -> dict[str, Any]:
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     shutil.rmtree(output, ignore_errors=True)
-    with open(folder / "log", "w+") as log:
+    with (folder / "log").open("w+") as log:
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
         peaks = _peaks_while_training(process, output / "metrics.jsonl")
         if process.wait():
@@ -135,14 +135,11 @@ def main() -> None:
     }
     peaks = {name: max(r["peak_bytes"][0] for r in of_name) for name, of_name in runs.items()}
     tokens = {count: count * COMPLETION / statistics.median(times[str(count)]) for count in BATCHES}
-    one = sum(seconds["1 process"].values())
+    step = {name: sum(phases.values()) for name, phases in seconds.items()}
     rows = [
         {"processes": name}
         | {f"{phase} (s)": f"{seconds[name][phase]:.2f}" for phase in PHASES}
-        | {
-            "step (s)": f"{sum(seconds[name].values()):.2f}",
-            "of one process": f"{sum(seconds[name].values()) / one:.2f}",
-        }
+        | {"step (s)": f"{step[name]:.2f}", "of one process": f"{step[name] / step['1 process']:.2f}"}
         | {"peak a process (MiB)": f"{peaks[name] / 2**20:.0f}"}
         for name in CONFIGS
     ]
