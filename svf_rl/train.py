@@ -48,6 +48,7 @@ def _resume(wanted: bool, overrides: Sequence[str]) -> list[str]:
 def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict[str, Any] | None:
     """Check the recipe, then train; returns what is written to `summary.json`, or `None` after a dry run."""
     quiet_libraries()
+    from svf_rl.generation.tensor_parallel import check_processes
     from svf_rl.training.plan import check
     from svf_rl.training.recipe import load_recipe
     from svf_rl.training.signals import StopRequest
@@ -59,6 +60,9 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict
         print(plan, flush=True)
     if dry_run:
         return None
+    training = recipe.training
+    if training.use_vllm and training.vllm_mode == "colocate":
+        check_processes(training.vllm_tensor_parallel_size, training.world_size)
     output, stop = Path(recipe.training.output_dir), StopRequest()
     with stop.listening(), _no_half_written(output):
         summary = _ended_already(recipe, output)

@@ -50,6 +50,27 @@ def bubblewrap() -> None:
 
 
 @pytest.fixture(scope="session")
+def even_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model with a fourth attention head that adds nothing, so that two processes can share it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from svf_rl.quickstart import model_path
+
+    folder = tmp_path_factory.mktemp("even") / "model"
+    model = AutoModelForCausalLM.from_pretrained(model_path())
+    for layer in model.model.layers:
+        attention, idle = layer.self_attn, model.config.head_dim
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            projection.weight.data = torch.nn.functional.pad(projection.weight.data, (0, 0, 0, idle))
+        attention.o_proj.weight.data = torch.nn.functional.pad(attention.o_proj.weight.data, (0, idle))
+    model.config.num_attention_heads = model.config.num_key_value_heads = model.config.num_attention_heads + 1
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_path()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def vllm_engine() -> "ColocatedVLLM":
     """One fp32 engine on the bundled model for all tests that need one: it holds whatever was synced last."""
     import torch

@@ -14,8 +14,10 @@ from torch import nn
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.continuations import joined
+from svf_rl.generation.processes import process_count
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
-from svf_rl.generation.vllm_cpu import plain_cpu_weights
+from svf_rl.generation.tensor_parallel import EngineRanks, check_processes
+from svf_rl.generation.vllm_cpu import plain_cpu_collectives, plain_cpu_weights
 from svf_rl.generation.vllm_shutdown import LIVING_ENGINES
 from svf_rl.generation.weights import adapted_weights, frozen_weights
 
@@ -32,6 +34,9 @@ class ColocatedVLLM:
         max_model_len (`int`, *optional*): Prompt and completion together, in tokens; default: the model's own limit.
         max_num_seqs (`int`, *optional*, defaults to 256): Sequences decoded together.
         gpu_memory_utilization (`float`, *optional*, defaults to 0.3): Share of the GPU's memory for the engine.
+        tensor_parallel_size (`int`, *optional*, defaults to 1):
+            Consecutive processes that are one engine, a shard of each weight on each of them. They make every call
+            together, each with its own prompts, and each gets the answers to its own.
         enable_sleep_mode (`bool`, *optional*, defaults to `False`):
             Free the engine's memory while the model trains (CUDA). The weights are dropped too, so that every sync
             pushes all of them.
@@ -50,12 +55,14 @@ class ColocatedVLLM:
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
         gpu_memory_utilization: float = 0.3,
+        tensor_parallel_size: int = 1,
         enable_sleep_mode: bool = False,
         enforce_eager: bool = False,
         trust_remote_code: bool = False,
     ):
         if enable_sleep_mode and device != "cuda":
             raise SVFError("vllm_enable_sleep_mode works on CUDA alone: turn it off here")
+        check_processes(tensor_parallel_size, process_count())
         # The engine must live in this process, or its weights are out of reach.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         llm_class = _import_llm()
@@ -63,7 +70,13 @@ class ColocatedVLLM:
         self._sleeps = enable_sleep_mode
         # vLLM's own `enforce_eager` still compiles its sampler: half a minute, and a C++ compiler, for a small model
         self._stance = "force_eager" if enforce_eager else "default"
-        with _preserved_rng(), _launched(), plain_cpu_weights(), torch.compiler.set_stance(self._stance):
+        with (
+            _preserved_rng(),
+            _launched(),
+            plain_cpu_weights(),
+            plain_cpu_collectives(),
+            torch.compiler.set_stance(self._stance),
+        ):
             self.llm = llm_class(
                 model=model,
                 dtype=str(dtype).removeprefix("torch."),
@@ -72,6 +85,7 @@ class ColocatedVLLM:
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max(4096, max_num_seqs, max_model_len or 0),
                 gpu_memory_utilization=gpu_memory_utilization,
+                tensor_parallel_size=tensor_parallel_size,
                 enable_sleep_mode=enable_sleep_mode,
                 enforce_eager=enforce_eager,
                 # vLLM rewinds a seeded generator after a part of a prompt, which the CPU's generators cannot do
@@ -83,6 +97,7 @@ class ColocatedVLLM:
                 disable_log_stats=True,
             )
         LIVING_ENGINES.add(self.llm)
+        self._ranks = EngineRanks(tensor_parallel_size)
         empty = [name for name, p in self.model.named_parameters() if p.numel() == 0]
         if empty:
             raise SVFError(
@@ -100,15 +115,18 @@ class ColocatedVLLM:
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
     ) -> list[Completion]:
         limit = self._max_model_len
-        longest = max(map(len, prompts))
+        requests, own = self._ranks.gathered(list(zip(prompts, seeds, strict=True)))
+        longest = max(len(prompt) for prompt, _ in requests)
         if longest >= limit:
             raise SVFError(f"a prompt has {longest} tokens, of {limit} that fit: raise vllm_max_model_length")
-        outputs = self._outputs(prompts, [_sampling_params(sampling, seed) for seed in seeds], progress)
-        return [_completion(output.outputs[0]) for output in outputs]
+        params = [_sampling_params(sampling, seed) for _, seed in requests]
+        outputs = self._outputs([prompt for prompt, _ in requests], params, progress and self._ranks.first)
+        return [_completion(output.outputs[0]) for output in outputs[own]]
 
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
         from vllm import SamplingParams
 
+        (prompts, own), (continuations, _) = map(self._ranks.gathered, (prompts, continuations))
         # one token must be left to generate: vLLM takes no request without
         sequences = joined(prompts, continuations, self._max_model_len - 1)
         if not sequences:
@@ -119,7 +137,7 @@ class ColocatedVLLM:
         outputs = self._outputs(sequences, [scores] * len(sequences), progress=False)
         return [
             output.prompt_logprobs.logprobs[-len(continuation) :]
-            for output, continuation in zip(outputs, continuations, strict=True)
+            for output, continuation in list(zip(outputs, continuations, strict=True))[own]
         ]
 
     @property

@@ -1,4 +1,4 @@
-"""Keeping vLLM's weights loadable on the CPU."""
+"""What vLLM does otherwise on the CPU for an engine in the training process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +31,24 @@ def plain_cpu_weights() -> Iterator[None]:
         yield
     finally:
         utils.dispatch_cpu_unquantized_gemm = original
+
+
+@contextmanager
+def plain_cpu_collectives() -> Iterator[None]:
+    """
+    Engines built within it communicate through `torch.distributed`.
+
+    By default the processes of one vLLM meet in shared memory on CPUs that have AVX-512, under a name that is the same
+    for every run that a launcher has started: two of them on one machine would write into each other's.
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    original = CpuCommunicator._all_group_ranks_share_shm_group_name
+    CpuCommunicator._all_group_ranks_share_shm_group_name = lambda self: False
+    try:
+        yield
+    finally:
+        CpuCommunicator._all_group_ranks_share_shm_group_name = original
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -19,7 +19,7 @@ UNSUPPORTED = (
     "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target", "off_policy_mask_threshold",
     "use_bias_correction_kl", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef",
     "cast_lm_head_to_fp32", "use_liger_kernel", "liger_kernel_config", "num_generations_eval", "cache_implementation",
-    "vllm_model_impl", "vllm_tensor_parallel_size", "vllm_structured_outputs_regex", "vllm_server_host",
+    "vllm_model_impl", "vllm_structured_outputs_regex", "vllm_server_host",
     "vllm_server_port", "vllm_group_port",
     "ds3_gather_for_generation", "vllm_importance_sampling_cap", "use_transformers_paged",
     "use_transformers_continuous_batching", "transformers_continuous_batching_config", "max_tool_calling_iterations",
@@ -62,6 +62,9 @@ class SVFReinforceConfig(GRPOConfig):
         resume_from_checkpoint (`str` or `bool`, *optional*):
             Read by `svf_rl/train.py`: `"auto"` goes on from the last sound checkpoint in `output_dir` and begins anew
             where there is none, `True` ends with an error there, and a folder is the checkpoint to go on from.
+        vllm_tensor_parallel_size (`int`, *optional*, defaults to 1):
+            Processes that share one vLLM: each so many consecutive ones for a colocated one, or those that a server
+            from `svf-rl serve` starts.
         vllm_server_base_url (`str` or `list[str]`, *optional*):
             For `vllm_mode="server"`: addresses of vLLM servers, in a list or with commas between them.
         vllm_server_failure (`str`, *optional*, defaults to `"stop"`):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, product
 
+from svf_rl.generation.tensor_parallel import undivided
 from svf_rl.training.memory import Run
 from svf_rl.training.memory_plan import MemoryPlan
 
@@ -47,7 +48,8 @@ def _changes(plan: MemoryPlan) -> dict[str, list[Change]]:
         kinds["micro-batch"] = [_micro_batch(size) for size in sizes]
     if run.stage < 3 and run.processes > 1:
         kinds["stage"] = [lambda run: replace(run, stage=3)]
-    ranks = [n for n in (2, 4, 8) if n > run.tensor_parallel and machine.gpus % n == 0]
+    config = plan.model.config
+    ranks = [n for n in (2, 4, 8) if n > run.tensor_parallel and machine.gpus % n == 0 and not undivided(config, n)]
     if run.rollouts == "colocated" and ranks:
         kinds["tensor parallel"] = [_tensor_parallel(n) for n in ranks]
     kinds["processes"] = [_processes(run.processes * factor) for factor in (2, 4, 8, 16)]

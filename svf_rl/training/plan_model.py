@@ -7,6 +7,7 @@ from peft import LoraConfig, PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from svf_rl.errors import SVFError
+from svf_rl.generation.tensor_parallel import check_divides
 from svf_rl.svf.combine import groups_of
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.sharding import without_values
@@ -69,7 +70,7 @@ def find_adapted(recipe: Recipe, notes: list[str]) -> Adapted | None:
     if config is None:
         notes.append(f"model {recipe.model.model_name_or_path} is not on this machine: its targets were not checked")
         return None
-    _check_length(config, recipe.training)
+    _check_generation(config, recipe.training)
     with without_values():
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
     found = find_targets(model, targets if isinstance(targets, str) else as_regex(targets))
@@ -92,7 +93,7 @@ def _find_combination(recipe: Recipe, notes: list[str]) -> Adapted | None:
         raise SVFError("weight_decay would pull the weights of a combination to 0: set weight_decay to 0")
     config = _model_config(recipe.model)
     if config is not None:
-        _check_length(config, recipe.training)
+        _check_generation(config, recipe.training)
     for path in adapter.experts or []:
         if not Path(path).expanduser().is_dir():
             if looks_local(path):
@@ -139,7 +140,9 @@ def _model_config(model: ModelArguments) -> PretrainedConfig | None:
         return None
 
 
-def _check_length(config: PretrainedConfig, training: SVFReinforceConfig) -> None:
+def _check_generation(config: PretrainedConfig, training: SVFReinforceConfig) -> None:
+    if training.use_vllm:
+        check_divides(config, training.vllm_tensor_parallel_size)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return

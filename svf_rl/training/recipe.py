@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from svf_rl.errors import SVFError
+from svf_rl.generation.tensor_parallel import check_processes
 from svf_rl.training.arguments import AdapterArguments, DataArguments, ModelArguments
 from svf_rl.training.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings
 from svf_rl.training.yaml_values import fit, parse_override, read_mapping
@@ -75,7 +76,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), gpus: int | Non
         values, changed = for_next_token(values)
         warnings += changed
     values = _with_resolved_paths(values, path.parent)
-    check_batch(values, gpus or int(os.environ.get("WORLD_SIZE", "1")))
+    processes = gpus or int(os.environ.get("WORLD_SIZE", "1"))
+    check_batch(values, processes)
+    warnings += check_engines(values, processes, read_alone=gpus is None)
     # Evaluation here has no batches, but TRL checks theirs.
     settings = {"per_device_eval_batch_size": max(2, values.get("num_generations") or 8), **values}
     parts: list[Any] = list(_PARTS)
@@ -162,8 +165,20 @@ def check_zero3(values: Mapping[str, Any], processes: int) -> None:
         raise SVFError(
             "ZeRO-3 does not share out combinations, which train a few values: use accelerate_configs/zero2.yaml"
         )
-    if values.get("use_vllm") is False:
+    if not values.get("use_vllm"):
         raise SVFError("use_vllm: false cannot generate with a model that ZeRO-3 has shared out: set use_vllm to true")
+
+
+def check_engines(values: Mapping[str, Any], processes: int, read_alone: bool) -> list[str]:
+    """Whether the processes divide into engines of `vllm_tensor_parallel_size`; one line where they have yet to come:
+    for one process that reads a recipe of several (`read_alone`), as in a dry run."""
+    size = values.get("vllm_tensor_parallel_size", 1)
+    if not values.get("use_vllm") or values.get("vllm_mode", "colocate") != "colocate":
+        return []
+    if size > 1 and processes == 1 and read_alone:
+        return [f"one process cannot run this: vllm_tensor_parallel_size asks for a multiple of {size}"]
+    check_processes(size, processes)
+    return []
 
 
 def check_batch(values: Mapping[str, Any], processes: int) -> None:

@@ -2,9 +2,11 @@
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Rollouts
+from svf_rl.generation.tensor_parallel import check_divides
 from svf_rl.training.config import SVFReinforceConfig
 
 
@@ -17,6 +19,11 @@ def build_rollouts(
 ) -> Rollouts:
     """The vLLM of `use_vllm`, colocated or on servers, or transformers' generation with the model in training."""
     if not args.use_vllm:
+        if is_deepspeed_zero3_enabled():
+            raise SVFError(
+                "use_vllm=False cannot generate with a model that ZeRO-3 has shared out: set use_vllm=True, or use "
+                "accelerate_configs/zero2.yaml"
+            )
         from svf_rl.generation.transformers_rollouts import TransformersRollouts
 
         return TransformersRollouts(
@@ -35,9 +42,11 @@ def build_rollouts(
         )
     from svf_rl.generation.colocated_vllm import ColocatedVLLM
 
-    path = model.get_base_model().config._name_or_path
+    config = model.get_base_model().config
+    path = config._name_or_path
     if not path:
         raise SVFError("vLLM needs the base model as a folder or Hub name: load it with from_pretrained")
+    check_divides(config, args.vllm_tensor_parallel_size)
     return ColocatedVLLM(
         path,
         dtype=dtype,
@@ -48,4 +57,5 @@ def build_rollouts(
         enable_sleep_mode=args.vllm_enable_sleep_mode,
         enforce_eager=args.vllm_enforce_eager,
         trust_remote_code=args.trust_remote_code,
+        tensor_parallel_size=args.vllm_tensor_parallel_size,
     )

@@ -1,4 +1,5 @@
-"""Train the quickstart for some updates on completions that are recorded, or were; write its losses and `z` by update.
+"""Train the quickstart for some updates on the completions of a live vLLM, which are recorded, or on recorded ones;
+write its losses and `z` by update.
 
 accelerate launch --config_file CONFIG tests/invariant/replay.py record|replay COMPLETIONS OUT [--key value ...]
 """
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import nn
 from transformers import TrainerCallback
 
@@ -43,8 +46,14 @@ class Recording:
             return [Completion(tokens, logprobs, finished) for _, tokens, logprobs, finished in entries]
         completions = self.source.generate(prompts, sampling, seeds)
         for prompt, seed, c in zip(prompts, seeds, completions, strict=True):
-            self.seen[str(seed)] = [prompt, c.token_ids, c.logprobs, c.finished]
+            self.seen[str(seed)] = [list(prompt), c.token_ids, c.logprobs, c.finished]
         return completions
+
+    def write(self) -> None:
+        """Put the completions of all processes into the file; all of them call it together."""
+        parts = gather_object([self.seen])
+        if PartialState().is_main_process:
+            self.path.write_text(json.dumps({seed: entry for part in parts for seed, entry in part.items()}))
 
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
         raise NotImplementedError
@@ -79,8 +88,9 @@ def main(mode: str, completions: Path, out: Path, overrides: list[str]) -> None:
         from svf_rl.generation.colocated_vllm import ColocatedVLLM
 
         source = ColocatedVLLM(
-            recipe.model.location, dtype=torch.float32, seed=0, device="cpu", max_model_len=256, enforce_eager=True
-        )
+            recipe.model.location, dtype=torch.float32, seed=0, device="cpu", max_model_len=256, enforce_eager=True,
+            tensor_parallel_size=recipe.training.vllm_tensor_parallel_size,
+        )  # fmt: skip
     rollouts = Recording(completions, source)
     task = find_task(recipe.data.task)
     rewards = load_rewards(recipe.data)
@@ -93,8 +103,8 @@ def main(mode: str, completions: Path, out: Path, overrides: list[str]) -> None:
     trainer.train()
     if trainer.is_world_process_zero():
         out.write_text(json.dumps({"z": trajectory.z, "losses": trajectory.losses}))
-        if source:
-            completions.write_text(json.dumps(rollouts.seen))
+    if source:
+        rollouts.write()
     leave_process_group()
 
 

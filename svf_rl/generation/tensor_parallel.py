@@ -1,0 +1,92 @@
+"""Several processes that are one vLLM engine: each holds a shard of every weight, and all generate together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import distributed
+from transformers import PretrainedConfig
+
+from svf_rl.errors import SVFError
+from svf_rl.generation.processes import process_count
+
+# vLLM pads a vocabulary to a multiple of this before it shares it out.
+_VOCABULARY_PADDING = 64
+
+
+class EngineRanks:
+    """
+    The processes of this process's engine: `size` consecutive ranks, which make every call of it together.
+
+    Args:
+        size (`int`): vLLM's tensor-parallel size; 1 for an engine of this process alone.
+
+    Raises:
+        SVFError: the processes of the run do not divide into groups of `size`.
+    """
+
+    def __init__(self, size: int):
+        check_processes(size, process_count())
+        self.size = size
+        self.first = True
+        if size > 1:
+            from vllm.distributed.parallel_state import get_tp_group
+
+            self._group = get_tp_group()
+            self.first = self._group.rank_in_group == 0
+            # a channel in shared memory for engines that one process commands, which nobody would take down
+            self._group.mq_broadcaster = None
+
+    def gathered(self, items: Sequence[Any]) -> tuple[list[Any], slice]:
+        """The items of all ranks, in order of the ranks, and where this rank's own stand among them."""
+        if self.size == 1:
+            return list(items), slice(None)
+        if torch.cuda.is_available():
+            # vLLM's collectives and those of the training use other communicators: with work of the latter under way,
+            # the former can hang where GPUs have no NVLink (huggingface/trl#3671)
+            distributed.barrier(device_ids=[torch.cuda.current_device()])
+        by_rank: list[list[Any]] = [[] for _ in range(self.size)]
+        distributed.all_gather_object(by_rank, list(items), group=self._group.cpu_group)
+        start = sum(map(len, by_rank[: self._group.rank_in_group]))
+        return [item for part in by_rank for item in part], slice(start, start + len(items))
+
+
+def check_processes(size: int, processes: int) -> None:
+    """Raises `SVFError` where so many processes cannot be divided into engines of `size` processes."""
+    if size < 1:
+        raise SVFError(f"vllm_tensor_parallel_size must be at least 1, not {size}")
+    if size > 1 and processes == 1:
+        raise SVFError(
+            f"vllm_tensor_parallel_size: {size} spreads one vLLM over {size} processes, and there is one: start more "
+            "(accelerate launch --num_processes), or remove the key"
+        )
+    if processes % size:
+        raise SVFError(
+            f"vllm_tensor_parallel_size ({size}) does not divide the number of processes ({processes}): change one of "
+            "them"
+        )
+
+
+def check_divides(config: PretrainedConfig, size: int) -> None:
+    """Raises `SVFError` where vLLM cannot share out the model of this configuration over so many processes."""
+    part = undivided(config, size)
+    if part is not None:
+        raise SVFError(f"vllm_tensor_parallel_size ({size}) does not divide the model's {part}: change it")
+
+
+def undivided(config: PretrainedConfig, size: int) -> str | None:
+    """What of the model cannot be shared out over so many processes; `None` where all can."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    key_value_heads = getattr(text, "num_key_value_heads", None) or heads
+    # key-value heads of which there are fewer than processes are repeated
+    repeated = key_value_heads is not None and size % key_value_heads == 0
+    vocabulary = getattr(text, "vocab_size", None)
+    padded = vocabulary and -(-vocabulary // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
+    parts = {
+        "attention heads": heads,
+        "key-value heads": None if repeated else key_value_heads,
+        "MLP columns": getattr(text, "intermediate_size", None),
+        "tokens of the padded vocabulary": padded,
+    }
+    return next((f"{count} {name}" for name, count in parts.items() if count is not None and count % size), None)
