@@ -84,8 +84,9 @@ def check_same_run(manifest: Manifest, folder: Path, settings: Mapping[str, Any]
             raise SVFError(f"{folder} was written with {key}={was!r}, and the recipe has {now!r}: {remedy}")
     if manifest.processes != processes and manifest.parallelism.startswith("DeepSpeed"):
         raise SVFError(
-            f"{folder} was written by {manifest.processes} process(es) under {manifest.parallelism}, each with its part "
-            f"of the optimizer's state, and here are {processes}: go on with as many, or begin anew in another output_dir"
+            f"{folder} was written by {manifest.processes} process(es) under {manifest.parallelism}, each with its "
+            f"part of the optimizer's state, and here are {processes}: go on with as many, or begin anew in another "
+            "output_dir"
         )
     was_batch, now_batch = batch_shape(before, manifest.processes), batch_shape(settings, processes)
     if was_batch != now_batch:

@@ -226,5 +226,5 @@ def test_the_shares_of_deepspeed_want_as_many_processes() -> None:
     halved = {**SETTINGS, "per_device_train_batch_size": 16, "steps_per_generation": 2}
     shared = manifest(parallelism="DeepSpeed ZeRO-2")
     check_same_run(shared, Path("checkpoint-10"), SETTINGS, 2)
-    with pytest.raises(SVFError, match="2 process.* under DeepSpeed ZeRO-2.* here are 1"):
+    with pytest.raises(SVFError, match=r"2 process.* under DeepSpeed ZeRO-2.* here are 1"):
         check_same_run(shared, Path("checkpoint-10"), halved, 1)
