@@ -27,7 +27,7 @@ class LaunchedRun:
         config (`str`): One of `accelerate_configs/`.
         output (`Path`): Output folder of the run.
         log (`Path`): What it prints goes there.
-        settings (`Sequence[str]`): Overrides of the recipe.
+        settings (`Sequence[str]`): Overrides of the recipe, `--max_steps` among them.
         environment (`str`): Variables besides those of this process.
     """
 
@@ -40,6 +40,7 @@ class LaunchedRun:
         if "zero" not in config:  # with it accelerate leaves DeepSpeed out; without it some launchers look for GPUs
             own["ACCELERATE_USE_CPU"] = "true"
         self.log, self.output = log, output
+        self._updates = settings[list(settings).index("--max_steps") + 1]
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 [
@@ -58,7 +59,7 @@ class LaunchedRun:
 
     def trains(self) -> bool:
         """Whether its progress bar is there."""
-        return "it/s" in self.said() or "s/it" in self.said() or "?it" in self.said()
+        return f"/{self._updates} [" in self.said()
 
     def update(self) -> int:
         """The last one it has logged."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from launched_run import LaunchedRun, assert_same
-from memory_watch import ROLES, MemoryWatch, Sample, window
+from memory_watch import MemoryWatch, Sample, window
 
 SAVE_STEPS = 20
 REWARDS = "tests/soak/soak_reward.py"
@@ -219,9 +219,15 @@ def test_soak(small_disk: Path, tmp_path_factory: pytest.TempPathFactory, update
 
 
 def check_flat(samples: list[Sample], updates: int) -> None:
-    """No process holds more at the end than early on."""
-    for role in ROLES.values():
-        for value in ("megabytes", "descriptors", "threads"):
+    """
+    No process holds more at the end than early on, but for what a run keeps by design: transformers' history of the
+    metrics, of which a checkpoint holds a copy as text. That is 4 kB an update and as much for the text; 10 kB are
+    allowed. One completion's tensors, one descriptor or one thread left behind by each update would be far more.
+    """
+    history = updates * 0.01
+    for role, own in (("trainer", history), ("sandbox", 0.0), ("math worker", 0.0)):
+        for value, allowed in (("megabytes", 5 + own), ("descriptors", 8.0), ("threads", 2.0)):
             early = window(samples, role, value, updates * 0.1, updates * 0.2)
             late = window(samples, role, value, updates * 0.9, updates)
             print(f"{role}, {value}: {early:.1f} early, {late:.1f} late", flush=True)
+            assert late <= early + allowed, f"{role}, {value}: {early:.1f} early, {late:.1f} late"
