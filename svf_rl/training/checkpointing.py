@@ -331,9 +331,13 @@ class Checkpointing(OptimizerState):
     # ---- faults -------------------------------------------------------------------------------------------------
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Called before an update. (With fp16's gradient scaler infinite ones are a matter of course, and skipped.)"""
+        """Called before an update, and under DeepSpeed after it, which skips it then and keeps the norm of the one
+        before. (With fp16's gradient scaler infinite ones are a matter of course.)"""
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
+        if self.is_deepspeed_enabled and self.accelerator.optimizer_step_was_skipped:
+            norm = math.nan
+        scaled = self.args.fp16 or self.accelerator.scaler is not None
+        if norm is not None and not scaled and not math.isfinite(float(norm)):
             raise SVFError(
                 f"the gradient of update {self.state.global_step + 1} is not finite (norm {float(norm)}), and the "
                 f"update was not made; {self._last_checkpoint()}. Look for rewards that are inf or nan, lower "

@@ -92,13 +92,13 @@ def flag(name: str, says: str) -> Fault:
 
 
 def kill(of: str) -> Callable[[Soak], None]:
-    """All processes of a role at once, while they check something if that can be met with."""
+    """All processes of a role at once: those of a sandbox while a program runs in it, for which it has more of them."""
 
     def strike(soak: Soak) -> None:
-        victims = soak.processes(of)
-        assert victims
-        soak.run.wait_for(lambda: any(process.is_running() and process.children() for process in victims), 2, 0.001)
-        for victim in victims:
+        idle = min(len(soak.processes(of)) for _ in range(20))
+        assert idle
+        soak.run.wait_for(lambda: len(soak.processes(of)) > idle, 3)
+        for victim in soak.processes(of):
             with suppress(psutil.NoSuchProcess):
                 victim.kill()
 
