@@ -122,7 +122,7 @@ def main() -> None:
     repeats = args.repeats or 5
     os.environ["SVF_RL_CACHE"] = cache = tempfile.mkdtemp(prefix="svf-rl-benchmark-")
     dtypes = ["bfloat16", "float32"] if args.shape == "small" else ["bfloat16"]
-    depths = [8, 16] if args.shape == "small" else [16, 32]
+    depths = [4, 8, 16] if args.shape == "small" else [16, 32]
     measurements = []
     # An engine cannot be taken down within its process, so each has one of its own.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:

@@ -1,6 +1,7 @@
 """A folder that is there whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -119,6 +120,19 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise SVFError(f"cannot write {path}: {reason}; free some space, or give another folder") from error
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """The same around all that a command does, of which writing below `path` is a part: for a disk without room alone,
+    since what else the system says may be about something else."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with disk_errors(path):
+            raise
 
 
 def _said_by_the_system(error: Exception) -> bool:

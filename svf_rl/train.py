@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError, one_line_errors
-from svf_rl.new_folder import held
+from svf_rl.new_folder import full_disk, held
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict
     if dry_run:
         return None
     output, stop = Path(recipe.training.output_dir), StopRequest()
-    with stop.listening(), _no_half_written(output):
+    with stop.listening(), _no_half_written(output), full_disk(output):
         summary = _ended_already(recipe, output)
         if summary is not None:
             if first:

@@ -87,3 +87,16 @@ def vllm_engine() -> "ColocatedVLLM":
         max_num_seqs=64,
         enforce_eager=True,
     )
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Token ids of 12 chat prompts of different lengths."""
+    from transformers import AutoTokenizer
+
+    from svf_rl.quickstart import make_rows, model_path
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    rows = make_rows("math", "test", 6) + make_rows("choice", "test", 6)
+    chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    return [tokenizer.apply_chat_template(c, add_generation_prompt=True)["input_ids"] for c in chats]

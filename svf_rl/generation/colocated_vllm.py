@@ -154,7 +154,13 @@ class ColocatedVLLM:
         # depends on this call alone.
         self.llm.reset_prefix_cache()
         with _preserved_rng(), torch.compiler.set_stance(self._stance):
-            outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], list(params), use_tqdm=progress)
+            requests = [{"prompt_token_ids": ids} for ids in prompts]
+            try:
+                outputs = self.llm.generate(requests, list(params), use_tqdm=progress)
+            # torch's own, out of memory among them: an engine that failed in a step has lost count of its requests
+            except RuntimeError as error:
+                said = " ".join(str(error).split())[:300]
+                raise SVFError(f"vLLM failed: {type(error).__name__}: {said} (--debug shows where)") from error
         self._sleep()
         return outputs
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather, gather_object, set_seed
+from accelerate.utils import gather, gather_object
 from datasets import Dataset
 from transformers import ProgressCallback, TrainerCallback, TrainerControl
 from transformers.trainer_utils import SaveStrategy
-from trl import GRPOTrainer
 
 from svf_rl.errors import SVFError
 from svf_rl.new_folder import disk_errors
@@ -24,6 +23,7 @@ from svf_rl.training import checkpoints, run_files
 from svf_rl.training.callbacks import MetricsFile
 from svf_rl.training.checkpoints import Manifest
 from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.training.optimizer_state import OptimizerState
 from svf_rl.training.process_group import leave_process_group
 from svf_rl.training.progress import load_progress, restore_progress, save_progress
 from svf_rl.training.resume import check_same_machinery, check_same_run, find_checkpoint, rows_digest
@@ -31,7 +31,7 @@ from svf_rl.training.signals import StopRequest, stopped
 from svf_rl.training.versions import package_versions
 
 
-class Checkpointing(GRPOTrainer):
+class Checkpointing(OptimizerState):
     """Replaces how transformers writes checkpoints, and adds to what it reads back."""
 
     args: SVFReinforceConfig
@@ -156,21 +156,6 @@ class Checkpointing(GRPOTrainer):
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)
         return self._train_sampler
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_deepspeed_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        # transformers maps to `args.device`, which is `cpu:0` for several processes on the CPU and cannot be mapped to
-        for part, name in ((self.optimizer, "optimizer.pt"), (self.lr_scheduler, "scheduler.pt")):
-            part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        assert self._resumed is not None
-        if self._resumed[1].processes == self.args.world_size:
-            super()._load_rng_state(checkpoint)
-        else:  # there is no state for each process
-            set_seed(self.args.seed + self.state.global_step, device_specific=True)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._ended_early or self.state.global_step >= self.state.max_steps:
@@ -346,9 +331,13 @@ class Checkpointing(GRPOTrainer):
     # ---- faults -------------------------------------------------------------------------------------------------
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Called before an update. (With fp16's gradient scaler infinite ones are a matter of course, and skipped.)"""
+        """Called before an update, and under DeepSpeed after it, which skips it then and keeps the norm of the one
+        before. (With fp16's gradient scaler infinite ones are a matter of course.)"""
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
+        if self.is_deepspeed_enabled and self.accelerator.optimizer_step_was_skipped:
+            norm = math.nan
+        scaled = self.args.fp16 or self.accelerator.scaler is not None
+        if norm is not None and not scaled and not math.isfinite(float(norm)):
             raise SVFError(
                 f"the gradient of update {self.state.global_step + 1} is not finite (norm {float(norm)}), and the "
                 f"update was not made; {self._last_checkpoint()}. Look for rewards that are inf or nan, lower "

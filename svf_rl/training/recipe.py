@@ -104,9 +104,11 @@ def _of_cpu_processes() -> dict[str, Any]:
     """Settings without which processes that accelerate started on the CPU would each count themselves alone: not all of
     its launchers pass its `use_cpu` on, and TrainingArguments reads none of it."""
     launched = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
-    if launched and os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        return {"ddp_backend": "gloo"}
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        if on_cpu:
+            raise SVFError("with ACCELERATE_USE_CPU in the environment accelerate leaves DeepSpeed out: unset it")
+        return {"ddp_backend": "gloo"} if launched else {}
     return {"use_cpu": True} if launched or on_cpu else {}
 
 

@@ -74,13 +74,20 @@ def check_same_run(manifest: Manifest, folder: Path, settings: Mapping[str, Any]
     Raises `SVFError`, naming the key, where going on from `folder` would not be the run that it was written by.
 
     More or fewer processes, or another division of the batch, are accepted as long as every update is made of the same
-    number of sequences: the same prompts, with the same sampling seeds, then meet in it.
+    number of sequences: the same prompts, with the same sampling seeds, then meet in it. Not under DeepSpeed, which has
+    shared out the optimizer's state over the processes of then.
     """
     before, remedy = manifest.settings, "give it the same value, or begin anew in another output_dir"
     for key in sorted((before.keys() | settings.keys()) - _MAY_DIFFER - _BATCH):
         was, now = (_plain(values.get(key)) for values in (before, settings))
         if was != now:
             raise SVFError(f"{folder} was written with {key}={was!r}, and the recipe has {now!r}: {remedy}")
+    if manifest.processes != processes and manifest.parallelism.startswith("DeepSpeed"):
+        raise SVFError(
+            f"{folder} was written by {manifest.processes} process(es) under {manifest.parallelism}, each with its "
+            f"part of the optimizer's state, and here are {processes}: go on with as many, or begin anew in another "
+            "output_dir"
+        )
     was_batch, now_batch = batch_shape(before, manifest.processes), batch_shape(settings, processes)
     if was_batch != now_batch:
         raise SVFError(

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from weight_check import move
 
 from svf_rl.generation.colocated_vllm import ColocatedVLLM
-from svf_rl.quickstart import make_rows, model_path
+from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
 
 
@@ -53,12 +53,3 @@ def adapted() -> Callable[..., PeftModel]:
         return model.eval()
 
     return build
-
-
-@pytest.fixture(scope="session")
-def prompts() -> list[list[int]]:
-    """Token ids of 12 chat prompts of different lengths."""
-    tokenizer = AutoTokenizer.from_pretrained(model_path())
-    rows = make_rows("math", "test", 6) + make_rows("choice", "test", 6)
-    chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
-    return [tokenizer.apply_chat_template(c, add_generation_prompt=True)["input_ids"] for c in chats]

@@ -23,6 +23,7 @@ from svf_rl.svf.sharding import gathered
 from svf_rl.tasks import find_task
 from svf_rl.training.loading import load_adapted, load_tokenizer
 from svf_rl.training.plan import load_rewards
+from svf_rl.training.process_group import leave_process_group
 from svf_rl.training.recipe import load_recipe
 from svf_rl.training.trainer import SVFReinforceTrainer
 
@@ -104,6 +105,7 @@ def main(mode: str, completions: Path, out: Path, overrides: list[str]) -> None:
         out.write_text(json.dumps({"z": trajectory.z, "losses": trajectory.losses}))
     if source:
         rollouts.write()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Submission:
                 "PYTHONPATH": str(self.repository),
                 "OMP_NUM_THREADS": "1",
                 "SVF_RL_CACHE": str(self.cache),
+                "TORCH_EXTENSIONS_DIR": str(self.cluster.folder / "torch_extensions"),
                 **environment,
             },
         )

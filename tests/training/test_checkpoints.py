@@ -220,3 +220,11 @@ def test_other_rows_and_another_form_of_the_optimizer_are_refused() -> None:
         check_same_machinery(manifest(), Path("c"), {"train": "b"}, "no DeepSpeed")
     with pytest.raises(SVFError, match="DeepSpeed ZeRO-2"):
         check_same_machinery(manifest(), Path("c"), {"train": "a"}, "DeepSpeed ZeRO-2")
+
+
+def test_the_shares_of_deepspeed_want_as_many_processes() -> None:
+    halved = {**SETTINGS, "per_device_train_batch_size": 16, "steps_per_generation": 2}
+    shared = manifest(parallelism="DeepSpeed ZeRO-2")
+    check_same_run(shared, Path("checkpoint-10"), SETTINGS, 2)
+    with pytest.raises(SVFError, match=r"2 process.* under DeepSpeed ZeRO-2.* here are 1"):
+        check_same_run(shared, Path("checkpoint-10"), halved, 1)
