@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
+from svf_rl.svf.sharding import is_sharded
 from svf_rl.training.config import SVFReinforceConfig
 from svf_rl.training.memory_plan import Machine, MemoryPlan
 from svf_rl.training.process_group import leave_process_group
@@ -37,13 +38,18 @@ CONFIGS = {"DDP": ("cpu_ddp", 0), "ZeRO-3": ("cpu_zero3", 3)}
 
 def of_one_process(folder: Path, out: Path) -> None:
     """A process's life: load its share of the model, then one update; its peak in bytes goes into a file."""
+    sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     args = SVFReinforceConfig(
         output_dir=str(out / "run"), save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no",
-        gradient_checkpointing=False, ddp_backend="gloo", **BATCH,
+        gradient_checkpointing=False, use_cpu=not sharded, ddp_backend="gloo" if sharded else None, **BATCH,
     )  # fmt: skip
     rollouts = WholeCompletions()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for parameter in model.parameters():
+        if not is_sharded(parameter):
+            parameter.data = parameter.data.clone()  # in memory as on a GPU, not pages of a file that come and go
     trainer = SVFReinforceTrainer(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        model,
         lambda completions, **_: [float(i % 2) for i in range(len(completions))],
         args,
         Dataset.from_list([{"prompt": " ".join(["How many?"] * (2 + i))} for i in range(8)]),
