@@ -26,27 +26,20 @@ ADAPTER = "adapter_model.safetensors"
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.distributed, pytest.mark.timeout(3600)]
 
 
-@pytest.fixture(scope="module")
-def extensions(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where DeepSpeed builds its extension: in the user's cache the lock of a start that was killed would have the next
-    one wait for ever."""
-    return str(tmp_path_factory.mktemp("extensions"))
-
-
 @pytest.fixture(scope="module", params=["cpu_zero2", "cpu_zero3"])
 def config(request: Any) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def start(config: str, extensions: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LaunchedRun]:
+def start(config: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LaunchedRun]:
     """`start(folder)`: training into it, begun or gone on with."""
     logs = tmp_path_factory.mktemp("logs")
     counter = iter(range(100))
 
     def launch(output: Path, *settings: str, config: str = config) -> LaunchedRun:
         log = logs / str(next(counter))
-        return LaunchedRun(config, output, log, [*RUN, *settings], TORCH_EXTENSIONS_DIR=extensions)
+        return LaunchedRun(config, output, log, [*RUN, *settings])
 
     return launch
 
