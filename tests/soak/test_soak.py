@@ -221,9 +221,9 @@ def test_soak(small_disk: Path, tmp_path_factory: pytest.TempPathFactory, update
 def check_flat(samples: list[Sample], updates: int) -> None:
     """
     No process holds more at the end than early on, but for what a run keeps by design: transformers' history of the
-    metrics, some 45 names and numbers an update, of which a checkpoint is given a copy as text. They are 9 kB an update;
-    13 kB were measured over 600 updates, and 20 kB are allowed. The tensors of one update, or a descriptor or thread
-    that each leaves behind, would be far more.
+    metrics, some 45 names and numbers an update, of which a checkpoint is given a copy as text. They are 9 kB an
+    update; 13 kB were measured over 600 updates, and 20 kB are allowed. The tensors of one update, or a descriptor or
+    thread that each leaves behind, would be far more.
     """
     history = updates * 0.02
     for role, own in (("trainer", history), ("sandbox", 0.0), ("math worker", 0.0)):
