@@ -132,7 +132,7 @@ def full_disk(path: Path) -> Iterator[None]:
     def show(args: threading.ExceptHookArgs) -> None:
         if not _without_room(
             args.exc_value
-        ):  # a thread that writes a log: it tells the one that gives it what to write
+        ):  # a thread that writes a log tells the one it writes for
             shown(args)
 
     threading.excepthook = show
