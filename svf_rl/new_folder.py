@@ -130,9 +130,7 @@ def full_disk(path: Path) -> Iterator[None]:
     shown = threading.excepthook
 
     def show(args: threading.ExceptHookArgs) -> None:
-        if not _without_room(
-            args.exc_value
-        ):  # a thread that writes a log tells the one it writes for
+        if not _without_room(args.exc_value):  # a thread that writes a log tells the one it writes for
             shown(args)
 
     threading.excepthook = show
