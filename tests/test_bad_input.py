@@ -120,6 +120,12 @@ def test_what_zero_3_cannot_do(fails, monkeypatch, processes, changes, named):
     assert named in fails(**changes)
 
 
+def test_an_environment_in_which_deepspeed_would_be_left_out(fails, monkeypatch):
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU"):
+        monkeypatch.setenv(name, "true")
+    assert "unset it" in fails()
+
+
 def test_missing_model(fails, tmp_path):
     assert "no-such-model" in fails(model_name_or_path=str(tmp_path / "no-such-model"))
 
