@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
         pytest.param("cpu_ddp", QUARTERS, id="DDP in parts", marks=pytest.mark.slow),
         pytest.param("cpu_zero2", HALVES, id="ZeRO-2", marks=pytest.mark.slow),
         pytest.param("cpu_zero2", QUARTERS, id="ZeRO-2 in parts", marks=pytest.mark.slow),
-        pytest.param("cpu_zero3", HALVES, id="ZeRO-3"),
+        pytest.param("cpu_zero3", HALVES, id="ZeRO-3", marks=pytest.mark.slow),
         pytest.param("cpu_zero3", QUARTERS, id="ZeRO-3 in parts", marks=pytest.mark.slow),
     ],
 )  # fmt: skip

@@ -126,6 +126,24 @@ def test_what_it_cannot_go_on_with(
     assert sorted(path.name for path in output.iterdir()) == before
 
 
+REWARD = """
+def broken(completions, trainer_state, **_):
+    sign = [1.0 if index % 2 else -1.0 for index in range(len(completions))]
+    return [1e308 * one for one in sign] if trainer_state.global_step == 2 else sign
+"""
+
+
+def test_a_gradient_that_is_not_finite_ends_it(start: Callable[..., LaunchedRun], tmp_path: Path) -> None:
+    """DeepSpeed skips such an update by itself, and goes on."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    run = start(tmp_path / "run", "--rewards", f"{tmp_path}/reward.py:broken", "--save_steps", "2", "--eval_steps", "2")
+    printed = run.wait(600)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert errors, printed[-3000:]
+    assert "the gradient of update 3 is not finite" in errors[0]
+    assert f"--resume goes on from {tmp_path / 'run/checkpoint-2'}" in errors[0]
+
+
 def copy_before_the_end(whole: Path, folder: Path) -> Path:
     output = folder / "run"
     shutil.copytree(whole, output)
