@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,13 +127,26 @@ def disk_errors(path: Path) -> Iterator[None]:
 def full_disk(path: Path) -> Iterator[None]:
     """The same around all that a command does, of which writing below `path` is a part: for a disk without room alone,
     since what else the system says may be about something else."""
+    shown = threading.excepthook
+
+    def show(args: threading.ExceptHookArgs) -> None:
+        if not _without_room(args.exc_value):  # a thread that writes a log tells the one it writes for
+            shown(args)
+
+    threading.excepthook = show
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not _without_room(error):
             raise
         with disk_errors(path):
             raise
+    finally:
+        threading.excepthook = shown
+
+
+def _without_room(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _said_by_the_system(error: Exception) -> bool:

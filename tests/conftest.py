@@ -17,14 +17,17 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-_cache = tempfile.TemporaryDirectory(prefix="svf_rl_cache_")
-os.environ["SVF_RL_CACHE"] = _cache.name
+_caches = tempfile.TemporaryDirectory(prefix="svf_rl_caches_")
+os.environ["SVF_RL_CACHE"] = f"{_caches.name}/factors"
+# DeepSpeed builds its extension once, here: in the user's cache the lock of a build that was killed would have every
+# later one wait for ever.
+os.environ["TORCH_EXTENSIONS_DIR"] = f"{_caches.name}/extensions"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_unconfigure() -> None:
-    _cache.cleanup()
+    _caches.cleanup()
 
 
 @pytest.fixture(scope="session")

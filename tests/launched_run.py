@@ -1,5 +1,6 @@
 """A training run in processes of its own: started, watched and killed from outside, and what it leaves behind."""
 
+import atexit
 import json
 import os
 import signal
@@ -53,6 +54,8 @@ class LaunchedRun:
                 env={**os.environ, **own, **environment},
             )
 
+        atexit.register(self.kill)  # where a test fails before its end
+
     def said(self) -> str:
         """All that was printed until now."""
         return self.log.read_text(errors="replace")
@@ -102,6 +105,8 @@ class LaunchedRun:
 
     def kill(self) -> None:
         """The training processes and their launcher, by SIGKILL."""
+        if self.ended():
+            return
         for pid in (*self.workers(), self.process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -138,6 +138,12 @@ def test_one_vllm_over_processes_that_the_model_does_not_suit(fails):
     assert "(2) does not divide the model's 3 attention heads" in line
 
 
+def test_an_environment_in_which_deepspeed_would_be_left_out(fails, monkeypatch):
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU"):
+        monkeypatch.setenv(name, "true")
+    assert "unset it" in fails()
+
+
 def test_missing_model(fails, tmp_path):
     assert "no-such-model" in fails(model_name_or_path=str(tmp_path / "no-such-model"))
 

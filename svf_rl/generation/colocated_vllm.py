@@ -15,6 +15,7 @@ from torch import nn
 from svf_rl.errors import SVFError
 from svf_rl.generation.continuations import joined
 from svf_rl.generation.processes import process_count
+from svf_rl.generation.prompts import check_room
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.tensor_parallel import EngineRanks, check_processes
 from svf_rl.generation.vllm_cpu import plain_cpu_collectives, plain_cpu_weights
@@ -114,11 +115,8 @@ class ColocatedVLLM:
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
     ) -> list[Completion]:
-        limit = self._max_model_len
         requests, own = self._ranks.gathered(list(zip(prompts, seeds, strict=True)))
-        longest = max(len(prompt) for prompt, _ in requests)
-        if longest >= limit:
-            raise SVFError(f"a prompt has {longest} tokens, of {limit} that fit: raise vllm_max_model_length")
+        check_room([prompt for prompt, _ in requests], self._max_model_len)
         params = [_sampling_params(sampling, seed) for _, seed in requests]
         outputs = self._outputs([prompt for prompt, _ in requests], params, progress and self._ranks.first)
         return [_completion(output.outputs[0]) for output in outputs[own]]

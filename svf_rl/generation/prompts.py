@@ -87,3 +87,10 @@ def _folded(conversation: Conversation) -> list[dict[str, str]]:
 def _refused(tokenizer: PreTrainedTokenizerBase, error: TemplateError) -> SVFError:
     detail = " ".join(str(error).split())
     return SVFError(f"the chat template of {tokenizer.name_or_path} refuses the conversation: {detail}")
+
+
+def check_room(prompts: Sequence[list[int]], limit: int) -> None:
+    """Raises `SVFError` where a prompt leaves no room for an answer among the `limit` tokens that vLLM takes."""
+    longest = max(map(len, prompts))
+    if longest >= limit:
+        raise SVFError(f"a prompt has {longest} tokens, of {limit} that fit: raise vllm_max_model_length")

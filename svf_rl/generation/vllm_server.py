@@ -11,6 +11,7 @@ from torch import nn
 from svf_rl.errors import SVFError
 from svf_rl.generation.continuations import joined
 from svf_rl.generation.processes import by_main_process
+from svf_rl.generation.prompts import check_room
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.server_connection import NoExtensionError, ServerConnection, ServerGoneError
 from svf_rl.generation.server_requests import answers_of
@@ -102,9 +103,7 @@ class VLLMServers:
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
     ) -> list[Completion]:
         limit = self._max_model_len
-        longest = max(map(len, prompts))
-        if longest >= limit:
-            raise SVFError(f"a prompt has {longest} tokens, of {limit} that fit: raise vllm_max_model_length")
+        check_room(prompts, limit)
         known = frozenset.intersection(*(server.request_keys for server in [*self._servers, *self._left_out]))
         unknown = sorted(set(sampling.extra) - known)
         if unknown:

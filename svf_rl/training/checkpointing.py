@@ -122,6 +122,9 @@ class Checkpointing(OptimizerState):
                 return super().train(folder, *args, **kwargs)
         finally:
             self._resumed = None
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                    callback.training_bar.close()  # what is said of its end is to stand on a line by itself
 
     def _restore(self) -> None:
         """Called when transformers has loaded what it saved, and reset the rest."""
@@ -192,9 +195,6 @@ class Checkpointing(OptimizerState):
             self._save_checkpoint(model, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         folder = checkpoints.checkpoint_folder(Path(self.args.output_dir), self.state.global_step)
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
-                callback.training_bar.close()  # the last line is to stand by itself
         self.accelerator.wait_for_everyone()
         leave_process_group()
         name = self.stop.requested or "a signal to another process"

@@ -19,7 +19,7 @@ class OptimizerState(GRPOTrainer):
     _resumed: tuple[Path, Manifest] | None
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with _trained_alone(self.accelerator.unwrap_model(self.model)):
+        with trained_alone(self.accelerator.unwrap_model(self.model)):
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -39,7 +39,7 @@ class OptimizerState(GRPOTrainer):
 
 
 @contextmanager
-def _trained_alone(model: nn.Module) -> Iterator[None]:
+def trained_alone(model: nn.Module) -> Iterator[None]:
     """Within it, `model.state_dict()` has the trained parameters alone. DeepSpeed puts it into its checkpoints, less
     what is frozen; but a frozen weight with two names, as a tied embedding, stays under the second."""
     trained = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}

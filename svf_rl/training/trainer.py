@@ -2,13 +2,12 @@
 
 Kept from TRL: data and sampler, reward functions, batching over micro-steps, logging. Replaced: the chat
 template's use (`conversations.py`), where completions come from (`_generate_single_turn`), advantages
-(`_generate_and_score_completions`), the loss (`_compute_loss`), evaluation (`held_out.py`) and how checkpoints are
-written (`checkpointing.py`). Left out: tools, environments, vision, clipped ratios.
+(`_generate_and_score_completions`), the loss (`_compute_loss`), evaluation (`held_out.py`), what is measured
+(`step_metrics.py`) and how checkpoints are written (`checkpointing.py`). Left out: tools, environments, vision,
+clipped ratios.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +36,6 @@ from svf_rl.training.held_out import HeldOutEvaluation
 from svf_rl.training.policy import (
     add_hidden_states_forward,
     hidden_states,
-    multiplier_statistics,
     output_layer,
     reference,
     trainable_digest,
@@ -45,10 +43,11 @@ from svf_rl.training.policy import (
 from svf_rl.training.process_group import check_processes_agree
 from svf_rl.training.publication import Publication
 from svf_rl.training.rollouts import build_rollouts
+from svf_rl.training.step_metrics import StepMetrics
 from svf_rl.training.vocabulary import LogitTransform, TokenStatistics, token_statistics
 
 
-class SVFReinforceTrainer(HeldOutEvaluation, Checkpointing, Publication):
+class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publication):
     """
     Trains an adapter by REINFORCE on verifiable rewards.
 
@@ -96,7 +95,6 @@ class SVFReinforceTrainer(HeldOutEvaluation, Checkpointing, Publication):
         if peft_config is None and not isinstance(model, PeftModel):
             raise SVFError("the trainer trains adapters: pass peft_config=SVFConfig(), or a model that has an adapter")
         self.run_summary: dict[str, Any] = {"recipe": args.to_dict(), "seed": args.seed}  # for the model card
-        self._seconds: dict[str, float] = {}
         self._raw_rewards: Tensor | None = None
         self._synced: str | None = None
         self._finished = []
@@ -285,37 +283,6 @@ class SVFReinforceTrainer(HeldOutEvaluation, Checkpointing, Publication):
         if self.args.weight_decay and svf_layers(model):
             decay_towards_identity(optimizer, model, self.args.weight_decay)
         return optimizer
-
-    # ---- metrics ------------------------------------------------------------------------------------------------
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        if self._step % self.current_gradient_accumulation_steps == 0:  # the first micro-batch of an update
-            self._seconds = dict.fromkeys(("rollout", "reward", "sync", "update"), 0.0)
-        start, before = time.perf_counter(), sum(self._seconds.values())
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._seconds["update"] += time.perf_counter() - start - (sum(self._seconds.values()) - before)
-        if self._step % self.current_gradient_accumulation_steps == 0:  # the step counter has moved on: the last one
-            for name, seconds in self._seconds.items():
-                self._metrics["train"][f"time/{name}"].append(seconds)
-        return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.model.training:
-            logs = {**logs, **multiplier_statistics(self.accelerator.unwrap_model(self.model))}
-        super().log(logs, start_time)
-
-    def _record(self, name: str, values: Tensor) -> None:
-        """Add the mean of `values` over all processes to the metrics of this step."""
-        pair = torch.stack([values.detach().float().sum(), torch.tensor(float(values.numel()), device=values.device)])
-        total, count = gather(pair).view(-1, 2).sum(0).tolist()
-        if count:
-            self._metrics["train"][name].append(total / count)
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:

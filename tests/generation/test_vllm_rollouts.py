@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, Sampling, sample_seed
 from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.generation.transformers_rollouts import TransformersRollouts
@@ -166,3 +167,14 @@ def test_transformers_gives_the_same_greedy_tokens(
             assert best - second < 1e-3 * best.abs()
     assert sum(a.token_ids == b.token_ids for a, b in zip(ours, theirs, strict=True)) >= len(prompts) - 1
     assert all(c.logprobs is None for c in ours)
+
+
+def test_an_engine_that_fails_says_so_in_one_line(
+    vllm_engine: ColocatedVLLM, model: PeftModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("no memory\nis left")
+
+    monkeypatch.setattr(vllm_engine.llm, "generate", fail)
+    with pytest.raises(SVFError, match=r"^vLLM failed: OutOfMemoryError: no memory is left"):
+        vllm_engine.generate(prompts, GREEDY, range(len(prompts)))

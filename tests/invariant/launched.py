@@ -23,9 +23,7 @@ def train(config: str, mode: str, completions: Path, out: Path, *settings: str) 
         "--max_steps", str(UPDATES), "--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none",
         "--load_best_model_at_end", "false", *settings,
     ]  # fmt: skip
-    # DeepSpeed builds a C++ extension at its first start. In the cache of the user the lock of a start that was killed
-    # would have this one wait for ever.
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "TORCH_EXTENSIONS_DIR": str(completions.parent)}
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
         command, cwd=REPOSITORY, capture_output=True, text=True, timeout=800, env={**os.environ, **own}
     )

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
     ("config", "settings"),
     [
         pytest.param("cpu", [*HALVES, *IN_PARTS], id="one process in parts", marks=pytest.mark.slow),
-        pytest.param("cpu_ddp", HALVES, id="DDP"),
+        pytest.param("cpu_ddp", HALVES, id="DDP", marks=pytest.mark.slow),
         pytest.param("cpu_ddp", QUARTERS, id="DDP in parts", marks=pytest.mark.slow),
         pytest.param("cpu_zero2", HALVES, id="ZeRO-2", marks=pytest.mark.slow),
         pytest.param("cpu_zero2", QUARTERS, id="ZeRO-2 in parts", marks=pytest.mark.slow),

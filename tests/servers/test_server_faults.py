@@ -25,6 +25,7 @@ Adapted = Callable[..., PeftModel]
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_a_dead_server_stops_the_run_and_a_restarted_one_is_brought_up_to_date(
     server: Server, adapted: Adapted, prompts: list[list[int]]
 ) -> None:

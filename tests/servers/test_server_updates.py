@@ -24,6 +24,11 @@ def ask(url: str, prompt: list[int], timeout: float | None = None) -> list[int]:
     return httpx.post(f"{url}/v1/completions", json=body, timeout=timeout).json()["choices"][0]["token_ids"]
 
 
+def tokens(rollouts: VLLMServers, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy answers. Their log-probabilities differ in the last bits with the batches that requests arrive in."""
+    return [completion.token_ids for completion in rollouts.generate(prompts, GREEDY, range(len(prompts)))]
+
+
 @pytest.mark.parametrize("updates", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_no_request_is_answered_by_two_versions(
     rollouts: VLLMServers, server: Server, adapted: Adapted, prompts: list[list[int]], updates: int
@@ -66,7 +71,7 @@ def test_a_server_with_half_of_the_weights_answers_nobody(
 ) -> None:
     """A run that is killed in the middle of an update leaves such a server; the next one mends it."""
     rollouts.sync(adapted(3))
-    expected = rollouts.generate(prompts[:4], GREEDY, range(4))
+    expected = tokens(rollouts, prompts[:4])
     dead = ServerConnection(server.url)
     dead.pause()
     dead.begin_push("model", "run")
@@ -74,12 +79,7 @@ def test_a_server_with_half_of_the_weights_answers_nobody(
     assert dead.status()["version"] is None
     with pytest.raises(httpx.ReadTimeout):
         ask(server.url, prompts[0], timeout=3)
-    assert rollouts.generate(prompts[:4], GREEDY, range(4)) == expected
-
-
-def tokens(rollouts: VLLMServers, prompts: list[list[int]]) -> list[list[int]]:
-    """Greedy answers. Their log-probabilities differ in the last bits with the batches that requests arrive in."""
-    return [completion.token_ids for completion in rollouts.generate(prompts, GREEDY, range(len(prompts)))]
+    assert tokens(rollouts, prompts[:4]) == expected
 
 
 def test_a_pause_that_nobody_ended_is_ended(

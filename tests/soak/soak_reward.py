@@ -4,7 +4,6 @@ Files in the folder `flags` say what breaks: `raise`, `overflow` (rewards beyond
 it does when a kernel or the memory does).
 """
 
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,6 +42,8 @@ def _break_the_engine() -> None:
     def fail(*_: Any, **__: Any) -> NoReturn:
         raise RuntimeError("no answer from the device")
 
-    for found in gc.get_objects():
-        if isinstance(found, WorkerBase):
-            found.execute_model = fail  # type: ignore[method-assign]
+    # by class: vLLM freezes what it has built, so that the collector knows none of it
+    kinds = [WorkerBase]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        kind.execute_model = fail  # type: ignore[method-assign]

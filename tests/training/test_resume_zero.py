@@ -26,27 +26,20 @@ ADAPTER = "adapter_model.safetensors"
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.distributed, pytest.mark.timeout(3600)]
 
 
-@pytest.fixture(scope="module")
-def extensions(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where DeepSpeed builds its extension: in the user's cache the lock of a start that was killed would have the next
-    one wait for ever."""
-    return str(tmp_path_factory.mktemp("extensions"))
-
-
 @pytest.fixture(scope="module", params=["cpu_zero2", "cpu_zero3"])
 def config(request: Any) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def start(config: str, extensions: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LaunchedRun]:
+def start(config: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LaunchedRun]:
     """`start(folder)`: training into it, begun or gone on with."""
     logs = tmp_path_factory.mktemp("logs")
     counter = iter(range(100))
 
     def launch(output: Path, *settings: str, config: str = config) -> LaunchedRun:
         log = logs / str(next(counter))
-        return LaunchedRun(config, output, log, [*RUN, *settings], TORCH_EXTENSIONS_DIR=extensions)
+        return LaunchedRun(config, output, log, [*RUN, *settings])
 
     return launch
 
@@ -131,6 +124,24 @@ def test_what_it_cannot_go_on_with(
     assert run.process.returncode == 1
     assert any(line.startswith("error: ") and message in line for line in printed.splitlines()), printed[-3000:]
     assert sorted(path.name for path in output.iterdir()) == before
+
+
+REWARD = """
+def broken(completions, trainer_state, **_):
+    sign = [1.0 if index % 2 else -1.0 for index in range(len(completions))]
+    return [1e308 * one for one in sign] if trainer_state.global_step == 2 else sign
+"""
+
+
+def test_a_gradient_that_is_not_finite_ends_it(start: Callable[..., LaunchedRun], tmp_path: Path) -> None:
+    """DeepSpeed skips such an update by itself, and goes on."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    run = start(tmp_path / "run", "--rewards", f"{tmp_path}/reward.py:broken", "--save_steps", "2", "--eval_steps", "2")
+    printed = run.wait(600)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert errors, printed[-3000:]
+    assert "the gradient of update 3 is not finite" in errors[0]
+    assert f"--resume goes on from {tmp_path / 'run/checkpoint-2'}" in errors[0]
 
 
 def copy_before_the_end(whole: Path, folder: Path) -> Path:
