@@ -31,7 +31,7 @@ from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.generation.sampling import Sampling
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-LAYERS, UPDATES, SEQUENCES = 8, 6, 16
+LAYERS, UPDATES, SEQUENCES = 4, 5, 16
 CONFIGS = {"1 process": "cpu", "2, DDP": "cpu_ddp", "2, ZeRO-2": "cpu_zero2", "2, ZeRO-3": "cpu_zero3"}
 PHASES = ("rollout", "reward", "sync", "update")
 BATCHES, PROMPT, COMPLETION = (1, 4, 16, 64, 256), 32, 32
