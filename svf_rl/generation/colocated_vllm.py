@@ -201,20 +201,8 @@ def _import_llm() -> Any:
 def _sampling_params(sampling: Sampling, seed: int) -> Any:
     from vllm import SamplingParams
 
-    settings = {
-        "n": 1,
-        "seed": seed,
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
-        "repetition_penalty": sampling.repetition_penalty,
-        "stop": list(sampling.stop),
-        "logprobs": 0 if sampling.logprobs else None,  # 0: of the chosen token alone
-    }
     try:
-        return SamplingParams(**settings, **sampling.extra)
+        return SamplingParams(n=1, **sampling.vllm_settings(seed), **sampling.extra)
     except (TypeError, ValueError) as error:
         raise SVFError(f"generation_kwargs or another sampling key does not suit vLLM: {error}") from error
 

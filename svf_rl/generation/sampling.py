@@ -27,6 +27,20 @@ class Sampling:
         """The same request, decoded greedily."""
         return replace(self, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
 
+    def vllm_settings(self, seed: int) -> dict[str, Any]:
+        """By vLLM's names, which its engine and its servers share; `extra` is left to them."""
+        settings = {
+            "seed": seed,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "stop": list(self.stop),
+        }
+        return {**settings, "logprobs": 0} if self.logprobs else settings  # 0: of the chosen token alone
+
 
 @dataclass(frozen=True)
 class Completion:

@@ -242,18 +242,11 @@ class VLLMServers:
 def _body(prompt: list[int], sampling: Sampling, seed: int, limit: int) -> dict[str, Any]:
     """One request for `/v1/completions`."""
     return {
+        **sampling.vllm_settings(seed),
         "prompt": prompt,
-        "seed": seed,
         # unlike the engine, the server refuses what would not fit at its longest
         "max_tokens": min(sampling.max_tokens, limit - len(prompt)),
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
-        "repetition_penalty": sampling.repetition_penalty,
-        "stop": list(sampling.stop),
         "return_token_ids": True,
-        **({"logprobs": 0} if sampling.logprobs else {}),  # 0: of the chosen token alone
         **sampling.extra,
     }
 
