@@ -6,8 +6,8 @@ Bytes of tensors are exact. Constants of other programs that are not are named h
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-# DeepSpeed's defaults (runtime/zero/config.py). A ZeRO stage reduces gradients through one buffer of a fixed number of
-# values, in fp32 for fp32 gradients; stage 3 keeps at most so many gathered values alive.
+# DeepSpeed's defaults (runtime/zero/config.py). A ZeRO stage reduces gradients through one buffer, here of as many
+# values as are trained and at most of its default; stage 3 keeps at most so many gathered values alive.
 REDUCE_BUCKET_VALUES = 500_000_000
 MAX_LIVE_VALUES = 1_000_000_000
 
@@ -138,7 +138,7 @@ def held(tensors: TensorBytes, run: Run) -> dict[str, int]:
 def buckets(tensors: TensorBytes, run: Run) -> int:
     """Bytes through which gradients are reduced: DDP's copy of them, or DeepSpeed's buffer."""
     if run.stage:
-        return 4 * REDUCE_BUCKET_VALUES
+        return min(tensors.gradients, 4 * REDUCE_BUCKET_VALUES)
     return tensors.gradients if run.processes > 1 else 0
 
 

@@ -191,6 +191,6 @@ class MemoryPlan:
             )
         if self.run.stage or self.machine.processes > 1:
             self.notes.append(
-                "ZeRO's buffers and the weights it gathers are upper bounds by DeepSpeed's defaults: "
-                "reduce_bucket_size 5e8, stage3_max_live_parameters 1e9"
+                "the weights that ZeRO-3 gathers are an upper bound, by DeepSpeed's default of "
+                "stage3_max_live_parameters: 1e9"
             )

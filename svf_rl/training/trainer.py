@@ -32,6 +32,7 @@ from svf_rl.training.callbacks import FetchLayers
 from svf_rl.training.checkpointing import Checkpointing
 from svf_rl.training.config import SVFReinforceConfig, as_trl_sees_it
 from svf_rl.training.decay import decay_towards_identity
+from svf_rl.training.gradient_buffer import fit_gradient_buffer
 from svf_rl.training.held_out import HeldOutEvaluation
 from svf_rl.training.policy import (
     add_hidden_states_forward,
@@ -112,6 +113,8 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
             )
         if args.weight_decay and self.is_deepspeed_enabled:
             raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
+        if self.is_deepspeed_enabled:
+            fit_gradient_buffer(self.accelerator.state.deepspeed_plugin, self.model)
         # TRL takes a completion without EOS as cut off, one that a stop string ended too: the masking is done here
         self.mask_truncated_completions = False
         add_hidden_states_forward(self._base_model)

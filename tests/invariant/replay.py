@@ -1,5 +1,5 @@
 """Train the quickstart for some updates on the completions of a live vLLM, which are recorded, or on recorded ones;
-write its losses and `z` by update.
+write its losses, its `z` by update and the values of DeepSpeed's buffer.
 
 accelerate launch --config_file CONFIG tests/invariant/replay.py record|replay COMPLETIONS OUT [--key value ...]
 """
@@ -102,7 +102,10 @@ def main(mode: str, completions: Path, out: Path, overrides: list[str]) -> None:
     )  # fmt: skip
     trainer.train()
     if trainer.is_world_process_zero():
-        out.write_text(json.dumps({"z": trajectory.z, "losses": trajectory.losses}))
+        found = {"z": trajectory.z, "losses": trajectory.losses}
+        if trainer.is_deepspeed_enabled:
+            found["gradient_buffer"] = trainer.model_wrapped.optimizer.reduce_bucket_size
+        out.write_text(json.dumps(found))
     if source:
         rollouts.write()
     leave_process_group()

@@ -38,3 +38,5 @@ def test_losses_and_z_are_those_of_one_process(
     for update, (z, expected) in enumerate(zip(run["z"], one["z"], strict=True), start=1):
         assert z == pytest.approx(expected, abs=TOLERANCE), f"z after update {update}"
     assert max(abs(value - 1) for value in one["z"][-1]) > 0.05  # there was something to differ in
+    if "zero" in config:
+        assert run["gradient_buffer"] == len(run["z"][-1])
