@@ -92,7 +92,7 @@ def _train(recipe: Any, output: Path, stop: Any) -> dict[str, Any]:
 
     from svf_rl.tasks import find_task
     from svf_rl.training.callbacks import ProgressLine
-    from svf_rl.training.checkpoints import write_whole
+    from svf_rl.training.checkpoints import current_run, write_whole
     from svf_rl.training.loading import load_adapted, load_tokenizer
     from svf_rl.training.next_token import NextTokenTrainer
     from svf_rl.training.plan import check_rows, load_rewards
@@ -159,6 +159,7 @@ def _train(recipe: Any, output: Path, stop: Any) -> dict[str, Any]:
         final = trainer.evaluate_saved(str(output), test)
     summary = {
         **about,
+        "run": current_run(output),
         "base_accuracy": base["base_accuracy"],
         "accuracy": final["test_accuracy"],
         "items": int(final["test_items"]),

@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather
+from torch import Tensor, nn
+from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from svf_rl.errors import SVFError
 from svf_rl.new_folder import disk_errors
+from svf_rl.svf.sharding import gathered
 from svf_rl.training import checkpoints, run_files
 from svf_rl.training.checkpoints import Manifest
 from svf_rl.training.going_on import GoingOn
@@ -37,6 +40,7 @@ class Checkpointing(GoingOn):
         self._saved_step = -1
         self._postponed = self._epoch_over = False
         super().__init__(*args, **kwargs)
+        self.add_callback(_EpochEnds(self._note_epoch))
         run_files.keep_tensorboard_with_the_run(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -55,7 +59,7 @@ class Checkpointing(GoingOn):
         follows = not self._epoch_over and self._something_follows()
         if not follows:
             self.control.should_save |= self._postponed
-            self._postponed = self._epoch_over = False
+            self._postponed = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)
         asked = gather(torch.tensor([int(self.stop.requested is not None)], device=self.accelerator.device))
         if asked.any() and not follows:
@@ -68,12 +72,14 @@ class Checkpointing(GoingOn):
         if not by_epoch or not (self.state.epoch % 1 == 0 or self.control.should_training_stop):
             return False
         self._postponed, self.control.should_save = self.control.should_save, False
-        self._epoch_over = True
         return True
 
+    def _note_epoch(self, over: bool) -> None:
+        self._epoch_over = over
+
     def _stop(self, model: Any) -> None:
-        if self._saved_step != self.state.global_step:
-            self._save_checkpoint(model, None)
+        if self._saved_step != self.state.global_step or self.args.save_only_model:
+            self._save_checkpoint(model, None, resumable=True)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         folder = checkpoints.checkpoint_folder(Path(self.args.output_dir), self.state.global_step)
         self.accelerator.wait_for_everyone()
@@ -81,7 +87,17 @@ class Checkpointing(GoingOn):
         name = self.stop.requested or "a signal to another process"
         raise stopped(f"stopped by {name} after update {self.state.global_step}: --resume goes on from {folder}")
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # what is too many was removed with each checkpoint; transformers would not spare the last
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _save_checkpoint(self, model: Any, trial: Any, resumable: bool | None = None) -> None:
+        """`resumable` for a checkpoint that a run can go on from, also where `save_only_model` is for less."""
+        whole = not self.args.save_only_model if resumable is None else resumable
         self.store_flos()
         output, step = Path(self.args.output_dir), self.state.global_step
         folder = checkpoints.checkpoint_folder(output, step)
@@ -94,17 +110,18 @@ class Checkpointing(GoingOn):
                 partial.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
             self.save_model(str(partial), _internal_call=True)
-            if not self.args.save_only_model:
+            if whole:
                 self._save_optimizer_and_scheduler(str(partial))
                 self._save_scaler(str(partial))
                 self._save_rng_state(str(partial))
                 save_progress(self, partial, self._shared_progress())
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                self._check_all_arrived(partial)
+                if whole:
+                    self._check_all_arrived(partial)
                 self.state.save_to_json(str(partial / "trainer_state.json"))
                 run_files.copy_metrics(output, partial)
-                checkpoints.publish(partial, folder, self._manifest(output))
+                checkpoints.publish(partial, folder, self._manifest(output, whole))
                 best = self.state.best_model_checkpoint
                 keep = [folder] if best is None else [folder, Path(best)]
                 checkpoints.prune(output, self.args.save_total_limit, keep)
@@ -112,6 +129,18 @@ class Checkpointing(GoingOn):
         self._saved_step = step
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers, which under DeepSpeed would copy the whole model on each process, and take a full disk
+        for a setting of ZeRO-3."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = _trained_state(self.accelerator.unwrap_model(self.model))
+        if self.args.should_save:
+            self._save(output_dir, state)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Called by the process that writes the adapter. A folder outside a checkpoint gets each file whole."""
@@ -132,7 +161,7 @@ class Checkpointing(GoingOn):
         best = self.state.best_global_step
         if best and self.args.save_strategy != SaveStrategy.NO:
             place = checkpoints.checkpoint_folder(output, best)
-            if place == folder or place.is_dir():
+            if place == folder or self._is_ours(place):
                 self.state.best_model_checkpoint = str(place)
 
     @contextmanager
@@ -147,7 +176,8 @@ class Checkpointing(GoingOn):
 
     def _last_checkpoint(self) -> str:
         found = [path for path in checkpoints.checkpoints(Path(self.args.output_dir)) if self._is_ours(path)]
-        return f"--resume goes on from {found[-1]}" if found else "no checkpoint was written before"
+        found = [path for path in found if checkpoints.said_of(path).get("resumable")]
+        return f"--resume goes on from {found[-1]}" if found else "no checkpoint was written before to go on from"
 
     def _is_ours(self, folder: Path) -> bool:
         return checkpoints.run_of(folder) == checkpoints.current_run(Path(self.args.output_dir))
@@ -163,14 +193,14 @@ class Checkpointing(GoingOn):
             "tensorboard": run_files.tensorboard_folder(self),
         }
 
-    def _manifest(self, output: Path) -> Manifest:
+    def _manifest(self, output: Path, resumable: bool) -> Manifest:
         settings = self._run_settings()
         return Manifest(
             run=checkpoints.current_run(output) or checkpoints.name_run(output),
             step=self.state.global_step,
             processes=self.args.world_size,
             parallelism=self._parallelism(),
-            resumable=not self.args.save_only_model,
+            resumable=resumable,
             settings=settings,
             settings_digest=checkpoints.settings_digest(settings),
             rows=self._run_rows(),
@@ -179,7 +209,7 @@ class Checkpointing(GoingOn):
 
     def _check_all_arrived(self, partial: Path) -> None:
         count = len(list(partial.glob("progress_*.pt")))
-        if not self.args.save_only_model and count != self.args.world_size:
+        if count != self.args.world_size:
             raise SVFError(
                 f"{partial.parent} got the files of {count} of {self.args.world_size} processes: output_dir must be a "
                 "folder that all nodes share"
@@ -201,3 +231,26 @@ class Checkpointing(GoingOn):
                 "learning_rate, or give dtype: float32"
             )
         return norm
+
+
+def _trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What is trained, by its names in the model; all processes of ZeRO-3 gather it together."""
+    state = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            with gathered([parameter]):
+                state[name] = parameter.detach().cpu().clone()
+    return state
+
+
+class _EpochEnds(TrainerCallback):
+    """Tells whether the last update of an epoch was made."""
+
+    def __init__(self, note: Callable[[bool], None]) -> None:
+        self._note = note
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self._note(False)
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        self._note(True)

@@ -95,8 +95,8 @@ def check(folder: Path) -> Manifest:
 
 
 def last_sound(output: Path) -> Path | None:
-    """The checkpoint of the last update of the run in `output`. Torn ones are passed over with a warning; those of an
-    earlier run in the same folder do not count."""
+    """The checkpoint of the last update of the run in `output`. Torn ones are passed over with a warning, and so are
+    those of an earlier run in the same folder."""
     run = current_run(output)
     for folder in reversed(checkpoints(output)):
         try:
@@ -106,6 +106,10 @@ def last_sound(output: Path) -> Path | None:
             continue
         if run is None or manifest.run == run:
             return folder
+        _warn_once(
+            f"passed over: {folder} is of an earlier run, after which another began in {output}; "
+            f"--resume_from_checkpoint {folder} goes on from it"
+        )
     return None
 
 
@@ -178,10 +182,16 @@ def move_files(partial: Path, folder: Path) -> None:
 
 def run_of(folder: Path) -> str | None:
     """The run that a checkpoint is of; `None` where it does not say."""
+    return said_of(folder).get("run")
+
+
+def said_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint as it stands there, its files not looked at; empty where there is none."""
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("run")
-    except (OSError, ValueError, AttributeError):
-        return None
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -4,6 +4,7 @@ transformers reads the optimizer, the schedule, its own counters and the random 
 own. What is missing there is in `progress.py`; which checkpoint may be gone on from, in `resume.py`.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from svf_rl.training.config import SVFReinforceConfig
 from svf_rl.training.optimizer_state import OptimizerState
 from svf_rl.training.progress import load_progress, restore_progress
 from svf_rl.training.resume import check_same_machinery, check_same_run, find_checkpoint, rows_digest
+
+logger = logging.getLogger(__name__)
 
 
 class GoingOn(OptimizerState):
@@ -65,6 +68,8 @@ class GoingOn(OptimizerState):
         if folder is None:
             self._resumed = None
             if self.is_world_process_zero():
+                if not wanted and (earlier := checkpoints.checkpoints(output)):
+                    logger.warning("begins anew beside %s of an earlier run (--resume goes on)", earlier[-1])
                 checkpoints.clear_leftovers(output)
                 run_files.remove_tables(output, after=0)  # of an earlier run, as its metrics
                 checkpoints.name_run(output)
@@ -121,7 +126,7 @@ class GoingOn(OptimizerState):
         self._seconds = values["seconds"]
         self.state.compute_steps(self.args, self.state.max_steps)  # the checkpoint's own intervals came with its state
         best = checkpoints.checkpoint_folder(folder.parent, self.state.best_global_step or -1)
-        if best.is_dir():
+        if checkpoints.run_of(best) == checkpoints.run_of(folder):
             self.state.best_model_checkpoint = str(best)
         for _ in range(int(self.state.epoch)):  # the sampler draws an order an epoch, and has drawn none yet
             self._skip_order()

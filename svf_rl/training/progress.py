@@ -5,6 +5,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
@@ -101,5 +102,11 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | deque):
         return [_plain(item) for item in value]
-    known = value is None or isinstance(value, torch.Tensor | str | bool | int | float)
-    return value if known else str(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, torch.Tensor | bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # a subclass, such as an enumeration's, could not be read back
+    return str(value)

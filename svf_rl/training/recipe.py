@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,16 @@ def check_batch(values: Mapping[str, Any], processes: int) -> None:
     if total % max(2, group):
         change = "generation_batch_size" if generated is not None else "per_device_train_batch_size"
         raise SVFError(f"{factors} does not divide into {groups}: change {change} or num_generations")
+
+
+def default_of(key: str) -> Any:
+    """What a recipe that leaves `key` out has for it; `None` where there is no default."""
+    field = next((f for part in _PARTS for f in fields(part) if f.name == key), None)
+    if field is None:
+        return None
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return None if field.default is MISSING else field.default
 
 
 def _field_types() -> dict[str, Any]:

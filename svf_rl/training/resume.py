@@ -10,9 +10,9 @@ from typing import Any
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.training.checkpoints import Manifest, check, last_sound
+from svf_rl.training.checkpoints import Manifest, check, current_run, last_sound
 from svf_rl.training.origin import read_summary
-from svf_rl.training.recipe import Recipe
+from svf_rl.training.recipe import Recipe, default_of
 
 # How long a run is, what it reports and keeps, and where it runs: none of it changes an update that is made. What the
 # rows are is compared by their content, not by where they were read from.
@@ -33,8 +33,8 @@ _MAY_DIFFER = frozenset(
     dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
     gradient_checkpointing gradient_checkpointing_kwargs torch_empty_cache_steps
     vllm_gpu_memory_utilization vllm_enable_sleep_mode vllm_enforce_eager vllm_max_model_length
-    vllm_tensor_parallel_size vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout
-    vllm_group_port
+    vllm_tensor_parallel_size vllm_mode vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout
+    vllm_server_failure vllm_group_port
 """.split()
 )
 
@@ -133,12 +133,26 @@ def rows_digest(rows: Dataset) -> str:
 
 
 def ended_run(output: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """`summary.json` of the run in `output`, if it went to its end and the recipe does not ask for more updates."""
+    """
+    `summary.json` of the run in `output`, if it went to its end and the recipe does not ask for more updates.
+
+    Raises:
+        SVFError: the recipe is another one, which the run that ended says nothing of.
+    """
     summary = read_summary(output)
-    lengths = ("max_steps", "num_train_epochs", "early_stopping_patience")
-    before = summary.get("recipe", {})
-    if "accuracy" not in summary or any(before.get(key) != recipe.raw.get(key) for key in lengths):
+    run = current_run(output)
+    if "accuracy" not in summary or summary.get("run", run) != run:
         return None
+    before, now = summary.get("recipe", {}), recipe.raw
+    if any(before.get(key) != now.get(key) for key in ("max_steps", "num_train_epochs", "early_stopping_patience")):
+        return None
+    for key in sorted((before.keys() | now.keys()) - _MAY_DIFFER - _BATCH - {"hub_token"}):
+        was, wanted = (_plain(values.get(key, default_of(key))) for values in (before, now))
+        if was != wanted:
+            raise SVFError(
+                f"the run in {output} has ended, with {key}={was!r}, and the recipe has {wanted!r}: give another "
+                "output_dir, or leave --resume out to begin anew"
+            )
     return summary
 
 

@@ -22,6 +22,7 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models.utils import disable_gradient_checkpointing
 
 from svf_rl.errors import SVFError
@@ -253,7 +254,8 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
             checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
             with torch.no_grad(), reference(unwrapped), checkpointing:
                 ref_hidden = hidden_states(unwrapped, ids, attention, length)[counts]
-                ref_head = output_layer(unwrapped)
+                # under ZeRO-3 nobody trains it, and a second copy would be gathered
+                ref_head = None if is_deepspeed_zero3_enabled() else output_layer(unwrapped)
         hidden = hidden_states(model, ids, attention, length)[counts]  # (n, d)
         weight, bias = output_layer(unwrapped)
         direction = self.args.kl_type if self.args.kl_type in ("policy_ref", "ref_policy") and with_reference else None

@@ -114,9 +114,12 @@ def test_the_last_is_the_last_by_its_number(write: Callable[..., Path], tmp_path
     assert last_sound(tmp_path) == folders[0]
 
 
-def test_an_earlier_run_in_the_same_folder_does_not_count(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_earlier_run_in_the_same_folder_does_not_count(
+    write: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write(30, run="earlier")
     assert last_sound(tmp_path) is None
+    assert f"--resume_from_checkpoint {tmp_path / 'checkpoint-30'} goes on from it" in caplog.text
     assert last_sound(tmp_path) != write(10)
     assert last_sound(tmp_path) == tmp_path / "checkpoint-10"
 

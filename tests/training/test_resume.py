@@ -5,9 +5,11 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -31,6 +33,10 @@ SEVERAL_UPDATES = {"use_vllm": True}  # from one generation: TRL wants an engine
 
 class CutOff(RuntimeError):
     pass
+
+
+class Mark(StrEnum):
+    GOOD = "good"
 
 
 class CutOffAt(TrainerCallback):
@@ -125,8 +131,56 @@ def test_the_best_so_far_and_the_patience_are_kept(runs: Make, z_of: Z) -> None:
         whole.state.best_metric,
         whole.state.best_global_step,
     )
-    assert Path(broken.state.best_model_checkpoint).is_dir()
+    # the last and the best, whatever the limit
+    kept = {f"checkpoint-{whole.state.global_step}", f"checkpoint-{whole.state.best_global_step}"}
+    assert {path.name for path in Path(broken.args.output_dir).glob("checkpoint-*")} == kept
     assert_same(whole, broken, z_of)
+
+
+def test_the_best_of_an_earlier_run_in_the_folder_is_not_taken_for_this_ones(
+    make_trainer: Make, rollouts: Make, tmp_path: Path
+) -> None:
+    own = {**EVERY_OTHER, **BEST, "output_dir": str(tmp_path / "run")}
+    first = make_trainer(rollouts=rollouts(), **own)
+    first.train()
+    best = first.state.best_global_step
+    later = {**own, "save_steps": 4 if best % 4 else 5, "max_steps": 6, "load_best_model_at_end": False}
+    second = make_trainer(rollouts=rollouts(), **later)
+    second.train()
+    assert second.state.best_global_step == best  # which it did not save
+    assert (tmp_path / f"run/checkpoint-{best}").is_dir()
+    assert second.state.best_model_checkpoint is None
+
+
+def test_stopped_early_in_the_middle_of_an_epoch_a_run_has_the_checkpoint_of_its_last_update(
+    make_trainer: Make, rollouts: Make, tmp_path: Path
+) -> None:
+    own = {**EVERY_OTHER, **BEST, "save_strategy": "epoch", "load_best_model_at_end": False, "max_steps": 40}
+    run = make_trainer(rollouts=rollouts(), **own, early_stopping_patience=2, output_dir=str(tmp_path / "run"))
+    run.train()
+    assert 0 < run.state.global_step < 40
+    assert run.state.global_step % 4  # of an epoch
+    assert (tmp_path / f"run/checkpoint-{run.state.global_step}").is_dir()
+
+
+def test_what_a_reward_logs_is_read_back(
+    make_trainer: Make, rollouts: Make, parity_reward: Any, tmp_path: Path
+) -> None:
+    def reward(completion_ids: list[list[int]], log_extra: Any, **_: Any) -> list[float]:
+        values = parity_reward(completion_ids)
+        log_extra("numpy", [np.float64(value) for value in values])
+        log_extra("text", [np.str_(value) for value in values])
+        log_extra("enumeration", [Mark.GOOD for _ in values])
+        return values
+
+    own = {**EVERY_OTHER, "output_dir": str(tmp_path / "run"), **TABLES}
+    with pytest.raises(CutOff):
+        make_trainer(rollouts=rollouts(), reward=reward, callbacks=[CutOffAt(4)], **own).train()
+    again = make_trainer(rollouts=rollouts(), reward=reward, **own)
+    again.train("auto")
+    extra = again._logs["extra"]
+    assert set(map(type, extra["numpy"])) <= {float, np.float64}
+    assert set(extra["enumeration"]) == {"good"}
 
 
 def test_what_was_over_stays_over(runs: Make, rollouts: Make, make_trainer: Make, z_of: Z) -> None:
@@ -140,11 +194,12 @@ def test_what_was_over_stays_over(runs: Make, rollouts: Make, make_trainer: Make
     assert_same(whole, again, z_of)
 
 
+@pytest.mark.parametrize("saved", [{"save_strategy": "no"}, {"save_steps": 1, "save_only_model": True}])
 @pytest.mark.parametrize("update", [1, 3])
 def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(
-    make_trainer: Make, rollouts: Make, z_of: Z, tmp_path: Path, update: int
+    make_trainer: Make, rollouts: Make, z_of: Z, tmp_path: Path, update: int, saved: dict[str, Any]
 ) -> None:
-    own = {**EVERY_OTHER, "save_strategy": "no", "num_iterations": 2, "logging_steps": 4, **SEVERAL_UPDATES}
+    own = {**EVERY_OTHER, **saved, "num_iterations": 2, "logging_steps": 4, **SEVERAL_UPDATES}
     whole = make_trainer(rollouts=rollouts(), **own, output_dir=str(tmp_path / "whole"))
     whole.train()
 
@@ -157,7 +212,9 @@ def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(
     with pytest.raises(Stopped, match=f"stopped by SIGUSR1 after update {update}: .*checkpoint-{update}$"):
         stopped.train()
     broken = make_trainer(rollouts=rollouts(), **own, output_dir=str(tmp_path / "cut"))
-    broken.train("auto")
+    broken.go_on_from("auto")
+    assert broken.resumed_step == update
+    broken.train()
     assert_same(whole, broken, z_of)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,6 +187,18 @@ def test_what_cannot_be_gone_on_with(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
     assert sorted(path.name for path in output.iterdir()) == before
+
+
+def test_another_recipe_is_not_answered_with_the_result_of_a_run_that_left_no_checkpoints(
+    copied: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, train = copied
+    for folder in output.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    assert train("--resume", "--seed", "0") == 0  # what it is without being said
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert train("--resume", "--beta", "0.5") == 1
+    assert "has ended, with beta=" in capsys.readouterr().err
 
 
 def test_true_needs_a_checkpoint(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
