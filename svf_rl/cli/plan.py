@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--json", action="store_true", help="print JSON in place of tables, all sizes in bytes")
     add("--slurm", action="store_true", help="print the values that slurm/train.slurm reads, and nothing else")
     add("--rollout-nodes", type=int, default=0, help="with --slurm: nodes that run vLLM servers (default: 0)")
+    add("--processes", type=int, help="with --slurm: training processes of a node, where they compute on the CPU")
     add("--debug", action="store_true", help="show tracebacks")
     known, overrides = parser.parse_known_args(arguments)
     fits = True
@@ -64,8 +65,9 @@ def _slurm(known: argparse.Namespace, overrides: Sequence[str]) -> bool:
     quiet_libraries()
     from svf_rl.training.recipe import load_recipe
     from svf_rl.training.shell_lines import shell_lines
-    from svf_rl.training.slurm import slurm_values
+    from svf_rl.training.slurm import slurm_values, with_servers
 
-    gpus = None if known.gpus is None else known.gpus * known.nodes
-    print(shell_lines(slurm_values(load_recipe(known.recipe, overrides, gpus=gpus), known.rollout_nodes)))
+    gpus, processes = (None if each is None else each * known.nodes for each in (known.gpus, known.processes))
+    overrides = with_servers(known.recipe, overrides, known.rollout_nodes)
+    print(shell_lines(slurm_values(load_recipe(known.recipe, overrides, gpus, processes))))
     return True

@@ -30,7 +30,7 @@ def serve(arguments: Sequence[str]) -> int:
         from svf_rl.training.serving import server_command
 
         command, environment = server_command(
-            load_recipe(known.recipe, overrides), known.host, known.port, own[cut + 1 :]
+            load_recipe(known.recipe, overrides, serving=True), known.host, known.port, own[cut + 1 :]
         )
     if outcome.status:
         return outcome.status

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from typing import Any
 
 import httpx
@@ -82,6 +83,8 @@ class ServerConnection:
             wrong = "--logprobs-mode processed_logprobs: training needs those of the distribution sampled from"
         elif settings["device"] == "cpu" and settings["chunked_prefill"]:
             wrong = "--no-enable-chunked-prefill: on the CPU vLLM fails on seeded requests with it"
+        elif settings["replicas"] > 1:
+            wrong = "--data-parallel-size 1, and start one server for each GPU instead: vLLM answers for one replica"
         if wrong:
             raise SVFError(f"restart the vLLM server {self.url} with {wrong}")
 
@@ -162,10 +165,17 @@ class ServerConnection:
         return {**first, **together}
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
-        try:
-            response = self._http.request(method, path, **options)
-        except httpx.TransportError as error:
-            raise ServerGoneError(f"{type(error).__name__}: {error}") from error
+        end = time.monotonic() + _LONG
+        while True:
+            try:
+                response = self._http.request(method, path, **options)
+                break
+            except httpx.ReadTimeout as error:
+                # what is sent twice does no harm; another process may have the server read its files anew
+                if path == "/health" or time.monotonic() > end or not self.is_up():
+                    raise ServerGoneError(f"{type(error).__name__}: {error}") from error
+            except httpx.TransportError as error:
+                raise ServerGoneError(f"{type(error).__name__}: {error}") from error
         if response.status_code == 404:
             raise SVFError(f"{self.url} knows no {path}, so that no weights can be brought to it: {_HOW}")
         if response.status_code >= 400:

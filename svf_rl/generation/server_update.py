@@ -1,7 +1,7 @@
 """Ways to bring vLLM servers up to date with the model in training."""
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from operator import methodcaller
@@ -18,6 +18,14 @@ from svf_rl.generation.z_update import layout_of, pack
 Outcomes = dict[ServerConnection, int | ServerGoneError]
 """For each server the bytes that were sent to it, or why it has not got the update."""
 
+Held = tuple[Any, ...]
+"""What a server holds: which instance of it, which version, and after how many updates, those of other runs too."""
+
+
+def held(status: Mapping[str, Any]) -> Held:
+    """Of what a server says of itself."""
+    return tuple(status.get(key) for key in ("instance", "version", "updates"))
+
 
 class Update(Protocol):
     """The weights of one moment."""
@@ -30,9 +38,9 @@ class Update(Protocol):
     def bring(self, servers: Sequence[ServerConnection]) -> Outcomes:
         """Have `servers` serve these weights."""
 
-    def ensure(self, server: ServerConnection) -> str:
-        """Have `server` serve these weights unless it does, which a server that was restarted does not. Returns which
-        instance of it does."""
+    def ensure(self, server: ServerConnection) -> Held:
+        """Have `server` serve these weights unless it does, which a server that was restarted does not. Returns what
+        it holds then."""
 
     def take_part(self) -> None:
         """What other processes do while the main one calls `bring`."""
@@ -58,14 +66,14 @@ class ZUpdate:
         with ThreadPoolExecutor(max(1, len(servers))) as pool:
             return dict(zip(servers, pool.map(one, servers), strict=True))
 
-    def ensure(self, server: ServerConnection) -> str:
+    def ensure(self, server: ServerConnection) -> Held:
         status = server.status()
         if status["version"] != self.version:
             self._bring(server, status)
             status = server.status()
         elif server.is_paused():  # a run that was killed in between
             server.resume()
-        return status["instance"]
+        return held(status)
 
     def _bring(self, server: ServerConnection, status: dict[str, Any]) -> int:
         if status["layout"] != self._layout.digest:
@@ -123,7 +131,7 @@ class FullPush:
             raise broken
         return outcomes
 
-    def ensure(self, server: ServerConnection) -> str:
+    def ensure(self, server: ServerConnection) -> Held:
         if server.status()["version"] != self.version:
             if process_count() > 1:
                 raise ServerGoneError("it was restarted, and full weights come at the next update alone")
@@ -132,7 +140,7 @@ class FullPush:
                 raise error
         elif server.is_paused():
             server.resume()
-        return server.status()["instance"]
+        return held(server.status())
 
     def take_part(self) -> None:
         self.tensors = sum(1 for _ in self._weights())

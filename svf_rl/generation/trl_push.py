@@ -3,11 +3,12 @@
 from contextlib import ExitStack
 from typing import Any
 
+import requests
 import torch
 from torch import Tensor
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.server_connection import ServerConnection
+from svf_rl.generation.server_connection import ServerConnection, ServerGoneError
 
 
 class TRLPushConnection(ServerConnection):
@@ -42,20 +43,23 @@ class TRLPushConnection(ServerConnection):
             "dtype": str(info["model_config"]["dtype"]).removeprefix("torch."),
             "max_num_seqs": info["scheduler_config"]["max_num_seqs"],
             "device": "cuda",
+            "replicas": 1,  # TRL's push reaches all of them
         }
 
     def status(self) -> dict[str, Any]:
         return {"instance": "", "version": self._request("GET", "/weight_info")["weight_version"], "layout": None}
 
     def begin_push(self, prefix: str, run: str) -> int:
-        from trl.generation.vllm_client import VLLMClient
-
         if self._client is None or self.status()["version"] != self._last:  # new, or restarted: they must meet again
             if self._client is not None:
                 self._client.close_communicator()
-            self._client = VLLMClient(self.url, group_port=self._group_port)
+            self._client = _client(self.url, self._group_port)
             self._client.init_communicator(torch.cuda.current_device())
-        self._push.enter_context(self._client.weight_update())
+        try:
+            self._push.enter_context(self._client.weight_update())
+        except ServerGoneError:  # or a run that was killed in the middle of its push has left it open
+            self._request("POST", "/finish_weight_update", json={})
+            self._push.enter_context(self._client.weight_update())
         return 0
 
     def push(self, name: str, weight: Tensor) -> int:
@@ -67,3 +71,20 @@ class TRLPushConnection(ServerConnection):
         self._request("POST", "/update_weight_version", json={"new_version": version})
         self._last = version
         return 0
+
+
+def _client(url: str, group_port: int) -> Any:
+    """TRL's client, whose requests fail as ours do: TRL raises plain exceptions."""
+    from trl.generation.vllm_client import VLLMClient
+
+    class Client(VLLMClient):
+        def _post(self, url: str, **options: Any) -> dict[str, Any]:
+            try:
+                response = self.session.post(url, **options)
+            except requests.RequestException as error:
+                raise ServerGoneError(f"{type(error).__name__}: {error}") from error
+            if response.status_code != 200:
+                raise ServerGoneError(f"{url} ends with status {response.status_code}: {response.text[:300]}")
+            return response.json()
+
+    return Client(url, group_port=group_port)

@@ -15,7 +15,7 @@ from svf_rl.generation.prompts import check_room
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.server_connection import NoExtensionError, ServerConnection, ServerGoneError
 from svf_rl.generation.server_requests import answers_of
-from svf_rl.generation.server_update import FullPush, Update, ZUpdate
+from svf_rl.generation.server_update import FullPush, Held, Update, ZUpdate, held
 from svf_rl.generation.trl_push import TRLPushConnection
 from svf_rl.generation.weights import refuse_other_trained_parameters
 from svf_rl.generation.z_update import is_svf_alone
@@ -63,39 +63,52 @@ class VLLMServers:
     ):
         self._timeout, self._on_failure, self._full_push = timeout, on_failure, full_push
         self._run = uuid.uuid4().hex
-        self._servers = self._connected(urls, dtype, device)
+        self._urls, self._dtype, self._device = list(urls), dtype, device
+        self._servers: list[ServerConnection] = []
         self._left_out: list[ServerConnection] = []
+        self._connect()
         self._update: Update | None = None
         self.stale = True  # what the servers hold is not known before the first sync
 
-    def _connected(self, urls: Sequence[str], dtype: str, device: str) -> list[ServerConnection]:
-        servers: list[ServerConnection] = []
+    def _connect(self) -> None:
         end = time.monotonic() + self._timeout
-        for url in urls:
+        for url in self._urls:
             server = ServerConnection(url)
             try:
                 while not server.is_up() and time.monotonic() < end:
                     time.sleep(1.0)
-                try:
-                    server.check(dtype)
-                except NoExtensionError:
-                    if device != "cuda":
-                        raise
-                    server = TRLPushConnection(url, group_port=51216 + len(servers))
-                    server.check(dtype)
-                    print(
-                        f"warning: the vLLM server {url} runs without the extension of this package: every update goes "
-                        "to it in full, by TRL's push",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                self._servers.append(self._checked(server))
             except ServerGoneError as error:
-                raise SVFError(
-                    f"no vLLM server answers at {url} within {self._timeout:g} s ({error}): start one with "
-                    "svf-rl serve RECIPE, or correct vllm_server_base_url"
-                ) from error
-            servers.append(server)
-        return servers
+                if self._on_failure == "leave_out":
+                    print(f"warning: vLLM server {url} is left out: {error}", file=sys.stderr, flush=True)
+                    self._left_out.append(server)
+                    continue
+                raise self._nobody(url, error) from error
+        if not self._servers:
+            raise self._nobody(", ".join(self._urls), "none of them")
+
+    def _nobody(self, urls: str, why: object) -> SVFError:
+        return SVFError(
+            f"no vLLM server answers at {urls} within {self._timeout:g} s ({why}): start one with "
+            "svf-rl serve RECIPE, or correct vllm_server_base_url"
+        )
+
+    def _checked(self, server: ServerConnection) -> ServerConnection:
+        """`server`, or where it lacks the extension and TRL's push is possible, one for that."""
+        try:
+            server.check(self._dtype)
+        except NoExtensionError:
+            if self._device != "cuda":
+                raise
+            server = TRLPushConnection(server.url, group_port=51216 + self._urls.index(server.url))
+            server.check(self._dtype)
+            print(
+                f"warning: the vLLM server {server.url} runs without the extension of this package: every update goes "
+                "to it in full, by TRL's push",
+                file=sys.stderr,
+                flush=True,
+            )
+        return server
 
     # ---- requests -----------------------------------------------------------------------------------------------
 
@@ -104,7 +117,7 @@ class VLLMServers:
     ) -> list[Completion]:
         limit = self._max_model_len
         check_room(prompts, limit)
-        known = frozenset.intersection(*(server.request_keys for server in [*self._servers, *self._left_out]))
+        known = frozenset.intersection(*(server.request_keys for server in self._known))
         unknown = sorted(set(sampling.extra) - known)
         if unknown:
             raise SVFError(f"generation_kwargs holds {unknown[0]}, which the vLLM server does not know: remove it")
@@ -125,8 +138,13 @@ class VLLMServers:
         ]
 
     @property
+    def _known(self) -> list[ServerConnection]:
+        """The servers that have told of themselves; one that was left out from the start has not."""
+        return [server for server in [*self._servers, *self._left_out] if server.max_model_len]
+
+    @property
     def _max_model_len(self) -> int:
-        return min(server.max_model_len for server in [*self._servers, *self._left_out])
+        return min(server.max_model_len for server in self._known)
 
     def _answers(self, bodies: Sequence[dict[str, Any]], progress: bool) -> list[dict[str, Any]]:
         """What the servers answer to each request, in order."""
@@ -152,26 +170,26 @@ class VLLMServers:
             "give each run servers of its own"
         )
 
-    def _ready_servers(self) -> dict[ServerConnection, str]:
-        """The servers that hold the weights of the last sync, and which instance of each does."""
+    def _ready_servers(self) -> dict[ServerConnection, Held]:
+        """The servers that hold the weights of the last sync, and what each says of them."""
         assert self._update is not None
         ready = {}
         for server in list(self._servers):
             try:
+                if server not in self._known:  # another process took it back
+                    server.check(self._dtype)
                 ready[server] = self._update.ensure(server)
                 server.empty_cache()
             except ServerGoneError as error:
                 self._failed(server, error)
         return ready
 
-    def _still_holds(self, server: ServerConnection, instance: str) -> bool:
-        assert self._update is not None
+    def _still_holds(self, server: ServerConnection, before: Held) -> bool:
         try:
-            status = server.status()
+            return held(server.status()) == before
         except ServerGoneError as error:
             self._failed(server, error)
             return False
-        return (status["instance"], status["version"]) == (instance, self._update.version)
 
     # ---- weights ------------------------------------------------------------------------------------------------
 
@@ -179,8 +197,10 @@ class VLLMServers:
         """Serve the weights of `model` from now on. Frozen weights are those of the servers' own checkpoint: with `z`
         alone, `everything` has no more to send."""
         refuse_other_trained_parameters(model)
-        z_alone = is_svf_alone(model) and not self._full_push and all(server.takes_z for server in self._servers)
-        update: Update = ZUpdate(model) if z_alone else FullPush(model, everything, self._run)
+        extended = all(server.takes_z for server in self._servers)
+        z_alone = is_svf_alone(model) and not self._full_push and extended
+        # vLLM's own loader takes a fused weight whole or not at all: of q, k and v none may be missing
+        update: Update = ZUpdate(model) if z_alone else FullPush(model, everything or not extended, self._run)
         shared = by_main_process(lambda: self._bring(update), update.take_part)
         update.version, self._update, self.stale = shared["version"], update, False
         servers = {server.url: server for server in [*self._servers, *self._left_out]}
@@ -225,8 +245,12 @@ class VLLMServers:
         while self._left_out:
             for server in list(self._left_out):
                 if server.is_up():
+                    try:
+                        back = server if server in self._known else self._checked(server)
+                    except ServerGoneError:
+                        continue
                     self._left_out.remove(server)
-                    self._servers.append(server)
+                    self._servers.append(back)
                     print(f"vLLM server {server.url} is back", file=sys.stderr, flush=True)
             if self._enough():
                 return

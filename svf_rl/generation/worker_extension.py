@@ -87,6 +87,7 @@ class SVFWorkerExtension:
             "device": config.device_config.device_type,
             "chunked_prefill": config.scheduler_config.enable_chunked_prefill,
             "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "replicas": config.parallel_config.data_parallel_size,
         }
 
 

@@ -236,6 +236,4 @@ class KVCache:
 
 def kv_cache(run: Run, memory: int, engine_weights: int, bytes_a_token: int | None) -> KVCache:
     """A colocated vLLM's share of a GPU less its copy of the weights (`engine_weights` bytes over all its GPUs)."""
-    ranks = run.tensor_parallel
-    token = None if bytes_a_token is None else -(-bytes_a_token // ranks)
-    return KVCache(int(run.share * memory) - -(-engine_weights // ranks), token)
+    return KVCache(int(run.share * memory) - -(-engine_weights // run.tensor_parallel), bytes_a_token)

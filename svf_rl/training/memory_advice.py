@@ -46,13 +46,14 @@ def _changes(plan: MemoryPlan) -> dict[str, list[Change]]:
     sizes = [size for size in _halves(run.micro_batch) if run.micro_batch * run.accumulation % size == 0]
     if sizes:
         kinds["micro-batch"] = [_micro_batch(size) for size in sizes]
-    if run.stage < 3 and run.processes > 1:
+    if run.stage < 3 and 3 in plan.stages:
         kinds["stage"] = [lambda run: replace(run, stage=3)]
     config = plan.model.config
     ranks = [n for n in (2, 4, 8) if n > run.tensor_parallel and machine.gpus % n == 0 and not undivided(config, n)]
     if run.rollouts == "colocated" and ranks:
         kinds["tensor parallel"] = [_tensor_parallel(n) for n in ranks]
-    kinds["processes"] = [_processes(run.processes * factor) for factor in (2, 4, 8, 16)]
+    if plan.allows(3):
+        kinds["processes"] = [_processes(run.processes * factor) for factor in (2, 4, 8, 16)]
     if run.rollouts == "colocated":
         kinds["server"] = [lambda run: replace(run, rollouts="server", share=0.0, sleep=False, tensor_parallel=1)]
     return kinds

@@ -167,9 +167,10 @@ class PlannedModel:
             return None
 
 
-def kv_bytes_a_token(config: PretrainedConfig, itemsize: int) -> int | None:
+def kv_bytes_a_token(config: PretrainedConfig, itemsize: int, ranks: int = 1) -> int | None:
     """
-    Bytes of the KV cache for one token in all layers: keys and values of each key-value head, in the model's type.
+    Bytes of the KV cache for one token in all layers: keys and values of each key-value head, in the model's type. Of
+    `ranks` GPUs each has its share of the heads, one at least, and all of a latent vector.
 
     `None` where layers keep something else (recurrent ones, or latent attention beside what is known here).
     """
@@ -185,7 +186,7 @@ def kv_bytes_a_token(config: PretrainedConfig, itemsize: int) -> int | None:
         return None
     kv_heads = getattr(text, "num_key_value_heads", None) or (1 if getattr(text, "multi_query", False) else heads)
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return 2 * layers * kv_heads * width * itemsize
+    return 2 * layers * -(-kv_heads // ranks) * width * itemsize
 
 
 def _dtype(recipe: Recipe, config: PretrainedConfig, notes: list[str]) -> torch.dtype:

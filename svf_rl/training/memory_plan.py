@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from svf_rl.errors import SVFError
-from svf_rl.training.memory import GPU, KVCache, Run, gpu, kv_cache
+from svf_rl.training.memory import GPU, STAGES, KVCache, Run, gpu, kv_cache
 from svf_rl.training.memory_model import PlannedModel, kv_bytes_a_token
 from svf_rl.training.memory_text import gib
 from svf_rl.training.memory_trace import Activations
 from svf_rl.training.recipe import Recipe
+from svf_rl.training.recipe_checks import check_zero
 
 # Tokens of a prompt where the recipe does not bound them.
 _PROMPT = 512
@@ -52,6 +53,8 @@ class MemoryPlan:
         training = recipe.training
         if stage and machine.processes == 1:
             raise SVFError(f"--zero {stage} shards over several processes: raise --gpus or --nodes, or leave it out")
+        if stage:
+            check_zero(recipe.raw, stage, machine.processes)
         if prompt is not None and prompt < 1:
             raise SVFError(f"--prompt-tokens must be at least 1, not {prompt}")
         self.recipe, self.machine = recipe, machine
@@ -79,9 +82,23 @@ class MemoryPlan:
             tensor_parallel=training.vllm_tensor_parallel_size if colocated else 1,
         )
         if stage is None and machine.processes > 1:
-            runs = [replace(self.run, stage=each) for each in (0, 2, 3)]
+            runs = [replace(self.run, stage=each) for each in self.stages if each != 1]
             self.run = next((run for run in runs if self.fits(run)), self.run)
         self._note_what_is_left_out()
+
+    @cached_property
+    def stages(self) -> list[int]:
+        """The ZeRO stages under which the machine can run the recipe; 0 is without DeepSpeed."""
+        several = self.machine.processes > 1
+        return [stage for stage in STAGES if stage == 0 or (several and self.allows(stage))]
+
+    def allows(self, stage: int) -> bool:
+        """Whether several processes can run the recipe under this ZeRO stage."""
+        try:
+            check_zero(self.recipe.raw, stage, processes=2)
+        except SVFError:
+            return False
+        return True
 
     def gpu(self, run: Run) -> GPU:
         """The memory of one GPU under `run`."""
@@ -108,7 +125,7 @@ class MemoryPlan:
     def _generation(self, run: Run, activations: Activations | None) -> int:
         """Bytes of transformers' generation: its KV cache, and about what a forward pass over the prompts takes."""
         length, together = self.prompt + self.completion, min(_GENERATED_TOGETHER, self.generated)
-        cache = together * length * (self.token_bytes or 0)
+        cache = together * length * (self.token_bytes() or 0)
         if activations is None:
             return cache
         passing = max(activations.forward - activations.saved, activations.reference)
@@ -118,12 +135,12 @@ class MemoryPlan:
         """What is left for the rollouts' KV cache; `None` where no vLLM shares the GPU."""
         if run.rollouts != "colocated":
             return None
-        return kv_cache(run, self.machine.memory, self.model.tensors.base, self.token_bytes)
+        return kv_cache(run, self.machine.memory, self.model.tensors.base, self.token_bytes(run.tensor_parallel))
 
-    @cached_property
-    def token_bytes(self) -> int | None:
-        """Bytes of the KV cache for one token, `None` where the architecture's cache is not known here."""
-        return kv_bytes_a_token(self.model.config, self.model.itemsize)
+    def token_bytes(self, ranks: int = 1) -> int | None:
+        """Bytes of the KV cache for one token on each of so many GPUs of an engine, `None` where the architecture's
+        cache is not known here."""
+        return kv_bytes_a_token(self.model.config, self.model.itemsize, ranks)
 
     @property
     def generated(self) -> int:
@@ -175,7 +192,7 @@ class MemoryPlan:
             self.notes.append(
                 "vLLM's own work space and CUDA graphs, often 1 to 3 GiB, come out of what is left for the KV cache"
             )
-            if self.token_bytes is None:
+            if self.token_bytes() is None:
                 self.notes.append(f"the KV cache of {model.config.model_type} a token is not known here")
         if getattr(model.config, "quantization_config", None):
             self.notes.append(

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from svf_rl.text_table import aligned
-from svf_rl.training.memory import RESERVE, STAGES
+from svf_rl.training.memory import RESERVE
 from svf_rl.training.memory_advice import advice
 from svf_rl.training.memory_plan import MemoryPlan
 from svf_rl.training.memory_text import gib
@@ -15,11 +15,6 @@ _KINDS = {
     "masks": "masks of the experts", "trained": "trained values", "gradients": "gradients",
     "optimizer": "optimiser state",
 }  # fmt: skip
-
-
-def stages(plan: MemoryPlan) -> list[int]:
-    """The ZeRO stages that the machine can run: 0 alone with one process."""
-    return list(STAGES) if plan.machine.processes > 1 else [0]
 
 
 def verdict(plan: MemoryPlan) -> tuple[bool, str]:
@@ -85,7 +80,7 @@ def as_values(plan: MemoryPlan, fits: bool, outcome: str) -> dict[str, Any]:
         },
         "gpu": {
             f"zero{stage}": {**asdict(each), "peak": each.peak}
-            for stage in stages(plan)
+            for stage in plan.stages
             for each in [plan.gpu(replace(plan.run, stage=stage))]
         },
         "kv_cache": None
@@ -135,7 +130,7 @@ def _activation_rows(plan: MemoryPlan) -> list[dict[str, str]]:
 
 
 def _gpu_rows(plan: MemoryPlan) -> list[dict[str, str]]:
-    each = {stage: plan.gpu(replace(plan.run, stage=stage)) for stage in stages(plan)}
+    each = {stage: plan.gpu(replace(plan.run, stage=stage)) for stage in plan.stages}
     names = {stage: _stage(plan, stage) for stage in each}
 
     def row(name: str, sizes: list[int | None]) -> dict[str, str]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.tensor_parallel import check_processes
 from svf_rl.training.arguments import AdapterArguments, DataArguments, ModelArguments
 from svf_rl.training.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings
+from svf_rl.training.recipe_checks import check_batch, check_engines, check_zero
 from svf_rl.training.yaml_values import fit, parse_override, read_mapping
 
 
@@ -35,16 +35,30 @@ NOT_READ = (
     "do_train", "do_eval", "do_predict",
 )  # fmt: skip
 
+_NOT_OF_A_SERVER = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation",
+    "num_generations", "num_iterations", "vllm_mode", "vllm_server_base_url", "vllm_server_host", "vllm_server_port",
+)  # fmt: skip
+
 _PARTS = (ModelArguments, AdapterArguments, DataArguments, SVFReinforceConfig)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), gpus: int | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    gpus: int | None = None,
+    processes: int | None = None,
+    serving: bool = False,
+) -> Recipe:
     """Read a recipe. Touches neither the network nor the output directory.
 
     Args:
         path (`str` or `Path`): the YAML file.
         overrides (`Sequence[str]`, *optional*): `--key value`, `--key=value`, or `--key` for true; the last one wins.
         gpus (`int`, *optional*): read it as so many processes with a GPU each would, whatever this machine has.
+        processes (`int`, *optional*): read it as so many processes would, with what this machine has.
+        serving (`bool`, *optional*, defaults to `False`):
+            read it for a vLLM server: without what it says of batches, and of where servers are.
 
     Raises:
         SVFError: the file cannot be read, a key is unknown or given twice, a value does not fit; in one line.
@@ -57,11 +71,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), gpus: int | Non
         key = name.replace("-", "_")
         explicit[key] = parse_override(key, text, _type_of(key, wanted))
     values.update(explicit)
+    if serving:
+        values = {key: value for key, value in values.items() if key not in _NOT_OF_A_SERVER}
     for key in values:
         if key in NOT_READ or key in UNSUPPORTED:
             raise SVFError(f"{key} has no meaning for SVF REINFORCE: remove it from the recipe")
-    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
-        check_zero3(values, int(os.environ.get("WORLD_SIZE", "1")))
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2" if deepspeed else "0")  # not said of a JSON file
+    if int(stage):
+        check_zero(values, int(stage), int(os.environ.get("WORLD_SIZE", "1")))
     if values.get("reward_weights") is not None:
         raise SVFError("reward_weights is not read: give each reward its weight, as in rewards: [{name: …, weight: 2}]")
     values.setdefault("output_dir", f"runs/{path.stem}")
@@ -76,14 +94,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), gpus: int | Non
         values, changed = for_next_token(values)
         warnings += changed
     values = _with_resolved_paths(values, path.parent)
-    processes = gpus or int(os.environ.get("WORLD_SIZE", "1"))
+    planned = gpus or processes
+    processes = planned or int(os.environ.get("WORLD_SIZE", "1"))
     check_batch(values, processes)
-    warnings += check_engines(values, processes, read_alone=gpus is None)
+    warnings += check_engines(values, processes, read_alone=planned is None)
     # Evaluation here has no batches, but TRL checks theirs.
     settings = {"per_device_eval_batch_size": max(2, values.get("num_generations") or 8), **values}
     parts: list[Any] = list(_PARTS)
-    if gpus is not None:  # transformers knows the number of processes that run, TRL makes batches of it
-        parts[-1] = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": gpus})
+    if planned is not None:  # transformers knows the number of processes that run, TRL makes batches of it
+        parts[-1] = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": planned})
     try:
         model, adapter, data, training = (
             part(**{f.name: settings[f.name] for f in fields(part) if f.name in settings}) for part in parts
@@ -154,71 +173,6 @@ def for_next_token(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
         if key in values and values[key] != value
     ]
     return {**values, **fixed}, lines
-
-
-def check_zero3(values: Mapping[str, Any], processes: int) -> None:
-    """Whether the recipe can be run under ZeRO-3 by so many processes. Raises `SVFError` where it cannot."""
-    if processes == 1:
-        raise SVFError(
-            "ZeRO-3 has nothing to share out with one process: start more (--num_processes), or use "
-            "accelerate_configs/single_gpu.yaml"
-        )
-    if values.get("adapter") == "combination":
-        raise SVFError(
-            "ZeRO-3 does not share out combinations, which train a few values: use accelerate_configs/zero2.yaml"
-        )
-    if not values.get("use_vllm"):
-        raise SVFError("use_vllm: false cannot generate with a model that ZeRO-3 has shared out: set use_vllm to true")
-
-
-def check_engines(values: Mapping[str, Any], processes: int, read_alone: bool) -> list[str]:
-    """Whether the processes divide into engines of `vllm_tensor_parallel_size`; one line where they have yet to come:
-    for one process that reads a recipe of several (`read_alone`), as in a dry run."""
-    size = values.get("vllm_tensor_parallel_size", 1)
-    if not values.get("use_vllm") or values.get("vllm_mode", "colocate") != "colocate":
-        return []
-    if size > 1 and processes == 1 and read_alone:
-        return [f"one process cannot run this: vllm_tensor_parallel_size asks for a multiple of {size}"]
-    check_processes(size, processes)
-    return []
-
-
-def check_batch(values: Mapping[str, Any], processes: int) -> None:
-    """Whether the sequences of one generation divide into groups of one prompt each.
-
-    TRL checks the same, but in numbers that no recipe holds.
-
-    Raises:
-        SVFError: they do not; the line names the numbers and what to change.
-    """
-    defaults = {f.name: f.default for f in fields(SVFReinforceConfig)}
-
-    def get(key: str) -> Any:
-        return values.get(key, defaults[key])
-
-    for key in ("per_device_train_batch_size", "gradient_accumulation_steps",
-                "num_generations", "generation_batch_size", "steps_per_generation"):  # fmt: skip
-        if get(key) is not None and get(key) < 1:
-            raise SVFError(f"{key} must be at least 1, not {get(key)}")
-    if get("num_generations") is None:
-        raise SVFError("num_generations must be at least 1, not null")
-    size, group, generated = get("per_device_train_batch_size"), get("num_generations"), get("generation_batch_size")
-    # TRL makes groups of two where one completion a prompt is asked for
-    groups = f"groups of num_generations ({group})" if group > 1 else "pairs (which TRL needs)"
-    if generated is not None:
-        if generated % (size * processes):
-            raise SVFError(
-                f"generation_batch_size ({generated}) is no multiple of per_device_train_batch_size ({size}) × "
-                f"processes ({processes}): change generation_batch_size or per_device_train_batch_size"
-            )
-        total, factors = generated, f"generation_batch_size ({generated})"
-    else:
-        steps = "gradient_accumulation_steps" if get("steps_per_generation") is None else "steps_per_generation"
-        total = size * processes * get(steps)
-        factors = f"per_device_train_batch_size ({size}) × processes ({processes}) × {steps} ({get(steps)}) = {total}"
-    if total % max(2, group):
-        change = "generation_batch_size" if generated is not None else "per_device_train_batch_size"
-        raise SVFError(f"{factors} does not divide into {groups}: change {change} or num_generations")
 
 
 def default_of(key: str) -> Any:

@@ -1,6 +1,7 @@
 """What `slurm/train.slurm` needs to know of a recipe, so that no shell script reads one."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from svf_rl.errors import SVFError
@@ -9,34 +10,47 @@ from svf_rl.svf.targets import as_regex
 from svf_rl.training.arguments import AdapterArguments
 from svf_rl.training.loading import named_experts
 from svf_rl.training.recipe import Recipe
+from svf_rl.training.yaml_values import read_mapping
 
 
-def slurm_values(recipe: Recipe, rollout_nodes: int = 0) -> dict[str, str]:
+def with_servers(path: str | Path, overrides: Sequence[str], rollout_nodes: int) -> list[str]:
+    """
+    The overrides of a recipe whose vLLM servers the job is to start on so many nodes; their addresses are not known
+    yet.
+
+    Raises:
+        SVFError: the recipe names servers of its own, or no such number of nodes.
+    """
+    if rollout_nodes < 0:
+        raise SVFError(f"--rollout-nodes must be 0 or more, not {rollout_nodes}")
+    if not rollout_nodes:
+        return list(overrides)
+    key = "vllm_server_base_url"
+    given = {text.removeprefix("--").partition("=")[0].replace("-", "_") for text in overrides if text.startswith("--")}
+    if key in given or key in read_mapping(Path(path)):
+        raise SVFError(f"the recipe names a vLLM server already: leave out --rollout-nodes or {key}")
+    started = {"vllm_mode": "server", "vllm_enable_sleep_mode": "false", key: "http://localhost"}
+    return [*overrides, *(word for name, value in started.items() for word in (f"--{name}", value))]
+
+
+def slurm_values(recipe: Recipe) -> dict[str, str]:
     """
     The values of a recipe that the batch script acts on, by the name of its variable.
 
     Args:
         recipe (`Recipe`): The recipe as loaded, with its overrides.
-        rollout_nodes (`int`, *optional*, defaults to 0): How many nodes of the job run vLLM servers.
 
     Returns:
         `dict[str, str]`: `SVF_RL_OUTPUT_DIR` and `SVF_RL_CACHE` (the factor cache), both absolute; `SVF_RL_DECOMPOSE`,
-        the arguments of `svf-rl decompose` quoted for a shell, empty where nothing is to be decomposed.
-
-    Raises:
-        SVFError: servers are asked for and the recipe does not use vLLM, or names servers of its own.
+        the arguments of `svf-rl decompose` quoted for a shell, empty where nothing is to be decomposed;
+        `SVF_RL_SERVER_GPUS`, how many GPUs a vLLM server takes.
     """
     training = recipe.training
-    if rollout_nodes < 0:
-        raise SVFError(f"--rollout-nodes must be 0 or more, not {rollout_nodes}")
-    if rollout_nodes and not training.use_vllm:
-        raise SVFError("--rollout-nodes starts vLLM servers, which the recipe does not use: set use_vllm: true")
-    if rollout_nodes and training.vllm_server_base_url:
-        raise SVFError("the recipe names a vLLM server already: leave out --rollout-nodes or vllm_server_base_url")
     return {
         "SVF_RL_OUTPUT_DIR": str(Path(training.output_dir).expanduser().resolve()),
         "SVF_RL_CACHE": str(default_cache_dir().resolve()),
         "SVF_RL_DECOMPOSE": _decompose_arguments(recipe),
+        "SVF_RL_SERVER_GPUS": str(training.vllm_tensor_parallel_size),
     }
 
 

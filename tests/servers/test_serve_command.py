@@ -42,6 +42,17 @@ def test_the_server_has_the_model_type_and_length_of_the_recipe(repository: Path
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
 
 
+def test_batches_and_addresses_are_no_matter_of_a_server(repository: Path) -> None:
+    """One process reads the recipe of sixteen, which is for servers whose addresses are given later."""
+    own = ("--per_device_train_batch_size", "2", "--num_generations", "8", "--gradient_accumulation_steps", "1")
+    own += ("--use_vllm", "--vllm_mode", "server")
+    path = repository / "recipes/quickstart.yaml"
+    command, _ = server_command(load_recipe(path, own, serving=True), "127.0.0.1", free_port())
+    assert "--worker-extension-cls" in command
+    with pytest.raises(SVFError):
+        load_recipe(path, own)
+
+
 def test_dtype_auto_is_that_of_the_checkpoint(repository: Path) -> None:
     command, _ = server_command(recipe(repository, "--dtype", "auto"), "127.0.0.1", free_port())
     assert options(command)["--dtype"] == "bfloat16"

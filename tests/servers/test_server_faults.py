@@ -4,7 +4,9 @@ import http.server
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,10 +64,19 @@ def test_one_of_two_servers_dies_is_left_out_and_taken_back(
     assert many == expected * 20
     assert f"warning: vLLM server {second_server.url} is left out" in capfd.readouterr().err
 
+    # a run that begins, or goes on, while it is away
+    later = VLLMServers([second_server.url, server.url], dtype="float32", on_failure="leave_out", timeout=2.0)
+    assert f"warning: vLLM server {second_server.url} is left out" in capfd.readouterr().err
+    assert later.sync(model).bytes == alone.sync(model).bytes
+    assert [c.token_ids for c in later.generate(prompts, GREEDY, range(12))] == expected
+    with pytest.raises(SVFError, match="no vLLM server answers at"):
+        VLLMServers([second_server.url], dtype="float32", on_failure="leave_out", timeout=0.1)
+
     second_server.wait()
-    assert both.sync(model).bytes == 2 * alone.sync(model).bytes
-    assert f"{second_server.url} is back" in capfd.readouterr().err
-    assert [c.token_ids for c in both.generate(prompts, GREEDY, range(12))] == expected
+    for rollouts in (both, later):
+        assert rollouts.sync(model).bytes == 2 * alone.sync(model).bytes
+        assert f"{second_server.url} is back" in capfd.readouterr().err
+        assert [c.token_ids for c in rollouts.generate(prompts, GREEDY, range(12))] == expected
 
 
 @pytest.mark.vllm
@@ -138,6 +149,35 @@ def no_vllm() -> Iterator[str]:
     threading.Thread(target=web.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{web.server_address[1]}"
     web.shutdown()
+
+
+class _Busy(http.server.BaseHTTPRequestHandler):
+    """Well, and slow to answer the first time."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        if self.path != "/health":
+            type(self).asked += 1
+            time.sleep(2.0 if self.asked == 1 else 0.0)
+        self.send_response(200)
+        self.end_headers()
+        with suppress(BrokenPipeError):
+            self.wfile.write(b"" if self.path == "/health" else b'{"is_paused": false}')
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_is_busy_and_well_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_connection, "_SHORT", 0.5)
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Busy)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    try:
+        assert ServerConnection(f"http://127.0.0.1:{web.server_address[1]}").is_paused() is False
+        assert _Busy.asked == 2
+    finally:
+        web.shutdown()
 
 
 class _Page(http.server.BaseHTTPRequestHandler):

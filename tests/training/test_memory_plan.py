@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import GPT2Config, LlamaConfig, MixtralConfig, Qwen3Config
+from transformers import DeepseekV3Config, GPT2Config, LlamaConfig, MixtralConfig, Qwen3Config
 
 from svf_rl.errors import SVFError
 from svf_rl.training.memory import RESERVE, Run, TensorBytes, held, kv_cache, optimizer_bytes, rebuild_bytes
 from svf_rl.training.memory_advice import advice
+from svf_rl.training.memory_model import kv_bytes_a_token
 from svf_rl.training.memory_plan import Machine, MemoryPlan
 from svf_rl.training.memory_text import parse_memory
 from svf_rl.training.recipe import load_recipe
@@ -195,8 +196,31 @@ def test_a_sleeping_engine_leaves_its_memory_to_the_update(plan) -> None:
 
 def test_tensor_parallel_engines_share_weights_and_heads() -> None:
     run = Run(2, 0, 1, 1, False, "colocated", 0.5, False, 2)
-    cache = kv_cache(run, 1000, 300, 8)
+    cache = kv_cache(run, 1000, 300, 4)
     assert (cache.bytes, cache.bytes_a_token, cache.tokens) == (350, 4, 87)
+
+
+def test_fewer_key_value_heads_than_gpus_are_repeated_on_each() -> None:
+    whole = kv_bytes_a_token(LLAMA_8B, 2)
+    assert whole is not None
+    assert [kv_bytes_a_token(LLAMA_8B, 2, ranks) for ranks in (2, 8, 16)] == [whole // 2, whole // 8, whole // 8]
+    latent = DeepseekV3Config(num_hidden_layers=2, kv_lora_rank=512, qk_rope_head_dim=64)
+    assert kv_bytes_a_token(latent, 2, 8) == kv_bytes_a_token(latent, 2) == 2 * (512 + 64) * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [({}, [0, 1, 2, 3]), ({"weight_decay": 0.1}, [0]), ({"use_vllm": False}, [0, 1, 2])],
+)
+def test_a_stage_that_training_refuses_is_not_planned(
+    plan: Callable[..., MemoryPlan], settings: dict[str, Any], stages: list[int]
+) -> None:
+    got = plan(TINY, gpus=2, **settings)
+    assert got.stages == stages
+    for stage in {1, 2, 3} - set(stages):
+        with pytest.raises(SVFError, match=r"weight_decay|use_vllm"):
+            plan(TINY, gpus=2, stage=stage, **settings)
+    assert "ZeRO-3" not in " ".join(advice(plan(TINY, gpus=2, memory=10**6, **settings))) or 3 in stages
 
 
 @pytest.mark.parametrize(

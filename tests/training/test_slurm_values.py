@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from svf_rl.cli.plan import main as plan_command
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
 from svf_rl.training.recipe import load_recipe
 from svf_rl.training.shell_lines import shell_lines
-from svf_rl.training.slurm import slurm_values
+from svf_rl.training.slurm import slurm_values, with_servers
 from svf_rl.training.slurm_processes import Processes, default_config, main, processes_a_node
 
 
@@ -19,7 +20,8 @@ def values(repository: Path):
     """The values of the quickstart recipe with overrides."""
 
     def values(*overrides: str, rollout_nodes: int = 0) -> dict[str, str]:
-        return slurm_values(load_recipe(repository / "recipes" / "quickstart.yaml", overrides), rollout_nodes)
+        path = repository / "recipes" / "quickstart.yaml"
+        return slurm_values(load_recipe(path, with_servers(path, overrides, rollout_nodes)))
 
     return values
 
@@ -44,10 +46,32 @@ def test_lora_decomposes_nothing(values) -> None:
     assert values("--adapter", "lora")["SVF_RL_DECOMPOSE"] == ""
 
 
-def test_servers_need_a_recipe_with_vllm(values) -> None:
-    assert values("--use_vllm", rollout_nodes=1)
-    with pytest.raises(SVFError, match="set use_vllm: true"):
-        values("--use_vllm", "false", rollout_nodes=1)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("--use_vllm", "false"), "needs use_vllm: true"),
+        (("--vllm_server_base_url=http://a:1",), "names a vLLM server already: leave out --rollout-nodes"),
+        (("--vllm-mode", "server", "--vllm-server-base-url", "http://a:1"), "names a vLLM server already"),
+    ],
+)
+def test_servers_that_the_recipe_has_no_use_for(values, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SVFError, match=message):
+        values(*overrides, rollout_nodes=1)
+
+
+def test_a_recipe_for_servers_need_not_name_those_that_the_job_starts(values) -> None:
+    own = ("--use_vllm", "--vllm_mode", "server", "--vllm_tensor_parallel_size", "2")
+    assert values(*own, rollout_nodes=1)["SVF_RL_SERVER_GPUS"] == "2"
+    with pytest.raises(SVFError, match="needs vllm_server_base_url"):
+        values(*own)
+
+
+def test_the_batch_is_that_of_all_processes(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--slurm", "--nodes", "2", "--per_device_train_batch_size", "4", "--num_generations", "8"]
+    own += ["--gradient_accumulation_steps", "1"]
+    assert plan_command([str(repository / "recipes/quickstart.yaml"), *own, "--processes", "1"]) == 0
+    assert "SVF_RL_OUTPUT_DIR" in capsys.readouterr().out
+    assert plan_command([str(repository / "recipes/quickstart.yaml"), *own]) == 1
 
 
 def test_a_shell_reads_the_values_as_they_are() -> None:
