@@ -174,7 +174,7 @@ def test_a_server_that_is_busy_and_well_is_waited_for(monkeypatch: pytest.Monkey
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Busy)
     threading.Thread(target=web.serve_forever, daemon=True).start()
     try:
-        assert ServerConnection(f"http://127.0.0.1:{web.server_address[1]}").is_paused() is False
+        assert server_connection.ServerConnection(f"http://127.0.0.1:{web.server_address[1]}").is_paused() is False
         assert _Busy.asked == 2
     finally:
         web.shutdown()
