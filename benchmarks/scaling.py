@@ -117,8 +117,6 @@ def main() -> None:
     rounds = args.repeats or 2
     folder = Path(tempfile.mkdtemp(prefix="svf-rl-benchmark-"))
     os.environ |= {"SVF_RL_CACHE": str(folder / "factors"), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
-    # Large blocks straight from the system, so that a freed tensor leaves the process at once.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = str(1 << 20)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONFIGS}
     try:
         saved_model(str(folder / "model"), SHAPES["small"].config(LAYERS), torch.float32)

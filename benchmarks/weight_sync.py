@@ -4,7 +4,7 @@
 
 Both push the same SVF model into the same engine, in turns: seconds, bytes pushed, and the peak of the memory that
 tensors take during one sync, above what was there before it, in units of the largest adapted matrix in fp32. Models of
-two depths show what grows with the number of layers.
+several depths show what grows with the number of layers.
 """
 
 import os

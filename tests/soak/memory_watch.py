@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from svf_rl.report import style
+
 ROLES = {"svf_rl/train.py": "trainer", "supervisor.py": "sandbox", "math_worker": "math worker"}
 """By what the command line has in it. A sandbox is bubblewrap, its supervisor and what that has forked."""
 
@@ -84,3 +86,16 @@ def window(samples: Sequence[Sample], role: str, value: str, start: float, end: 
         if sample.role == role and start <= sample.update < end:
             by_update[sample.update] = max(by_update.get(sample.update, 0.0), float(getattr(sample, value)))
     return statistics.median(by_update.values())
+
+
+def draw(samples: Sequence[Sample], path: Path) -> None:
+    """The private memory of each process over the updates, a panel a role, as PNG."""
+    with style.house_style():
+        figure, panels = style.new_figure(len(ROLES), 1.8)
+        for place, (panel, role) in enumerate(zip(panels, ROLES.values(), strict=True)):
+            own = [sample for sample in samples if sample.role == role]
+            updates, megabytes = [sample.update for sample in own], [sample.megabytes for sample in own]
+            panel.plot(updates, megabytes, ".", markersize=2, color=style.PALETTE[place])
+            panel.set(title=role, ylabel="MB", ylim=(0, 1.1 * max(megabytes)))
+        panels[-1].set_xlabel("update")
+        style.save(figure, path)
