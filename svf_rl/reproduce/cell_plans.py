@@ -43,10 +43,10 @@ class TrainingRun:
 
 
 def training_cell(run: TrainingRun, out: Path, launcher: str | None) -> Cell:
-    """A run of `svf_rl.train`, started by this Python or by `launcher`."""
+    """A run of `svf_rl.train`, started by this Python or by `launcher`; one that was interrupted goes on."""
     folder = out / "runs" / run.name
     start = [sys.executable, "-m"] if launcher is None else [*_launcher(launcher), "-m"]
-    own = [f"--seed={run.seed}", f"--output_dir={folder}"]
+    own = [f"--seed={run.seed}", f"--output_dir={folder}", "--resume_from_checkpoint=auto"]
     settings = {key: value for key, value in run.recipe.raw.items() if key != "output_dir"}
     return Cell(
         name=run.name,

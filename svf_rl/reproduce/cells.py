@@ -71,9 +71,11 @@ def is_done(cell: Cell, out: Path) -> bool:
 
 
 def begin(cell: Cell, out: Path) -> None:
-    """Write down what the cell is made with, and take away what an interrupted run has left."""
+    """Write down what the cell is made with, and take away what an interrupted run has left, but for the checkpoints of
+    a training run with the same settings: it goes on from the last."""
+    left = read_json(record_path(out, cell.name)) or {}
     with disk_errors(out):
-        if cell.kind == "training":
+        if cell.kind == "training" and difference(left.get("settings"), cell.settings):
             shutil.rmtree(cell.folder, ignore_errors=True)
         cell.result.unlink(missing_ok=True)
         for path in (record_path(out, cell.name), log_path(out, cell.name)):

@@ -101,12 +101,22 @@ def test_other_settings_are_an_error_before_anything_runs(tmp_path):
     assert not other.result.exists()
 
 
-def test_what_an_interrupted_run_left_is_taken_away(tmp_path):
+def test_what_an_unknown_run_left_is_taken_away(tmp_path):
     cell = writing_cell(tmp_path, "a")
     (cell.folder / "checkpoint-10").mkdir(parents=True)
     assert not is_done(cell, tmp_path)
     run([cell], tmp_path)
     assert [path.name for path in cell.folder.iterdir()] == ["summary.json"]
+
+
+def test_what_a_training_run_of_the_same_settings_left_is_kept_for_it_to_go_on(tmp_path):
+    killed = writing_cell(tmp_path, "a", code="(folder / 'checkpoint-10').mkdir(parents=True); sys.exit(1)")
+    assert run([killed], tmp_path).failed
+    run([same := writing_cell(tmp_path, "a")], tmp_path)
+    assert {path.name for path in same.folder.iterdir()} == {"checkpoint-10", "summary.json"}
+    same.result.unlink()
+    run([other := writing_cell(tmp_path, "a", max_steps=3)], tmp_path)
+    assert {path.name for path in other.folder.iterdir()} == {"summary.json"}
 
 
 def test_a_damaged_record_says_what_to_remove(tmp_path):

@@ -55,17 +55,20 @@ def accuracies(results):
 @pytest.mark.vllm
 @pytest.mark.timeout(1800)
 def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(write_comparison, tmp_path):
-    path = write_comparison(**WHOLE)
+    path = write_comparison(**WHOLE, max_steps=6)
     whole = reproduce(path, tmp_path / "whole")
     out = tmp_path / "killed"
     script = f"from svf_rl.reproduce.run import reproduce; reproduce({str(path)!r}, {str(out)!r})"
-    for done in (1, 4, 8):  # cells that are there when the call is killed
+    # in the middle of a training run, and at so many ended cells
+    moments = [("runs/*/checkpoint-*", 1), *(("*/*/summary.json", done) for done in (1, 4, 8))]
+    for pattern, count in moments:
         call = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, start_new_session=True)
-        while call.poll() is None and len(list(out.glob("*/*/summary.json"))) < done:
-            time.sleep(0.5)
+        while call.poll() is None and len(list(out.glob(pattern))) < count:
+            time.sleep(0.05)
         os.killpg(call.pid, signal.SIGKILL)
         call.wait()
     assert accuracies(reproduce(path, out)) == accuracies(whole)
+    assert any("going on after update" in log.read_text() for log in (out / "logs").glob("*"))
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def window(samples: Sequence[Sample], role: str, value: str, start: float, end: 
     return statistics.median(by_update.values())
 
 
-def draw(samples: Sequence[Sample], path: Path) -> None:
+def draw_memory(samples: Sequence[Sample], path: Path) -> None:
     """The private memory of each process over the updates, a panel a role, as PNG."""
     with style.house_style():
         figure, panels = style.new_figure(len(ROLES), 1.8)

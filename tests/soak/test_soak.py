@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from launched_run import LaunchedRun, assert_same
-from memory_watch import MemoryWatch, Sample, draw, window
+from memory_watch import MemoryWatch, Sample, draw_memory, window
 
 SAVE_STEPS = 20
 REWARDS = "tests/soak/soak_reward.py"
@@ -198,7 +198,7 @@ def test_soak(small_disk: Path, tmp_path_factory: pytest.TempPathFactory, update
     (folder / "disk").mkdir()
     started = time.monotonic()
     whole = undisturbed(folder, updates)
-    draw(whole.samples, folder / "memory.png")
+    draw_memory(whole.samples, folder / "memory.png")
     print(f"undisturbed: {time.monotonic() - started:.0f} s, {folder / 'memory.png'}", flush=True)
     assert each_update_once(whole.output, updates)
     draw = random.Random(0)
