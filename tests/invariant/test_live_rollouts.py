@@ -19,17 +19,18 @@ A_PROMPT = 4  # completions, in the quickstart's recipe
 OVER_TWO = ["--vllm_tensor_parallel_size", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.distributed
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("config", "settings"),
     [
-        pytest.param("cpu_ddp", [], id="DDP", marks=pytest.mark.slow),
-        pytest.param("cpu_zero2", [], id="ZeRO-2", marks=pytest.mark.slow),
-        pytest.param("cpu_zero3", [], id="ZeRO-3", marks=pytest.mark.slow),
-        pytest.param("cpu_ddp", OVER_TWO, id="DDP, one vLLM", marks=pytest.mark.slow),
-        pytest.param("cpu_zero2", OVER_TWO, id="ZeRO-2, one vLLM", marks=pytest.mark.slow),
+        pytest.param("cpu_ddp", [], id="DDP"),
+        pytest.param("cpu_zero2", [], id="ZeRO-2"),
+        pytest.param("cpu_zero3", [], id="ZeRO-3"),
+        pytest.param("cpu_ddp", OVER_TWO, id="DDP, one vLLM"),
+        pytest.param("cpu_zero2", OVER_TWO, id="ZeRO-2, one vLLM"),
         pytest.param("cpu_zero3", OVER_TWO, id="ZeRO-3, one vLLM"),
     ],
 )
