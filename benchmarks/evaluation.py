@@ -23,7 +23,7 @@ from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.engine import Engine, base_model, load_config
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.run import Run, finish
-from svf_rl.training.loading import load_tokenizer
+from svf_rl.models.loading import load_tokenizer
 
 TASKS = ["quickstart:math", "quickstart:choice"]
 OURS, BARE = "svf-rl eval", "bare vLLM"
@@ -58,7 +58,7 @@ def main() -> None:
     for task in tasks:
         contenders = {
             OURS: partial(evaluation, engine, task, tokenizer, settings),
-            BARE: partial(bare_loop, engine.rollouts.llm, task),
+            BARE: partial(bare_loop, engine.generator.llm, task),
         }
         times = interleaved(contenders, repeats)
         measurements.append(

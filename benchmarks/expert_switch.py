@@ -32,10 +32,10 @@ class SVFEngine:
     """Vectors on one model beside the engine; a switch is `set_adapter` and a sync."""
 
     def __init__(self, folder: str, shape: str, dtype: torch.dtype, device: str):
-        from svf_rl.generation.colocated_vllm import ColocatedVLLM
+        from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
         from svf_rl.svf import SVFConfig, svf_layers
 
-        self.engine = ColocatedVLLM(
+        self.engine = ColocatedVLLMGenerator(
             f"{folder}/base", dtype=dtype, seed=0, device=device, max_model_len=256, max_num_seqs=PROMPTS,
             enforce_eager=True,
         )  # fmt: skip

@@ -36,11 +36,11 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from svf_rl.generation import Completion, SyncReport
+from svf_rl.memory.plan import Machine, MemoryPlan
 from svf_rl.quickstart import model_path
+from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf import SVFConfig
-from svf_rl.training.config import SVFReinforceConfig
-from svf_rl.training.memory_plan import Machine, MemoryPlan
-from svf_rl.training.recipe import load_recipe
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 LAYERS = {"small": (4, 12), "8b": (4, 8)}
@@ -63,7 +63,7 @@ PAIRS = [
 
 
 class WholeCompletions:
-    """Rollouts that never end early: every completion has all its tokens."""
+    """CompletionGenerator that never end early: every completion has all its tokens."""
 
     stale = False
 

@@ -25,13 +25,13 @@ from datasets import Dataset
 from memory_plan import BATCH, WholeCompletions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from svf_rl.memory.plan import Machine, MemoryPlan
 from svf_rl.quickstart import model_path
+from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf import SVFConfig
 from svf_rl.svf.sharding import is_sharded
-from svf_rl.training.config import SVFReinforceConfig
-from svf_rl.training.memory_plan import Machine, MemoryPlan
 from svf_rl.training.process_group import leave_process_group
-from svf_rl.training.recipe import load_recipe
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 REPOSITORY = Path(__file__).resolve().parent.parent

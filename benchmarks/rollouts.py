@@ -38,8 +38,8 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.generation.sampling import Sampling
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
 
@@ -48,11 +48,11 @@ CONTENDERS = ["synced", "not synced", "vLLM as it comes"]
 SEQUENCES, PROMPT, COMPLETION = 64, 32, 48
 
 
-class RepackedVLLM(ColocatedVLLM):
+class RepackedVLLM(ColocatedVLLMGenerator):
     """vLLM as it comes. It shows an empty model, or the constructor would refuse weights that cannot be synced."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        with patch("svf_rl.generation.colocated_vllm.plain_cpu_weights", nullcontext):
+        with patch("svf_rl.generation.vllm.colocated.plain_cpu_weights", nullcontext):
             super().__init__(*args, **kwargs)
 
     @property
@@ -62,7 +62,7 @@ class RepackedVLLM(ColocatedVLLM):
 
 def contender(pipe: Connection, name: str, folder: str, dtype: torch.dtype, device: str) -> None:
     """A process's life: an engine that generates once an order."""
-    kind = RepackedVLLM if name == "vLLM as it comes" else ColocatedVLLM
+    kind = RepackedVLLM if name == "vLLM as it comes" else ColocatedVLLMGenerator
     engine = kind(
         folder, dtype=dtype, seed=0, device=device, max_model_len=256, max_num_seqs=SEQUENCES, enforce_eager=True
     )

@@ -27,8 +27,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 import torch
 from common import SHAPES, arguments, hardware, interleaved, report, running, saved_model
 
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.generation.sampling import Sampling
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LAYERS, UPDATES, SEQUENCES = 4, 5, 16
@@ -101,7 +101,7 @@ def _own_memory(pid: int) -> int:
 
 def engine(pipe: Connection, folder: str) -> None:
     """A process's life: an engine that generates once an order, which is the number of sequences."""
-    vllm = ColocatedVLLM(
+    vllm = ColocatedVLLMGenerator(
         folder, dtype=torch.float32, seed=0, device="cpu", max_model_len=128, max_num_seqs=max(BATCHES),
         enforce_eager=True,
     )  # fmt: skip

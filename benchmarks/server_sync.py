@@ -27,7 +27,7 @@ from common import MLP, SHAPES, arguments, decompose_once, hardware, interleaved
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from svf_rl.generation.vllm_server import VLLMServers
+from svf_rl.generation.server.generator import VLLMServersGenerator
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
 
@@ -63,7 +63,7 @@ def measure(name: str, model: PeftModel, url: str, dtype: str, repeats: int) -> 
     generator = torch.Generator().manual_seed(0)
     seen: dict[str, Any] = {}
 
-    def syncing(way: str, rollouts: VLLMServers) -> Callable[[], None]:
+    def syncing(way: str, rollouts: VLLMServersGenerator) -> Callable[[], None]:
         def sync() -> None:
             for layer in svf_layers(model).values():
                 z = layer.svf_z["default"].weight
@@ -72,7 +72,10 @@ def measure(name: str, model: PeftModel, url: str, dtype: str, repeats: int) -> 
 
         return sync
 
-    ways = {"z": VLLMServers([url], dtype=dtype), "full": VLLMServers([url], dtype=dtype, full_push=True)}
+    ways = {
+        "z": VLLMServersGenerator([url], dtype=dtype),
+        "full": VLLMServersGenerator([url], dtype=dtype, full_push=True),
+    }
     times = interleaved({way: syncing(way, rollouts) for way, rollouts in ways.items()}, repeats)
     seconds = {way: statistics.median(values) for way, values in times.items()}
     return {

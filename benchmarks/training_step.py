@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.rewards import load_reward
+from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
-from svf_rl.training.config import SVFReinforceConfig
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 ADAPTERS = {

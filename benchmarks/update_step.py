@@ -41,12 +41,12 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from svf_rl.losses.objective import reinforce_loss
+from svf_rl.losses.token_logprobs import LogitTransform, token_statistics
 from svf_rl.svf import SVFConfig
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.decompose import Factors, fingerprint
-from svf_rl.training.objective import reinforce_loss
 from svf_rl.training.policy import add_hidden_states_forward, hidden_states, output_layer, reference
-from svf_rl.training.vocabulary import LogitTransform, token_statistics
 
 SEQUENCES, PROMPT, COMPLETION = 16, 64, 192
 BETA = 0.1

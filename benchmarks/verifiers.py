@@ -17,8 +17,9 @@ from common import arguments, hardware, interleaved, ratio, report
 from math_verify import parse
 from math_verify import verify as equal
 
-from svf_rl.rewards import sandbox, verify_all
-from svf_rl.rewards.parallel import parallel_checks
+from svf_rl.rewards import verify_all
+from svf_rl.sandbox import bubblewrap as sandbox
+from svf_rl.sandbox.workers import parallel_checks
 
 PROGRAMS, ANSWERS = 200, 400
 

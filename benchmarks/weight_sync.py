@@ -39,11 +39,11 @@ from torch.profiler import ProfilerActivity, profile
 from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.svf import SVFConfig, svf_layers
 
 
-def trl_sync(model: PeftModel, engine: ColocatedVLLM, accelerator: Accelerator) -> Callable[[], None]:
+def trl_sync(model: PeftModel, engine: ColocatedVLLMGenerator, accelerator: Accelerator) -> Callable[[], None]:
     """TRL's own path. Its constructor would build a second engine, so the object is made without it and given what
     `sync_weights` reads."""
     generation = object.__new__(VLLMGeneration)
@@ -95,7 +95,7 @@ def measure(shape: str, layers: int, dtype_name: str, device: str, repeats: int)
     dtype = getattr(torch, dtype_name)
     with tempfile.TemporaryDirectory() as folder:
         saved_model(folder, SHAPES[shape].config(layers), dtype)
-        engine = ColocatedVLLM(
+        engine = ColocatedVLLMGenerator(
             folder, dtype=dtype, seed=0, device=device, max_model_len=256, max_num_seqs=8, enforce_eager=True
         )
     base = random_llama(SHAPES[shape].config(layers), dtype, device)

@@ -11,6 +11,10 @@ class SVFError(ValueError):
     """Bad input from the user. The message is one line and says what to change."""
 
 
+class InfrastructureError(RuntimeError):
+    """A check could not be made. Verifiers raise it; it becomes a verdict that is never scored."""
+
+
 class Stopped(BaseException):
     """A run was asked by a signal to end, and can go on later. The message is one line and says from where. Like
     `KeyboardInterrupt` it is nothing for `except Exception`."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError, one_line_errors
-from svf_rl.new_folder import full_disk, held
+from svf_rl.storage.new_folder import full_disk, held
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,9 +48,9 @@ def _resume(wanted: bool, overrides: Sequence[str]) -> list[str]:
 def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict[str, Any] | None:
     """Check the recipe, then train; returns what is written to `summary.json`, or `None` after a dry run."""
     quiet_libraries()
-    from svf_rl.generation.tensor_parallel import check_processes
-    from svf_rl.training.plan import check
-    from svf_rl.training.recipe import load_recipe
+    from svf_rl.generation.vllm.tensor_parallel import check_processes
+    from svf_rl.settings.dry_run import check
+    from svf_rl.settings.recipe import load_recipe
     from svf_rl.training.signals import StopRequest
 
     recipe = load_recipe(path, overrides)
@@ -90,16 +90,16 @@ def _ended_already(recipe: Any, output: Path) -> dict[str, Any] | None:
 def _train(recipe: Any, output: Path, stop: Any) -> dict[str, Any]:
     from transformers import ProgressCallback, set_seed
 
+    from svf_rl.models.loading import load_adapted, load_tokenizer
+    from svf_rl.runs.versions import package_versions
+    from svf_rl.settings.dry_run import check_rows, load_rewards
     from svf_rl.tasks import find_task
     from svf_rl.training.callbacks import ProgressLine
     from svf_rl.training.checkpoints import current_run, write_whole
-    from svf_rl.training.loading import load_adapted, load_tokenizer
     from svf_rl.training.next_token import NextTokenTrainer
-    from svf_rl.training.plan import check_rows, load_rewards
     from svf_rl.training.process_group import leave_process_group
     from svf_rl.training.resume import recipe_settings, rows_digest
     from svf_rl.training.trainer import SVFReinforceTrainer
-    from svf_rl.training.versions import package_versions
 
     settings = recipe_settings(recipe)  # before anything is filled in
     set_seed(recipe.training.seed)  # before the adapter: a random start draws from it

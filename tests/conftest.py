@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from svf_rl.generation.colocated_vllm import ColocatedVLLM
+    from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 
 # One thread: results do not depend on the machine, and small matrices are slower on two.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -74,14 +74,14 @@ def even_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm_engine() -> "ColocatedVLLM":
+def vllm_engine() -> "ColocatedVLLMGenerator":
     """One fp32 engine on the bundled model for all tests that need one: it holds whatever was synced last."""
     import torch
 
-    from svf_rl.generation.colocated_vllm import ColocatedVLLM
+    from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
     from svf_rl.quickstart import model_path
 
-    return ColocatedVLLM(
+    return ColocatedVLLMGenerator(
         str(model_path()),
         dtype=torch.float32,
         seed=0,

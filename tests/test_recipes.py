@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from svf_rl.training.plan import check
-from svf_rl.training.recipe import load_recipe
+from svf_rl.settings.dry_run import check
+from svf_rl.settings.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))

@@ -18,10 +18,10 @@ from svf_rl.generation import Completion, Sampling
 from svf_rl.generation.prompts import Conversation, prompt_ids
 from svf_rl.quickstart import model_path
 from svf_rl.quickstart.dispatch_skill import DISPATCH, DISPATCH_PROMPT
-from svf_rl.rewards.dispatch_label import LABELS, read_label
+from svf_rl.rewards.verifiers.dispatch_label import LABELS, read_label
+from svf_rl.runs.provenance import BUNDLED, read_summary, task_names
 from svf_rl.tasks.classification import classification
 from svf_rl.tasks.dispatch import SYSTEM_PROMPT
-from svf_rl.training.origin import BUNDLED, read_summary, task_names
 
 METHODS = ("generate", "loglikelihood")
 Method = Literal["generate", "loglikelihood"]

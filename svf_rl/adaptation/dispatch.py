@@ -23,7 +23,7 @@ from svf_rl.evaluation.records import Record
 from svf_rl.evaluation.run import make_records
 from svf_rl.generation import Completion, Sampling, sample_seed
 from svf_rl.generation.prompts import Conversation, prompt_ids
-from svf_rl.rewards.dispatch_label import LABELS
+from svf_rl.rewards.verifiers.dispatch_label import LABELS
 
 OTHER = "other"
 # Prompts that go to the generator together: the bar moves between.

@@ -26,8 +26,8 @@ from svf_rl.evaluation.records import Record, append_records, mend
 from svf_rl.evaluation.run import Run, make_records, room
 from svf_rl.generation import Completion, Sampling
 from svf_rl.generation.prompts import Conversation, prompt_ids, prompt_text
-from svf_rl.training.arguments import ModelArguments
-from svf_rl.training.loading import load_tokenizer
+from svf_rl.models.arguments import ModelArguments
+from svf_rl.models.loading import load_tokenizer
 
 # Tokens of an answer to a prompt of a file, which no task limits.
 ANSWER_TOKENS = 512

@@ -268,7 +268,7 @@ def _settings(pool: ExpertPool, items: TaskItems, shots: Sequence[int], argument
         "reward": items.grader.describe(),
         "max_tokens": items.sampling.max_tokens,
         "stop": items.sampling.stop,
-        "generator": type(pool.rollouts).__name__,
+        "generator": type(pool.generator).__name__,
         "dtype": pool.model_arguments.dtype,
     }
 

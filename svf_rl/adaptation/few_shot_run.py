@@ -17,9 +17,9 @@ from svf_rl.evaluation.folder import check_writable, held, write_json
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.run import check_lengths
 from svf_rl.evaluation.summary import Result
-from svf_rl.training.arguments import ModelArguments
-from svf_rl.training.card import write_card
-from svf_rl.training.loading import load_tokenizer
+from svf_rl.models.arguments import ModelArguments
+from svf_rl.models.loading import load_tokenizer
+from svf_rl.runs.model_card import write_card
 
 # Where the labelled prompts are drawn from: rows that no figure is reported on, where the task has such rows.
 LABELLED = ("validation", "test")

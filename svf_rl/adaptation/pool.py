@@ -10,14 +10,14 @@ from peft import PeftModel
 from torch import Tensor
 
 from svf_rl.errors import SVFError
-from svf_rl.evaluation.engine import start_vllm, transformers_rollouts
-from svf_rl.generation import Completion, Rollouts, Sampling
-from svf_rl.new_folder import check_new, new_folder
+from svf_rl.evaluation.engine import start_vllm, transformers_generator
+from svf_rl.generation import Completion, CompletionGenerator, Sampling
+from svf_rl.models.arguments import ModelArguments
+from svf_rl.models.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
+from svf_rl.storage.new_folder import check_new, new_folder
 from svf_rl.svf import svf_layers
 from svf_rl.svf.combine import groups_of
 from svf_rl.svf.expert import check_same_base, distinct_adapter_names, read_expert
-from svf_rl.training.arguments import ModelArguments
-from svf_rl.training.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
 
 _MIX = "mix"  # the adapter on the model that holds whatever was asked for last
 
@@ -54,7 +54,7 @@ class ExpertPool:
         experts (`Mapping[str, str]`): Names, and the folders or Hub names of the adapters that are combined.
         others (`Mapping[str, str]`, *optional*): Further adapters that `use` knows and no mix holds, such as a
             dispatch expert.
-        rollouts ([`Rollouts`], *optional*): An engine that stands already, with the same base model.
+        generator ([`CompletionGenerator`], *optional*): An engine that stands already, with the same base model.
         backend (`str`, *optional*, defaults to `"vllm"`): `"vllm"` or `"transformers"`.
         max_length (`int`): The longest prompt and its completion, in tokens.
         seed (`int`, *optional*, defaults to 0): Of the engine; each sample has one of its own besides.
@@ -72,7 +72,7 @@ class ExpertPool:
         model: ModelArguments,
         experts: Mapping[str, str],
         others: Mapping[str, str] | None = None,
-        rollouts: Rollouts | None = None,
+        generator: CompletionGenerator | None = None,
         *,
         backend: str = "vllm",
         max_length: int,
@@ -107,7 +107,7 @@ class ExpertPool:
         self.model.eval().requires_grad_(False)
         if torch.cuda.is_available():
             self.model.to("cuda")
-        self.rollouts = rollouts or (
+        self.generator = generator or (
             start_vllm(
                 model,
                 max_length,
@@ -116,7 +116,7 @@ class ExpertPool:
                 gpu_memory_utilization=gpu_memory_utilization,
             )
             if backend == "vllm"
-            else transformers_rollouts(self.model, self.tokenizer, batch_size)
+            else transformers_generator(self.model, self.tokenizer, batch_size)
         )
         self._used: object = ()  # nothing yet, which no key is equal to
         self.syncs = 0
@@ -136,25 +136,25 @@ class ExpertPool:
             SVFError: no expert of that name, or weights that do not suit.
         """
         key = which.key if isinstance(which, Mix) else which
-        if key == self._used and not self.rollouts.stale:
+        if key == self._used and not self.generator.stale:
             return
         started = time.perf_counter()
         first = self._used == ()  # an engine may hold anything at first
         # The base model is a combination that changes nothing: W' is then W to the bit.
         self._activate(which or Mix(torch.zeros(len(self.names)), form="deviation"))
         self._used = ()  # a sync that is interrupted leaves a mixture behind
-        self.rollouts.sync(self.model, everything=first)
+        self.generator.sync(self.model, everything=first)
         self._used = key
         self.syncs += 1
         self.sync_seconds += time.perf_counter() - started
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """One completion a prompt, in order."""
-        return self.rollouts.generate(prompts, sampling, seeds)
+        return self.generator.generate(prompts, sampling, seeds)
 
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
         """Of each token of each continuation, given its prompt."""
-        return self.rollouts.loglikelihood(prompts, continuations)
+        return self.generator.loglikelihood(prompts, continuations)
 
     def save(self, mix: Mix, folder: Path) -> None:
         """Write a combination as an ordinary adapter, whole or not at all. Raises `SVFError` for a folder in use."""

@@ -73,7 +73,7 @@ def _merge(known: argparse.Namespace) -> None:
 
     quiet_libraries()
     from svf_rl.experts.merged import merge
-    from svf_rl.training.arguments import ModelArguments
+    from svf_rl.models.arguments import ModelArguments
 
     model = ModelArguments(
         known.model,

@@ -42,11 +42,11 @@ def _memory(known: argparse.Namespace, overrides: Sequence[str]) -> bool:
     from svf_rl.train import quiet_libraries
 
     quiet_libraries()
-    from svf_rl.training.memory_plan import Machine, MemoryPlan  # takes seconds
-    from svf_rl.training.memory_report import as_text, as_values, verdict
-    from svf_rl.training.memory_text import parse_memory
-    from svf_rl.training.plan import check
-    from svf_rl.training.recipe import load_recipe
+    from svf_rl.memory.plan import Machine, MemoryPlan  # takes seconds
+    from svf_rl.memory.report import as_text, as_values, verdict
+    from svf_rl.memory.text import parse_memory
+    from svf_rl.settings.dry_run import check
+    from svf_rl.settings.recipe import load_recipe
 
     if known.gpus is None or known.gpu_memory is None:
         raise SVFError("say what the machine has: --gpus 8 --gpu-memory 80GB")
@@ -63,9 +63,9 @@ def _slurm(known: argparse.Namespace, overrides: Sequence[str]) -> bool:
     from svf_rl.train import quiet_libraries
 
     quiet_libraries()
-    from svf_rl.training.recipe import load_recipe
-    from svf_rl.training.shell_lines import shell_lines
-    from svf_rl.training.slurm import slurm_values, with_servers
+    from svf_rl.launch.shell_lines import shell_lines
+    from svf_rl.launch.slurm import slurm_values, with_servers
+    from svf_rl.settings.recipe import load_recipe
 
     gpus, processes = (None if each is None else each * known.nodes for each in (known.gpus, known.processes))
     overrides = with_servers(known.recipe, overrides, known.rollout_nodes)

@@ -26,8 +26,8 @@ def serve(arguments: Sequence[str]) -> int:
         from svf_rl.train import quiet_libraries
 
         quiet_libraries()
-        from svf_rl.training.recipe import load_recipe
-        from svf_rl.training.serving import server_command
+        from svf_rl.launch.serving import server_command
+        from svf_rl.settings.recipe import load_recipe
 
         command, environment = server_command(
             load_recipe(known.recipe, overrides, serving=True), known.host, known.port, own[cut + 1 :]

@@ -9,7 +9,7 @@ from peft import PeftConfig
 from transformers import PretrainedConfig
 
 from svf_rl.errors import SVFError
-from svf_rl.path_names import path_names
+from svf_rl.storage.path_names import path_names
 from svf_rl.svf.expert import expert_folder
 
 BASE = "base"

@@ -10,10 +10,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import Adapter
 from svf_rl.evaluation.arguments import EvaluationArguments
-from svf_rl.generation import Completion, Rollouts, Sampling
+from svf_rl.generation import Completion, CompletionGenerator, Sampling
 from svf_rl.generation.weights import adapted_weights
-from svf_rl.training.arguments import ModelArguments
-from svf_rl.training.loading import fill_factor_cache, load_base, load_saved
+from svf_rl.models.arguments import ModelArguments
+from svf_rl.models.loading import fill_factor_cache, load_base, load_saved
 
 
 def load_config(arguments: EvaluationArguments) -> PretrainedConfig:
@@ -79,9 +79,9 @@ class Engine:
             loaded = self._load(adapter)
             if arguments.backend == "vllm":
                 next(adapted_weights(loaded))  # refuses what cannot be brought to the engine
-        self.rollouts: Rollouts
+        self.generator: CompletionGenerator
         if arguments.backend == "vllm":
-            self.rollouts = start_vllm(
+            self.generator = start_vllm(
                 model,
                 max_length,
                 seed=arguments.seed,
@@ -90,18 +90,18 @@ class Engine:
             )
         else:
             assert arguments.batch_size is not None
-            self.rollouts = transformers_rollouts(self._load(None), tokenizer, arguments.batch_size)
+            self.generator = transformers_generator(self._load(None), tokenizer, arguments.batch_size)
 
     def use(self, adapter: Adapter | None) -> None:
         """Generate with `adapter` from now on, or with the base model (`None`)."""
         if adapter is not self._used:
             # everything: the adapter before may have changed weights that this one leaves alone
-            self.rollouts.sync(self._load(adapter), everything=True)
+            self.generator.sync(self._load(adapter), everything=True)
             self._used = adapter
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """One completion a prompt, in order."""
-        return self.rollouts.generate(prompts, sampling, seeds)
+        return self.generator.generate(prompts, sampling, seeds)
 
     def _load(self, adapter: Adapter | None) -> PreTrainedModel | PeftModel:
         """The base model with `adapter` on it, read anew: taking an adapter off does not undo all that PEFT may do."""
@@ -118,12 +118,12 @@ class Engine:
 
 def start_vllm(
     model: ModelArguments, max_length: int, *, seed: int, enforce_eager: bool, gpu_memory_utilization: float
-) -> Rollouts:
+) -> CompletionGenerator:
     """An engine with the base model. Raises `SVFError` where vLLM is missing or does not start."""
     try:
-        from svf_rl.generation.colocated_vllm import ColocatedVLLM
+        from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 
-        return ColocatedVLLM(
+        return ColocatedVLLMGenerator(
             model.location,
             dtype=getattr(torch, model.dtype),
             seed=seed,
@@ -148,14 +148,14 @@ def start_vllm(
         ) from error
 
 
-def transformers_rollouts(
+def transformers_generator(
     base: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
-) -> Rollouts:
+) -> CompletionGenerator:
     """Generation by the model itself."""
-    from svf_rl.generation.transformers_rollouts import TransformersRollouts
+    from svf_rl.generation.transformers_generator import TransformersGenerator
 
     ends = base.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     eos = list(ends) if isinstance(ends, list | tuple) else [ends]
     pad = eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return TransformersRollouts(base, eos_token_ids=eos, pad_token_id=pad, batch_size=batch_size, tokenizer=tokenizer)
+    return TransformersGenerator(base, eos_token_ids=eos, pad_token_id=pad, batch_size=batch_size, tokenizer=tokenizer)

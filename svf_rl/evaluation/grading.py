@@ -12,7 +12,7 @@ from svf_rl.rewards.check_answers import check_answers
 from svf_rl.rewards.reward import AsyncReward
 from svf_rl.rewards.verified import reference_of, verified
 from svf_rl.rewards.verifier import Verifier, stop_where_checks_fail
-from svf_rl.training.plan import check_columns
+from svf_rl.settings.dry_run import check_columns
 
 # From this value on a completion counts as correct, where a reward says no more than a number.
 CORRECT = 0.5

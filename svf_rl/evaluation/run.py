@@ -20,8 +20,8 @@ from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.records import Record, append_records, mend, read_records
 from svf_rl.evaluation.summary import Result, summarize
 from svf_rl.generation import Completion, Sampling, sample_seed, until_stop
-from svf_rl.training.arguments import ModelArguments
-from svf_rl.training.loading import load_tokenizer
+from svf_rl.models.arguments import ModelArguments
+from svf_rl.models.loading import load_tokenizer
 
 Key = tuple[int, int]
 """Item and sample."""

@@ -14,13 +14,13 @@ from transformers.utils.hub import convert_file_size_to_int
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.weights import adapted_weights
-from svf_rl.new_folder import check_new, check_space, new_folder
-from svf_rl.path_names import path_names
+from svf_rl.models.arguments import ModelArguments
+from svf_rl.models.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
+from svf_rl.runs.provenance import is_svf, read_adapter_config, read_summary
+from svf_rl.storage.new_folder import check_new, check_space, new_folder
+from svf_rl.storage.path_names import path_names
 from svf_rl.svf.combine import check_form, check_weights, even_weights, groups_of
 from svf_rl.svf.expert import check_same_base, expert_folder, read_expert
-from svf_rl.training.arguments import ModelArguments
-from svf_rl.training.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
-from svf_rl.training.origin import is_svf, read_adapter_config, read_summary
 
 MIXED = "merged"
 """The name of the combination among the adapters of the loaded model."""

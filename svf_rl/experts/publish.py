@@ -14,11 +14,9 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from svf_rl.errors import SVFError
-from svf_rl.new_folder import check_new, new_folder
-from svf_rl.svf.expert import expert_folder, read_expert
-from svf_rl.training.card import MARKER, model_card
-from svf_rl.training.hub import hub_errors
-from svf_rl.training.origin import (
+from svf_rl.runs.hub import hub_errors
+from svf_rl.runs.model_card import MARKER, model_card
+from svf_rl.runs.provenance import (
     base_location,
     base_name,
     is_svf,
@@ -29,6 +27,8 @@ from svf_rl.training.origin import (
     read_summary,
     without_machine,
 )
+from svf_rl.storage.new_folder import check_new, new_folder
+from svf_rl.svf.expert import expert_folder, read_expert
 
 WEIGHTS = "adapter_model.safetensors"
 

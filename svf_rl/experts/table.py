@@ -12,10 +12,7 @@ from torch import Tensor
 from svf_rl.errors import SVFError
 from svf_rl.experts.multipliers import multipliers
 from svf_rl.metrics.statistics import Interval, wilson
-from svf_rl.path_names import path_names
-from svf_rl.svf.expert import Expert, check_same_base, expert_folder, read_expert
-from svf_rl.text_table import aligned
-from svf_rl.training.origin import (
+from svf_rl.runs.provenance import (
     base_location,
     base_name,
     is_svf,
@@ -23,6 +20,9 @@ from svf_rl.training.origin import (
     read_summary,
     task_names,
 )
+from svf_rl.storage.path_names import path_names
+from svf_rl.svf.expert import Expert, check_same_base, expert_folder, read_expert
+from svf_rl.text_table import aligned
 
 _WORDS = ("", "expert", "kind", "base model", "task", "modules")
 

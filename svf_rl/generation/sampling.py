@@ -46,8 +46,8 @@ class Sampling:
 class Completion:
     """Tokens as the generator chose them, the end-of-sequence token or stop string included, and their
     log-probabilities where the generator knows them: under the distribution it sampled from, and for greedy tokens
-    under that of temperature 1, so that they add up to what `Rollouts.loglikelihood` gives. `finished` says whether
-    the completion ended by itself, by either of these, or was cut off for its length."""
+    under that of temperature 1, so that they add up to what `CompletionGenerator.loglikelihood` gives. `finished` says
+    whether the completion ended by itself, by either of these, or was cut off for its length."""
 
     token_ids: list[int]
     logprobs: list[float] | None
@@ -62,7 +62,7 @@ class SyncReport:
     bytes: int = 0
 
 
-class Rollouts(Protocol):
+class CompletionGenerator(Protocol):
     """A generator of completions."""
 
     stale: bool

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.served_weights import ServedWeights
-from svf_rl.generation.vllm_cpu import plain_cpu_weights
-from svf_rl.generation.z_update import Layout
+from svf_rl.generation.server.served_weights import ServedWeights
+from svf_rl.generation.server.z_update import Layout
+from svf_rl.generation.vllm.cpu import plain_cpu_weights
 
 # For the life of the process: what vLLM repacks when it loads the model, no update could replace.
 _PLAIN = plain_cpu_weights()

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from svf_rl.report.groups import Curve, Group, curve
 from svf_rl.report.multipliers import Panel, shrunk
-from svf_rl.report.run_folder import RunFolder
 from svf_rl.report.style import DIVERGING, GREY, PALETTE, legend_below, look, new_figure, short
+from svf_rl.runs.run_folder import RunFolder
 
 PHASES = {"rollout": "rollout", "reward": "reward", "sync": "weight sync", "update": "gradient and optimizer"}
 

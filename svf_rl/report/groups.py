@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from svf_rl.report.run_folder import Line, RunFolder
+from svf_rl.runs.run_folder import Line, RunFolder
 
 # Keys in which runs of one recipe may differ: the seed, and what only decides where things are written.
 _OF_ONE_RUN = {

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from svf_rl.report.run_folder import RunFolder
+from svf_rl.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

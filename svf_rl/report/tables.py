@@ -9,7 +9,7 @@ from svf_rl.report.figures import smoothing_window
 from svf_rl.report.groups import Group
 from svf_rl.report.markdown import escaped, estimate, table
 from svf_rl.report.multipliers import Panel, shrunk
-from svf_rl.report.run_folder import Accuracy, RunFolder
+from svf_rl.runs.run_folder import Accuracy, RunFolder
 
 _NOT_OF_THE_RECIPE = {"output_dir", "run_name", "logging_dir"}
 

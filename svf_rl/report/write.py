@@ -10,15 +10,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from svf_rl.errors import SVFError
-from svf_rl.path_names import path_names
 from svf_rl.report import figures, tables
 from svf_rl.report.evaluation_folder import EvaluationFolder, is_evaluation, read_evaluation
 from svf_rl.report.groups import Group, group_by_recipe
 from svf_rl.report.markdown import escaped, picture, sample_text
 from svf_rl.report.multipliers import Panel, read_panels, trained_values
-from svf_rl.report.run_folder import RunFolder, read_run
 from svf_rl.report.samples import Sample, last_completions, pick
 from svf_rl.report.style import house_style, save
+from svf_rl.runs.run_folder import RunFolder, read_run
+from svf_rl.storage.path_names import path_names
 
 MARK = "<!-- written by svf-rl report; the next report in this folder replaces it -->"
 

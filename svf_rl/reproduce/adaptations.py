@@ -22,13 +22,13 @@ from svf_rl.evaluation.folder import disk_errors, write_json
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.records import append_records
 from svf_rl.evaluation.run import check_lengths, room
+from svf_rl.models.loading import load_tokenizer
 from svf_rl.reproduce.cells import as_json, difference, read_json
 from svf_rl.reproduce.comparison import slug
 from svf_rl.reproduce.evaluations import evaluation_arguments
 from svf_rl.reproduce.methods import DISPATCH, MEAN, PROMPT, few_shot_label
 from svf_rl.svf.combine import even_weights
 from svf_rl.tasks import TaskOptions, find_task
-from svf_rl.training.loading import load_tokenizer
 
 # vLLM's share of the GPU, where the base model and its factors stand beside it.
 _POOL_MEMORY = 0.4

@@ -15,8 +15,8 @@ from svf_rl.evaluation.adapters import model_fingerprint
 from svf_rl.reproduce.cells import Cell, as_json, record_path
 from svf_rl.reproduce.comparison import Comparison
 from svf_rl.reproduce.methods import DISPATCH, SVF
+from svf_rl.settings.recipe import Recipe
 from svf_rl.tasks import TaskOptions
-from svf_rl.training.recipe import Recipe
 
 # Test rows of a task without validation rows are set aside for the shots: so many times the largest number of shots.
 RESERVE = 2

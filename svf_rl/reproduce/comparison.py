@@ -11,9 +11,9 @@ from svf_rl.adaptation.few_shot import FewShotArguments
 from svf_rl.adaptation.fitness import FitnessWeights
 from svf_rl.errors import SVFError
 from svf_rl.reproduce.methods import DISPATCH, RESERVED, is_few_shot
-from svf_rl.rewards.dispatch_label import LABELS
+from svf_rl.rewards.verifiers.dispatch_label import LABELS
+from svf_rl.settings.yaml_values import fit, read_mapping
 from svf_rl.tasks import TaskOptions, find_task
-from svf_rl.training.yaml_values import fit, read_mapping
 
 PARTS = ("fine_tuning", "adaptation", "ablations")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")

@@ -20,9 +20,9 @@ from svf_rl.reproduce.cell_plans import (
 from svf_rl.reproduce.cells import Cell
 from svf_rl.reproduce.comparison import Comparison, ExpertRecipe, Unseen, slug
 from svf_rl.reproduce.methods import DISPATCH, LORA, SVF
+from svf_rl.settings.dry_run import check
+from svf_rl.settings.recipe import load_recipe
 from svf_rl.tasks import find_task
-from svf_rl.training.plan import check
-from svf_rl.training.recipe import load_recipe
 
 
 @dataclass(frozen=True)

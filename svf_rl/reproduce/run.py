@@ -18,7 +18,7 @@ from svf_rl.reproduce.hardware import cores, hardware
 from svf_rl.reproduce.launch import Outcome, locked, run_cells
 from svf_rl.reproduce.plan import Plan, make_plan
 from svf_rl.reproduce.results import collect
-from svf_rl.training.versions import package_versions
+from svf_rl.runs.versions import package_versions
 
 _KIND = "svf-rl reproduce"
 

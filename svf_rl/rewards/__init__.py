@@ -5,9 +5,10 @@ as `package.module:function` or `path/to/file.py:function`. A check that is righ
 written as a verifier (copy `exact_match.py`): it becomes a reward by itself.
 """
 
+from svf_rl.errors import InfrastructureError
 from svf_rl.rewards.registry import load_reward, reward
 from svf_rl.rewards.reward import Reward, completion_text, required_columns
-from svf_rl.rewards.verdict import InfrastructureError, Verdict
+from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier, verify, verify_all
 
 __all__ = [

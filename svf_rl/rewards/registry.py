@@ -91,9 +91,9 @@ def _find(name: str) -> Callable[..., Any]:
 
 
 def find_built_in() -> None:
-    """Import every module beside this one, so that a new reward is one new file and no list of imports grows."""
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f"{__package__}.{module.name}")
+    """Import every module of this room, so that a new reward is one new file and no list of imports grows."""
+    for module in pkgutil.walk_packages([str(Path(__file__).parent)], f"{__package__}."):
+        importlib.import_module(module.name)
 
 
 def _import_module(name: str) -> ModuleType:

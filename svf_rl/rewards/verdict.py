@@ -28,7 +28,3 @@ class Verdict:
     def value(self) -> float | None:
         """`score`, or 1.0 and 0.0 for right and wrong; `None` when not scorable."""
         return float(self.correct) if self.score is None and self.correct is not None else self.score
-
-
-class InfrastructureError(RuntimeError):
-    """The check could not be made. Verifiers raise it; it becomes a verdict that is never scored."""

@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from svf_rl.errors import SVFError
-from svf_rl.rewards.parallel import parallel_checks
+from svf_rl.errors import InfrastructureError, SVFError
 from svf_rl.rewards.registry import find_built_in, reward
 from svf_rl.rewards.reward import completion_text, nearest
-from svf_rl.rewards.verdict import InfrastructureError, Verdict
+from svf_rl.rewards.verdict import Verdict
+from svf_rl.sandbox.workers import parallel_checks
 
 logger = logging.getLogger(__name__)
 

@@ -18,15 +18,15 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from svf_rl.errors import SVFError
-from svf_rl.new_folder import disk_errors
+from svf_rl.runs.versions import package_versions
+from svf_rl.storage.new_folder import disk_errors
 from svf_rl.svf.sharding import gathered
 from svf_rl.training import checkpoints, run_files
 from svf_rl.training.checkpoints import Manifest
 from svf_rl.training.going_on import GoingOn
 from svf_rl.training.process_group import leave_process_group
-from svf_rl.training.progress import save_progress
 from svf_rl.training.signals import StopRequest, stopped
-from svf_rl.training.versions import package_versions
+from svf_rl.training.trainer_state import save_progress
 
 
 class Checkpointing(GoingOn):

@@ -15,13 +15,14 @@ from datasets import Dataset
 from transformers import ProgressCallback, TrainerCallback, TrainerControl
 
 from svf_rl.errors import SVFError
+from svf_rl.generation import CompletionGenerator
+from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.training import checkpoints, run_files
 from svf_rl.training.callbacks import MetricsFile
 from svf_rl.training.checkpoints import Manifest
-from svf_rl.training.config import SVFReinforceConfig
 from svf_rl.training.optimizer_state import OptimizerState
-from svf_rl.training.progress import load_progress, restore_progress
 from svf_rl.training.resume import check_same_machinery, check_same_run, find_checkpoint, rows_digest
+from svf_rl.training.trainer_state import load_progress, restore_progress
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class GoingOn(OptimizerState):
 
     args: SVFReinforceConfig
     control: TrainerControl
-    rollouts: Any
+    generator: CompletionGenerator
     _synced: str | None
     _seconds: dict[str, float]
 
@@ -134,7 +135,7 @@ class GoingOn(OptimizerState):
         self.args.eval_on_start = False  # this is not the start
         # The generator gets all weights now, and takes itself for as up to date as it was: what is logged of syncs then
         # is what was logged without the interruption.
-        self.rollouts.sync(self.accelerator.unwrap_model(self.model), True)
+        self.generator.sync(self.accelerator.unwrap_model(self.model), True)
         self._synced = values["synced"]
 
     def _skip_order(self) -> None:

@@ -6,7 +6,9 @@ from accelerate.utils import DeepSpeedPlugin
 from torch import nn
 
 from svf_rl.svf.sharding import full_shape
-from svf_rl.training.memory import REDUCE_BUCKET_VALUES
+
+# DeepSpeed's default (runtime/zero/config.py); ours is as large as what is trained, and at most this.
+REDUCE_BUCKET_VALUES = 500_000_000
 
 
 def fit_gradient_buffer(plugin: DeepSpeedPlugin, model: nn.Module) -> None:

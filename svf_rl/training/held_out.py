@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerControl
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion
-from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.training.conversations import Conversations
 
 
@@ -45,7 +45,7 @@ class HeldOutEvaluation(Conversations):
         items = held_out_share(dataset, self.accelerator.num_processes, self.accelerator.process_index)
         prompts = [item["prompt"] for item in items]
         ids, _, _ = self._tokenize_prompts(prompts)
-        completions = self.rollouts.generate(
+        completions = self.generator.generate(
             ids,
             self.sampling.greedy(),
             [self.args.seed] * len(items),

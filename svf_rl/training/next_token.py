@@ -14,9 +14,9 @@ from torch import Tensor
 from trl.data_utils import is_conversational
 
 from svf_rl.errors import SVFError
-from svf_rl.training.right_answers import end_of_turn, target_column, target_ids
+from svf_rl.losses.token_logprobs import TokenStatistics
+from svf_rl.tasks.targets import end_of_turn, target_column, target_ids
 from svf_rl.training.trainer import SVFReinforceTrainer
-from svf_rl.training.vocabulary import TokenStatistics
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from trl import GRPOTrainer
 
-from svf_rl.training.card import write_card
-from svf_rl.training.config import SVFReinforceConfig
-from svf_rl.training.hub import hub_errors
+from svf_rl.runs.hub import hub_errors
+from svf_rl.runs.model_card import write_card
+from svf_rl.settings.config import SVFReinforceConfig
 
 
 class Publication(GRPOTrainer):

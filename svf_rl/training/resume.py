@@ -10,9 +10,9 @@ from typing import Any
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
+from svf_rl.runs.provenance import read_summary
+from svf_rl.settings.recipe import Recipe, default_of
 from svf_rl.training.checkpoints import Manifest, check, current_run, last_sound
-from svf_rl.training.origin import read_summary
-from svf_rl.training.recipe import Recipe, default_of
 
 # How long a run is, what it reports and keeps, and where it runs: none of it changes an update that is made. What the
 # rows are is compared by their content, not by where they were read from.

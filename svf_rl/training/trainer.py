@@ -1,4 +1,4 @@
-"""`SVFReinforceTrainer`: TRL's GRPO trainer with a REINFORCE objective, its own rollouts and held-out evaluation.
+"""`SVFReinforceTrainer`: TRL's GRPO trainer with a REINFORCE objective, its own generators and held-out evaluation.
 
 Kept from TRL: data and sampler, reward functions, batching over micro-steps, logging. Replaced: the chat
 template's use (`conversations.py`), where completions come from (`_generate_single_turn`), advantages
@@ -26,13 +26,15 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models.utils import disable_gradient_checkpointing
 
 from svf_rl.errors import SVFError
-from svf_rl.generation import Rollouts, Sampling, sample_seed
+from svf_rl.generation import CompletionGenerator, Sampling, sample_seed
+from svf_rl.losses import objective
+from svf_rl.losses.token_logprobs import LogitTransform, TokenStatistics, token_statistics
+from svf_rl.settings.config import SVFReinforceConfig, as_trl_sees_it
 from svf_rl.svf import svf_layers
-from svf_rl.training import objective
 from svf_rl.training.callbacks import FetchLayers
 from svf_rl.training.checkpointing import Checkpointing
-from svf_rl.training.config import SVFReinforceConfig, as_trl_sees_it
 from svf_rl.training.decay import decay_towards_identity
+from svf_rl.training.generators import build_generator
 from svf_rl.training.gradient_buffer import fit_gradient_buffer
 from svf_rl.training.held_out import HeldOutEvaluation
 from svf_rl.training.policy import (
@@ -44,9 +46,7 @@ from svf_rl.training.policy import (
 )
 from svf_rl.training.process_group import check_processes_agree
 from svf_rl.training.publication import Publication
-from svf_rl.training.rollouts import build_rollouts
 from svf_rl.training.step_metrics import StepMetrics
-from svf_rl.training.vocabulary import LogitTransform, TokenStatistics, token_statistics
 
 
 class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publication):
@@ -64,7 +64,7 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
         callbacks (`list[TrainerCallback]`, *optional*): As in transformers.
         optimizers (`tuple`, *optional*): As in transformers.
         peft_config (`PeftConfig`, *optional*): [`SVFConfig`] or `LoraConfig`, when `model` has no adapter yet.
-        rollouts ([`Rollouts`], *optional*): Where completions come from; default: as `args` say.
+        generator ([`CompletionGenerator`], *optional*): Where completions come from; default: as `args` say.
         stop (`Sequence[str]`, *optional*):
             Strings that end a completion. Their tokens are trained on; rewards see the text before them.
     """
@@ -91,7 +91,7 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: PeftConfig | None = None,
-        rollouts: Rollouts | None = None,
+        generator: CompletionGenerator | None = None,
         stop: Sequence[str] = (),
     ):
         if peft_config is None and not isinstance(model, PeftModel):
@@ -130,7 +130,7 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
             extra=dict(args.generation_kwargs or {}),
         )
         self._transform = LogitTransform.of(self._base_model.config, args.temperature)
-        self.rollouts = rollouts or build_rollouts(
+        self.generator = generator or build_generator(
             self.model, args, self.accelerator.device.type, self.eos_token_ids, self._tokenizer
         )
         self.add_callback(FetchLayers())
@@ -141,17 +141,17 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
     def _base_model(self) -> PreTrainedModel:
         return self.accelerator.unwrap_model(self.model).get_base_model()
 
-    # ---- rollouts -----------------------------------------------------------------------------------------------
+    # ---- completions ----------------------------------------------------------------------------------------------
 
     def sync_weights(self, everything: bool = False) -> None:
         """Bring the generator up to date, unless it is and nothing that is trained has changed since the last time."""
         model = self.accelerator.unwrap_model(self.model)
         digest = trainable_digest(model)
         check_processes_agree(digest, self.state.global_step)
-        if digest != self._synced or everything or self.rollouts.stale:
+        if digest != self._synced or everything or self.generator.stale:
             # The first time all weights go: the engine read a checkpoint that need not be what the model holds.
             with self._timed("sync"):
-                report = self.rollouts.sync(model, everything or self._synced is None)
+                report = self.generator.sync(model, everything or self._synced is None)
             self._synced = digest
             self._metrics["train"]["sync/bytes"].append(float(report.bytes))
 
@@ -166,7 +166,7 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
         self.sync_weights()
         before = self._seconds["rollout"]
         with self._timed("rollout"):
-            completions = self.rollouts.generate(prompt_ids, self.sampling, seeds)
+            completions = self.generator.generate(prompt_ids, self.sampling, seeds)
         seconds = self._seconds["rollout"] - before
         tokens = gather(torch.tensor(sum(len(c.token_ids) for c in completions), device=self.accelerator.device))
         self._metrics["train"]["time/tokens_per_second"].append(tokens.sum().item() / seconds)

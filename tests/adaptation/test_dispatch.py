@@ -14,12 +14,12 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.items import load_items
 from svf_rl.generation import Sampling
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.generation.prompts import prompt_ids
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
+from svf_rl.models.arguments import ModelArguments
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.quickstart.dispatch_skill import DISPATCH_PROMPT
 from svf_rl.svf import SVFConfig
-from svf_rl.training.arguments import ModelArguments
 
 pytestmark = pytest.mark.vllm
 GREEDY = Sampling(max_tokens=12, temperature=0.0)
@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def pool(vllm_engine: ColocatedVLLM, folders: dict[str, str]) -> ExpertPool:
+def pool(vllm_engine: ColocatedVLLMGenerator, folders: dict[str, str]) -> ExpertPool:
     experts = {name: folders[name] for name in ("first", "second")}
     judge = {"judge": folders["judge"]}
     return ExpertPool(ModelArguments("quickstart", dtype="float32"), experts, judge, vllm_engine, max_length=256)

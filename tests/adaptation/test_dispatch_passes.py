@@ -16,7 +16,7 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.run import room
 from svf_rl.quickstart import model_path
 from svf_rl.quickstart.dispatch_skill import DISPATCH_PROMPT
-from svf_rl.rewards.dispatch_label import LABELS, read_label
+from svf_rl.rewards.verifiers.dispatch_label import LABELS, read_label
 from svf_rl.tasks import TaskOptions
 from svf_rl.tasks.dispatch import SYSTEM_PROMPT
 

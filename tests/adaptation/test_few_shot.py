@@ -17,8 +17,8 @@ from svf_rl.adaptation.pool import ExpertPool, Mix
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.items import TaskItems, load_items
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
-from svf_rl.training.arguments import ModelArguments
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
+from svf_rl.models.arguments import ModelArguments
 
 MODEL = ModelArguments("quickstart", dtype="float32")
 SMALL = FewShotArguments(shots=4, population=2, generations=2, samples=1, seed=0)
@@ -31,8 +31,8 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out."""
     from peft import get_peft_model
 
+    from svf_rl.models.loading import load_base
     from svf_rl.svf import SVFConfig
-    from svf_rl.training.loading import load_base
 
     folders = {}
     for name, sign in (("there", 1), ("back", -1)):
@@ -99,13 +99,13 @@ def test_what_the_search_saw_is_never_reported(pool: ExpertPool) -> None:
 
 def test_the_search_reads_the_shots_and_nothing_else(pool: ExpertPool, monkeypatch: pytest.MonkeyPatch) -> None:
     items, asked = exam(pool), set()
-    generate = pool.rollouts.generate
+    generate = pool.generator.generate
 
     def listening(prompts: Sequence[list[int]], *rest: Any, **more: Any) -> Any:
         asked.update(map(tuple, prompts))
         return generate(prompts, *rest, **more)
 
-    monkeypatch.setattr(pool.rollouts, "generate", listening)
+    monkeypatch.setattr(pool.generator, "generate", listening)
     found = adapt(pool, items, replace(SMALL, generations=1))
     assert asked == {tuple(items.prompt_ids[row]) for row in found.shots}
     assert len(found.shots) == 4
@@ -175,7 +175,7 @@ def test_a_killed_search_goes_on_bit_by_bit(
     """Interrupted at some batch of completions of the first or the second generation, of four batches each."""
     items = exam(pool, max_tokens=24)
     whole = adapt(pool, items, SMALL, tmp_path / "whole")
-    generate, left = pool.rollouts.generate, [calls]
+    generate, left = pool.generator.generate, [calls]
 
     def dying(*arguments: Any, **more: Any) -> Any:
         left[0] -= 1
@@ -184,7 +184,7 @@ def test_a_killed_search_goes_on_bit_by_bit(
         return generate(*arguments, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pool.rollouts, "generate", dying)
+        patched.setattr(pool.generator, "generate", dying)
         with pytest.raises(KeyboardInterrupt):
             adapt(pool, items, SMALL, tmp_path / "killed")
     if calls < 4:
@@ -331,8 +331,8 @@ def test_a_bad_call_writes_nothing(
 
 
 @pytest.mark.vllm
-def test_in_vllm(experts: dict[str, str], vllm_engine: ColocatedVLLM) -> None:
-    pool = ExpertPool(MODEL, experts, rollouts=vllm_engine, max_length=128)
+def test_in_vllm(experts: dict[str, str], vllm_engine: ColocatedVLLMGenerator) -> None:
+    pool = ExpertPool(MODEL, experts, generator=vllm_engine, max_length=128)
     first, again = (adapt(pool, exam(pool), SMALL) for _ in range(2))
     assert without_costs(first.history) == without_costs(again.history)
     assert torch.equal(first.alpha, again.alpha)

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 from svf_rl.adaptation.pool import ExpertPool, Mix
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, Sampling
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.generation.prompts import prompt_ids
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
+from svf_rl.models.arguments import ModelArguments
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.svf import SVFConfig, svf_layers
-from svf_rl.training.arguments import ModelArguments
 
 MODEL = ModelArguments("quickstart", dtype="float32")
 GREEDY = Sampling(max_tokens=16, temperature=0.0)
@@ -41,7 +41,7 @@ def dispatcher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def pool(vllm_engine: ColocatedVLLM, folders: dict[str, str], dispatcher: str) -> ExpertPool:
+def pool(vllm_engine: ColocatedVLLMGenerator, folders: dict[str, str], dispatcher: str) -> ExpertPool:
     return ExpertPool(MODEL, folders, {"dispatch": dispatcher}, vllm_engine, max_length=256)
 
 
@@ -60,7 +60,10 @@ def answers(pool: ExpertPool) -> Callable[[], list[list[int]]]:
 
 @pytest.mark.vllm
 def test_each_switch_is_one_sync_and_gives_what_the_expert_alone_gives(
-    pool: ExpertPool, answers: Callable[[], list[list[int]]], folders: dict[str, str], vllm_engine: ColocatedVLLM
+    pool: ExpertPool,
+    answers: Callable[[], list[list[int]]],
+    folders: dict[str, str],
+    vllm_engine: ColocatedVLLMGenerator,
 ) -> None:
     written = {}
     for which in ("svf", "svf", "dispatch", None, "v1.5"):
@@ -79,7 +82,7 @@ def test_each_switch_is_one_sync_and_gives_what_the_expert_alone_gives(
 
 @pytest.mark.vllm
 def test_a_combination_answers_like_the_adapter_that_is_saved_of_it(
-    pool: ExpertPool, answers: Callable[[], list[list[int]]], tmp_path: Path, vllm_engine: ColocatedVLLM
+    pool: ExpertPool, answers: Callable[[], list[list[int]]], tmp_path: Path, vllm_engine: ColocatedVLLMGenerator
 ) -> None:
     mix = Mix(torch.tensor([0.6, 0.4]), normalized=True)
     pool.use(mix)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from svf_rl.errors import SVFError
 from svf_rl.experts.merged import merge
-from svf_rl.training.arguments import ModelArguments
+from svf_rl.models.arguments import ModelArguments
 
 PROMPT = torch.tensor([[1, 40, 50, 60]])
 

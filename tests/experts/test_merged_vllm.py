@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from svf_rl.experts.merged import merge
 from svf_rl.generation import Sampling
+from svf_rl.models.arguments import ModelArguments
 from svf_rl.quickstart import make_rows, model_path
-from svf_rl.training.arguments import ModelArguments
 
 PLAIN = """
 import json, sys

@@ -16,8 +16,8 @@ from svf_rl.cli import main
 from svf_rl.errors import SVFError
 from svf_rl.experts.publish import publish
 from svf_rl.quickstart import model_path
+from svf_rl.runs.model_card import MARKER
 from svf_rl.svf.expert import read_expert
-from svf_rl.training.card import MARKER
 
 
 @pytest.fixture
@@ -129,10 +129,10 @@ def test_a_folder_without_a_sound_adapter(trained, tmp_path):
 
 
 def test_without_a_token_or_a_network_there_is_one_line(trained, monkeypatch):
-    monkeypatch.setattr("svf_rl.training.hub.get_token", lambda: None)
+    monkeypatch.setattr("svf_rl.runs.hub.get_token", lambda: None)
     with pytest.raises(SVFError, match="no Hugging Face token"):
         publish(str(trained), "me/sums")
-    monkeypatch.setattr("svf_rl.training.hub.get_token", lambda: "hf_token")
+    monkeypatch.setattr("svf_rl.runs.hub.get_token", lambda: "hf_token")
     with pytest.raises(SVFError, match="cannot be reached"):  # the tests run offline
         publish(str(trained), "me/sums")
 

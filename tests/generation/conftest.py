@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from weight_check import move
 
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
 
@@ -21,13 +21,13 @@ def _rng_states() -> tuple[Any, ...]:
 
 
 @pytest.fixture(scope="session")
-def bf16_build() -> tuple[ColocatedVLLM, Any, Any]:
+def bf16_build() -> tuple[ColocatedVLLMGenerator, Any, Any]:
     """A second engine, with the states of the process's generators before and after it was built."""
     torch.manual_seed(1234)
     random.seed(5)
     np.random.seed(6)
     before = _rng_states()
-    engine = ColocatedVLLM(
+    engine = ColocatedVLLMGenerator(
         str(model_path()), dtype=torch.bfloat16, seed=0, device="cpu", max_model_len=256, max_num_seqs=64,
         enforce_eager=True,
     )  # fmt: skip
@@ -35,7 +35,7 @@ def bf16_build() -> tuple[ColocatedVLLM, Any, Any]:
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def engine_of_both_types(request: pytest.FixtureRequest) -> tuple[ColocatedVLLM, torch.dtype]:
+def engine_of_both_types(request: pytest.FixtureRequest) -> tuple[ColocatedVLLMGenerator, torch.dtype]:
     """An engine and its type."""
     if request.param == torch.float32:
         return request.getfixturevalue("vllm_engine"), torch.float32

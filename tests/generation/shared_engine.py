@@ -20,7 +20,7 @@ from weight_check import expected_weights, move, wrong_weights
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Sampling
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.quickstart import make_rows
 from svf_rl.svf import SVFConfig
 
@@ -45,7 +45,7 @@ def log_probabilities(model: torch.nn.Module, prompt: list[int], completion: lis
     return model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
 
 
-def compare(engine: ColocatedVLLM, model: PeftModel, prompts: list[list[int]]) -> dict[str, Any]:
+def compare(engine: ColocatedVLLMGenerator, model: PeftModel, prompts: list[list[int]]) -> dict[str, Any]:
     """How this process's answers differ from those of a merged model."""
     merged = copy.deepcopy(model).merge_and_unload()
     completions = engine.generate(prompts, Sampling(24, temperature=0.0), range(len(prompts)))
@@ -63,7 +63,7 @@ def compare(engine: ColocatedVLLM, model: PeftModel, prompts: list[list[int]]) -
     return found
 
 
-def recorded(engine: ColocatedVLLM) -> list[Any]:
+def recorded(engine: ColocatedVLLMGenerator) -> list[Any]:
     """From now on, vLLM's answers to the prompts of both processes, call by call."""
     calls: list[Any] = []
     generate = engine.llm.generate
@@ -87,7 +87,7 @@ def main(path: str, out: Path) -> None:
     chats = [[{"role": "user", "content": row["prompt"]}] for row in make_rows("math", "test", 12)]
     prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
     own = prompts[:5] if rank == 0 else prompts[5:]
-    engine = ColocatedVLLM(
+    engine = ColocatedVLLMGenerator(
         path, dtype=torch.float32, seed=0, device="cpu", max_model_len=256, max_num_seqs=64, enforce_eager=True,
         tensor_parallel_size=2,
     )  # fmt: skip

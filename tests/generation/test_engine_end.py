@@ -8,8 +8,8 @@ import weakref
 import pytest
 import torch
 
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.generation.sampling import Sampling
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.quickstart import model_path
 
 pytestmark = pytest.mark.vllm
@@ -17,11 +17,11 @@ pytestmark = pytest.mark.vllm
 BEFORE_AND_AFTER = f"""
 import gc
 import torch
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.generation.sampling import Sampling
 
 def answer():
-    engine = ColocatedVLLM({str(model_path())!r}, dtype=torch.float32, seed=0, device="cpu", max_model_len=64,
+    engine = ColocatedVLLMGenerator({str(model_path())!r}, dtype=torch.float32, seed=0, device="cpu", max_model_len=64,
                            max_num_seqs=2, enforce_eager=True)
     return engine.generate([[1, 4, 5]], Sampling(4, temperature=0.0), [0])[0].token_ids
 
@@ -38,10 +38,10 @@ if __name__ == "__main__":
 """
 
 
-def test_the_engines_beside_it_go_on(vllm_engine: ColocatedVLLM, prompts: list[list[int]]) -> None:
+def test_the_engines_beside_it_go_on(vllm_engine: ColocatedVLLMGenerator, prompts: list[list[int]]) -> None:
     greedy = Sampling(16, temperature=0.0)
     before = vllm_engine.generate(prompts, greedy, range(len(prompts)))
-    other = ColocatedVLLM(
+    other = ColocatedVLLMGenerator(
         str(model_path()), dtype=torch.float32, seed=0, device="cpu", max_model_len=64, max_num_seqs=2,
         enforce_eager=True,
     )  # fmt: skip

@@ -7,10 +7,10 @@ import torch
 from peft import PeftModel
 
 from svf_rl.errors import SVFError
-from svf_rl.generation import Rollouts, Sampling
-from svf_rl.generation import transformers_rollouts as module
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
-from svf_rl.generation.transformers_rollouts import TransformersRollouts
+from svf_rl.generation import CompletionGenerator, Sampling
+from svf_rl.generation import transformers_generator as module
+from svf_rl.generation.transformers_generator import TransformersGenerator
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 
 EOS, PAD = 2, 0
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
@@ -23,11 +23,11 @@ def model(adapted: Adapted) -> PeftModel:
 
 
 @pytest.fixture(params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
-def rollouts(request: pytest.FixtureRequest, model: PeftModel) -> Rollouts:
+def rollouts(request: pytest.FixtureRequest, model: PeftModel) -> CompletionGenerator:
     """A generator that holds `model`."""
     if request.param == "transformers":
         return _transformers(model)
-    engine: ColocatedVLLM = request.getfixturevalue("vllm_engine")
+    engine: ColocatedVLLMGenerator = request.getfixturevalue("vllm_engine")
     engine.sync(model, everything=True)
     return engine
 
@@ -48,8 +48,8 @@ def _nearer(model: PeftModel) -> PeftModel:
     return model
 
 
-def _transformers(model: PeftModel, batch_size: int = 4) -> TransformersRollouts:
-    return TransformersRollouts(model, eos_token_ids=[EOS], pad_token_id=PAD, batch_size=batch_size)
+def _transformers(model: PeftModel, batch_size: int = 4) -> TransformersGenerator:
+    return TransformersGenerator(model, eos_token_ids=[EOS], pad_token_id=PAD, batch_size=batch_size)
 
 
 @torch.no_grad()
@@ -66,14 +66,14 @@ def _assert_close(actual: list[list[float]], expected: list[list[float]]) -> Non
 
 
 def test_each_token_has_its_logprob_under_a_plain_forward_pass(
-    rollouts: Rollouts, model: PeftModel, prompts: list[list[int]], continuations: list[list[int]]
+    rollouts: CompletionGenerator, model: PeftModel, prompts: list[list[int]], continuations: list[list[int]]
 ) -> None:
     expected = [_plain(model, p, c) for p, c in zip(prompts, continuations, strict=True)]
     _assert_close(rollouts.loglikelihood(prompts, continuations), expected)
 
 
 def test_neither_order_nor_company_matters(
-    rollouts: Rollouts, prompts: list[list[int]], continuations: list[list[int]]
+    rollouts: CompletionGenerator, prompts: list[list[int]], continuations: list[list[int]]
 ) -> None:
     together = rollouts.loglikelihood(prompts, continuations)
     _assert_close(rollouts.loglikelihood(prompts[::-1], continuations[::-1])[::-1], together)
@@ -81,14 +81,16 @@ def test_neither_order_nor_company_matters(
     _assert_close(alone, together)
 
 
-def test_several_continuations_of_one_prompt_share_no_cache(rollouts: Rollouts, model: PeftModel, prompts) -> None:
+def test_several_continuations_of_one_prompt_share_no_cache(
+    rollouts: CompletionGenerator, model: PeftModel, prompts
+) -> None:
     continuations = [[7, 8, 9], [7, 8], [7, 8, 9, EOS], [8]]
     expected = [_plain(model, prompts[0], c) for c in continuations]
     _assert_close(rollouts.loglikelihood([prompts[0]] * 4, continuations), expected)
 
 
 def test_after_a_sync_the_new_weights_are_asked(
-    rollouts: Rollouts, adapted: Adapted, prompts: list[list[int]], continuations: list[list[int]]
+    rollouts: CompletionGenerator, adapted: Adapted, prompts: list[list[int]], continuations: list[list[int]]
 ) -> None:
     before = rollouts.loglikelihood(prompts, continuations)
     other = _nearer(adapted(seed=6))
@@ -102,7 +104,7 @@ def test_after_a_sync_the_new_weights_are_asked(
 @pytest.mark.vllm
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_completion_of_vllm_carries_its_loglikelihood(
-    vllm_engine: ColocatedVLLM, model: PeftModel, prompts: list[list[int]], temperature: float
+    vllm_engine: ColocatedVLLMGenerator, model: PeftModel, prompts: list[list[int]], temperature: float
 ) -> None:
     """Greedy ones too: their log-probabilities are those of temperature 1, not 0 for a certain choice."""
     vllm_engine.sync(model, everything=True)
@@ -112,7 +114,7 @@ def test_a_completion_of_vllm_carries_its_loglikelihood(
     assert min(map(sum, scores)) < -0.5
 
 
-def test_nothing_asked_is_nothing_answered(rollouts: Rollouts) -> None:
+def test_nothing_asked_is_nothing_answered(rollouts: CompletionGenerator) -> None:
     assert rollouts.loglikelihood([], []) == []
 
 
@@ -126,7 +128,7 @@ def test_nothing_asked_is_nothing_answered(rollouts: Rollouts) -> None:
     ],
 )
 def test_what_has_no_loglikelihood_is_refused(
-    rollouts: Rollouts, prompts: list[list[int]], continuations: list[list[int]], message: str
+    rollouts: CompletionGenerator, prompts: list[list[int]], continuations: list[list[int]], message: str
 ) -> None:
     with pytest.raises(SVFError, match=message) as error:
         rollouts.loglikelihood(prompts, continuations)
@@ -134,7 +136,7 @@ def test_what_has_no_loglikelihood_is_refused(
 
 
 @pytest.mark.vllm
-def test_vllm_takes_one_token_less_than_its_length(vllm_engine: ColocatedVLLM, model: PeftModel) -> None:
+def test_vllm_takes_one_token_less_than_its_length(vllm_engine: ColocatedVLLMGenerator, model: PeftModel) -> None:
     vllm_engine.sync(model, everything=True)
     assert len(vllm_engine.loglikelihood([[5] * 200], [[6] * 55])[0]) == 55
     with pytest.raises(SVFError, match="256 tokens, of 255 that fit"):

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, Sampling, until_stop
-from svf_rl.generation.transformers_rollouts import TransformersRollouts
+from svf_rl.generation.transformers_generator import TransformersGenerator
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
 
@@ -35,7 +35,7 @@ def model(adapted: Any) -> PeftModel:
 @pytest.fixture(params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
 def rollouts(request: pytest.FixtureRequest, model: PeftModel, tokenizer: Any) -> Any:
     if request.param == "transformers":
-        return TransformersRollouts(model, eos_token_ids=[2], pad_token_id=0, tokenizer=tokenizer)
+        return TransformersGenerator(model, eos_token_ids=[2], pad_token_id=0, tokenizer=tokenizer)
     engine = request.getfixturevalue("vllm_engine")
     engine.sync(model, everything=True)
     return engine
@@ -76,8 +76,8 @@ def test_finished_means_eos_or_a_stop_string_and_not_the_limit(rollouts: Any, pr
 
 def test_padding_that_is_the_end_token_adds_none(model: PeftModel, tokenizer: Any, prompts: list[list[int]]) -> None:
     """Rows that stop early are filled up with padding, which many models have no token of its own for."""
-    separate = TransformersRollouts(model, eos_token_ids=[2], pad_token_id=0, tokenizer=tokenizer)
-    shared = TransformersRollouts(model, eos_token_ids=[2], pad_token_id=2, tokenizer=tokenizer)
+    separate = TransformersGenerator(model, eos_token_ids=[2], pad_token_id=0, tokenizer=tokenizer)
+    shared = TransformersGenerator(model, eos_token_ids=[2], pad_token_id=2, tokenizer=tokenizer)
     seeds = range(len(prompts))
     expected = separate.generate(prompts, stopping(", "), seeds)
     assert {2 in c.token_ids for c in expected} == {True, False}
@@ -87,7 +87,7 @@ def test_padding_that_is_the_end_token_adds_none(model: PeftModel, tokenizer: An
 
 def test_without_a_tokenizer_stop_strings_are_refused(model: PeftModel, prompts: list[list[int]]) -> None:
     with pytest.raises(SVFError, match="tokenizer="):
-        TransformersRollouts(model, eos_token_ids=[2], pad_token_id=0).generate(prompts, stopping("="), [0])
+        TransformersGenerator(model, eos_token_ids=[2], pad_token_id=0).generate(prompts, stopping("="), [0])
 
 
 def test_what_counts_as_the_answer() -> None:

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig, LlamaConfig
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.tensor_parallel import EngineRanks, check_divides, check_processes, undivided
+from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_divides, check_processes, undivided
 from svf_rl.quickstart import model_path
 
 

@@ -9,8 +9,8 @@ from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig
 from weight_check import expected_weights, fused, move, wrong_weights
 
 from svf_rl.errors import SVFError
-from svf_rl.generation import colocated_vllm
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
+from svf_rl.generation.vllm import colocated as colocated_vllm
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.generation.weights import adapted_weights, frozen_weights
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
@@ -21,7 +21,7 @@ Adapted = Callable[..., PeftModel]
 
 
 def test_weights_equal_an_independent_fp64_merge(
-    engine_of_both_types: tuple[ColocatedVLLM, torch.dtype], adapted: Adapted
+    engine_of_both_types: tuple[ColocatedVLLMGenerator, torch.dtype], adapted: Adapted
 ) -> None:
     engine, dtype = engine_of_both_types
     model = adapted(dtype=dtype)
@@ -32,7 +32,9 @@ def test_weights_equal_an_independent_fp64_merge(
     assert report.bytes == sum(p.numel() * p.element_size() for p in weights)
 
 
-def test_the_sync_of_adapted_weights_alone_follows_training(vllm_engine: ColocatedVLLM, adapted: Adapted) -> None:
+def test_the_sync_of_adapted_weights_alone_follows_training(
+    vllm_engine: ColocatedVLLMGenerator, adapted: Adapted
+) -> None:
     model = adapted()
     vllm_engine.sync(model, everything=True)
     move(model, seed=1, by=0.05)
@@ -43,7 +45,7 @@ def test_the_sync_of_adapted_weights_alone_follows_training(vllm_engine: Colocat
     assert report.bytes == sum(layer.base_weight().numel() * 4 for layer in layers)
 
 
-def test_stale_weights_are_seen(vllm_engine: ColocatedVLLM, adapted: Adapted) -> None:
+def test_stale_weights_are_seen(vllm_engine: ColocatedVLLMGenerator, adapted: Adapted) -> None:
     """The control of the two tests above: without the sync their check reports every adapted weight and no other."""
     model = adapted()
     vllm_engine.sync(model, everything=True)
@@ -53,7 +55,9 @@ def test_stale_weights_are_seen(vllm_engine: ColocatedVLLM, adapted: Adapted) ->
     assert wrong == {f"model.layers.{i}.{kind}.weight" for i in range(3) for kind in kinds}
 
 
-def test_frozen_weights_that_were_lost_come_back_by_a_full_sync(vllm_engine: ColocatedVLLM, adapted: Adapted) -> None:
+def test_frozen_weights_that_were_lost_come_back_by_a_full_sync(
+    vllm_engine: ColocatedVLLMGenerator, adapted: Adapted
+) -> None:
     model = adapted(SVFConfig(task_type="CAUSAL_LM"))
     with torch.no_grad():
         for parameter in vllm_engine.model.parameters():
@@ -66,7 +70,7 @@ def test_frozen_weights_that_were_lost_come_back_by_a_full_sync(vllm_engine: Col
 
 @pytest.mark.parametrize("syncs", [50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_the_trained_model_is_never_touched(
-    engine_of_both_types: tuple[ColocatedVLLM, torch.dtype], adapted: Adapted, syncs: int
+    engine_of_both_types: tuple[ColocatedVLLMGenerator, torch.dtype], adapted: Adapted, syncs: int
 ) -> None:
     engine, dtype = engine_of_both_types
     model = adapted(dtype=dtype)
@@ -79,7 +83,7 @@ def test_the_trained_model_is_never_touched(
 
 
 def test_at_the_identity_vllm_holds_the_base_weights_to_the_bit(
-    engine_of_both_types: tuple[ColocatedVLLM, torch.dtype], adapted: Adapted
+    engine_of_both_types: tuple[ColocatedVLLMGenerator, torch.dtype], adapted: Adapted
 ) -> None:
     engine, dtype = engine_of_both_types
     model = adapted(dtype=dtype)
@@ -94,7 +98,7 @@ def test_at_the_identity_vllm_holds_the_base_weights_to_the_bit(
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_lora_is_synced(vllm_engine: ColocatedVLLM, adapted: Adapted) -> None:
+def test_lora_is_synced(vllm_engine: ColocatedVLLMGenerator, adapted: Adapted) -> None:
     model = adapted(LoraConfig(r=4, lora_alpha=8, target_modules=[*MLP, "q_proj"], task_type="CAUSAL_LM"))
     vllm_engine.sync(model, everything=True)
     weights = {n: p.data for n, p in adapted(seed=0).get_base_model().named_parameters() if "svf_" not in n}
@@ -108,7 +112,7 @@ def test_lora_is_synced(vllm_engine: ColocatedVLLM, adapted: Adapted) -> None:
         torch.testing.assert_close(actual[name].data, weight, rtol=1e-6, atol=1e-6)
 
 
-def test_modules_to_save_are_synced_without_a_full_sync(vllm_engine: ColocatedVLLM, adapted: Adapted) -> None:
+def test_modules_to_save_are_synced_without_a_full_sync(vllm_engine: ColocatedVLLMGenerator, adapted: Adapted) -> None:
     vllm_engine.sync(adapted(SVFConfig(task_type="CAUSAL_LM")), everything=True)
     model = adapted(SVFConfig(modules_to_save=["post_attention_layernorm"], task_type="CAUSAL_LM"))
     vllm_engine.sync(model)
@@ -157,7 +161,7 @@ def test_lora_on_the_embedding_is_not_forgotten(adapted: Adapted) -> None:
 # ---- prepacking ------------------------------------------------------------------------------------------------------
 
 
-def test_no_weight_of_the_engine_is_repacked(engine_of_both_types: tuple[ColocatedVLLM, torch.dtype]) -> None:
+def test_no_weight_of_the_engine_is_repacked(engine_of_both_types: tuple[ColocatedVLLMGenerator, torch.dtype]) -> None:
     engine, dtype = engine_of_both_types
     assert all(p.numel() and p.dtype == dtype for p in engine.model.parameters())
 
@@ -170,7 +174,7 @@ def test_an_engine_that_repacks_its_weights_is_refused_at_the_start(monkeypatch:
         pytest.skip("this build of vLLM repacks nothing: it has no oneDNN")
     monkeypatch.setattr(colocated_vllm, "plain_cpu_weights", nullcontext)
     with pytest.raises(SVFError, match="repacked"):
-        ColocatedVLLM(
+        ColocatedVLLMGenerator(
             str(model_path()), dtype=torch.float32, seed=0, device="cpu", max_model_len=64, max_num_seqs=2,
             enforce_eager=True,
         )  # fmt: skip
@@ -178,4 +182,4 @@ def test_an_engine_that_repacks_its_weights_is_refused_at_the_start(monkeypatch:
 
 def test_sleep_mode_without_cuda_is_refused() -> None:
     with pytest.raises(SVFError, match="vllm_enable_sleep_mode"):
-        ColocatedVLLM(str(model_path()), dtype=torch.float32, seed=0, device="cpu", enable_sleep_mode=True)
+        ColocatedVLLMGenerator(str(model_path()), dtype=torch.float32, seed=0, device="cpu", enable_sleep_mode=True)

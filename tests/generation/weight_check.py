@@ -3,7 +3,7 @@
 import torch
 from peft import PeftModel
 
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.svf import svf_layers
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -55,7 +55,7 @@ def ulps(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return distance.masked_fill(actual.isnan() | expected.isnan(), torch.iinfo(torch.long).max)
 
 
-def wrong_weights(engine: ColocatedVLLM, expected: dict[str, torch.Tensor]) -> list[str]:
+def wrong_weights(engine: ColocatedVLLMGenerator, expected: dict[str, torch.Tensor]) -> list[str]:
     """The parameters of the engine with an element more than one ulp off, or with more than 0.1 % of them off."""
     actual = {name.removesuffix(".bias"): p.data for name, p in engine.model.named_parameters()}
     wrong = []

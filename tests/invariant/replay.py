@@ -17,14 +17,14 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import TrainerCallback
 
-from svf_rl.generation import Completion, Rollouts, Sampling, SyncReport
+from svf_rl.generation import Completion, CompletionGenerator, Sampling, SyncReport
+from svf_rl.models.loading import load_adapted, load_tokenizer
+from svf_rl.settings.dry_run import load_rewards
+from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf.layer import svf_layers
 from svf_rl.svf.sharding import gathered
 from svf_rl.tasks import find_task
-from svf_rl.training.loading import load_adapted, load_tokenizer
-from svf_rl.training.plan import load_rewards
 from svf_rl.training.process_group import leave_process_group
-from svf_rl.training.recipe import load_recipe
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 
@@ -33,7 +33,7 @@ class Recording:
 
     stale = False
 
-    def __init__(self, path: Path, source: Rollouts | None) -> None:
+    def __init__(self, path: Path, source: CompletionGenerator | None) -> None:
         self.path, self.source = path, source
         self.seen: dict[str, Any] = {} if source else json.loads(path.read_text())
 
@@ -85,9 +85,9 @@ def main(mode: str, completions: Path, out: Path, overrides: list[str]) -> None:
     recipe = load_recipe("recipes/quickstart.yaml", ["--output_dir", str(out) + ".run", *overrides])
     source = None
     if mode == "record":
-        from svf_rl.generation.colocated_vllm import ColocatedVLLM
+        from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 
-        source = ColocatedVLLM(
+        source = ColocatedVLLMGenerator(
             recipe.model.location, dtype=torch.float32, seed=0, device="cpu", max_model_len=256, enforce_eager=True,
             tensor_parallel_size=recipe.training.vllm_tensor_parallel_size,
         )  # fmt: skip
@@ -98,7 +98,7 @@ def main(mode: str, completions: Path, out: Path, overrides: list[str]) -> None:
     trajectory = Trajectory()
     trainer = SVFReinforceTrainer(
         model, list(rewards), recipe.training, task.load(recipe.data)["train"], None, load_tokenizer(recipe.model),
-        callbacks=[trajectory], rollouts=rollouts,
+        callbacks=[trajectory], generator=rollouts,
     )  # fmt: skip
     trainer.train()
     if trainer.is_world_process_zero():

@@ -9,8 +9,8 @@ from matplotlib.text import Text
 from svf_rl.report import figures
 from svf_rl.report.groups import curve, group_by_recipe, moving_mean
 from svf_rl.report.multipliers import panels, shrunk
-from svf_rl.report.run_folder import read_run
 from svf_rl.report.style import DPI, PALETTE, WIDTH, house_style, save
+from svf_rl.runs.run_folder import read_run
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from made_runs import jsonl, metrics, update
 
 from svf_rl.errors import SVFError
 from svf_rl.report.evaluation_folder import is_evaluation, read_evaluation
-from svf_rl.report.run_folder import read_run
+from svf_rl.runs.run_folder import read_run
 
 
 def test_a_finished_run(write_run):

@@ -12,10 +12,10 @@ from matplotlib.image import imread
 
 from svf_rl.cli import main
 from svf_rl.errors import SVFError
-from svf_rl.path_names import path_names
 from svf_rl.report.markdown import escaped, fenced
-from svf_rl.report.run_folder import read_run
 from svf_rl.report.write import MARK, compose, write_report
+from svf_rl.runs.run_folder import read_run
+from svf_rl.storage.path_names import path_names
 
 
 def row(text: str, name: str) -> list[str]:

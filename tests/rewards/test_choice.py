@@ -7,7 +7,7 @@ import pytest
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import verify, verify_all
-from svf_rl.rewards.choice import extract_choice
+from svf_rl.rewards.verifiers.choice import extract_choice
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from svf_rl.rewards.code_text import candidates
+from svf_rl.rewards.verifiers.code_text import candidates
 
 CODE = "x = 1\n"
 

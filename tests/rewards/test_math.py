@@ -8,7 +8,7 @@ from math_pairs import RIGHT, WRONG
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import load_reward, verify, verify_all
-from svf_rl.rewards.math_text import answers, normal_form
+from svf_rl.rewards.verifiers.math_text import answers, normal_form
 
 
 def test_answers_that_mean_the_same_are_equal() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from svf_rl.rewards import verify, verify_all
-from svf_rl.rewards.math import _WORKER, _workers
+from svf_rl.rewards.verifiers.math import _WORKER, _workers
 
 ENDLESS = {
     "power tower": "9**9**9**9",
@@ -171,7 +171,10 @@ def test_no_child_outlives_a_supervisor_that_is_killed() -> None:
 
 
 def test_a_worker_loads_neither_torch_nor_transformers() -> None:
-    code = "import sys, svf_rl.rewards.math_worker; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, svf_rl.rewards.verifiers.math_worker; "
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

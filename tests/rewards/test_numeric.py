@@ -7,7 +7,7 @@ import pytest
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import load_reward, verify, verify_all
-from svf_rl.rewards.numeric import extract_number
+from svf_rl.rewards.verifiers.numeric import extract_number
 
 
 def number(text: str) -> str | None:

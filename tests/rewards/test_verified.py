@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import InfrastructureError, SVFError
 from svf_rl.rewards import load_reward, required_columns
 from svf_rl.rewards.check_answers import check_answers
-from svf_rl.rewards.verdict import InfrastructureError, Verdict
+from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verified import reference_of
 from svf_rl.rewards.verifier import verifier
 

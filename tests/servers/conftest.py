@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from server_process import Server, free_port, move
 from transformers import AutoModelForCausalLM
 
-from svf_rl.generation.vllm_server import VLLMServers
+from svf_rl.generation.server.generator import VLLMServersGenerator
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
 
@@ -59,8 +59,8 @@ def second_server(other_server: Server) -> Server:
 
 
 @pytest.fixture
-def rollouts(server: Server) -> VLLMServers:
-    return VLLMServers([server.url], dtype="float32")
+def rollouts(server: Server) -> VLLMServersGenerator:
+    return VLLMServersGenerator([server.url], dtype="float32")
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from server_process import free_port
 
 from svf_rl.errors import SVFError
-from svf_rl.training.recipe import Recipe, load_recipe
-from svf_rl.training.serving import server_command
+from svf_rl.launch.serving import server_command
+from svf_rl.settings.recipe import Recipe, load_recipe
 
 
 def recipe(repository: Path, *overrides: str) -> Recipe:

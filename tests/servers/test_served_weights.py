@@ -11,9 +11,9 @@ from server_process import move
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.served_weights import ServedWeights
+from svf_rl.generation.server.served_weights import ServedWeights
+from svf_rl.generation.server.z_update import Layout, is_svf_alone, layout_of, pack
 from svf_rl.generation.weights import adapted_weights
-from svf_rl.generation.z_update import Layout, is_svf_alone, layout_of, pack
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
 

@@ -16,9 +16,10 @@ from server_process import Server, free_port, move, wrong_tokens
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from svf_rl.errors import SVFError
-from svf_rl.generation import Sampling, server_connection
-from svf_rl.generation import server_requests as module
-from svf_rl.generation.vllm_server import VLLMServers
+from svf_rl.generation import Sampling
+from svf_rl.generation.server import connection as server_connection
+from svf_rl.generation.server import requests as module
+from svf_rl.generation.server.generator import VLLMServersGenerator
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
 
@@ -31,7 +32,7 @@ Adapted = Callable[..., PeftModel]
 def test_a_dead_server_stops_the_run_and_a_restarted_one_is_brought_up_to_date(
     server: Server, adapted: Adapted, prompts: list[list[int]]
 ) -> None:
-    hasty, patient = (VLLMServers([server.url], dtype="float32", timeout=seconds) for seconds in (1.0, 400.0))
+    hasty, patient = (VLLMServersGenerator([server.url], dtype="float32", timeout=seconds) for seconds in (1.0, 400.0))
     for rollouts in (hasty, patient):
         rollouts.sync(adapted(1))
     expected = [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))]
@@ -50,8 +51,8 @@ def test_a_dead_server_stops_the_run_and_a_restarted_one_is_brought_up_to_date(
 def test_one_of_two_servers_dies_is_left_out_and_taken_back(
     server: Server, second_server: Server, adapted: Adapted, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    both = VLLMServers([second_server.url, server.url], dtype="float32", on_failure="leave_out")
-    alone = VLLMServers([server.url], dtype="float32")
+    both = VLLMServersGenerator([second_server.url, server.url], dtype="float32", on_failure="leave_out")
+    alone = VLLMServersGenerator([server.url], dtype="float32")
     model = adapted(1)
     assert both.sync(model).bytes == 2 * alone.sync(model).bytes
     expected = [c.token_ids for c in alone.generate(prompts, GREEDY, range(12))]
@@ -65,12 +66,12 @@ def test_one_of_two_servers_dies_is_left_out_and_taken_back(
     assert f"warning: vLLM server {second_server.url} is left out" in capfd.readouterr().err
 
     # a run that begins, or goes on, while it is away
-    later = VLLMServers([second_server.url, server.url], dtype="float32", on_failure="leave_out", timeout=2.0)
+    later = VLLMServersGenerator([second_server.url, server.url], dtype="float32", on_failure="leave_out", timeout=2.0)
     assert f"warning: vLLM server {second_server.url} is left out" in capfd.readouterr().err
     assert later.sync(model).bytes == alone.sync(model).bytes
     assert [c.token_ids for c in later.generate(prompts, GREEDY, range(12))] == expected
     with pytest.raises(SVFError, match="no vLLM server answers at"):
-        VLLMServers([second_server.url], dtype="float32", on_failure="leave_out", timeout=0.1)
+        VLLMServersGenerator([second_server.url], dtype="float32", on_failure="leave_out", timeout=0.1)
 
     second_server.wait()
     for rollouts in (both, later):
@@ -87,7 +88,7 @@ def test_a_server_that_hangs_is_as_good_as_dead(
     monkeypatch.setattr(module, "_BETWEEN_LOOKS", 1.0)
     monkeypatch.setattr(module, "_PATIENCE", 6.0)
     monkeypatch.setattr(server_connection, "_SHORT", 6.0)
-    patient = VLLMServers([second_server.url, server.url], dtype="float32", on_failure="leave_out")
+    patient = VLLMServersGenerator([second_server.url, server.url], dtype="float32", on_failure="leave_out")
     patient.sync(adapted(1))
     expected = [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))]
     stopper = threading.Timer(0.3, lambda: os.killpg(second_server.process.pid, signal.SIGSTOP))
@@ -105,10 +106,10 @@ def test_a_server_without_the_extension_is_told_how_to_start(start_server: Calla
     options = ("--enforce-eager", "--max-model-len", "256", "--gpu-memory-utilization", "0.2")
     without = start_server(*options, command=plain, VLLM_SERVER_DEV_MODE="1", TORCHDYNAMO_DISABLE="1").wait()
     with pytest.raises(SVFError, match=r"runs without the extension.*svf-rl serve RECIPE") as error:
-        VLLMServers([without.url], dtype="float32")
+        VLLMServersGenerator([without.url], dtype="float32")
     assert "\n" not in str(error.value)
     with pytest.raises(SVFError, match=r"takes no weights.*--weight-transfer-config"):
-        VLLMServers([without.url], dtype="float32", device="cuda")  # where TRL's push would do
+        VLLMServersGenerator([without.url], dtype="float32", device="cuda")  # where TRL's push would do
 
 
 @pytest.mark.vllm
@@ -129,7 +130,7 @@ def test_a_server_over_two_workers_rebuilds_its_shards(
     cores = sorted(os.sched_getaffinity(0))
     bind = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}  # by itself vLLM takes a NUMA node a worker
     sharded = start_server("--model_name_or_path", str(tmp_path), "--", "--tensor-parallel-size", "2", **bind).wait()
-    rollouts = VLLMServers([sharded.url], dtype="float32")
+    rollouts = VLLMServersGenerator([sharded.url], dtype="float32")
     model = get_peft_model(base, SVFConfig(target_modules="mlp+attention", task_type="CAUSAL_LM"))
     for seed in (1, 2):
         move(model, seed, by=0.2)
@@ -197,5 +198,5 @@ def test_an_address_that_is_no_server_is_said_in_one_line(no_vllm: str, tmp_path
         (no_vllm, "not as a vLLM server does"),
     ):
         with pytest.raises(SVFError, match=message) as error:
-            VLLMServers([url], dtype="float32", timeout=0.5)
+            VLLMServersGenerator([url], dtype="float32", timeout=0.5)
         assert "\n" not in str(error.value)

@@ -10,8 +10,8 @@ from peft import PeftModel
 from server_process import Server
 
 from svf_rl.generation import Sampling
-from svf_rl.generation.server_connection import ServerConnection
-from svf_rl.generation.vllm_server import VLLMServers
+from svf_rl.generation.server.connection import ServerConnection
+from svf_rl.generation.server.generator import VLLMServersGenerator
 from svf_rl.generation.weights import adapted_weights
 
 pytestmark = pytest.mark.vllm
@@ -25,14 +25,14 @@ def ask(url: str, prompt: list[int], timeout: float | None = None) -> list[int]:
     return httpx.post(f"{url}/v1/completions", json=body, timeout=timeout).json()["choices"][0]["token_ids"]
 
 
-def tokens(rollouts: VLLMServers, prompts: list[list[int]]) -> list[list[int]]:
+def tokens(rollouts: VLLMServersGenerator, prompts: list[list[int]]) -> list[list[int]]:
     """Greedy answers. Their log-probabilities differ in the last bits with the batches that requests arrive in."""
     return [completion.token_ids for completion in rollouts.generate(prompts, GREEDY, range(len(prompts)))]
 
 
 @pytest.mark.parametrize("updates", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_no_request_is_answered_by_two_versions(
-    rollouts: VLLMServers, server: Server, adapted: Adapted, prompts: list[list[int]], updates: int
+    rollouts: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]], updates: int
 ) -> None:
     """Other clients ask all the time while two adapters take turns: every answer is one's or the other's."""
     models = [adapted(1), adapted(2)]
@@ -75,7 +75,7 @@ def test_no_request_is_answered_by_two_versions(
 
 
 def test_a_server_with_half_of_the_weights_answers_nobody(
-    rollouts: VLLMServers, server: Server, adapted: Adapted, prompts: list[list[int]]
+    rollouts: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]]
 ) -> None:
     """A run that is killed in the middle of an update leaves such a server; the next one mends it."""
     rollouts.sync(adapted(3))
@@ -91,7 +91,7 @@ def test_a_server_with_half_of_the_weights_answers_nobody(
 
 
 def test_a_pause_that_nobody_ended_is_ended(
-    rollouts: VLLMServers, server: Server, adapted: Adapted, prompts: list[list[int]]
+    rollouts: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]]
 ) -> None:
     rollouts.sync(adapted(3))
     expected = tokens(rollouts, prompts[:4])
@@ -100,10 +100,10 @@ def test_a_pause_that_nobody_ended_is_ended(
 
 
 def test_another_run_on_the_same_server_is_noticed(
-    rollouts: VLLMServers, server: Server, adapted: Adapted, prompts: list[list[int]]
+    rollouts: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]]
 ) -> None:
     """Each finds its own weights again before it asks."""
-    other = VLLMServers([server.url], dtype="float32")
+    other = VLLMServersGenerator([server.url], dtype="float32")
     rollouts.sync(adapted(1))
     ours = tokens(rollouts, prompts)
     other.sync(adapted(2))

@@ -29,7 +29,7 @@ SMALL = {
 }
 DDP = "accelerate_configs/cpu_ddp.yaml"
 ZERO3 = "accelerate_configs/cpu_zero3.yaml"
-LAUNCHER = "svf_rl.training.slurm_node"
+LAUNCHER = "svf_rl.launch.slurm_node"
 RANK = "svf_rl.train"
 
 

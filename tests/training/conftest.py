@@ -38,7 +38,7 @@ def tiny_llama(tokenizer: Any) -> Callable[..., Any]:
     return build
 
 
-class ScriptedRollouts:
+class ScriptedGenerator:
     """
     Completions that the seed alone decides: 1 to `longest` tokens, of which most end with EOS. Whatever is asked for
     is recorded in `samples` (prompt, completion).
@@ -79,9 +79,9 @@ class ScriptedRollouts:
 
 
 @pytest.fixture
-def scripted(tokenizer: Any) -> Callable[..., ScriptedRollouts]:
-    """`scripted(longest=6)`: new [`ScriptedRollouts`]."""
-    return lambda **options: ScriptedRollouts(tokenizer.eos_token_id, **options)
+def scripted(tokenizer: Any) -> Callable[..., ScriptedGenerator]:
+    """`scripted(longest=6)`: new [`ScriptedGenerator`]."""
+    return lambda **options: ScriptedGenerator(tokenizer.eos_token_id, **options)
 
 
 def plus_minus(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -97,7 +97,7 @@ def parity_reward() -> Callable[..., list[float]]:
 
 @pytest.fixture
 def make_trainer(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Callable[..., Any]:
-    """`make_trainer(rollouts=…, **settings)`: a trainer of one update of plain SGD on 16 prompts of different lengths,
+    """`make_trainer(generator=…, **settings)`: a trainer of one update of plain SGD on 16 prompts of different lengths,
     without KL, clipping or decay, unless the settings say otherwise."""
     runs = iter(range(100))
 
@@ -105,15 +105,15 @@ def make_trainer(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path)
         model: Any = None,
         reward: Any = plus_minus,
         peft_config: Any = None,
-        rollouts: Any = None,
+        generator: Any = None,
         eval_items: int = 0,
         callbacks: Any = None,
         **settings: Any,
     ) -> Any:
         from datasets import Dataset
 
+        from svf_rl.settings.config import SVFReinforceConfig
         from svf_rl.svf import SVFConfig
-        from svf_rl.training.config import SVFReinforceConfig
         from svf_rl.training.trainer import SVFReinforceTrainer
 
         defaults: dict[str, Any] = {
@@ -131,7 +131,7 @@ def make_trainer(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path)
             Dataset.from_list(rows[16 : 16 + eval_items]) if eval_items else None,
             tokenizer,
             peft_config=SVFConfig(task_type="CAUSAL_LM") if peft_config is None else peft_config,
-            rollouts=rollouts,
+            generator=generator,
             callbacks=callbacks,
         )
 

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
+from svf_rl.settings.dry_run import check
+from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf import SVFConfig, svf_layers
 from svf_rl.train import run
-from svf_rl.training.plan import check
-from svf_rl.training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset
 
 from svf_rl.generation import Completion, SyncReport
+from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
-from svf_rl.training.config import SVFReinforceConfig
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 STOP = "\n```"
@@ -16,7 +16,7 @@ PROMPT = [{"role": "user", "content": "Write f."}, {"role": "assistant", "conten
 
 
 class Fenced:
-    """Rollouts of two kinds in turn: one that a stop string ended, and a longer one that was cut off."""
+    """CompletionGenerator of two kinds in turn: one that a stop string ended, and a longer one that was cut off."""
 
     stale = False
 
@@ -59,7 +59,7 @@ def run(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Any) -> Callab
             Dataset.from_list([{"prompt": PROMPT}] * 3),
             tokenizer,
             peft_config=SVFConfig(task_type="CAUSAL_LM"),
-            rollouts=rollouts,
+            generator=rollouts,
             stop=stop,
         )  # fmt: skip
         trainer.train()

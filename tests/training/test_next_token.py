@@ -15,16 +15,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
 from svf_rl.generation.prompts import prompt_ids
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.rewards import load_reward
+from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.dry_run import Plan, check
+from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf import SVFConfig
-from svf_rl.training.config import SVFReinforceConfig
+from svf_rl.tasks.targets import end_of_turn, target_ids
 from svf_rl.training.next_token import NextTokenTrainer
-from svf_rl.training.plan import Plan, check
-from svf_rl.training.recipe import load_recipe
-from svf_rl.training.right_answers import end_of_turn, target_ids
 
 ROWS = [
     {"prompt": [{"role": "user", "content": f"Add {i} and 7."}], "target": f"{i} + 7 = {i + 7} #### {i + 7}"}
@@ -53,7 +53,7 @@ def next_token(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path) -
         config = peft_config or SVFConfig(task_type="CAUSAL_LM")
         data = Dataset.from_list(rows)
         return NextTokenTrainer(
-            tiny_llama(), never, args, data, None, tokenizer, peft_config=config, rollouts=NoRollouts()
+            tiny_llama(), never, args, data, None, tokenizer, peft_config=config, generator=NoRollouts()
         )
 
     return build
@@ -160,7 +160,7 @@ def test_the_policy_gradients_settings_are_refused(next_token: Any, tokenizer: A
     trainer.args.objective = "policy_gradient"
     with pytest.raises(SVFError, match="needs SVFReinforceConfig"):
         NextTokenTrainer(
-            trainer.model, never, trainer.args, trainer.train_dataset, None, tokenizer, rollouts=trainer.rollouts
+            trainer.model, never, trainer.args, trainer.train_dataset, None, tokenizer, generator=trainer.generator
         )
 
 
@@ -264,7 +264,7 @@ def test_tasks_on_the_hub_are_known_to_have_right_answers(plan: Any) -> None:
 
 @pytest.mark.vllm
 def test_it_teaches_the_quickstart_its_care_and_saves_an_ordinary_adapter(
-    vllm_engine: ColocatedVLLM, tokenizer: Any, tmp_path: Path
+    vllm_engine: ColocatedVLLMGenerator, tokenizer: Any, tmp_path: Path
 ) -> None:
     def rows(split: str, count: int) -> Dataset:
         turns = make_rows("math", split, count)
@@ -279,7 +279,7 @@ def test_it_teaches_the_quickstart_its_care_and_saves_an_ordinary_adapter(
     )  # fmt: skip
     trainer = NextTokenTrainer(
         model, load_reward({"name": "numeric"}), args, rows("train", 384), rows("validation", 128), tokenizer,
-        peft_config=SVFConfig(task_type="CAUSAL_LM"), rollouts=vllm_engine,
+        peft_config=SVFConfig(task_type="CAUSAL_LM"), generator=vllm_engine,
     )  # fmt: skip
     before = trainer.evaluate()["eval_accuracy"]
     trainer.train()

@@ -10,8 +10,8 @@ from dense_reference import dense_gradients
 from torch import Tensor
 from transformers import TrainerCallback
 
+from svf_rl.losses.objective import advantages as advantages_of
 from svf_rl.svf import SVFConfig
-from svf_rl.training.objective import advantages as advantages_of
 
 Make = Callable[..., Any]
 Z = Callable[[Any], dict[str, Tensor]]
@@ -44,7 +44,7 @@ def test_the_reference_implementations_update(
     `p` agrees to 1e-4, of steps of 2e-3."""
     rollouts = scripted()
     trainer = make_trainer(
-        model=tiny_llama(tied), rollouts=rollouts, num_generations=1, temperature=0.0, optim="adamw_torch",
+        model=tiny_llama(tied), generator=rollouts, num_generations=1, temperature=0.0, optim="adamw_torch",
         learning_rate=2e-3, max_grad_norm=1e-3, per_device_train_batch_size=4, gradient_accumulation_steps=4,
         peft_config=SVFConfig(parameterization="sigmoid", renormalize=True, init="random", task_type="CAUSAL_LM"),
     )  # fmt: skip
@@ -75,7 +75,7 @@ def test_the_gradient_of_plain_reinforce(
 ) -> None:
     rollouts = scripted()
     config = SVFConfig(parameterization=parameterization, init="random", task_type="CAUSAL_LM")
-    trainer = make_trainer(rollouts=rollouts, peft_config=config, loss_reduction=reduction)
+    trainer = make_trainer(generator=rollouts, peft_config=config, loss_reduction=reduction)
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
     expected, _, _ = dense_gradients(
@@ -92,7 +92,9 @@ def test_the_exact_divergence_in_the_loss(
 ) -> None:
     rollouts = scripted()
     config = SVFConfig(init="random", init_std=0.3, task_type="CAUSAL_LM")
-    trainer = make_trainer(rollouts=rollouts, peft_config=config, beta=0.7, kl_type=direction, loss_reduction=reduction)
+    trainer = make_trainer(
+        generator=rollouts, peft_config=config, beta=0.7, kl_type=direction, loss_reduction=reduction
+    )
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
     expected, _, kl = dense_gradients(
@@ -110,7 +112,7 @@ def test_the_divergence_in_the_reward(
 ) -> None:
     rollouts = scripted()
     config = SVFConfig(init="random", init_std=0.3, task_type="CAUSAL_LM")
-    trainer = make_trainer(rollouts=rollouts, peft_config=config, beta=0.7, kl_placement="reward", advantage=baseline)
+    trainer = make_trainer(generator=rollouts, peft_config=config, beta=0.7, kl_placement="reward", advantage=baseline)
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
     base, rewards = tiny_llama().double(), _rewards(rollouts.samples)
@@ -124,7 +126,7 @@ def test_the_divergence_in_the_reward(
 
 
 def test_at_the_start_the_divergence_is_exactly_zero(make_trainer: Make, scripted: Make) -> None:
-    trainer = make_trainer(rollouts=scripted(), beta=0.7)
+    trainer = make_trainer(generator=scripted(), beta=0.7)
     trainer.train()
     assert trainer.state.log_history[0]["kl"] == 0.0
 
@@ -135,7 +137,7 @@ def test_the_estimators_are_formed_from_the_sampled_tokens(
 ) -> None:
     rollouts = scripted()
     config = SVFConfig(init="random", init_std=0.3, task_type="CAUSAL_LM")
-    trainer = make_trainer(rollouts=rollouts, peft_config=config, beta=0.7, kl_type=estimator)
+    trainer = make_trainer(generator=rollouts, peft_config=config, beta=0.7, kl_type=estimator)
     z = z_of(trainer)
     trainer.train()
     base, zeros = tiny_llama().double(), [0.0] * len(rollouts.samples)
@@ -155,7 +157,7 @@ def test_rows_without_a_reward_leave_the_update_as_if_they_were_not_there(
     rollouts = scripted()
     config = SVFConfig(init="random", init_std=0.1, task_type="CAUSAL_LM")
     trainer = make_trainer(
-        rollouts=rollouts, peft_config=config, reward=partly, beta=0.3, gradient_accumulation_steps=2
+        generator=rollouts, peft_config=config, reward=partly, beta=0.3, gradient_accumulation_steps=2
     )
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
@@ -168,7 +170,7 @@ def test_rows_without_a_reward_leave_the_update_as_if_they_were_not_there(
 
 def test_truncated_completions_can_be_left_out(make_trainer: Make, tiny_llama: Make, scripted: Make, z_of: Z) -> None:
     rollouts = scripted(longest=3)
-    trainer = make_trainer(rollouts=rollouts, mask_truncated_completions=True)
+    trainer = make_trainer(generator=rollouts, mask_truncated_completions=True)
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
     finished = [sample for sample in rollouts.samples if sample[1][-1] == rollouts.eos]
@@ -183,7 +185,7 @@ def test_a_lone_eos_has_a_gradient(make_trainer: Make, tiny_llama: Make, scripte
     """The token that ends a completion takes part in the likelihood, also when it is all there is."""
     rollouts = scripted(longest=2)
     rollouts.generate = _only_eos(rollouts)
-    trainer = make_trainer(rollouts=rollouts, reward=lambda completion_ids, **_: [1.0] * len(completion_ids))
+    trainer = make_trainer(generator=rollouts, reward=lambda completion_ids, **_: [1.0] * len(completion_ids))
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
     assert all(completion == [rollouts.eos] for _, completion in rollouts.samples)
@@ -216,7 +218,7 @@ def test_a_second_update_from_the_same_completions_is_corrected(
 
     rollouts = scripted(logprobs=logprobs)
     trainer = make_trainer(
-        rollouts=rollouts, peft_config=config, num_iterations=2, max_steps=2, use_vllm=True,
+        generator=rollouts, peft_config=config, num_iterations=2, max_steps=2, use_vllm=True,
         callbacks=[_AfterEachUpdate(lambda: z.append(z_of(trainer)))],
     )  # fmt: skip
     z = [z_of(trainer)]
@@ -250,7 +252,7 @@ def test_micro_batches_and_padding_change_nothing(
     rollouts = scripted()
     config = SVFConfig(init="random", init_std=0.1, task_type="CAUSAL_LM")
     trainer = make_trainer(
-        rollouts=rollouts, peft_config=config, per_device_train_batch_size=size, gradient_accumulation_steps=steps,
+        generator=rollouts, peft_config=config, per_device_train_batch_size=size, gradient_accumulation_steps=steps,
         beta=0.3, advantage="leave_one_out",
     )  # fmt: skip
     z = z_of(trainer)
@@ -266,7 +268,7 @@ def test_several_generations_for_one_update(make_trainer: Make, tiny_llama: Make
     """`steps_per_generation` below the accumulation steps: completions in portions, one mean over all of them."""
     rollouts = scripted()
     trainer = make_trainer(
-        rollouts=rollouts, per_device_train_batch_size=4, gradient_accumulation_steps=4, steps_per_generation=1
+        generator=rollouts, per_device_train_batch_size=4, gradient_accumulation_steps=4, steps_per_generation=1
     )
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)

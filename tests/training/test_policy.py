@@ -39,7 +39,7 @@ def _models(tiny_llama: Callable[..., Any]) -> dict[str, Callable[[], Any]]:
 def test_hidden_states_make_the_models_own_logits_whatever_the_padding(
     tiny_llama: Callable[..., Any], name: str
 ) -> None:
-    from svf_rl.training.vocabulary import LogitTransform
+    from svf_rl.losses.token_logprobs import LogitTransform
 
     torch.manual_seed(0)
     base = _models(tiny_llama)[name]().eval()

@@ -76,7 +76,7 @@ def runs(make_trainer: Make, rollouts: Make, tmp_path: Path) -> Callable[..., tu
     def build(cut: tuple[int, ...] = (3,), again: dict[str, Any] | None = None, **settings: Any) -> tuple[Any, Any]:
         def make(name: str, *callbacks: Any, **others: Any) -> Any:
             own = {**EVERY_OTHER, "output_dir": str(tmp_path / name), **settings, **others}
-            return make_trainer(rollouts=rollouts(), callbacks=list(callbacks), **own)
+            return make_trainer(generator=rollouts(), callbacks=list(callbacks), **own)
 
         whole = make("whole")
         whole.train()
@@ -141,11 +141,11 @@ def test_the_best_of_an_earlier_run_in_the_folder_is_not_taken_for_this_ones(
     make_trainer: Make, rollouts: Make, tmp_path: Path
 ) -> None:
     own = {**EVERY_OTHER, **BEST, "output_dir": str(tmp_path / "run")}
-    first = make_trainer(rollouts=rollouts(), **own)
+    first = make_trainer(generator=rollouts(), **own)
     first.train()
     best = first.state.best_global_step
     later = {**own, "save_steps": 4 if best % 4 else 5, "max_steps": 6, "load_best_model_at_end": False}
-    second = make_trainer(rollouts=rollouts(), **later)
+    second = make_trainer(generator=rollouts(), **later)
     second.train()
     assert second.state.best_global_step == best  # which it did not save
     assert (tmp_path / f"run/checkpoint-{best}").is_dir()
@@ -156,7 +156,7 @@ def test_stopped_early_in_the_middle_of_an_epoch_a_run_has_the_checkpoint_of_its
     make_trainer: Make, rollouts: Make, tmp_path: Path
 ) -> None:
     own = {**EVERY_OTHER, **BEST, "save_strategy": "epoch", "load_best_model_at_end": False, "max_steps": 40}
-    run = make_trainer(rollouts=rollouts(), **own, early_stopping_patience=2, output_dir=str(tmp_path / "run"))
+    run = make_trainer(generator=rollouts(), **own, early_stopping_patience=2, output_dir=str(tmp_path / "run"))
     run.train()
     assert 0 < run.state.global_step < 40
     assert run.state.global_step % 4  # of an epoch
@@ -175,8 +175,8 @@ def test_what_a_reward_logs_is_read_back(
 
     own = {**EVERY_OTHER, "output_dir": str(tmp_path / "run"), **TABLES}
     with pytest.raises(CutOff):
-        make_trainer(rollouts=rollouts(), reward=reward, callbacks=[CutOffAt(4)], **own).train()
-    again = make_trainer(rollouts=rollouts(), reward=reward, **own)
+        make_trainer(generator=rollouts(), reward=reward, callbacks=[CutOffAt(4)], **own).train()
+    again = make_trainer(generator=rollouts(), reward=reward, **own)
     again.train("auto")
     extra = again._logs["extra"]
     assert set(map(type, extra["numpy"])) <= {float, np.float64}
@@ -186,7 +186,7 @@ def test_what_a_reward_logs_is_read_back(
 def test_what_was_over_stays_over(runs: Make, rollouts: Make, make_trainer: Make, z_of: Z) -> None:
     """After the last update, and after early stopping: no further one is made, and the last lines come once."""
     whole, broken = runs((), **BEST, early_stopping_patience=3, max_steps=20)
-    again = make_trainer(rollouts=rollouts(), **{**EVERY_OTHER, **BEST, "early_stopping_patience": 3, "max_steps": 20},
+    again = make_trainer(generator=rollouts(), **{**EVERY_OTHER, **BEST, "early_stopping_patience": 3, "max_steps": 20},
                          output_dir=broken.args.output_dir)  # fmt: skip
     again.train("auto")
     assert again.state.global_step == broken.state.global_step
@@ -200,7 +200,7 @@ def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(
     make_trainer: Make, rollouts: Make, z_of: Z, tmp_path: Path, update: int, saved: dict[str, Any]
 ) -> None:
     own = {**EVERY_OTHER, **saved, "num_iterations": 2, "logging_steps": 4, **SEVERAL_UPDATES}
-    whole = make_trainer(rollouts=rollouts(), **own, output_dir=str(tmp_path / "whole"))
+    whole = make_trainer(generator=rollouts(), **own, output_dir=str(tmp_path / "whole"))
     whole.train()
 
     class Signal(TrainerCallback):
@@ -208,10 +208,10 @@ def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(
             if state.global_step + 1 == update:
                 stopped.stop.requested = "SIGUSR1"
 
-    stopped = make_trainer(rollouts=rollouts(), **own, output_dir=str(tmp_path / "cut"), callbacks=[Signal()])
+    stopped = make_trainer(generator=rollouts(), **own, output_dir=str(tmp_path / "cut"), callbacks=[Signal()])
     with pytest.raises(Stopped, match=f"stopped by SIGUSR1 after update {update}: .*checkpoint-{update}$"):
         stopped.train()
-    broken = make_trainer(rollouts=rollouts(), **own, output_dir=str(tmp_path / "cut"))
+    broken = make_trainer(generator=rollouts(), **own, output_dir=str(tmp_path / "cut"))
     broken.go_on_from("auto")
     assert broken.resumed_step == update
     broken.train()
@@ -237,7 +237,7 @@ def test_lora_with_dropout(make_trainer: Make, rollouts: Make, tmp_path: Path) -
         lora = LoraConfig(r=2, lora_dropout=0.3, target_modules=["up_proj"], task_type="CAUSAL_LM")
         own = {**EVERY_OTHER, "max_steps": 4, "weight_decay": 0.0, "output_dir": str(tmp_path / name)}
         torch.manual_seed(0)  # the start of LoRA is random
-        return make_trainer(rollouts=rollouts(), peft_config=lora, callbacks=list(callbacks), **own)
+        return make_trainer(generator=rollouts(), peft_config=lora, callbacks=list(callbacks), **own)
 
     whole = make("whole")
     whole.train()
@@ -256,7 +256,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(runs: Make, rollouts: Make, mak
     own = {"lr_scheduler_type": "constant", "max_steps": 4}
     whole, short = runs((), **own)
     settings = {**EVERY_OTHER, **own, "max_steps": 6, "save_steps": 3, "output_dir": short.args.output_dir}
-    longer = make_trainer(rollouts=rollouts(), **settings)
+    longer = make_trainer(generator=rollouts(), **settings)
     longer.train("auto")
     assert longer.state.global_step == 6
     assert (Path(longer.args.output_dir) / "checkpoint-6").is_dir()
@@ -270,7 +270,7 @@ def test_going_back_to_an_earlier_checkpoint_removes_the_later_ones(
 ) -> None:
     _, done = runs(())
     folder = Path(done.args.output_dir)
-    again = make_trainer(rollouts=rollouts(), **EVERY_OTHER, output_dir=str(folder), callbacks=[CutOffAt(4)])
+    again = make_trainer(generator=rollouts(), **EVERY_OTHER, output_dir=str(folder), callbacks=[CutOffAt(4)])
     with pytest.raises(CutOff):
         again.train(str(folder / "checkpoint-2"))
     assert [path.name for path in sorted(folder.glob("checkpoint-*"))] == ["checkpoint-2"]
@@ -279,7 +279,7 @@ def test_going_back_to_an_earlier_checkpoint_removes_the_later_ones(
 
 def test_other_rows_are_refused(runs: Make, rollouts: Make, make_trainer: Make) -> None:
     _, done = runs((), max_steps=2)
-    other = make_trainer(rollouts=rollouts(), **{**EVERY_OTHER, "max_steps": 3}, output_dir=done.args.output_dir)
+    other = make_trainer(generator=rollouts(), **{**EVERY_OTHER, "max_steps": 3}, output_dir=done.args.output_dir)
     other.train_dataset = other.train_dataset.select(range(8))
     with pytest.raises(SVFError, match="other training rows"):
         other.train("auto")
@@ -290,8 +290,8 @@ def test_tensorboard_shows_each_update_once(make_trainer: Make, rollouts: Make, 
 
     own = {**EVERY_OTHER, "report_to": "tensorboard", "output_dir": str(tmp_path / "run")}
     with pytest.raises(CutOff):
-        make_trainer(rollouts=rollouts(), **own, callbacks=[CutOffAt(4)]).train()
-    make_trainer(rollouts=rollouts(), **own).train("auto")
+        make_trainer(generator=rollouts(), **own, callbacks=[CutOffAt(4)]).train()
+    make_trainer(generator=rollouts(), **own).train("auto")
     (folder,) = (tmp_path / "run/runs").iterdir()
     events = EventAccumulator(str(folder)).Reload()
     assert [event.step for event in events.Scalars("train/reward")] == [1, 2, 3, 4, 5, 6]
@@ -310,12 +310,12 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(
         return [math.inf, *values[1:]] if next(calls) == 3 else values
 
     own = {**EVERY_OTHER, "advantage": "none", "output_dir": str(tmp_path / "run"), "save_steps": 1}
-    broken = make_trainer(rollouts=rollouts(), reward=reward, **own)
+    broken = make_trainer(generator=rollouts(), reward=reward, **own)
     with pytest.raises(SVFError, match=r"gradient of update 4 is not finite .*goes on from .*checkpoint-3") as error:
         broken.train()
     assert "\n" not in str(error.value)
     assert all(z.isfinite().all() for z in z_of(broken).values())
-    again = make_trainer(rollouts=rollouts(), reward=parity_reward, **own)
+    again = make_trainer(generator=rollouts(), reward=parity_reward, **own)
     again.train("auto")
     assert again.state.global_step == 6
 
@@ -343,10 +343,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(
 
     own = {**EVERY_OTHER, "output_dir": str(small_disk / "run"), "save_steps": 1, "logging_strategy": "no"}
     with pytest.raises(SVFError, match=r"cannot write .*checkpoint-2: .*goes on from .*checkpoint-1") as error:
-        make_trainer(rollouts=rollouts(), **own, callbacks=[Fill()]).train()
+        make_trainer(generator=rollouts(), **own, callbacks=[Fill()]).train()
     assert "\n" not in str(error.value)
     (small_disk / "filling").unlink()
     assert {path.name for path in (small_disk / "run").glob("*checkpoint-*")} == {"checkpoint-1"}
-    again = make_trainer(rollouts=rollouts(), **{**own, "max_steps": 2})
+    again = make_trainer(generator=rollouts(), **{**own, "max_steps": 2})
     again.train("auto")
     assert again.state.global_step == 2

@@ -16,7 +16,7 @@ import pytest
 
 import svf_rl.train
 from svf_rl.cli import main
-from svf_rl.new_folder import held
+from svf_rl.storage.new_folder import held
 from svf_rl.training.callbacks import TIMING
 
 SMALL = [

@@ -16,9 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, SyncReport
 from svf_rl.rewards import load_reward
+from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
 from svf_rl.training.callbacks import TIMING
-from svf_rl.training.config import SVFReinforceConfig
 from svf_rl.training.policy import reference
 from svf_rl.training.trainer import SVFReinforceTrainer
 
@@ -58,7 +58,7 @@ def test_gpt2_trains(make_trainer: Make, tokenizer: Any, scripted: Make, z_of: Z
         eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
-    trainer = make_trainer(GPT2LMHeadModel(config), rollouts=scripted(), beta=0.1)
+    trainer = make_trainer(GPT2LMHeadModel(config), generator=scripted(), beta=0.1)
     before = z_of(trainer)
     trainer.train()
     assert _moved(before, z_of(trainer))
@@ -67,7 +67,7 @@ def test_gpt2_trains(make_trainer: Make, tokenizer: Any, scripted: Make, z_of: Z
 
 def test_lora_trains_through_the_same_trainer(make_trainer: Make, scripted: Make) -> None:
     config = LoraConfig(r=2, target_modules=["up_proj", "down_proj"], task_type="CAUSAL_LM")
-    trainer = make_trainer(peft_config=config, rollouts=scripted(), max_steps=2, beta=0.1)
+    trainer = make_trainer(peft_config=config, generator=scripted(), max_steps=2, beta=0.1)
     trained = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in name for name in trained)
@@ -84,7 +84,7 @@ def test_lora_trains_through_the_same_trainer(make_trainer: Make, scripted: Make
 def test_modules_to_save_train_beside_z(make_trainer: Make, tiny_llama: Make, scripted: Make, module: str) -> None:
     """A trained output layer makes the logits, and the reference keeps the original one."""
     config = SVFConfig(modules_to_save=[module], task_type="CAUSAL_LM")
-    trainer = make_trainer(tiny_llama(tied=False), peft_config=config, rollouts=scripted(), max_steps=2, beta=0.1)
+    trainer = make_trainer(tiny_llama(tied=False), peft_config=config, generator=scripted(), max_steps=2, beta=0.1)
     trained = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert any("modules_to_save" in name for name in trained)
     trainer.train()
@@ -105,12 +105,12 @@ def test_modules_to_save_train_beside_z(make_trainer: Make, tiny_llama: Make, sc
 def test_a_model_that_has_its_adapter_already_goes_on_from_there(
     make_trainer: Make, tmp_path: Path, tiny_llama: Make, tokenizer: Any, scripted: Make, z_of: Z
 ) -> None:
-    first = make_trainer(rollouts=scripted())
+    first = make_trainer(generator=scripted())
     first.train()
     first.save_model(str(tmp_path / "adapter"))
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter", is_trainable=True)
     second = SVFReinforceTrainer(
-        model, first.reward_funcs[0], first.args, first.train_dataset, None, tokenizer, rollouts=scripted()
+        model, first.reward_funcs[0], first.args, first.train_dataset, None, tokenizer, generator=scripted()
     )
     start = z_of(second)
     assert all(torch.equal(start[n], z) for n, z in z_of(first).items())
@@ -123,7 +123,7 @@ def test_gradient_checkpointing_gives_the_same_z(make_trainer: Make, scripted: M
     for checkpointing in (False, True):
         config = SVFConfig(init="random", init_std=0.0, task_type="CAUSAL_LM")
         trainer = make_trainer(
-            peft_config=config, rollouts=scripted(), gradient_checkpointing=checkpointing, max_steps=2, beta=0.3
+            peft_config=config, generator=scripted(), gradient_checkpointing=checkpointing, max_steps=2, beta=0.3
         )
         trainer.train()
         results.append(z_of(trainer))
@@ -135,7 +135,7 @@ def test_gradient_checkpointing_gives_the_same_z(make_trainer: Make, scripted: M
 def test_without_an_adapter_there_is_nothing_to_train(
     make_trainer: Make, tiny_llama: Make, tokenizer: Any, scripted: Make
 ) -> None:
-    other = make_trainer(rollouts=scripted())
+    other = make_trainer(generator=scripted())
     with pytest.raises(SVFError, match="pass peft_config=SVFConfig"):
         SVFReinforceTrainer(tiny_llama(), other.reward_funcs, other.args, other.train_dataset, None, tokenizer)
 
@@ -145,7 +145,7 @@ def test_without_an_adapter_there_is_nothing_to_train(
 
 def test_when_nothing_can_be_scored_z_stays(make_trainer: Make, scripted: Make, z_of: Z) -> None:
     trainer = make_trainer(
-        rollouts=scripted(), reward=lambda completion_ids, **_: [None] * len(completion_ids), beta=0.3, max_steps=2,
+        generator=scripted(), reward=lambda completion_ids, **_: [None] * len(completion_ids), beta=0.3, max_steps=2,
         peft_config=SVFConfig(init="random", init_std=0.3, task_type="CAUSAL_LM"),
     )  # fmt: skip
     before = z_of(trainer)
@@ -168,7 +168,7 @@ def test_a_broken_reward_ends_the_run_with_one_line(
     make_trainer: Make, scripted: Make, tmp_path: Path, body: str, message: str
 ) -> None:
     (tmp_path / "mine.py").write_text(f"def f(completions, **kwargs):\n    {body}\n")
-    trainer = make_trainer(rollouts=scripted(), reward=load_reward(f"{tmp_path / 'mine.py'}:f"))
+    trainer = make_trainer(generator=scripted(), reward=load_reward(f"{tmp_path / 'mine.py'}:f"))
     with pytest.raises(SVFError, match=message) as error:
         trainer.train()
     assert "\n" not in str(error.value)
@@ -181,7 +181,7 @@ def test_rewards_are_weighted_and_one_that_cannot_score_leaves_the_other(make_tr
     def second(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         return [None if i % 2 else 1.0 for i in range(len(completion_ids))]
 
-    trainer = make_trainer(rollouts=scripted(), reward=[first, second], reward_weights=[1.0, 0.5])
+    trainer = make_trainer(generator=scripted(), reward=[first, second], reward_weights=[1.0, 0.5])
     trainer.train()
     line = trainer.state.log_history[0]
     assert line["reward"] == pytest.approx(1.25)
@@ -203,7 +203,7 @@ def test_rewards_are_weighted_and_one_that_cannot_score_leaves_the_other(make_tr
 def test_no_pass_is_run_that_is_not_needed(
     make_trainer: Make, scripted: Make, settings: dict[str, Any], passes: int
 ) -> None:
-    trainer = make_trainer(rollouts=scripted(), **settings)
+    trainer = make_trainer(generator=scripted(), **settings)
     calls: list[int] = []
     trainer.model.get_base_model().model.register_forward_hook(lambda *_: calls.append(1))
     trainer.train()
@@ -227,7 +227,7 @@ def test_weight_decay_pulls_towards_the_base_model(
 ) -> None:
     """With no reward there is decay alone: the distance to the identity shrinks by lr · weight_decay a step."""
     trainer = make_trainer(
-        rollouts=scripted(), reward=lambda completion_ids, **_: [0.0] * len(completion_ids), weight_decay=0.5,
+        generator=scripted(), reward=lambda completion_ids, **_: [0.0] * len(completion_ids), weight_decay=0.5,
         max_steps=2, optim=optim, peft_config=SVFConfig(init="random", init_std=0.3, task_type="CAUSAL_LM", **config),
     )  # fmt: skip
     before = z_of(trainer)
@@ -238,7 +238,7 @@ def test_weight_decay_pulls_towards_the_base_model(
 
 def test_training_again_decays_once_a_step(make_trainer: Make, scripted: Make, z_of: Z) -> None:
     trainer = make_trainer(
-        rollouts=scripted(), reward=lambda completion_ids, **_: [0.0] * len(completion_ids), weight_decay=0.5,
+        generator=scripted(), reward=lambda completion_ids, **_: [0.0] * len(completion_ids), weight_decay=0.5,
         peft_config=SVFConfig(init="random", init_std=0.3, task_type="CAUSAL_LM"),
     )  # fmt: skip
     before = z_of(trainer)
@@ -272,7 +272,7 @@ def test_held_out_accuracy_equals_an_independent_count(make_trainer: Make, parit
 
 def test_an_item_that_cannot_be_scored_counts_as_wrong(make_trainer: Make, scripted: Make) -> None:
     trainer = make_trainer(
-        eval_items=8, rollouts=scripted(), reward=lambda item, **_: [None if i % 4 == 0 else 1.0 for i in item]
+        eval_items=8, generator=scripted(), reward=lambda item, **_: [None if i % 4 == 0 else 1.0 for i in item]
     )
     metrics = trainer.evaluate()
     assert metrics["eval_accuracy"] == 0.75
@@ -282,7 +282,7 @@ def test_an_item_that_cannot_be_scored_counts_as_wrong(make_trainer: Make, scrip
 
 def test_evaluation_is_greedy_syncs_first_and_leaves_training_alone(make_trainer: Make, scripted: Make) -> None:
     rollouts = scripted()
-    trainer = make_trainer(eval_items=4, rollouts=rollouts, temperature=0.8, top_p=0.9)
+    trainer = make_trainer(eval_items=4, generator=rollouts, temperature=0.8, top_p=0.9)
     trainer.model.train()
     torch.manual_seed(0)
     expected = torch.rand(2)
@@ -301,11 +301,11 @@ def test_evaluation_is_greedy_syncs_first_and_leaves_training_alone(make_trainer
 
 def test_evaluation_without_items_is_refused(make_trainer: Make, scripted: Make) -> None:
     with pytest.raises(SVFError, match="eval_dataset"):
-        make_trainer(rollouts=scripted()).evaluate()
+        make_trainer(generator=scripted()).evaluate()
 
 
 class _Graded:
-    """Rollouts whose evaluations have given accuracies, whatever the model: the odd answers are right."""
+    """CompletionGenerator whose evaluations have given accuracies, whatever the model: the odd answers are right."""
 
     def __init__(self, accuracies: list[float], training: Any):
         self._accuracies: Iterator[float] = iter(accuracies)
@@ -344,7 +344,7 @@ def test_the_best_checkpoint_by_held_out_accuracy_is_loaded_at_the_end(
 ) -> None:
     history = _History(lambda: z_of(trainer))
     trainer = make_trainer(
-        rollouts=_Graded([0.3, 0.9, 0.9, 0.5], scripted()), callbacks=[history], max_steps=4, **EVALUATED
+        generator=_Graded([0.3, 0.9, 0.9, 0.5], scripted()), callbacks=[history], max_steps=4, **EVALUATED
     )
     trainer.train()
     assert trainer.state.best_metric == pytest.approx(0.9)
@@ -356,7 +356,7 @@ def test_the_best_checkpoint_by_held_out_accuracy_is_loaded_at_the_end(
 
 def test_training_stops_when_it_no_longer_gets_better(make_trainer: Make, scripted: Make) -> None:
     trainer = make_trainer(
-        rollouts=_Graded([0.5, 0.6, 0.6, 0.4, 0.9], scripted()), max_steps=5, early_stopping_patience=2, **EVALUATED
+        generator=_Graded([0.5, 0.6, 0.6, 0.4, 0.9], scripted()), max_steps=5, early_stopping_patience=2, **EVALUATED
     )
     trainer.train()
     assert trainer.state.global_step == 4
@@ -368,7 +368,7 @@ def test_what_a_reward_logs_in_an_evaluation_does_not_come_up_in_training(make_t
         log_metric("calls", float(len(completion_ids)))
         return [1.0] * len(completion_ids)
 
-    trainer = make_trainer(rollouts=scripted(), reward=talkative, eval_items=5, log_completions=True)
+    trainer = make_trainer(generator=scripted(), reward=talkative, eval_items=5, log_completions=True)
     trainer.evaluate()
     trainer.train()
     table = pd.read_parquet(Path(trainer.args.output_dir) / "completions" / "completions_00001.parquet")
@@ -388,7 +388,7 @@ EVERY_STEP = {
 def test_every_step_reports_every_metric(make_trainer: Make, scripted: Make) -> None:
     rollouts = scripted(logprobs=lambda prompt, completion: [-5.0] * len(completion))
     trainer = make_trainer(
-        rollouts=rollouts, use_vllm=True, beta=0.1, max_steps=3, gradient_accumulation_steps=2, eval_items=4,
+        generator=rollouts, use_vllm=True, beta=0.1, max_steps=3, gradient_accumulation_steps=2, eval_items=4,
         eval_strategy="steps", eval_steps=1, max_grad_norm=1.0,
     )  # fmt: skip
     trainer.train()
@@ -406,7 +406,7 @@ def test_the_logp_difference_is_the_mean_distance_to_the_generator(make_trainer:
     """A generator that is sure of each token: the difference is the policy's own −log p, that of the loss."""
     rollouts = scripted(logprobs=lambda prompt, completion: [0.0] * len(completion))
     trainer = make_trainer(
-        rollouts=rollouts, use_vllm=True, vllm_importance_sampling_correction=False, loss_reduction="mean",
+        generator=rollouts, use_vllm=True, vllm_importance_sampling_correction=False, loss_reduction="mean",
         reward=lambda completion_ids, **_: [1.0] * len(completion_ids), per_device_train_batch_size=8,
     )  # fmt: skip
     trainer.train()
@@ -417,7 +417,7 @@ def test_the_logp_difference_is_the_mean_distance_to_the_generator(make_trainer:
 
 
 def test_the_completions_are_kept_as_a_table(make_trainer: Make, scripted: Make) -> None:
-    trainer = make_trainer(rollouts=scripted(), log_completions=True, max_steps=2, advantage="leave_one_out")
+    trainer = make_trainer(generator=scripted(), log_completions=True, max_steps=2, advantage="leave_one_out")
     trainer.train()
     table = pd.read_parquet(Path(trainer.args.output_dir) / "completions" / "completions_00002.parquet")
     assert {"step", "prompt", "completion", "plus_minus", "advantage"} <= set(table.columns)
@@ -428,7 +428,7 @@ def test_the_completions_are_kept_as_a_table(make_trainer: Make, scripted: Make)
 
 
 def test_one_seed_decides_everything(make_trainer: Make, z_of: Z) -> None:
-    """Rollouts by the model itself: the same lines and the same bits for one seed, others for another."""
+    """CompletionGenerator by the model itself: the same lines and the same bits for one seed, others for another."""
     runs = []
     for seed in (3, 3, 4):
         trainer = make_trainer(
@@ -446,14 +446,14 @@ def test_one_seed_decides_everything(make_trainer: Make, z_of: Z) -> None:
 
 
 def test_images_are_refused(make_trainer: Make, scripted: Make) -> None:
-    trainer = make_trainer(rollouts=scripted())
+    trainer = make_trainer(generator=scripted())
     with pytest.raises(SVFError, match="images are not supported"):
         trainer._generate_single_turn([[1]], [["picture"]], {}, 1)
 
 
 def test_the_settings_are_as_they_were_given(make_trainer: Make, scripted: Make) -> None:
     """What is hidden from TRL's constructor is back afterwards."""
-    trainer = make_trainer(rollouts=scripted(), use_vllm=True, beta=0.3, temperature=0.0, num_generations=1)
+    trainer = make_trainer(generator=scripted(), use_vllm=True, beta=0.3, temperature=0.0, num_generations=1)
     args: SVFReinforceConfig = trainer.args
     assert (args.use_vllm, args.beta, args.temperature) == (True, 0.3, 0.0)
     assert trainer.ref_model is None

@@ -11,12 +11,12 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from svf_rl.generation import SyncReport
-from svf_rl.generation.colocated_vllm import ColocatedVLLM
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.rewards import load_reward
+from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
 from svf_rl.training.callbacks import TIMING
-from svf_rl.training.config import SVFReinforceConfig
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 pytestmark = pytest.mark.vllm
@@ -28,7 +28,9 @@ def _rows(split: str, count: int) -> Dataset:
 
 
 @pytest.fixture
-def quickstart(vllm_engine: ColocatedVLLM, tokenizer: Any, tmp_path: Path) -> Callable[..., SVFReinforceTrainer]:
+def quickstart(
+    vllm_engine: ColocatedVLLMGenerator, tokenizer: Any, tmp_path: Path
+) -> Callable[..., SVFReinforceTrainer]:
     """`quickstart(name)`: a trainer of 3 updates of 8 prompts × 4 completions, evaluated before and after."""
 
     def build(name: str, **settings: Any) -> SVFReinforceTrainer:
@@ -44,7 +46,7 @@ def quickstart(vllm_engine: ColocatedVLLM, tokenizer: Any, tmp_path: Path) -> Ca
         reward = load_reward({"name": "numeric"})
         return SVFReinforceTrainer(
             model, reward, args, _rows("train", 64), _rows("validation", 16), tokenizer,
-            peft_config=SVFConfig(task_type="CAUSAL_LM"), rollouts=vllm_engine,
+            peft_config=SVFConfig(task_type="CAUSAL_LM"), generator=vllm_engine,
         )  # fmt: skip
 
     return build
@@ -80,7 +82,7 @@ def test_vllm_samples_from_the_policy_in_training_and_one_seed_decides_everythin
 def test_an_engine_that_is_not_synced_is_seen(quickstart: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above."""
     trainer = quickstart("stale")
-    monkeypatch.setattr(trainer.rollouts, "sync", lambda model, everything=False: SyncReport())
+    monkeypatch.setattr(trainer.generator, "sync", lambda model, everything=False: SyncReport())
     trainer.train()
     first, *later = _differences(trainer)
     assert first < 1e-4

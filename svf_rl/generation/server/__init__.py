@@ -1,0 +1,1 @@
+"""vLLM servers as generators, and the update of their weights."""

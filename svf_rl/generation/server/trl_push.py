@@ -1,0 +1,90 @@
+"""A vLLM server without this package's extension: TRL's push of full weights over NCCL, which needs CUDA."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import requests
+import torch
+from torch import Tensor
+
+from svf_rl.errors import SVFError
+from svf_rl.generation.server.connection import ServerConnection, ServerGoneError
+
+
+class TRLPushConnection(ServerConnection):
+    """
+    A vLLM server that was started for TRL: with `VLLM_SERVER_DEV_MODE=1` and
+    `--weight-transfer-config '{"backend": "nccl"}'`.
+
+    vLLM itself keeps the version of the weights, which a server that was restarted has lost.
+
+    Args:
+        url (`str`): Such as `http://localhost:8000`.
+        group_port (`int`): Where the trainer and the server's workers meet; another one for each server.
+    """
+
+    def __init__(self, url: str, group_port: int):
+        super().__init__(url)
+        self.takes_z = False
+        self._group_port = group_port
+        self._client: Any = None
+        self._push = ExitStack()
+        self._last = ""
+
+    def _settings(self) -> dict[str, Any]:
+        info = self._request("GET", "/server_info", params={"config_format": "json"})["vllm_config"]
+        if info["weight_transfer_config"] is None:
+            raise SVFError(
+                f"the vLLM server {self.url} takes no weights: start it with svf-rl serve RECIPE, or with "
+                """--weight-transfer-config '{"backend": "nccl"}' for TRL's push"""
+            )
+        return {
+            **{key: info["model_config"][key] for key in ("max_model_len", "logprobs_mode")},
+            "dtype": str(info["model_config"]["dtype"]).removeprefix("torch."),
+            "max_num_seqs": info["scheduler_config"]["max_num_seqs"],
+            "device": "cuda",
+            "replicas": 1,  # TRL's push reaches all of them
+        }
+
+    def status(self) -> dict[str, Any]:
+        return {"instance": "", "version": self._request("GET", "/weight_info")["weight_version"], "layout": None}
+
+    def begin_push(self, prefix: str, run: str) -> int:
+        if self._client is None or self.status()["version"] != self._last:  # new, or restarted: they must meet again
+            if self._client is not None:
+                self._client.close_communicator()
+            self._client = _client(self.url, self._group_port)
+            self._client.init_communicator(torch.cuda.current_device())
+        try:
+            self._push.enter_context(self._client.weight_update())
+        except ServerGoneError:  # or a run that was killed in the middle of its push has left it open
+            self._request("POST", "/finish_weight_update", json={})
+            self._push.enter_context(self._client.weight_update())
+        return 0
+
+    def push(self, name: str, weight: Tensor) -> int:
+        self._client.update_named_param(name, weight)
+        return weight.numel() * weight.element_size()
+
+    def commit(self, version: str, tensors: int) -> int:
+        self._push.close()
+        self._request("POST", "/update_weight_version", json={"new_version": version})
+        self._last = version
+        return 0
+
+
+def _client(url: str, group_port: int) -> Any:
+    """TRL's client, whose requests fail as ours do: TRL raises plain exceptions."""
+    from trl.generation.vllm_client import VLLMClient
+
+    class Client(VLLMClient):
+        def _post(self, url: str, **options: Any) -> dict[str, Any]:
+            try:
+                response = self.session.post(url, **options)
+            except requests.RequestException as error:
+                raise ServerGoneError(f"{type(error).__name__}: {error}") from error
+            if response.status_code != 200:
+                raise ServerGoneError(f"{url} ends with status {response.status_code}: {response.text[:300]}")
+            return response.json()
+
+    return Client(url, group_port=group_port)

@@ -1,0 +1,242 @@
+"""CompletionGenerator from a vLLM engine in the training process."""
+
+import os
+import random
+import socket
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from svf_rl.errors import SVFError
+from svf_rl.generation.continuations import joined
+from svf_rl.generation.processes import process_count
+from svf_rl.generation.prompts import check_room
+from svf_rl.generation.sampling import Completion, Sampling, SyncReport
+from svf_rl.generation.vllm.cpu import plain_cpu_collectives, plain_cpu_weights
+from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
+from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_processes
+from svf_rl.generation.weights import adapted_weights, frozen_weights
+
+
+class ColocatedVLLMGenerator:
+    """
+    A vLLM engine beside the model in training, on the same device.
+
+    Args:
+        model (`str`): Folder or Hub name of the base model; the engine reads it once, adapters arrive by `sync`.
+        dtype (`torch.dtype`): Type of the engine's weights: that of the trained model, or log-probabilities differ.
+        seed (`int`): Seed of the engine; every completion has one of its own besides.
+        device (`str`, *optional*, defaults to `"cuda"`): Type of the device, `"cuda"` or `"cpu"`.
+        max_model_len (`int`, *optional*): Prompt and completion together, in tokens; default: the model's own limit.
+        max_num_seqs (`int`, *optional*, defaults to 256): Sequences decoded together.
+        gpu_memory_utilization (`float`, *optional*, defaults to 0.3): Share of the GPU's memory for the engine.
+        tensor_parallel_size (`int`, *optional*, defaults to 1):
+            Consecutive processes that are one engine, a shard of each weight on each of them. They make every call
+            together, each with its own prompts, and each gets the answers to its own.
+        enable_sleep_mode (`bool`, *optional*, defaults to `False`):
+            Free the engine's memory while the model trains (CUDA). The weights are dropped too, so that every sync
+            pushes all of them.
+        enforce_eager (`bool`, *optional*, defaults to `False`): Skip all compilation: slower tokens, a faster
+            start, and no C++ compiler needed.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): As in transformers.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: torch.dtype,
+        seed: int,
+        device: str = "cuda",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        gpu_memory_utilization: float = 0.3,
+        tensor_parallel_size: int = 1,
+        enable_sleep_mode: bool = False,
+        enforce_eager: bool = False,
+        trust_remote_code: bool = False,
+    ):
+        if enable_sleep_mode and device != "cuda":
+            raise SVFError("vllm_enable_sleep_mode works on CUDA alone: turn it off here")
+        check_processes(tensor_parallel_size, process_count())
+        # The engine must live in this process, or its weights are out of reach.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        llm_class = _import_llm()
+        LIVING_ENGINES.before_start()
+        self._sleeps = enable_sleep_mode
+        # vLLM's own `enforce_eager` still compiles its sampler: half a minute, and a C++ compiler, for a small model
+        self._stance = "force_eager" if enforce_eager else "default"
+        with (
+            _preserved_rng(),
+            _launched(),
+            plain_cpu_weights(),
+            plain_cpu_collectives(),
+            torch.compiler.set_stance(self._stance),
+        ):
+            self.llm = llm_class(
+                model=model,
+                dtype=str(dtype).removeprefix("torch."),
+                seed=seed,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max(4096, max_num_seqs, max_model_len or 0),
+                gpu_memory_utilization=gpu_memory_utilization,
+                tensor_parallel_size=tensor_parallel_size,
+                enable_sleep_mode=enable_sleep_mode,
+                enforce_eager=enforce_eager,
+                # vLLM rewinds a seeded generator after a part of a prompt, which the CPU's generators cannot do
+                enable_chunked_prefill=device != "cpu",
+                trust_remote_code=trust_remote_code,
+                distributed_executor_backend="external_launcher",
+                # after temperature and truncation: the distribution that the tokens were drawn from
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+            )
+        LIVING_ENGINES.add(self.llm)
+        self._ranks = EngineRanks(tensor_parallel_size)
+        empty = [name for name, p in self.model.named_parameters() if p.numel() == 0]
+        if empty:
+            raise SVFError(
+                f"vLLM repacked {empty[0]}, so that no weight can be synced: report this with your CPU's name"
+            )
+        self.stale = False
+        self._sleep()
+
+    @property
+    def model(self) -> nn.Module:
+        """vLLM's own module, whose weights `sync` replaces."""
+        return self.llm.llm_engine.model_executor.driver_worker.model_runner.model
+
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
+    ) -> list[Completion]:
+        requests, own = self._ranks.gathered(list(zip(prompts, seeds, strict=True)))
+        check_room([prompt for prompt, _ in requests], self._max_model_len)
+        params = [_sampling_params(sampling, seed) for _, seed in requests]
+        outputs = self._outputs([prompt for prompt, _ in requests], params, progress and self._ranks.first)
+        return [_completion(output.outputs[0]) for output in outputs[own]]
+
+    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
+        from vllm import SamplingParams
+
+        (prompts, own), (continuations, _) = map(self._ranks.gathered, (prompts, continuations))
+        # one token must be left to generate: vLLM takes no request without
+        sequences = joined(prompts, continuations, self._max_model_len - 1)
+        if not sequences:
+            return []
+        # Scores of prompt tokens know neither temperature nor seed. A request for them reads no cached prefix, and
+        # comes back whole where the prompt was computed in parts. 0: of the prompt's own tokens alone.
+        scores = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+        outputs = self._outputs(sequences, [scores] * len(sequences), progress=False)
+        return [
+            output.prompt_logprobs.logprobs[-len(continuation) :]
+            for output, continuation in list(zip(outputs, continuations, strict=True))[own]
+        ]
+
+    @property
+    def _max_model_len(self) -> int:
+        return self.llm.llm_engine.model_config.max_model_len
+
+    def _outputs(self, prompts: Sequence[list[int]], params: Sequence[Any], progress: bool) -> list[Any]:
+        """What the awake engine answers to each prompt, in order."""
+        if self.stale:
+            raise RuntimeError("the engine dropped its weights when it slept: sync before generating")
+        if self._sleeps:
+            self.llm.wake_up(tags=["kv_cache"])
+        # A cached prefix was computed in another batch and differs in the last bits: without it, what is generated
+        # depends on this call alone.
+        self.llm.reset_prefix_cache()
+        with _preserved_rng(), torch.compiler.set_stance(self._stance):
+            requests = [{"prompt_token_ids": ids} for ids in prompts]
+            try:
+                outputs = self.llm.generate(requests, list(params), use_tqdm=progress)
+            # torch's own, out of memory among them: an engine that failed in a step has lost count of its requests
+            except RuntimeError as error:
+                said = " ".join(str(error).split())[:300]
+                raise SVFError(f"vLLM failed: {type(error).__name__}: {said} (--debug shows where)") from error
+        self._sleep()
+        return outputs
+
+    def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
+        if self._sleeps:
+            torch.cuda.empty_cache()
+            self.llm.wake_up(tags=["weights"])
+        tensors = pushed = 0
+        for source in (adapted_weights, frozen_weights) if everything or self._sleeps else (adapted_weights,):
+            for name, weight in source(model):
+                self.model.load_weights([(name, weight)])
+                tensors, pushed = tensors + 1, pushed + weight.numel() * weight.element_size()
+                del weight  # before the next one is rebuilt
+        self.llm.reset_prefix_cache()
+        self.stale = False
+        return SyncReport(tensors, pushed)
+
+    def _sleep(self) -> None:
+        """Level 2 frees the weights instead of keeping a copy on the CPU: the trained model has them all."""
+        if self._sleeps:
+            self.llm.sleep(level=2)
+            self.stale = True
+
+
+def _import_llm() -> Any:
+    """
+    `vllm.LLM`, imported in a thread: vLLM keeps the traceback of an optional package that is missing, and with it every
+    frame of the thread, and the models in it, as long as the process lives.
+    """
+
+    def import_it() -> Any:
+        from vllm import LLM
+
+        return LLM
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(import_it).result()
+
+
+def _sampling_params(sampling: Sampling, seed: int) -> Any:
+    from vllm import SamplingParams
+
+    try:
+        return SamplingParams(n=1, **sampling.vllm_settings(seed), **sampling.extra)
+    except (TypeError, ValueError) as error:
+        raise SVFError(f"generation_kwargs or another sampling key does not suit vLLM: {error}") from error
+
+
+def _completion(output: Any) -> Completion:
+    logprobs = None
+    if output.logprobs is not None:
+        logprobs = [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
+    return Completion(list(output.token_ids), logprobs, output.finish_reason == "stop")
+
+
+@contextmanager
+def _launched() -> Iterator[None]:
+    """The engine reads its place among the processes from torchrun's variables; a process that was started alone is
+    the only one of its kind."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    missing = {key: value for key, value in alone.items() if key not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for key in missing:
+            del os.environ[key]
+
+
+@contextmanager
+def _preserved_rng() -> Iterator[None]:
+    """Building an engine reseeds Python, NumPy and torch, and sampling draws from torch's generator beside those of the
+    samples; the training's streams must not depend on either."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)

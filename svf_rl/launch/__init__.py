@@ -1,0 +1,1 @@
+"""How processes start: SLURM jobs and vLLM servers."""

@@ -1,0 +1,88 @@
+"""The command that starts a vLLM server which a run with `vllm_mode: server` can use."""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoConfig
+
+from svf_rl.errors import SVFError
+from svf_rl.generation.server.connection import EXTENSION
+from svf_rl.models.arguments import ModelArguments
+from svf_rl.settings.recipe import Recipe
+
+
+def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
+    """
+    Args:
+        recipe ([`Recipe`]): The recipe of the run: model, type, length and sampling of its rollouts.
+        host (`str`): The address to listen at.
+        port (`int`): The port to listen at.
+        more (`Sequence[str]`, *optional*): Options of vLLM's own, which win over those from the recipe.
+
+    Returns:
+        The command and its environment.
+
+    Raises:
+        SVFError: no such model, or the address cannot be listened at.
+    """
+    model, training = recipe.model, recipe.training
+    _check_free(host, port)
+    length = training.vllm_max_model_length
+    options: dict[str, object] = {
+        "host": host,
+        "port": port,
+        "model": model.location,
+        "revision": model.model_revision,
+        "dtype": _dtype(model),
+        "seed": training.seed,
+        "tensor-parallel-size": training.vllm_tensor_parallel_size,
+        "max-model-len": length,
+        "max-num-seqs": 256,
+        "max-num-batched-tokens": max(4096, length) if length else None,
+        # nothing else is on a server's GPU, but an update needs room for a matrix and its factors
+        "gpu-memory-utilization": 0.85 if torch.cuda.is_available() else training.vllm_gpu_memory_utilization,
+        # after temperature and truncation: the distribution that the tokens were drawn from
+        "logprobs-mode": "processed_logprobs",
+        "worker-extension-cls": EXTENSION,
+    }
+    flags = ["--disable-log-stats", "--disable-uvicorn-access-log"]
+    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
+    if training.vllm_enforce_eager:
+        flags.append("--enforce-eager")
+        environment["TORCHDYNAMO_DISABLE"] = "1"  # `--enforce-eager` alone still compiles the sampler
+    if not torch.cuda.is_available():
+        # vLLM rewinds a seeded generator after a part of a prompt, which the CPU's generators cannot do
+        flags.append("--no-enable-chunked-prefill")
+    if model.trust_remote_code:
+        flags.append("--trust-remote-code")
+    given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, *flags, *more], environment
+
+
+def _dtype(model: ModelArguments) -> str:
+    """As transformers chooses for the trained model; vLLM's own `auto` makes half precision of float32."""
+    if model.dtype != "auto":
+        return model.dtype
+    try:
+        config = AutoConfig.from_pretrained(
+            model.location, revision=model.model_revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise SVFError(f"no model in {model.location}: {' '.join(str(error).split())[:200]}") from error
+    return str(config.dtype or torch.float32).removeprefix("torch.")
+
+
+def _check_free(host: str, port: int) -> None:
+    """vLLM would say so after minutes of loading."""
+    if not 0 < port < 65536:
+        raise SVFError(f"cannot listen at port {port}: give a --port between 1 and 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise SVFError(f"cannot listen at {host}:{port} ({error}): give another --port or --host") from error

@@ -1,0 +1,77 @@
+"""What `slurm/train.slurm` needs to know of a recipe, so that no shell script reads one."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from svf_rl.errors import SVFError
+from svf_rl.models.arguments import AdapterArguments
+from svf_rl.models.loading import named_experts
+from svf_rl.settings.recipe import Recipe
+from svf_rl.settings.yaml_values import read_mapping
+from svf_rl.svf.cache import default_cache_dir
+from svf_rl.svf.targets import as_regex
+
+
+def with_servers(path: str | Path, overrides: Sequence[str], rollout_nodes: int) -> list[str]:
+    """
+    The overrides of a recipe whose vLLM servers the job is to start on so many nodes; their addresses are not known
+    yet.
+
+    Raises:
+        SVFError: the recipe names servers of its own, or no such number of nodes.
+    """
+    if rollout_nodes < 0:
+        raise SVFError(f"--rollout-nodes must be 0 or more, not {rollout_nodes}")
+    if not rollout_nodes:
+        return list(overrides)
+    key = "vllm_server_base_url"
+    given = {text.removeprefix("--").partition("=")[0].replace("-", "_") for text in overrides if text.startswith("--")}
+    if key in given or key in read_mapping(Path(path)):
+        raise SVFError(f"the recipe names a vLLM server already: leave out --rollout-nodes or {key}")
+    started = {"vllm_mode": "server", "vllm_enable_sleep_mode": "false", key: "http://localhost"}
+    return [*overrides, *(word for name, value in started.items() for word in (f"--{name}", value))]
+
+
+def slurm_values(recipe: Recipe) -> dict[str, str]:
+    """
+    The values of a recipe that the batch script acts on, by the name of its variable.
+
+    Args:
+        recipe (`Recipe`): The recipe as loaded, with its overrides.
+
+    Returns:
+        `dict[str, str]`: `SVF_RL_OUTPUT_DIR` and `SVF_RL_CACHE` (the factor cache), both absolute; `SVF_RL_DECOMPOSE`,
+        the arguments of `svf-rl decompose` quoted for a shell, empty where nothing is to be decomposed;
+        `SVF_RL_SERVER_GPUS`, how many GPUs a vLLM server takes.
+    """
+    training = recipe.training
+    return {
+        "SVF_RL_OUTPUT_DIR": str(Path(training.output_dir).expanduser().resolve()),
+        "SVF_RL_CACHE": str(default_cache_dir().resolve()),
+        "SVF_RL_DECOMPOSE": _decompose_arguments(recipe),
+        "SVF_RL_SERVER_GPUS": str(training.vllm_tensor_parallel_size),
+    }
+
+
+def _decompose_arguments(recipe: Recipe) -> str:
+    targets = _targets(recipe.adapter)
+    if targets is None:
+        return ""
+    arguments = [recipe.model.location, f"--targets={targets}"]
+    if recipe.model.dtype != "auto":
+        arguments.append(f"--dtype={recipe.model.dtype}")
+    if recipe.model.model_revision:
+        arguments.append(f"--revision={recipe.model.model_revision}")
+    if recipe.model.trust_remote_code:
+        arguments.append("--trust-remote-code")
+    return shlex.join(arguments)
+
+
+def _targets(adapter: AdapterArguments) -> str | None:
+    """The expression of the weights that training decomposes; `None` for LoRA."""
+    if adapter.adapter == "lora":
+        return None
+    if adapter.adapter == "combination":
+        return as_regex(named_experts(adapter.experts or [])[0].config.target_modules)
+    return as_regex(adapter.target_modules)

@@ -1,0 +1,225 @@
+"""One `accelerate launch` on one node of a SLURM job: the task that `slurm/train.slurm` starts on each of them.
+
+    python -m svf_rl.launch.slurm_node --nodes N --processes P --address A --port P --job-folder DIR
+        [--shared FILE]... CONFIG RECIPE [--key value ...]
+
+It passes SIGUSR1 to the training processes of this node alone, and says in one last line why they ended: `failed: …`,
+or `stopped: …` where they wrote a checkpoint and want to go on. Beyond that, all is accelerate's.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from svf_rl.errors import SVFError
+
+TRAINING = "svf_rl.train"
+STOPPED = 75
+"""Exit status of a training process that a signal stopped after a checkpoint (EX_TEMPFAIL: try again)."""
+
+# How long another node's folder may take to show a new file: NFS keeps what it knows of a folder for up to 30 seconds.
+VISIBLE_WITHIN = 35.0
+
+_EXCEPTION = re.compile(r"(\[rank\d+\]: ?)?[\w.]*(Error|Exception|Failure|Timeout)\b.*")
+# What a process says whose peer is gone: the reason is elsewhere.
+_LOST_PEER = re.compile(r"closed by peer|Connection|Broken pipe|NCCL|[Gg]loo|timed out|TCPStore")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why the processes of a node ended. `certain` is false for what another node's end may have caused."""
+
+    text: str
+    stopped: bool = False
+    certain: bool = True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status: 0 also where the processes stopped after a checkpoint."""
+    parser = argparse.ArgumentParser("svf_rl.launch.slurm_node", allow_abbrev=False)
+    parser.add_argument("--nodes", type=int, required=True, help="nodes that train")
+    parser.add_argument("--processes", type=int, required=True, help="training processes of each of them")
+    parser.add_argument("--address", required=True, help="of the first node")
+    parser.add_argument("--port", type=int, required=True, help="for the processes to meet, on the first node")
+    parser.add_argument("--job-folder", type=Path, required=True, help="made by the first node, seen by all")
+    parser.add_argument("--shared", type=Path, action="append", default=[], help="a file that all nodes must see")
+    parser.add_argument("config", help="accelerate config")
+    parser.add_argument("recipe", nargs=argparse.REMAINDER, help="recipe and overrides")
+    known = parser.parse_args(arguments)
+    node = os.environ.get("SLURMD_NODENAME", "this node")
+    relay = _Relay()
+    try:
+        wait_until_visible([known.job_folder, *known.shared], node, VISIBLE_WITHIN)
+        (known.job_folder / f"launcher.{node}").write_text(str(os.getpid()))
+        with kept_stderr() as tail:
+            ending = _launch(known, node, relay, tail)
+    except SVFError as error:
+        ending = Ending(f"error: {error}")
+    if ending is None:
+        return 0
+    if not ending.certain:
+        time.sleep(3)  # the node where it began has the word
+    print(f"{'stopped' if ending.stopped else 'failed'}: {ending.text}", file=sys.stderr, flush=True)
+    return 0 if ending.stopped else 1
+
+
+def wait_until_visible(paths: Sequence[Path], node: str, within: float) -> None:
+    """Wait until this node sees what the first one wrote; raises `SVFError` where it does not `within` seconds."""
+    deadline = time.monotonic() + within
+    for path in paths:
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise SVFError(
+                    f"{node} does not see what the job's first node wrote to {path.parent}: put output_dir and the "
+                    "factor cache (SVF_RL_CACHE) on a file system that all nodes share"
+                )
+            time.sleep(0.5)
+
+
+def _launch(known: argparse.Namespace, node: str, relay: "_Relay", tail: "deque[str]") -> Ending | None:
+    """Run accelerate until the processes of this node have ended; `None` where all did well."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    command = launch_command_parser().parse_args(launch_arguments(known, os.environ.get("SLURM_NODEID", "0")))
+    try:
+        launch_command(command)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        return ending(rank, failure.exitcode, node, tail, relay.asked)
+    except subprocess.CalledProcessError as error:
+        return ending(0, error.returncode, node, tail, relay.asked)
+    except SignalException as error:  # the job is being cancelled
+        sys.exit(128 + error.sigval)
+    except (OSError, RuntimeError, ValueError, RendezvousError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        if "another process is utilizing it" in text:
+            raise SVFError(f"port {known.port} of {node} is in use: set SVF_RL_PORT to a free one") from error
+        return Ending(f"accelerate launch on {node}: {text[:300]}", certain=not _LOST_PEER.search(text))
+    return None
+
+
+def launch_arguments(known: argparse.Namespace, machine_rank: str) -> list[str]:
+    """What `accelerate launch` is called with on the node of this rank."""
+    return [
+        *("--config_file", known.config),
+        *("--num_machines", str(known.nodes)),
+        *("--num_processes", str(known.nodes * known.processes)),
+        *("--machine_rank", machine_rank),
+        *("--main_process_ip", known.address),
+        *("--main_process_port", str(known.port)),
+        *("--rdzv_backend", "static", "--same_network"),
+        *("--deepspeed_multinode_launcher", "standard"),  # this node's processes, and no ssh to others
+        *("--module", TRAINING, *known.recipe, "--resume"),
+    ]
+
+
+def ending(rank: int, status: int, node: str, tail: Sequence[str], asked_to_stop: bool) -> Ending:
+    """
+    What became of the first process to end, in one line.
+
+    Args:
+        rank (`int`): Its rank.
+        status (`int`): Its exit status; of one that a signal ended, the signal's negative number.
+        node (`str`): Its node.
+        tail (`Sequence[str]`): The last lines of the node's standard error.
+        asked_to_stop (`bool`): Whether SIGUSR1 was passed to it.
+    """
+    if status == STOPPED:
+        return Ending(f"{node}, after a signal", stopped=True)
+    if status == -signal.SIGUSR1 and asked_to_stop:
+        return Ending("stopped before training began: give the job more time (--time)")
+    who = f"rank {rank} on {node}"
+    if status < 0:
+        by = signal.Signals(-status).name
+        why = " (by the kernel, if memory ran out)" if by == "SIGKILL" else ""
+        return Ending(f"{who} was killed by {by}{why}")
+    clear = [line for line in tail if line.startswith("error: ")]
+    if clear:
+        return Ending(clear[-1])
+    raised = [line for line in tail if _EXCEPTION.fullmatch(line)]
+    own = [line for line in raised if line.startswith(f"[rank{rank}]")] or raised
+    text = f": {own[-1]}" if own else ""
+    return Ending(f"{who} ended with exit status {status}{text}", certain=not _LOST_PEER.search(text))
+
+
+class _Relay:
+    """Passes SIGUSR1 to the training processes among this process's children, each one once.
+
+    A step's signal reaches this process alone or every process of the node, workers of rewards among them, as the
+    cluster is configured. So the batch script signals this one by its number.
+    """
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        signal.signal(signal.SIGUSR1, lambda *_: self._asked.set())
+        threading.Thread(target=self._pass_on, daemon=True).start()
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    def _pass_on(self) -> None:
+        self._asked.wait()
+        told: set[int] = set()
+        while True:  # also to those that are only being started
+            for child in psutil.Process().children():
+                with suppress(psutil.NoSuchProcess):
+                    if child.pid not in told and TRAINING in child.cmdline():
+                        child.send_signal(signal.SIGUSR1)
+                        told.add(child.pid)
+            time.sleep(0.5)
+
+
+@contextmanager
+def kept_stderr(lines: int = 2000) -> Iterator["deque[str]"]:
+    """The last lines that this process and its children write to standard error, where they still go; complete after
+    the block."""
+    tail: deque[str] = deque(maxlen=lines)
+    reader, writer = os.pipe()
+    sys.stderr.flush()
+    real = os.dup(2)
+    os.dup2(writer, 2)
+    os.close(writer)
+    copier = threading.Thread(target=_copy, args=(reader, real, tail), daemon=True)
+    copier.start()
+    try:
+        yield tail
+    finally:
+        sys.stderr.flush()
+        os.dup2(real, 2)
+        copier.join(timeout=5)  # a process that was left behind may hold the pipe open
+
+
+def _copy(reader: int, real: int, tail: "deque[str]") -> None:
+    rest = b""
+    while chunk := os.read(reader, 1 << 16):
+        os.write(real, chunk)
+        *whole, rest = (rest + chunk).split(b"\n")
+        rest = _drawn_last(rest)
+        tail.extend(_drawn_last(line.rstrip(b"\r")).decode(errors="replace") for line in whole)
+    if rest:
+        tail.append(rest.decode(errors="replace"))
+
+
+def _drawn_last(line: bytes) -> bytes:
+    """A progress bar draws over itself: what a line shows in the end."""
+    return line.rpartition(b"\r")[2]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Whether a recipe fits its GPUs."""

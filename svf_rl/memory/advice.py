@@ -1,0 +1,111 @@
+"""What to change in a run that does not fit, found by trying."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations, product
+
+from svf_rl.generation.vllm.tensor_parallel import undivided
+from svf_rl.memory.arithmetic import Run
+from svf_rl.memory.plan import MemoryPlan
+
+_SHARES = [share / 100 for share in range(90, 5, -5)]
+_MOST = 3  # suggestions, and changes in one of them
+
+Change = Callable[[Run], Run]
+
+
+def advice(plan: MemoryPlan) -> list[str]:
+    """Up to three sets of changes, each of which makes the run fit, with as few changes as possible; empty where none
+    was found."""
+    kinds = _changes(plan)
+    for count in range(1, _MOST + 1):
+        found: list[str] = []
+        for chosen in combinations(kinds, count):
+            for changes in product(*(kinds[kind] for kind in chosen)):
+                run = plan.run
+                for change in changes:
+                    run = change(run)
+                if plan.fits(run):
+                    found.append(_described(plan.run, run))
+                    break  # the mildest ones of each kind come first
+        if found:
+            return list(dict.fromkeys(found))[:_MOST]
+    return []
+
+
+def _changes(plan: MemoryPlan) -> dict[str, list[Change]]:
+    """By kind, what could be changed, the mildest first. The sequences of an update stay as many where they can."""
+    run, machine = plan.run, plan.machine
+    kinds: dict[str, list[Change]] = {}
+    if not run.checkpointing:
+        kinds["checkpointing"] = [lambda run: replace(run, checkpointing=True)]
+    if run.rollouts == "colocated" and not run.sleep:
+        kinds["sleep"] = [lambda run: replace(run, sleep=True)]
+    if run.rollouts == "colocated":
+        kinds["share"] = [_share(share) for share in _SHARES if abs(share - run.share) > 1e-6]
+    sizes = [size for size in _halves(run.micro_batch) if run.micro_batch * run.accumulation % size == 0]
+    if sizes:
+        kinds["micro-batch"] = [_micro_batch(size) for size in sizes]
+    if run.stage < 3 and 3 in plan.stages:
+        kinds["stage"] = [lambda run: replace(run, stage=3)]
+    config = plan.model.config
+    ranks = [n for n in (2, 4, 8) if n > run.tensor_parallel and machine.gpus % n == 0 and not undivided(config, n)]
+    if run.rollouts == "colocated" and ranks:
+        kinds["tensor parallel"] = [_tensor_parallel(n) for n in ranks]
+    if plan.allows(3):
+        kinds["processes"] = [_processes(run.processes * factor) for factor in (2, 4, 8, 16)]
+    if run.rollouts == "colocated":
+        kinds["server"] = [lambda run: replace(run, rollouts="server", share=0.0, sleep=False, tensor_parallel=1)]
+    return kinds
+
+
+def _halves(size: int) -> list[int]:
+    halves = []
+    while size > 1:
+        size //= 2
+        halves.append(size)
+    return halves
+
+
+def _share(share: float) -> Change:
+    return lambda run: replace(run, share=share if run.rollouts == "colocated" else 0.0)
+
+
+def _tensor_parallel(ranks: int) -> Change:
+    return lambda run: replace(run, tensor_parallel=ranks if run.rollouts == "colocated" else 1)
+
+
+def _micro_batch(size: int) -> Change:
+    return lambda run: replace(run, micro_batch=size, accumulation=run.micro_batch * run.accumulation // size)
+
+
+def _processes(processes: int) -> Change:
+    def change(run: Run) -> Run:
+        steps = run.accumulation * run.processes
+        accumulation = steps // processes if steps % processes == 0 else run.accumulation
+        return replace(run, processes=processes, stage=3, accumulation=accumulation)
+
+    return change
+
+
+def _described(before: Run, after: Run) -> str:
+    parts = []
+    if after.checkpointing != before.checkpointing:
+        parts.append("gradient_checkpointing: true")
+    if after.sleep != before.sleep and after.rollouts == "colocated":
+        parts.append("vllm_enable_sleep_mode: true")
+    if after.rollouts != before.rollouts:
+        parts.append("vllm_mode: server, with vLLM on other GPUs")
+    elif after.share != before.share:
+        parts.append(f"vllm_gpu_memory_utilization: {after.share:g}")
+    if after.tensor_parallel != before.tensor_parallel and after.rollouts == "colocated":
+        parts.append(f"vllm_tensor_parallel_size: {after.tensor_parallel}")
+    if after.micro_batch != before.micro_batch:
+        parts.append(f"per_device_train_batch_size: {after.micro_batch}")
+    if after.accumulation != before.accumulation:
+        parts.append(f"gradient_accumulation_steps: {after.accumulation}")
+    if after.processes != before.processes:
+        parts.append(f"{after.processes} GPUs with ZeRO-3")
+    elif after.stage != before.stage:
+        parts.append("ZeRO-3 (--zero 3, accelerate_configs/zero3.yaml)")
+    return ", ".join(parts)

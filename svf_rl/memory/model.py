@@ -1,0 +1,264 @@
+"""The model of a recipe without its weights: bytes by kind of tensor, and activations, from the configuration alone."""
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from svf_rl.errors import SVFError
+from svf_rl.memory.arithmetic import TensorBytes, factor_bytes, optimizer_bytes, rebuild_bytes
+from svf_rl.memory.trace import Activations, Batch, decoder_layers, trace
+from svf_rl.settings.dry_run_model import Adapted, find_adapted
+from svf_rl.settings.recipe import Recipe
+from svf_rl.svf.config import SVFConfig
+from svf_rl.svf.decompose import Factors
+from svf_rl.svf.layer import SVFLinear
+from svf_rl.svf.probe import Projections
+from svf_rl.svf.targets import logical_weight
+from svf_rl.training.policy import add_hidden_states_forward
+
+# Layers of which activations are counted where all layers are alike: what the last one adds, every further one adds.
+_TRACED = 3
+
+
+class PlannedModel:
+    """
+    The adapted model of a recipe on fake tensors, which have shapes and types and no memory.
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+
+    Raises:
+        SVFError: its dry run refuses the recipe, or the model's or an expert's configuration is not on this machine.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.notes: list[str] = []
+        adapted = find_adapted(recipe, self.notes)
+        if adapted is None or adapted.config is None:
+            what = self.notes[-1].partition(" comes ")[0] if adapted is None else "the model"
+            raise SVFError(
+                f"{what}: its configuration is not on this machine; download it once, or name a folder that holds "
+                f"config.json: --model_name_or_path FOLDER (now {recipe.model.model_name_or_path})"
+            )
+        self.recipe, self.config = recipe, adapted.config
+        self.text_config = adapted.config.get_text_config()
+        self.dtype = _dtype(recipe, adapted.config, self.notes)
+        self.itemsize = self.dtype.itemsize
+        self._fake = FakeTensorMode()
+        with torch.device("meta"):
+            model = _base(recipe, adapted.config, self.dtype)
+            self.base_parameters = sum(p.numel() for p in model.parameters())
+            base = sum(p.numel() * p.element_size() for p in model.parameters())
+            buffers = sum(b.numel() * b.element_size() for b in model.buffers())
+            head = model.get_output_embeddings()
+            self.output_layer = 0 if head is None else head.weight.numel() * head.weight.element_size()
+            self.vocabulary = 0 if head is None else head.weight.shape[0]
+            modules = dict(model.named_modules())
+            missing = [name for name in adapted.matrices if name not in modules]
+            if missing:
+                raise SVFError(f"the experts adapt {missing[0]}, which {recipe.model.location} does not have")
+            found = {name: modules[name] for name in adapted.matrices}
+            self.shapes = {name: _shape(module) for name, module in found.items()}
+            model = _with_adapter(model, recipe, adapted, self.dtype)
+        with self._fake:
+            self.model = _on_fake_tensors(model)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained_values = sum(p.numel() for p in trained)
+        trained_bytes = sum(p.numel() * p.element_size() for p in trained)
+        masks = 0
+        factors = singular_values = 0
+        if recipe.adapter.adapter != "lora":
+            factors, singular_values = factor_bytes(self.shapes.values(), self.itemsize)
+        if recipe.adapter.adapter == "combination":  # its z is computed, of the experts' masks
+            whole = trained_bytes - singular_values
+            masks = len(recipe.adapter.experts or []) * singular_values
+            self.trained_values += adapted.trained_values - singular_values // 4
+            trained_bytes = whole + 4 * adapted.trained_values
+        state, known = optimizer_bytes(str(recipe.training.optim.value), trained_bytes)
+        if not known:
+            self.notes.append(f"optim {recipe.training.optim.value}: its state is not known here, taken for Adam's")
+        self.tensors = TensorBytes(
+            base=base,
+            buffers=buffers,
+            factors=factors,
+            singular_values=singular_values,
+            masks=masks,
+            trained=trained_bytes,
+            gradients=trained_bytes,
+            optimizer=state,
+        )
+        self._layers = decoder_layers(self.model, self.text_config)
+        self._activations = cache(self._traced)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """`(out, in)` of the largest adapted matrix."""
+        return max(self.shapes.values(), key=lambda shape: shape[0] * shape[1])
+
+    @property
+    def rebuild(self) -> int:
+        """Bytes at the peak of rebuilding the largest adapted weight for a sync."""
+        rows, columns = self.largest
+        if self.recipe.adapter.adapter == "lora":  # W, B·A and their sum, in fp32, and the result
+            return rows * columns * (12 + self.itemsize)
+        return rebuild_bytes(self.largest, self.itemsize)
+
+    @property
+    def largest_factors(self) -> int:
+        """Bytes of `W`, `U` and `Vt` of the largest adapted matrix."""
+        rows, columns = self.largest
+        factors = factor_bytes([self.largest], self.itemsize)[0] if self.tensors.factors else 0
+        return rows * columns * self.itemsize + factors
+
+    @property
+    def merged_bytes(self) -> int:
+        """Bytes of all adapted weights, which a sync pushes to a colocated vLLM."""
+        return sum(rows * columns for rows, columns in self.shapes.values()) * self.itemsize
+
+    @property
+    def z_bytes(self) -> int | None:
+        """Bytes of all `z`, which a sync sends to vLLM servers; `None` for LoRA, which has none."""
+        return None if self.recipe.adapter.adapter == "lora" else self.tensors.singular_values
+
+    def activations(self, sequences: int, prompt: int, checkpointing: bool) -> Activations | None:
+        """Of one micro-batch of so many sequences of `prompt` tokens and a whole completion; `None`, and a note, where
+        the architecture's operations depend on values."""
+        return self._activations(sequences, prompt, checkpointing)
+
+    def _traced(self, sequences: int, prompt: int, checkpointing: bool) -> Activations | None:
+        training = self.recipe.training
+        has_reference = bool(training.beta) and training.kl_placement == "loss"
+        direction = training.kl_type if training.kl_type in ("policy_ref", "ref_policy") and has_reference else None
+        batch = Batch(sequences, prompt, training.max_completion_length, checkpointing, has_reference, direction)
+        kwargs = dict(training.gradient_checkpointing_kwargs or {})
+        kwargs.pop("offload", None)
+        every = kwargs.pop("every_n_layers", 1)
+        if every != 1:
+            self.notes.append(f"gradient checkpointing of every {every} layers is planned as of every layer")
+        layers = self._layers
+        # it logs a traceback for what becomes a note here
+        logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+        try:
+            with self._fake:
+                if layers is None:
+                    return trace(self.model, batch, kwargs or None)
+                whole = list(layers)
+                try:
+                    del layers[_TRACED:]
+                    longer = trace(self.model, batch, kwargs or None)
+                    del layers[_TRACED - 1 :]
+                    shorter = trace(self.model, batch, kwargs or None)
+                finally:
+                    del layers[:]
+                    layers.extend(whole)
+                return longer.extended(shorter, len(whole) - _TRACED)
+        # what operations raise whose result depends on values, or that do not know fake tensors
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip()
+            note = f"activations of {self.config.model_type} are not known without weights ({reason})"
+            if note not in self.notes:
+                self.notes.append(note)
+            return None
+
+
+def kv_bytes_a_token(config: PretrainedConfig, itemsize: int, ranks: int = 1) -> int | None:
+    """
+    Bytes of the KV cache for one token in all layers: keys and values of each key-value head, in the model's type. Of
+    `ranks` GPUs each has its share of the heads, one at least, and all of a latent vector.
+
+    `None` where layers keep something else (recurrent ones, or latent attention beside what is known here).
+    """
+    text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", None)
+    if layers is None:
+        return None
+    if getattr(text, "kv_lora_rank", None):  # latent attention keeps one compressed vector and the rotary part
+        return layers * (text.kv_lora_rank + text.qk_rope_head_dim) * itemsize
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    heads = getattr(text, "num_attention_heads", None)
+    if not heads or kinds - {"full_attention", "sliding_attention", "chunked_attention"} or hasattr(text, "state_size"):
+        return None
+    kv_heads = getattr(text, "num_key_value_heads", None) or (1 if getattr(text, "multi_query", False) else heads)
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return 2 * layers * -(-kv_heads // ranks) * width * itemsize
+
+
+def _dtype(recipe: Recipe, config: PretrainedConfig, notes: list[str]) -> torch.dtype:
+    if recipe.model.dtype != "auto":
+        return getattr(torch, recipe.model.dtype)
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    if stored is None:
+        notes.append("dtype auto: config.json does not say the type of the weights; planned as float32")
+        return torch.float32
+    return stored if isinstance(stored, torch.dtype) else getattr(torch, str(stored))
+
+
+def _base(recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype) -> Any:
+    # fused kernels need as much memory as each other; those of another package need not be installed here
+    attention = {"attn_implementation": "eager"} if recipe.model.attn_implementation == "eager" else {}
+    try:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=recipe.model.trust_remote_code, **attention
+        )
+    except (ValueError, ImportError, RuntimeError, AttributeError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise SVFError(f"cannot build {recipe.model.location} from its configuration alone: {detail}") from error
+    add_hidden_states_forward(model)
+    return model.requires_grad_(False)
+
+
+def _with_adapter(model: Any, recipe: Recipe, adapted: Adapted, dtype: torch.dtype) -> Any:
+    config = adapted.peft_config
+    if isinstance(config, LoraConfig):
+        config.inference_mode = False  # a saved one is to be trained further
+        return get_peft_model(model, config, low_cpu_mem_usage=True)
+    assert isinstance(config, SVFConfig)
+    for name in adapted.matrices:
+        module = model.get_submodule(name)
+        rows, columns = _shape(module)
+        r = min(rows, columns)
+        empty = Factors(
+            torch.empty(rows, r, dtype=dtype), torch.empty(r, dtype=torch.float32), torch.empty(r, columns, dtype=dtype)
+        )
+        layer = SVFLinear(module, empty, "", Projections(*(torch.empty(0) for _ in range(4))))
+        layer.update_layer("default", config)
+        layer.requires_grad_(False)
+        layer.svf_z.requires_grad_(True)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+    for name, module in list(model.named_modules()):
+        if name.rpartition(".")[2] in (config.modules_to_save or []):
+            module.requires_grad_(True)  # a copy of the module, which takes its place
+    return model
+
+
+def _on_fake_tensors(model: Any) -> Any:
+    """Put fake tensors, which claim to be on the CPU, in the place of those without a device. (PEFT cannot work on fake
+    tensors, and SDPA on ones without a device is not the fused kernel.)"""
+    made: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:  # tied weights stay tied
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            if isinstance(tensor, nn.Parameter):
+                empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+            made[id(tensor)] = empty
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers, module.__dict__):
+            for name, tensor in tensors.items():
+                if isinstance(tensor, Tensor):
+                    tensors[name] = fake(tensor)
+    return model
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    rows, columns = logical_weight(module).shape
+    return rows, columns

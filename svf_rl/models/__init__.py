@@ -1,0 +1,1 @@
+"""Base models, tokenizers and adapters, as a recipe names them."""

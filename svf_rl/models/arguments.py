@@ -1,0 +1,87 @@
+"""What a recipe says of the base model and of the adapter that is trained."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from svf_rl.errors import SVFError
+from svf_rl.quickstart import model_path
+
+
+@dataclass
+class ModelArguments:
+    """The base model."""
+
+    model_name_or_path: str = field(
+        default="quickstart", metadata={"help": "Hub name or local folder; 'quickstart' is the bundled model."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
+        default="auto", metadata={"help": "Type of the base weights; auto is the type they are stored in."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention of transformers: sdpa, eager, flash_attention_2."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes from the Hub."})
+
+    @property
+    def location(self) -> str:
+        """What `from_pretrained` and vLLM take: `model_name_or_path`, or the folder of the bundled model."""
+        return str(model_path()) if self.model_name_or_path == "quickstart" else self.model_name_or_path
+
+
+@dataclass
+class AdapterArguments:
+    """What is trained: the `z` of SVF ([`svf_rl.svf.SVFConfig`] explains its options), the weights of a combination of
+    SVF experts (`svf_rl.svf.combine`), or LoRA as the baseline."""
+
+    adapter: Literal["svf", "lora", "combination"] = field(
+        default="svf", metadata={"help": "svf, lora, or combination: the weights of trained experts."}
+    )
+    target_modules: str | list[str] = field(
+        default="mlp", metadata={"help": "mlp, attention, mlp+attention, a regular expression, or a list of names."}
+    )
+    parameterization: Literal["direct", "sigmoid"] = field(
+        default="direct", metadata={"help": "direct: m = z; sigmoid: m = max_multiplier * sigmoid(z)."}
+    )
+    max_multiplier: float = field(default=2.0, metadata={"help": "The largest multiplier of the sigmoid."})
+    renormalize: bool = field(default=False, metadata={"help": "Keep the sum of the singular values."})
+    init: Literal["identity", "random"] = field(
+        default="identity", metadata={"help": "identity starts from the base model; random adds noise."}
+    )
+    init_mean: float = field(default=0.1, metadata={"help": "Mean of the sigmoid's random start."})
+    init_std: float = field(default=0.01, metadata={"help": "Standard deviation of the random start."})
+    exclude_modules: str | list[str] | None = field(default=None, metadata={"help": "Modules to leave alone."})
+    layers_to_transform: list[int] | None = field(default=None, metadata={"help": "Adapt only these layers."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained in full and saved beside the adapter."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of LoRA."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA, divided by its rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA."})
+    lora_target_modules: str | list[str] | None = field(
+        default=None, metadata={"help": "Targets of LoRA where they differ from target_modules."}
+    )
+    adapter_path: str | None = field(default=None, metadata={"help": "A saved adapter to go on from."})
+    experts: list[str] | None = field(
+        default=None, metadata={"help": "Adapter combination: folders or Hub names of the SVF experts."}
+    )
+    alpha_scope: Literal["global", "layer", "matrix"] = field(
+        default="global", metadata={"help": "Adapter combination: one weight an expert for all, a layer, or a matrix."}
+    )
+    alpha_form: Literal["mask", "deviation"] = field(
+        default="mask",
+        metadata={"help": "Adapter combination: mask: sum of alpha*m; deviation: 1 + sum of alpha*(m-1)."},
+    )
+    alpha_normalized: bool = field(
+        default=False, metadata={"help": "Adapter combination: divide the weights by their sum."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.adapter != "combination" and self.experts:
+            raise SVFError("experts are for adapter: combination: set it, or remove experts")
+        if self.adapter == "combination" and not self.experts:
+            raise SVFError("adapter: combination needs experts, a list of folders of trained SVF adapters")
+        if self.adapter == "combination" and self.adapter_path is not None:
+            raise SVFError(
+                "adapter_path has no meaning for adapter: combination: remove it, or train with adapter: svf"
+            )

@@ -1,7 +1,0 @@
-"""What runs inside the sandbox, started by `svf_rl/rewards/sandbox.py`. Standard library only, and no import of svf_rl.
-
-`supervisor.py` runs one program after another. Each has two processes: `tested.py`, a fresh interpreter in a box of its
-own, holds the solution and answers calls; `judge.py`, a fork of the supervisor outside that box, holds the tests and
-makes the calls. Only data passes between them (`wire.py`), so a solution sees arguments, never a test or an expected
-value, and nothing it does to its own interpreter reaches the one that decides.
-"""

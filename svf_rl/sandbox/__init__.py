@@ -1,0 +1,1 @@
+"""Running what models wrote: worker processes, and bubblewrap around their programs."""

@@ -1,0 +1,175 @@
+"""The process that holds the solution: sets its own limits, runs the code, then answers the test process's calls.
+
+Nothing in here decides anything, so a solution may do to this process what it likes.
+"""
+
+import builtins
+import posix
+import resource
+import sys
+from types import ModuleType
+
+from wire import Link, WireError, own
+
+
+def main(descriptor):
+    objects = []  # what the test process knows by number
+    numbers = {}
+
+    def refer(value):
+        if id(value) not in numbers:
+            numbers[id(value)] = len(objects)
+            objects.append(value)  # kept, so that its id stays its own
+        return own(numbers[id(value)])
+
+    link = Link(descriptor, refer, lambda number: stand_in(link, number), objects)
+    link.send(("started", None, ""))
+    job = link.receive()
+    set_limits(job["limits"])
+    if not job["main"]:
+        nothing = posix.open("/dev/null", posix.O_RDWR)
+        for standard in (0, 1):
+            posix.dup2(nothing, standard)
+    chosen = choose(job["candidates"], job["wanted"])
+    if chosen is None:
+        link.send(("broken", None, syntax_error(job["candidates"][0])))
+        return
+    link.send(("chosen", chosen, ""))
+    name = "__main__" if job["main"] else "solution"
+    module = ModuleType(name)
+    sys.modules[name] = module
+    sys.argv = ["solution.py"]
+    builtins.exit = builtins.quit = sys.exit  # `site` defines them, and it is not loaded
+    for part, source in (("imports", job["imports"]), ("solution", job["candidates"][chosen]), ("setup", job["setup"])):
+        if not source:
+            continue
+        if job["main"]:
+            exec(compile(source, f"<{part}>", "exec"), module.__dict__)
+            continue
+        try:
+            exec(compile(source, f"<{part}>", "exec"), module.__dict__)
+        except BaseException as error:  # whatever it raises, `SystemExit` included, is the test process's to know
+            link.send(("broken", None, described(error)))
+            return
+    if not job["main"]:
+        link.send(("loaded", None, ""))
+        serve(link, module.__dict__)
+
+
+def serve(link, namespace):
+    """Answer until the test process hangs up. A request is (operation, operands); a reply (what, value, arguments)."""
+    while True:
+        operation, operands, keywords = link.receive()
+        answer(link, namespace, operation, operands, keywords)
+
+
+def answer(link, namespace, operation, operands, keywords):
+    try:
+        if operation == "globals":
+            value = {name: exported(namespace[name]) for name in operands if name in namespace}
+        else:
+            value = OPERATIONS[operation](*operands, **keywords)
+        # what a function did to its arguments must be seen by the caller
+        changed = list(operands[1:]) if operation == "call" and any(map(is_mutable, operands[1:])) else None
+        reply = ("value", value, changed)
+    except BaseException as error:  # the test process raises it again on its side
+        reply = ("raised", kind_of(error), described(error))
+    try:
+        link.send(reply)
+    except (WireError, RecursionError, MemoryError) as error:
+        link.send(("raised", "ValueError", f"the result cannot be passed on: {error}"))
+
+
+def exported(value):
+    if type(value) is ModuleType:
+        return ("module", value.__name__)
+    return ("value", value)
+
+
+def stand_in(link, number):
+    """A function that calls the test process's function of that number."""
+
+    def call(*arguments):
+        link.send(("callback", number, list(arguments)))
+        while True:
+            operation, operands, keywords = link.receive()
+            if operation == "returned":
+                return operands[0]
+            if operation == "failed":
+                raise RuntimeError(operands[0])
+            answer(link, {}, operation, operands, keywords)
+
+    return call
+
+
+OPERATIONS = {
+    "call": lambda function, *arguments, **keywords: function(*arguments, **keywords),
+    "getattr": getattr,
+    "setattr": setattr,
+    "getitem": lambda value, key: value[key],
+    "setitem": lambda value, key, item: value.__setitem__(key, item),
+    "iter": iter,
+    "next": next,
+    "len": len,
+    "bool": bool,
+    "str": str,
+    "repr": repr,
+    "equal": lambda one, other: bool(one == other),
+    "isinstance": isinstance,
+}
+
+
+def is_mutable(value):
+    return isinstance(value, list | dict | set | bytearray)
+
+
+def kind_of(error):
+    """The nearest built-in class of an exception."""
+    for kind in type(error).__mro__:
+        if kind.__module__ == "builtins":
+            return kind.__name__
+    return "Exception"
+
+
+def described(error):
+    try:
+        return f"{type(error).__name__}: {error}"[:500]
+    except BaseException:  # its `__str__` is the solution's own
+        return type(error).__name__[:500]
+
+
+def choose(candidates, wanted):
+    """The first candidate that compiles and defines one of the wanted names, else the first that compiles."""
+    compiling = []
+    for number, source in enumerate(candidates):
+        try:
+            tree = compile(source, "<solution>", "exec", 0x400)  # the flag of `ast.parse`, without importing it
+        except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
+            continue
+        if not wanted or any(name in wanted for statement in tree.body for name in defined(statement)):
+            return number
+        compiling.append(number)
+    return compiling[0] if compiling else None
+
+
+def defined(statement):
+    """Names that a statement at the top level binds."""
+    if hasattr(statement, "name"):  # functions and classes
+        return [statement.name]
+    targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+    names = [target.id for target in targets if hasattr(target, "id")]
+    return names + [alias.asname or alias.name for alias in getattr(statement, "names", []) if hasattr(alias, "name")]
+
+
+def syntax_error(source):
+    try:
+        compile(source, "<solution>", "exec")
+    except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
+        return described(error)
+    return "no code"
+
+
+def set_limits(limits):
+    """Soft and hard, so that they cannot be raised again."""
+    for name, most in limits.items():
+        resource.setrlimit(getattr(resource, name), (most, most))

@@ -1,0 +1,163 @@
+"""The solution as the test process sees it: objects in another process, behind stand-ins."""
+
+import builtins
+
+from wire import Link, WireError, own, theirs
+
+ENDED = "the program ended"
+
+
+class Gone(BaseException):
+    """The solution's process ended or sent nonsense. Not an `Exception`, so that no test catches it."""
+
+
+class CannotPass(BaseException):
+    """The tests hand the solution something that cannot be sent: they say nothing about the solution."""
+
+
+class Remote:
+    """An object of the solution's process that is no plain data. It is equal to nothing but objects of that process,
+    so that no `__eq__` of the solution's is ever asked about an expected value."""
+
+    __slots__ = ("_ask", "_number")
+
+    def __init__(self, ask, number):
+        object.__setattr__(self, "_ask", ask)
+        object.__setattr__(self, "_number", number)
+
+    def __call__(self, *arguments, **keywords):
+        return self._ask("call", self, *arguments, **keywords)
+
+    def __getattr__(self, name):
+        return self._ask("getattr", self, name)
+
+    def __setattr__(self, name, value):
+        self._ask("setattr", self, name, value)
+
+    def __getitem__(self, key):
+        return self._ask("getitem", self, key)
+
+    def __setitem__(self, key, value):
+        self._ask("setitem", self, key, value)
+
+    def __iter__(self):
+        return self._ask("iter", self)
+
+    def __next__(self):
+        return self._ask("next", self)
+
+    def __len__(self):
+        return self._ask("len", self)
+
+    def __bool__(self):
+        return self._ask("bool", self)
+
+    def __str__(self):
+        return self._ask("str", self)
+
+    def __repr__(self):
+        return self._ask("repr", self)
+
+    def __instancecheck__(self, value):
+        return type(value) is Remote and self._ask("isinstance", value, self) is True
+
+    def __eq__(self, other):
+        return type(other) is Remote and self._ask("equal", self, other) is True
+
+    __hash__ = object.__hash__
+
+
+class Solution:
+    """The test process's side of the connection."""
+
+    def __init__(self, descriptor):
+        self.started = False  # the interpreter in the box, before any code of the solution
+        self.gone = ""  # why the process can answer no more
+        self._functions = []  # the tests' own, that the solution may call back
+        self._link = Link(descriptor, self._refer, lambda number: Remote(self.ask, number), self._functions)
+
+    def load(self, job):
+        """Send the code; returns (which candidate it is or `None`, why it could not be run or `""`)."""
+        chosen = None
+        try:
+            self._link.send(job)
+            while True:
+                what, value, text = self._link.receive()
+                if what == "started":
+                    self.started = True
+                elif what == "chosen" and chosen is None and value in range(len(job["candidates"])):
+                    chosen = value  # said before the solution runs; whatever it says of this later is its own
+                elif what == "loaded":
+                    return chosen, ""
+                else:
+                    return chosen, _shown(text)
+        except (EOFError, OSError, WireError, ValueError, TypeError):
+            return chosen, f"{ENDED} before the tests began"
+
+    def ask(self, operation, *operands, **keywords):
+        """The value of an operation in the solution's process; what it raised there is raised here."""
+        try:
+            self._link.send((operation, operands, keywords))
+        except WireError as error:
+            raise CannotPass(str(error)) from None
+        except OSError:
+            raise self._gone(f"{ENDED} before the tests did") from None
+        try:
+            what, value, more = self._link.receive()
+            while what == "callback":
+                self._link.send(self._called_back(value, more))
+                what, value, more = self._link.receive()
+            if what == "value" and more is not None:
+                _update(operands[1:], more)
+        except (EOFError, OSError):
+            raise self._gone(f"{ENDED} before the tests did") from None
+        except (WireError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise self._gone(f"the program sent nonsense: {error}") from None
+        if what == "value":
+            return value
+        kind = getattr(builtins, value, None) if isinstance(value, str) else None
+        if what != "raised" or not (isinstance(kind, type) and issubclass(kind, Exception)):
+            raise self._gone(_shown(more))  # `SystemExit` and its like end a program
+        if kind is StopIteration and operation != "next":
+            kind = RuntimeError  # it would end a `map` of the tests, as if there were no more to check
+        raise _exception(kind, _shown(more))
+
+    def _gone(self, reason):
+        self.gone = reason
+        return Gone(reason)
+
+    def _called_back(self, number, arguments):
+        try:
+            return ("returned", (self._functions[number](*arguments),), {})
+        except Exception as error:  # the tests' own function, given what the solution made up
+            return ("failed", (f"{type(error).__name__}: {error}",), {})
+
+    def _refer(self, value):
+        if type(value) is Remote:
+            return theirs(value._number)
+        if callable(value):
+            self._functions.append(value)
+            return own(len(self._functions) - 1)
+        raise WireError(f"a {type(value).__name__} cannot be passed to the solution")
+
+
+def _update(operands, changed):
+    """What the solution did to lists, sets and dictionaries that it was given happens to the tests' own as well."""
+    for mine, other in zip(operands, changed, strict=True):
+        if type(mine) is type(other):
+            if isinstance(mine, list | bytearray):
+                mine[:] = other
+            elif isinstance(mine, dict | set) and mine != other:
+                mine.clear()
+                mine.update(other)
+
+
+def _shown(text):
+    return text[:500] if type(text) is str and text else "the program ended by itself"
+
+
+def _exception(kind, text):
+    try:
+        return kind(text)
+    except TypeError:  # a few want more than a text
+        return ValueError(text)

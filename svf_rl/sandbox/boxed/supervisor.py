@@ -1,0 +1,137 @@
+"""Runs programs one after another, each in a box of its own, under limits that nothing in the box can lift.
+
+    python supervisor.py SETTINGS
+
+SETTINGS is JSON: `boxed` (whether programs get namespaces), `uid` (the user to become; 0: none), `packages` (folders
+that programs import from), `tmp_bytes` (the size of their /tmp) and `folder` (where they run without a box).
+
+One JSON line a request on standard input, one a reply on standard output (`svf_rl/sandbox/workers.py`). A request holds
+`candidates`, `wanted`, `imports`, `setup`, `prompt`, `entry_point`, `share`, `limits`, `seconds`, `memory`,
+`processes`, `output`, and either `tests` or, with `main`, `inputs`, `outputs` and `starts`.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # the interpreter is isolated and looks nowhere
+
+import namespaces  # noqa: E402
+import test_process  # noqa: E402
+import zygote  # noqa: E402
+from box import Boxes, Stopped  # noqa: E402
+from output import matches  # noqa: E402
+from solution_proxy import ENDED  # noqa: E402
+from wire import Link  # noqa: E402
+
+OUT_OF_TIME = "timed out: its CPU time is spent"
+
+
+def main(settings):
+    if settings["uid"]:
+        namespaces.become(settings["uid"])
+    os.environ["OMP_NUM_THREADS"] = "1"  # or numpy starts a thread a core, past the limits on large machines
+    boxes = Boxes(zygote.start({**settings, "here": str(HERE)}))
+    sys.path += settings["packages"]  # tests may import them too
+    print("{}", flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            reply = run_with_inputs(boxes, job) if job["main"] else run_with_tests(boxes, job)
+        except OSError as error:  # no process, no memory or no descriptor left: says nothing about the program
+            sys.exit(str(error))  # another supervisor is asked, whose zygote is alive
+        print(json.dumps(reply), flush=True)
+
+
+def run_with_tests(boxes, job):
+    with boxes.next() as box:
+        report, written = os.pipe()
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                test_process.run(job, box.link, written)
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(written)
+        try:
+            boxes.prepare()
+            text = box.watch(job, report, 1 << 20, enough=b"\n\n", test_process=pid)
+        except Stopped as stopped:
+            return {**failed(job, str(stopped)), **(last_line(stopped.read) or {}), "reason": str(stopped)}
+        finally:
+            os.close(report)
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+        outcome = last_line(text)
+        if not text.endswith(b"\n\n"):
+            if os.waitstatus_to_exitcode(status) not in (-signal.SIGALRM, -signal.SIGXCPU):
+                raise OSError(f"the process with the tests ended by itself (wait status {status})")
+            return {**failed(job, "the tests did not end"), **(outcome or {})}
+        if outcome is None:
+            raise OSError(f"a box did not start: {box.complaint()}")
+        if outcome["reason"].startswith(ENDED) and box.ran_out_of_time():
+            outcome["reason"] = OUT_OF_TIME
+        return outcome
+
+
+def last_line(text):
+    """What the test process told last; `None` when that was nothing, or that there is no box."""
+    lines = text[: text.rfind(b"\n") + 1].strip().split(b"\n")
+    return json.loads(lines[-1]) if lines[-1] else None
+
+
+def run_with_inputs(boxes, job):
+    """One fresh process for each pair of input and output; `seconds` are for all of them, `starts` come on top."""
+    most = job["seconds"]
+    deadline = time.monotonic() + most + job["starts"]
+    outcome = failed(job, "")
+    for number, (given, expected) in enumerate(zip(job["inputs"], job["outputs"], strict=True)):
+        job["seconds"] = min(most, deadline - time.monotonic())
+        if job["seconds"] <= 0:  # a box for each of the others would take longer than the caller waits
+            outcome["reason"] = outcome["reason"] or "timed out"
+            break
+        reason = run_once(boxes, job, given, expected, outcome)
+        outcome["passed"][number] = not reason
+        outcome["reason"] = outcome["reason"] or reason
+        if reason and not job["share"]:
+            break
+    return outcome
+
+
+def run_once(boxes, job, given, expected, outcome):
+    """Why the program fails on this input, or `""`."""
+    with boxes.next() as box:
+        box.give_input(given)
+        link = Link(box.link)
+        try:
+            link.receive()
+            link.send(test_process.for_solution(job))
+        except (EOFError, OSError) as error:
+            raise OSError(f"a box did not start: {box.complaint()}") from error
+        boxes.prepare()
+        try:
+            got = box.watch(job, box.stdout, job["output"])
+            status = box.wait(job)
+            what, outcome["chosen"], text = link.receive()
+        except (Stopped, EOFError) as stopped:
+            return str(stopped) or "the program ended before it began"
+        if what != "chosen":
+            return str(text)
+        if status:
+            return OUT_OF_TIME if box.ran_out_of_time() else f"exit status {status}"
+        return "" if matches(got.decode(errors="replace"), expected) else "the output differs"
+
+
+def failed(job, reason):
+    count = len(job["inputs"] if job["main"] else job["tests"])
+    return {"chosen": None, "passed": [False] * count, "reason": reason, "unscorable": ""}
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,199 @@
+"""The process that decides: it runs the tests, whose calls reach the solution in another process through stand-ins."""
+
+import ast
+import builtins
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+
+from solution_proxy import CannotPass, Gone, Remote, Solution
+
+
+def judge(job, descriptor, tell):
+    """
+    Run the tests of a job against the program behind `descriptor`.
+
+    Returns a dictionary: `chosen` (index of the candidate that ran), `passed` (one boolean a test), `reason` (of the
+    first failure, or `""`), and `unscorable` (why the tests cannot tell anything, or `""`). `None` when
+    there is no box.
+    """
+    solution = Solution(descriptor)
+    trees = [ast.parse(test) for test in job["tests"]]
+    chosen, reason = solution.load(for_solution(job))
+    if not solution.started:
+        return None
+    outcome = {"chosen": chosen, "passed": [False] * len(trees), "reason": reason, "unscorable": ""}
+    if reason:
+        return outcome
+    try:
+        namespace = _namespace(job, trees, solution)
+        if job["entry_point"]:
+            outcome["passed"], outcome["reason"] = _checked(job, trees, namespace, solution, tell)
+        else:
+            outcome["passed"], outcome["reason"] = _asserted(trees, namespace, solution, tell)
+    except Gone as error:
+        outcome["reason"] = outcome["reason"] or str(error)
+    except CannotPass as error:
+        outcome["unscorable"] = str(error)
+    return outcome
+
+
+def _asserted(trees, namespace, solution, tell):
+    """Each test by itself."""
+    passed, reason = [], ""
+    for tree in trees:
+        text = "" if solution.gone else _failure(compile(tree, "<test>", "exec"), namespace)
+        if text:
+            text = f"{text} in the test: {ast.unparse(tree)}"[:500]
+        passed.append(not text and not solution.gone)
+        reason = reason or text or solution.gone
+        tell({"passed": passed + [False] * (len(trees) - len(passed))})
+    return passed, reason
+
+
+def _checked(job, trees, namespace, solution, tell):
+    """`check(candidate)` of the last tree: one test, or with `share` one a statement `assert` of it."""
+    counts = {}
+    if job["share"]:
+        trees = [_Counted(counts).visit(tree) for tree in trees]
+
+        def count(number, condition):
+            before = counts[number]
+            counts[number] = _holds(condition) and before is not False
+            if counts[number] is not before:
+                tell({"passed": [holds is True for holds in counts.values()]})
+
+        namespace["__count__"] = count
+    call = ast.parse(f"check({job['entry_point']})")
+    reason = ""
+    for tree in [*trees, call]:
+        reason = reason or _failure(compile(ast.fix_missing_locations(tree), "<test>", "exec"), namespace)
+    reason = reason or solution.gone
+    if not counts:
+        return [not reason], reason
+    passed = [holds is True for holds in counts.values()]
+    return passed, reason or ("" if all(passed) else f"{passed.count(False)} of {len(passed)} assertions do not hold")
+
+
+def _failure(code, namespace):
+    """Why the code fails, or `""` when it runs to its end."""
+    try:
+        exec(code, namespace)
+    except Gone as error:
+        return str(error)
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}: {error}".removesuffix(": ")[:500]
+    return ""
+
+
+class _Counted(ast.NodeTransformer):
+    """`assert condition` becomes `__count__(number, lambda: condition)`, after which the test goes on."""
+
+    def __init__(self, counts):
+        self._counts = counts
+
+    def visit_Assert(self, node):
+        number = len(self._counts)
+        self._counts[number] = None  # not reached yet
+        nothing = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+        arguments = [ast.Constant(number), ast.Lambda(nothing, node.test)]
+        call = ast.Expr(ast.Call(ast.Name("__count__", ast.Load()), arguments, []))
+        return ast.fix_missing_locations(ast.copy_location(call, node))
+
+
+def _holds(condition):
+    try:
+        return bool(condition())
+    except Exception:  # an assertion that raises does not hold
+        return False
+
+
+def _namespace(job, trees, solution):
+    """
+    The names that tests can use: their imports, and what the solution defines.
+
+    Of the solution's names, those of modules are this process's own modules, also where the solution puts something
+    else in their place, and those of built-in functions count only where the tests call nothing else of the solution:
+    one that defines `abs` or `math` shall not measure itself.
+    """
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    loaded = {node.id for node in nodes if isinstance(node, ast.Name)}
+    if job["entry_point"]:
+        loaded.add(job["entry_point"])
+    theirs = solution.ask("globals", *sorted(loaded))
+    values, modules = {}, {}
+    for name in loaded & theirs.keys():  # what else it sends, such as `__builtins__`, was not asked for
+        kind, value = theirs[name]
+        if type(value) is Remote and _is_module(name, nodes):
+            modules[name] = __import__(name)
+        elif kind == "value":
+            values[name] = value
+        elif value in sys.stdlib_module_names or value == "numpy":
+            modules[name] = __import__(value, fromlist=["_"])
+    shadowing = {name: value for name, value in values.items() if hasattr(builtins, name)}
+    plain = {name: value for name, value in values.items() if name not in shadowing}
+    if job["entry_point"]:
+        chosen = {name: value for name, value in values.items() if name == job["entry_point"]}
+    else:
+        chosen = {} if any(callable(value) for value in plain.values()) else shadowing
+    namespace = {**modules, **plain, **chosen, "__name__": "tests", "__builtins__": builtins}
+    if job["prompt"]:
+        namespace.update(_helpers(job["prompt"], job["entry_point"], loaded))
+    exec(compile(job["imports"], "<imports>", "exec"), namespace)
+    return namespace
+
+
+def _is_module(name, nodes):
+    """Whether the tests mean a module of the standard library: all they do with the name is take what it has."""
+    if name not in sys.stdlib_module_names:
+        return False
+    taken = [node.attr for node in nodes if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == name]
+    uses = sum(isinstance(node, ast.Name) and node.id == name for node in nodes)
+    return 0 < uses == len(taken) and all(hasattr(__import__(name), attribute) for attribute in taken)
+
+
+def _helpers(prompt, entry_point, loaded):
+    """Functions that the prompt defines beside the one asked for: the tests mean these, not the solution's."""
+    namespace = {"__name__": "prompt"}
+    for body in ("", " pass", "\n    pass"):  # a prompt may end before its function has one
+        with contextlib.suppress(SyntaxError):
+            exec(compile(prompt.rstrip() + body, "<prompt>", "exec"), namespace)
+            break
+    return {
+        name: namespace[name]
+        for name in loaded
+        if name in namespace and name != entry_point and callable(namespace[name])
+    }
+
+
+def for_solution(job):
+    """The part of a job that the solution's process is told."""
+    return {key: job[key] for key in ("candidates", "wanted", "imports", "setup", "main", "limits")}
+
+
+def run(job, descriptor, report):
+    """
+    Judge in this process, a fork that ends here. The outcome goes to the descriptor `report` as a line of JSON and an
+    empty one. Where the share of passed tests counts, a line goes before it whenever that changes.
+    """
+    seconds = int(job["seconds"]) + 1
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process: the tests may hang by themselves
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
+
+    def tell(outcome):
+        os.write(report, json.dumps(outcome).encode() + b"\n")
+
+    try:
+        outcome = judge(job, descriptor, tell if job["share"] else lambda outcome: None)
+    except Exception as error:  # only what the program sent can have brought this about
+        passed, reason = [False] * len(job["tests"]), f"{type(error).__name__} in the tests: {error}"[:500]
+        outcome = {"chosen": None, "passed": passed, "reason": reason, "unscorable": ""}
+    tell(outcome)
+    os.write(report, b"\n")

@@ -1,0 +1,1 @@
+"""From a recipe in YAML to checked settings, and the dry run."""

@@ -1,0 +1,219 @@
+"""The dry run: everything about a recipe that can be checked without weights and without the network."""
+
+import math
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from svf_rl.errors import SVFError
+from svf_rl.models.arguments import AdapterArguments
+from svf_rl.rewards import Reward, load_reward, required_columns
+from svf_rl.rewards.check_answers import check_answers
+from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.data import DataArguments
+from svf_rl.settings.dry_run_model import check_model
+from svf_rl.settings.recipe import Recipe
+from svf_rl.tasks import Splits, find_task
+from svf_rl.tasks.targets import check_targets, target_column
+
+# Columns that TRL keeps from rewards: prompts arrive as `prompts`, and a completion is what the model wrote.
+_HIDDEN_COLUMNS = {"prompt", "completion"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run of the recipe would do. `str(plan)` prints it."""
+
+    model: str
+    adapter: str
+    matrices: int | None
+    trainable_values: int | None
+    task: str
+    rows: dict[str, int] | None
+    rewards: list[tuple[str, float]]
+    prompts_per_update: float
+    sequences_per_update: int
+    batch: str
+    updates: int | None
+    objective: str
+    generation: str
+    output_dir: str
+    notes: list[str]
+
+    def __str__(self) -> str:
+        sizes = "not checked" if self.rows is None else ", ".join(f"{split} {n}" for split, n in self.rows.items())
+        values = "not checked"
+        if self.matrices is not None:
+            values = f"{self.trainable_values:,} in {self.matrices} matrices"
+        lines = {
+            "model": self.model,
+            "adapter": self.adapter,
+            "trained values": values,
+            "task": f"{self.task} (rows: {sizes})",
+            "rewards": ", ".join(f"{name} × {weight:g}" for name, weight in self.rewards),
+            "an update": f"{self.prompts_per_update:g} prompts, {self.sequences_per_update} sequences = {self.batch}",
+            "updates": "not checked" if self.updates is None else str(self.updates),
+            "objective": self.objective,
+            "generation": self.generation,
+            "output": self.output_dir,
+        }
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([*(f"{name + ':':16}{text}" for name, text in lines.items()), *notes])
+
+
+def check(recipe: Recipe) -> Plan:
+    """Check a recipe and say what it would do; loads no weights, makes no folder, asks no server.
+
+    Rows that are at hand (local files, the quickstart's) are really loaded.
+
+    Raises:
+        SVFError: a reward or a column is missing, the targets match nothing, or the rows do not fill one batch.
+    """
+    notes = list(recipe.warnings)
+    rewards = load_rewards(recipe.data)
+    rows = _check_data(recipe, rewards, notes)
+    if any(reward.__name__ in ("unit_tests", "verified") for reward in rewards) and shutil.which("bwrap") is None:
+        notes.append("bubblewrap is not installed on this machine: model-written code cannot be run in a sandbox")
+    matrices, values = check_model(recipe, notes)
+    training = recipe.training
+    steps = training.gradient_accumulation_steps
+    sequences = training.per_device_train_batch_size * training.world_size * steps
+    correction = ""
+    if training.use_vllm and training.objective == "policy_gradient":
+        corrected = training.vllm_importance_sampling_correction
+        correction = f", mismatch correction {training.vllm_importance_sampling_mode if corrected else 'off'}"
+    kl = f"KL {training.beta:g} × {training.kl_type} in the {training.kl_placement}" if training.beta else "no KL"
+    return Plan(
+        model=f"{recipe.model.model_name_or_path} ({recipe.model.dtype})",
+        adapter=_described_adapter(recipe.adapter),
+        matrices=matrices,
+        trainable_values=values,
+        task=recipe.data.task + (f" {recipe.data.skill}" if recipe.data.task == "quickstart" else ""),
+        rows=rows,
+        rewards=[(reward.__name__, reward.weight) for reward in rewards],
+        prompts_per_update=sequences / training.num_generations,
+        sequences_per_update=sequences,
+        batch=f"{training.per_device_train_batch_size} × {training.world_size} (processes) × {steps} (accumulated)",
+        updates=count_updates(training, None if rows is None else rows["train"]),
+        objective=f"{_described_signal(training)}, log-likelihood {training.loss_reduction}, {kl}, "
+        f"learning rate {training.learning_rate:g}, clip {training.max_grad_norm:g}",
+        generation=f"{_described_generator(training)}, {_described_draws(training)}, "
+        f"at most {training.max_completion_length} tokens{correction}",
+        output_dir=training.output_dir,
+        notes=notes,
+    )
+
+
+def load_rewards(data: DataArguments) -> list[Reward]:
+    """The recipe's rewards, or the task's own. Raises `SVFError` for an unknown one, or none at all."""
+    specs = find_task(data.task).rewards(data) if data.rewards is None else data.rewards
+    if not specs:
+        raise SVFError("rewards is empty: name at least one, such as exact_match")
+    return [load_reward(spec) for spec in specs]
+
+
+def check_columns(rewards: Sequence[Reward], columns: Collection[str]) -> None:
+    """Raises `SVFError` when a reward needs a column that the rows do not have."""
+    offered = set(columns) - _HIDDEN_COLUMNS
+    for reward in rewards:
+        for missing in sorted(required_columns(reward) - offered):
+            raise SVFError(
+                f"reward {reward.__name__!r} needs the column {missing!r}; the data has: "
+                f"{', '.join(sorted(offered)) or 'no column but the prompt'}"
+            )
+
+
+def check_rows(
+    data: DataArguments, splits: Splits, rewards: Sequence[Reward], objective: str = "policy_gradient"
+) -> None:
+    """Raises `SVFError` when there is nothing to train on, a column is missing, or a reward could not use an answer."""
+    for split in ("train", "validation"):
+        if splits[split] is None:
+            raise _untrainable(data.task, split)
+    for split, rows in splits.items():
+        if rows is None:
+            continue
+        check_columns(rewards, rows.column_names)
+        columns = {name: rows[name][:] for name in rows.column_names if name not in _HIDDEN_COLUMNS}
+        for reward in rewards:
+            check_answers(reward, columns, f"{data.task} ({split})")
+    if objective == "next_token":
+        assert splits["train"] is not None
+        check_targets(splits["train"], f"{data.task} (train)")
+
+
+def _untrainable(task: str, split: str) -> SVFError:
+    return SVFError(f"task {task} has no {split} rows here, it is for evaluation alone: train on another one")
+
+
+def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int | None:
+    """The optimiser's updates in a run; `None` where they follow from a number of rows that is not known.
+
+    Raises:
+        SVFError: the rows do not fill one generation batch, so there would be none.
+    """
+    if train_rows is None:
+        return training.max_steps if training.max_steps > 0 else None
+    prompts = training.generation_batch_size // training.num_generations
+    # an incomplete generation batch at the end of an epoch is dropped
+    batches = train_rows // prompts
+    if batches == 0:
+        raise SVFError(
+            f"{train_rows} training rows do not fill one generation batch of {prompts} prompts: add rows, or lower "
+            "per_device_train_batch_size or gradient_accumulation_steps"
+        )
+    if training.max_steps > 0:
+        return training.max_steps
+    micro_steps = batches * training.steps_per_generation * training.num_iterations
+    an_epoch = max(1, micro_steps // training.gradient_accumulation_steps)
+    return math.ceil(an_epoch * training.num_train_epochs)
+
+
+def _check_data(recipe: Recipe, rewards: list[Reward], notes: list[str]) -> dict[str, int] | None:
+    data, objective = recipe.data, recipe.training.objective
+    task = find_task(data.task)
+    if not task.trainable:
+        raise _untrainable(data.task, "training")
+    task.stop_strings(data)
+    if task.is_local(data):
+        splits = task.load(data)
+        check_rows(data, splits, rewards, objective)
+        return {name: len(rows) for name, rows in splits.items() if rows is not None}
+    if task.columns is not None:
+        check_columns(rewards, task.columns)
+        if objective == "next_token":
+            target_column(task.columns, data.task)
+        notes.append("the rows come from the Hub: their number was not checked, their columns are those of the task")
+    else:
+        notes.append(f"dataset {data.dataset_name} comes from the Hub: its rows and columns were not checked")
+    return None
+
+
+def _described_adapter(adapter: AdapterArguments) -> str:
+    start = f", from {adapter.adapter_path}" if adapter.adapter_path else ""
+    if adapter.adapter == "combination":
+        experts = ", ".join(Path(path).name for path in adapter.experts or [])
+        normalized = ", normalized" if adapter.alpha_normalized else ""
+        return f"weights of {experts}: {adapter.alpha_scope}, {adapter.alpha_form}{normalized}"
+    if adapter.adapter == "lora":
+        targets = adapter.lora_target_modules or adapter.target_modules
+        return f"LoRA r = {adapter.lora_r}, alpha = {adapter.lora_alpha} on {targets}{start}"
+    extras = f", {adapter.parameterization}" + (", renormalized" if adapter.renormalize else "")
+    return f"SVF on {adapter.target_modules}{extras}{start}"
+
+
+def _described_signal(training: SVFReinforceConfig) -> str:
+    return "next-token" if training.objective == "next_token" else f"advantage {training.advantage}"
+
+
+def _described_generator(training: SVFReinforceConfig) -> str:
+    if training.use_vllm and training.vllm_mode == "server":
+        return f"vLLM at {', '.join(training.server_urls)}"
+    return "vLLM" if training.use_vllm else "transformers"
+
+
+def _described_draws(training: SVFReinforceConfig) -> str:
+    if training.objective == "next_token":
+        return "of held-out answers alone"
+    return f"{training.num_generations} a prompt, temperature {training.temperature:g}"

@@ -1,0 +1,243 @@
+"""A recipe: one flat YAML file. Each key is a field of one of four dataclasses, and `--key value` overrides it."""
+
+import difflib
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svf_rl.errors import SVFError
+from svf_rl.models.arguments import AdapterArguments, ModelArguments
+from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings
+from svf_rl.settings.data import DataArguments
+from svf_rl.settings.recipe_checks import check_batch, check_engines, check_zero
+from svf_rl.settings.yaml_values import fit, parse_override, read_mapping
+
+
+@dataclass
+class Recipe:
+    """A recipe as loaded. `raw` holds the values as the run uses them, `warnings` says what was changed and why."""
+
+    model: ModelArguments
+    adapter: AdapterArguments
+    data: DataArguments
+    training: SVFReinforceConfig
+    path: Path
+    raw: dict[str, Any]
+    warnings: list[str]
+
+
+# Settings of transformers and TRL for what happens elsewhere here: loading (`dtype`, ...), evaluation, the script.
+NOT_READ = (
+    "model_init_kwargs", "eval_accumulation_steps", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics",
+    "do_train", "do_eval", "do_predict",
+)  # fmt: skip
+
+_NOT_OF_A_SERVER = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation",
+    "num_generations", "num_iterations", "vllm_mode", "vllm_server_base_url", "vllm_server_host", "vllm_server_port",
+)  # fmt: skip
+
+_PARTS = (ModelArguments, AdapterArguments, DataArguments, SVFReinforceConfig)
+
+
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    gpus: int | None = None,
+    processes: int | None = None,
+    serving: bool = False,
+) -> Recipe:
+    """Read a recipe. Touches neither the network nor the output directory.
+
+    Args:
+        path (`str` or `Path`): the YAML file.
+        overrides (`Sequence[str]`, *optional*): `--key value`, `--key=value`, or `--key` for true; the last one wins.
+        gpus (`int`, *optional*): read it as so many processes with a GPU each would, whatever this machine has.
+        processes (`int`, *optional*): read it as so many processes would, with what this machine has.
+        serving (`bool`, *optional*, defaults to `False`):
+            read it for a vLLM server: without what it says of batches, and of where servers are.
+
+    Raises:
+        SVFError: the file cannot be read, a key is unknown or given twice, a value does not fit; in one line.
+    """
+    path = Path(path)
+    wanted = _field_types()
+    values = {key: fit(key, value, _type_of(key, wanted)) for key, value in read_mapping(path).items()}
+    explicit = {}
+    for name, text in _pairs(overrides):
+        key = name.replace("-", "_")
+        explicit[key] = parse_override(key, text, _type_of(key, wanted))
+    values.update(explicit)
+    if serving:
+        values = {key: value for key, value in values.items() if key not in _NOT_OF_A_SERVER}
+    for key in values:
+        if key in NOT_READ or key in UNSUPPORTED:
+            raise SVFError(f"{key} has no meaning for SVF REINFORCE: remove it from the recipe")
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2" if deepspeed else "0")  # not said of a JSON file
+    if int(stage):
+        check_zero(values, int(stage), int(os.environ.get("WORLD_SIZE", "1")))
+    if values.get("reward_weights") is not None:
+        raise SVFError("reward_weights is not read: give each reward its weight, as in rewards: [{name: …, weight: 2}]")
+    values.setdefault("output_dir", f"runs/{path.stem}")
+    for key, value in _of_cpu_processes().items():
+        values.setdefault(key, value)
+    warnings: list[str] = []
+    if gpus is not None:
+        values, warnings = _without_autocast(values)
+    elif values.get("use_cpu") or not torch.cuda.is_available():
+        values, warnings = without_gpu_keys(values, explicit)
+    if values.get("objective") == "next_token":
+        values, changed = for_next_token(values)
+        warnings += changed
+    values = _with_resolved_paths(values, path.parent)
+    planned = gpus or processes
+    processes = planned or int(os.environ.get("WORLD_SIZE", "1"))
+    check_batch(values, processes)
+    warnings += check_engines(values, processes, read_alone=planned is None)
+    # Evaluation here has no batches, but TRL checks theirs.
+    settings = {"per_device_eval_batch_size": max(2, values.get("num_generations") or 8), **values}
+    parts: list[Any] = list(_PARTS)
+    if planned is not None:  # transformers knows the number of processes that run, TRL makes batches of it
+        parts[-1] = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": planned})
+    try:
+        model, adapter, data, training = (
+            part(**{f.name: settings[f.name] for f in fields(part) if f.name in settings}) for part in parts
+        )
+    except SVFError:
+        raise
+    # what TRL and transformers raise for settings that do not go together, or that need a package
+    except (ValueError, NotImplementedError, ImportError) as error:
+        raise SVFError(f"{path}: {' '.join(str(error).split())}") from error
+    assert isinstance(model, ModelArguments)
+    assert isinstance(adapter, AdapterArguments)
+    assert isinstance(data, DataArguments)
+    assert isinstance(training, SVFReinforceConfig)
+    return Recipe(model, adapter, data, training, path, values, warnings)
+
+
+def _of_cpu_processes() -> dict[str, Any]:
+    """Settings without which processes that accelerate started on the CPU would each count themselves alone: not all of
+    its launchers pass its `use_cpu` on, and TrainingArguments reads none of it."""
+    launched = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        if on_cpu:
+            raise SVFError("with ACCELERATE_USE_CPU in the environment accelerate leaves DeepSpeed out: unset it")
+        return {"ddp_backend": "gloo"} if launched else {}
+    return {"use_cpu": True} if launched or on_cpu else {}
+
+
+def without_gpu_keys(values: Mapping[str, Any], explicit: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
+    """The values for a machine without CUDA, and one line for each that was changed.
+
+    A half-precision `dtype` becomes float32, unless it is among the `explicit` keys: on a CPU it works, only slowly.
+    """
+    kept, warnings = dict(values), []
+    for key in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "vllm_enable_sleep_mode"):
+        # `bf16: null` would let TRL turn it on
+        if kept.get(key, False) is not False:
+            kept[key] = False
+            warnings.append(f"no CUDA device: {key} is off")
+    if "vllm_gpu_memory_utilization" in kept:
+        del kept["vllm_gpu_memory_utilization"]
+        warnings.append("no CUDA device: vllm_gpu_memory_utilization has no effect")
+    if kept.get("dtype") in ("bfloat16", "float16") and "dtype" not in explicit:
+        warnings.append(f"no CUDA device: dtype is float32 (--dtype {kept['dtype']} keeps what the recipe says)")
+        kept["dtype"] = "float32"
+    if str(kept.get("attn_implementation")).startswith("flash_attention"):
+        warnings.append(f"no CUDA device: attn_implementation is sdpa instead of {kept['attn_implementation']}")
+        kept["attn_implementation"] = "sdpa"
+    return kept, warnings
+
+
+def _without_autocast(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values without what transformers refuses where no GPU is, and one line where that leaves something out."""
+    kept = {key: value for key, value in values.items() if key not in ("use_cpu", "tf32")}
+    warnings = []
+    for key in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"):
+        if kept.pop(key, False):
+            warnings.append(f"{key}: the copies in half precision that autocast makes are not planned")
+    return kept, warnings
+
+
+def for_next_token(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values with those that next-token training fixes, and one line for each that the recipe has otherwise."""
+    fixed = next_token_settings(values.get("kl_type", "policy_ref"))
+    lines = [
+        f"objective next_token: {key} is {value}, not {values[key]}"
+        for key, value in fixed.items()
+        if key in values and values[key] != value
+    ]
+    return {**values, **fixed}, lines
+
+
+def default_of(key: str) -> Any:
+    """What a recipe that leaves `key` out has for it; `None` where there is no default."""
+    field = next((f for part in _PARTS for f in fields(part) if f.name == key), None)
+    if field is None:
+        return None
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return None if field.default is MISSING else field.default
+
+
+def _field_types() -> dict[str, Any]:
+    return {f.name: f.type for part in _PARTS for f in fields(part) if f.init}
+
+
+def _type_of(key: str, wanted: Mapping[str, Any]) -> Any:
+    if key not in wanted:
+        near = difflib.get_close_matches(key, wanted, n=1, cutoff=0)
+        raise SVFError(f"unknown recipe key {key!r}; the nearest one is {near[0]!r}")
+    return wanted[key]
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str | None]]:
+    """`--key value`, `--key=value` and `--key` as (key, text); a bare key has no text."""
+    pairs: list[tuple[str, str | None]] = []
+    waits = False
+    for token in overrides:
+        if token.startswith("--"):
+            key, equals, text = token[2:].partition("=")
+            pairs.append((key, text if equals else None))
+            waits = not equals
+        elif waits:
+            pairs[-1] = (pairs[-1][0], token)
+            waits = False
+        else:
+            raise SVFError(f"expected --key value after the recipe, got {token!r}")
+    return pairs
+
+
+def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Files that are not found from the working directory are taken from the recipe's folder, if they are there."""
+
+    def resolve(name: str) -> str:
+        path = Path(name).expanduser()
+        if not path.exists() and (folder / path).exists():
+            return str(folder / path)
+        return str(path) if name.startswith("~") else name
+
+    def resolve_reward(spec: Any) -> Any:
+        if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+            return {**spec, "name": resolve_reward(spec["name"])}
+        if isinstance(spec, str):
+            file, colon, function = spec.rpartition(":")
+            return resolve(file) + colon + function if file.endswith(".py") else spec
+        return spec
+
+    resolved = dict(values)
+    for key in ("data_path", "data_dir", "adapter_path"):
+        if resolved.get(key) is not None:
+            resolved[key] = resolve(resolved[key])
+    if isinstance(resolved.get("experts"), list):
+        resolved["experts"] = [resolve(path) for path in resolved["experts"]]
+    if "rewards" in resolved:
+        specs = resolved["rewards"]
+        resolved["rewards"] = [resolve_reward(s) for s in specs] if isinstance(specs, list) else resolve_reward(specs)
+    return resolved

@@ -1,0 +1,79 @@
+"""Whether the settings of a recipe go together with the processes that are to run it."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from svf_rl.errors import SVFError
+from svf_rl.generation.vllm.tensor_parallel import check_processes
+from svf_rl.settings.config import SVFReinforceConfig
+
+
+def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
+    """Whether the recipe can be run under this stage of DeepSpeed's ZeRO by so many processes. Raises `SVFError` where
+    it cannot."""
+    if values.get("weight_decay"):
+        raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
+    if stage < 3:
+        return
+    if processes == 1:
+        raise SVFError(
+            "ZeRO-3 has nothing to share out with one process: start more (--num_processes), or use "
+            "accelerate_configs/single_gpu.yaml"
+        )
+    if values.get("adapter") == "combination":
+        raise SVFError(
+            "ZeRO-3 does not share out combinations, which train a few values: use accelerate_configs/zero2.yaml"
+        )
+    if not values.get("use_vllm"):
+        raise SVFError("use_vllm: false cannot generate with a model that ZeRO-3 has shared out: set use_vllm to true")
+
+
+def check_engines(values: Mapping[str, Any], processes: int, read_alone: bool) -> list[str]:
+    """Whether the processes divide into engines of `vllm_tensor_parallel_size`; one line where they have yet to come:
+    for one process that reads a recipe of several (`read_alone`), as in a dry run."""
+    size = values.get("vllm_tensor_parallel_size", 1)
+    if not values.get("use_vllm") or values.get("vllm_mode", "colocate") != "colocate":
+        return []
+    if size > 1 and processes == 1 and read_alone:
+        return [f"one process cannot run this: vllm_tensor_parallel_size asks for a multiple of {size}"]
+    check_processes(size, processes)
+    return []
+
+
+def check_batch(values: Mapping[str, Any], processes: int) -> None:
+    """Whether the sequences of one generation divide into groups of one prompt each.
+
+    TRL checks the same, but in numbers that no recipe holds.
+
+    Raises:
+        SVFError: they do not; the line names the numbers and what to change.
+    """
+    defaults = {f.name: f.default for f in fields(SVFReinforceConfig)}
+
+    def get(key: str) -> Any:
+        return values.get(key, defaults[key])
+
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps",
+                "num_generations", "generation_batch_size", "steps_per_generation"):  # fmt: skip
+        if get(key) is not None and get(key) < 1:
+            raise SVFError(f"{key} must be at least 1, not {get(key)}")
+    if get("num_generations") is None:
+        raise SVFError("num_generations must be at least 1, not null")
+    size, group, generated = get("per_device_train_batch_size"), get("num_generations"), get("generation_batch_size")
+    # TRL makes groups of two where one completion a prompt is asked for
+    groups = f"groups of num_generations ({group})" if group > 1 else "pairs (which TRL needs)"
+    if generated is not None:
+        if generated % (size * processes):
+            raise SVFError(
+                f"generation_batch_size ({generated}) is no multiple of per_device_train_batch_size ({size}) × "
+                f"processes ({processes}): change generation_batch_size or per_device_train_batch_size"
+            )
+        total, factors = generated, f"generation_batch_size ({generated})"
+    else:
+        steps = "gradient_accumulation_steps" if get("steps_per_generation") is None else "steps_per_generation"
+        total = size * processes * get(steps)
+        factors = f"per_device_train_batch_size ({size}) × processes ({processes}) × {steps} ({get(steps)}) = {total}"
+    if total % max(2, group):
+        change = "generation_batch_size" if generated is not None else "per_device_train_batch_size"
+        raise SVFError(f"{factors} does not divide into {groups}: change {change} or num_generations")

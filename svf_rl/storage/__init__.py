@@ -1,0 +1,1 @@
+"""Files on disk: locks, folders that appear whole, names of folders."""

@@ -1,0 +1,90 @@
+"""CompletionGenerator through transformers, and what is common to all generators."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import PeftModel
+
+from svf_rl.generation import Sampling, sample_seed
+from svf_rl.generation.transformers_generator import TransformersGenerator
+
+EOS, PAD = 2, 0
+
+
+@pytest.fixture
+def model(adapted: Callable[..., PeftModel]) -> PeftModel:
+    model = adapted()
+    for name, parameter in model.named_parameters():
+        if "svf_z" in name:
+            parameter.data = 1 + 0.1 * (parameter.data - 1)
+    return model
+
+
+def _rollouts(model: PeftModel, batch_size: int = 64) -> TransformersGenerator:
+    return TransformersGenerator(model, eos_token_ids=[EOS], pad_token_id=PAD, batch_size=batch_size)
+
+
+def test_left_padding_changes_no_greedy_token(model: PeftModel, prompts: list[list[int]]) -> None:
+    greedy, seeds = Sampling(24, 0.0), range(len(prompts))
+    together, alone = _rollouts(model), _rollouts(model, batch_size=1)
+    assert together.generate(prompts, greedy, seeds) == alone.generate(prompts, greedy, seeds)
+
+
+def test_eos_is_kept_and_nothing_after_it(model: PeftModel, prompts: list[list[int]]) -> None:
+    whole = _rollouts(model).generate(prompts, Sampling(100, 0.0), range(len(prompts)))
+    limit = sorted(len(c.token_ids) for c in whole)[len(whole) // 2]
+    completions = _rollouts(model).generate(prompts, Sampling(limit, 0.0), range(len(prompts)))
+    assert {c.token_ids[-1] == EOS for c in completions} == {True, False}
+    assert all(EOS not in c.token_ids[:-1] for c in completions)
+    assert all(len(c.token_ids) == limit for c in completions if c.token_ids[-1] != EOS)
+
+
+def test_any_of_several_end_tokens_ends_a_completion(model: PeftModel, prompts: list[list[int]]) -> None:
+    first = _rollouts(model).generate(prompts[:1], Sampling(24, 0.0), [0])[0].token_ids
+    other = first[3]
+    rollouts = TransformersGenerator(model, eos_token_ids=[EOS, other], pad_token_id=PAD)
+    assert rollouts.generate(prompts[:1], Sampling(24, 0.0), [0])[0].token_ids == first[: first.index(other) + 1]
+
+
+def test_the_seed_decides_and_the_process_is_left_alone(model: PeftModel, prompts: list[list[int]]) -> None:
+    rollouts, sampling = _rollouts(model), Sampling(16, temperature=3.0)
+    model.train()
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    first = rollouts.generate([prompts[0]] * 4, sampling, [1, 2, 3, 4])
+    assert torch.equal(torch.rand(3), expected)
+    assert model.training
+    assert len({tuple(c.token_ids) for c in first}) > 1
+    assert rollouts.generate([prompts[0]] * 4, sampling, [1, 2, 3, 4]) == first
+    assert rollouts.generate([prompts[0]] * 4, sampling, [9, 2, 3, 4]) != first
+
+
+def test_the_model_in_training_is_the_generator(model: PeftModel, prompts: list[list[int]]) -> None:
+    """Nothing to push: what is generated follows the trained values at once."""
+    rollouts, greedy = _rollouts(model), Sampling(16, 0.0)
+    before = rollouts.generate(prompts, greedy, range(len(prompts)))
+    assert rollouts.sync(model).bytes == 0
+    for name, parameter in model.named_parameters():
+        if "svf_z" in name:
+            parameter.data = -parameter.data
+    assert rollouts.generate(prompts, greedy, range(len(prompts))) != before
+
+
+def test_sample_seeds_differ_by_place_and_by_nothing_else() -> None:
+    seeds = {
+        sample_seed(run, purpose, step, index)
+        for run in range(3)
+        for purpose in ("train", "eval")
+        for step in range(10)
+        for index in range(20)
+    }
+    assert len(seeds) == 3 * 2 * 10 * 20
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert sample_seed(0, "train", 1, 2) == sample_seed(0, "train", 1, 2) == 667385916
+
+
+def test_a_greedy_request_keeps_length_and_penalty_and_drops_the_rest() -> None:
+    sampling = Sampling(7, 0.8, top_p=0.9, top_k=5, min_p=0.1, repetition_penalty=1.2, extra={"seed_words": 1})
+    assert sampling.greedy() == Sampling(7, 0.0, repetition_penalty=1.2, extra={"seed_words": 1})

@@ -1,0 +1,184 @@
+"""The dry run: what it finds out without weights and without the network, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from svf_rl.errors import SVFError
+from svf_rl.quickstart import model_path
+from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.dry_run import Plan, check, count_updates
+from svf_rl.settings.recipe import load_recipe
+
+
+@pytest.fixture
+def plan(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The plan of the quickstart recipe with overrides, from an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def plan(*overrides: str) -> Plan:
+        return check(load_recipe(repository / "recipes" / "quickstart.yaml", overrides))
+
+    return plan
+
+
+def refusal(plan, *overrides: str) -> str:
+    with pytest.raises(SVFError) as caught:
+        plan(*overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_quickstart_plan_says_what_a_run_would_do(plan, tmp_path: Path) -> None:
+    got = plan()
+    assert (got.matrices, got.trainable_values) == (9, 864)
+    assert got.rows == {"train": 2048, "validation": 128, "test": 512}
+    assert (got.prompts_per_update, got.sequences_per_update, got.updates) == (16, 64, 30)
+    assert got.rewards == [("numeric", 1.0)]
+    text = str(got)
+    for part in ("864 in 9 matrices", "16 prompts, 64 sequences", "30", "numeric × 1", "runs/quickstart"):
+        assert part in text
+    assert list(tmp_path.iterdir()) == []  # no output directory, nothing else either
+
+
+def test_no_weights_are_read(plan, tmp_path: Path) -> None:
+    shutil.copy(model_path() / "config.json", tmp_path)
+    assert plan("--model_name_or_path", str(tmp_path)).trainable_values == 864
+
+
+def test_lora_counts_its_own_values(plan) -> None:
+    assert plan("--adapter", "lora", "--lora_r", "8").trainable_values == 25_344
+
+
+def test_targets_may_be_a_list_or_those_of_a_saved_adapter(plan, tmp_path: Path) -> None:
+    assert plan("--target_modules", "[down_proj]").matrices == 3
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    got = plan("--adapter_path", str(tmp_path))
+    assert (got.matrices, got.trainable_values) == (3, 3 * 2 * (96 + 96))
+
+
+def test_targets_that_match_nothing(plan) -> None:
+    assert "'ffn' match no module path" in refusal(plan, "--target_modules", "ffn")
+
+
+def test_options_that_svf_does_not_have(plan) -> None:
+    assert "max_multiplier" in refusal(plan, "--parameterization", "sigmoid", "--max_multiplier", "0.5")
+
+
+def test_a_missing_reward(plan) -> None:
+    assert "unknown reward 'exact_mach'; did you mean 'exact_match'?" in refusal(plan, "--rewards", "exact_mach")
+    assert "none.py does not exist" in refusal(plan, "--rewards", "none.py:score")
+    assert "rewards is empty" in refusal(plan, "--rewards", "[]")
+
+
+def test_a_dataset_without_the_column_that_a_reward_needs(plan) -> None:
+    message = refusal(plan, "--rewards", "{name: exact_match, column: gold}")
+    assert message == "reward 'exact_match' needs the column 'gold'; the data has: answer, skill, target"
+
+
+def test_a_reward_cannot_read_the_prompt_column(plan, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def score(completions, prompt):\n    return [0.0] * len(completions)\n")
+    assert "needs the column 'prompt'" in refusal(plan, "--rewards", "mine.py:score")
+
+
+def test_rewards_carry_their_weights(plan) -> None:
+    got = plan("--rewards", "[{name: numeric, weight: 0.5}, exact_match]")
+    assert got.rewards == [("numeric", 0.5), ("exact_match", 1.0)]
+
+
+def test_too_few_rows_for_one_batch(plan) -> None:
+    message = refusal(plan, "--train_items", "15")
+    assert "15 training rows do not fill one generation batch of 16 prompts" in message
+
+
+def test_a_model_folder_that_is_not_there_or_is_none(plan, tmp_path: Path) -> None:
+    assert "does not exist" in refusal(plan, "--model_name_or_path", "./nowhere")
+    assert "config.json" in refusal(plan, "--model_name_or_path", str(tmp_path))
+
+
+def test_an_adapter_folder_that_is_not_there_or_is_none(plan, tmp_path: Path) -> None:
+    assert "does not exist" in refusal(plan, "--adapter_path", "./nowhere")
+    assert "adapter_config.json" in refusal(plan, "--adapter_path", str(tmp_path))
+
+
+def test_lengths_beyond_the_model_are_refused(plan) -> None:
+    assert "2048 positions" in refusal(plan, "--max_completion_length", "4096")
+
+
+def test_what_needs_the_network_is_said_to_be_unchecked(plan) -> None:
+    hub_data = plan("--task", "gsm8k")
+    assert hub_data.rows is None
+    assert any("Hub" in note for note in hub_data.notes)
+    own_data = plan("--task", "columns", "--dataset_name", "some/data", "--rewards", "exact_match")
+    assert any("some/data" in note and "not checked" in note for note in own_data.notes)
+    hub_model = plan("--model_name_or_path", "nobody/no-such-model")
+    assert hub_model.matrices is None
+    assert "not checked" in str(hub_model)
+
+
+def test_the_declared_columns_of_a_hub_task_are_checked(plan) -> None:
+    assert "'gold'" in refusal(plan, "--task", "gsm8k", "--rewards", "{name: exact_match, column: gold}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "updates"),
+    [
+        ({"max_steps": 7}, 1000, 7),
+        ({"max_steps": 7}, None, 7),
+        ({"num_train_epochs": 2}, None, None),
+        ({"num_train_epochs": 2}, 35, 4),  # 16 prompts a batch: two whole ones, three rows left over
+        ({"num_train_epochs": 0.5}, 64, 2),
+        ({"num_train_epochs": 1, "gradient_accumulation_steps": 4}, 128, 2),
+    ],
+)
+def test_updates_follow_from_the_rows_and_the_batch(settings, rows: int | None, updates: int | None) -> None:
+    training = SVFReinforceConfig(
+        output_dir="unused", use_cpu=True, per_device_train_batch_size=64, num_generations=4, **settings
+    )
+    assert count_updates(training, rows) == updates
+
+
+def test_a_task_for_evaluation_alone_is_not_trained_on(plan, shared_data: Path) -> None:
+    for data in ([], ["--data_dir", str(shared_data)]):
+        assert "humaneval has no training rows" in refusal(plan, "--task", "humaneval", *data)
+
+
+@pytest.mark.parametrize(
+    ("answers", "reward", "message"),
+    [
+        (["1", "2", "", "4"], "numeric", "columns (train), row 2: numeric: an answer is empty"),
+        (
+            ["1", None, "3", "4"],
+            "exact_match",
+            "columns (train), row 1: exact_match: an answer must be text, not NoneType",
+        ),
+        (["1", "2", "3", "four"], "numeric", "columns (train), row 3: numeric: the answer 'four' holds no number"),
+        ([["1"], ["2"], ["3"], ["4"]], "numeric", "columns (train), row 0: numeric: an answer must be text, not list"),
+    ],
+)
+def test_an_answer_that_no_completion_could_match_is_named_before_the_run(
+    plan, tmp_path: Path, answers: list, reward: str, message: str
+) -> None:
+    for split, rows in (("train", answers), ("validation", ["1"] * 4)):
+        lines = [json.dumps({"prompt": "?", "answer": answer if split == "train" else answers[0]}) for answer in rows]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    said = refusal(plan, "--task", "columns", "--data_path", str(tmp_path), "--rewards", reward)
+    assert said.startswith(message)
+
+
+def test_a_mixture_is_planned_like_any_task(plan) -> None:
+    mixture = "{'quickstart:math': 3, 'quickstart:choice': 1}"
+    got = plan("--task", "mixture", "--mixture", mixture, "--train_items", "64")
+    assert got.rows["train"] == 64
+    assert got.rewards == [("verified", 1.0)]
+
+
+def test_a_machine_without_bubblewrap_is_noted_where_programs_are_to_be_run(plan, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    code = ["--task", "mbpp", "--rewards", "unit_tests"]
+    assert any("bubblewrap" in note for note in plan(*code).notes)
+    assert not any("bubblewrap" in note for note in plan().notes)
