@@ -12,9 +12,9 @@ from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.folder import disk_errors
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.evaluation.records import Record
-from svf_rl.evaluation.summary import Estimate, Result, summarize
+from svf_rl.evaluation.summary import Result, summarize
 from svf_rl.evaluation.table import table
-from svf_rl.metrics.statistics import wilson
+from svf_rl.metrics.statistics import Estimate, estimate_share
 from svf_rl.text_table import aligned
 
 DISPATCH = "dispatch"
@@ -22,12 +22,12 @@ DISPATCH = "dispatch"
 
 @dataclass(frozen=True)
 class Share:
-    """The prompts of one class. `accuracy` has no value where nothing was graded."""
+    """The prompts of one class. `accuracy` is `None` where nothing was graded."""
 
     label: str | None
     expert: str
     prompts: int
-    accuracy: Estimate
+    accuracy: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ class DispatchReport:
         rows = []
         for share in self.shares:
             row = {"class": share.label or "unreadable", "expert": share.expert, "prompts": str(share.prompts)}
-            if share.accuracy.value is not None and share.accuracy.interval is not None:
-                low, high = share.accuracy.interval
-                row |= {"accuracy": f"{share.accuracy.value:.3f}", "95 %": f"{low:.3f}-{high:.3f}"}
+            if (found := share.accuracy) is not None:
+                row |= {"accuracy": f"{found.value:.3f}", "95 %": f"{found.low:.3f}-{found.high:.3f}"}
             rows.append(row)
         passes = [
             {"pass": name, "seconds": f"{one.seconds:.2f}", "weight syncs": str(one.syncs)}
@@ -92,9 +91,9 @@ def report(
     return DispatchReport(results, shares, dispatched.first, dispatched.second, folder)
 
 
-def _estimate(verdicts: Sequence[bool | None]) -> Estimate:
-    right, scorable = verdicts.count(True), len(verdicts) - verdicts.count(None)
-    return Estimate(right / scorable, wilson(right, scorable)) if scorable else Estimate(None, None)
+def _estimate(verdicts: Sequence[bool | None]) -> Estimate | None:
+    scorable = len(verdicts) - verdicts.count(None)
+    return estimate_share(verdicts.count(True) / scorable, scorable) if scorable else None
 
 
 def write_dispatched(path: Path, dispatched: Dispatched[Record]) -> None:

@@ -26,6 +26,7 @@ from svf_rl.evaluation.records import Record, append_records, mend
 from svf_rl.evaluation.run import Run, make_records, room
 from svf_rl.generation import Completion, Sampling
 from svf_rl.generation.prompts import Conversation, prompt_ids, prompt_text
+from svf_rl.metrics.statistics import as_json
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_tokenizer
 
@@ -159,7 +160,7 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
                 "system_prompt": system_prompt,
                 "confidence": 0.95,
                 "results": [result.to_dict() for result in made.results],
-                "classes": [asdict(share) for share in made.shares],
+                "classes": [{**asdict(share), "accuracy": as_json(share.accuracy)} for share in made.shares],
                 "first_pass": asdict(made.first),
                 "second_pass": asdict(made.second),
                 "settings": settings,

@@ -133,7 +133,7 @@ def _describe(
     results: list[Result],
 ) -> None:
     """The summary and the card that every adapter has, so that it is listed and published like a trained one."""
-    accuracy = {result.label: result.accuracy.value for result in results}
+    accuracy = {result.label: result.accuracy and result.accuracy.value for result in results}
     summary = {
         "recipe": {
             "model_name_or_path": arguments.model,

@@ -6,15 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from svf_rl.evaluation.records import Record
-from svf_rl.metrics.statistics import Interval, bootstrap, mcnemar, pass_at_k, wilson
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure between 0 and 1 and its 95 % interval; `None` where nothing could be scored."""
-
-    value: float | None
-    interval: Interval | None
+from svf_rl.metrics.statistics import Estimate, as_json, estimate_mean, estimate_share, mcnemar, pass_at_k
 
 
 @dataclass(frozen=True)
@@ -41,8 +33,9 @@ class Result:
         label (`str`): `base`, or the adapter.
         task (`str`): the task.
         metric (`str`): `"accuracy"` or `"pass_at_k"`, the task's own.
-        accuracy ([`Estimate`]): mean over the items of the share of right completions, which is pass@1; Wilson's
-            interval with one sample an item, with several a bootstrap over the items.
+        accuracy ([`Estimate`], *optional*): mean over the items of the share of right completions, which is pass@1;
+            Wilson's interval with one sample an item, with several a bootstrap over the items. `None` where nothing
+            could be scored.
         pass_at_k (`dict`): k to [`Estimate`], over the items with at least k scorable completions.
         items (`int`): items asked.
         completions (`int`): completions of them.
@@ -57,8 +50,8 @@ class Result:
     label: str
     task: str
     metric: str
-    accuracy: Estimate
-    pass_at_k: dict[int, Estimate]
+    accuracy: Estimate | None
+    pass_at_k: dict[int, Estimate | None]
     items: int
     completions: int
     not_scorable: int
@@ -70,7 +63,8 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """For the summary file."""
-        return asdict(self)
+        figures = {k: as_json(found) for k, found in self.pass_at_k.items()}
+        return {**asdict(self), "accuracy": as_json(self.accuracy), "pass_at_k": figures}
 
 
 def summarize(
@@ -92,13 +86,8 @@ def summarize(
         label=label,
         task=task,
         metric=metric,
-        accuracy=_bootstrapped(shares) if several else _proportion(shares),
-        pass_at_k={
-            k: _bootstrapped([pass_at_k(n, c, k) for n, c in scorable.values() if n >= k])
-            if several
-            else _proportion(shares)
-            for k in ks
-        },
+        accuracy=_estimate(shares, several),
+        pass_at_k={k: _estimate([pass_at_k(n, c, k) for n, c in scorable.values() if n >= k], several) for k in ks},
         items=len(counts),
         completions=len(records),
         not_scorable=sum(record.correct is None for record in records),
@@ -131,13 +120,7 @@ def _counts(records: Sequence[Record]) -> dict[int, tuple[int, int]]:
     return {index: (len(found) - found.count(None), found.count(True)) for index, found in verdicts.items()}
 
 
-def _proportion(shares: Sequence[float]) -> Estimate:
+def _estimate(shares: Sequence[float], several: bool) -> Estimate | None:
     if not shares:
-        return Estimate(None, None)
-    return Estimate(sum(shares) / len(shares), wilson(round(sum(shares)), len(shares)))
-
-
-def _bootstrapped(values: Sequence[float]) -> Estimate:
-    if not values:
-        return Estimate(None, None)
-    return Estimate(sum(values) / len(values), bootstrap(values))
+        return None
+    return estimate_mean(shares) if several else estimate_share(sum(shares) / len(shares), len(shares))

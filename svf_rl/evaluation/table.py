@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from svf_rl.evaluation.summary import Estimate, Result
+from svf_rl.evaluation.summary import Result
+from svf_rl.metrics.statistics import Estimate
 from svf_rl.text_table import aligned
 
 _WORDS = ("task", "model", "metric")
@@ -33,8 +34,7 @@ def table(results: Sequence[Result]) -> str:
     return aligned(rows, left=_WORDS)
 
 
-def _estimate(estimate: Estimate) -> dict[str, str]:
-    if estimate.value is None or estimate.interval is None:
+def _estimate(found: Estimate | None) -> dict[str, str]:
+    if found is None:
         return {"value": "none", "95 %": ""}
-    low, high = estimate.interval
-    return {"value": f"{estimate.value:.3f}", "95 %": f"{low:.3f}-{high:.3f}"}
+    return {"value": f"{found.value:.3f}", "95 %": f"{found.low:.3f}-{found.high:.3f}"}

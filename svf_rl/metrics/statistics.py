@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,35 @@ Interval = tuple[float, float]
 
 # Resampled rows are drawn so many numbers at a time.
 _CHUNK = 2_000_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure from `n` items, and the ends of its interval (95 % unless told otherwise)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def interval(self) -> Interval:
+        return self.low, self.high
+
+
+def estimate_share(value: float, n: int, confidence: float = 0.95) -> Estimate:
+    """The share `value` of right answers among `n` items, with Wilson's interval. Raises `ValueError` for `n < 1`."""
+    return Estimate(value, *wilson(round(value * n), n, confidence), n)
+
+
+def estimate_mean(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """The mean of `values`, one an item, with the bootstrap's interval. Raises `ValueError` for no values."""
+    return Estimate(sum(values) / max(1, len(values)), *bootstrap(values, confidence), len(values))
+
+
+def as_json(estimate: Estimate | None) -> dict[str, Any]:
+    """`{"value": …, "interval": [low, high]}`, as result files hold an estimate; both `None` without one."""
+    return {"value": estimate and estimate.value, "interval": estimate and list(estimate.interval)}
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

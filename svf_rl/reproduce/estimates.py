@@ -3,42 +3,30 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from svf_rl.metrics.statistics import Interval, bootstrap, wilson
+from svf_rl.metrics.statistics import Estimate, bootstrap, estimate_mean, estimate_share
 
 Verdicts = Mapping[int, bool | None]
 """Item to verdict; `None` where the check failed by itself."""
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Accuracy(Estimate):
     """
-    The accuracy of one method.
+    The accuracy of one method: the mean over the `n` items (those with a verdict) of each item's mean over the seeds.
+
+    The interval is for the choice of the items: what other items of the task would give with the same trained models.
+    It does not cover the choice of the seeds; `by_seed` shows that.
 
     Args:
-        value (`float`): the mean over the items of each item's mean over the seeds.
-        interval (`tuple`): 95 %, for the choice of the items: what other items of the task would give with the same
-            trained models. It does not cover the choice of the seeds; `by_seed` shows that.
         by_seed (`dict[int, float]`): the accuracy of each seed.
-        items (`int`): items with at least one verdict.
         not_scorable (`int`): completions without a verdict, which take no part.
     """
 
-    value: float
-    interval: Interval
     by_seed: dict[int, float]
-    items: int
     not_scorable: int
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How much better one method is than another on the same items; 95 % interval as in [`Estimate`]."""
-
-    value: float
-    interval: Interval
-
-
-def estimate(by_seed: Mapping[int, Verdicts]) -> Estimate | None:
+def estimate(by_seed: Mapping[int, Verdicts]) -> Accuracy | None:
     """The accuracy over the seeds; `None` where there is no verdict at all.
 
     With one seed the interval is Wilson's, with several the bootstrap's over the items. Where every item has the same
@@ -48,25 +36,24 @@ def estimate(by_seed: Mapping[int, Verdicts]) -> Estimate | None:
     if not means:
         return None
     values = list(means.values())
-    value = sum(values) / len(values)
     spread = len(by_seed) > 1 and max(values) > min(values)
-    interval = bootstrap(values) if spread else wilson(round(value * len(values)), len(values))
+    found = estimate_mean(values) if spread else estimate_share(sum(values) / len(values), len(values))
     accuracies = {}
     for seed, verdicts in by_seed.items():
         known = [verdict for verdict in verdicts.values() if verdict is not None]
         if known:
             accuracies[seed] = sum(known) / len(known)
     missing = sum(verdict is None for verdicts in by_seed.values() for verdict in verdicts.values())
-    return Estimate(value, interval, accuracies, len(values), missing)
+    return Accuracy(**vars(found), by_seed=accuracies, not_scorable=missing)
 
 
-def compared(method: Mapping[int, Verdicts], other: Mapping[int, Verdicts]) -> Difference | None:
+def compared(method: Mapping[int, Verdicts], other: Mapping[int, Verdicts]) -> Estimate | None:
     """`method` less `other` over the items that both have a verdict on, paired; `None` where there are none."""
     ours, theirs = item_means(method), item_means(other)
     values = [ours[item] - theirs[item] for item in ours.keys() & theirs.keys()]
     if not values:
         return None
-    return Difference(sum(values) / len(values), bootstrap(sorted(values)))
+    return Estimate(sum(values) / len(values), *bootstrap(sorted(values)), len(values))
 
 
 def item_means(by_seed: Mapping[int, Verdicts]) -> dict[int, float]:

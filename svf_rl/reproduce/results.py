@@ -1,12 +1,12 @@
 """All figures of a comparison, from the files of its cells."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
+from svf_rl.metrics.statistics import as_json
 from svf_rl.reproduce.cell_plans import shot_counts
 from svf_rl.reproduce.cells import read_json
 from svf_rl.reproduce.comparison import slug
@@ -115,11 +115,11 @@ def _row(method: str, by_seed: BySeed, base: BySeed) -> dict[str, Any]:
         "interval": list(found.interval),
         "by_seed": found.by_seed,
         "seeds": len(found.by_seed),
-        "items": found.items,
+        "items": found.n,
         "not_scorable": found.not_scorable,
     }
     if method != BASE and (against := compared(by_seed, base)):
-        row["against_base"] = {"value": against.value, "interval": list(against.interval)}
+        row["against_base"] = as_json(against)
     return row
 
 
@@ -145,7 +145,7 @@ def _adaptation(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, 
         }
         rows.append(_row(ORACLE, perfect, base))
         against_oracle = {
-            method: asdict(difference)
+            method: as_json(difference)
             for method in (PROMPT, DISPATCH)
             if (difference := compared(verdicts.get(method, {}), perfect))
         }
@@ -159,9 +159,7 @@ def _adaptation(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, 
                key=lambda row: row["accuracy"], default=None)  # fmt: skip
     result: dict[str, Any] = {"label": label, "task": _task(plan, label), "few_shot": few_shot, "rows": rows}
     if best is not None and (against := compared(verdicts.get(few_shot, {}), verdicts[best["method"]])):
-        result["few_shot_against_best_expert"] = {
-            "expert": best["method"], "value": against.value, "interval": list(against.interval),
-        }  # fmt: skip
+        result["few_shot_against_best_expert"] = {"expert": best["method"], **as_json(against)}
     result["alpha"] = {seed: _search(summary, few_shot).get("alpha") for seed, summary in summaries.items()}
     return result
 

@@ -146,8 +146,8 @@ def test_what_is_not_scorable_is_shown_and_left_out_of_the_accuracy() -> None:
 
 def test_nothing_scorable_gives_no_figure() -> None:
     result = summarize("base", "t", "accuracy", [record(0, None)], [1], 1.0, 0)
-    assert result.accuracy.value is None
-    assert result.accuracy.interval is None
+    assert result.accuracy is None
+    assert result.to_dict()["accuracy"] == {"value": None, "interval": None}
 
 
 def test_tokens_and_cut_off_count_every_completion() -> None:

@@ -15,7 +15,7 @@ def test_one_seed_has_wilson_s_interval():
     assert found.value == 0.75
     assert found.interval == wilson(3, 4)
     assert found.by_seed == {0: 0.75}
-    assert (found.items, found.not_scorable) == (4, 0)
+    assert (found.n, found.not_scorable) == (4, 0)
 
 
 def test_over_seeds_the_items_are_resampled_and_not_the_completions():
@@ -27,7 +27,7 @@ def test_over_seeds_the_items_are_resampled_and_not_the_completions():
 
 def test_answers_without_a_verdict_take_no_part():
     found = estimate({0: verdicts(True, None), 1: verdicts(False, None)})
-    assert (found.value, found.items, found.not_scorable) == (0.5, 1, 2)
+    assert (found.value, found.n, found.not_scorable) == (0.5, 1, 2)
     assert estimate({0: verdicts(None)}) is None
     assert estimate({}) is None
 

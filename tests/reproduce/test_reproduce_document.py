@@ -19,7 +19,7 @@ def row(method, right, of=100, seeds=(0, 1), base_right=50):
     against = compared(by_seed, base)
     return {
         "method": method, "accuracy": found.value, "interval": list(found.interval), "by_seed": found.by_seed,
-        "seeds": len(seeds), "items": found.items, "not_scorable": 0,
+        "seeds": len(seeds), "items": found.n, "not_scorable": 0,
         "against_base": {"value": against.value, "interval": list(against.interval)},
     }  # fmt: skip
 

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 
 from svf_rl.errors import SVFError
-from svf_rl.metrics.statistics import bootstrap, pass_at_k
+from svf_rl.metrics.statistics import as_json, estimate_mean, pass_at_k
 from svf_rl.rewards import verify_all
 from svf_rl.rewards.verified import reference_of
 
@@ -64,7 +64,7 @@ class PassAtK(evaluate.Metric):
         result: dict = {}
         for tried in tries:
             values = [pass_at_k(scorable, correct, tried) for scorable, correct in counts if scorable >= tried]
-            result[f"pass@{tried}"] = sum(values) / len(values) if values else None
-            result[f"pass@{tried}_interval"] = list(bootstrap(values, confidence)) if values else None
+            found = as_json(estimate_mean(values, confidence) if values else None)
+            result[f"pass@{tried}"], result[f"pass@{tried}_interval"] = found["value"], found["interval"]
         result["not_scorable"] = sum(group.count(None) for group in groups)
         return result

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from svf_rl.metrics.statistics import wilson
+from svf_rl.metrics.statistics import as_json, estimate_share
 from svf_rl.rewards import verify_all
 from svf_rl.rewards.verified import reference_of
 
@@ -45,9 +45,10 @@ class VerifiedAccuracy(evaluate.Metric):
     ) -> dict:
         verdicts = verify_all(verifier, predictions, [reference_of(text) for text in references], **(options or {}))
         scorable = [verdict.correct for verdict in verdicts if verdict.correct is not None]
+        found = as_json(estimate_share(sum(scorable) / len(scorable), len(scorable), confidence) if scorable else None)
         return {
-            "accuracy": sum(scorable) / len(scorable) if scorable else None,
-            "interval": list(wilson(sum(scorable), len(scorable), confidence)) if scorable else None,
+            "accuracy": found["value"],
+            "interval": found["interval"],
             "correct": sum(scorable),
             "scorable": len(scorable),
             "not_scorable": len(verdicts) - len(scorable),
