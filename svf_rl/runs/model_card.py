@@ -7,8 +7,6 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from svf_rl.metrics.statistics import wilson
-from svf_rl.svf.targets import TARGETS
-from svf_rl.tasks import find_task
 from svf_rl.runs.model_card_usage import how_to_evaluate, how_to_load, reward_names
 from svf_rl.runs.provenance import (
     BUNDLED,
@@ -21,6 +19,8 @@ from svf_rl.runs.provenance import (
     task_names,
     without_machine,
 )
+from svf_rl.svf.targets import TARGETS
+from svf_rl.tasks import find_task
 
 MARKER = "<!-- written by svf-rl from the run; remove this line to keep changes of your own -->"
 """The last line of every card: one without it was written by a person, and is not written over."""

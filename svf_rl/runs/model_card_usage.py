@@ -7,8 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from svf_rl.quickstart import make_rows
-from svf_rl.tasks import TaskOptions, find_task
 from svf_rl.runs.provenance import BUNDLED, base_name, is_svf, known_elsewhere, task_names
+from svf_rl.tasks import TaskOptions, find_task
 
 
 def how_to_load(recipe: Mapping[str, Any], config: Mapping[str, Any], base: str | None, location: str) -> str:
