@@ -85,7 +85,7 @@ def contender(pipe: Connection, shape: str, layers: int, checkpointing: bool, de
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = decompose_once(random_llama(SHAPES[shape].config(layers), dtype, device))
     tokenizer = AutoTokenizer.from_pretrained(str(model_path()), padding_side="left")
-    rollouts = WholeCompletions()
+    generator = WholeCompletions()
     # of different lengths, as prompts are: padding takes an attention mask
     rows = [{"prompt": " ".join(["How many?"] * (2 + i))} for i in range(4)]
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +105,7 @@ def contender(pipe: Connection, shape: str, layers: int, checkpointing: bool, de
             Dataset.from_list(rows),
             processing_class=tokenizer,
             peft_config=SVFConfig(target_modules=MLP, task_type="CAUSAL_LM"),
-            rollouts=rollouts,
+            generator=generator,
         )
         gc.collect()
         pipe.send("ready")
@@ -115,7 +115,7 @@ def contender(pipe: Connection, shape: str, layers: int, checkpointing: bool, de
         with peak_memory(device) as peak:
             trainer.train()
             found = start + peak()
-    pipe.send((found, rollouts.longest_prompt))
+    pipe.send((found, generator.longest_prompt))
     pipe.recv()
 
 

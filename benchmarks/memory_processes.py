@@ -47,7 +47,7 @@ def of_one_process(folder: Path, out: Path) -> None:
         gradient_checkpointing=False, use_cpu=not sharded, ddp_backend="gloo" if sharded else None,
         **(BATCH | {"max_steps": 3}),
     )  # fmt: skip
-    rollouts = WholeCompletions()
+    generator = WholeCompletions()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for parameter in model.parameters():
         if not is_sharded(parameter):
@@ -59,12 +59,12 @@ def of_one_process(folder: Path, out: Path) -> None:
         Dataset.from_list([{"prompt": " ".join(["How many?"] * (2 + i))} for i in range(8)]),
         processing_class=AutoTokenizer.from_pretrained(str(model_path()), padding_side="left"),
         peft_config=SVFConfig(target_modules=MLP, task_type="CAUSAL_LM"),
-        rollouts=rollouts,
+        generator=generator,
     )
     with peak_memory("cpu") as peak:
         start = resident()
         trainer.train()
-        found = {"bytes": start + peak(), "prompt": rollouts.longest_prompt}
+        found = {"bytes": start + peak(), "prompt": generator.longest_prompt}
     (out / f"{args.process_index}.json").write_text(json.dumps(found))
     leave_process_group()
 
@@ -95,7 +95,7 @@ def planned(folder: Path, stage: int, prompt: int) -> int:
     plan = MemoryPlan(load_recipe(folder / "recipe.yaml", gpus=2), Machine(2, 1, 10**12), stage, prompt)
     each = plan.gpu(plan.run)
     assert each.activations is not None
-    return sum(each.held.values()) + each.buckets + each.gathered + each.activations
+    return sum(each.held.values()) + each.buckets + each.gather_parameters + each.activations
 
 
 def main() -> None:

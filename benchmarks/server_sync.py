@@ -60,15 +60,15 @@ def serving(model: str, dtype: str, port: int) -> Iterator[str]:
 
 def measure(name: str, model: PeftModel, url: str, dtype: str, repeats: int) -> dict[str, Any]:
     """One row: both ways in turns, each time with other values."""
-    generator = torch.Generator().manual_seed(0)
+    draws = torch.Generator().manual_seed(0)
     seen: dict[str, Any] = {}
 
-    def syncing(way: str, rollouts: VLLMServersGenerator) -> Callable[[], None]:
+    def syncing(way: str, generator: VLLMServersGenerator) -> Callable[[], None]:
         def sync() -> None:
             for layer in svf_layers(model).values():
                 z = layer.svf_z["default"].weight
-                z.data = 1 + 0.05 * torch.randn(z.shape, generator=generator).to(z)
-            seen[way] = rollouts.sync(model)
+                z.data = 1 + 0.05 * torch.randn(z.shape, generator=draws).to(z)
+            seen[way] = generator.sync(model)
 
         return sync
 
@@ -76,7 +76,7 @@ def measure(name: str, model: PeftModel, url: str, dtype: str, repeats: int) -> 
         "z": VLLMServersGenerator([url], dtype=dtype),
         "full": VLLMServersGenerator([url], dtype=dtype, full_push=True),
     }
-    times = interleaved({way: syncing(way, rollouts) for way, rollouts in ways.items()}, repeats)
+    times = interleaved({way: syncing(way, generator) for way, generator in ways.items()}, repeats)
     seconds = {way: statistics.median(values) for way, values in times.items()}
     return {
         "model": name,

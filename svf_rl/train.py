@@ -49,7 +49,7 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict
     """Check the recipe, then train; returns what is written to `summary.json`, or `None` after a dry run."""
     quiet_libraries()
     from svf_rl.generation.vllm.tensor_parallel import check_processes
-    from svf_rl.settings.dry_run import check
+    from svf_rl.settings.dry_run import check_recipe
     from svf_rl.settings.recipe import load_recipe
     from svf_rl.training.signals import StopRequest
 
@@ -57,7 +57,7 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict
     training = recipe.training
     if not dry_run and training.use_vllm and training.vllm_mode == "colocate":
         check_processes(training.vllm_tensor_parallel_size, training.world_size)
-    plan = check(recipe)
+    plan = check_recipe(recipe)
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
         print(plan, flush=True)

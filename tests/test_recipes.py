@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from svf_rl.settings.dry_run import check
+from svf_rl.settings.dry_run import check_recipe
 from svf_rl.settings.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -24,13 +24,13 @@ def test_all_recipes_are_there() -> None:
 
 def test_a_dry_run_passes_without_data(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = check(load_recipe(path))
+    plan = check_recipe(load_recipe(path))
     assert plan.updates > 0
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_passes_with_local_data(path: Path, shared_data: Path) -> None:
-    plan = check(load_recipe(path, ["--data-dir", str(shared_data)]))
+    plan = check_recipe(load_recipe(path, ["--data-dir", str(shared_data)]))
     assert min(plan.rows[split] for split in ("train", "validation", "test")) >= 64
     # held-out accuracy on 30 rows or so would not tell checkpoints apart
     assert not any("not checked" in note for note in plan.notes if "rows" in note)
@@ -39,7 +39,7 @@ def test_a_dry_run_passes_with_local_data(path: Path, shared_data: Path) -> None
 @pytest.mark.parametrize("name", EXPERTS)
 def test_the_experts_have_the_settings_of_the_paper(name: str) -> None:
     recipe = load_recipe(REPOSITORY / "recipes" / f"{name}.yaml")
-    plan, training = check(recipe), recipe.training
+    plan, training = check_recipe(recipe), recipe.training
     assert (plan.sequences_per_update, plan.prompts_per_update) == (256, 256)
     assert (training.learning_rate, training.max_grad_norm, training.weight_decay) == (2e-3, 1e-3, 0)
     assert training.advantage == "none"

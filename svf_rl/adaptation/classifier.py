@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from svf_rl.generation import Completion, Sampling
-from svf_rl.generation.prompts import Conversation, prompt_ids
+from svf_rl.generation.prompts import Conversation, encode_prompts
 from svf_rl.quickstart import model_path
 from svf_rl.quickstart.dispatch_skill import DISPATCH, DISPATCH_PROMPT
 from svf_rl.rewards.verifiers.dispatch_label import LABELS, read_label
@@ -61,7 +61,7 @@ def classification_ids(
 ) -> list[list[int]]:
     """What the classifier reads for each conversation: the last turn of the user, after `system_prompt`."""
     asked = [classification(conversation, system_prompt) for conversation in conversations]
-    return prompt_ids(tokenizer, asked, **(template_arguments or {}))
+    return encode_prompts(tokenizer, asked, **(template_arguments or {}))
 
 
 def label_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:

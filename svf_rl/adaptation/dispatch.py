@@ -22,7 +22,7 @@ from svf_rl.evaluation.items import TaskItems
 from svf_rl.evaluation.records import Record
 from svf_rl.evaluation.run import make_records
 from svf_rl.generation import Completion, Sampling, sample_seed
-from svf_rl.generation.prompts import Conversation, prompt_ids
+from svf_rl.generation.prompts import Conversation, encode_prompts
 from svf_rl.rewards.verifiers.dispatch_label import LABELS
 
 OTHER = "other"
@@ -146,7 +146,7 @@ class Dispatcher:
             seeds = [sample_seed(seed, "dispatch", index, 0) for index in indices]
             return self._pool.generate([prompts[index] for index in indices], sampling, seeds)
 
-        prompts = prompt_ids(self.tokenizer, conversations, **self._template)
+        prompts = encode_prompts(self.tokenizer, conversations, **self._template)
         return self._dispatch(conversations, complete)
 
     def answer_items(self, task: TaskItems, indices: Sequence[int] | None = None, seed: int = 0) -> Dispatched[Record]:

@@ -25,8 +25,7 @@ from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.records import Record, append_records, mend
 from svf_rl.evaluation.run import Run, make_records, room
 from svf_rl.generation import Completion, Sampling
-from svf_rl.generation.prompts import Conversation, prompt_ids, prompt_text
-from svf_rl.metrics.statistics import as_json
+from svf_rl.generation.prompts import Conversation, encode_prompts, render_prompt
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_tokenizer
 
@@ -160,7 +159,7 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
                 "system_prompt": system_prompt,
                 "confidence": 0.95,
                 "results": [result.to_dict() for result in made.results],
-                "classes": [{**asdict(share), "accuracy": as_json(share.accuracy)} for share in made.shares],
+                "classes": [asdict(share) for share in made.shares],
                 "first_pass": asdict(made.first),
                 "second_pass": asdict(made.second),
                 "settings": settings,
@@ -189,7 +188,7 @@ class _Work:
             conversations = [row["prompt"] for row in items.rows]
             return cls(f"task {items.name}", items.file, conversations, items.prompt_ids, items.sampling, items)
         conversations = read_prompts(Path(arguments.prompts), evaluation.options, evaluation.limit)
-        ids = prompt_ids(tokenizer, conversations, **evaluation.chat_template_kwargs)
+        ids = encode_prompts(tokenizer, conversations, **evaluation.chat_template_kwargs)
         greedy = Sampling(evaluation.max_tokens or ANSWER_TOKENS, temperature=0.0, logprobs=False)
         return cls(arguments.prompts, PROMPTS, conversations, ids, greedy)
 
@@ -222,7 +221,7 @@ def _ungraded(
         Record(
             index=index,
             sample=0,
-            prompt=prompt_text(tokenizer, conversation, **template),
+            prompt=render_prompt(tokenizer, conversation, **template),
             completion=text,
             reference=None,
             extracted=None,

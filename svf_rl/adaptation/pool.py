@@ -16,7 +16,7 @@ from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
 from svf_rl.storage.new_folder import check_new, new_folder
 from svf_rl.svf import svf_layers
-from svf_rl.svf.combine import groups_of
+from svf_rl.svf.combine import assign_groups
 from svf_rl.svf.expert import check_same_base, distinct_adapter_names, read_expert
 
 _MIX = "mix"  # the adapter on the model that holds whatever was asked for last
@@ -125,7 +125,7 @@ class ExpertPool:
     def combination_groups(self, scope: str) -> int:
         """How many rows of weights a scope has."""
         paths = [path for path, layer in svf_layers(self.model).items() if self._adapters[self.names[0]] in layer.svf_z]
-        return max(groups_of(paths, scope)) + 1
+        return max(assign_groups(paths, scope)) + 1
 
     def use(self, which: str | Mix | None) -> None:
         """

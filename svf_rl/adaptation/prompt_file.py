@@ -8,7 +8,7 @@ from svf_rl.errors import SVFError
 from svf_rl.tasks import TaskOptions
 from svf_rl.tasks.columns import read_rows
 from svf_rl.tasks.files import SUFFIXES
-from svf_rl.tasks.task import chat, limited
+from svf_rl.tasks.task import chat, limit_rows
 
 PROMPTS = "prompts"
 
@@ -33,4 +33,4 @@ def read_prompts(path: Path, options: TaskOptions, limit: int | None = None) -> 
         if not prompts:
             raise SVFError(f"prompts {path} holds no line with text: write a prompt a line")
         rows = Dataset.from_dict({"prompt": prompts})
-    return limited(PROMPTS, rows, limit)["prompt"][:]
+    return limit_rows(PROMPTS, rows, limit)["prompt"][:]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from svf_rl.adaptation.fitness import Fitness, FitnessWeights, Scored, fitness
 from svf_rl.adaptation.pool import ExpertPool, Mix
 from svf_rl.evaluation.items import TaskItems
-from svf_rl.generation import Completion, sample_seed, until_stop
+from svf_rl.generation import Completion, cut_at_stop, sample_seed
 
 
 class Trial:
@@ -57,7 +57,7 @@ class Trial:
         of = [*range(count), *(prompt for prompt in range(count) for _ in range(samples))]
         tokens = [completion.token_ids for completion in completions]
         texts = [
-            until_stop(text, self._greedy.stop)
+            cut_at_stop(text, self._greedy.stop)
             for text in self._pool.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         ]
         verdicts = self._grader.grade([self._rows[prompt] for prompt in of], texts, tokens)

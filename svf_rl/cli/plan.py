@@ -45,14 +45,14 @@ def _memory(known: argparse.Namespace, overrides: Sequence[str]) -> bool:
     from svf_rl.memory.plan import Machine, MemoryPlan  # takes seconds
     from svf_rl.memory.report import as_text, as_values, verdict
     from svf_rl.memory.text import parse_memory
-    from svf_rl.settings.dry_run import check
+    from svf_rl.settings.dry_run import check_recipe
     from svf_rl.settings.recipe import load_recipe
 
     if known.gpus is None or known.gpu_memory is None:
         raise SVFError("say what the machine has: --gpus 8 --gpu-memory 80GB")
     machine = Machine(known.gpus, known.nodes, parse_memory(known.gpu_memory))
     recipe = load_recipe(known.recipe, overrides, gpus=machine.processes)
-    check(recipe)  # refuses what a dry run refuses
+    check_recipe(recipe)  # refuses what a dry run refuses
     plan = MemoryPlan(recipe, machine, known.zero, known.prompt_tokens)
     fits, outcome = verdict(plan)
     print(json.dumps(as_values(plan, fits, outcome), indent=2) if known.json else as_text(plan, outcome))
@@ -63,11 +63,11 @@ def _slurm(known: argparse.Namespace, overrides: Sequence[str]) -> bool:
     from svf_rl.train import quiet_libraries
 
     quiet_libraries()
-    from svf_rl.launch.shell_lines import shell_lines
-    from svf_rl.launch.slurm import slurm_values, with_servers
+    from svf_rl.launch.shell_lines import format_shell_lines
+    from svf_rl.launch.slurm import add_servers, read_slurm_values
     from svf_rl.settings.recipe import load_recipe
 
     gpus, processes = (None if each is None else each * known.nodes for each in (known.gpus, known.processes))
-    overrides = with_servers(known.recipe, overrides, known.rollout_nodes)
-    print(shell_lines(slurm_values(load_recipe(known.recipe, overrides, gpus, processes))))
+    overrides = add_servers(known.recipe, overrides, known.rollout_nodes)
+    print(format_shell_lines(read_slurm_values(load_recipe(known.recipe, overrides, gpus, processes))))
     return True

@@ -10,8 +10,8 @@ from datasets import Dataset
 from svf_rl.rewards import Verdict, load_reward, verify_all
 from svf_rl.rewards.check_answers import check_answers
 from svf_rl.rewards.reward import AsyncReward
-from svf_rl.rewards.verified import reference_of, verified
-from svf_rl.rewards.verifier import Verifier, stop_where_checks_fail
+from svf_rl.rewards.verified import parse_reference, verified
+from svf_rl.rewards.verifier import Verifier, check_failed_share
 from svf_rl.settings.dry_run import check_columns
 
 # From this value on a completion counts as correct, where a reward says no more than a number.
@@ -44,7 +44,7 @@ class Grader:
 
     def reference(self, row: Mapping[str, Any]) -> Any:
         """The right answer of a row; `None` where there is none."""
-        return reference_of(row.get(self._column))
+        return parse_reference(row.get(self._column))
 
     def same_reference(self, recorded: Any, row: Mapping[str, Any]) -> bool:
         """Whether a record's reference is that of the row, both as JSON holds them."""
@@ -109,7 +109,7 @@ class Grader:
         return [_verdict(value) for value in values]
 
     def _stop_where_checks_fail(self, verdicts: Sequence[Verdict], most: float) -> None:
-        stop_where_checks_fail(self.reward.__name__, verdicts, most, None)
+        check_failed_share(self.reward.__name__, verdicts, most, None)
 
 
 def _verdict(value: float | None) -> Verdict:

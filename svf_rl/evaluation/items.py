@@ -12,10 +12,10 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.grading import Grader
 from svf_rl.generation import Sampling
-from svf_rl.generation.prompts import prompt_ids, prompt_text
+from svf_rl.generation.prompts import encode_prompts, render_prompt
 from svf_rl.tasks import TaskOptions, find_task
 from svf_rl.tasks.columns import read_rows
-from svf_rl.tasks.task import limited
+from svf_rl.tasks.task import limit_rows
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def load_items(
     rows = _rows(base_name, options, arguments.limit, splits)
     grader.check(rows, name)
     template = arguments.chat_template_kwargs
-    ids = prompt_ids(tokenizer, rows["prompt"], **template)
+    ids = encode_prompts(tokenizer, rows["prompt"], **template)
     return TaskItems(
         name=name,
         rows=rows.to_list(),
-        prompts=[prompt_text(tokenizer, conversation, **template) for conversation in rows["prompt"]],
+        prompts=[render_prompt(tokenizer, conversation, **template) for conversation in rows["prompt"]],
         prompt_ids=ids,
         grader=grader,
         sampling=Sampling(
@@ -83,11 +83,11 @@ def load_items(
 
 def _rows(name: str, options: TaskOptions, limit: int | None, splits: Sequence[str]) -> Dataset:
     if name == "columns" and options.data_path is not None and Path(options.data_path).is_file():
-        return limited(splits[0], read_rows(options), limit)  # one file is evaluated whole
+        return limit_rows(splits[0], read_rows(options), limit)  # one file is evaluated whole
     there = find_task(name).load(options)
     for split in splits:
         rows = there[split]
         if rows is not None:
-            return limited(split, rows, limit)
+            return limit_rows(split, rows, limit)
     last = splits[-1]
     raise SVFError(f"task {name} has no {last} rows here: add a {last} file, or give one file as --data-path")

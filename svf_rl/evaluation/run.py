@@ -19,7 +19,7 @@ from svf_rl.evaluation.folder import ResultFolder, Settings, write_json
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.records import Record, append_records, mend, read_records
 from svf_rl.evaluation.summary import Result, summarize
-from svf_rl.generation import Completion, Sampling, sample_seed, until_stop
+from svf_rl.generation import Completion, Sampling, cut_at_stop, sample_seed
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_tokenizer
 
@@ -167,7 +167,7 @@ def make_records(
     completions = generator.generate([task.prompt_ids[index] for index, _ in batch], task.sampling, seeds)
     token_ids = [completion.token_ids for completion in completions]
     decoded = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
-    texts = [until_stop(text, task.sampling.stop) for text in decoded]
+    texts = [cut_at_stop(text, task.sampling.stop) for text in decoded]
     rows = [task.rows[index] for index, _ in batch]
     verdicts = task.grader.grade(rows, texts, token_ids)
     return [

@@ -19,7 +19,7 @@ from svf_rl.models.loading import fill_factor_cache, load_base, load_saved, load
 from svf_rl.runs.provenance import is_svf, read_adapter_config, read_summary
 from svf_rl.storage.new_folder import check_new, check_space, new_folder
 from svf_rl.storage.path_names import path_names
-from svf_rl.svf.combine import check_form, check_weights, even_weights, groups_of
+from svf_rl.svf.combine import assign_groups, check_form, check_weights, even_weights
 from svf_rl.svf.expert import check_same_base, expert_folder, read_expert
 
 MIXED = "merged"
@@ -121,7 +121,7 @@ def _checked_weights(
             raise SVFError(f"{folder} is a {config.get('peft_type')} adapter: a combination takes SVF experts alone")
     read = [read_expert(folder) for folder in folders]
     check_same_base(read)
-    groups = max(groups_of(list(read[0].z), scope)) + 1
+    groups = max(assign_groups(list(read[0].z), scope)) + 1
     return check_weights(even_weights(len(read), groups) if weights is None else weights, len(read), groups, normalized)
 
 

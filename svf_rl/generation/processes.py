@@ -8,7 +8,7 @@ from torch import distributed
 from svf_rl.errors import SVFError
 
 
-def by_main_process(act: Callable[[], dict[str, Any]], meanwhile: Callable[[], None]) -> dict[str, Any]:
+def run_on_main_process(act: Callable[[], dict[str, Any]], meanwhile: Callable[[], None]) -> dict[str, Any]:
     """
     What `act` gives on the first process of the run, on every process. The others call `meanwhile`, then wait.
 

@@ -11,7 +11,7 @@ from svf_rl.errors import SVFError
 Conversation = Sequence[Mapping[str, str]]
 
 
-def prompt_ids(
+def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], **template_arguments: Any
 ) -> list[list[int]]:
     """
@@ -39,12 +39,12 @@ def prompt_ids(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruction-tuned model, or save "
             "a chat_template.jinja beside the tokenizer"
         )
-    texts = [prompt_text(tokenizer, conversation, **template_arguments) for conversation in conversations]
+    texts = [render_prompt(tokenizer, conversation, **template_arguments) for conversation in conversations]
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **template_arguments: Any) -> str:
-    """What [`prompt_ids`] turns into tokens, for one conversation."""
+def render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **template_arguments: Any) -> str:
+    """What [`encode_prompts`] turns into tokens, for one conversation."""
     system = conversation[0]["content"] if conversation[0]["role"] == "system" else ""
     try:
         text = _rendered(tokenizer, conversation, template_arguments)
@@ -89,7 +89,7 @@ def _refused(tokenizer: PreTrainedTokenizerBase, error: TemplateError) -> SVFErr
     return SVFError(f"the chat template of {tokenizer.name_or_path} refuses the conversation: {detail}")
 
 
-def check_room(prompts: Sequence[list[int]], limit: int) -> None:
+def check_prompt_lengths(prompts: Sequence[list[int]], limit: int) -> None:
     """Raises `SVFError` where a prompt leaves no room for an answer among the `limit` tokens that vLLM takes."""
     longest = max(map(len, prompts))
     if longest >= limit:

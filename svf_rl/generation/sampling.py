@@ -93,7 +93,7 @@ class CompletionGenerator(Protocol):
         """Generate from the weights of `model` from now on; `everything` pushes the frozen weights too."""
 
 
-def until_stop(text: str, stop: Sequence[str]) -> str:
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """`text` up to the first stop string in it: what counts as the answer."""
     ends = [place for string in stop if (place := text.find(string)) >= 0]
     return text[: min(ends)] if ends else text

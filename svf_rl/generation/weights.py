@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFLinear
-from svf_rl.svf.sharding import gathered
+from svf_rl.svf.sharding import gather_parameters
 
 _REMEDY = "use an SVF or LoRA adapter, plain and unmerged"
 
@@ -24,7 +24,7 @@ def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     refuse_other_trained_parameters(model)
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            with gathered(module.parameters()):
+            with gather_parameters(module.parameters()):
                 weight = _rebuilt(name, module)
             yield f"{checkpoint_name(name)}.weight", weight
             del weight  # or it would be there still while the next one is rebuilt
@@ -32,7 +32,7 @@ def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             for adapter in module.active_adapters:
                 if adapter in module.modules_to_save:
                     for key, parameter in module.modules_to_save[adapter].named_parameters():
-                        with gathered([parameter]):
+                        with gather_parameters([parameter]):
                             yield f"{checkpoint_name(name)}.{key}", parameter.data
 
 
@@ -44,7 +44,7 @@ def frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     biases = {f"{name}.base_layer.bias" for name in tuners}
     for name, parameter in model.named_parameters():
         if name in biases or not name.startswith(inner + saved):
-            with gathered([parameter]):
+            with gather_parameters([parameter]):
                 yield checkpoint_name(name), parameter.data
 
 

@@ -4,6 +4,6 @@ import shlex
 from collections.abc import Mapping
 
 
-def shell_lines(values: Mapping[str, str]) -> str:
+def format_shell_lines(values: Mapping[str, str]) -> str:
     """`values` as `NAME=value` lines that a shell may evaluate, whatever they hold."""
     return "\n".join(f"{name}={shlex.quote(value)}" for name, value in values.items())

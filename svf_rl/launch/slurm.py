@@ -13,7 +13,7 @@ from svf_rl.svf.cache import default_cache_dir
 from svf_rl.svf.targets import as_regex
 
 
-def with_servers(path: str | Path, overrides: Sequence[str], rollout_nodes: int) -> list[str]:
+def add_servers(path: str | Path, overrides: Sequence[str], rollout_nodes: int) -> list[str]:
     """
     The overrides of a recipe whose vLLM servers the job is to start on so many nodes; their addresses are not known
     yet.
@@ -33,7 +33,7 @@ def with_servers(path: str | Path, overrides: Sequence[str], rollout_nodes: int)
     return [*overrides, *(word for name, value in started.items() for word in (f"--{name}", value))]
 
 
-def slurm_values(recipe: Recipe) -> dict[str, str]:
+def read_slurm_values(recipe: Recipe) -> dict[str, str]:
     """
     The values of a recipe that the batch script acts on, by the name of its variable.
 

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         wait_until_visible([known.job_folder, *known.shared], node, VISIBLE_WITHIN)
         (known.job_folder / f"launcher.{node}").write_text(str(os.getpid()))
-        with kept_stderr() as tail:
+        with keep_stderr_tail() as tail:
             ending = _launch(known, node, relay, tail)
     except SVFError as error:
         ending = Ending(f"error: {error}")
@@ -186,7 +186,7 @@ class _Relay:
 
 
 @contextmanager
-def kept_stderr(lines: int = 2000) -> Iterator["deque[str]"]:
+def keep_stderr_tail(lines: int = 2000) -> Iterator["deque[str]"]:
     """The last lines that this process and its children write to standard error, where they still go; complete after
     the block."""
     tail: deque[str] = deque(maxlen=lines)

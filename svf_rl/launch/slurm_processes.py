@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from svf_rl.errors import SVFError, one_line_errors
-from svf_rl.launch.shell_lines import shell_lines
+from svf_rl.launch.shell_lines import format_shell_lines
 
 CONFIGS = Path("accelerate_configs")
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             values["ACCELERATE_USE_CPU"] = "true"
             # not `cpu:0`, the name of several processes' device, to which torch loads no checkpoint
             values["ACCELERATE_TORCH_DEVICE"] = "cpu"
-        print(shell_lines(values))
+        print(format_shell_lines(values))
     return outcome.status
 
 

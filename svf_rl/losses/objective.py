@@ -12,7 +12,7 @@ BASELINES = ("none", "leave_one_out", "group_mean", "batch_mean")
 KL_TYPES = ("policy_ref", "ref_policy", "k1", "k2", "k3")
 
 
-def advantages(
+def compute_advantages(
     rewards: Tensor,
     group_size: int,
     baseline: str = "leave_one_out",
@@ -60,7 +60,7 @@ def advantages(
     return result if clip is None else result.clamp(-clip, clip)
 
 
-def mismatch_weights(
+def compute_importance_weights(
     logps: Tensor, sampling_logps: Tensor, mask: Tensor, mode: str, minimum: float | None, maximum: float | None
 ) -> Tensor:
     """
@@ -93,7 +93,7 @@ def mismatch_weights(
     return torch.where(inside, weights, 0.0)
 
 
-def estimated_kl(logps: Tensor, ref_logps: Tensor, kind: str) -> Tensor:
+def estimate_kl(logps: Tensor, ref_logps: Tensor, kind: str) -> Tensor:
     """
     Estimates of KL(policy ‖ reference) from the sampled token alone (J. Schulman, "Approximating KL divergence").
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, product
 
-from svf_rl.generation.vllm.tensor_parallel import undivided
+from svf_rl.generation.vllm.tensor_parallel import find_undivided_part
 from svf_rl.memory.arithmetic import Run
 from svf_rl.memory.plan import MemoryPlan
 
@@ -49,7 +49,9 @@ def _changes(plan: MemoryPlan) -> dict[str, list[Change]]:
     if run.stage < 3 and 3 in plan.stages:
         kinds["stage"] = [lambda run: replace(run, stage=3)]
     config = plan.model.config
-    ranks = [n for n in (2, 4, 8) if n > run.tensor_parallel and machine.gpus % n == 0 and not undivided(config, n)]
+    ranks = [
+        n for n in (2, 4, 8) if n > run.tensor_parallel and machine.gpus % n == 0 and not find_undivided_part(config, n)
+    ]
     if run.rollouts == "colocated" and ranks:
         kinds["tensor parallel"] = [_tensor_parallel(n) for n in ranks]
     if plan.allows(3):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from svf_rl.errors import SVFError
 from svf_rl.memory.arithmetic import TensorBytes, factor_bytes, optimizer_bytes, rebuild_bytes
 from svf_rl.memory.trace import Activations, Batch, decoder_layers, trace
-from svf_rl.settings.dry_run_model import Adapted, find_adapted
+from svf_rl.settings.dry_run_model import Adapted, find_adapted_matrices
 from svf_rl.settings.recipe import Recipe
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors
@@ -39,7 +39,7 @@ class PlannedModel:
 
     def __init__(self, recipe: Recipe):
         self.notes: list[str] = []
-        adapted = find_adapted(recipe, self.notes)
+        adapted = find_adapted_matrices(recipe, self.notes)
         if adapted is None or adapted.config is None:
             what = self.notes[-1].partition(" comes ")[0] if adapted is None else "the model"
             raise SVFError(

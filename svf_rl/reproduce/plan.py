@@ -20,7 +20,7 @@ from svf_rl.reproduce.cell_plans import (
 from svf_rl.reproduce.cells import Cell
 from svf_rl.reproduce.comparison import Comparison, ExpertRecipe, Unseen, slug
 from svf_rl.reproduce.methods import DISPATCH, LORA, SVF
-from svf_rl.settings.dry_run import check
+from svf_rl.settings.dry_run import check_recipe
 from svf_rl.settings.recipe import load_recipe
 from svf_rl.tasks import find_task
 
@@ -151,7 +151,7 @@ def _training_runs(
         arguments = _as_arguments(overrides)
         try:
             recipe = load_recipe(expert.path, arguments)
-            notes += check(recipe).notes
+            notes += check_recipe(recipe).notes
         except SVFError as error:
             raise SVFError(f"{expert.name} ({method}): {error}") from error
         runs += [TrainingRun(expert.name, method, seed, recipe, arguments) for seed in comparison.seeds]

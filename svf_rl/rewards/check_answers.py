@@ -6,7 +6,7 @@ from typing import Any
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards.reward import Reward
-from svf_rl.rewards.verified import reference_of, verified
+from svf_rl.rewards.verified import parse_reference, verified
 from svf_rl.rewards.verifier import Verifier, find_verifier
 
 
@@ -42,4 +42,4 @@ def _references(reward: Reward, columns: Mapping[str, Sequence[Any]]) -> Iterato
     elif reward.function is verified:
         names = columns[reward.arguments.get("verifier_column", "verifier")]
         for name, answer in zip(names, columns[reward.arguments.get("column", "answer")], strict=True):
-            yield find_verifier(name), reference_of(answer)
+            yield find_verifier(name), parse_reference(answer)

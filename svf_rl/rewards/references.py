@@ -17,13 +17,13 @@ def reference_text(name: str, reference: Any, numbers: bool = False) -> str:
         # `str(1e22)` has an exponent, which is no part of a number in running text
         return format(Decimal(str(reference)), "f")
     if not isinstance(reference, str):
-        raise SVFError(f"{name}: an answer must be text, not {type(reference).__name__} ({shortened(reference)})")
+        raise SVFError(f"{name}: an answer must be text, not {type(reference).__name__} ({shorten(reference)})")
     if not reference.strip():
         raise SVFError(f"{name}: an answer is empty; leave such rows out of the data")
     return reference
 
 
-def shortened(value: Any, length: int = 100) -> str:
+def shorten(value: Any, length: int = 100) -> str:
     """`repr(value)`, cut to `length` characters."""
     shown = repr(value)
     return shown if len(shown) <= length else f"{shown[: length - 3]}..."

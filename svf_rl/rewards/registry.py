@@ -76,12 +76,12 @@ def _find(name: str) -> Callable[..., Any]:
     if not colon:
         if name.endswith(".py"):
             raise SVFError(f"reward {name!r} names no function; write {name}:FUNCTION")
-        find_built_in()
+        import_built_ins()
         if name not in _registered:
             raise SVFError(f"unknown reward {name!r}{nearest(name, _registered)}")
         return _registered[name]
     module = _import_file(Path(location)) if location.endswith(".py") else _import_module(location)
-    function = getattr(module, function_name, None)
+    function: Callable[..., Any] | None = getattr(module, function_name, None)
     if function is None:
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise SVFError(f"{location} has no function {function_name!r}{nearest(function_name, functions)}")
@@ -90,7 +90,7 @@ def _find(name: str) -> Callable[..., Any]:
     return function
 
 
-def find_built_in() -> None:
+def import_built_ins() -> None:
     """Import every module of this room, so that a new reward is one new file and no list of imports grows."""
     for module in pkgutil.walk_packages([str(Path(__file__).parent)], f"{__package__}."):
         importlib.import_module(module.name)

@@ -6,7 +6,7 @@ from typing import Any
 
 from svf_rl.rewards.registry import reward
 from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verifier import stop_where_checks_fail, verify_all
+from svf_rl.rewards.verifier import check_failed_share, verify_all
 
 
 @reward("verified", column_arguments=("column", "verifier_column"))
@@ -24,24 +24,24 @@ def verified(
     Grade a batch whose rows have verifiers of their own; those of one verifier are checked together.
 
     Args:
-        column (`str`, *optional*, defaults to `"answer"`): the column with the references ([`reference_of`]).
+        column (`str`, *optional*, defaults to `"answer"`): the column with the references ([`parse_reference`]).
         verifier_column (`str`, *optional*, defaults to `"verifier"`): the column with the names of the verifiers.
         correct, wrong (`float`, *optional*, defaults to 1.0 and 0.0): the rewards.
         max_failed (`float`, *optional*, defaults to 0.25):
             the share of a batch whose checks may fail by themselves before the run stops.
     """
-    names, references = columns[verifier_column], [reference_of(answer) for answer in columns[column]]
+    names, references = columns[verifier_column], [parse_reference(answer) for answer in columns[column]]
     verdicts: dict[int, Verdict] = {}
     for name in dict.fromkeys(names):
         rows = [row for row, other in enumerate(names) if other == name]
         found = verify_all(name, [completions[row] for row in rows], [references[row] for row in rows])
         verdicts.update(zip(rows, found, strict=True))
-    stop_where_checks_fail("verified", list(verdicts.values()), max_failed, columns.get("log_metric"))
+    check_failed_share("verified", list(verdicts.values()), max_failed, columns.get("log_metric"))
     values = [verdicts[row].value for row in range(len(completions))]
     return [None if value is None else wrong + value * (correct - wrong) for value in values]
 
 
-def reference_of(answer: Any) -> Any:
+def parse_reference(answer: Any) -> Any:
     """The reference in a column of text: a mapping where the text is a JSON object, else the text itself."""
     if not isinstance(answer, str) or not answer.startswith('{"'):
         return answer

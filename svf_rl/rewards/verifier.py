@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from svf_rl.errors import InfrastructureError, SVFError
-from svf_rl.rewards.registry import find_built_in, reward
+from svf_rl.rewards.registry import import_built_ins, reward
 from svf_rl.rewards.reward import completion_text, nearest
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.sandbox.workers import parallel_checks
@@ -86,7 +86,7 @@ def verifier(
 
 def find_verifier(name: str) -> Verifier:
     """The verifier of that name. Raises `SVFError` when there is none."""
-    find_built_in()
+    import_built_ins()
     if name not in _verifiers:
         raise SVFError(f"unknown verifier {name!r}{nearest(name, _verifiers)}")
     return _verifiers[name]
@@ -182,7 +182,7 @@ def _reward_of(found: Verifier) -> Callable[..., list[float | None]]:
         else:
             references = columns.get(found.column or "") or [None] * len(completions)
         verdicts = verify_all(found.name, completions, references, **options)
-        stop_where_checks_fail(found.name, verdicts, max_failed, columns.get("log_metric"))
+        check_failed_share(found.name, verdicts, max_failed, columns.get("log_metric"))
         values = [verdict.value for verdict in verdicts]
         return [None if value is None else wrong + value * (correct - wrong) for value in values]
 
@@ -197,7 +197,7 @@ def _reward_of(found: Verifier) -> Callable[..., list[float | None]]:
     return score
 
 
-def stop_where_checks_fail(
+def check_failed_share(
     name: str, verdicts: Sequence[Verdict], most: float, log_metric: Callable[[str, float], None] | None
 ) -> None:
     """Log the share of checks that failed by themselves; raises `SVFError` when it is more than `most`."""

@@ -248,7 +248,7 @@ def next_token_settings(kl_type: str) -> dict[str, Any]:
 
 
 @contextmanager
-def as_trl_sees_it(args: SVFReinforceConfig) -> Iterator[None]:
+def hide_from_trl(args: SVFReinforceConfig) -> Iterator[None]:
     """
     Hide from TRL's constructor what our trainer does itself: the engine (`use_vllm`), the reference (`beta`, for which
     TRL would copy the adapter), and greedy decoding (TRL divides logits by the temperature).

@@ -22,8 +22,8 @@ _HIDDEN_COLUMNS = {"prompt", "completion"}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run of the recipe would do. `str(plan)` prints it."""
+class DryRun:
+    """What a run of the recipe would do. `str()` of it is what `--dry-run` prints."""
 
     model: str
     adapter: str
@@ -62,7 +62,7 @@ class Plan:
         return "\n".join([*(f"{name + ':':16}{text}" for name, text in lines.items()), *notes])
 
 
-def check(recipe: Recipe) -> Plan:
+def check_recipe(recipe: Recipe) -> DryRun:
     """Check a recipe and say what it would do; loads no weights, makes no folder, asks no server.
 
     Rows that are at hand (local files, the quickstart's) are really loaded.
@@ -84,7 +84,7 @@ def check(recipe: Recipe) -> Plan:
         corrected = training.vllm_importance_sampling_correction
         correction = f", mismatch correction {training.vllm_importance_sampling_mode if corrected else 'off'}"
     kl = f"KL {training.beta:g} × {training.kl_type} in the {training.kl_placement}" if training.beta else "no KL"
-    return Plan(
+    return DryRun(
         model=f"{recipe.model.model_name_or_path} ({recipe.model.dtype})",
         adapter=_described_adapter(recipe.adapter),
         matrices=matrices,
@@ -153,8 +153,9 @@ def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int |
     Raises:
         SVFError: the rows do not fill one generation batch, so there would be none.
     """
+    steps: int = training.max_steps
     if train_rows is None:
-        return training.max_steps if training.max_steps > 0 else None
+        return steps if steps > 0 else None
     prompts = training.generation_batch_size // training.num_generations
     # an incomplete generation batch at the end of an epoch is dropped
     batches = train_rows // prompts
@@ -163,11 +164,12 @@ def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int |
             f"{train_rows} training rows do not fill one generation batch of {prompts} prompts: add rows, or lower "
             "per_device_train_batch_size or gradient_accumulation_steps"
         )
-    if training.max_steps > 0:
-        return training.max_steps
+    if steps > 0:
+        return steps
     micro_steps = batches * training.steps_per_generation * training.num_iterations
     an_epoch = max(1, micro_steps // training.gradient_accumulation_steps)
-    return math.ceil(an_epoch * training.num_train_epochs)
+    updates: int = math.ceil(an_epoch * training.num_train_epochs)
+    return updates
 
 
 def _check_data(recipe: Recipe, rewards: list[Reward], notes: list[str]) -> dict[str, int] | None:

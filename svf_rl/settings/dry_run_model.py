@@ -13,7 +13,7 @@ from svf_rl.models.loading import adapter_config, named_experts
 from svf_rl.runs.provenance import looks_local
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.recipe import Recipe
-from svf_rl.svf.combine import groups_of
+from svf_rl.svf.combine import assign_groups
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.sharding import without_values
 from svf_rl.svf.targets import as_regex, find_targets, logical_weight
@@ -45,11 +45,11 @@ class Adapted:
 
 def check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
     """How many matrices are adapted and how many values are trained; `None` where the model's shape is not at hand."""
-    adapted = find_adapted(recipe, notes)
+    adapted = find_adapted_matrices(recipe, notes)
     return (None, None) if adapted is None else (len(adapted.matrices), adapted.trained_values)
 
 
-def find_adapted(recipe: Recipe, notes: list[str]) -> Adapted | None:
+def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
     """
     Which matrices the recipe adapts; `None`, and a note that says why, where that cannot be known here.
 
@@ -102,7 +102,7 @@ def _find_combination(recipe: Recipe, notes: list[str]) -> Adapted | None:
             return None
     experts = named_experts(adapter.experts or [])
     matrices = list(experts[0].z)
-    values = (max(groups_of(matrices, adapter.alpha_scope)) + 1) * len(experts)
+    values = (max(assign_groups(matrices, adapter.alpha_scope)) + 1) * len(experts)
     return Adapted(config, experts[0].config, matrices, values)
 
 

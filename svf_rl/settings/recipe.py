@@ -90,9 +90,9 @@ def load_recipe(
     if gpus is not None:
         values, warnings = _without_autocast(values)
     elif values.get("use_cpu") or not torch.cuda.is_available():
-        values, warnings = without_gpu_keys(values, explicit)
+        values, warnings = drop_gpu_keys(values, explicit)
     if values.get("objective") == "next_token":
-        values, changed = for_next_token(values)
+        values, changed = apply_next_token_settings(values)
         warnings += changed
     values = _with_resolved_paths(values, path.parent)
     planned = gpus or processes
@@ -132,7 +132,7 @@ def _of_cpu_processes() -> dict[str, Any]:
     return {"use_cpu": True} if launched or on_cpu else {}
 
 
-def without_gpu_keys(values: Mapping[str, Any], explicit: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
+def drop_gpu_keys(values: Mapping[str, Any], explicit: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
     """The values for a machine without CUDA, and one line for each that was changed.
 
     A half-precision `dtype` becomes float32, unless it is among the `explicit` keys: on a CPU it works, only slowly.
@@ -165,7 +165,7 @@ def _without_autocast(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
     return kept, warnings
 
 
-def for_next_token(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def apply_next_token_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The values with those that next-token training fixes, and one line for each that the recipe has otherwise."""
     fixed = next_token_settings(values.get("kl_type", "policy_ref"))
     lines = [
@@ -176,7 +176,7 @@ def for_next_token(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     return {**values, **fixed}, lines
 
 
-def default_of(key: str) -> Any:
+def find_default(key: str) -> Any:
     """What a recipe that leaves `key` out has for it; `None` where there is no default."""
     field = next((f for part in _PARTS for f in fields(part) if f.name == key), None)
     if field is None:

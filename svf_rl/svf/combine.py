@@ -62,7 +62,7 @@ def check_form(form: str) -> None:
         raise SVFError(f"form of the combination must be one of {', '.join(FORMS)}, not {form!r}")
 
 
-def groups_of(names: Sequence[str], scope: str) -> list[int]:
+def assign_groups(names: Sequence[str], scope: str) -> list[int]:
     """
     Which row of the weights each matrix uses.
 

@@ -122,7 +122,8 @@ def thin_svd(weight: Tensor, method: Literal["auto", "svd", "gram"] = "auto") ->
 
 def _svd(tall: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(n, r) → left (n, r), s (r,), right (r, r)."""
-    return torch.linalg.svd(tall, full_matrices=False)
+    left, s, right = torch.linalg.svd(tall, full_matrices=False)
+    return left, s, right
 
 
 def _gram(tall: Tensor) -> tuple[Tensor, Tensor, Tensor]:

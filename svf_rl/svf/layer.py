@@ -36,7 +36,8 @@ class SVFFactors(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFFactors":
         s, keeping = self.s, keeping_type(fn)
-        return super()._apply(lambda tensor: keeping(tensor) if tensor is s else fn(tensor), recurse)
+        super()._apply(lambda tensor: keeping(tensor) if tensor is s else fn(tensor), recurse)
+        return self
 
 
 class SVFLinear(nn.Module, BaseTunerLayer):
@@ -156,7 +157,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFLinear":
         if self._unmerged_weight is not None:  # it moves along, though it is no parameter
             self._unmerged_weight = fn(self._unmerged_weight)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

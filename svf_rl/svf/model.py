@@ -19,7 +19,7 @@ from svf_rl.svf.decompose import fingerprint, thin_svd
 from svf_rl.svf.expert import FINGERPRINT, PREFIX, PROBE, Z
 from svf_rl.svf.layer import SVFLinear, svf_layers
 from svf_rl.svf.probe import agrees, probe, project
-from svf_rl.svf.sharding import gathered
+from svf_rl.svf.sharding import gather_parameters
 from svf_rl.svf.targets import as_regex, find_targets, is_linear, is_output_layer, logical_weight
 from svf_rl.svf.vector import SVFCombination
 from svf_rl.svf.weighted import WeightedAdapters
@@ -40,7 +40,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
     tuner_layer_cls = SVFLinear
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
-    def _prepare_adapter_config(self, peft_config: SVFConfig, model_config: dict) -> SVFConfig:
+    def _prepare_adapter_config(self, peft_config: SVFConfig, model_config: dict[str, Any]) -> SVFConfig:
         return peft_config
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -171,7 +171,8 @@ class SVFModel(WeightedAdapters, BaseTuner):
         for name, path in names.items():
             if isinstance(layers[path].svf_z[adapter_name], SVFCombination):
                 kept = _alpha_for_z(name, kept, state_dict)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, kept)
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, kept)
+        return remapped
 
 
 def _alpha_for_z(name: str, kept: dict[str, Tensor], saved: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -209,7 +210,7 @@ def _wrapped(module: nn.Module, name: str) -> SVFLinear:
         raise SVFError(f"{name} has no weight yet (meta device): load the base model's weights before adding SVF")
     if not weight.is_floating_point() or weight.dtype.itemsize == 1:  # fp8 too comes with scales apart
         raise SVFError(f"{name} is quantized ({weight.dtype}): SVF needs floating-point weights, load it unquantized")
-    with gathered([weight]):
+    with gather_parameters([weight]):
         weight = logical_weight(module).detach()
         weight_id = fingerprint(weight)
         factors = FactorCache().load(weight_id, weight.dtype, device=weight.device)

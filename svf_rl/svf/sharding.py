@@ -9,7 +9,7 @@ from transformers.integrations import deepspeed as integration
 
 
 def is_sharded(parameter: Tensor) -> bool:
-    """Whether ZeRO-3 holds this parameter: outside of `gathered` its own tensor is empty."""
+    """Whether ZeRO-3 holds this parameter: outside of `gather_parameters` its own tensor is empty."""
     return hasattr(parameter, "ds_id")
 
 
@@ -18,7 +18,7 @@ def full_shape(parameter: Tensor) -> torch.Size:
     return torch.Size(parameter.ds_shape) if is_sharded(parameter) else parameter.shape
 
 
-def gathered(parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
+def gather_parameters(parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
     """Within it, every process has these parameters whole, to read. All processes enter it together, since they
     communicate; where nothing is sharded it does nothing."""
     sharded = [parameter for parameter in parameters if is_sharded(parameter)]
@@ -26,7 +26,8 @@ def gathered(parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(sharded)
+    gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(sharded)
+    return gathered
 
 
 @contextmanager

@@ -16,7 +16,8 @@ class SVFVector(nn.Module):
         self.weight = nn.Parameter(z)  # (r,)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFVector":
-        return super()._apply(keeping_type(fn), recurse)
+        super()._apply(keeping_type(fn), recurse)
+        return self
 
 
 class SVFCombination(nn.Module):
@@ -46,7 +47,8 @@ class SVFCombination(nn.Module):
         return combine(self.masks, self.used_alpha, self._form)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFCombination":
-        return super()._apply(keeping_type(fn), recurse)
+        super()._apply(keeping_type(fn), recurse)
+        return self
 
 
 def keeping_type(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.combine import check_form, check_weights, combine, even_weights, groups_of
+from svf_rl.svf.combine import assign_groups, check_form, check_weights, combine, even_weights
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.layer import SVFLinear, svf_layers
 from svf_rl.svf.vector import SVFCombination
@@ -120,7 +120,7 @@ class WeightedAdapters:
             raise SVFError(
                 f"adapter {adapter_name!r} has other targets than {adapters[0]!r}: give the combination another name"
             )
-        return list(layers.values()), groups_of(list(layers), scope)
+        return list(layers.values()), assign_groups(list(layers), scope)
 
     def _add_plain(self, adapters: Sequence[str], adapter_name: str, combination: dict[str, Any]) -> None:
         """An adapter with `z = 1` and the targets of the first of `adapters`."""

@@ -22,7 +22,7 @@ from typing import Any
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import alternate, as_splits, from_rows, hub_source, local_folder, system_prompt
+from svf_rl.tasks.benchmark import alternate, as_splits, choose_hub_dataset, from_rows, local_folder, system_prompt
 from svf_rl.tasks.files import read_file, read_hub
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import Hub, Splits, chat, check_has_columns
@@ -42,7 +42,7 @@ def load_arc(subset: str, options: TaskOptions) -> Splits:
     """`prompt`, `answer` and `target` of `subset`, `"ARC-Easy"` or `"ARC-Challenge"`."""
     folder = local_folder(options, "arc")
     if folder is None:
-        name, config = hub_source(options, Hub(HUB_NAME, subset))
+        name, config = choose_hub_dataset(options, Hub(HUB_NAME, subset))
         files, source = read_hub(name, config, ["train", "test"]), Path(name)
     else:
         files = {split: read_file(folder / f"{subset}-{split.title()}.jsonl") for split in ("train", "test")}

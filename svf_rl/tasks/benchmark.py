@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from svf_rl.errors import SVFError
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import Hub, Splits, limited
+from svf_rl.tasks.task import Hub, Splits, limit_rows
 
 
 def is_local(options: TaskOptions) -> bool:
@@ -34,7 +34,7 @@ def local_folder(options: TaskOptions, folder: str) -> Path | None:
     return path
 
 
-def hub_source(options: TaskOptions, hub: Hub) -> tuple[str, str | None]:
+def choose_hub_dataset(options: TaskOptions, hub: Hub) -> tuple[str, str | None]:
     """Name and configuration of the dataset on the Hub: those of `options`, or the task's own. Another dataset has
     other configurations, so the task's configuration goes with the task's dataset alone."""
     if options.dataset_name is None:
@@ -51,9 +51,9 @@ def alternate(rows: Dataset) -> tuple[Dataset, Dataset]:
 def as_splits(options: TaskOptions, train: Dataset | None, validation: Dataset | None, test: Dataset) -> Splits:
     """The splits, each cut to the number of rows that `options` ask for."""
     return {
-        "train": None if train is None else limited("train", train, options.train_items),
-        "validation": None if validation is None else limited("validation", validation, options.validation_items),
-        "test": limited("test", test, options.test_items),
+        "train": None if train is None else limit_rows("train", train, options.train_items),
+        "validation": None if validation is None else limit_rows("validation", validation, options.validation_items),
+        "test": limit_rows("test", test, options.test_items),
     }
 
 

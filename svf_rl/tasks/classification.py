@@ -6,7 +6,7 @@ from svf_rl.errors import SVFError
 from svf_rl.tasks.task import chat
 
 
-def user_request(conversation: Sequence[Mapping[str, str]]) -> str:
+def last_user_message(conversation: Sequence[Mapping[str, str]]) -> str:
     """What is asked: the last turn of the user. The system message says how to answer and would give the task away, and
     the beginning of an answer would be gone on with."""
     turns = [message["content"] for message in conversation if message["role"] == "user"]
@@ -17,4 +17,4 @@ def user_request(conversation: Sequence[Mapping[str, str]]) -> str:
 
 def classification(conversation: Sequence[Mapping[str, str]], system_prompt: str) -> list[dict[str, str]]:
     """The conversation in which the class of `conversation` is asked for."""
-    return chat(user_request(conversation), system_prompt)
+    return chat(last_user_message(conversation), system_prompt)

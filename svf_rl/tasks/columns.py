@@ -8,7 +8,7 @@ from datasets import Dataset
 from svf_rl.errors import SVFError
 from svf_rl.tasks.files import SPLITS, read_file, read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, check_has_columns, limited
+from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, check_has_columns, limit_rows
 
 SPLIT_SEED = 0
 
@@ -26,9 +26,9 @@ def load(options: TaskOptions) -> Splits:
         train, splits["validation"] = hold_out(train, options.validation_share)
     validation, test = splits["validation"], splits.get("test")
     return {
-        "train": limited("train", train, options.train_items),
-        "validation": limited("validation", validation, options.validation_items),
-        "test": None if test is None else limited("test", test, options.test_items),
+        "train": limit_rows("train", train, options.train_items),
+        "validation": limit_rows("validation", validation, options.validation_items),
+        "test": None if test is None else limit_rows("test", test, options.test_items),
     }
 
 

@@ -28,7 +28,7 @@ from datasets import Dataset
 from svf_rl.errors import SVFError
 from svf_rl.tasks import arc_easy, gsm8k, mbpp
 from svf_rl.tasks.benchmark import as_splits, from_rows, is_local, system_prompt
-from svf_rl.tasks.classification import user_request
+from svf_rl.tasks.classification import last_user_message
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.other_requests import other_requests
 from svf_rl.tasks.task import RewardSpec, Splits, Task, chat
@@ -74,7 +74,7 @@ def _questions(task: Task, options: TaskOptions) -> list[str]:
 
 def _users(rows: Dataset | None) -> list[str]:
     assert rows is not None
-    return [user_request(prompt) for prompt in rows["prompt"]]
+    return [last_user_message(prompt) for prompt in rows["prompt"]]
 
 
 def _key(question: str) -> str:

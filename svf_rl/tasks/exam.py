@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from svf_rl.quickstart import SKILLS, make_rows
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, limited
+from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, limit_rows
 
 VALIDATION_ITEMS, TEST_ITEMS = 256, 512
 # The quickstart's own rows have seed 0.
@@ -43,7 +43,7 @@ def _rows(options: TaskOptions, split: str, items: int | None, default: int) -> 
         for turn in zip(*parts, strict=True)
         for row in turn
     ]
-    return limited(split, Dataset.from_list(rows[:count]), items)
+    return limit_rows(split, Dataset.from_list(rows[:count]), items)
 
 
 def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:

@@ -18,7 +18,7 @@ import re
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import alternate, as_splits, hub_source, is_local, local_folder, system_prompt
+from svf_rl.tasks.benchmark import alternate, as_splits, choose_hub_dataset, is_local, local_folder, system_prompt
 from svf_rl.tasks.files import read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import Hub, RewardSpec, Splits, Task, chat, check_has_columns
@@ -34,7 +34,7 @@ REFERENCE_SYSTEM_PROMPT = "The instruction below describes a task. Write a respo
 def load(options: TaskOptions) -> Splits:
     """`prompt`, `answer` and `target`."""
     folder = local_folder(options, "gsm8k")
-    name, config = hub_source(options, HUB)
+    name, config = choose_hub_dataset(options, HUB)
     source = name if folder is None else str(folder)
     files = read_hub(name, config) if folder is None else read_folder(folder)
     if "test" not in files:

@@ -16,11 +16,11 @@ Profile `reference`: the assistant's turn begins with the head and docstring too
 from pathlib import Path
 from typing import Any
 
-from svf_rl.tasks.benchmark import as_splits, from_rows, hub_source, is_local, local_folder, system_prompt
+from svf_rl.tasks.benchmark import as_splits, choose_hub_dataset, from_rows, is_local, local_folder, system_prompt
 from svf_rl.tasks.files import read_file, read_hub
 from svf_rl.tasks.mbpp import REFERENCE_SYSTEM_PROMPT, SYSTEM_PROMPT
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import Hub, RewardSpec, Splits, Task, chat, check_has_columns, prefilled
+from svf_rl.tasks.task import Hub, RewardSpec, Splits, Task, chat, check_has_columns, prefill
 
 HUB = Hub("openai/openai_humaneval")
 FILES = ("HumanEval.jsonl.gz", "HumanEval.jsonl")
@@ -30,7 +30,7 @@ def load(options: TaskOptions) -> Splits:
     """Test rows with `prompt`, and `answer` with the tests."""
     folder = local_folder(options, "humaneval")
     if folder is None:
-        name, config = hub_source(options, HUB)
+        name, config = choose_hub_dataset(options, HUB)
         table, source = read_hub(name, config, ["test"])["test"], name
     else:
         path = _file(folder)
@@ -55,7 +55,7 @@ def _file(folder: Path) -> Path:
 def _conversation(row: dict[str, Any], system: str, profile: str) -> list[dict[str, str]]:
     question = f"Complete this function:\n```python\n{row['prompt'].strip()}\n```"
     head = row["prompt"] if profile == "reference" else ""
-    return prefilled(chat(question, system), f"```python\n{head}")
+    return prefill(chat(question, system), f"```python\n{head}")
 
 
 def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:

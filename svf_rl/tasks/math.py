@@ -23,7 +23,15 @@ from typing import Any
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import alternate, as_splits, from_rows, hub_source, is_local, local_folder, system_prompt
+from svf_rl.tasks.benchmark import (
+    alternate,
+    as_splits,
+    choose_hub_dataset,
+    from_rows,
+    is_local,
+    local_folder,
+    system_prompt,
+)
 from svf_rl.tasks.files import read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import Hub, RewardSpec, Splits, Task, chat, check_has_columns
@@ -37,7 +45,7 @@ SYSTEM_PROMPT = r"Solve the maths problem. Reason step by step, and put the fina
 def load(options: TaskOptions) -> Splits:
     """`prompt`, `answer` and `target`."""
     folder = local_folder(options, "math")
-    name, config = hub_source(options, HUB)
+    name, config = choose_hub_dataset(options, HUB)
     files = read_hub(name, config, ["test"]) if folder is None else read_folder(folder, ["test"])
     source = Path(name) if folder is None else folder
     system = system_prompt(options, SYSTEM_PROMPT, SYSTEM_PROMPT)

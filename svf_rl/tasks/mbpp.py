@@ -25,10 +25,10 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import as_splits, from_rows, hub_source, is_local, local_folder, system_prompt
+from svf_rl.tasks.benchmark import as_splits, choose_hub_dataset, from_rows, is_local, local_folder, system_prompt
 from svf_rl.tasks.files import SPLITS, read_file, read_hub
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import Hub, RewardSpec, Splits, Task, chat, check_has_columns, prefilled
+from svf_rl.tasks.task import Hub, RewardSpec, Splits, Task, chat, check_has_columns, prefill
 
 HUB = Hub("google-research-datasets/mbpp", "full")
 FILES = {"full": "mbpp.jsonl", "sanitized": "sanitized-mbpp.json"}
@@ -54,7 +54,7 @@ def _read(options: TaskOptions) -> list[dict[str, Any]]:
     config = options.dataset_config or ("sanitized" if options.profile == "reference" else HUB.config)
     folder = local_folder(options, "mbpp")
     if folder is None:
-        name, _ = hub_source(options, HUB)
+        name, _ = choose_hub_dataset(options, HUB)
         source = name
         splits = read_hub(name, config if options.dataset_name is None else options.dataset_config, [])
         table = concatenate_datasets([rows for split, rows in splits.items() if split in (*SPLITS, "prompt")])
@@ -85,7 +85,7 @@ def _conversations(rows: list[dict[str, Any]], options: TaskOptions) -> Dataset:
     system = system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
     return from_rows(
         {
-            "prompt": prefilled(chat(_question(row, options.profile), system), "```python\n"),
+            "prompt": prefill(chat(_question(row, options.profile), system), "```python\n"),
             "answer": {
                 "test_list": row["test_list"],
                 "test_setup_code": row.get("test_setup_code") or "",

@@ -26,7 +26,7 @@ from datasets import Dataset
 from svf_rl.errors import SVFError
 from svf_rl.tasks.benchmark import from_rows
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, find_task, limited
+from svf_rl.tasks.task import RewardSpec, Splits, Task, find_task, limit_rows
 
 ORDER_SEED = 0
 COLUMNS = frozenset({"prompt", "answer", "target", "task", "verifier"})
@@ -44,7 +44,7 @@ def load(options: TaskOptions) -> Splits:
                 raise SVFError(f"task {name} has no {split} rows: leave it out of the mixture")
             tables[split][name] = _graded(rows.shuffle(seed=ORDER_SEED), name, verifier)
     items = {"train": options.train_items, "validation": options.validation_items, "test": options.test_items}
-    return {split: limited(split, from_rows(_in_turn(tables[split], weights)), items[split]) for split in tables}
+    return {split: limit_rows(split, from_rows(_in_turn(tables[split], weights)), items[split]) for split in tables}
 
 
 def _weights(options: TaskOptions) -> dict[str, Fraction]:

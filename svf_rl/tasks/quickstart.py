@@ -9,7 +9,7 @@ from svf_rl.errors import SVFError
 from svf_rl.quickstart import SKILLS, make_rows
 from svf_rl.quickstart.dispatch_skill import DISPATCH, DISPATCH_PROMPT
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, limited
+from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, limit_rows
 
 TRAIN_ITEMS, VALIDATION_ITEMS, TEST_ITEMS = 2048, 128, 512
 
@@ -29,7 +29,7 @@ def _rows(options: TaskOptions, split: str, items: int | None, default: int) -> 
     system = asked if options.system_prompt is None else options.system_prompt
     for row in rows:
         row["prompt"] = chat(row["prompt"], system)
-    return limited(split, Dataset.from_list(rows), items)
+    return limit_rows(split, Dataset.from_list(rows), items)
 
 
 def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:

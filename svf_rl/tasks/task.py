@@ -79,7 +79,7 @@ class Task:
         return REFERENCE_STOP if options.profile == "reference" else self.stop
 
 
-def all_tasks() -> dict[str, Task]:
+def load_tasks() -> dict[str, Task]:
     """Every `TASK` of the modules in this folder, by name."""
     modules = [
         importlib.import_module(f"{__package__}.{module.name}")
@@ -90,7 +90,7 @@ def all_tasks() -> dict[str, Task]:
 
 def find_task(name: str) -> Task:
     """The task of that name. Raises `SVFError` when there is none."""
-    tasks = all_tasks()
+    tasks = load_tasks()
     if name not in tasks:
         raise SVFError(f"unknown task {name!r}: use one of {', '.join(sorted(tasks))}")
     return tasks[name]
@@ -102,12 +102,12 @@ def chat(question: str, system_prompt: str | None) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": question}]
 
 
-def prefilled(conversation: list[dict[str, str]], beginning: str) -> list[dict[str, str]]:
+def prefill(conversation: list[dict[str, str]], beginning: str) -> list[dict[str, str]]:
     """`conversation` with the assistant's turn begun."""
     return [*conversation, {"role": "assistant", "content": beginning}]
 
 
-def limited(split: str, rows: Dataset, items: int | None) -> Dataset:
+def limit_rows(split: str, rows: Dataset, items: int | None) -> Dataset:
     """The first `items` rows (all for `None`). Raises `SVFError` when none are left."""
     if items is not None and items < 1:
         raise SVFError(f"{split}_items must be at least 1, not {items}")

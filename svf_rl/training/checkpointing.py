@@ -20,7 +20,7 @@ from transformers.trainer_utils import SaveStrategy
 from svf_rl.errors import SVFError
 from svf_rl.runs.versions import package_versions
 from svf_rl.storage.new_folder import disk_errors
-from svf_rl.svf.sharding import gathered
+from svf_rl.svf.sharding import gather_parameters
 from svf_rl.training import checkpoints, run_files
 from svf_rl.training.checkpoints import Manifest
 from svf_rl.training.going_on import GoingOn
@@ -238,7 +238,7 @@ def _trained_state(model: nn.Module) -> dict[str, Tensor]:
     state = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
-            with gathered([parameter]):
+            with gather_parameters([parameter]):
                 state[name] = parameter.detach().cpu().clone()
     return state
 

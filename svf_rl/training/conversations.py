@@ -8,8 +8,8 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
-from svf_rl.generation import Sampling, until_stop
-from svf_rl.generation.prompts import prompt_ids
+from svf_rl.generation import Sampling, cut_at_stop
+from svf_rl.generation.prompts import encode_prompts
 
 
 class Conversations(GRPOTrainer):
@@ -24,7 +24,7 @@ class Conversations(GRPOTrainer):
         if not is_conversational({"prompt": prompts[0]}):
             return super()._tokenize_prompts(prompts)
         template = {"chat_template": self.chat_template, **self.chat_template_kwargs}
-        return prompt_ids(self._tokenizer, prompts, **template), None, {}
+        return encode_prompts(self._tokenizer, prompts, **template), None, {}
 
     def _generate(self, prompts: list[Any]) -> Any:
         output = super()._generate(prompts)
@@ -56,8 +56,8 @@ class Conversations(GRPOTrainer):
 
     def _answer(self, completion: Any) -> Any:
         if isinstance(completion, str):
-            return until_stop(completion, self.sampling.stop)
+            return cut_at_stop(completion, self.sampling.stop)
         return [
-            {**message, "content": until_stop(message.get("content") or "", self.sampling.stop)}
+            {**message, "content": cut_at_stop(message.get("content") or "", self.sampling.stop)}
             for message in completion
         ]

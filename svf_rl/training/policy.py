@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from svf_rl.errors import SVFError
 from svf_rl.svf import reference_mode, svf_layers
-from svf_rl.svf.sharding import gathered, is_sharded
+from svf_rl.svf.sharding import gather_parameters, is_sharded
 
 
 def add_hidden_states_forward(model: PreTrainedModel) -> None:
@@ -58,7 +58,7 @@ def output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
         return weight, bias
     if weight.requires_grad:
         raise SVFError("the output layer cannot be trained under ZeRO-3: take it out of modules_to_save")
-    with gathered([weight] if bias is None else [weight, bias]):
+    with gather_parameters([weight] if bias is None else [weight, bias]):
         return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
@@ -78,7 +78,7 @@ def trainable_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for parameter in model.parameters():
         if parameter.requires_grad:
-            with gathered([parameter]):
+            with gather_parameters([parameter]):
                 digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
 
@@ -88,7 +88,7 @@ def multiplier_statistics(model: nn.Module) -> dict[str, float]:
     """Mean, deviation, smallest and largest multiplier of the singular values, by kind of module (`gate_proj`, ...)."""
     kinds: dict[str, list[Tensor]] = {}
     for name, layer in svf_layers(model).items():
-        with gathered(layer.svf_z.parameters()):
+        with gather_parameters(layer.svf_z.parameters()):
             m = layer.active_multiplier()
             m = None if m is None else m.clone()  # it may be `z` itself
         if m is not None:

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from svf_rl.errors import SVFError
 from svf_rl.runs.provenance import read_summary
-from svf_rl.settings.recipe import Recipe, default_of
+from svf_rl.settings.recipe import Recipe, find_default
 from svf_rl.training.checkpoints import Manifest, check, current_run, last_sound
 
 # How long a run is, what it reports and keeps, and where it runs: none of it changes an update that is made. What the
@@ -147,7 +147,7 @@ def ended_run(output: Path, recipe: Recipe) -> dict[str, Any] | None:
     if any(before.get(key) != now.get(key) for key in ("max_steps", "num_train_epochs", "early_stopping_patience")):
         return None
     for key in sorted((before.keys() | now.keys()) - _MAY_DIFFER - _BATCH - {"hub_token"}):
-        was, wanted = (_plain(values.get(key, default_of(key))) for values in (before, now))
+        was, wanted = (_plain(values.get(key, find_default(key))) for values in (before, now))
         if was != wanted:
             raise SVFError(
                 f"the run in {output} has ended, with {key}={was!r}, and the recipe has {wanted!r}: give another "

@@ -29,7 +29,7 @@ from svf_rl.errors import SVFError
 from svf_rl.generation import CompletionGenerator, Sampling, sample_seed
 from svf_rl.losses import objective
 from svf_rl.losses.token_logprobs import LogitTransform, TokenStatistics, token_statistics
-from svf_rl.settings.config import SVFReinforceConfig, as_trl_sees_it
+from svf_rl.settings.config import SVFReinforceConfig, hide_from_trl
 from svf_rl.svf import svf_layers
 from svf_rl.training.callbacks import FetchLayers
 from svf_rl.training.checkpointing import Checkpointing
@@ -100,7 +100,7 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
         self._raw_rewards: Tensor | None = None
         self._synced: str | None = None
         self._finished = []
-        with as_trl_sees_it(args):
+        with hide_from_trl(args):
             super().__init__(
                 model=model,
                 reward_funcs=reward_funcs,
@@ -196,7 +196,7 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
         output["completion_mask"] = output["completion_mask"] * takes_part[:, None]
         if args.beta and args.kl_placement == "reward":
             rewards = rewards - args.beta * gather(self._sequence_kl(output))
-        advantages = objective.advantages(
+        advantages = objective.compute_advantages(
             rewards, self.num_generations, args.advantage, args.normalize_advantages, args.advantage_clip
         )
         output["advantages"] = advantages[local]
@@ -221,7 +221,7 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
             difference = (logps.detach() - sampling_logps).abs()[mask.bool()]
             self._record("sampling/logp_difference", difference[~difference.isnan()])
             if args.vllm_importance_sampling_correction:
-                weights = objective.mismatch_weights(
+                weights = objective.compute_importance_weights(
                     logps,
                     sampling_logps,
                     mask,
@@ -267,7 +267,7 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
         if statistics.kl is not None:
             return statistics.kl
         assert statistics.ref_logps is not None
-        return objective.estimated_kl(statistics.logps, statistics.ref_logps, self.args.kl_type)
+        return objective.estimate_kl(statistics.logps, statistics.ref_logps, self.args.kl_type)
 
     @torch.no_grad()
     def _sequence_kl(self, output: dict[str, Any]) -> Tensor:

@@ -14,7 +14,7 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.items import load_items
 from svf_rl.generation import Sampling
-from svf_rl.generation.prompts import prompt_ids
+from svf_rl.generation.prompts import encode_prompts
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.quickstart import make_rows, model_path
@@ -90,7 +90,7 @@ def test_each_prompt_is_answered_by_the_expert_of_its_class_after_one_sync_an_ex
     assert done.first.seconds > 0
     assert done.second.seconds > 0
 
-    prompts = prompt_ids(pool.tokenizer, conversations)
+    prompts = encode_prompts(pool.tokenizer, conversations)
     for expert in used:  # alone, in the same company
         pool.use(expert)
         places = [place for place, other in enumerate(done.experts) if other == expert]
@@ -105,7 +105,7 @@ def test_other_and_what_cannot_be_read_goes_to_the_base_model_whatever_was_used_
     pool: ExpertPool, conversations: list[list[dict[str, str]]]
 ) -> None:
     """One token is too few for a class: all are unreadable."""
-    prompts = prompt_ids(pool.tokenizer, conversations)
+    prompts = encode_prompts(pool.tokenizer, conversations)
     pool.use(None)
     base = [answer.token_ids for answer in pool.generate(prompts, GREEDY, [0] * len(prompts))]
     pool.use("second")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from svf_rl.adaptation.pool import ExpertPool, Mix
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, Sampling
-from svf_rl.generation.prompts import prompt_ids
+from svf_rl.generation.prompts import encode_prompts
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.quickstart import make_rows, model_path
@@ -49,7 +49,7 @@ def pool(vllm_engine: ColocatedVLLMGenerator, folders: dict[str, str], dispatche
 def answers(pool: ExpertPool) -> Callable[[], list[list[int]]]:
     """`answers()`: greedy tokens of eight questions, as whatever the pool was told to be."""
     questions = [[{"role": "user", "content": row["prompt"]}] for row in make_rows("math", "test", 8)]
-    ids = prompt_ids(pool.tokenizer, questions)
+    ids = encode_prompts(pool.tokenizer, questions)
 
     def ask() -> list[list[int]]:
         completions: list[Completion] = pool.generate(ids, GREEDY, [0] * len(ids))

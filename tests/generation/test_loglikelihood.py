@@ -23,7 +23,7 @@ def model(adapted: Adapted) -> PeftModel:
 
 
 @pytest.fixture(params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
-def rollouts(request: pytest.FixtureRequest, model: PeftModel) -> CompletionGenerator:
+def generator(request: pytest.FixtureRequest, model: PeftModel) -> CompletionGenerator:
     """A generator that holds `model`."""
     if request.param == "transformers":
         return _transformers(model)
@@ -66,37 +66,37 @@ def _assert_close(actual: list[list[float]], expected: list[list[float]]) -> Non
 
 
 def test_each_token_has_its_logprob_under_a_plain_forward_pass(
-    rollouts: CompletionGenerator, model: PeftModel, prompts: list[list[int]], continuations: list[list[int]]
+    generator: CompletionGenerator, model: PeftModel, prompts: list[list[int]], continuations: list[list[int]]
 ) -> None:
     expected = [_plain(model, p, c) for p, c in zip(prompts, continuations, strict=True)]
-    _assert_close(rollouts.loglikelihood(prompts, continuations), expected)
+    _assert_close(generator.loglikelihood(prompts, continuations), expected)
 
 
 def test_neither_order_nor_company_matters(
-    rollouts: CompletionGenerator, prompts: list[list[int]], continuations: list[list[int]]
+    generator: CompletionGenerator, prompts: list[list[int]], continuations: list[list[int]]
 ) -> None:
-    together = rollouts.loglikelihood(prompts, continuations)
-    _assert_close(rollouts.loglikelihood(prompts[::-1], continuations[::-1])[::-1], together)
-    alone = [rollouts.loglikelihood([p], [c])[0] for p, c in zip(prompts, continuations, strict=True)]
+    together = generator.loglikelihood(prompts, continuations)
+    _assert_close(generator.loglikelihood(prompts[::-1], continuations[::-1])[::-1], together)
+    alone = [generator.loglikelihood([p], [c])[0] for p, c in zip(prompts, continuations, strict=True)]
     _assert_close(alone, together)
 
 
 def test_several_continuations_of_one_prompt_share_no_cache(
-    rollouts: CompletionGenerator, model: PeftModel, prompts
+    generator: CompletionGenerator, model: PeftModel, prompts
 ) -> None:
     continuations = [[7, 8, 9], [7, 8], [7, 8, 9, EOS], [8]]
     expected = [_plain(model, prompts[0], c) for c in continuations]
-    _assert_close(rollouts.loglikelihood([prompts[0]] * 4, continuations), expected)
+    _assert_close(generator.loglikelihood([prompts[0]] * 4, continuations), expected)
 
 
 def test_after_a_sync_the_new_weights_are_asked(
-    rollouts: CompletionGenerator, adapted: Adapted, prompts: list[list[int]], continuations: list[list[int]]
+    generator: CompletionGenerator, adapted: Adapted, prompts: list[list[int]], continuations: list[list[int]]
 ) -> None:
-    before = rollouts.loglikelihood(prompts, continuations)
+    before = generator.loglikelihood(prompts, continuations)
     other = _nearer(adapted(seed=6))
-    rollouts.sync(other)
+    generator.sync(other)
     expected = [_plain(other, p, c) for p, c in zip(prompts, continuations, strict=True)]
-    after = rollouts.loglikelihood(prompts, continuations)
+    after = generator.loglikelihood(prompts, continuations)
     _assert_close(after, expected)
     assert max(abs(a[0] - b[0]) for a, b in zip(before, after, strict=True)) > 0.01
 
@@ -114,8 +114,8 @@ def test_a_completion_of_vllm_carries_its_loglikelihood(
     assert min(map(sum, scores)) < -0.5
 
 
-def test_nothing_asked_is_nothing_answered(rollouts: CompletionGenerator) -> None:
-    assert rollouts.loglikelihood([], []) == []
+def test_nothing_asked_is_nothing_answered(generator: CompletionGenerator) -> None:
+    assert generator.loglikelihood([], []) == []
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ def test_nothing_asked_is_nothing_answered(rollouts: CompletionGenerator) -> Non
     ],
 )
 def test_what_has_no_loglikelihood_is_refused(
-    rollouts: CompletionGenerator, prompts: list[list[int]], continuations: list[list[int]], message: str
+    generator: CompletionGenerator, prompts: list[list[int]], continuations: list[list[int]], message: str
 ) -> None:
     with pytest.raises(SVFError, match=message) as error:
-        rollouts.loglikelihood(prompts, continuations)
+        generator.loglikelihood(prompts, continuations)
     assert "\n" not in str(error.value)
 
 

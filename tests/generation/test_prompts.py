@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.prompts import prompt_ids, prompt_text
+from svf_rl.generation.prompts import encode_prompts, render_prompt
 from svf_rl.quickstart import model_path
 
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
@@ -28,12 +28,12 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def test_a_question_is_followed_by_the_head_of_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
     expected = tokenizer.apply_chat_template([QUESTION], add_generation_prompt=True)["input_ids"]
-    assert prompt_ids(tokenizer, [QUESTION]) == expected
-    assert prompt_ids(tokenizer, []) == []
+    assert encode_prompts(tokenizer, [QUESTION]) == expected
+    assert encode_prompts(tokenizer, []) == []
 
 
 def test_special_tokens_are_those_of_the_template_and_come_once(tokenizer: PreTrainedTokenizerBase) -> None:
-    question, begun = prompt_ids(tokenizer, [QUESTION, BEGUN])
+    question, begun = encode_prompts(tokenizer, [QUESTION, BEGUN])
     assert question.count(tokenizer.bos_token_id) == begun.count(tokenizer.bos_token_id) == 1
     assert question[-1] == tokenizer.convert_tokens_to_ids("<|assistant|>")
     assert begun[-1] != tokenizer.eos_token_id
@@ -42,8 +42,8 @@ def test_special_tokens_are_those_of_the_template_and_come_once(tokenizer: PreTr
 @pytest.mark.parametrize("template", [None, TURNS, NO_SYSTEM + TURNS, DROPS_SYSTEM])
 def test_a_begun_answer_is_left_open_with_its_line_break(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     tokenizer.chat_template = template or tokenizer.chat_template
-    assert prompt_text(tokenizer, BEGUN).endswith("```python\n")
-    assert tokenizer.decode(prompt_ids(tokenizer, [BEGUN])[0]).endswith("```python\n")
+    assert render_prompt(tokenizer, BEGUN).endswith("```python\n")
+    assert tokenizer.decode(encode_prompts(tokenizer, [BEGUN])[0]).endswith("```python\n")
 
 
 @pytest.mark.parametrize("template", [NO_SYSTEM + TURNS, DROPS_SYSTEM])
@@ -51,21 +51,21 @@ def test_without_a_system_role_the_system_message_heads_the_users_turn(
     tokenizer: PreTrainedTokenizerBase, template: str
 ) -> None:
     tokenizer.chat_template = template
-    assert prompt_text(tokenizer, QUESTION) == "<user>Be brief.\n\nHow many?</><assistant>"
+    assert render_prompt(tokenizer, QUESTION) == "<user>Be brief.\n\nHow many?</><assistant>"
     assert QUESTION[1]["content"] == "How many?"  # the data are left alone
 
 
 def test_template_arguments_are_passed_on(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = TURNS + "{% if thinking %}<think>{% endif %}"
-    assert prompt_text(tokenizer, QUESTION[1:], thinking=True).endswith("<assistant><think>")
-    assert prompt_text(tokenizer, QUESTION[1:], chat_template="fixed") == "fixed"
+    assert render_prompt(tokenizer, QUESTION[1:], thinking=True).endswith("<assistant><think>")
+    assert render_prompt(tokenizer, QUESTION[1:], chat_template="fixed") == "fixed"
 
 
 def test_no_template_and_a_template_that_refuses_are_one_line(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = "{{ raise_exception('turns must\nalternate') }}"
     for conversation in (QUESTION, QUESTION[1:]):
         with pytest.raises(SVFError, match="refuses the conversation: turns must alternate"):
-            prompt_ids(tokenizer, [conversation])
+            encode_prompts(tokenizer, [conversation])
     tokenizer.chat_template = None
     with pytest.raises(SVFError, match="has no chat template"):
-        prompt_ids(tokenizer, [QUESTION])
+        encode_prompts(tokenizer, [QUESTION])

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from svf_rl.errors import SVFError
-from svf_rl.generation import Completion, Sampling, until_stop
+from svf_rl.generation import Completion, Sampling, cut_at_stop
 from svf_rl.generation.transformers_generator import TransformersGenerator
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
@@ -33,7 +33,7 @@ def model(adapted: Any) -> PeftModel:
 
 
 @pytest.fixture(params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
-def rollouts(request: pytest.FixtureRequest, model: PeftModel, tokenizer: Any) -> Any:
+def generator(request: pytest.FixtureRequest, model: PeftModel, tokenizer: Any) -> Any:
     if request.param == "transformers":
         return TransformersGenerator(model, eos_token_ids=[2], pad_token_id=0, tokenizer=tokenizer)
     engine = request.getfixturevalue("vllm_engine")
@@ -46,17 +46,17 @@ def stopping(*stop: str, **changes: Any) -> Sampling:
 
 
 def test_the_tokens_up_to_the_stop_string_are_those_without_it(
-    rollouts: Any, prompts: list[list[int]], tokenizer: Any
+    generator: Any, prompts: list[list[int]], tokenizer: Any
 ) -> None:
     """The worked sums hold "=", some of them twice: the first counts."""
     seeds = range(len(prompts))
-    whole = rollouts.generate(prompts, GREEDY, seeds)
-    stopped = rollouts.generate(prompts, stopping("=", "answer"), seeds)
+    whole = generator.generate(prompts, GREEDY, seeds)
+    stopped = generator.generate(prompts, stopping("=", "answer"), seeds)
     assert sum(len(s.token_ids) < len(w.token_ids) for s, w in zip(stopped, whole, strict=True)) >= 10
     for short, long in zip(stopped, whole, strict=True):
         assert short.token_ids == long.token_ids[: len(short.token_ids)]
         text = tokenizer.decode(short.token_ids, skip_special_tokens=True)
-        assert until_stop(text, ("=", "answer")) == until_stop(
+        assert cut_at_stop(text, ("=", "answer")) == cut_at_stop(
             tokenizer.decode(long.token_ids, skip_special_tokens=True), ("=", "answer")
         )
         assert not any(string in tokenizer.decode(short.token_ids[:-1]) for string in ("=", "answer"))
@@ -64,9 +64,9 @@ def test_the_tokens_up_to_the_stop_string_are_those_without_it(
             assert len(short.logprobs) == len(short.token_ids)
 
 
-def test_finished_means_eos_or_a_stop_string_and_not_the_limit(rollouts: Any, prompts: list[list[int]]) -> None:
+def test_finished_means_eos_or_a_stop_string_and_not_the_limit(generator: Any, prompts: list[list[int]]) -> None:
     def finished(sampling: Sampling) -> set[bool]:
-        return {c.finished for c in rollouts.generate(prompts[:6], sampling, range(6))}
+        return {c.finished for c in generator.generate(prompts[:6], sampling, range(6))}
 
     assert finished(GREEDY) == {True}
     assert finished(stopping("=")) == {True}
@@ -91,9 +91,9 @@ def test_without_a_tokenizer_stop_strings_are_refused(model: PeftModel, prompts:
 
 
 def test_what_counts_as_the_answer() -> None:
-    assert until_stop("def f(): pass\n```\nThis", ("\n```",)) == "def f(): pass"
-    assert until_stop("a b c", ("c", "b")) == "a "
-    assert until_stop("a b c", ()) == until_stop("a b c", ("x",)) == "a b c"
+    assert cut_at_stop("def f(): pass\n```\nThis", ("\n```",)) == "def f(): pass"
+    assert cut_at_stop("a b c", ("c", "b")) == "a "
+    assert cut_at_stop("a b c", ()) == cut_at_stop("a b c", ("x",)) == "a b c"
 
 
 def test_greedy_keeps_the_stop_strings() -> None:

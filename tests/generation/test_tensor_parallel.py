@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig, LlamaConfig
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_divides, check_processes, undivided
+from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_divides, check_processes, find_undivided_part
 from svf_rl.quickstart import model_path
 
 
@@ -39,7 +39,7 @@ def test_two_processes_are_one_engine(even_model: Path, tmp_path: Path) -> None:
 
 
 def test_an_engine_of_one_process_takes_what_it_is_given() -> None:
-    items, own = EngineRanks(1).gathered(["a", "b"])
+    items, own = EngineRanks(1).gather(["a", "b"])
     assert items[own] == ["a", "b"]
 
 
@@ -81,7 +81,7 @@ def test_processes_that_are_whole_engines(size: int, processes: int) -> None:
 def test_what_of_a_model_cannot_be_shared_out(size: int, changes: dict[str, int], part: str | None) -> None:
     shape = {"vocab_size": 448, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 512, **changes}
     config = LlamaConfig(**shape, hidden_size=32 * shape["num_attention_heads"])
-    assert undivided(config, size) == part
+    assert find_undivided_part(config, size) == part
 
 
 def test_the_bundled_model_has_three_heads() -> None:

@@ -43,33 +43,33 @@ def test_eos_is_kept_and_nothing_after_it(model: PeftModel, prompts: list[list[i
 def test_any_of_several_end_tokens_ends_a_completion(model: PeftModel, prompts: list[list[int]]) -> None:
     first = _rollouts(model).generate(prompts[:1], Sampling(24, 0.0), [0])[0].token_ids
     other = first[3]
-    rollouts = TransformersGenerator(model, eos_token_ids=[EOS, other], pad_token_id=PAD)
-    assert rollouts.generate(prompts[:1], Sampling(24, 0.0), [0])[0].token_ids == first[: first.index(other) + 1]
+    generator = TransformersGenerator(model, eos_token_ids=[EOS, other], pad_token_id=PAD)
+    assert generator.generate(prompts[:1], Sampling(24, 0.0), [0])[0].token_ids == first[: first.index(other) + 1]
 
 
 def test_the_seed_decides_and_the_process_is_left_alone(model: PeftModel, prompts: list[list[int]]) -> None:
-    rollouts, sampling = _rollouts(model), Sampling(16, temperature=3.0)
+    generator, sampling = _rollouts(model), Sampling(16, temperature=3.0)
     model.train()
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    first = rollouts.generate([prompts[0]] * 4, sampling, [1, 2, 3, 4])
+    first = generator.generate([prompts[0]] * 4, sampling, [1, 2, 3, 4])
     assert torch.equal(torch.rand(3), expected)
     assert model.training
     assert len({tuple(c.token_ids) for c in first}) > 1
-    assert rollouts.generate([prompts[0]] * 4, sampling, [1, 2, 3, 4]) == first
-    assert rollouts.generate([prompts[0]] * 4, sampling, [9, 2, 3, 4]) != first
+    assert generator.generate([prompts[0]] * 4, sampling, [1, 2, 3, 4]) == first
+    assert generator.generate([prompts[0]] * 4, sampling, [9, 2, 3, 4]) != first
 
 
 def test_the_model_in_training_is_the_generator(model: PeftModel, prompts: list[list[int]]) -> None:
     """Nothing to push: what is generated follows the trained values at once."""
-    rollouts, greedy = _rollouts(model), Sampling(16, 0.0)
-    before = rollouts.generate(prompts, greedy, range(len(prompts)))
-    assert rollouts.sync(model).bytes == 0
+    generator, greedy = _rollouts(model), Sampling(16, 0.0)
+    before = generator.generate(prompts, greedy, range(len(prompts)))
+    assert generator.sync(model).bytes == 0
     for name, parameter in model.named_parameters():
         if "svf_z" in name:
             parameter.data = -parameter.data
-    assert rollouts.generate(prompts, greedy, range(len(prompts))) != before
+    assert generator.generate(prompts, greedy, range(len(prompts))) != before
 
 
 def test_sample_seeds_differ_by_place_and_by_nothing_else() -> None:

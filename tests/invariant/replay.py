@@ -22,7 +22,7 @@ from svf_rl.models.loading import load_adapted, load_tokenizer
 from svf_rl.settings.dry_run import load_rewards
 from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf.layer import svf_layers
-from svf_rl.svf.sharding import gathered
+from svf_rl.svf.sharding import gather_parameters
 from svf_rl.tasks import find_task
 from svf_rl.training.process_group import leave_process_group
 from svf_rl.training.trainer import SVFReinforceTrainer
@@ -72,7 +72,7 @@ class Trajectory(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         parts = []
         for layer in svf_layers(model).values():
-            with gathered(layer.svf_z.parameters()):
+            with gather_parameters(layer.svf_z.parameters()):
                 parts.append(layer.svf_z["default"].weight.detach().clone())
         self.z.append(torch.cat(parts).tolist())
 
@@ -91,14 +91,14 @@ def main(mode: str, completions: Path, out: Path, overrides: list[str]) -> None:
             recipe.model.location, dtype=torch.float32, seed=0, device="cpu", max_model_len=256, enforce_eager=True,
             tensor_parallel_size=recipe.training.vllm_tensor_parallel_size,
         )  # fmt: skip
-    rollouts = Recording(completions, source)
+    generator = Recording(completions, source)
     task = find_task(recipe.data.task)
     rewards = load_rewards(recipe.data)
     model = load_adapted(recipe.model, recipe.adapter)
     trajectory = Trajectory()
     trainer = SVFReinforceTrainer(
         model, list(rewards), recipe.training, task.load(recipe.data)["train"], None, load_tokenizer(recipe.model),
-        callbacks=[trajectory], generator=rollouts,
+        callbacks=[trajectory], generator=generator,
     )  # fmt: skip
     trainer.train()
     if trainer.is_world_process_zero():
@@ -107,7 +107,7 @@ def main(mode: str, completions: Path, out: Path, overrides: list[str]) -> None:
             found["gradient_buffer"] = trainer.model_wrapped.optimizer.reduce_bucket_size
         out.write_text(json.dumps(found))
     if source:
-        rollouts.write()
+        generator.write()
     leave_process_group()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from svf_rl.errors import SVFError
-from svf_rl.launch.slurm_node import ending, kept_stderr, launch_arguments, main, wait_until_visible
+from svf_rl.launch.slurm_node import ending, keep_stderr_tail, launch_arguments, main, wait_until_visible
 
 
 def test_accelerate_gets_the_jobs_numbers_and_the_run_always_resumes() -> None:
@@ -65,14 +65,14 @@ def test_a_file_that_does_not_show_up(tmp_path: Path) -> None:
 
 def test_standard_error_is_kept_and_still_written(capfd: pytest.CaptureFixture[str]) -> None:
     script = r"import sys; sys.stderr.write('10%\r20%\rdone\nerror: ä\nrest')"
-    with kept_stderr() as tail:
+    with keep_stderr_tail() as tail:
         subprocess.run([sys.executable, "-c", script], check=True)
     assert list(tail) == ["done", "error: ä", "rest"]
     assert capfd.readouterr().err == "10%\r20%\rdone\nerror: ä\nrest"
 
 
 def test_only_the_last_lines_are_kept() -> None:
-    with kept_stderr(lines=2) as tail:
+    with keep_stderr_tail(lines=2) as tail:
         os.write(2, b"1\n2\n3")
     assert list(tail) == ["2", "3"]
 

@@ -8,8 +8,8 @@ import pytest
 
 from svf_rl.cli.plan import main as plan_command
 from svf_rl.errors import SVFError
-from svf_rl.launch.shell_lines import shell_lines
-from svf_rl.launch.slurm import slurm_values, with_servers
+from svf_rl.launch.shell_lines import format_shell_lines
+from svf_rl.launch.slurm import add_servers, read_slurm_values
 from svf_rl.launch.slurm_processes import Processes, default_config, main, processes_a_node
 from svf_rl.quickstart import model_path
 from svf_rl.settings.recipe import load_recipe
@@ -21,7 +21,7 @@ def values(repository: Path):
 
     def values(*overrides: str, rollout_nodes: int = 0) -> dict[str, str]:
         path = repository / "recipes" / "quickstart.yaml"
-        return slurm_values(load_recipe(path, with_servers(path, overrides, rollout_nodes)))
+        return read_slurm_values(load_recipe(path, add_servers(path, overrides, rollout_nodes)))
 
     return values
 
@@ -76,7 +76,7 @@ def test_the_batch_is_that_of_all_processes(repository: Path, capsys: pytest.Cap
 
 def test_a_shell_reads_the_values_as_they_are() -> None:
     hostile = {"A": "a b'c\"$(touch /nowhere)`id`;\n*", "B": ""}
-    script = f'{shell_lines(hostile)}\nprintf "%s|%s" "$A" "$B"'
+    script = f'{format_shell_lines(hostile)}\nprintf "%s|%s" "$A" "$B"'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == f"{hostile['A']}|"
 

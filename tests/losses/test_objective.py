@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from svf_rl.losses.objective import advantages, estimated_kl, mismatch_weights, reduce_tokens, reinforce_loss
+from svf_rl.losses.objective import (
+    compute_advantages,
+    compute_importance_weights,
+    estimate_kl,
+    reduce_tokens,
+    reinforce_loss,
+)
 
 NAN = float("nan")
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])  # two prompts, three completions each
@@ -21,7 +27,7 @@ REWARDS = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])  # two prompts, three com
     ],
 )
 def test_baselines(baseline: str, expected: list[float]) -> None:
-    torch.testing.assert_close(advantages(REWARDS, 3, baseline), torch.tensor(expected, dtype=torch.float32))
+    torch.testing.assert_close(compute_advantages(REWARDS, 3, baseline), torch.tensor(expected, dtype=torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -35,55 +41,61 @@ def test_baselines(baseline: str, expected: list[float]) -> None:
 )
 def test_an_unscorable_completion_takes_no_part_in_any_mean(baseline: str, expected: list[float]) -> None:
     rewards = torch.tensor([4, NAN, 2, NAN, 6, NAN])
-    torch.testing.assert_close(advantages(rewards, 3, baseline), torch.tensor(expected, dtype=torch.float32))
+    torch.testing.assert_close(compute_advantages(rewards, 3, baseline), torch.tensor(expected, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("baseline", ["none", "group_mean", "leave_one_out", "batch_mean"])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_nothing_scorable_gives_zeros(baseline: str, normalize: bool) -> None:
-    assert advantages(torch.full((4,), NAN), 2, baseline, normalize).tolist() == [0, 0, 0, 0]
+    assert compute_advantages(torch.full((4,), NAN), 2, baseline, normalize).tolist() == [0, 0, 0, 0]
 
 
 def test_a_group_without_a_score_leaves_the_other_group_alone() -> None:
-    assert advantages(torch.tensor([NAN, NAN, 1.0, 0.0]), 2, "leave_one_out").tolist() == [0, 0, 1, -1]
+    assert compute_advantages(torch.tensor([NAN, NAN, 1.0, 0.0]), 2, "leave_one_out").tolist() == [0, 0, 1, -1]
 
 
 def test_one_completion_a_prompt() -> None:
     rewards = torch.tensor([1.0, -1.0, -1.0, NAN])
-    assert advantages(rewards, 1, "none").tolist() == [1, -1, -1, 0]
-    torch.testing.assert_close(advantages(rewards, 1, "batch_mean"), torch.tensor([4 / 3, -2 / 3, -2 / 3, 0]))
-    assert advantages(rewards, 1, "leave_one_out").tolist() == [0, 0, 0, 0]
+    assert compute_advantages(rewards, 1, "none").tolist() == [1, -1, -1, 0]
+    torch.testing.assert_close(compute_advantages(rewards, 1, "batch_mean"), torch.tensor([4 / 3, -2 / 3, -2 / 3, 0]))
+    assert compute_advantages(rewards, 1, "leave_one_out").tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
 def test_normalising_divides_by_the_deviation_of_the_group(baseline: str) -> None:
     rewards = torch.tensor([1.0, 0.0, NAN, 10.0, 0.0, 2.0])
-    plain, normalised = advantages(rewards, 3, baseline), advantages(rewards, 3, baseline, normalize=True)
+    plain, normalised = (
+        compute_advantages(rewards, 3, baseline),
+        compute_advantages(rewards, 3, baseline, normalize=True),
+    )
     deviations = torch.tensor([math.sqrt(0.5)] * 3 + [math.sqrt(28.0)] * 3)  # of 1, 0 and of 10, 0, 2
     torch.testing.assert_close(normalised, plain / deviations)
 
 
 @pytest.mark.parametrize("baseline", ["none", "batch_mean"])
 def test_normalising_divides_by_the_deviation_of_the_batch(baseline: str) -> None:
-    plain, normalised = advantages(REWARDS, 3, baseline), advantages(REWARDS, 3, baseline, normalize=True)
+    plain, normalised = (
+        compute_advantages(REWARDS, 3, baseline),
+        compute_advantages(REWARDS, 3, baseline, normalize=True),
+    )
     torch.testing.assert_close(normalised, plain / REWARDS.std())
 
 
 def test_normalising_equal_rewards_divides_by_nothing() -> None:
-    assert advantages(torch.ones(4), 2, "group_mean", normalize=True).tolist() == [0, 0, 0, 0]
-    assert advantages(torch.ones(4), 2, "none", normalize=True).tolist() == [1, 1, 1, 1]
+    assert compute_advantages(torch.ones(4), 2, "group_mean", normalize=True).tolist() == [0, 0, 0, 0]
+    assert compute_advantages(torch.ones(4), 2, "none", normalize=True).tolist() == [1, 1, 1, 1]
 
 
 def test_clipping_is_the_last_step() -> None:
     rewards = torch.tensor([10.0, 0.0, 0.25, 0.0])
-    assert advantages(rewards, 2, "leave_one_out", clip=0.5).tolist() == [0.5, -0.5, 0.25, -0.25]
-    normalised = advantages(rewards, 2, "leave_one_out", normalize=True, clip=1.0)
+    assert compute_advantages(rewards, 2, "leave_one_out", clip=0.5).tolist() == [0.5, -0.5, 0.25, -0.25]
+    normalised = compute_advantages(rewards, 2, "leave_one_out", normalize=True, clip=1.0)
     assert normalised.tolist() == [1, -1, 1, -1]  # ±√2 before
 
 
 def test_an_unknown_baseline_is_refused() -> None:
     with pytest.raises(ValueError, match="median"):
-        advantages(REWARDS, 3, "median")
+        compute_advantages(REWARDS, 3, "median")
 
 
 # ---- the vLLM mismatch correction ------------------------------------------------------------------------------------
@@ -108,7 +120,7 @@ def test_mismatch_weights_are_those_of_trl(mode: str, minimum: float | None, max
     logps, sampled = -torch.rand(6, 9), -torch.rand(6, 9)
     sampled[0, 1] = NAN  # the generator knows nothing about this token
     mask = (torch.arange(9) < torch.tensor([[9], [7], [5], [3], [1], [0]])).long()
-    weights = mismatch_weights(logps, sampled, mask, mode, minimum, maximum)
+    weights = compute_importance_weights(logps, sampled, mask, mode, minimum, maximum)
     torch.testing.assert_close(weights, _trl_ratio(logps, sampled, mask, mode, minimum, maximum))
     bounded = weights[weights != 0]
     assert bounded.min() >= (minimum or 0)
@@ -119,7 +131,7 @@ def test_mismatch_weights_carry_no_gradient_and_are_one_where_the_generator_agre
     logps = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
     mask = torch.tensor([[1, 1, 0]])
     sampled = torch.tensor([[-1.0, NAN, 5.0]])
-    weights = mismatch_weights(logps, sampled, mask, "token_truncate", None, 2.0)
+    weights = compute_importance_weights(logps, sampled, mask, "token_truncate", None, 2.0)
     assert not weights.requires_grad
     assert weights.tolist() == [[1, 1, 1]]
 
@@ -130,13 +142,13 @@ def test_mismatch_weights_carry_no_gradient_and_are_one_where_the_generator_agre
 def test_estimators_are_their_definitions() -> None:
     logps, ref_logps = torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0])
     ratio = (ref_logps - logps).exp()  # p_ref / p
-    torch.testing.assert_close(estimated_kl(logps, ref_logps, "k1"), -ratio.log())
-    torch.testing.assert_close(estimated_kl(logps, ref_logps, "k2"), ratio.log() ** 2 / 2)
-    torch.testing.assert_close(estimated_kl(logps, ref_logps, "k3"), ratio - 1 - ratio.log())
-    assert (estimated_kl(logps, ref_logps, "k3") >= 0).all()
-    assert estimated_kl(logps, logps, "k3").tolist() == [0, 0]
+    torch.testing.assert_close(estimate_kl(logps, ref_logps, "k1"), -ratio.log())
+    torch.testing.assert_close(estimate_kl(logps, ref_logps, "k2"), ratio.log() ** 2 / 2)
+    torch.testing.assert_close(estimate_kl(logps, ref_logps, "k3"), ratio - 1 - ratio.log())
+    assert (estimate_kl(logps, ref_logps, "k3") >= 0).all()
+    assert estimate_kl(logps, logps, "k3").tolist() == [0, 0]
     with pytest.raises(ValueError, match="k4"):
-        estimated_kl(logps, ref_logps, "k4")
+        estimate_kl(logps, ref_logps, "k4")
 
 
 def _distributions() -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,7 +162,7 @@ def test_k1_and_k3_are_the_exact_divergence_in_expectation(kind: str) -> None:
     logits, ref_logits = _distributions()
     lp, lq = logits.log_softmax(0), ref_logits.log_softmax(0)
     exact = (lp.exp() * (lp - lq)).sum()
-    torch.testing.assert_close((lp.exp() * estimated_kl(lp, lq, kind)).sum(), exact)
+    torch.testing.assert_close((lp.exp() * estimate_kl(lp, lq, kind)).sum(), exact)
 
 
 @pytest.mark.parametrize(("kind", "same"), [("k2", True), ("k1", False)])
@@ -160,7 +172,7 @@ def test_as_a_loss_k2_has_the_gradient_of_the_exact_divergence_and_k1_has_none(k
     logits.requires_grad_()
     lp, lq = logits.log_softmax(0), ref_logits.log_softmax(0)
     (exact,) = torch.autograd.grad((lp.exp() * (lp - lq)).sum(), logits, retain_graph=True)
-    (sampled,) = torch.autograd.grad((lp.exp().detach() * estimated_kl(lp, lq, kind)).sum(), logits)
+    (sampled,) = torch.autograd.grad((lp.exp().detach() * estimate_kl(lp, lq, kind)).sum(), logits)
     torch.testing.assert_close(sampled, exact if same else torch.zeros_like(exact), atol=1e-12, rtol=1e-9)
 
 

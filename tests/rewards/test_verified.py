@@ -9,7 +9,7 @@ from svf_rl.errors import InfrastructureError, SVFError
 from svf_rl.rewards import load_reward, required_columns
 from svf_rl.rewards.check_answers import check_answers
 from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verified import reference_of
+from svf_rl.rewards.verified import parse_reference
 from svf_rl.rewards.verifier import verifier
 
 ROWS = {"verifier": ["numeric", "choice", "numeric", "exact_match"], "answer": ["5", "B", "#### 7", "B"]}
@@ -29,9 +29,9 @@ def test_it_needs_both_columns() -> None:
 
 def test_a_mapping_comes_as_json_and_any_other_text_stays() -> None:
     tests = {"test_list": ["assert f(1) == 2"]}
-    assert reference_of(json.dumps(tests)) == tests
+    assert parse_reference(json.dumps(tests)) == tests
     for text in ("5", r"\{1, 2\}", "{1, 2}", '{"', "[1]", '{"a": '):
-        assert reference_of(text) == text
+        assert parse_reference(text) == text
 
 
 def test_an_unknown_verifier_is_named() -> None:

@@ -59,7 +59,7 @@ def second_server(other_server: Server) -> Server:
 
 
 @pytest.fixture
-def rollouts(server: Server) -> VLLMServersGenerator:
+def generator(server: Server) -> VLLMServersGenerator:
     return VLLMServersGenerator([server.url], dtype="float32")
 
 

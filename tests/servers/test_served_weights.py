@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.server.served_weights import ServedWeights
-from svf_rl.generation.server.z_update import Layout, is_svf_alone, layout_of, pack
+from svf_rl.generation.server.z_update import Layout, describe_layout, is_svf_alone, pack
 from svf_rl.generation.weights import adapted_weights
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
@@ -48,7 +48,7 @@ def served(worker: Worker) -> ServedWeights:
 
 
 def update(served: ServedWeights, model: PeftModel) -> str:
-    layout = Layout.from_json(layout_of(model).to_json())
+    layout = Layout.from_json(describe_layout(model).to_json())
     served.set_up(layout)
     z = pack(model)
     served.update(layout.version(z), z)
@@ -157,7 +157,7 @@ def test_what_is_not_the_update_that_was_sent_changes_nothing(
 
 
 def test_bad_layouts_are_refused_in_one_line(served: ServedWeights, adapted: Adapted, tmp_path: Path) -> None:
-    layout = layout_of(adapted(1))
+    layout = describe_layout(adapted(1))
     first = layout.matrices[0]
     other = dataclasses.replace(first, fingerprint="0" * 64)
     missing = dataclasses.replace(first, name="model.layers.99.mlp.up_proj.weight")

@@ -33,8 +33,8 @@ def test_a_dead_server_stops_the_run_and_a_restarted_one_is_brought_up_to_date(
     server: Server, adapted: Adapted, prompts: list[list[int]]
 ) -> None:
     hasty, patient = (VLLMServersGenerator([server.url], dtype="float32", timeout=seconds) for seconds in (1.0, 400.0))
-    for rollouts in (hasty, patient):
-        rollouts.sync(adapted(1))
+    for generator in (hasty, patient):
+        generator.sync(adapted(1))
     expected = [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))]
     server.kill()
     for act in (lambda: hasty.generate(prompts, GREEDY, range(12)), lambda: hasty.sync(adapted(2))):
@@ -74,10 +74,10 @@ def test_one_of_two_servers_dies_is_left_out_and_taken_back(
         VLLMServersGenerator([second_server.url], dtype="float32", on_failure="leave_out", timeout=0.1)
 
     second_server.wait()
-    for rollouts in (both, later):
-        assert rollouts.sync(model).bytes == 2 * alone.sync(model).bytes
+    for generator in (both, later):
+        assert generator.sync(model).bytes == 2 * alone.sync(model).bytes
         assert f"{second_server.url} is back" in capfd.readouterr().err
-        assert [c.token_ids for c in rollouts.generate(prompts, GREEDY, range(12))] == expected
+        assert [c.token_ids for c in generator.generate(prompts, GREEDY, range(12))] == expected
 
 
 @pytest.mark.vllm
@@ -130,12 +130,12 @@ def test_a_server_over_two_workers_rebuilds_its_shards(
     cores = sorted(os.sched_getaffinity(0))
     bind = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}  # by itself vLLM takes a NUMA node a worker
     sharded = start_server("--model_name_or_path", str(tmp_path), "--", "--tensor-parallel-size", "2", **bind).wait()
-    rollouts = VLLMServersGenerator([sharded.url], dtype="float32")
+    generator = VLLMServersGenerator([sharded.url], dtype="float32")
     model = get_peft_model(base, SVFConfig(target_modules="mlp+attention", task_type="CAUSAL_LM"))
     for seed in (1, 2):
         move(model, seed, by=0.2)
-        assert rollouts.sync(model).tensors == 10
-        completions = rollouts.generate(prompts, GREEDY, range(12))
+        assert generator.sync(model).tensors == 10
+        completions = generator.generate(prompts, GREEDY, range(12))
         wrong, ties = wrong_tokens(model, prompts, completions)
         assert wrong == 0
         assert ties < 100  # of 384

@@ -25,21 +25,21 @@ def ask(url: str, prompt: list[int], timeout: float | None = None) -> list[int]:
     return httpx.post(f"{url}/v1/completions", json=body, timeout=timeout).json()["choices"][0]["token_ids"]
 
 
-def tokens(rollouts: VLLMServersGenerator, prompts: list[list[int]]) -> list[list[int]]:
+def tokens(generator: VLLMServersGenerator, prompts: list[list[int]]) -> list[list[int]]:
     """Greedy answers. Their log-probabilities differ in the last bits with the batches that requests arrive in."""
-    return [completion.token_ids for completion in rollouts.generate(prompts, GREEDY, range(len(prompts)))]
+    return [completion.token_ids for completion in generator.generate(prompts, GREEDY, range(len(prompts)))]
 
 
 @pytest.mark.parametrize("updates", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_no_request_is_answered_by_two_versions(
-    rollouts: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]], updates: int
+    generator: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]], updates: int
 ) -> None:
     """Other clients ask all the time while two adapters take turns: every answer is one's or the other's."""
     models = [adapted(1), adapted(2)]
     allowed = []
     for model in models:
-        rollouts.sync(model)
-        allowed.append([c.token_ids for c in rollouts.generate(prompts, GREEDY, range(12))])
+        generator.sync(model)
+        allowed.append([c.token_ids for c in generator.generate(prompts, GREEDY, range(12))])
     answers: list[tuple[int, list[int]]] = []
     stop = threading.Event()
 
@@ -62,8 +62,8 @@ def test_no_request_is_answered_by_two_versions(
     try:
         end, turn = time.monotonic() + 300, 0
         while turn < updates or (not both_seen() and time.monotonic() < end):
-            rollouts.sync(models[turn % 2])
-            own = [c.token_ids for c in rollouts.generate(prompts[:3], GREEDY, range(3))]
+            generator.sync(models[turn % 2])
+            own = [c.token_ids for c in generator.generate(prompts[:3], GREEDY, range(3))]
             assert own == allowed[turn % 2][:3]
             turn += 1
     finally:
@@ -75,11 +75,11 @@ def test_no_request_is_answered_by_two_versions(
 
 
 def test_a_server_with_half_of_the_weights_answers_nobody(
-    rollouts: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]]
+    generator: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]]
 ) -> None:
     """A run that is killed in the middle of an update leaves such a server; the next one mends it."""
-    rollouts.sync(adapted(3))
-    expected = tokens(rollouts, prompts[:4])
+    generator.sync(adapted(3))
+    expected = tokens(generator, prompts[:4])
     dead = ServerConnection(server.url)
     dead.pause()
     dead.begin_push("model", "run")
@@ -87,27 +87,27 @@ def test_a_server_with_half_of_the_weights_answers_nobody(
     assert dead.status()["version"] is None
     with pytest.raises(httpx.ReadTimeout):
         ask(server.url, prompts[0], timeout=3)
-    assert tokens(rollouts, prompts[:4]) == expected
+    assert tokens(generator, prompts[:4]) == expected
 
 
 def test_a_pause_that_nobody_ended_is_ended(
-    rollouts: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]]
+    generator: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]]
 ) -> None:
-    rollouts.sync(adapted(3))
-    expected = tokens(rollouts, prompts[:4])
+    generator.sync(adapted(3))
+    expected = tokens(generator, prompts[:4])
     ServerConnection(server.url).pause()
-    assert tokens(rollouts, prompts[:4]) == expected
+    assert tokens(generator, prompts[:4]) == expected
 
 
 def test_another_run_on_the_same_server_is_noticed(
-    rollouts: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]]
+    generator: VLLMServersGenerator, server: Server, adapted: Adapted, prompts: list[list[int]]
 ) -> None:
     """Each finds its own weights again before it asks."""
     other = VLLMServersGenerator([server.url], dtype="float32")
-    rollouts.sync(adapted(1))
-    ours = tokens(rollouts, prompts)
+    generator.sync(adapted(1))
+    ours = tokens(generator, prompts)
     other.sync(adapted(2))
     theirs = tokens(other, prompts)
     assert ours != theirs
-    assert tokens(rollouts, prompts) == ours
+    assert tokens(generator, prompts) == ours
     assert tokens(other, prompts) == theirs

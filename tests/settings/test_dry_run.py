@@ -9,7 +9,7 @@ import pytest
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
 from svf_rl.settings.config import SVFReinforceConfig
-from svf_rl.settings.dry_run import Plan, check, count_updates
+from svf_rl.settings.dry_run import DryRun, check_recipe, count_updates
 from svf_rl.settings.recipe import load_recipe
 
 
@@ -18,8 +18,8 @@ def plan(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The plan of the quickstart recipe with overrides, from an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
-    def plan(*overrides: str) -> Plan:
-        return check(load_recipe(repository / "recipes" / "quickstart.yaml", overrides))
+    def plan(*overrides: str) -> DryRun:
+        return check_recipe(load_recipe(repository / "recipes" / "quickstart.yaml", overrides))
 
     return plan
 

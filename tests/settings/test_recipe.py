@@ -8,7 +8,7 @@ import yaml
 
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
-from svf_rl.settings.recipe import Recipe, check_batch, load_recipe, without_gpu_keys
+from svf_rl.settings.recipe import Recipe, check_batch, drop_gpu_keys, load_recipe
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
 
@@ -202,7 +202,7 @@ def test_half_precision_asked_for_on_the_command_line_stays(write) -> None:
 
 
 def test_flash_attention_falls_back_without_a_gpu() -> None:
-    values, warnings = without_gpu_keys({"attn_implementation": "flash_attention_2", "seed": 1, "tf32": False})
+    values, warnings = drop_gpu_keys({"attn_implementation": "flash_attention_2", "seed": 1, "tf32": False})
     assert values == {"attn_implementation": "sdpa", "seed": 1, "tf32": False}
     assert len(warnings) == 1
 

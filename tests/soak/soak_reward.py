@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from svf_rl.rewards.reward import completion_text
-from svf_rl.rewards.verifier import stop_where_checks_fail, verify_all
+from svf_rl.rewards.verifier import check_failed_share, verify_all
 
 
 def passes_tests(
@@ -19,7 +19,7 @@ def passes_tests(
     if (Path(flags) / "raise").exists():
         raise RuntimeError("the judge is out")
     verdicts = verify_all("unit_tests", completions, [{"test_list": one} for one in tests], progress=False)
-    stop_where_checks_fail("unit_tests", verdicts, 0.25, log_metric)
+    check_failed_share("unit_tests", verdicts, 0.25, log_metric)
     if (Path(flags) / "engine").exists():
         _break_the_engine()
     if (Path(flags) / "overflow").exists():
@@ -32,7 +32,7 @@ def closes_brackets(completions: Sequence[Any], log_metric: Any = None) -> list[
     texts = [completion_text(completion) for completion in completions]
     counts = [(f"\\boxed{{{text.count('(')}}}", f"\\frac{{{2 * text.count(')')}}}{{2}}") for text in texts]
     verdicts = verify_all("math", *zip(*counts, strict=True), progress=False)  # type: ignore[arg-type]
-    stop_where_checks_fail("math", verdicts, 0.25, log_metric)
+    check_failed_share("math", verdicts, 0.25, log_metric)
     return [None if verdict.value is None else 0.1 * verdict.value for verdict in verdicts]
 
 

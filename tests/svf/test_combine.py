@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFConfig, svf_layers
-from svf_rl.svf.combine import check_weights, combine, even_weights, groups_of, normalize
+from svf_rl.svf.combine import assign_groups, check_weights, combine, even_weights, normalize
 
 NAMES = ["a", "b", "c"]
 # Each kind of expert that may be combined: masks are mixed, whatever they are made of.
@@ -74,11 +74,11 @@ def test_the_combination_is_differentiable_in_the_weights() -> None:
 
 def test_weights_belong_to_all_matrices_to_a_layer_or_to_one_matrix() -> None:
     names = ["model.layers.0.mlp.up", "model.layers.0.mlp.down", "model.layers.2.mlp.up", "model.layers.2.mlp.down"]
-    assert groups_of(names, "global") == [0, 0, 0, 0]
-    assert groups_of(names, "layer") == [0, 0, 1, 1]
-    assert groups_of(names, "matrix") == [0, 1, 2, 3]
+    assert assign_groups(names, "global") == [0, 0, 0, 0]
+    assert assign_groups(names, "layer") == [0, 0, 1, 1]
+    assert assign_groups(names, "matrix") == [0, 1, 2, 3]
     with pytest.raises(SVFError, match="head is in no numbered layer"):
-        groups_of(["head"], "layer")
+        assign_groups(["head"], "layer")
 
 
 def test_normalized_weights_sum_to_one() -> None:

@@ -5,11 +5,11 @@ import pytest
 from svf_rl.errors import SVFError
 from svf_rl.rewards import load_reward, required_columns
 from svf_rl.tasks import TaskOptions, find_task
-from svf_rl.tasks.task import all_tasks
+from svf_rl.tasks.task import load_tasks
 
 
 def test_each_file_with_a_task_is_found() -> None:
-    assert set(all_tasks()) == {
+    assert set(load_tasks()) == {
         "arc_challenge", "arc_easy", "columns", "dispatch", "exam", "gsm8k", "humaneval", "math", "mbpp", "mixture",
         "quickstart",
     }  # fmt: skip

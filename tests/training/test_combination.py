@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
-from svf_rl.settings.dry_run import check
+from svf_rl.settings.dry_run import check_recipe
 from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf import SVFConfig, svf_layers
 from svf_rl.train import run
@@ -69,12 +69,12 @@ def test_a_run_that_was_cut_off_goes_on_from_its_weights(recipe: Path, tmp_path:
 
 
 def test_what_the_experts_have_already_is_said_not_to_be_read(recipe: Path) -> None:
-    plan = check(load_recipe(recipe, ["--target_modules", "attention"]))
+    plan = check_recipe(load_recipe(recipe, ["--target_modules", "attention"]))
     assert "target_modules: not read for adapter combination" in str(plan)
 
 
 def test_the_plan_counts_the_weights(recipe: Path) -> None:
-    plan = check(load_recipe(recipe))
+    plan = check_recipe(load_recipe(recipe))
     assert (plan.matrices, plan.trainable_values) == (9, 6)
     assert "weights of one, two: layer, mask" in str(plan)
 
@@ -94,11 +94,11 @@ def test_what_does_not_go_together_is_said_before_anything_is_loaded(
     recipe: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(SVFError, match=message):
-        check(load_recipe(recipe, overrides))
+        check_recipe(load_recipe(recipe, overrides))
 
 
 def test_experts_of_other_targets_are_refused(recipe: Path, experts: list[str], tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
     get_peft_model(model, SVFConfig(target_modules="attention")).save_pretrained(tmp_path / "attention")
     with pytest.raises(SVFError, match="different targets"):
-        check(load_recipe(recipe, ["--experts", f"[{experts[0]}, {tmp_path / 'attention'}]"]))
+        check_recipe(load_recipe(recipe, ["--experts", f"[{experts[0]}, {tmp_path / 'attention'}]"]))

@@ -46,7 +46,7 @@ def run(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Any) -> Callab
             seen.extend(completion[0]["content"] for completion in completions)
             return [float(index % 3) for index in range(len(completions))]
 
-        rollouts = Fenced(tokenizer)
+        generator = Fenced(tokenizer)
         trainer = SVFReinforceTrainer(
             tiny_llama(),
             reward,
@@ -59,22 +59,22 @@ def run(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Any) -> Callab
             Dataset.from_list([{"prompt": PROMPT}] * 3),
             tokenizer,
             peft_config=SVFConfig(task_type="CAUSAL_LM"),
-            generator=rollouts,
+            generator=generator,
             stop=stop,
         )  # fmt: skip
         trainer.train()
-        return trainer, rollouts, seen
+        return trainer, generator, seen
 
     return run
 
 
 def test_a_begun_answer_is_part_of_the_prompt(run: Callable[..., Any], tokenizer: Any) -> None:
-    trainer, rollouts, _ = run()
+    trainer, generator, _ = run()
     trainer.evaluate()
-    assert {tokenizer.decode(ids) for ids in rollouts.prompts} == {
+    assert {tokenizer.decode(ids) for ids in generator.prompts} == {
         "<|begin|><|user|>Write f.<|end|><|assistant|>```python\n"
     }
-    assert {request.stop for request in rollouts.requests} == {(STOP,)}
+    assert {request.stop for request in generator.requests} == {(STOP,)}
 
 
 def test_rewards_see_the_text_before_the_stop_string(run: Callable[..., Any]) -> None:
@@ -86,10 +86,10 @@ def test_rewards_see_the_text_before_the_stop_string(run: Callable[..., Any]) ->
 
 
 def test_a_stopped_completion_does_not_count_as_cut_off(run: Callable[..., Any]) -> None:
-    trainer, rollouts, _ = run()
+    trainer, generator, _ = run()
     log = trainer.state.log_history[0]
     assert log["completions/clipped_ratio"] == 0.5
-    lengths = [len(kind.token_ids) for kind in rollouts.kinds]
+    lengths = [len(kind.token_ids) for kind in generator.kinds]
     for which in ("mean", "min", "max"):
         assert log[f"completions/{which}_terminated_length"] == lengths[0]
     assert log["completions/max_length"] == max(lengths)
@@ -108,9 +108,9 @@ def test_only_what_was_cut_off_is_left_out_of_training(
         return batches[-1]
 
     monkeypatch.setattr(SVFReinforceTrainer, "_generate_and_score_completions", recorded)
-    _, rollouts, _ = run(mask_truncated_completions=mask)
+    _, generator, _ = run(mask_truncated_completions=mask)
     trained = batches[0]["completion_mask"].sum(1).tolist()
-    lengths = [len(kind.token_ids) for kind in rollouts.kinds]
+    lengths = [len(kind.token_ids) for kind in generator.kinds]
     assert float(batches[0]["sequences"]) == sequences
     assert trained == ([lengths[0], 0] * 2 if mask else lengths * 2)
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.prompts import prompt_ids
+from svf_rl.generation.prompts import encode_prompts
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.rewards import load_reward
 from svf_rl.settings.config import SVFReinforceConfig
-from svf_rl.settings.dry_run import Plan, check
+from svf_rl.settings.dry_run import DryRun, check_recipe
 from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf import SVFConfig
 from svf_rl.tasks.targets import end_of_turn, target_ids
@@ -63,7 +63,7 @@ def log_likelihoods(model: Any, tokenizer: Any, rows: list[dict[str, Any]], redu
     """log p of each right answer and the end of the turn, sequence by sequence, from the logits."""
     values = []
     for row in rows:
-        before = prompt_ids(tokenizer, [row["prompt"]])[0]
+        before = encode_prompts(tokenizer, [row["prompt"]])[0]
         after = [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         logits = model(input_ids=torch.tensor([before + after])).logits[0, len(before) - 1 : -1].float()
         logps = logits.log_softmax(1).gather(1, torch.tensor(after)[:, None])
@@ -119,7 +119,7 @@ def test_an_update_sees_each_answer_once_whatever_num_generations_says(next_toke
     assert len({tuple(ids) for ids in seen}) == 8
 
 
-def test_kl_is_measured_at_the_right_answers(next_token: Any) -> None:
+def test_kl_is_measured_at_the_targets(next_token: Any) -> None:
     trainer = next_token(beta=0.5, max_steps=2, kl_type="k3", kl_placement="reward")
     trainer.train()
     first, second = (line for line in trainer.state.log_history if "kl" in line)
@@ -171,7 +171,7 @@ def test_an_answer_goes_on_from_the_beginning_that_the_prompt_has_made(tokenizer
     begun = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "def g(x): return"}]
     ids = target_ids(tokenizer, begun, " x + 2", 3)
     assert ids[-1] == 3
-    assert tokenizer.decode([*prompt_ids(tokenizer, [begun])[0], *ids[:-1]]).endswith("def g(x): return x + 2")
+    assert tokenizer.decode([*encode_prompts(tokenizer, [begun])[0], *ids[:-1]]).endswith("def g(x): return x + 2")
     assert tokenizer.decode(target_ids(tokenizer, "Q: 1 + 1 =", " 2", 3)[:-1]) == " 2"
 
 
@@ -200,14 +200,14 @@ def test_the_turn_ends_as_the_chat_template_ends_it(tokenizer: Any) -> None:
 
 
 @pytest.fixture
-def plan(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+def plan(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DryRun]:
     """The plan of the quickstart recipe with `--objective next_token`."""
     monkeypatch.chdir(tmp_path)
     recipe = repository / "recipes" / "quickstart.yaml"
-    return lambda *overrides: check(load_recipe(recipe, ["--objective", "next_token", *overrides]))
+    return lambda *overrides: check_recipe(load_recipe(recipe, ["--objective", "next_token", *overrides]))
 
 
-def refusal(plan: Callable[..., Plan], *overrides: str) -> str:
+def refusal(plan: Callable[..., DryRun], *overrides: str) -> str:
     with pytest.raises(SVFError) as caught:
         plan(*overrides)
     assert "\n" not in str(caught.value)
@@ -254,7 +254,7 @@ def test_rows_without_a_right_answer_are_named_before_the_run(plan: Any, tmp_pat
     assert "needs a text in column 'answer'" in refusal(plan, *own([{**row, "answer": {"a": "7"}} for row in bare]))
 
 
-def test_tasks_on_the_hub_are_known_to_have_right_answers(plan: Any) -> None:
+def test_tasks_on_the_hub_are_known_to_have_targets(plan: Any) -> None:
     for task in ("gsm8k", "math", "mbpp", "arc_easy", "dispatch"):
         assert plan("--task", task).rows is None
 

@@ -10,7 +10,7 @@ from dense_reference import dense_gradients
 from torch import Tensor
 from transformers import TrainerCallback
 
-from svf_rl.losses.objective import advantages as advantages_of
+from svf_rl.losses.objective import compute_advantages
 from svf_rl.svf import SVFConfig
 
 Make = Callable[..., Any]
@@ -42,9 +42,9 @@ def test_the_reference_implementations_update(
 ) -> None:
     """Sigmoid, renormalised, one greedy completion a prompt, reward ±1, no baseline, token sum, Adam 2e-3, clip 1e-3:
     `p` agrees to 1e-4, of steps of 2e-3."""
-    rollouts = scripted()
+    generator = scripted()
     trainer = make_trainer(
-        model=tiny_llama(tied), generator=rollouts, num_generations=1, temperature=0.0, optim="adamw_torch",
+        model=tiny_llama(tied), generator=generator, num_generations=1, temperature=0.0, optim="adamw_torch",
         learning_rate=2e-3, max_grad_norm=1e-3, per_device_train_batch_size=4, gradient_accumulation_steps=4,
         peft_config=SVFConfig(parameterization="sigmoid", renormalize=True, init="random", task_type="CAUSAL_LM"),
     )  # fmt: skip
@@ -53,10 +53,10 @@ def test_the_reference_implementations_update(
     trainer.train()
     trained = z_of(trainer)
 
-    assert len(rollouts.samples) == 16
-    assert rollouts.requests[0].temperature == 0
+    assert len(generator.samples) == 16
+    assert generator.requests[0].temperature == 0
     gradients, _, _ = dense_gradients(
-        tiny_llama(tied).double(), p, rollouts.samples, _rewards(rollouts.samples), sigmoid=2.0, renormalize=True
+        tiny_llama(tied).double(), p, generator.samples, _rewards(generator.samples), sigmoid=2.0, renormalize=True
     )
     norm = torch.stack([g.norm() for g in gradients.values()]).norm()
     leaves = {n: v.double().requires_grad_() for n, v in p.items()}
@@ -73,13 +73,13 @@ def test_the_reference_implementations_update(
 def test_the_gradient_of_plain_reinforce(
     make_trainer: Make, tiny_llama: Make, scripted: Make, z_of: Z, parameterization: str, reduction: str
 ) -> None:
-    rollouts = scripted()
+    generator = scripted()
     config = SVFConfig(parameterization=parameterization, init="random", task_type="CAUSAL_LM")
-    trainer = make_trainer(generator=rollouts, peft_config=config, loss_reduction=reduction)
+    trainer = make_trainer(generator=generator, peft_config=config, loss_reduction=reduction)
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
     expected, _, _ = dense_gradients(
-        tiny_llama().double(), z, rollouts.samples, _rewards(rollouts.samples), reduction=reduction,
+        tiny_llama().double(), z, generator.samples, _rewards(generator.samples), reduction=reduction,
         sigmoid=2.0 if parameterization == "sigmoid" else None,
     )  # fmt: skip
     _assert_same(actual, expected)
@@ -90,15 +90,15 @@ def test_the_gradient_of_plain_reinforce(
 def test_the_exact_divergence_in_the_loss(
     make_trainer: Make, tiny_llama: Make, scripted: Make, z_of: Z, direction: str, reduction: str
 ) -> None:
-    rollouts = scripted()
+    generator = scripted()
     config = SVFConfig(init="random", init_std=0.3, task_type="CAUSAL_LM")
     trainer = make_trainer(
-        generator=rollouts, peft_config=config, beta=0.7, kl_type=direction, loss_reduction=reduction
+        generator=generator, peft_config=config, beta=0.7, kl_type=direction, loss_reduction=reduction
     )
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
     expected, _, kl = dense_gradients(
-        tiny_llama().double(), z, rollouts.samples, _rewards(rollouts.samples), beta=0.7, direction=direction,
+        tiny_llama().double(), z, generator.samples, _rewards(generator.samples), beta=0.7, direction=direction,
         reduction=reduction,
     )  # fmt: skip
     _assert_same(actual, expected)
@@ -110,16 +110,16 @@ def test_the_exact_divergence_in_the_loss(
 def test_the_divergence_in_the_reward(
     make_trainer: Make, tiny_llama: Make, scripted: Make, z_of: Z, baseline: str
 ) -> None:
-    rollouts = scripted()
+    generator = scripted()
     config = SVFConfig(init="random", init_std=0.3, task_type="CAUSAL_LM")
-    trainer = make_trainer(generator=rollouts, peft_config=config, beta=0.7, kl_placement="reward", advantage=baseline)
+    trainer = make_trainer(generator=generator, peft_config=config, beta=0.7, kl_placement="reward", advantage=baseline)
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
-    base, rewards = tiny_llama().double(), _rewards(rollouts.samples)
-    _, _, kl = dense_gradients(base, z, rollouts.samples, rewards)
+    base, rewards = tiny_llama().double(), _rewards(generator.samples)
+    _, _, kl = dense_gradients(base, z, generator.samples, rewards)
     penalised = torch.tensor(rewards) - 0.7 * torch.stack([k.sum() for k in kl])
-    scores = advantages_of(penalised, 4, baseline).tolist()
-    expected, _, _ = dense_gradients(base, z, rollouts.samples, scores)
+    scores = compute_advantages(penalised, 4, baseline).tolist()
+    expected, _, _ = dense_gradients(base, z, generator.samples, scores)
     _assert_same(actual, expected)
     # what is logged as reward is the reward
     assert trainer.state.log_history[0]["reward"] == pytest.approx(sum(rewards) / len(rewards))
@@ -135,14 +135,14 @@ def test_at_the_start_the_divergence_is_exactly_zero(make_trainer: Make, scripte
 def test_the_estimators_are_formed_from_the_sampled_tokens(
     make_trainer: Make, tiny_llama: Make, scripted: Make, z_of: Z, estimator: str
 ) -> None:
-    rollouts = scripted()
+    generator = scripted()
     config = SVFConfig(init="random", init_std=0.3, task_type="CAUSAL_LM")
-    trainer = make_trainer(generator=rollouts, peft_config=config, beta=0.7, kl_type=estimator)
+    trainer = make_trainer(generator=generator, peft_config=config, beta=0.7, kl_type=estimator)
     z = z_of(trainer)
     trainer.train()
-    base, zeros = tiny_llama().double(), [0.0] * len(rollouts.samples)
-    _, logps, _ = dense_gradients(base, z, rollouts.samples, zeros)
-    _, ref_logps, _ = dense_gradients(base, {n: torch.ones_like(v) for n, v in z.items()}, rollouts.samples, zeros)
+    base, zeros = tiny_llama().double(), [0.0] * len(generator.samples)
+    _, logps, _ = dense_gradients(base, z, generator.samples, zeros)
+    _, ref_logps, _ = dense_gradients(base, {n: torch.ones_like(v) for n, v in z.items()}, generator.samples, zeros)
     d = torch.cat(ref_logps) - torch.cat(logps)
     expected = {"k1": -d, "k2": d**2 / 2, "k3": d.exp() - 1 - d}[estimator].mean().item()
     assert trainer.state.log_history[0]["kl"] == pytest.approx(expected, rel=1e-4)
@@ -154,51 +154,51 @@ def test_rows_without_a_reward_leave_the_update_as_if_they_were_not_there(
     def partly(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         return [None if sum(ids) % 3 == 0 else 1.0 if sum(ids) % 2 else -1.0 for ids in completion_ids]
 
-    rollouts = scripted()
+    generator = scripted()
     config = SVFConfig(init="random", init_std=0.1, task_type="CAUSAL_LM")
     trainer = make_trainer(
-        generator=rollouts, peft_config=config, reward=partly, beta=0.3, gradient_accumulation_steps=2
+        generator=generator, peft_config=config, reward=partly, beta=0.3, gradient_accumulation_steps=2
     )
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
-    scored = [sample for sample in rollouts.samples if sum(sample[1]) % 3]
-    assert 2 < len(scored) < len(rollouts.samples)
+    scored = [sample for sample in generator.samples if sum(sample[1]) % 3]
+    assert 2 < len(scored) < len(generator.samples)
     expected, _, _ = dense_gradients(tiny_llama().double(), z, scored, _rewards(scored), beta=0.3)
     _assert_same(actual, expected)
-    assert trainer.state.log_history[0]["unscorable"] == pytest.approx(1 - len(scored) / len(rollouts.samples))
+    assert trainer.state.log_history[0]["unscorable"] == pytest.approx(1 - len(scored) / len(generator.samples))
 
 
 def test_truncated_completions_can_be_left_out(make_trainer: Make, tiny_llama: Make, scripted: Make, z_of: Z) -> None:
-    rollouts = scripted(longest=3)
-    trainer = make_trainer(generator=rollouts, mask_truncated_completions=True)
+    generator = scripted(longest=3)
+    trainer = make_trainer(generator=generator, mask_truncated_completions=True)
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
-    finished = [sample for sample in rollouts.samples if sample[1][-1] == rollouts.eos]
-    assert 2 < len(finished) < len(rollouts.samples)
+    finished = [sample for sample in generator.samples if sample[1][-1] == generator.eos]
+    assert 2 < len(finished) < len(generator.samples)
     expected, _, _ = dense_gradients(tiny_llama().double(), z, finished, _rewards(finished))
     _assert_same(actual, expected)
-    share = 1 - len(finished) / len(rollouts.samples)
+    share = 1 - len(finished) / len(generator.samples)
     assert trainer.state.log_history[0]["completions/clipped_ratio"] == pytest.approx(share)
 
 
 def test_a_lone_eos_has_a_gradient(make_trainer: Make, tiny_llama: Make, scripted: Make, z_of: Z) -> None:
     """The token that ends a completion takes part in the likelihood, also when it is all there is."""
-    rollouts = scripted(longest=2)
-    rollouts.generate = _only_eos(rollouts)
-    trainer = make_trainer(generator=rollouts, reward=lambda completion_ids, **_: [1.0] * len(completion_ids))
+    generator = scripted(longest=2)
+    generator.generate = _only_eos(generator)
+    trainer = make_trainer(generator=generator, reward=lambda completion_ids, **_: [1.0] * len(completion_ids))
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
-    assert all(completion == [rollouts.eos] for _, completion in rollouts.samples)
-    expected, _, _ = dense_gradients(tiny_llama().double(), z, rollouts.samples, [1.0] * len(rollouts.samples))
+    assert all(completion == [generator.eos] for _, completion in generator.samples)
+    expected, _, _ = dense_gradients(tiny_llama().double(), z, generator.samples, [1.0] * len(generator.samples))
     _assert_same(actual, expected)
 
 
-def _only_eos(rollouts: Any) -> Callable[..., Any]:
+def _only_eos(generator: Any) -> Callable[..., Any]:
     from svf_rl.generation import Completion
 
     def generate(prompts: Any, sampling: Any, seeds: Any, progress: bool = False) -> Any:
-        rollouts.samples += [(list(p), [rollouts.eos]) for p in prompts]
-        return [Completion([rollouts.eos], None, True) for _ in prompts]
+        generator.samples += [(list(p), [generator.eos]) for p in prompts]
+        return [Completion([generator.eos], None, True) for _ in prompts]
 
     return generate
 
@@ -216,18 +216,18 @@ def test_a_second_update_from_the_same_completions_is_corrected(
         scored[tuple(prompt), tuple(completion)] = logps
         return logps.tolist()
 
-    rollouts = scripted(logprobs=logprobs)
+    generator = scripted(logprobs=logprobs)
     trainer = make_trainer(
-        generator=rollouts, peft_config=config, num_iterations=2, max_steps=2, use_vllm=True,
+        generator=generator, peft_config=config, num_iterations=2, max_steps=2, use_vllm=True,
         callbacks=[_AfterEachUpdate(lambda: z.append(z_of(trainer)))],
     )  # fmt: skip
     z = [z_of(trainer)]
     trainer.train()
-    assert len(rollouts.requests) == 1
+    assert len(generator.requests) == 1
     for before, after in pairwise(z):
         expected, _, _ = dense_gradients(
-            base, before, rollouts.samples, _rewards(rollouts.samples),
-            sampled_logps=[scored[tuple(p), tuple(c)] for p, c in rollouts.samples],
+            base, before, generator.samples, _rewards(generator.samples),
+            sampled_logps=[scored[tuple(p), tuple(c)] for p, c in generator.samples],
         )  # fmt: skip
         _assert_same({n: (before[n] - after[n]).double() / 0.1 for n in before}, expected, tolerance=5e-4)
     first, second = trainer.state.log_history[:2]
@@ -249,30 +249,30 @@ def test_micro_batches_and_padding_change_nothing(
     make_trainer: Make, tiny_llama: Make, scripted: Make, z_of: Z, size: int, steps: int
 ) -> None:
     """The same 16 completions in one batch, padded to the longest, down to one at a time, without any padding."""
-    rollouts = scripted()
+    generator = scripted()
     config = SVFConfig(init="random", init_std=0.1, task_type="CAUSAL_LM")
     trainer = make_trainer(
-        generator=rollouts, peft_config=config, per_device_train_batch_size=size, gradient_accumulation_steps=steps,
+        generator=generator, peft_config=config, per_device_train_batch_size=size, gradient_accumulation_steps=steps,
         beta=0.3, advantage="leave_one_out",
     )  # fmt: skip
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
-    assert len(rollouts.samples) == 16
-    assert len(rollouts.requests) == 1
-    scores = advantages_of(torch.tensor(_rewards(rollouts.samples)), 4).tolist()
-    expected, _, _ = dense_gradients(tiny_llama().double(), z, rollouts.samples, scores, beta=0.3)
+    assert len(generator.samples) == 16
+    assert len(generator.requests) == 1
+    scores = compute_advantages(torch.tensor(_rewards(generator.samples)), 4).tolist()
+    expected, _, _ = dense_gradients(tiny_llama().double(), z, generator.samples, scores, beta=0.3)
     _assert_same(actual, expected)
 
 
 def test_several_generations_for_one_update(make_trainer: Make, tiny_llama: Make, scripted: Make, z_of: Z) -> None:
     """`steps_per_generation` below the accumulation steps: completions in portions, one mean over all of them."""
-    rollouts = scripted()
+    generator = scripted()
     trainer = make_trainer(
-        generator=rollouts, per_device_train_batch_size=4, gradient_accumulation_steps=4, steps_per_generation=1
+        generator=generator, per_device_train_batch_size=4, gradient_accumulation_steps=4, steps_per_generation=1
     )
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
-    assert len(rollouts.requests) == 4
-    assert len({tuple(c) for _, c in rollouts.samples}) > 12  # each portion has seeds of its own
-    expected, _, _ = dense_gradients(tiny_llama().double(), z, rollouts.samples, _rewards(rollouts.samples))
+    assert len(generator.requests) == 4
+    assert len({tuple(c) for _, c in generator.samples}) > 12  # each portion has seeds of its own
+    expected, _, _ = dense_gradients(tiny_llama().double(), z, generator.samples, _rewards(generator.samples))
     _assert_same(actual, expected)

@@ -61,7 +61,7 @@ def tables(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def rollouts(scripted: Make) -> Callable[[], Any]:
+def make_generator(scripted: Make) -> Callable[[], Any]:
     def log_probabilities(prompt: list[int], tokens: list[int]) -> list[float]:
         return [-1.0 - (token % 7) / 10 for token in tokens]
 
@@ -69,14 +69,14 @@ def rollouts(scripted: Make) -> Callable[[], Any]:
 
 
 @pytest.fixture
-def runs(make_trainer: Make, rollouts: Make, tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
+def runs(make_trainer: Make, make_generator: Make, tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
     """`runs(cut=(3,), **settings)`: the trainer of a run that was left alone, and that of one that was cut off in these
     updates and went on each time."""
 
     def build(cut: tuple[int, ...] = (3,), again: dict[str, Any] | None = None, **settings: Any) -> tuple[Any, Any]:
         def make(name: str, *callbacks: Any, **others: Any) -> Any:
             own = {**EVERY_OTHER, "output_dir": str(tmp_path / name), **settings, **others}
-            return make_trainer(generator=rollouts(), callbacks=list(callbacks), **own)
+            return make_trainer(generator=make_generator(), callbacks=list(callbacks), **own)
 
         whole = make("whole")
         whole.train()
@@ -138,14 +138,14 @@ def test_the_best_so_far_and_the_patience_are_kept(runs: Make, z_of: Z) -> None:
 
 
 def test_the_best_of_an_earlier_run_in_the_folder_is_not_taken_for_this_ones(
-    make_trainer: Make, rollouts: Make, tmp_path: Path
+    make_trainer: Make, make_generator: Make, tmp_path: Path
 ) -> None:
     own = {**EVERY_OTHER, **BEST, "output_dir": str(tmp_path / "run")}
-    first = make_trainer(generator=rollouts(), **own)
+    first = make_trainer(generator=make_generator(), **own)
     first.train()
     best = first.state.best_global_step
     later = {**own, "save_steps": 4 if best % 4 else 5, "max_steps": 6, "load_best_model_at_end": False}
-    second = make_trainer(generator=rollouts(), **later)
+    second = make_trainer(generator=make_generator(), **later)
     second.train()
     assert second.state.best_global_step == best  # which it did not save
     assert (tmp_path / f"run/checkpoint-{best}").is_dir()
@@ -153,10 +153,10 @@ def test_the_best_of_an_earlier_run_in_the_folder_is_not_taken_for_this_ones(
 
 
 def test_stopped_early_in_the_middle_of_an_epoch_a_run_has_the_checkpoint_of_its_last_update(
-    make_trainer: Make, rollouts: Make, tmp_path: Path
+    make_trainer: Make, make_generator: Make, tmp_path: Path
 ) -> None:
     own = {**EVERY_OTHER, **BEST, "save_strategy": "epoch", "load_best_model_at_end": False, "max_steps": 40}
-    run = make_trainer(generator=rollouts(), **own, early_stopping_patience=2, output_dir=str(tmp_path / "run"))
+    run = make_trainer(generator=make_generator(), **own, early_stopping_patience=2, output_dir=str(tmp_path / "run"))
     run.train()
     assert 0 < run.state.global_step < 40
     assert run.state.global_step % 4  # of an epoch
@@ -164,7 +164,7 @@ def test_stopped_early_in_the_middle_of_an_epoch_a_run_has_the_checkpoint_of_its
 
 
 def test_what_a_reward_logs_is_read_back(
-    make_trainer: Make, rollouts: Make, parity_reward: Any, tmp_path: Path
+    make_trainer: Make, make_generator: Make, parity_reward: Any, tmp_path: Path
 ) -> None:
     def reward(completion_ids: list[list[int]], log_extra: Any, **_: Any) -> list[float]:
         values = parity_reward(completion_ids)
@@ -175,32 +175,32 @@ def test_what_a_reward_logs_is_read_back(
 
     own = {**EVERY_OTHER, "output_dir": str(tmp_path / "run"), **TABLES}
     with pytest.raises(CutOff):
-        make_trainer(generator=rollouts(), reward=reward, callbacks=[CutOffAt(4)], **own).train()
-    again = make_trainer(generator=rollouts(), reward=reward, **own)
+        make_trainer(generator=make_generator(), reward=reward, callbacks=[CutOffAt(4)], **own).train()
+    again = make_trainer(generator=make_generator(), reward=reward, **own)
     again.train("auto")
     extra = again._logs["extra"]
     assert set(map(type, extra["numpy"])) <= {float, np.float64}
     assert set(extra["enumeration"]) == {"good"}
 
 
-def test_what_was_over_stays_over(runs: Make, rollouts: Make, make_trainer: Make, z_of: Z) -> None:
+def test_what_was_over_stays_over(runs: Make, make_generator: Make, make_trainer: Make, z_of: Z) -> None:
     """After the last update, and after early stopping: no further one is made, and the last lines come once."""
     whole, broken = runs((), **BEST, early_stopping_patience=3, max_steps=20)
-    again = make_trainer(generator=rollouts(), **{**EVERY_OTHER, **BEST, "early_stopping_patience": 3, "max_steps": 20},
-                         output_dir=broken.args.output_dir)  # fmt: skip
+    own = {**EVERY_OTHER, **BEST, "early_stopping_patience": 3, "max_steps": 20}
+    again = make_trainer(generator=make_generator(), **own, output_dir=broken.args.output_dir)
     again.train("auto")
     assert again.state.global_step == broken.state.global_step
-    assert again.rollouts.requests == []
+    assert again.generator.requests == []
     assert_same(whole, again, z_of)
 
 
 @pytest.mark.parametrize("saved", [{"save_strategy": "no"}, {"save_steps": 1, "save_only_model": True}])
 @pytest.mark.parametrize("update", [1, 3])
 def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(
-    make_trainer: Make, rollouts: Make, z_of: Z, tmp_path: Path, update: int, saved: dict[str, Any]
+    make_trainer: Make, make_generator: Make, z_of: Z, tmp_path: Path, update: int, saved: dict[str, Any]
 ) -> None:
     own = {**EVERY_OTHER, **saved, "num_iterations": 2, "logging_steps": 4, **SEVERAL_UPDATES}
-    whole = make_trainer(generator=rollouts(), **own, output_dir=str(tmp_path / "whole"))
+    whole = make_trainer(generator=make_generator(), **own, output_dir=str(tmp_path / "whole"))
     whole.train()
 
     class Signal(TrainerCallback):
@@ -208,10 +208,10 @@ def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(
             if state.global_step + 1 == update:
                 stopped.stop.requested = "SIGUSR1"
 
-    stopped = make_trainer(generator=rollouts(), **own, output_dir=str(tmp_path / "cut"), callbacks=[Signal()])
+    stopped = make_trainer(generator=make_generator(), **own, output_dir=str(tmp_path / "cut"), callbacks=[Signal()])
     with pytest.raises(Stopped, match=f"stopped by SIGUSR1 after update {update}: .*checkpoint-{update}$"):
         stopped.train()
-    broken = make_trainer(generator=rollouts(), **own, output_dir=str(tmp_path / "cut"))
+    broken = make_trainer(generator=make_generator(), **own, output_dir=str(tmp_path / "cut"))
     broken.go_on_from("auto")
     assert broken.resumed_step == update
     broken.train()
@@ -230,14 +230,14 @@ def test_the_rollouts_of_the_model_itself(make_trainer: Make, z_of: Z, tmp_path:
     assert_same(whole, broken, z_of)
 
 
-def test_lora_with_dropout(make_trainer: Make, rollouts: Make, tmp_path: Path) -> None:
+def test_lora_with_dropout(make_trainer: Make, make_generator: Make, tmp_path: Path) -> None:
     """Dropout draws from the process's own generator, whose state is another one in each update."""
 
     def make(name: str, *callbacks: Any) -> Any:
         lora = LoraConfig(r=2, lora_dropout=0.3, target_modules=["up_proj"], task_type="CAUSAL_LM")
         own = {**EVERY_OTHER, "max_steps": 4, "weight_decay": 0.0, "output_dir": str(tmp_path / name)}
         torch.manual_seed(0)  # the start of LoRA is random
-        return make_trainer(generator=rollouts(), peft_config=lora, callbacks=list(callbacks), **own)
+        return make_trainer(generator=make_generator(), peft_config=lora, callbacks=list(callbacks), **own)
 
     whole = make("whole")
     whole.train()
@@ -252,11 +252,11 @@ def test_lora_with_dropout(make_trainer: Make, rollouts: Make, tmp_path: Path) -
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
 
 
-def test_a_longer_run_goes_on_from_a_shorter_one(runs: Make, rollouts: Make, make_trainer: Make, z_of: Z) -> None:
+def test_a_longer_run_goes_on_from_a_shorter_one(runs: Make, make_generator: Make, make_trainer: Make, z_of: Z) -> None:
     own = {"lr_scheduler_type": "constant", "max_steps": 4}
     whole, short = runs((), **own)
     settings = {**EVERY_OTHER, **own, "max_steps": 6, "save_steps": 3, "output_dir": short.args.output_dir}
-    longer = make_trainer(generator=rollouts(), **settings)
+    longer = make_trainer(generator=make_generator(), **settings)
     longer.train("auto")
     assert longer.state.global_step == 6
     assert (Path(longer.args.output_dir) / "checkpoint-6").is_dir()
@@ -266,32 +266,32 @@ def test_a_longer_run_goes_on_from_a_shorter_one(runs: Make, rollouts: Make, mak
 
 
 def test_going_back_to_an_earlier_checkpoint_removes_the_later_ones(
-    runs: Make, rollouts: Make, make_trainer: Make
+    runs: Make, make_generator: Make, make_trainer: Make
 ) -> None:
     _, done = runs(())
     folder = Path(done.args.output_dir)
-    again = make_trainer(generator=rollouts(), **EVERY_OTHER, output_dir=str(folder), callbacks=[CutOffAt(4)])
+    again = make_trainer(generator=make_generator(), **EVERY_OTHER, output_dir=str(folder), callbacks=[CutOffAt(4)])
     with pytest.raises(CutOff):
         again.train(str(folder / "checkpoint-2"))
     assert [path.name for path in sorted(folder.glob("checkpoint-*"))] == ["checkpoint-2"]
     assert [line["step"] for line in lines(folder)] == [1, 2, 3]
 
 
-def test_other_rows_are_refused(runs: Make, rollouts: Make, make_trainer: Make) -> None:
+def test_other_rows_are_refused(runs: Make, make_generator: Make, make_trainer: Make) -> None:
     _, done = runs((), max_steps=2)
-    other = make_trainer(generator=rollouts(), **{**EVERY_OTHER, "max_steps": 3}, output_dir=done.args.output_dir)
+    other = make_trainer(generator=make_generator(), **{**EVERY_OTHER, "max_steps": 3}, output_dir=done.args.output_dir)
     other.train_dataset = other.train_dataset.select(range(8))
     with pytest.raises(SVFError, match="other training rows"):
         other.train("auto")
 
 
-def test_tensorboard_shows_each_update_once(make_trainer: Make, rollouts: Make, tmp_path: Path) -> None:
+def test_tensorboard_shows_each_update_once(make_trainer: Make, make_generator: Make, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     own = {**EVERY_OTHER, "report_to": "tensorboard", "output_dir": str(tmp_path / "run")}
     with pytest.raises(CutOff):
-        make_trainer(generator=rollouts(), **own, callbacks=[CutOffAt(4)]).train()
-    make_trainer(generator=rollouts(), **own).train("auto")
+        make_trainer(generator=make_generator(), **own, callbacks=[CutOffAt(4)]).train()
+    make_trainer(generator=make_generator(), **own).train("auto")
     (folder,) = (tmp_path / "run/runs").iterdir()
     events = EventAccumulator(str(folder)).Reload()
     assert [event.step for event in events.Scalars("train/reward")] == [1, 2, 3, 4, 5, 6]
@@ -301,7 +301,7 @@ def test_tensorboard_shows_each_update_once(make_trainer: Make, rollouts: Make, 
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(
-    make_trainer: Make, rollouts: Make, parity_reward: Any, z_of: Z, tmp_path: Path
+    make_trainer: Make, make_generator: Make, parity_reward: Any, z_of: Z, tmp_path: Path
 ) -> None:
     calls = iter(range(100))
 
@@ -310,12 +310,12 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(
         return [math.inf, *values[1:]] if next(calls) == 3 else values
 
     own = {**EVERY_OTHER, "advantage": "none", "output_dir": str(tmp_path / "run"), "save_steps": 1}
-    broken = make_trainer(generator=rollouts(), reward=reward, **own)
+    broken = make_trainer(generator=make_generator(), reward=reward, **own)
     with pytest.raises(SVFError, match=r"gradient of update 4 is not finite .*goes on from .*checkpoint-3") as error:
         broken.train()
     assert "\n" not in str(error.value)
     assert all(z.isfinite().all() for z in z_of(broken).values())
-    again = make_trainer(generator=rollouts(), reward=parity_reward, **own)
+    again = make_trainer(generator=make_generator(), reward=parity_reward, **own)
     again.train("auto")
     assert again.state.global_step == 6
 
@@ -334,7 +334,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("room", [0, 30_000, 90_000])
 def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(
-    make_trainer: Make, rollouts: Make, small_disk: Path, room: int
+    make_trainer: Make, make_generator: Make, small_disk: Path, room: int
 ) -> None:
     class Fill(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -343,10 +343,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(
 
     own = {**EVERY_OTHER, "output_dir": str(small_disk / "run"), "save_steps": 1, "logging_strategy": "no"}
     with pytest.raises(SVFError, match=r"cannot write .*checkpoint-2: .*goes on from .*checkpoint-1") as error:
-        make_trainer(generator=rollouts(), **own, callbacks=[Fill()]).train()
+        make_trainer(generator=make_generator(), **own, callbacks=[Fill()]).train()
     assert "\n" not in str(error.value)
     (small_disk / "filling").unlink()
     assert {path.name for path in (small_disk / "run").glob("*checkpoint-*")} == {"checkpoint-1"}
-    again = make_trainer(generator=rollouts(), **{**own, "max_steps": 2})
+    again = make_trainer(generator=make_generator(), **{**own, "max_steps": 2})
     again.train("auto")
     assert again.state.global_step == 2

@@ -281,8 +281,8 @@ def test_an_item_that_cannot_be_scored_counts_as_wrong(make_trainer: Make, scrip
 
 
 def test_evaluation_is_greedy_syncs_first_and_leaves_training_alone(make_trainer: Make, scripted: Make) -> None:
-    rollouts = scripted()
-    trainer = make_trainer(eval_items=4, generator=rollouts, temperature=0.8, top_p=0.9)
+    generator = scripted()
+    trainer = make_trainer(eval_items=4, generator=generator, temperature=0.8, top_p=0.9)
     trainer.model.train()
     torch.manual_seed(0)
     expected = torch.rand(2)
@@ -290,13 +290,13 @@ def test_evaluation_is_greedy_syncs_first_and_leaves_training_alone(make_trainer
     trainer.evaluate()
     assert torch.equal(torch.rand(2), expected)
     assert trainer.model.training
-    assert rollouts.syncs == 1
-    assert (rollouts.requests[0].temperature, rollouts.requests[0].top_p) == (0.0, 1.0)
+    assert generator.syncs == 1
+    assert (generator.requests[0].temperature, generator.requests[0].top_p) == (0.0, 1.0)
     trainer.evaluate()
-    assert rollouts.syncs == 1  # nothing has changed
-    rollouts.stale = True
+    assert generator.syncs == 1  # nothing has changed
+    generator.stale = True
     trainer.evaluate()
-    assert rollouts.syncs == 2
+    assert generator.syncs == 2
 
 
 def test_evaluation_without_items_is_refused(make_trainer: Make, scripted: Make) -> None:
@@ -386,9 +386,9 @@ EVERY_STEP = {
 
 
 def test_every_step_reports_every_metric(make_trainer: Make, scripted: Make) -> None:
-    rollouts = scripted(logprobs=lambda prompt, completion: [-5.0] * len(completion))
+    generator = scripted(logprobs=lambda prompt, completion: [-5.0] * len(completion))
     trainer = make_trainer(
-        generator=rollouts, use_vllm=True, beta=0.1, max_steps=3, gradient_accumulation_steps=2, eval_items=4,
+        generator=generator, use_vllm=True, beta=0.1, max_steps=3, gradient_accumulation_steps=2, eval_items=4,
         eval_strategy="steps", eval_steps=1, max_grad_norm=1.0,
     )  # fmt: skip
     trainer.train()
@@ -404,13 +404,13 @@ def test_every_step_reports_every_metric(make_trainer: Make, scripted: Make) -> 
 
 def test_the_logp_difference_is_the_mean_distance_to_the_generator(make_trainer: Make, scripted: Make) -> None:
     """A generator that is sure of each token: the difference is the policy's own −log p, that of the loss."""
-    rollouts = scripted(logprobs=lambda prompt, completion: [0.0] * len(completion))
+    generator = scripted(logprobs=lambda prompt, completion: [0.0] * len(completion))
     trainer = make_trainer(
-        generator=rollouts, use_vllm=True, vllm_importance_sampling_correction=False, loss_reduction="mean",
+        generator=generator, use_vllm=True, vllm_importance_sampling_correction=False, loss_reduction="mean",
         reward=lambda completion_ids, **_: [1.0] * len(completion_ids), per_device_train_batch_size=8,
     )  # fmt: skip
     trainer.train()
-    line, tokens = trainer.state.log_history[0], sum(len(c) for _, c in rollouts.samples)
+    line, tokens = trainer.state.log_history[0], sum(len(c) for _, c in generator.samples)
     per_token = trainer.state.log_history[0]["sampling/logp_difference"]
     assert 3 < per_token < 10
     assert tokens / 8 == line["completions/mean_length"]

@@ -10,11 +10,11 @@ from torch import nn
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.continuations import joined
-from svf_rl.generation.processes import by_main_process
-from svf_rl.generation.prompts import check_room
+from svf_rl.generation.processes import run_on_main_process
+from svf_rl.generation.prompts import check_prompt_lengths
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.server.connection import NoExtensionError, ServerConnection, ServerGoneError
-from svf_rl.generation.server.requests import answers_of
+from svf_rl.generation.server.requests import send_requests
 from svf_rl.generation.server.trl_push import TRLPushConnection
 from svf_rl.generation.server.update import FullPush, Held, Update, ZUpdate, held
 from svf_rl.generation.server.z_update import is_svf_alone
@@ -116,7 +116,7 @@ class VLLMServersGenerator:
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
     ) -> list[Completion]:
         limit = self._max_model_len
-        check_room(prompts, limit)
+        check_prompt_lengths(prompts, limit)
         known = frozenset.intersection(*(server.request_keys for server in self._known))
         unknown = sorted(set(sampling.extra) - known)
         if unknown:
@@ -158,7 +158,7 @@ class VLLMServersGenerator:
             holds = self._ready_servers()
             shares = {server: waiting[place :: len(holds)] for place, server in enumerate(holds)}
             requests = {server: [bodies[i] for i in share] for server, share in shares.items()}
-            for server, outcome in answers_of(requests, progress).items():
+            for server, outcome in send_requests(requests, progress).items():
                 if isinstance(outcome, ServerGoneError):
                     self._failed(server, outcome)
                 elif self._still_holds(server, holds[server]):
@@ -201,7 +201,7 @@ class VLLMServersGenerator:
         z_alone = is_svf_alone(model) and not self._full_push and extended
         # vLLM's own loader takes a fused weight whole or not at all: of q, k and v none may be missing
         update: Update = ZUpdate(model) if z_alone else FullPush(model, everything or not extended, self._run)
-        shared = by_main_process(lambda: self._bring(update), update.take_part)
+        shared = run_on_main_process(lambda: self._bring(update), update.take_part)
         update.version, self._update, self.stale = shared["version"], update, False
         servers = {server.url: server for server in [*self._servers, *self._left_out]}
         self._servers = [servers.pop(url) for url in shared["servers"]]

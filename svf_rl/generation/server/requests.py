@@ -18,7 +18,7 @@ _BETWEEN_LOOKS, _PATIENCE = 5.0, 60.0
 Answer = dict[str, Any]
 
 
-def answers_of(
+def send_requests(
     requests: Mapping[ServerConnection, Sequence[dict[str, Any]]], progress: bool = False
 ) -> dict[ServerConnection, list[Answer] | ServerGoneError]:
     """

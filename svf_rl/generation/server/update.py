@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from svf_rl.errors import SVFError
 from svf_rl.generation.processes import process_count
 from svf_rl.generation.server.connection import ServerConnection, ServerGoneError
-from svf_rl.generation.server.z_update import layout_of, pack
+from svf_rl.generation.server.z_update import describe_layout, pack
 from svf_rl.generation.weights import adapted_weights, frozen_weights
 
 Outcomes = dict[ServerConnection, int | ServerGoneError]
@@ -50,7 +50,7 @@ class ZUpdate:
     """`z` alone: the workers of a server rebuild the weights."""
 
     def __init__(self, model: nn.Module):
-        self._layout = layout_of(model)
+        self._layout = describe_layout(model)
         self._z = pack(model)
         self._layout.split(self._z)  # refuses values that are not finite before any server is asked
         self.version = self._layout.version(self._z)

@@ -19,7 +19,7 @@ from svf_rl.svf import svf_layers
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask
-from svf_rl.svf.sharding import gathered, is_sharded
+from svf_rl.svf.sharding import gather_parameters, is_sharded
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def is_svf_alone(model: nn.Module) -> bool:
     return all(id(module) in svf for module in model.modules() if isinstance(module, kinds))
 
 
-def layout_of(model: nn.Module, cache: FactorCache | None = None) -> Layout:
+def describe_layout(model: nn.Module, cache: FactorCache | None = None) -> Layout:
     """
     The layout of the active SVF adapters of `model`. Factors that were computed on injection and are not in the cache
     yet are put there.
@@ -126,6 +126,6 @@ def pack(model: nn.Module) -> bytes:
     """The `z` of the active SVF adapters of `model`, in the order of its layout: fp32, little-endian."""
     z: list[Tensor] = []
     for layer in svf_layers(model).values():
-        with gathered(layer.svf_z.parameters()):
+        with gather_parameters(layer.svf_z.parameters()):
             z.extend(part.detach().float().cpu().clone() for _, part in layer.masks_and_z())
     return torch.cat(z).numpy().astype("<f4").tobytes() if z else b""

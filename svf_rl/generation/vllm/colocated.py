@@ -15,7 +15,7 @@ from torch import nn
 from svf_rl.errors import SVFError
 from svf_rl.generation.continuations import joined
 from svf_rl.generation.processes import process_count
-from svf_rl.generation.prompts import check_room
+from svf_rl.generation.prompts import check_prompt_lengths
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.vllm.cpu import plain_cpu_collectives, plain_cpu_weights
 from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
@@ -115,8 +115,8 @@ class ColocatedVLLMGenerator:
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
     ) -> list[Completion]:
-        requests, own = self._ranks.gathered(list(zip(prompts, seeds, strict=True)))
-        check_room([prompt for prompt, _ in requests], self._max_model_len)
+        requests, own = self._ranks.gather(list(zip(prompts, seeds, strict=True)))
+        check_prompt_lengths([prompt for prompt, _ in requests], self._max_model_len)
         params = [_sampling_params(sampling, seed) for _, seed in requests]
         outputs = self._outputs([prompt for prompt, _ in requests], params, progress and self._ranks.first)
         return [_completion(output.outputs[0]) for output in outputs[own]]
@@ -124,7 +124,7 @@ class ColocatedVLLMGenerator:
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
         from vllm import SamplingParams
 
-        (prompts, own), (continuations, _) = map(self._ranks.gathered, (prompts, continuations))
+        (prompts, own), (continuations, _) = map(self._ranks.gather, (prompts, continuations))
         # one token must be left to generate: vLLM takes no request without
         sequences = joined(prompts, continuations, self._max_model_len - 1)
         if not sequences:

@@ -37,7 +37,7 @@ class EngineRanks:
             # a channel in shared memory for engines that one process commands, which nobody would take down
             self._group.mq_broadcaster = None
 
-    def gathered(self, items: Sequence[Any]) -> tuple[list[Any], slice]:
+    def gather(self, items: Sequence[Any]) -> tuple[list[Any], slice]:
         """The items of all ranks, in order of the ranks, and where this rank's own stand among them."""
         if self.size == 1:
             return list(items), slice(None)
@@ -69,12 +69,12 @@ def check_processes(size: int, processes: int) -> None:
 
 def check_divides(config: PretrainedConfig, size: int) -> None:
     """Raises `SVFError` where vLLM cannot share out the model of this configuration over so many processes."""
-    part = undivided(config, size)
+    part = find_undivided_part(config, size)
     if part is not None:
         raise SVFError(f"vllm_tensor_parallel_size ({size}) does not divide the model's {part}: change it")
 
 
-def undivided(config: PretrainedConfig, size: int) -> str | None:
+def find_undivided_part(config: PretrainedConfig, size: int) -> str | None:
     """What of the model cannot be shared out over so many processes; `None` where all can."""
     text = config.get_text_config()
     heads = getattr(text, "num_attention_heads", None)

@@ -6,7 +6,7 @@ import evaluate
 from svf_rl.errors import SVFError
 from svf_rl.metrics.statistics import as_json, estimate_mean, pass_at_k
 from svf_rl.rewards import verify_all
-from svf_rl.rewards.verified import reference_of
+from svf_rl.rewards.verified import parse_reference
 
 _DESCRIPTION = (
     "pass@k without bias (Chen et al. 2021): the mean over the problems of 1 - C(n-c, k) / C(n, k), where c of n "
@@ -57,7 +57,9 @@ class PassAtK(evaluate.Metric):
         if not 1 <= min(tries) <= max(tries) <= fewest:
             raise SVFError(f"k must be between 1 and the completions of every problem ({fewest}), not {tries}")
         completions = [completion for group in predictions for completion in group]
-        answers = [reference_of(answer) for group, answer in zip(predictions, references, strict=True) for _ in group]
+        answers = [
+            parse_reference(answer) for group, answer in zip(predictions, references, strict=True) for _ in group
+        ]
         verdicts = iter(verify_all(verifier, completions, answers, **(options or {})))
         groups = [[next(verdicts).correct for _ in group] for group in predictions]
         counts = [(len(group) - group.count(None), group.count(True)) for group in groups]  # (scorable, correct)

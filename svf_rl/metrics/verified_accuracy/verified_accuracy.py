@@ -5,7 +5,7 @@ import evaluate
 
 from svf_rl.metrics.statistics import as_json, estimate_share
 from svf_rl.rewards import verify_all
-from svf_rl.rewards.verified import reference_of
+from svf_rl.rewards.verified import parse_reference
 
 _DESCRIPTION = "The share of completions that a verifier of svf_rl finds right, with Wilson's interval."
 _KWARGS = """
@@ -43,7 +43,7 @@ class VerifiedAccuracy(evaluate.Metric):
         options: dict | None = None,
         confidence: float = 0.95,
     ) -> dict:
-        verdicts = verify_all(verifier, predictions, [reference_of(text) for text in references], **(options or {}))
+        verdicts = verify_all(verifier, predictions, [parse_reference(text) for text in references], **(options or {}))
         scorable = [verdict.correct for verdict in verdicts if verdict.correct is not None]
         found = as_json(estimate_share(sum(scorable) / len(scorable), len(scorable), confidence) if scorable else None)
         return {

@@ -18,7 +18,7 @@ import re
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.rewards.references import reference_text, shortened
+from svf_rl.rewards.references import reference_text, shorten
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 
@@ -116,5 +116,5 @@ def _ending(text: str) -> str | None:
 def _expected(reference: Any) -> str:
     expected = extract_choice(reference_text("choice", reference))
     if expected is None:
-        raise SVFError(f"choice: the answer {shortened(reference)} names no option")
+        raise SVFError(f"choice: the answer {shorten(reference)} names no option")
     return expected

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.rewards.references import reference_text, shortened
+from svf_rl.rewards.references import reference_text, shorten
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 
@@ -43,7 +43,7 @@ def dispatch_label(completion: str, reference: Any) -> Verdict:
     if got is None:
         return Verdict(False, None, r"no \boxed{} in the completion")
     if got not in LABELS:
-        return Verdict(False, got, f"{shortened(got)} is none of {', '.join(LABELS)}")
+        return Verdict(False, got, f"{shorten(got)} is none of {', '.join(LABELS)}")
     return Verdict(got == expected, got, "equal" if got == expected else f"{got} is not {expected}")
 
 
@@ -67,5 +67,5 @@ def _label(text: str) -> str:
 def _expected(reference: Any) -> str:
     expected = _label(reference_text("dispatch_label", reference))
     if expected not in LABELS:
-        raise SVFError(f"dispatch_label: the answer {shortened(reference)} is none of {', '.join(LABELS)}")
+        raise SVFError(f"dispatch_label: the answer {shorten(reference)} is none of {', '.join(LABELS)}")
     return expected

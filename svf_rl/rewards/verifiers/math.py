@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import InfrastructureError, SVFError
-from svf_rl.rewards.references import reference_text, shortened
+from svf_rl.rewards.references import reference_text, shorten
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 from svf_rl.rewards.verifiers.math_text import MOST_CHARACTERS, TAIL, answers, bases, normal_form, readings
@@ -59,7 +59,7 @@ def math(completion: str, reference: Any, *, timeout: float = 5.0) -> Verdict:
     if got and {normal_form(text) for text in got} & {normal_form(text) for text in gold} - {""}:
         return Verdict(True, shown, "equal as text")
     if any(len(text) > MOST_CHARACTERS for text in got):
-        return Verdict(False, shortened(shown), f"the answer is longer than {MOST_CHARACTERS} characters")
+        return Verdict(False, shorten(shown), f"the answer is longer than {MOST_CHARACTERS} characters")
     if got and (expected := bases(gold[0])) and (named := bases(got[0])) and named != expected:
         return Verdict(False, shown, f"not in base {', '.join(expected)}")
     prediction = [reading for text in got for reading in readings(text)] or [completion[-TAIL:]]
@@ -69,11 +69,11 @@ def math(completion: str, reference: Any, *, timeout: float = 5.0) -> Verdict:
         case "equal":
             return Verdict(True, shown, "equal")
         case "different":
-            return Verdict(False, shown, f"not equal to {shortened(gold[0])}")
+            return Verdict(False, shown, f"not equal to {shorten(gold[0])}")
         case "late":
             return Verdict(False, shown, f"timed out: the comparison took longer than {timeout:g} s")
         case "gold late":
-            return Verdict(None, shown, f"the reference {shortened(gold[0])} takes longer than {timeout:g} s to read")
+            return Verdict(None, shown, f"the reference {shorten(gold[0])} takes longer than {timeout:g} s to read")
         case _:
             raise InfrastructureError("two processes that compare answers died, or did not get to run")
 
@@ -83,7 +83,7 @@ def _gold(reference: Any) -> list[str]:
     text = reference_text("math", reference, numbers=True).strip()
     marked = answers(text) if "boxed" in text or "fbox" in text or "####" in text else [text]
     if not marked or not any(reading.strip(" $.") for reading in marked):
-        raise SVFError(f"math: the answer {shortened(reference)} is empty; leave such rows out of the data")
+        raise SVFError(f"math: the answer {shorten(reference)} is empty; leave such rows out of the data")
     if any(len(reading) > MOST_CHARACTERS for reading in marked):
-        raise SVFError(f"math: the answer {shortened(reference)} is longer than {MOST_CHARACTERS} characters")
+        raise SVFError(f"math: the answer {shorten(reference)} is longer than {MOST_CHARACTERS} characters")
     return marked

@@ -150,7 +150,8 @@ def _all_read(texts: tuple[str, ...]) -> list[Any]:
 def _read(text: str) -> list[Any]:
     # Time-outs of math-verify's own are signals; here the supervisor watches. Its fallback to text compares what its
     # own normalisation left over, and takes 1 - 1/\mathrm{e} for 1 + 1/\mathrm{e}.
-    return parse(text, _TARGETS, fallback_mode="no_fallback", parsing_timeout=None)
+    found: list[Any] = parse(text, _TARGETS, fallback_mode="no_fallback", parsing_timeout=None)
+    return found
 
 
 def _equal(gold: list[Any], prediction: list[Any]) -> bool:

@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.rewards.references import reference_text, shortened
+from svf_rl.rewards.references import reference_text, shorten
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 
@@ -256,5 +256,5 @@ def _decimal(value: Fraction) -> str:
 def _expected(reference: Any) -> Number:
     expected = extract_number(reference_text("numeric", reference, numbers=True))
     if expected is None:
-        raise SVFError(f"numeric: the answer {shortened(reference)} holds no number")
+        raise SVFError(f"numeric: the answer {shorten(reference)} holds no number")
     return expected

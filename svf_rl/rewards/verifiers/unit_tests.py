@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.rewards.references import shortened
+from svf_rl.rewards.references import shorten
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 from svf_rl.rewards.verifiers.code_text import candidates
@@ -84,7 +84,7 @@ def _request(reference: Any) -> dict[str, Any]:
     """The reference as the supervisor takes it."""
     if not isinstance(reference, Mapping):
         raise SVFError(
-            f"unit_tests: an answer must be a mapping, such as {{test_list: [...]}}, not {shortened(reference)}"
+            f"unit_tests: an answer must be a mapping, such as {{test_list: [...]}}, not {shorten(reference)}"
         )
     # a table has a column for every key that any of its rows has
     given = {key: value for key, value in reference.items() if value is not None}
@@ -105,7 +105,7 @@ def _request(reference: Any) -> dict[str, Any]:
     _tree("test_setup_code", setup)
     request |= {"imports": imports, "setup": setup}
     if "entry_point" in given and not _text(given, "entry_point").isidentifier():
-        raise SVFError(f"unit_tests: entry_point in an answer is no name: {shortened(given['entry_point'])}")
+        raise SVFError(f"unit_tests: entry_point in an answer is no name: {shorten(given['entry_point'])}")
     if "test_list" in given:
         tests = _texts(given, "test_list")
         request["wanted"] = [given["entry_point"]] if "entry_point" in given else _called(tests)
@@ -113,7 +113,7 @@ def _request(reference: Any) -> dict[str, Any]:
         tests = [_text(given, "test")]
         request |= {"entry_point": given["entry_point"], "wanted": [given["entry_point"]]}
         if "check" not in _bound(_tree("test", tests[0])):
-            raise SVFError(f"unit_tests: test in an answer does not define check(candidate): {shortened(tests[0])}")
+            raise SVFError(f"unit_tests: test in an answer does not define check(candidate): {shorten(tests[0])}")
     else:
         raise SVFError("unit_tests: an answer needs test and entry_point, test_list, or inputs and outputs")
     for test in tests:
@@ -144,18 +144,18 @@ def _tree(what: str, code: str) -> ast.Module:
     try:
         return ast.parse(code)
     except (SyntaxError, ValueError) as error:  # the latter for null bytes
-        raise SVFError(f"unit_tests: {what} in an answer is no Python ({error}): {shortened(code)}") from error
+        raise SVFError(f"unit_tests: {what} in an answer is no Python ({error}): {shorten(code)}") from error
 
 
 def _text(given: Mapping[str, Any], key: str) -> str:
     value = given.get(key, "")
     if not isinstance(value, str):
-        raise SVFError(f"unit_tests: {key} in an answer must be text, not {shortened(value)}")
+        raise SVFError(f"unit_tests: {key} in an answer must be text, not {shorten(value)}")
     return value
 
 
 def _texts(given: Mapping[str, Any], key: str) -> list[str]:
     value = given.get(key, [])
     if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(item, str) for item in value):
-        raise SVFError(f"unit_tests: {key} in an answer must be a list of texts, not {shortened(value)}")
+        raise SVFError(f"unit_tests: {key} in an answer must be a list of texts, not {shorten(value)}")
     return list(value)
