@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError, one_line_errors
-from svf_rl.storage.new_folder import full_disk, held
+from svf_rl.storage.disk_errors import full_disk
+from svf_rl.storage.locks import hold_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict
             if first:
                 print(f"the run in {output} has ended after {summary['updates']} updates: nothing is left to do")
             return summary
-        with held(output) if first else nullcontext():
+        with hold_folder(output, seconds=30.0) if first else nullcontext():
             return _train(recipe, output, stop)
 
 

@@ -14,7 +14,7 @@ from svf_rl.evaluation.engine import start_vllm, transformers_generator
 from svf_rl.generation import Completion, CompletionGenerator, Sampling
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
-from svf_rl.storage.new_folder import check_new, new_folder
+from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf import svf_layers
 from svf_rl.svf.combine import assign_groups
 from svf_rl.svf.expert import check_same_base, distinct_adapter_names, read_expert

@@ -17,7 +17,7 @@ from svf_rl.generation.weights import adapted_weights
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
 from svf_rl.runs.provenance import is_svf, read_adapter_config, read_summary
-from svf_rl.storage.new_folder import check_new, check_space, new_folder
+from svf_rl.storage.folders import check_new, check_space, new_folder
 from svf_rl.storage.path_names import path_names
 from svf_rl.svf.combine import assign_groups, check_form, check_weights, even_weights
 from svf_rl.svf.expert import check_same_base, expert_folder, read_expert

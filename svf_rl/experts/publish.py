@@ -27,7 +27,7 @@ from svf_rl.runs.provenance import (
     read_summary,
     without_machine,
 )
-from svf_rl.storage.new_folder import check_new, new_folder
+from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf.expert import expert_folder, read_expert
 
 WEIGHTS = "adapter_model.safetensors"

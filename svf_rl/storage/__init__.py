@@ -1,1 +1,1 @@
-"""Files on disk: locks, folders that appear whole, names of folders."""
+"""Files on disk: written whole or not at all, locked, read with one-line errors, compared with what is there."""

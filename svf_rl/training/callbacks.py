@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from svf_rl.storage.new_folder import disk_errors
+from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.svf.layer import fetch_with_layers
 
 TIMING = ("time/", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")

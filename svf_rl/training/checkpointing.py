@@ -19,7 +19,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from svf_rl.errors import SVFError
 from svf_rl.runs.versions import package_versions
-from svf_rl.storage.new_folder import disk_errors
+from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.svf.sharding import gather_parameters
 from svf_rl.training import checkpoints, run_files
 from svf_rl.training.checkpoints import Manifest

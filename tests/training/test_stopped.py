@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 
 import svf_rl.train
 from svf_rl.cli import main
-from svf_rl.storage.new_folder import held
+from svf_rl.storage.locks import hold_folder
 from svf_rl.training.callbacks import TIMING
 
 SMALL = [
@@ -212,8 +211,8 @@ def test_one_run_at_a_time_in_a_folder(
     copied: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, train = copied
-    monkeypatch.setattr(svf_rl.train, "held", partial(held, seconds=0))
-    with held(output):
+    monkeypatch.setattr(svf_rl.train, "hold_folder", lambda folder, seconds: hold_folder(folder))
+    with hold_folder(output):
         assert train() == 1
     assert "another process is writing" in capsys.readouterr().err
 
@@ -235,7 +234,7 @@ def test_the_launcher_gets_the_signal(
     launcher.send_signal(number)
     launcher.wait(60)
     wait_for(lambda: "stopped by SIGTERM " in log.read_text(), 120)
-    with held(output, seconds=60):  # the process has ended
+    with hold_folder(output, seconds=60):  # the process has ended
         assert log.read_text().count("stopped by SIGTERM ") == 1
         assert "Traceback" not in log.read_text().split("stopped by SIGTERM ")[1]
     assert main(["train", recipe, *SMALL, "--output_dir", str(output), "--resume"]) == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from svf_rl.errors import SVFError
-from svf_rl.storage.new_folder import full_disk
+from svf_rl.storage.disk_errors import full_disk
 
 
 def no_room() -> None:
