@@ -16,12 +16,16 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from svf_rl.errors import SVFError, one_line_errors
 from svf_rl.storage.disk_errors import full_disk
 from svf_rl.storage.locks import hold_folder
+
+if TYPE_CHECKING:  # it would bring numpy, before what must be set is set
+    from svf_rl.runs.summary import RunSummary
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +50,7 @@ def _resume(wanted: bool, overrides: Sequence[str]) -> list[str]:
     return ["--resume_from_checkpoint", "auto"] if wanted else []
 
 
-def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict[str, Any] | None:
+def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "RunSummary | None":
     """Check the recipe, then train; returns what is written to `summary.json`, or `None` after a dry run."""
     quiet_libraries()
     from svf_rl.generation.vllm.tensor_parallel import check_processes
@@ -69,13 +73,13 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> dict
         summary = _ended_already(recipe, output)
         if summary is not None:
             if first:
-                print(f"the run in {output} has ended after {summary['updates']} updates: nothing is left to do")
+                print(f"the run in {output} has ended after {summary.updates} updates: nothing is left to do")
             return summary
         with hold_folder(output, seconds=30.0) if first else nullcontext():
             return _train(recipe, output, stop)
 
 
-def _ended_already(recipe: Any, output: Path) -> dict[str, Any] | None:
+def _ended_already(recipe: Any, output: Path) -> "RunSummary | None":
     """What a finished run left behind, where the recipe says to go on and there is nothing left; before anything is
     loaded, a recipe that the run cannot go on with is refused."""
     from svf_rl.training import resume
@@ -88,10 +92,11 @@ def _ended_already(recipe: Any, output: Path) -> dict[str, Any] | None:
     return resume.ended_run(output, recipe) if wanted in ("auto", True) else None
 
 
-def _train(recipe: Any, output: Path, stop: Any) -> dict[str, Any]:
+def _train(recipe: Any, output: Path, stop: Any) -> "RunSummary":
     from transformers import ProgressCallback, set_seed
 
     from svf_rl.models.loading import load_adapted, load_tokenizer
+    from svf_rl.runs.summary import RunSummary
     from svf_rl.runs.versions import package_versions
     from svf_rl.settings.dry_run import check_rows, load_rewards
     from svf_rl.tasks import find_task
@@ -130,15 +135,15 @@ def _train(recipe: Any, output: Path, stop: Any) -> dict[str, Any]:
             trainer.add_callback(ProgressLine())
     trainer.stop, trainer.settings = stop, settings
     trainer.rows = {split: rows_digest(rows) for split, rows in data.items() if rows is not None}
-    trainer.run_summary = about = {
-        "recipe": {key: v for key, v in recipe.raw.items() if key not in ("hub_token", "resume_from_checkpoint")},
-        "seed": recipe.training.seed,
-        "trained_values": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "rows": {split: len(rows) for split, rows in data.items() if rows is not None},
-        "packages": package_versions(),
-        "git_commit": _git_commit(),
-        "warnings": recipe.warnings,
-    }
+    trainer.run_summary = about = RunSummary(
+        recipe={key: v for key, v in recipe.raw.items() if key not in ("hub_token", "resume_from_checkpoint")},
+        seed=recipe.training.seed,
+        trained_values=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        rows={split: len(rows) for split, rows in data.items() if rows is not None},
+        packages=package_versions(),
+        git_commit=_git_commit(),
+        warnings=recipe.warnings,
+    )
     test = data["test"] if data["test"] is not None else data["validation"]
     before = trainer.go_on_from(recipe.training.resume_from_checkpoint)
     if trainer.is_world_process_zero():
@@ -158,26 +163,25 @@ def _train(recipe: Any, output: Path, stop: Any) -> dict[str, Any]:
         trainer.accelerator.wait_for_everyone()  # the main process writes what all read back
     with phases("evaluation"):
         final = trainer.evaluate_saved(str(output), test)
-    summary = {
-        **about,
-        "run": current_run(output),
-        "base_accuracy": base["base_accuracy"],
-        "accuracy": final["test_accuracy"],
-        "items": int(final["test_items"]),
-        "updates": trainer.state.global_step,
-        "best_checkpoint": Path(trainer.state.best_model_checkpoint).name
-        if trainer.state.best_model_checkpoint
-        else None,
-        "seconds": phases.seconds,
-    }
+    best = trainer.state.best_model_checkpoint
+    summary = replace(
+        about,
+        run=current_run(output),
+        base_accuracy=base["base_accuracy"],
+        accuracy=final["test_accuracy"],
+        items=int(final["test_items"]),
+        updates=trainer.state.global_step,
+        best_checkpoint=Path(best).name if best else None,
+        seconds=phases.seconds,
+    )
     trainer.run_summary = summary
     if trainer.is_world_process_zero():
         trainer.create_model_card()
         # last: a run without it goes on with what is missing
-        write_whole(output / "summary.json", f"{json.dumps(summary, indent=2)}\n".encode())
+        write_whole(output / "summary.json", f"{json.dumps(summary.to_dict(), indent=2)}\n".encode())
         print(
-            f"held-out accuracy: {summary['base_accuracy']:.3f} before, {summary['accuracy']:.3f} after "
-            f"({summary['items']} items, greedy; saved adapter loaded again from {output})"
+            f"held-out accuracy: {summary.base_accuracy:.3f} before, {summary.accuracy:.3f} after "
+            f"({summary.items} items, greedy; saved adapter loaded again from {output})"
         )
     if recipe.training.push_to_hub:
         trainer.push_to_hub(commit_message="Accuracy and model card")

@@ -19,7 +19,8 @@ from svf_rl.evaluation.run import check_lengths
 from svf_rl.evaluation.summary import Result
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_tokenizer
-from svf_rl.runs.model_card import write_card
+from svf_rl.runs.model_card import write_model_card
+from svf_rl.runs.summary import RunSummary
 
 # Where the labelled prompts are drawn from: rows that no figure is reported on, where the task has such rows.
 LABELLED = ("validation", "test")
@@ -133,23 +134,23 @@ def _describe(
     results: list[Result],
 ) -> None:
     """The summary and the card that every adapter has, so that it is listed and published like a trained one."""
-    accuracy = {result.label: result.accuracy and result.accuracy.value for result in results}
-    summary = {
-        "recipe": {
+    accuracy = {result.label: result.accuracy.value if result.accuracy else None for result in results}
+    summary = RunSummary(
+        recipe={
             "model_name_or_path": arguments.model,
             "dtype": model.dtype,
             "adapter": "combination",
             "experts": list(experts.values()),
             "task": arguments.tasks[0],
         },
-        "base_accuracy": accuracy[BASE],
-        "accuracy": accuracy[FEW_SHOT],
-        "items": results[0].items,
-        "seed": seed,
-        "trained_values": found.alpha.numel(),
-    }
-    write_json(adapter / "summary.json", summary)
-    write_card(adapter, summary)
+        base_accuracy=accuracy[BASE],
+        accuracy=accuracy[FEW_SHOT],
+        items=results[0].items,
+        seed=seed,
+        trained_values=found.alpha.numel(),
+    )
+    write_json(adapter / "summary.json", summary.to_dict())
+    write_model_card(adapter, summary)
 
 
 def alpha_table(found: FewShotResult) -> list[dict[str, str]]:

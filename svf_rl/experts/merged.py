@@ -16,7 +16,8 @@ from svf_rl.errors import SVFError
 from svf_rl.generation.weights import adapted_weights
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
-from svf_rl.runs.provenance import is_svf, read_adapter_config, read_summary
+from svf_rl.runs.provenance import is_svf
+from svf_rl.runs.run_folder import read_adapter_config, read_summary
 from svf_rl.storage.folders import check_new, check_space, new_folder
 from svf_rl.storage.path_names import path_names
 from svf_rl.svf.combine import assign_groups, check_form, check_weights, even_weights
@@ -127,7 +128,7 @@ def _checked_weights(
 
 def _dtype(model: ModelArguments, folders: Sequence[Path]) -> Any:
     """That of the experts' training: what their fingerprints and their accuracies hold for."""
-    trained = {read_summary(folder).get("recipe", {}).get("dtype", "auto") for folder in folders}
+    trained = {read_summary(folder).recipe.get("dtype", "auto") for folder in folders}
     return trained.pop() if model.dtype == "auto" and len(trained) == 1 else model.dtype
 
 

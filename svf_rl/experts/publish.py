@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,16 @@ from safetensors import SafetensorError, safe_open
 
 from svf_rl.errors import SVFError
 from svf_rl.runs.hub import hub_errors
-from svf_rl.runs.model_card import MARKER, model_card
+from svf_rl.runs.model_card import MARKER, render_model_card
 from svf_rl.runs.provenance import (
     base_location,
     base_name,
     is_svf,
     known_elsewhere,
     looks_local,
-    read_adapter_config,
-    read_metrics,
-    read_summary,
     without_machine,
 )
+from svf_rl.runs.run_folder import read_adapter_config, read_metrics, read_summary
 from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf.expert import expert_folder, read_expert
 
@@ -102,15 +100,15 @@ def _files(folder: Path, base_model: str | None, location: str) -> tuple[dict[st
     published: dict[str, Any] = {**without_machine(config), "base_model_name_or_path": name}
     files = {"adapter_config.json": _json(published)}
     notes = []
-    if summary:
-        summary = {**summary, "recipe": {**summary["recipe"], "model_name_or_path": name}}
-        files["summary.json"] = _json(without_machine(summary))
+    if summary.recipe:
+        summary = replace(summary, recipe={**summary.recipe, "model_name_or_path": name})
+        files["summary.json"] = _json(without_machine(summary.to_dict()))
     else:
         notes.append(f"{folder} has no summary.json of a run: the card says neither the task nor an accuracy")
     own = _own_card(folder, base_location(config, summary))
     if own is not None:
         notes.append("README.md is your own and was taken as it stands")
-    files["README.md"] = own or model_card(summary, published, read_metrics(folder), location=location)
+    files["README.md"] = own or render_model_card(summary, published, read_metrics(folder), location=location)
     return files, notes
 
 

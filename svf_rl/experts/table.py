@@ -11,15 +11,9 @@ from torch import Tensor
 
 from svf_rl.errors import SVFError
 from svf_rl.experts.multipliers import multipliers
-from svf_rl.metrics.statistics import Interval, wilson
-from svf_rl.runs.provenance import (
-    base_location,
-    base_name,
-    is_svf,
-    read_adapter_config,
-    read_summary,
-    task_names,
-)
+from svf_rl.metrics.statistics import Interval
+from svf_rl.runs.provenance import base_location, base_name, is_svf, task_names
+from svf_rl.runs.run_folder import read_adapter_config, read_summary
 from svf_rl.storage.path_names import path_names
 from svf_rl.svf.expert import Expert, check_same_base, expert_folder, read_expert
 from svf_rl.text_table import aligned
@@ -139,7 +133,6 @@ def _row(
     name: str, folder: Path, expert: Expert | None = None, m: dict[str, Tensor] | None = None, note: str | None = None
 ) -> Row:
     config, summary = read_adapter_config(folder), read_summary(folder)
-    accuracy, items = summary.get("accuracy"), summary.get("items")
     kind = str(config.get("peft_type"))
     if config.get("combination"):
         kind = "SVF combination"
@@ -153,11 +146,11 @@ def _row(
         name=name,
         kind=kind,
         base_model=base_name(base_location(config, summary)),
-        task=", ".join(task_names(summary.get("recipe", {}))) or None,
-        base_accuracy=summary.get("base_accuracy"),
-        accuracy=accuracy,
-        interval=wilson(round(accuracy * items), items) if accuracy is not None and items else None,
-        items=items,
+        task=", ".join(task_names(summary.recipe)) or None,
+        base_accuracy=summary.base_accuracy,
+        accuracy=summary.accuracy,
+        interval=summary.after.interval if summary.after else None,
+        items=summary.items,
         bytes=size,
         values=values,
         modules={} if m is None else _by_module(m),

@@ -49,8 +49,8 @@ def group_by_recipe(runs: Sequence[RunFolder]) -> list[Group]:
     for run in runs:
         recipe = {key: value for key, value in run.recipe.items() if key not in _OF_ONE_RUN}
         key = json.dumps(recipe, sort_keys=True, default=str)
-        seeds = [other.summary.get("seed") for other in groups.get(key, [])]
-        if not run.finished or run.summary.get("seed") in seeds:
+        seeds = [other.summary.seed for other in groups.get(key, [])]
+        if not run.finished or run.summary.seed in seeds:
             key = str(run.path.resolve())
         groups.setdefault(key, []).append(run)
     labels: list[str] = []

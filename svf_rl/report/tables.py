@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from svf_rl.metrics.statistics import Estimate
 from svf_rl.report.evaluation_folder import EvaluationFolder
 from svf_rl.report.figures import smoothing_window
 from svf_rl.report.groups import Group
 from svf_rl.report.markdown import escaped, estimate, table
 from svf_rl.report.multipliers import Panel, shrunk
-from svf_rl.runs.run_folder import Accuracy, RunFolder
+from svf_rl.runs.run_folder import RunFolder
 
 _NOT_OF_THE_RECIPE = {"output_dir", "run_name", "logging_dir"}
 
@@ -28,11 +29,11 @@ def runs_table(runs: Sequence[RunFolder], values: Mapping[str, int]) -> str:
                 run.task or "unknown",
                 run.recipe.get("adapter", "svf") if run.recipe else "unknown",
                 f"{values[run.name]:,}" if run.name in values else "unknown",
-                run.summary.get("seed", "unknown"),
+                "unknown" if run.summary.seed is None else run.summary.seed,
                 run.steps if run.finished else f"{run.steps}, unfinished",
                 _accuracy(run.before),
                 _accuracy(run.after) if run.finished else "unfinished",
-                tested.items if tested else "",
+                tested.n if tested else "",
             ]
         )
     return table(headings, rows)
@@ -47,7 +48,7 @@ def groups_table(groups: Sequence[Group]) -> str | None:
         if len(group.runs) > 1 and before and after:
             mean = sum(after) / len(after)
             gain = mean - sum(before) / len(before)
-            seeds = ", ".join(str(run.summary.get("seed")) for run in group.runs)
+            seeds = ", ".join(str(run.summary.seed) for run in group.runs)
             rows.append([group.label, seeds, f"{mean:.3f}", f"{min(after):.3f} to {max(after):.3f}", f"{gain:+.3f}"])
     return table(["recipe", "seeds", "mean accuracy after", "lowest to highest", "mean gain"], rows) if rows else None
 
@@ -69,8 +70,8 @@ def differences_table(runs: Sequence[RunFolder]) -> str | None:
     known = [
         {
             **{key: value for key, value in run.recipe.items() if key not in _NOT_OF_THE_RECIPE},
-            **{f"version of {name}": version for name, version in run.summary["packages"].items()},
-            "commit": run.summary.get("git_commit"),
+            **{f"version of {name}": version for name, version in run.summary.packages.items()},
+            "commit": run.summary.git_commit,
         }
         for run in finished
     ]
@@ -86,11 +87,11 @@ def differences_table(runs: Sequence[RunFolder]) -> str | None:
 def seconds_table(runs: Sequence[RunFolder]) -> str | None:
     """Seconds by phase of the finished runs."""
     finished = [run for run in runs if run.finished]
-    phases = list(dict.fromkeys(phase for run in finished for phase in run.summary["seconds"]))
+    phases = list(dict.fromkeys(phase for run in finished for phase in run.summary.seconds))
     if not phases:
         return None
     rows = [
-        [run.name, *(f"{run.summary['seconds'][p]:.1f}" if p in run.summary["seconds"] else "" for p in phases)]
+        [run.name, *(f"{run.summary.seconds[p]:.1f}" if p in run.summary.seconds else "" for p in phases)]
         for run in finished
     ]
     return table(["run", *(phase.replace("_", " ") for phase in phases)], rows)
@@ -100,7 +101,7 @@ def warnings(runs: Sequence[RunFolder]) -> list[str]:
     """What a reader should know before trusting the numbers, a line each."""
     lines = []
     for run in runs:
-        lines += [f"{run.name}: {warning}" for warning in run.summary.get("warnings", [])]
+        lines += [f"{run.name}: {warning}" for warning in run.summary.warnings]
         unscorable = run.mean("unscorable")
         if unscorable:
             lines.append(f"{run.name}: {100 * unscorable:.2g} % of the completions could not be scored")
@@ -153,7 +154,7 @@ def evaluation_table(evaluation: EvaluationFolder) -> str:
     return table(["task", "model", "accuracy", "items", "tokens", "cut off", "not scorable"], rows)
 
 
-def _accuracy(value: Accuracy | None) -> str:
+def _accuracy(value: Estimate | None) -> str:
     return "unknown" if value is None else estimate(value.value, value.interval)
 
 

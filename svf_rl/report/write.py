@@ -141,8 +141,8 @@ def _training(report: Report, runs: Sequence[RunFolder], groups: Sequence[Group]
 
 
 def _trained_values(run: RunFolder) -> int | None:
-    if "trained_values" in run.summary:
-        return int(run.summary["trained_values"])
+    if run.summary.trained_values is not None:
+        return run.summary.trained_values
     folder = run.adapter()
     return None if folder is None else trained_values(folder)
 

@@ -13,6 +13,8 @@ from svf_rl.reproduce.comparison import slug
 from svf_rl.reproduce.estimates import Verdicts, compared, estimate, oracle
 from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF, few_shot_label
 from svf_rl.reproduce.plan import Plan, evaluated
+from svf_rl.runs.run_folder import read_summary
+from svf_rl.runs.summary import RunSummary
 
 BySeed = Mapping[int, Verdicts]
 
@@ -73,7 +75,7 @@ def _evaluation(plan: Plan, expert: str, failed: Mapping[str, str]) -> dict[str,
     folder = plan.out / "evaluation" / expert
     file = plan.task_of(expert).replace(":", "-")
     verdicts: dict[str, dict[int, Verdicts]] = {}
-    training: dict[str, dict[int, dict[str, Any]]] = {}
+    training: dict[str, dict[int, RunSummary]] = {}
     if f"{expert}-evaluation" not in failed:
         if base := _verdicts(folder / BASE / f"{file}.jsonl"):
             verdicts[BASE] = {0: base}
@@ -81,8 +83,7 @@ def _evaluation(plan: Plan, expert: str, failed: Mapping[str, str]) -> dict[str,
             if run.expert == expert and run.name not in failed:
                 if found := _verdicts(folder / run.name / f"{file}.jsonl"):
                     verdicts.setdefault(run.method, {})[run.seed] = found
-                summary = read_json(plan.out / "runs" / run.name / "summary.json")
-                training.setdefault(run.method, {})[run.seed] = summary or {}
+                training.setdefault(run.method, {})[run.seed] = read_summary(plan.out / "runs" / run.name)
     return {"verdicts": verdicts, "training": training}
 
 
@@ -97,9 +98,8 @@ def _rows(
             row["name"] = names[method]
         runs = list(evaluation["training"].get(method, {}).values())
         if runs:
-            seconds = [run.get("seconds", {}).get("train") for run in runs]
-            row["training_seconds"] = _mean([s for s in seconds if s is not None])
-            row["updates"] = max(run.get("updates", 0) for run in runs)
+            row["training_seconds"] = _mean(run.seconds.get("train") for run in runs)
+            row["updates"] = max(run.updates or 0 for run in runs)
         rows.append(row)
     return rows
 

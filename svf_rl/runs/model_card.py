@@ -1,26 +1,29 @@
 """The model card of an adapter, written from the run: what was trained, on what, how well it does, how to load it."""
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from svf_rl.metrics.statistics import wilson
-from svf_rl.runs.model_card_usage import how_to_evaluate, how_to_load, reward_names
+from svf_rl.markdown import code, render
+from svf_rl.quickstart import make_rows
 from svf_rl.runs.provenance import (
     BUNDLED,
     base_location,
     base_name,
     is_svf,
     known_elsewhere,
-    read_adapter_config,
-    read_metrics,
     task_names,
     without_machine,
 )
+from svf_rl.runs.run_folder import Line, read_adapter_config, read_metrics
+from svf_rl.runs.summary import RunSummary
 from svf_rl.svf.targets import TARGETS
-from svf_rl.tasks import find_task
+from svf_rl.tasks import TaskOptions, find_task
 
 MARKER = "<!-- written by svf-rl from the run; remove this line to keep changes of your own -->"
 """The last line of every card: one without it was written by a person, and is not written over."""
@@ -33,18 +36,17 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def write_card(folder: Path, summary: Mapping[str, Any]) -> None:
+def write_model_card(folder: Path, summary: RunSummary) -> None:
     """Write `README.md` beside the adapter in `folder`. A run that is pushed to the Hub is loaded from there."""
-    recipe = summary.get("recipe", {})
-    location = recipe.get("hub_model_id") if recipe.get("push_to_hub") else None
-    text = model_card(summary, read_adapter_config(folder), read_metrics(folder), location=location or ".")
+    location = summary.recipe.get("hub_model_id") if summary.recipe.get("push_to_hub") else None
+    text = render_model_card(summary, read_adapter_config(folder), read_metrics(folder), location=location or ".")
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def model_card(
-    summary: Mapping[str, Any],
+def render_model_card(
+    summary: RunSummary,
     adapter_config: Mapping[str, Any],
-    metrics: Sequence[Mapping[str, Any]] | None = None,
+    metrics: Sequence[Line] = (),
     *,
     location: str = ".",
     name: str | None = None,
@@ -53,40 +55,66 @@ def model_card(
     The text of a `README.md`, its front matter included. It names no path of this machine.
 
     Args:
-        summary (`dict`): `summary.json` of the run, as far as it is known: a checkpoint has no accuracies yet.
+        summary ([`RunSummary`]): of the run, as far as it is known: a checkpoint has no accuracies yet.
         adapter_config (`dict`): the content of `adapter_config.json`.
-        metrics (`list[dict]`, *optional*): the lines of `metrics.jsonl`.
+        metrics (`Sequence[Line]`, *optional*): what the run logged.
         location (`str`, *optional*, defaults to `"."`): where the card says that the adapter is: its name on the Hub.
         name (`str`, *optional*): the title; default: the end of the location, or of the run's folder.
     """
-    recipe = without_machine(summary.get("recipe", {}))
+    recipe = without_machine(summary.recipe)
     base = base_location(adapter_config, summary)
     if name is None:
-        folder = summary.get("recipe", {}).get("output_dir") or "adapter"
+        folder = summary.recipe.get("output_dir") or "adapter"
         name = Path(folder if location == "." else location).name or "adapter"
-    sections = [
-        f"# {name}",
-        _summary_line(summary, adapter_config, base),
-        _accuracy(summary),
-        "## Method\n\n" + _method(adapter_config),
-        _data(summary, recipe),
-        "## Load it\n\n" + how_to_load(recipe, adapter_config, base, location),
-        how_to_evaluate(recipe, base, location),
-        _training(summary, recipe, metrics or []),
-        "## Limits\n\n" + _limits(summary, adapter_config),
-        _versions(summary),
-        MARKER,
-    ]
-    front = _front_matter(summary, adapter_config, base, name)
-    return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _front_matter(summary: Mapping[str, Any], config: Mapping[str, Any], base: str | None, name: str) -> str:
-    recipe = summary.get("recipe", {})
-    results, accuracy = None, summary.get("accuracy")
-    tasks = task_names(recipe)
+    svf, short_base, tasks = is_svf(adapter_config), base_name(base), task_names(recipe)
+    hub_base = short_base if known_elsewhere(base) and short_base != BUNDLED else None
+    combination = adapter_config.get("combination")
     datasets = _hub_datasets(recipe)
-    if accuracy is not None and tasks:
+    source = ", ".join(f"[{dataset}](https://huggingface.co/datasets/{dataset})" for dataset in datasets)
+    if not datasets and tasks and tasks[0].startswith(BUNDLED):
+        source = "made by svf_rl from a fixed seed"
+    revision = recipe.get("model_revision")
+    return render(
+        "runs/model_card.md.jinja",
+        front_matter=_front_matter(summary, adapter_config, hub_base, name, tasks, datasets),
+        name=name,
+        method="singular value fine-tuning (SVF)" if svf else adapter_config.get("peft_type", "PEFT"),
+        base=short_base,
+        base_link=_linked(base),
+        summary=summary,
+        config=adapter_config,
+        recipe=recipe,
+        svf=svf,
+        bundled=short_base == BUNDLED,
+        portable=known_elsewhere(base),
+        targets=_targets(adapter_config.get("target_modules")),
+        combination=combination,
+        experts=[Path(expert).name for expert in combination["experts"]] if combination else [],
+        tasks=tasks,
+        source=f" ({source})" if source else "",
+        rewards=_reward_names(recipe) if tasks else [],
+        location=location,
+        revision=f', revision="{revision}"' if revision else "",
+        dtype=recipe.get("dtype", "auto"),
+        question=_question(recipe),
+        quoted=lambda text: json.dumps(text, ensure_ascii=False),
+        command=_evaluation_command(recipe, short_base, location, tasks) if tasks else "",
+        progress=_progress(summary, metrics),
+        settings={key: recipe[key] for key in _SETTINGS if recipe.get(key) is not None},
+        marker=MARKER,
+    )
+
+
+def _front_matter(
+    summary: RunSummary,
+    config: Mapping[str, Any],
+    base: str | None,
+    name: str,
+    tasks: Sequence[str],
+    datasets: list[str],
+) -> str:
+    results = None
+    if summary.accuracy is not None and tasks:
         label = ", ".join(tasks)
         results = [
             EvalResult(
@@ -94,22 +122,20 @@ def _front_matter(summary: Mapping[str, Any], config: Mapping[str, Any], base: s
                 dataset_type=datasets[0] if len(datasets) == 1 else label,
                 dataset_name=label,
                 metric_type="accuracy",
-                metric_name=f"held-out accuracy, greedy, {summary.get('items')} items",
-                metric_value=round(accuracy, 4),
+                metric_name=f"held-out accuracy, greedy, {summary.items} items",
+                metric_value=round(summary.accuracy, 4),
             )
         ]
-    hub_base = base_name(base) if known_elsewhere(base) and base_name(base) != BUNDLED else None
     method = "svf" if is_svf(config) else str(config.get("peft_type", "peft")).lower()
-    data = ModelCardData(
+    return ModelCardData(
         library_name="peft",
-        base_model=hub_base,
+        base_model=base,
         pipeline_tag="text-generation",
         tags=[*dict.fromkeys([method, "svf_rl", "reinforce", "trl"])],
         datasets=datasets or None,
         model_name=name if results else None,
         eval_results=results,
-    )
-    return data.to_yaml() + "\n"
+    ).to_yaml()
 
 
 def _hub_datasets(recipe: Mapping[str, Any]) -> list[str]:
@@ -119,19 +145,6 @@ def _hub_datasets(recipe: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(hub.name for hub in hubs if hub is not None))
 
 
-def _summary_line(summary: Mapping[str, Any], config: Mapping[str, Any], base: str | None) -> str:
-    recipe, values = summary.get("recipe", {}), summary.get("trained_values")
-    kind = "singular value fine-tuning (SVF)" if is_svf(config) else f"{config.get('peft_type', 'PEFT')}"
-    line = f"An adapter by {kind} of {_linked(base)}"
-    tasks = task_names(recipe)
-    if config.get("combination"):
-        line += f": a weighted combination of {len(config['combination']['experts'])} experts"
-    elif tasks:
-        how = "next-token training" if recipe.get("objective") == "next_token" else "REINFORCE on verifiable rewards"
-        line += f", trained on {_listed(tasks)} by {how}"
-    return line + (f". It has {values:,} trained values." if values else ".")
-
-
 def _linked(base: str | None) -> str:
     name = base_name(base)
     if name == BUNDLED:
@@ -139,118 +152,51 @@ def _linked(base: str | None) -> str:
     return f"[{name}](https://huggingface.co/{name})" if known_elsewhere(base) else f"`{name}`"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+def _targets(targets: str | Sequence[str] | None) -> str:
+    presets = {regex: name for name, regex in TARGETS.items()}
+    return f"`{presets.get(targets, targets)}`" if isinstance(targets, str) else code(sorted(targets or []))
 
 
-def _accuracy(summary: Mapping[str, Any]) -> str:
-    if summary.get("accuracy") is None or not summary.get("items"):
-        return ""
-    items = int(summary["items"])
-    lines = ["| held-out accuracy, greedy | value | 95 % interval (Wilson) | items |", "|---|---|---|---|"]
-    for label, key in (("base model", "base_accuracy"), ("with this adapter", "accuracy")):
-        if summary.get(key) is not None:
-            low, high = wilson(round(summary[key] * items), items)
-            lines.append(f"| {label} | {summary[key]:.3f} | {low:.3f} to {high:.3f} | {items} |")
-    return "\n".join(lines)
-
-
-def _method(config: Mapping[str, Any]) -> str:
-    if not is_svf(config):
-        rank = f" of rank {config['r']}, alpha {config.get('lora_alpha')}," if "r" in config else ""
-        return f"{config.get('peft_type', 'PEFT')}{rank} on {_targets(config)}."
-    m = "m = z"
-    if config.get("parameterization") == "sigmoid":
-        m = f"m = {config.get('max_multiplier', 2.0):g} · sigmoid(z)"
-    if config.get("renormalize"):
-        m += ", scaled so that the sum of the singular values stays"
-    text = (
-        "Each adapted weight `W = U diag(s) Vᵀ` becomes `W' = U diag(s·m) Vᵀ`; the vector `z`, one value a singular "
-        f"value, is all that was trained ({m}). See [Transformer²](https://arxiv.org/abs/2501.06252), section 3.1. "
-        f"Adapted: {_targets(config)}."
-    )
-    return text + (f"\n\n{_combination(config['combination'])}" if config.get("combination") else "")
-
-
-def _targets(config: Mapping[str, Any]) -> str:
-    targets = config.get("target_modules")
-    if isinstance(targets, str):
-        presets = {regex: name for name, regex in TARGETS.items()}
-        return f"`{presets.get(targets, targets)}`"
-    return _listed(sorted(targets or []))
-
-
-def _combination(combination: Mapping[str, Any]) -> str:
-    names = [Path(name).name for name in combination["experts"]]
-    rows = combination["alpha"]
-    formula = "1 + Σ α (m − 1)" if combination.get("form") == "deviation" else "Σ α m"
-    text = f"`m = {formula}` over the experts {_listed(names)}, with α per `{combination.get('scope', 'global')}`"
-    if len(rows) > 16:
-        return f"{text}: {len(rows)} rows, in `adapter_config.json`."
-    table = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    table += ["| " + " | ".join(f"{value:.4g}" for value in row) + " |" for row in rows]
-    return f"{text}:\n\n" + "\n".join(table)
-
-
-def _data(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    tasks = task_names(recipe)
-    if not tasks:
-        return ""
-    where = _hub_datasets(recipe)
-    source = f" ({', '.join(f'[{name}](https://huggingface.co/datasets/{name})' for name in where)})" if where else ""
-    if tasks[0].startswith(BUNDLED) and not where:
-        source = " (made by svf_rl from a fixed seed)"
-    text = f"Task {_listed(tasks)}{source}; right is what the reward {_listed(reward_names(recipe))} says."
-    rows = summary.get("rows")
-    if rows:
-        text += " Rows: " + ", ".join(f"{split} {count:,}" for split, count in rows.items()) + "."
-    return "## Data\n\n" + text
-
-
-def _training(summary: Mapping[str, Any], recipe: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
-    if not recipe:
-        return ""
-    sentences = [f"Seed {summary['seed']}"] if summary.get("seed") is not None else []
-    if summary.get("updates") is not None:
-        sentences.append(f"{summary['updates']} updates")
-    if summary.get("best_checkpoint"):
-        sentences.append(f"the weights of {summary['best_checkpoint']}, the best one on the validation rows")
-    text = ", ".join(sentences) + "." if sentences else ""
-    held_out = [(line.get("step"), line["eval_accuracy"]) for line in metrics if "eval_accuracy" in line]
+def _progress(summary: RunSummary, metrics: Sequence[Line]) -> str:
+    parts = [f"Seed {summary.seed}"] if summary.seed is not None else []
+    if summary.updates is not None:
+        parts.append(f"{summary.updates} updates")
+    if summary.best_checkpoint:
+        parts.append(f"the weights of {summary.best_checkpoint}, the best one on the validation rows")
+    sentences = [", ".join(parts) + "."] if parts else []
+    held_out = [f"{m.values['eval_accuracy']:.3f} (update {m.step})" for m in metrics if "eval_accuracy" in m.values]
     if held_out:
-        text += " Accuracy on the validation rows: " + ", ".join(f"{a:.3f} (update {s})" for s, a in held_out[-8:])
-        text += "."
-    last = next((line for line in reversed(metrics) if "reward" in line), None)
+        sentences.append(f"Accuracy on the validation rows: {', '.join(held_out[-8:])}.")
+    last = next((line.values for line in reversed(metrics) if "reward" in line.values), None)
     if last is not None:
-        text += f" Last update: mean reward {last['reward']:.3f}"
-        text += f", KL to the base {last['kl']:.4f} a token." if last.get("kl") is not None else "."
-    rows = [f"| `{key}` | {recipe[key]} |" for key in _SETTINGS if recipe.get(key) is not None]
-    table = "\n".join(["| setting | value |", "|---|---|", *rows]) if rows else ""
-    return "## Training\n\n" + "\n\n".join(part for part in (text.strip(), table) if part)
+        kl = f", KL to the base {last['kl']:.4f} a token" if "kl" in last else ""
+        sentences.append(f"Last update: mean reward {last['reward']:.3f}{kl}.")
+    return " ".join(sentences)
 
 
-def _limits(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    points = []
-    if is_svf(config):
-        points.append(
-            "The adapter fits the weights that it was trained on and no others: loading it onto another base model, or "
-            "another revision, is refused."
-        )
-    points.append(
-        "It was trained for one kind of task. Reinforcement learning brings out what the base model can do already; "
-        "other tasks may come out worse than with the base model."
-    )
-    if summary.get("accuracy") is not None:
-        points.append(
-            "The intervals say how far the figures depend on the choice of items, for this one seed; they say nothing "
-            "about other seeds, prompts or wordings."
-        )
-    points.append("What the base model's licence asks for holds for the adapter's use too.")
-    return "\n".join(f"- {point}" for point in points)
+def _question(recipe: Mapping[str, Any]) -> str:
+    if recipe.get("task") == BUNDLED and recipe.get("skill", "math") in ("math", "choice", "code"):
+        return str(make_rows(recipe.get("skill", "math"), "test", 1)[0]["prompt"])
+    return "Your question"
 
 
-def _versions(summary: Mapping[str, Any]) -> str:
-    packages = summary.get("packages")
-    if not packages:
-        return ""
-    return "## Versions\n\n" + ", ".join(f"{name} {version}" for name, version in packages.items())
+def _evaluation_command(recipe: Mapping[str, Any], base: str, location: str, tasks: Sequence[str]) -> str:
+    """The command that grades the adapter as its training did."""
+    words = ["svf-rl", "eval", base, "--adapter", location, "--tasks", ",".join(tasks)]
+    for key in ("dataset_name", "dataset_config", "prompt_column", "answer_column", "system_prompt", "profile"):
+        if recipe.get(key) is not None:
+            words += ["--" + key.replace("_", "-"), str(recipe[key])]
+    if tasks == ["columns"] and not recipe.get("dataset_name"):
+        words += ["--data-path", "YOUR_FILE.jsonl"]
+    if recipe.get("rewards"):
+        words += ["--reward", _reward_names(recipe)[0]]
+    return shlex.join(words)
+
+
+def _reward_names(recipe: Mapping[str, Any]) -> list[str]:
+    """The rewards that the recipe names, or those of its task."""
+    known = {f.name for f in fields(TaskOptions)}
+    options = TaskOptions(**{key: value for key, value in recipe.items() if key in known})
+    specs = recipe.get("rewards") or find_task(str(recipe["task"])).rewards(options)
+    specs = [specs] if isinstance(specs, str | Mapping) else specs
+    return [spec if isinstance(spec, str) else str(spec.get("name")) for spec in specs]

@@ -1,12 +1,11 @@
-"""What the files beside an adapter say about its training, in names that mean something on any machine."""
+"""Where an adapter comes from, in names that mean something on any machine."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from svf_rl.errors import SVFError
+from svf_rl.runs.summary import RunSummary
 
 BUNDLED = "quickstart"
 
@@ -14,57 +13,14 @@ BUNDLED = "quickstart"
 _IN_HUB_CACHE = re.compile(r"(?:^|/)models--([^/]+?)(?:--([^/]+))?/snapshots/")
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """`summary.json` of a training run; empty where the folder has none, or one of something else.
-
-    Raises:
-        SVFError: the file is damaged.
-    """
-    content = _read(folder / "summary.json")
-    return content if isinstance(content.get("recipe"), dict) else {}
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json` as it stands. Raises `SVFError` where there is none, or it is damaged."""
-    if not (folder / "adapter_config.json").is_file():
-        raise SVFError(f"no adapter in {folder}: it needs adapter_config.json and adapter_model.safetensors")
-    config = _read(folder / "adapter_config.json")
-    if "peft_type" not in config:
-        raise SVFError(f"{folder / 'adapter_config.json'} is no adapter configuration: save the adapter again")
-    return config
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, in order; none where there is no file. A half-written last line is left out."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    metrics = []
-    for line in lines:
-        try:
-            metrics.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in metrics if isinstance(line, dict)]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise SVFError(f"{path} is damaged or cannot be read: restore it, or remove it") from error
-    return content if isinstance(content, dict) else {}
-
-
 def is_svf(adapter_config: Mapping[str, Any]) -> bool:
     """Whether the adapter is one of SVF; the others are PEFT's own, such as LoRA."""
     return adapter_config.get("peft_type") == "SVF"
 
 
-def base_location(adapter_config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
+def base_location(adapter_config: Mapping[str, Any], summary: RunSummary) -> str | None:
     """The base model as the adapter's files name it."""
-    return adapter_config.get("base_model_name_or_path") or summary.get("recipe", {}).get("model_name_or_path")
+    return adapter_config.get("base_model_name_or_path") or summary.recipe.get("model_name_or_path")
 
 
 def base_name(location: str | None) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.metrics.statistics import Interval, wilson
+from svf_rl.metrics.statistics import Estimate, estimate_share
+from svf_rl.runs.summary import RunSummary
 
 Metrics = dict[str, float]
 
@@ -20,19 +21,6 @@ class Line:
 
     step: int
     values: Metrics
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A share of right answers among `items`."""
-
-    value: float
-    items: int
-
-    @property
-    def interval(self) -> Interval:
-        """Wilson's, 95 %."""
-        return wilson(round(self.value * self.items), self.items)
 
 
 @dataclass(frozen=True)
@@ -47,8 +35,7 @@ class RunFolder:
         evaluations (`list[Line]`): on the validation items, during training.
         base (`Metrics`): the base model on the test items (`accuracy`, `items`, ...); empty when not there yet.
         final (`Metrics`): the trained model on the same items.
-        recipe (`dict`): the recipe's keys; empty while the run is unfinished.
-        summary (`dict`): `summary.json`; empty while the run is unfinished.
+        summary ([`RunSummary`]): an empty one while the run is unfinished.
     """
 
     path: Path
@@ -57,17 +44,22 @@ class RunFolder:
     evaluations: list[Line]
     base: Metrics
     final: Metrics
-    recipe: dict[str, Any]
-    summary: dict[str, Any]
+    summary: RunSummary
 
     @property
     def finished(self) -> bool:
-        return bool(self.summary)
+        return self.summary.updates is not None
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Empty while the run is unfinished."""
+        return self.summary.recipe
 
     @property
     def steps(self) -> int:
         """Updates so far."""
-        return int(self.summary.get("updates", self.updates[-1].step if self.updates else 0))
+        last = self.updates[-1].step if self.updates else 0
+        return last if self.summary.updates is None else self.summary.updates
 
     @property
     def task(self) -> str | None:
@@ -78,18 +70,17 @@ class RunFolder:
         return f"{task}:{self.recipe.get('skill', 'math')}" if task == "quickstart" else task
 
     @property
-    def before(self) -> Accuracy | None:
+    def before(self) -> Estimate | None:
         return _accuracy(self.base)
 
     @property
-    def after(self) -> Accuracy | None:
+    def after(self) -> Estimate | None:
         return _accuracy(self.final)
 
     @property
     def best_step(self) -> int | None:
         """The update whose checkpoint was kept as the best on the validation items."""
-        checkpoint = str(self.summary.get("best_checkpoint") or "")
-        return int(checkpoint.removeprefix("checkpoint-")) if checkpoint[11:].isdecimal() else None
+        return _step(self.summary.best_checkpoint or "")
 
     @property
     def rewards(self) -> list[str]:
@@ -104,9 +95,8 @@ class RunFolder:
 
     def adapter(self) -> Path | None:
         """The folder of the trained adapter; of an unfinished run that of its last checkpoint."""
-        checkpoints = [(_number(path), path) for path in self.path.glob("checkpoint-*")]
-        last = [path for _, path in sorted(checkpoints, reverse=True)]
-        candidates = [self.path] if self.finished else last
+        by_step = {_step(path.name) or 0: path for path in self.path.glob("checkpoint-*")}
+        candidates = [self.path] if self.finished else [by_step[step] for step in sorted(by_step, reverse=True)]
         return next((path for path in candidates if (path / "adapter_model.safetensors").is_file()), None)
 
 
@@ -126,7 +116,7 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
     evaluations: list[Line] = []
     base: Metrics = {}
     final: Metrics = {}
-    for line in _read_lines(file):
+    for line in read_metrics(path):
         prefixes = {key.split("_")[0] for key in line.values if key.endswith("_accuracy")}
         if "base" in prefixes:
             base = _without_prefix("base_", line.values)
@@ -135,19 +125,48 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
         elif "eval" in prefixes:
             evaluations = [*_before(line.step, evaluations), line]
         elif "loss" in line.values:  # and not the line with the totals of the run
-            # a resumed run goes on from a checkpoint: what was logged behind that is not of this run
+            # a resumed run starts from a checkpoint: what was logged behind that is not of this run
             updates, evaluations = [*_before(line.step, updates), line], _before(line.step, evaluations)
     if not (updates or evaluations or base):
         raise SVFError(f"{file} holds no metrics yet: wait for the first update")
-    summary = _read_summary(path / "summary.json")
-    return RunFolder(
-        path, name or path.resolve().name, updates, evaluations, base, final, summary.get("recipe", {}), summary
-    )
+    summary = read_summary(path)
+    if summary.updates is None and (path / "summary.json").is_file():
+        raise SVFError(f"{path / 'summary.json'} is not the summary of a training run")
+    return RunFolder(path, name or path.resolve().name, updates, evaluations, base, final, summary)
 
 
-def _read_lines(file: Path) -> list[Line]:
-    """The lines of the file, less a torn last one, which a run that was killed or is writing right now leaves."""
-    lines = []
+def read_summary(folder: Path) -> RunSummary:
+    """`summary.json`; an empty one where the folder has none, or one of something else than a run.
+
+    Raises:
+        SVFError: the file is damaged.
+    """
+    path = folder / "summary.json"
+    content = _read_json(path) if path.is_file() else {}
+    try:
+        return RunSummary.from_dict(content) if isinstance(content.get("recipe"), dict) else RunSummary()
+    except SVFError as error:
+        raise SVFError(f"{path} is damaged ({error}): restore it, or remove it") from error
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json` as it stands. Raises `SVFError` where there is none, or it is damaged."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise SVFError(f"no adapter in {folder}: it needs adapter_config.json and adapter_model.safetensors")
+    config = _read_json(path)
+    if "peft_type" not in config:
+        raise SVFError(f"{path} is not a valid adapter configuration: save the adapter again")
+    return config
+
+
+def read_metrics(folder: Path) -> list[Line]:
+    """The numbers in `metrics.jsonl`, none without the file, less a torn last line, which a run that was killed or is
+    writing right now leaves. Raises `SVFError` for another line that is damaged."""
+    file = folder / "metrics.jsonl"
+    lines: list[Line] = []
+    if not file.is_file():
+        return lines
     try:
         texts = file.read_bytes().splitlines(keepends=True)
     except OSError as error:
@@ -155,31 +174,26 @@ def _read_lines(file: Path) -> list[Line]:
     for number, text in enumerate(texts, start=1):
         try:
             content = json.loads(text)
-            step = content["step"]
-            values = {key: float(value) for key, value in content.items() if _is_number(value) and key != "step"}
+            step = content.pop("step")
+            values = {key: float(value) for key, value in content.items() if _is_number(value)}
             lines.append(Line(int(step), values))
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if number < len(texts) or text.endswith(b"\n"):
                 raise SVFError(f"{file}, line {number} is damaged: remove that line") from error
     return lines
 
 
-def _read_summary(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SVFError(f"{file} is damaged: remove it, and the run counts as unfinished") from error
-    shapes = {"recipe": dict, "seconds": dict, "packages": dict, "warnings": list, "updates": int}
-    if not isinstance(summary, dict) or not all(isinstance(summary.get(key), kind) for key, kind in shapes.items()):
-        raise SVFError(f"{file} is not the summary of a training run")
-    return summary
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise SVFError(f"{path} is damaged or cannot be read: restore it, or remove it") from error
+    return content if isinstance(content, dict) else {}
 
 
-def _accuracy(metrics: Metrics) -> Accuracy | None:
+def _accuracy(metrics: Metrics) -> Estimate | None:
     value, items = metrics.get("accuracy", math.nan), metrics.get("items", 0)
-    return Accuracy(value, int(items)) if 0 <= value <= 1 and items >= 1 else None
+    return estimate_share(value, int(items)) if 0 <= value <= 1 and items >= 1 else None
 
 
 def _without_prefix(prefix: str, values: Mapping[str, float]) -> Metrics:
@@ -194,6 +208,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _number(checkpoint: Path) -> int:
-    ending = checkpoint.name.removeprefix("checkpoint-")
-    return int(ending) if ending.isdecimal() else -1
+def _step(checkpoint: str) -> int | None:
+    ending = checkpoint.removeprefix("checkpoint-")
+    return int(ending) if ending.isdecimal() else None

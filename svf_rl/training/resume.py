@@ -10,7 +10,8 @@ from typing import Any
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.runs.provenance import read_summary
+from svf_rl.runs.run_folder import read_summary
+from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.recipe import Recipe, find_default
 from svf_rl.training.checkpoints import Manifest, check, current_run, last_sound
 
@@ -132,7 +133,7 @@ def rows_digest(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
-def ended_run(output: Path, recipe: Recipe) -> dict[str, Any] | None:
+def ended_run(output: Path, recipe: Recipe) -> RunSummary | None:
     """
     `summary.json` of the run in `output`, if it went to its end and the recipe does not ask for more updates.
 
@@ -141,9 +142,9 @@ def ended_run(output: Path, recipe: Recipe) -> dict[str, Any] | None:
     """
     summary = read_summary(output)
     run = current_run(output)
-    if "accuracy" not in summary or summary.get("run", run) != run:
+    if summary.updates is None or summary.run not in (None, run):
         return None
-    before, now = summary.get("recipe", {}), recipe.raw
+    before, now = summary.recipe, recipe.raw
     if any(before.get(key) != now.get(key) for key in ("max_steps", "num_train_epochs", "early_stopping_patience")):
         return None
     for key in sorted((before.keys() | now.keys()) - _MAY_DIFFER - _BATCH - {"hub_token"}):

@@ -29,6 +29,7 @@ from svf_rl.errors import SVFError
 from svf_rl.generation import CompletionGenerator, Sampling, sample_seed
 from svf_rl.losses import objective
 from svf_rl.losses.token_logprobs import LogitTransform, TokenStatistics, token_statistics
+from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.config import SVFReinforceConfig, hide_from_trl
 from svf_rl.svf import svf_layers
 from svf_rl.training.callbacks import FetchLayers
@@ -96,7 +97,7 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
     ):
         if peft_config is None and not isinstance(model, PeftModel):
             raise SVFError("the trainer trains adapters: pass peft_config=SVFConfig(), or a model that has an adapter")
-        self.run_summary: dict[str, Any] = {"recipe": args.to_dict(), "seed": args.seed}  # for the model card
+        self.run_summary = RunSummary(args.to_dict(), args.seed)  # for the model card
         self._raw_rewards: Tensor | None = None
         self._synced: str | None = None
         self._finished = []

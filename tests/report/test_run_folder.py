@@ -15,8 +15,8 @@ def test_a_finished_run(write_run):
     assert (run.name, run.finished, run.steps, run.task) == ("math", True, 10, "quickstart:math")
     assert [line.step for line in run.updates] == list(range(1, 11))
     assert [(line.step, line.values["eval_accuracy"]) for line in run.evaluations] == [(5, 0.505), (10, 0.51)]
-    assert (run.before.value, run.before.items) == (0.5, 200)
-    assert (run.after.value, run.after.items) == (0.75, 200)
+    assert (run.before.value, run.before.n) == (0.5, 200)
+    assert (run.after.value, run.after.n) == (0.75, 200)
     assert run.best_step == 10
     assert run.rewards == ["numeric"]
     assert run.mean("reward") == pytest.approx(0.055)

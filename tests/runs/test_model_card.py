@@ -7,7 +7,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from svf_rl.cli import main
-from svf_rl.runs.model_card import model_card
+from svf_rl.runs.model_card import render_model_card
+from svf_rl.runs.run_folder import Line
+from svf_rl.runs.summary import RunSummary
 
 SVF = {"peft_type": "SVF", "target_modules": ["up_proj"], "parameterization": "direct", "renormalize": False}
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["up_proj"]}
@@ -22,8 +24,12 @@ RUN = {
 HUB_BASE = {"base_model_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct"}
 
 
+def summary(**changes) -> RunSummary:
+    return RunSummary.from_dict({**RUN, **changes})
+
+
 def test_front_matter_is_what_the_hub_reads():
-    data = ModelCard(model_card(RUN, SVF | HUB_BASE)).data
+    data = ModelCard(render_model_card(summary(), SVF | HUB_BASE)).data
     assert data.library_name == "peft"
     assert data.base_model == "meta-llama/Meta-Llama-3-8B-Instruct"
     assert data.datasets == ["openai/gsm8k"]
@@ -33,7 +39,7 @@ def test_front_matter_is_what_the_hub_reads():
 
 
 def test_it_holds_accuracies_with_intervals_data_settings_and_versions():
-    text = model_card(RUN, SVF | HUB_BASE)
+    text = render_model_card(summary(), SVF | HUB_BASE)
     assert "| base model | 0.750 | 0.722 to 0.776 | 1000 |" in text
     assert "| with this adapter | 0.800 | 0.774 to 0.824 | 1000 |" in text
     for part in ("# llama3_math", "393,216 trained values", "train 3,737", "`numeric`", "torch 2.13.0"):
@@ -45,34 +51,34 @@ def test_it_holds_accuracies_with_intervals_data_settings_and_versions():
 
 
 def test_metrics_of_the_run_are_summed_up():
-    metrics = [{"step": 10, "eval_accuracy": 0.7}, {"step": 11, "reward": 0.5, "kl": 0.01}]
-    text = model_card(RUN, SVF | HUB_BASE, metrics)
+    metrics = [Line(10, {"eval_accuracy": 0.7}), Line(11, {"reward": 0.5, "kl": 0.01})]
+    text = render_model_card(summary(), SVF | HUB_BASE, metrics)
     assert "0.700 (update 10)" in text
     assert "mean reward 0.500, KL to the base 0.0100 a token" in text
 
 
 def test_a_checkpoint_has_a_card_without_accuracies():
-    text = model_card({"recipe": RUN["recipe"], "seed": 0}, SVF | HUB_BASE)
+    text = render_model_card(RunSummary(recipe=RUN["recipe"], seed=0), SVF | HUB_BASE)
     assert ModelCard(text).data.eval_results is None
     assert "interval" not in text
 
 
 @pytest.mark.parametrize("config", [SVF, LORA])
 def test_a_card_without_a_run(config):
-    text = model_card({}, config)
+    text = render_model_card(RunSummary(), config)
     assert ModelCard(text).data.base_model is None
     assert "None" not in text
 
 
 def test_lora_needs_no_import_of_ours():
-    text = model_card(RUN, LORA | HUB_BASE)
+    text = render_model_card(summary(), LORA | HUB_BASE)
     assert "LORA of rank 8, alpha 16, on `up_proj`" in text
     assert "import svf_rl" not in text
     assert "lora" in ModelCard(text).data.tags
 
 
 def test_a_base_model_in_a_folder_is_named_without_its_path():
-    text = model_card({}, SVF | {"base_model_name_or_path": "/home/me/models/small"})
+    text = render_model_card(RunSummary(), SVF | {"base_model_name_or_path": "/home/me/models/small"})
     assert "`small`" in text
     assert "/home/me" not in text
     assert ModelCard(text).data.base_model is None
@@ -86,7 +92,7 @@ def test_a_combination_names_its_experts_and_weights():
         "normalized": True,
         "alpha": [[0.25, 0.75]],
     }
-    text = model_card({}, SVF | HUB_BASE | {"combination": combination})
+    text = render_model_card(RunSummary(), SVF | HUB_BASE | {"combination": combination})
     assert "a weighted combination of 2 experts" in text
     assert "| math | code |" in text
     assert "| 0.25 | 0.75 |" in text
@@ -103,7 +109,7 @@ def test_a_combination_names_its_experts_and_weights():
 )
 def test_other_tasks(task):
     recipe = {**RUN["recipe"], "skill": "math", **task}
-    text = model_card({**RUN, "recipe": recipe}, SVF | HUB_BASE)
+    text = render_model_card(summary(recipe=recipe), SVF | HUB_BASE)
     ModelCard(text)
     assert "svf-rl eval" in text
     assert "/mine" not in text
@@ -120,9 +126,9 @@ def test_a_run_writes_its_card_beside_every_adapter_it_saves(adapter, repository
     run = tmp_path / "sums"
     own = ["--adapter", adapter, "--output_dir", str(run), "--hub_token", "hf_secret"]
     assert main(["train", str(repository / "recipes/quickstart.yaml"), *SMALL, *own]) == 0
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["rows"] == {"train": 2048, "validation": 8, "test": 8}
-    assert summary["trained_values"] == (864 if adapter == "svf" else 50688)
+    content = json.loads((run / "summary.json").read_text())
+    assert content["rows"] == {"train": 2048, "validation": 8, "test": 8}
+    assert content["trained_values"] == (864 if adapter == "svf" else 50688)
     assert "hf_secret" not in (run / "summary.json").read_text()
     cards = {path: (path / "README.md").read_text() for path in (run, run / "checkpoint-1")}
     for text in cards.values():
@@ -131,7 +137,7 @@ def test_a_run_writes_its_card_beside_every_adapter_it_saves(adapter, repository
         assert str(Path(repository)) not in text
         assert "fine-tuned version of" not in text  # TRL's
         assert "`quickstart:math`" in text
-    assert f"| {summary['accuracy']:.3f} |" in cards[run]
+    assert f"| {content['accuracy']:.3f} |" in cards[run]
     assert "Seed 0, 1 updates" in cards[run]
 
 

@@ -46,7 +46,7 @@ def recipe(experts: list[str], tmp_path: Path) -> Path:
 def test_a_run_trains_the_weights_and_leaves_a_plain_adapter(recipe: Path, tmp_path: Path) -> None:
     summary = run(str(recipe))
     assert summary is not None
-    assert summary["updates"] == 2
+    assert summary.updates == 2
     record = json.loads((tmp_path / "run/adapter_config.json").read_text())["combination"]
     assert record["experts"] == ["one", "two"]
     assert len(record["alpha"]) == 3
