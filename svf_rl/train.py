@@ -7,7 +7,6 @@ way, with a checkpoint and exit status 75; `--resume` goes on from there.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from svf_rl.errors import SVFError, one_line_errors
 from svf_rl.storage.disk_errors import full_disk
+from svf_rl.storage.files import write_json
 from svf_rl.storage.locks import hold_folder
 
 if TYPE_CHECKING:  # it would bring numpy, before what must be set is set
@@ -101,7 +101,7 @@ def _train(recipe: Any, output: Path, stop: Any) -> "RunSummary":
     from svf_rl.settings.dry_run import check_rows, load_rewards
     from svf_rl.tasks import find_task
     from svf_rl.training.callbacks import ProgressLine
-    from svf_rl.training.checkpoints import current_run, write_whole
+    from svf_rl.training.checkpoints import current_run
     from svf_rl.training.next_token import NextTokenTrainer
     from svf_rl.training.process_group import leave_process_group
     from svf_rl.training.resume import recipe_settings, rows_digest
@@ -178,7 +178,7 @@ def _train(recipe: Any, output: Path, stop: Any) -> "RunSummary":
     if trainer.is_world_process_zero():
         trainer.create_model_card()
         # last: a run without it goes on with what is missing
-        write_whole(output / "summary.json", f"{json.dumps(summary.to_dict(), indent=2)}\n".encode())
+        write_json(output / "summary.json", summary.to_dict())
         print(
             f"held-out accuracy: {summary.base_accuracy:.3f} before, {summary.accuracy:.3f} after "
             f"({summary.items} items, greedy; saved adapter loaded again from {output})"

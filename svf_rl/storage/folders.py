@@ -101,14 +101,13 @@ def publish_folder(partial: Path, folder: Path) -> None:
 
 
 def move_files(partial: Path, folder: Path) -> None:
-    """Put the files in `partial` into `folder`, each in one step, and remove `partial`."""
+    """Put the files in `partial` into `folder`, each in one step."""
     for file in sorted(path for path in partial.rglob("*") if path.is_file()):
         place = folder / file.relative_to(partial)
         place.parent.mkdir(parents=True, exist_ok=True)
         sync(file)
         file.replace(place)
     sync(folder)
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def discard_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ from transformers.trainer_utils import SaveStrategy
 from svf_rl.errors import SVFError
 from svf_rl.runs.versions import package_versions
 from svf_rl.storage.disk_errors import disk_errors
+from svf_rl.storage.folders import move_files, partial_folder
 from svf_rl.svf.sharding import gather_parameters
 from svf_rl.training import checkpoints, run_files
 from svf_rl.training.checkpoints import Manifest
@@ -101,7 +102,7 @@ class Checkpointing(GoingOn):
         self.store_flos()
         output, step = Path(self.args.output_dir), self.state.global_step
         folder = checkpoints.checkpoint_folder(output, step)
-        partial = checkpoints.partial_folder(folder)
+        partial = partial_folder(folder)
         self._note_best(output, folder)
         with self._said_what_is_left(folder):
             if self.is_world_process_zero():
@@ -153,7 +154,7 @@ class Checkpointing(GoingOn):
         try:
             with disk_errors(folder):
                 super()._save(str(partial), state_dict)
-                checkpoints.move_files(partial, folder)
+                move_files(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -4,10 +4,10 @@ A checkpoint is written under a hidden name, synced, and renamed. Its `manifest.
 the digest of every file.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
+from svf_rl.storage.files import write_file, write_json
+from svf_rl.storage.folders import discard_folder, publish_folder
+from svf_rl.storage.json_files import as_json, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -44,27 +47,13 @@ def checkpoint_folder(output: Path, step: int) -> Path:
     return output / f"checkpoint-{step}"
 
 
-def partial_folder(folder: Path) -> Path:
-    """Where the files of a checkpoint are until it is whole."""
-    return folder.with_name(f".{folder.name}.partial")
-
-
 def publish(partial: Path, folder: Path, manifest: Manifest) -> None:
     """Give the files in `partial` a manifest, bring them to the disk, and let them appear as `folder`."""
     files = {}
     for file in sorted(path for path in partial.rglob("*") if path.is_file()):
         files[file.relative_to(partial).as_posix()] = {"size": file.stat().st_size, "sha256": _digest(file)}
-        _sync(file)
-    text = json.dumps({**asdict(manifest), "files": files}, indent=1, default=str) + "\n"
-    (partial / MANIFEST).write_text(text, encoding="utf-8")
-    _sync(partial / MANIFEST)
-    for directory in [*(path for path in partial.rglob("*") if path.is_dir()), partial]:
-        _sync(directory)
-    old = _moved_aside(folder) if folder.exists() else None  # torn, or of an earlier run
-    partial.rename(folder)
-    _sync(folder.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    write_json(partial / MANIFEST, as_json({**asdict(manifest), "files": files}))
+    publish_folder(partial, folder)  # one that is there is torn, or of an earlier run
 
 
 def check(folder: Path) -> Manifest:
@@ -74,21 +63,19 @@ def check(folder: Path) -> Manifest:
     Raises:
         SVFError: it is torn or was changed, or is no checkpoint; in one line.
     """
+    torn = f"{folder} is not a whole checkpoint"
+    content = read_json(folder / MANIFEST, torn, {"files": dict})
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = content.pop("files")
         manifest = Manifest(**content)
-    except OSError as error:
-        raise SVFError(f"{folder} is no whole checkpoint: {MANIFEST}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SVFError(f"{folder} is no whole checkpoint: {MANIFEST} is damaged") from error
-    for name, wanted in files.items():
-        file = folder / name
-        try:
+        for name, wanted in files.items():
+            file = folder / name
             if file.stat().st_size != wanted["size"] or _digest(file) != wanted["sha256"]:
-                raise SVFError(f"{folder} is no whole checkpoint: {name} is not as it was written")
-        except OSError as error:
-            raise SVFError(f"{folder} is no whole checkpoint: {name}: {error.strerror}") from error
+                raise SVFError(f"{torn}: {name} is not as it was written")
+    except OSError as error:
+        raise SVFError(f"{torn}: {error.filename}: {error.strerror}") from error
+    except (TypeError, KeyError) as error:
+        raise SVFError(f"{torn}: {MANIFEST} is damaged") from error
     if not manifest.resumable:
         raise SVFError(f"{folder} holds the adapter alone (save_only_model): a run cannot go on from it")
     return manifest
@@ -141,12 +128,7 @@ def prune(output: Path, limit: int | None, keep: Sequence[Path]) -> None:
     found = sorted(checkpoints(output), key=lambda path: run_of(path) == run)
     surplus = len(found) - max(limit, len(kept))
     for folder in [path for path in found if path.name not in kept][: max(0, surplus)]:
-        discard(folder)
-
-
-def discard(folder: Path) -> None:
-    """Remove a checkpoint: from sight first, so that a kill in between leaves no torn one."""
-    shutil.rmtree(_moved_aside(folder), ignore_errors=True)
+        discard_folder(folder)
 
 
 def clear_leftovers(output: Path) -> None:
@@ -166,18 +148,8 @@ def current_run(output: Path) -> str | None:
 def name_run(output: Path, name: str | None = None) -> str:
     """Say that a new run begins in `output`, or that the one called `name` goes on there. Returns the name."""
     name = name or uuid.uuid4().hex
-    output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / _RUN, f"{name}\n".encode())
+    write_file(output / _RUN, f"{name}\n")
     return name
-
-
-def move_files(partial: Path, folder: Path) -> None:
-    """Put the files in `partial` into `folder`, each in one step."""
-    for file in sorted(path for path in partial.rglob("*") if path.is_file()):
-        place = folder / file.relative_to(partial)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _sync(file)
-        file.replace(place)
 
 
 def run_of(folder: Path) -> str | None:
@@ -187,19 +159,9 @@ def run_of(folder: Path) -> str | None:
 
 def said_of(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint as it stands there, its files not looked at; empty where there is none."""
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there as before, or as it is to be, whenever the process is killed."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content)
-    _sync(temporary)
-    temporary.replace(path)
+    with contextlib.suppress(SVFError):
+        return read_json(folder / MANIFEST, "")
+    return {}
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
@@ -212,20 +174,6 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def _moved_aside(folder: Path) -> Path:
-    aside = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    return folder.rename(aside)
-
-
 def _digest(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

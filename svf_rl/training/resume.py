@@ -13,6 +13,7 @@ from svf_rl.errors import SVFError
 from svf_rl.runs.run_folder import read_summary
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.recipe import Recipe, find_default
+from svf_rl.storage.same_settings import check_same_settings
 from svf_rl.training.checkpoints import Manifest, check, current_run, last_sound
 
 # How long a run is, what it reports and keeps, and where it runs: none of it changes an update that is made. What the
@@ -65,7 +66,7 @@ def find_checkpoint(wanted: str | bool | None, output: Path) -> Path | None:
     found = last_sound(output)
     if found is None and wanted is True:
         raise SVFError(
-            f"{output} holds no checkpoint to go on from: resume_from_checkpoint auto begins anew in that case"
+            f"{output} holds no checkpoint to go on from: resume_from_checkpoint auto starts over in that case"
         )
     return found
 
@@ -78,15 +79,12 @@ def check_same_run(manifest: Manifest, folder: Path, settings: Mapping[str, Any]
     number of sequences: the same prompts, with the same sampling seeds, then meet in it. Not under DeepSpeed, which has
     shared out the optimizer's state over the processes of then.
     """
-    before, remedy = manifest.settings, "give it the same value, or begin anew in another output_dir"
-    for key in sorted((before.keys() | settings.keys()) - _MAY_DIFFER - _BATCH):
-        was, now = (_plain(values.get(key)) for values in (before, settings))
-        if was != now:
-            raise SVFError(f"{folder} was written with {key}={was!r}, and the recipe has {now!r}: {remedy}")
+    before, remedy = manifest.settings, "give the recipe the same values, or start over in another output_dir"
+    check_same_settings(before, settings, f"{folder} was written", remedy, _MAY_DIFFER | _BATCH)
     if manifest.processes != processes and manifest.parallelism.startswith("DeepSpeed"):
         raise SVFError(
             f"{folder} was written by {manifest.processes} process(es) under {manifest.parallelism}, each with its "
-            f"part of the optimizer's state, and here are {processes}: go on with as many, or begin anew in another "
+            f"part of the optimizer's state, and here are {processes}: go on with as many, or start over in another "
             "output_dir"
         )
     was_batch, now_batch = batch_shape(before, manifest.processes), batch_shape(settings, processes)
@@ -103,7 +101,7 @@ def check_same_machinery(manifest: Manifest, folder: Path, rows: Mapping[str, st
     for split in sorted(manifest.rows.keys() | rows.keys()):
         if manifest.rows.get(split) != rows.get(split):
             raise SVFError(
-                f"{folder} was written with other {split} rows than those loaded now: restore the data, or begin anew "
+                f"{folder} was written with other {split} rows than those loaded now: restore the data, or start over "
                 "in another output_dir"
             )
     if manifest.parallelism != parallelism:
@@ -147,21 +145,13 @@ def ended_run(output: Path, recipe: Recipe) -> RunSummary | None:
     before, now = summary.recipe, recipe.raw
     if any(before.get(key) != now.get(key) for key in ("max_steps", "num_train_epochs", "early_stopping_patience")):
         return None
-    for key in sorted((before.keys() | now.keys()) - _MAY_DIFFER - _BATCH - {"hub_token"}):
-        was, wanted = (_plain(values.get(key, find_default(key))) for values in (before, now))
-        if was != wanted:
-            raise SVFError(
-                f"the run in {output} has ended, with {key}={was!r}, and the recipe has {wanted!r}: give another "
-                "output_dir, or leave --resume out to begin anew"
-            )
+    defaults = {key: find_default(key) for key in before.keys() | now.keys()}
+    made = f"the run in {output} has ended, and was made"
+    remedy = "give another output_dir, or leave --resume out to start over"
+    check_same_settings({**defaults, **before}, {**defaults, **now}, made, remedy, _MAY_DIFFER | _BATCH)
     return summary
 
 
 def _described(shape: tuple[int, int]) -> str:
     update, generated = shape
     return f"{update} sequences an update" + ("" if generated == update else f" and {generated} generated together")
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from JSON; an empty collection is as good as none."""
-    return json.loads(json.dumps(value, default=str, sort_keys=True)) or (value if value in (0, False) else None)

@@ -7,6 +7,8 @@ from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import default_logdir
 from trl import GRPOTrainer
 
+from svf_rl.storage.files import write_file
+from svf_rl.storage.folders import discard_folder
 from svf_rl.training import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -23,13 +25,12 @@ def copy_metrics(output: Path, folder: Path) -> None:
 def cut_back(output: Path, folder: Path, step: int) -> None:
     """Make the files in `output` those of a run that has come to update `step`, whose checkpoint is `folder`."""
     run = checkpoints.run_of(folder)
-    output.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_whole(output / METRICS, (folder / METRICS).read_bytes())
+    write_file(output / METRICS, (folder / METRICS).read_bytes())
     remove_tables(output, after=step)
     later = [path for path in checkpoints.checkpoints(output) if checkpoints.step_of(path) > step]
     later = [path for path in later if checkpoints.run_of(path) in (run, None)]
     for path in later:
-        checkpoints.discard(path)
+        discard_folder(path)
     if later:
         logger.warning("removed, since the run goes on from %s: %s", folder, ", ".join(path.name for path in later))
 

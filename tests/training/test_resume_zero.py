@@ -104,7 +104,7 @@ def test_a_torn_share_is_passed_over(whole: Path, start: Callable[..., LaunchedR
     share.write_bytes(share.read_bytes()[:-100])
     run = start(output)
     assert run.process.wait(900) == 0, run.said()[-4000:]
-    assert f"passed over: {output / f'checkpoint-{UPDATES}'} is no whole checkpoint" in run.said()
+    assert f"passed over: {output / f'checkpoint-{UPDATES}'} is not a whole checkpoint" in run.said()
     assert "going on after update 8" in run.said()
     assert_same(whole, output)
 

@@ -173,7 +173,7 @@ def test_the_last_checkpoint_is_torn(copied: Any, whole: Path, capsys: pytest.Ca
     [
         (["--resume", "--learning_rate", "2e-2"], "learning_rate=0.01, and the recipe has 0.02"),
         (["--resume", "--per_device_train_batch_size", "16"], "8 sequences an update"),
-        (["--resume_from_checkpoint", "elsewhere"], "elsewhere is no whole checkpoint"),
+        (["--resume_from_checkpoint", "elsewhere"], "elsewhere is not a whole checkpoint"),
         (["--resume", "--resume_from_checkpoint", "auto"], "give one of them"),
     ],
 )
@@ -197,7 +197,7 @@ def test_another_recipe_is_not_answered_with_the_result_of_a_run_that_left_no_ch
     assert train("--resume", "--seed", "0") == 0  # what it is without being said
     assert "nothing is left to do" in capsys.readouterr().out
     assert train("--resume", "--beta", "0.5") == 1
-    assert "has ended, with beta=" in capsys.readouterr().err
+    assert "has ended, and was made with other settings (beta: " in capsys.readouterr().err
 
 
 def test_true_needs_a_checkpoint(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
