@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from svf_rl.errors import SVFError
 from svf_rl.storage.path_names import path_names
-from svf_rl.svf.expert import expert_folder
+from svf_rl.svf.expert import expert_folder, read_config
 
 BASE = "base"
 
@@ -61,11 +61,7 @@ def _read(folder: Path, path: str) -> tuple[str, PeftConfig]:
     files = [folder / "adapter_config.json", *sorted(f for p in _WEIGHTS for f in folder.glob(f"adapter_model{p[1:]}"))]
     if len(files) < 2 or not files[0].is_file():
         raise SVFError(f"no adapter in {path}: it needs adapter_config.json and adapter_model.safetensors")
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise SVFError(f"{files[0]} is no usable adapter configuration: {detail}") from error
+    config = read_config(folder)
     digest = hashlib.sha256()
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())

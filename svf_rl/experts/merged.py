@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -15,13 +15,14 @@ from transformers.utils.hub import convert_file_size_to_int
 from svf_rl.errors import SVFError
 from svf_rl.generation.weights import adapted_weights
 from svf_rl.models.arguments import ModelArguments
-from svf_rl.models.loading import fill_factor_cache, load_base, load_saved, load_tokenizer
-from svf_rl.runs.provenance import is_svf
+from svf_rl.models.kinds import kind_of
+from svf_rl.models.loading import load_base, load_tokenizer
+from svf_rl.models.saved import load_saved
 from svf_rl.runs.run_folder import read_adapter_config, read_summary
 from svf_rl.storage.folders import check_new, check_space, new_folder
 from svf_rl.storage.path_names import path_names
 from svf_rl.svf.combine import assign_groups, check_form, check_weights, even_weights
-from svf_rl.svf.expert import check_same_base, expert_folder, read_expert
+from svf_rl.svf.expert import check_same_base, expert_folder, read_config, read_expert
 
 MIXED = "merged"
 """The name of the combination among the adapters of the loaded model."""
@@ -109,7 +110,8 @@ def _checked_weights(
     folders: Sequence[Path], weights: Sequence[Any] | None, scope: str, form: str, normalized: bool
 ) -> Tensor | None:
     """α as (groups, K); `None` for one adapter. Reads the experts' files, and no model yet."""
-    kinds = {folder: read_adapter_config(folder) for folder in folders}
+    for folder in folders:
+        read_adapter_config(folder)
     if not folders:
         raise SVFError("name at least one expert")
     if len(folders) == 1:
@@ -117,9 +119,6 @@ def _checked_weights(
             raise SVFError("weights are for several experts: name more of them, or leave the weights out")
         return None
     check_form(form)
-    for folder, config in kinds.items():
-        if not is_svf(config):
-            raise SVFError(f"{folder} is a {config.get('peft_type')} adapter: a combination takes SVF experts alone")
     read = [read_expert(folder) for folder in folders]
     check_same_base(read)
     groups = max(assign_groups(list(read[0].z), scope)) + 1
@@ -134,7 +133,8 @@ def _dtype(model: ModelArguments, folders: Sequence[Path]) -> Any:
 
 def _load(model: ModelArguments, folders: Sequence[Path]) -> PeftModel:
     base = load_base(model).eval()
-    fill_factor_cache(model, PeftConfig.from_pretrained(str(folders[0])), base.dtype)
+    config = read_config(folders[0])
+    kind_of(config).prepare(model, config, base.dtype)
     adapted = load_saved(base, str(folders[0]))
     for index, folder in enumerate(folders[1:], start=1):
         adapted.load_adapter(str(folder), _name(index))

@@ -11,24 +11,21 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError, safe_open
 
 from svf_rl.errors import SVFError
+from svf_rl.models.kinds import kind_of
 from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import MARKER, render_model_card
 from svf_rl.runs.provenance import (
     base_location,
     base_name,
-    is_svf,
     known_elsewhere,
     looks_local,
     without_machine,
 )
 from svf_rl.runs.run_folder import read_adapter_config, read_metrics, read_summary
 from svf_rl.storage.folders import check_new, new_folder
-from svf_rl.svf.expert import expert_folder, read_expert
-
-WEIGHTS = "adapter_model.safetensors"
+from svf_rl.svf.expert import WEIGHTS, expert_folder
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,9 @@ def publish(
 def _files(folder: Path, base_model: str | None, location: str) -> tuple[dict[str, str], list[str]]:
     """The text of each file but the weights, and what a person should know. Everything is checked here."""
     config, summary = read_adapter_config(folder), read_summary(folder)
-    _check_weights(folder, config)
+    kind = kind_of(config)
+    if kind.read_expert(folder, config) is None:
+        kind.count_values(folder, config)  # reads the file: it is there, and whole
     if base_model is not None:
         try:
             validate_repo_id(base_model)
@@ -110,17 +109,6 @@ def _files(folder: Path, base_model: str | None, location: str) -> tuple[dict[st
         notes.append("README.md is your own and was taken as it stands")
     files["README.md"] = own or render_model_card(summary, published, read_metrics(folder), location=location)
     return files, notes
-
-
-def _check_weights(folder: Path, config: Mapping[str, Any]) -> None:
-    if is_svf(config) and not config.get("modules_to_save"):
-        read_expert(folder)
-        return
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise SVFError(f"{folder / WEIGHTS} is missing or damaged: save the adapter again") from error
 
 
 def _own_card(folder: Path, base: str | None) -> str | None:

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from svf_rl.errors import SVFError
 from svf_rl.experts.multipliers import multipliers
 from svf_rl.metrics.statistics import Interval
-from svf_rl.runs.provenance import base_location, base_name, is_svf, task_names
+from svf_rl.models.kinds import kind_of
+from svf_rl.runs.provenance import base_location, base_name, task_names
 from svf_rl.runs.run_folder import read_adapter_config, read_summary
 from svf_rl.storage.path_names import path_names
-from svf_rl.svf.expert import Expert, check_same_base, expert_folder, read_expert
+from svf_rl.svf.expert import WEIGHTS, Expert, check_same_base, expert_folder
 from svf_rl.text_table import aligned
 
 _WORDS = ("", "expert", "kind", "base model", "task", "modules")
@@ -118,8 +118,8 @@ def experts_table(paths: Sequence[str]) -> ExpertsTable:
     for name, path in zip(names, paths, strict=True):
         folder = expert_folder(path)
         config = read_adapter_config(folder)
-        if is_svf(config) and not config.get("modules_to_save"):
-            expert = read_expert(folder, name)
+        expert = kind_of(config).read_expert(folder, config, name)
+        if expert is not None:
             m, note = multipliers(expert)
             experts.append((expert, torch.cat(list(m.values())) - 1))
             rows.append(_row(name, folder, expert, m, note))
@@ -133,40 +133,22 @@ def _row(
     name: str, folder: Path, expert: Expert | None = None, m: dict[str, Tensor] | None = None, note: str | None = None
 ) -> Row:
     config, summary = read_adapter_config(folder), read_summary(folder)
-    kind = str(config.get("peft_type"))
-    if config.get("combination"):
-        kind = "SVF combination"
-    elif "r" in config:
-        kind += f" r={config['r']}"
-    if expert is None:
-        size, values = _weights(folder)
-    else:
-        size, values = expert.bytes, sum(z.numel() for z in expert.z.values())
+    kind = kind_of(config)
+    values = kind.count_values(folder, config) if expert is None else sum(z.numel() for z in expert.z.values())
     return Row(
         name=name,
-        kind=kind,
+        kind=kind.label(config),
         base_model=base_name(base_location(config, summary)),
         task=", ".join(task_names(summary.recipe)) or None,
         base_accuracy=summary.base_accuracy,
         accuracy=summary.accuracy,
         interval=summary.after.interval if summary.after else None,
         items=summary.items,
-        bytes=size,
+        bytes=(folder / WEIGHTS).stat().st_size,
         values=values,
         modules={} if m is None else _by_module(m),
         note=note,
     )
-
-
-def _weights(folder: Path) -> tuple[int, int]:
-    """Bytes and values of another method's weights."""
-    path = folder / "adapter_model.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise SVFError(f"{path} is missing or damaged: save the adapter again") from error
-    return path.stat().st_size, sum(torch.Size(shape).numel() for shape in shapes)
 
 
 def _by_module(m: dict[str, Tensor]) -> dict[str, Statistics]:

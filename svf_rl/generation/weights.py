@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 
 import torch
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
-from svf_rl.svf import SVFLinear
+from svf_rl.models.kinds import kind_of_layer
 from svf_rl.svf.sharding import gather_parameters
 
 _REMEDY = "use an SVF or LoRA adapter, plain and unmerged"
@@ -59,18 +58,10 @@ def refuse_other_trained_parameters(model: nn.Module) -> None:
 
 @torch.no_grad()  # not on the generators above: it would hold on to the weight yielded last
 def _rebuilt(name: str, layer: BaseTunerLayer) -> Tensor:
-    if isinstance(layer, SVFLinear):
-        return layer.merged_weight()
-    # variants (DoRA and others) and LoRA's own bias change more than the weight by B·A
-    plain = isinstance(layer, LoraLayer) and not (layer.merged or layer.lora_variant or any(layer.lora_bias.values()))
-    if plain and hasattr(layer, "get_delta_weight"):
-        weight = layer.get_base_layer().weight
-        total = weight.float()
-        for adapter in layer.active_adapters:
-            if adapter in layer.lora_A or adapter in layer.lora_embedding_A:
-                total = total + layer.get_delta_weight(adapter).float()
-        return total.to(weight.dtype)
-    raise SVFError(f"{name} is a {type(layer).__name__}, whose weight cannot be rebuilt: {_REMEDY}")
+    weight = kind_of_layer(layer).rebuilt_weight(layer)
+    if weight is None:
+        raise SVFError(f"{name} is a {type(layer).__name__}, whose weight cannot be rebuilt: {_REMEDY}")
+    return weight
 
 
 def checkpoint_name(name: str) -> str:

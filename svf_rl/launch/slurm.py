@@ -5,12 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from svf_rl.errors import SVFError
-from svf_rl.models.arguments import AdapterArguments
-from svf_rl.models.loading import named_experts
 from svf_rl.settings.recipe import Recipe
 from svf_rl.settings.yaml_values import read_mapping
 from svf_rl.svf.cache import default_cache_dir
-from svf_rl.svf.targets import as_regex
 
 
 def add_servers(path: str | Path, overrides: Sequence[str], rollout_nodes: int) -> list[str]:
@@ -55,7 +52,7 @@ def read_slurm_values(recipe: Recipe) -> dict[str, str]:
 
 
 def _decompose_arguments(recipe: Recipe) -> str:
-    targets = _targets(recipe.adapter)
+    targets = recipe.adapter.kind.decomposed_targets(recipe.adapter.kind.config(recipe.adapter))
     if targets is None:
         return ""
     arguments = [recipe.model.location, f"--targets={targets}"]
@@ -66,12 +63,3 @@ def _decompose_arguments(recipe: Recipe) -> str:
     if recipe.model.trust_remote_code:
         arguments.append("--trust-remote-code")
     return shlex.join(arguments)
-
-
-def _targets(adapter: AdapterArguments) -> str | None:
-    """The expression of the weights that training decomposes; `None` for LoRA."""
-    if adapter.adapter == "lora":
-        return None
-    if adapter.adapter == "combination":
-        return as_regex(named_experts(adapter.experts or [])[0].config.target_modules)
-    return as_regex(adapter.target_modules)

@@ -3,7 +3,6 @@
 Bytes of tensors are exact. Constants of other programs that are not are named here, with their source.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from svf_rl.training.gradient_buffer import REDUCE_BUCKET_VALUES
@@ -54,13 +53,6 @@ class TensorBytes:
         return sum(getattr(self, f.name) for f in fields(self))
 
 
-def factor_bytes(shapes: Iterable[tuple[int, int]], itemsize: int) -> tuple[int, int]:
-    """Bytes of `U` (out, r) and `Vt` (r, in) in values of `itemsize` bytes, and of `s` (r,) in fp32, with
-    `r = min(out, in)`, over matrices of shape `(out, in)`."""
-    both = [(min(shape), sum(shape)) for shape in shapes]
-    return sum(r * m_and_n for r, m_and_n in both) * itemsize, sum(4 * r for r, _ in both)
-
-
 def optimizer_bytes(optimizer: str, trained_bytes: int) -> tuple[int, bool]:
     """Bytes of an optimiser's state, its step counters apart, and whether the optimiser is one that is known here; an
     unknown one is taken for Adam."""
@@ -70,17 +62,6 @@ def optimizer_bytes(optimizer: str, trained_bytes: int) -> tuple[int, bool]:
     # states of 8 bits a value stand for ones of 32
     size = trained_bytes // 4 if "8bit" in name else trained_bytes // 8 if "4bit" in name else trained_bytes
     return states * size, bool(known)
-
-
-def rebuild_bytes(shape: tuple[int, int], itemsize: int) -> int:
-    """Bytes at the peak of rebuilding one `W'` of `shape` for a sync: the result and the blocks of
-    [`svf_rl.svf.merge.merged_weight`]."""
-    (rows, columns), r = shape, min(shape)
-    wide = 8 if itemsize >= 4 else 4
-    height, width = max(64, r // 4), max(64, 3 * r // 16)
-    # the old block and the new one; sums in fp32 are checked, which takes two more
-    blocks = (2 if wide == 8 else 4) * min(height, rows) * min(width, columns)
-    return rows * columns * itemsize + wide * (height * r + r * width + columns + blocks)
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,15 @@ from functools import cache
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from svf_rl.errors import SVFError
-from svf_rl.memory.arithmetic import TensorBytes, factor_bytes, optimizer_bytes, rebuild_bytes
+from svf_rl.memory.arithmetic import TensorBytes, optimizer_bytes
 from svf_rl.memory.trace import Activations, Batch, decoder_layers, trace
-from svf_rl.settings.dry_run_model import Adapted, find_adapted_matrices
+from svf_rl.settings.dry_run_model import find_adapted_matrices
 from svf_rl.settings.recipe import Recipe
-from svf_rl.svf.config import SVFConfig
-from svf_rl.svf.decompose import Factors
-from svf_rl.svf.layer import SVFLinear
-from svf_rl.svf.probe import Projections
 from svf_rl.svf.targets import logical_weight
 from svf_rl.training.policy import add_hidden_states_forward
 
@@ -46,7 +41,7 @@ class PlannedModel:
                 f"{what}: its configuration is not on this machine; download it once, or name a folder that holds "
                 f"config.json: --model_name_or_path FOLDER (now {recipe.model.model_name_or_path})"
             )
-        self.recipe, self.config = recipe, adapted.config
+        self.recipe, self.config, self.kind = recipe, adapted.config, adapted.kind
         self.text_config = adapted.config.get_text_config()
         self.dtype = _dtype(recipe, adapted.config, self.notes)
         self.itemsize = self.dtype.itemsize
@@ -65,33 +60,22 @@ class PlannedModel:
                 raise SVFError(f"the experts adapt {missing[0]}, which {recipe.model.location} does not have")
             found = {name: modules[name] for name in adapted.matrices}
             self.shapes = {name: _shape(module) for name, module in found.items()}
-            model = _with_adapter(model, recipe, adapted, self.dtype)
+            model = self.kind.put_on_empty(model, adapted.matrices, adapted.peft_config, recipe.adapter)
         with self._fake:
             self.model = _on_fake_tensors(model)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.trained_values = sum(p.numel() for p in trained)
         trained_bytes = sum(p.numel() * p.element_size() for p in trained)
-        masks = 0
-        factors = singular_values = 0
-        if recipe.adapter.adapter != "lora":
-            factors, singular_values = factor_bytes(self.shapes.values(), self.itemsize)
-        if recipe.adapter.adapter == "combination":  # its z is computed, of the experts' masks
-            whole = trained_bytes - singular_values
-            masks = len(recipe.adapter.experts or []) * singular_values
-            self.trained_values += adapted.trained_values - singular_values // 4
-            trained_bytes = whole + 4 * adapted.trained_values
         state, known = optimizer_bytes(str(recipe.training.optim.value), trained_bytes)
         if not known:
             self.notes.append(f"optim {recipe.training.optim.value}: its state is not known here, taken for Adam's")
         self.tensors = TensorBytes(
             base=base,
             buffers=buffers,
-            factors=factors,
-            singular_values=singular_values,
-            masks=masks,
             trained=trained_bytes,
             gradients=trained_bytes,
             optimizer=state,
+            **self._frozen_bytes(list(self.shapes.values())),
         )
         self._layers = decoder_layers(self.model, self.text_config)
         self._activations = cache(self._traced)
@@ -104,17 +88,13 @@ class PlannedModel:
     @property
     def rebuild(self) -> int:
         """Bytes at the peak of rebuilding the largest adapted weight for a sync."""
-        rows, columns = self.largest
-        if self.recipe.adapter.adapter == "lora":  # W, B·A and their sum, in fp32, and the result
-            return rows * columns * (12 + self.itemsize)
-        return rebuild_bytes(self.largest, self.itemsize)
+        return self.kind.rebuild_bytes(self.largest, self.itemsize)
 
     @property
     def largest_factors(self) -> int:
         """Bytes of `W`, `U` and `Vt` of the largest adapted matrix."""
         rows, columns = self.largest
-        factors = factor_bytes([self.largest], self.itemsize)[0] if self.tensors.factors else 0
-        return rows * columns * self.itemsize + factors
+        return rows * columns * self.itemsize + self._frozen_bytes([self.largest]).get("factors", 0)
 
     @property
     def merged_bytes(self) -> int:
@@ -123,8 +103,11 @@ class PlannedModel:
 
     @property
     def z_bytes(self) -> int | None:
-        """Bytes of all `z`, which a sync sends to vLLM servers; `None` for LoRA, which has none."""
-        return None if self.recipe.adapter.adapter == "lora" else self.tensors.singular_values
+        """Bytes of all `z`, which a sync sends to vLLM servers; `None` for adapters that have none."""
+        return self.tensors.singular_values or None
+
+    def _frozen_bytes(self, shapes: list[tuple[int, int]]) -> dict[str, int]:
+        return self.kind.frozen_bytes(shapes, self.itemsize, self.recipe.adapter)
 
     def activations(self, sequences: int, prompt: int, checkpointing: bool) -> Activations | None:
         """Of one micro-batch of so many sequences of `prompt` tokens and a whole completion; `None`, and a note, where
@@ -211,31 +194,6 @@ def _base(recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype) -> Any:
         raise SVFError(f"cannot build {recipe.model.location} from its configuration alone: {detail}") from error
     add_hidden_states_forward(model)
     return model.requires_grad_(False)
-
-
-def _with_adapter(model: Any, recipe: Recipe, adapted: Adapted, dtype: torch.dtype) -> Any:
-    config = adapted.peft_config
-    if isinstance(config, LoraConfig):
-        config.inference_mode = False  # a saved one is to be trained further
-        return get_peft_model(model, config, low_cpu_mem_usage=True)
-    assert isinstance(config, SVFConfig)
-    for name in adapted.matrices:
-        module = model.get_submodule(name)
-        rows, columns = _shape(module)
-        r = min(rows, columns)
-        empty = Factors(
-            torch.empty(rows, r, dtype=dtype), torch.empty(r, dtype=torch.float32), torch.empty(r, columns, dtype=dtype)
-        )
-        layer = SVFLinear(module, empty, "", Projections(*(torch.empty(0) for _ in range(4))))
-        layer.update_layer("default", config)
-        layer.requires_grad_(False)
-        layer.svf_z.requires_grad_(True)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
-    for name, module in list(model.named_modules()):
-        if name.rpartition(".")[2] in (config.modules_to_save or []):
-            module.requires_grad_(True)  # a copy of the module, which takes its place
-    return model
 
 
 def _on_fake_tensors(model: Any) -> Any:

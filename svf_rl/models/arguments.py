@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from svf_rl.errors import SVFError
+from svf_rl.models.kinds import AdapterKind, find_kind
 from svf_rl.quickstart import model_path
 
 
@@ -31,12 +31,9 @@ class ModelArguments:
 
 @dataclass
 class AdapterArguments:
-    """What is trained: the `z` of SVF ([`svf_rl.svf.SVFConfig`] explains its options), the weights of a combination of
-    SVF experts (`svf_rl.svf.combine`), or LoRA as the baseline."""
+    """What is trained: an adapter of one of the kinds in `svf_rl/models/kinds/`, whose files explain it."""
 
-    adapter: Literal["svf", "lora", "combination"] = field(
-        default="svf", metadata={"help": "svf, lora, or combination: the weights of trained experts."}
-    )
+    adapter: str = field(default="svf", metadata={"help": "svf, lora, or combination: the weights of trained experts."})
     target_modules: str | list[str] = field(
         default="mlp", metadata={"help": "mlp, attention, mlp+attention, a regular expression, or a list of names."}
     )
@@ -77,11 +74,9 @@ class AdapterArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.adapter != "combination" and self.experts:
-            raise SVFError("experts are for adapter: combination: set it, or remove experts")
-        if self.adapter == "combination" and not self.experts:
-            raise SVFError("adapter: combination needs experts, a list of folders of trained SVF adapters")
-        if self.adapter == "combination" and self.adapter_path is not None:
-            raise SVFError(
-                "adapter_path has no meaning for adapter: combination: remove it, or train with adapter: svf"
-            )
+        self.kind.check_arguments(self)
+
+    @property
+    def kind(self) -> AdapterKind:
+        """The kind that `adapter` names. Raises `SVFError` where there is none."""
+        return find_kind(self.adapter)

@@ -1,6 +1,5 @@
 """The multipliers of the singular values as pictures see them: a grid of layers × singular indices."""
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -10,19 +9,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from svf_rl.errors import SVFError
-from svf_rl.svf.expert import read_expert
+from svf_rl.models.kinds import kind_of
+from svf_rl.runs.run_folder import read_adapter_config
 from svf_rl.svf.mask import Mask
 
 Grid = NDArray[np.float32]
 
 # A panel has about so many pixels: more values than that are averaged, and not dropped.
 MOST_COLUMNS, MOST_ROWS = 700, 240
-
-_BESIDE_THE_VALUES = (".svf_fingerprint", ".svf_probe")
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,10 @@ def read_panels(folder: Path) -> list[Panel]:
     Raises:
         SVFError: the adapter is damaged.
     """
-    if _config(folder).get("peft_type") != "SVF":
+    config = read_adapter_config(folder)
+    expert = kind_of(config).read_expert(folder, config)
+    if expert is None:
         return []
-    expert = read_expert(folder)
     mask = Mask(expert.config.parameterization, expert.config.max_multiplier)
     return panels({name: mask(z, z) for name, z in expert.z.items()})
 
@@ -92,28 +89,10 @@ def shrunk(values: Grid) -> tuple[Grid, int, int]:
 
 def trained_values(folder: Path) -> int:
     """How many numbers were trained: `z`, LoRA's matrices, or for a combination of experts its weights α."""
-    combination = _config(folder).get("combination")
-    if combination:
-        return int(np.size(combination["alpha"]))
-    try:
-        with safe_open(folder / "adapter_model.safetensors", "np") as file:
-            names = [name for name in file.keys() if not name.endswith(_BESIDE_THE_VALUES)]  # noqa: SIM118
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-    except (OSError, SafetensorError) as error:
-        raise SVFError(f"{folder / 'adapter_model.safetensors'} is damaged: {error}") from error
+    config = read_adapter_config(folder)
+    return kind_of(config).count_values(folder, config)
 
 
 def _blocks(values: NDArray, rows: int, columns: int) -> NDArray:
     down = np.add.reduceat(values.astype(np.float64), np.arange(0, values.shape[0], rows), axis=0)
     return np.add.reduceat(down, np.arange(0, values.shape[1], columns), axis=1)
-
-
-def _config(folder: Path) -> dict:
-    file = folder / "adapter_config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SVFError(f"{file} is damaged or missing: {error}") from error
-    if not isinstance(config, dict):
-        raise SVFError(f"{file} is damaged: it is no mapping")
-    return config

@@ -9,20 +9,19 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from svf_rl.markdown import code, render
+from svf_rl.markdown import render
+from svf_rl.models.kinds import kind_of
 from svf_rl.quickstart import make_rows
 from svf_rl.runs.provenance import (
     BUNDLED,
     base_location,
     base_name,
-    is_svf,
     known_elsewhere,
     task_names,
     without_machine,
 )
 from svf_rl.runs.run_folder import Line, read_adapter_config, read_metrics
 from svf_rl.runs.summary import RunSummary
-from svf_rl.svf.targets import TARGETS
 from svf_rl.tasks import TaskOptions, find_task
 
 MARKER = "<!-- written by svf-rl from the run; remove this line to keep changes of your own -->"
@@ -66,9 +65,8 @@ def render_model_card(
     if name is None:
         folder = summary.recipe.get("output_dir") or "adapter"
         name = Path(folder if location == "." else location).name or "adapter"
-    svf, short_base, tasks = is_svf(adapter_config), base_name(base), task_names(recipe)
+    short_base, tasks = base_name(base), task_names(recipe)
     hub_base = short_base if known_elsewhere(base) and short_base != BUNDLED else None
-    combination = adapter_config.get("combination")
     datasets = _hub_datasets(recipe)
     source = ", ".join(f"[{dataset}](https://huggingface.co/datasets/{dataset})" for dataset in datasets)
     if not datasets and tasks and tasks[0].startswith(BUNDLED):
@@ -78,18 +76,14 @@ def render_model_card(
         "runs/model_card.md.jinja",
         front_matter=_front_matter(summary, adapter_config, hub_base, name, tasks, datasets),
         name=name,
-        method="singular value fine-tuning (SVF)" if svf else adapter_config.get("peft_type", "PEFT"),
+        kind=kind_of(adapter_config),
         base=short_base,
         base_link=_linked(base),
         summary=summary,
         config=adapter_config,
         recipe=recipe,
-        svf=svf,
         bundled=short_base == BUNDLED,
         portable=known_elsewhere(base),
-        targets=_targets(adapter_config.get("target_modules")),
-        combination=combination,
-        experts=[Path(expert).name for expert in combination["experts"]] if combination else [],
         tasks=tasks,
         source=f" ({source})" if source else "",
         rewards=_reward_names(recipe) if tasks else [],
@@ -126,12 +120,11 @@ def _front_matter(
                 metric_value=round(summary.accuracy, 4),
             )
         ]
-    method = "svf" if is_svf(config) else str(config.get("peft_type", "peft")).lower()
     return ModelCardData(
         library_name="peft",
         base_model=base,
         pipeline_tag="text-generation",
-        tags=[*dict.fromkeys([method, "svf_rl", "reinforce", "trl"])],
+        tags=[*dict.fromkeys([kind_of(config).name, "svf_rl", "reinforce", "trl"])],
         datasets=datasets or None,
         model_name=name if results else None,
         eval_results=results,
@@ -150,11 +143,6 @@ def _linked(base: str | None) -> str:
     if name == BUNDLED:
         return "the small model that comes with the Python package svf_rl (`quickstart`)"
     return f"[{name}](https://huggingface.co/{name})" if known_elsewhere(base) else f"`{name}`"
-
-
-def _targets(targets: str | Sequence[str] | None) -> str:
-    presets = {regex: name for name, regex in TARGETS.items()}
-    return f"`{presets.get(targets, targets)}`" if isinstance(targets, str) else code(sorted(targets or []))
 
 
 def _progress(summary: RunSummary, metrics: Sequence[Line]) -> str:

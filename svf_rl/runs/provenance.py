@@ -13,11 +13,6 @@ BUNDLED = "quickstart"
 _IN_HUB_CACHE = re.compile(r"(?:^|/)models--([^/]+?)(?:--([^/]+))?/snapshots/")
 
 
-def is_svf(adapter_config: Mapping[str, Any]) -> bool:
-    """Whether the adapter is one of SVF; the others are PEFT's own, such as LoRA."""
-    return adapter_config.get("peft_type") == "SVF"
-
-
 def base_location(adapter_config: Mapping[str, Any], summary: RunSummary) -> str | None:
     """The base model as the adapter's files name it."""
     return adapter_config.get("base_model_name_or_path") or summary.recipe.get("model_name_or_path")

@@ -4,10 +4,8 @@ import math
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from svf_rl.errors import SVFError
-from svf_rl.models.arguments import AdapterArguments
 from svf_rl.rewards import Reward, load_reward, required_columns
 from svf_rl.rewards.check_answers import check_answers
 from svf_rl.settings.config import SVFReinforceConfig
@@ -80,13 +78,14 @@ def check_recipe(recipe: Recipe) -> DryRun:
     steps = training.gradient_accumulation_steps
     sequences = training.per_device_train_batch_size * training.world_size * steps
     correction = ""
+    start = f", from {recipe.adapter.adapter_path}" if recipe.adapter.adapter_path else ""
     if training.use_vllm and training.objective == "policy_gradient":
         corrected = training.vllm_importance_sampling_correction
         correction = f", mismatch correction {training.vllm_importance_sampling_mode if corrected else 'off'}"
     kl = f"KL {training.beta:g} × {training.kl_type} in the {training.kl_placement}" if training.beta else "no KL"
     return DryRun(
         model=f"{recipe.model.model_name_or_path} ({recipe.model.dtype})",
-        adapter=_described_adapter(recipe.adapter),
+        adapter=recipe.adapter.kind.describe(recipe.adapter) + start,
         matrices=matrices,
         trainable_values=values,
         task=recipe.data.task + (f" {recipe.data.skill}" if recipe.data.task == "quickstart" else ""),
@@ -190,19 +189,6 @@ def _check_data(recipe: Recipe, rewards: list[Reward], notes: list[str]) -> dict
     else:
         notes.append(f"dataset {data.dataset_name} comes from the Hub: its rows and columns were not checked")
     return None
-
-
-def _described_adapter(adapter: AdapterArguments) -> str:
-    start = f", from {adapter.adapter_path}" if adapter.adapter_path else ""
-    if adapter.adapter == "combination":
-        experts = ", ".join(Path(path).name for path in adapter.experts or [])
-        normalized = ", normalized" if adapter.alpha_normalized else ""
-        return f"weights of {experts}: {adapter.alpha_scope}, {adapter.alpha_form}{normalized}"
-    if adapter.adapter == "lora":
-        targets = adapter.lora_target_modules or adapter.target_modules
-        return f"LoRA r = {adapter.lora_r}, alpha = {adapter.lora_alpha} on {targets}{start}"
-    extras = f", {adapter.parameterization}" + (", renormalized" if adapter.renormalize else "")
-    return f"SVF on {adapter.target_modules}{extras}{start}"
 
 
 def _described_signal(training: SVFReinforceConfig) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.vllm.tensor_parallel import check_processes
+from svf_rl.models.kinds import find_kind
 from svf_rl.settings.config import SVFReinforceConfig
 
 
@@ -21,10 +22,7 @@ def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
             "ZeRO-3 has nothing to share out with one process: start more (--num_processes), or use "
             "accelerate_configs/single_gpu.yaml"
         )
-    if values.get("adapter") == "combination":
-        raise SVFError(
-            "ZeRO-3 does not share out combinations, which train a few values: use accelerate_configs/zero2.yaml"
-        )
+    find_kind(values.get("adapter", "svf")).check_training(values, stage)
     if not values.get("use_vllm"):
         raise SVFError("use_vllm: false cannot generate with a model that ZeRO-3 has shared out: set use_vllm to true")
 

@@ -68,7 +68,7 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
     file = folder / WEIGHTS
     if not (folder / CONFIG).is_file() or not file.is_file():
         raise SVFError(f"no adapter in {path}: it needs {CONFIG} and {WEIGHTS}")
-    config = _read_config(folder, path)
+    config = _read_expert_config(folder, path)
     z: dict[str, Tensor] = {}
     fingerprints: dict[str, str] = {}
     try:
@@ -91,12 +91,18 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
     return Expert(name or folder.resolve().name, folder, config, z, fingerprints, file.stat().st_size)
 
 
-def _read_config(folder: Path, path: str | Path) -> SVFConfig:
+def read_config(path: str | Path) -> PeftConfig:
+    """The configuration of a saved adapter of any kind, in a folder or on the Hub. Raises `SVFError` where there is
+    none that can be used."""
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        return PeftConfig.from_pretrained(str(path))
     except (OSError, ValueError, TypeError, KeyError) as error:
         detail = " ".join(str(error).split())[:300]
-        raise SVFError(f"{folder / CONFIG} is no usable adapter configuration: {detail}") from error
+        raise SVFError(f"{Path(path) / CONFIG} is not a valid adapter configuration: {detail}") from error
+
+
+def _read_expert_config(folder: Path, path: str | Path) -> SVFConfig:
+    config = read_config(folder)
     if not isinstance(config, SVFConfig):
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise SVFError(f"{path} holds a {kind} adapter: experts that are combined must be SVF adapters")

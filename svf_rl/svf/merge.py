@@ -60,3 +60,14 @@ def _repair_cancelled(
     i, j = (new.abs() * (eps / 4) < error).nonzero(as_tuple=True)
     change = (U[i].double() * delta.double() * right[:, j].T.double()).sum(dim=1)
     new[i, j] = (old[i, j].double() + change).to(new.dtype)
+
+
+def rebuild_bytes(shape: tuple[int, int], itemsize: int) -> int:
+    """Bytes at the peak of rebuilding one `W'` of `shape` for a sync: the result and the blocks of
+    [`merged_weight`]."""
+    (rows, columns), r = shape, min(shape)
+    wide = 8 if itemsize >= 4 else 4
+    height, width = max(64, r // 4), max(64, 3 * r // 16)
+    # the old block and the new one; sums in fp32 are checked, which takes two more
+    blocks = (2 if wide == 8 else 4) * min(height, rows) * min(width, columns)
+    return rows * columns * itemsize + wide * (height * r + r * width + columns + blocks)

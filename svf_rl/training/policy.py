@@ -3,8 +3,7 @@
 import hashlib
 import inspect
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from svf_rl.errors import SVFError
-from svf_rl.svf import reference_mode, svf_layers
+from svf_rl.models.kinds import kind_of_model
+from svf_rl.svf import svf_layers
 from svf_rl.svf.sharding import gather_parameters, is_sharded
 
 
@@ -62,15 +62,9 @@ def output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
         return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
-@contextmanager
-def reference(model: nn.Module) -> Iterator[None]:
-    """Within it, `model` (unwrapped) is the reference policy: `z = 1`, or the base model under other adapters."""
-    if svf_layers(model):
-        with reference_mode(model):
-            yield
-    else:
-        with model.disable_adapter():
-            yield
+def reference(model: nn.Module) -> AbstractContextManager[None]:
+    """Within it, `model` (unwrapped) is the reference policy, as its adapter's kind has it."""
+    return kind_of_model(model).reference(model)
 
 
 def trainable_digest(model: nn.Module) -> str:

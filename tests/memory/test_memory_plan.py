@@ -13,11 +13,12 @@ from transformers import DeepseekV3Config, GPT2Config, LlamaConfig, MixtralConfi
 
 from svf_rl.errors import SVFError
 from svf_rl.memory.advice import advice
-from svf_rl.memory.arithmetic import RESERVE, Run, TensorBytes, held, kv_cache, optimizer_bytes, rebuild_bytes
+from svf_rl.memory.arithmetic import RESERVE, Run, TensorBytes, held, kv_cache, optimizer_bytes
 from svf_rl.memory.model import kv_bytes_a_token
 from svf_rl.memory.plan import Machine, MemoryPlan
 from svf_rl.memory.text import parse_memory
 from svf_rl.settings.recipe import load_recipe
+from svf_rl.svf.merge import rebuild_bytes
 
 GB = 10**9
 

@@ -67,7 +67,7 @@ def test_what_is_no_expert_is_said_in_one_line(
         "lora": "holds a LORA adapter",
         "empty": "no adapter in",
         "torn": "is damaged",
-        "no_json": "no usable adapter configuration",
+        "no_json": "not a valid adapter configuration",
         "not/there/at/all": "neither a folder nor an adapter that the Hub gives us",
     }
     for name, message in expected.items():

@@ -1,0 +1,244 @@
+"""What an adapter kind is: how it is configured, put onto a model, saved, planned and described."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from svf_rl.errors import SVFError
+from svf_rl.markdown import code
+from svf_rl.models.saved import load_saved
+from svf_rl.svf.expert import WEIGHTS, Expert, read_config
+from svf_rl.svf.model import SVFModel
+from svf_rl.svf.targets import TARGETS, as_regex, find_targets, logical_weight
+
+if TYPE_CHECKING:
+    from svf_rl.models.arguments import AdapterArguments, ModelArguments
+
+
+class AdapterKind:
+    """
+    One adapter kind. Its module in this folder holds an object of a subclass as `KIND`; that is all it takes to be
+    found. An object of this class itself stands for methods of PEFT that have no file here: the trainer takes them,
+    and their saved adapters are listed and published.
+
+    Args:
+        name (`str`): The name in recipes.
+        peft_type (`str`, *optional*): PEFT's name, in `adapter_config.json`; `None` where what is saved is an adapter
+            of another kind.
+        layer_type (`type`, *optional*): PEFT's class of an adapted layer.
+    """
+
+    title: str
+    """What a model card calls the method."""
+    limits: tuple[str, ...] = ()
+    """What a model card says about using such an adapter, a point each."""
+    import_line: str | None = None
+    """What code has to import before PEFT can load such an adapter."""
+    same_as_saved: tuple[str, ...] = ("target_modules",)
+    """Settings that a recipe must have as the saved adapter it trains further has them."""
+    not_read: tuple[str, ...] = ()
+    """Recipe keys that other kinds read, and this one takes from elsewhere."""
+
+    def __init__(self, name: str, peft_type: str | None = None, layer_type: type[BaseTunerLayer] | None = None):
+        self.name, self.peft_type, self.layer_type = name, peft_type, layer_type
+        if not hasattr(self, "title"):
+            self.title = str(peft_type)
+
+    # ---- in a recipe
+
+    def check_arguments(self, arguments: "AdapterArguments") -> None:
+        """Raises `SVFError` where the recipe's arguments do not suit the kind."""
+        if arguments.experts:
+            raise SVFError("experts are for adapter: combination: set it, or remove experts")
+
+    def check_training(self, values: Mapping[str, Any], zero_stage: int = 0) -> None:
+        """Raises `SVFError` where the kind cannot be trained with these values of a recipe under this ZeRO stage."""
+
+    def config(self, arguments: "AdapterArguments") -> PeftConfig:
+        """The PEFT configuration that the recipe asks for. Raises `SVFError` for values that do not suit."""
+        raise NotImplementedError
+
+    def targets(self, arguments: "AdapterArguments") -> str | list[str]:
+        """The targets as the recipe names them."""
+        return arguments.target_modules
+
+    def describe(self, arguments: "AdapterArguments") -> str:
+        """A few words for the dry run."""
+        raise NotImplementedError
+
+    def saved_paths(self, arguments: "AdapterArguments") -> list[str]:
+        """Folders or Hub names of the saved adapters that training starts from."""
+        return [] if arguments.adapter_path is None else [arguments.adapter_path]
+
+    def find_matrices(
+        self, arguments: "AdapterArguments", config: PeftConfig, model: nn.Module | None
+    ) -> tuple[list[str], int] | None:
+        """
+        Paths of the matrices that are adapted, and how many values are trained, those of `modules_to_save` apart.
+
+        Args:
+            arguments ([`AdapterArguments`]): The recipe's.
+            config (`PeftConfig`): The adapter's, fresh or saved.
+            model (`nn.Module`, *optional*): The base model, without values; `None` where it is not at hand.
+
+        Returns:
+            `tuple`, or `None` where this cannot be known without the model.
+
+        Raises:
+            SVFError: the targets match nothing that can be adapted.
+        """
+        if model is None:
+            return None
+        targets = self.targets(arguments) if arguments.adapter_path is None else config.target_modules
+        found = find_targets(model, targets if isinstance(targets, str) else as_regex(targets))
+        # PEFT's and our own rule for what is excluded and which layers are meant
+        adapted = {n: m for n, m in found.items() if SVFModel._check_target_module_exists(config, n)}
+        shapes = [tuple(logical_weight(module).shape) for module in adapted.values()]
+        return list(adapted), self.trained_values(config, shapes)
+
+    def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
+        """How many values are trained for matrices of these shapes `(out, in)`."""
+        raise NotImplementedError
+
+    # ---- on a model
+
+    def prepare(self, model: "ModelArguments", config: PeftConfig, dtype: torch.dtype) -> None:
+        """What is done once for all processes before an adapter of `config` is put onto the base model in `dtype`."""
+
+    def decomposed_targets(self, config: PeftConfig) -> str | None:
+        """The expression of the weights that [`prepare`] decomposes; `None` where there are none."""
+        return None
+
+    def put_on(self, base: nn.Module, model: "ModelArguments", arguments: "AdapterArguments") -> PeftModel:
+        """`base` with the adapter that is to be trained: a new one, or that of `adapter_path`, which must be the one
+        that the recipe describes (`SVFError`)."""
+        config, path = self.config(arguments), arguments.adapter_path
+        if path is None:
+            self.prepare(model, config, base.dtype)
+            return get_peft_model(base, config)
+        saved = read_config(path)
+        if kind_of(saved) is not self:
+            raise SVFError(f"{path} holds a {kind_of(saved).peft_type} adapter, the recipe says adapter: {self.name}")
+        for name in self.same_as_saved:
+            value, wanted = (
+                sorted(v) if isinstance(v, list | set) else v for v in (getattr(c, name) for c in (saved, config))
+            )
+            if value != wanted:
+                raise SVFError(f"the adapter in {path} has {name}={value!r}: give the recipe the same value")
+        self.prepare(model, saved, base.dtype)
+        return load_saved(base, path)
+
+    def reference(self, model: PeftModel) -> AbstractContextManager[None]:
+        """Within it, `model` is the reference policy of the KL term."""
+        return model.disable_adapter()
+
+    def rebuilt_weight(self, layer: Any) -> Tensor | None:
+        """A new tensor: the weight that `layer` acts as, in the layout and type of its base layer's; `None` where no
+        weight says all that the adapter changes."""
+        return None
+
+    # ---- without values, for the memory plan
+
+    def put_on_empty(
+        self, model: Any, matrices: Sequence[str], config: PeftConfig, arguments: "AdapterArguments"
+    ) -> nn.Module:
+        """`model`, which is on the meta device, with the adapter that is to be trained, there too."""
+        config.inference_mode = False  # a saved one is to be trained further
+        return get_peft_model(model, config, low_cpu_mem_usage=True)
+
+    def frozen_bytes(
+        self, shapes: Sequence[tuple[int, int]], itemsize: int, arguments: "AdapterArguments"
+    ) -> dict[str, int]:
+        """Bytes that the adapter of matrices of these shapes `(out, in)` holds beside what is trained, as fields of
+        `svf_rl.memory.arithmetic.TensorBytes`, in a model whose values have `itemsize` bytes."""
+        return {}
+
+    def rebuild_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
+        """Bytes at the peak of [`rebuilt_weight`] of `(out, in)`: here `W`, its change and their sum in fp32, and the
+        result."""
+        return shape[0] * shape[1] * (12 + itemsize)
+
+    # ---- saved
+
+    def label(self, config: Mapping[str, Any]) -> str:
+        """What a table calls a saved adapter; `config` is the content of `adapter_config.json`."""
+        return f"{self.peft_type} r={config['r']}" if "r" in config else str(self.peft_type)
+
+    def describe_saved(self, config: Mapping[str, Any]) -> str:
+        """The method of a saved adapter, for its model card."""
+        rank = f" of rank {config['r']}, alpha {config.get('lora_alpha')}," if "r" in config else ""
+        return f"{self.peft_type}{rank} on {named_targets(config)}."
+
+    def read_expert(self, folder: Path, config: Mapping[str, Any], name: str | None = None) -> Expert | None:
+        """The saved adapter as an expert of SVF; `None` where it is not one. Raises `SVFError` for a damaged file."""
+        return None
+
+    def count_values(self, folder: Path, config: Mapping[str, Any]) -> int:
+        """How many values were trained, from the saved weights. Raises `SVFError` where they are missing or damaged."""
+        return sum(shape.numel() for _, shape in saved_shapes(folder))
+
+
+@cache
+def all_kinds() -> dict[str, AdapterKind]:
+    """Every `KIND` of the modules in this folder, by name."""
+    modules = [
+        importlib.import_module(f"{__package__}.{module.name}")
+        for module in pkgutil.iter_modules([str(Path(__file__).parent)])
+    ]
+    return {module.KIND.name: module.KIND for module in modules if hasattr(module, "KIND")}
+
+
+def find_kind(name: str) -> AdapterKind:
+    """The kind of that name in recipes. Raises `SVFError` when there is none."""
+    kinds = all_kinds()
+    if name not in kinds:
+        raise SVFError(f"unknown adapter {name!r}: use one of {', '.join(sorted(kinds))}")
+    return kinds[name]
+
+
+def kind_of(config: PeftConfig | Mapping[str, Any]) -> AdapterKind:
+    """The kind of a saved adapter, by its configuration or the content of `adapter_config.json`."""
+    peft_type = config.get("peft_type", "PEFT") if isinstance(config, Mapping) else config.peft_type
+    peft_type = str(getattr(peft_type, "name", peft_type))
+    found = (kind for kind in all_kinds().values() if kind.peft_type == peft_type)
+    return next(found, AdapterKind(peft_type.lower(), peft_type))
+
+
+def kind_of_layer(layer: nn.Module) -> AdapterKind:
+    """The kind whose adapters make such a layer."""
+    found = (kind for kind in all_kinds().values() if kind.layer_type and isinstance(layer, kind.layer_type))
+    return next(found, AdapterKind(type(layer).__name__))
+
+
+def kind_of_model(model: nn.Module) -> AdapterKind:
+    """The kind of the adapters of a model, by the first adapted layer."""
+    return next(
+        (kind_of_layer(module) for module in model.modules() if isinstance(module, BaseTunerLayer)), AdapterKind("")
+    )
+
+
+def named_targets(config: Mapping[str, Any]) -> str:
+    """The targets of a saved adapter in Markdown: a preset's name, an expression, or names of modules."""
+    targets = config.get("target_modules")
+    presets = {regex: name for name, regex in TARGETS.items()}
+    return f"`{presets.get(targets, targets)}`" if isinstance(targets, str) else code(sorted(targets or []))
+
+
+def saved_shapes(folder: Path) -> Iterator[tuple[str, torch.Size]]:
+    """Name and shape of each saved tensor. Raises `SVFError` where the file is missing or damaged."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                yield key, torch.Size(file.get_slice(key).get_shape())
+    except (OSError, SafetensorError) as error:
+        raise SVFError(f"{folder / WEIGHTS} is missing or damaged: save the adapter again") from error

@@ -1,0 +1,61 @@
+"""LoRA, the baseline."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from peft import LoraConfig, PeftConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from svf_rl.models.kinds.kind import AdapterKind
+from svf_rl.svf.targets import target_regex
+
+if TYPE_CHECKING:
+    from svf_rl.models.arguments import AdapterArguments
+
+
+class LoraKind(AdapterKind):
+    """`W' = W + (alpha / r) B A`; `A` and `B` are trained."""
+
+    same_as_saved = ("target_modules", "r")
+
+    def config(self, arguments: "AdapterArguments") -> LoraConfig:
+        targets = self.targets(arguments)
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=arguments.lora_r,
+            lora_alpha=arguments.lora_alpha,
+            lora_dropout=arguments.lora_dropout,
+            exclude_modules=arguments.exclude_modules,
+            layers_to_transform=arguments.layers_to_transform,
+            modules_to_save=arguments.modules_to_save,
+            target_modules=target_regex(targets) if isinstance(targets, str) else targets,
+        )
+
+    def targets(self, arguments: "AdapterArguments") -> str | list[str]:
+        return arguments.lora_target_modules or arguments.target_modules
+
+    def describe(self, arguments: "AdapterArguments") -> str:
+        return f"LoRA r = {arguments.lora_r}, alpha = {arguments.lora_alpha} on {self.targets(arguments)}"
+
+    def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
+        return sum(config.r * sum(shape) for shape in shapes)
+
+    def rebuilt_weight(self, layer: Any) -> Tensor | None:
+        # variants (DoRA and others) and LoRA's own bias change more than the weight by B·A
+        if (
+            layer.merged
+            or layer.lora_variant
+            or any(layer.lora_bias.values())
+            or not hasattr(layer, "get_delta_weight")
+        ):
+            return None
+        weight = layer.get_base_layer().weight
+        total = weight.float()
+        for adapter in layer.active_adapters:
+            if adapter in layer.lora_A or adapter in layer.lora_embedding_A:
+                total = total + layer.get_delta_weight(adapter).float()
+        return total.to(weight.dtype)
+
+
+KIND = LoraKind("lora", "LORA", LoraLayer)

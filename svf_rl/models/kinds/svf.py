@@ -1,0 +1,151 @@
+"""SVF: the singular values of each weight are scaled by a trained vector."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftConfig
+from torch import Tensor, nn
+
+from svf_rl.markdown import code, markdown_table
+from svf_rl.models.kinds.kind import AdapterKind, named_targets, saved_shapes
+from svf_rl.svf import SVFConfig, SVFLinear, reference_mode
+from svf_rl.svf.checkpoint import decompose_checkpoint
+from svf_rl.svf.decompose import Factors
+from svf_rl.svf.expert import FINGERPRINT, PROBE, Expert, read_expert
+from svf_rl.svf.merge import rebuild_bytes
+from svf_rl.svf.probe import Projections
+from svf_rl.svf.targets import as_regex, logical_weight
+
+if TYPE_CHECKING:
+    from svf_rl.models.arguments import AdapterArguments, ModelArguments
+
+
+class SVFKind(AdapterKind):
+    """`W' = U diag(s·m(z)) Vᵀ`; `z` is trained. [`svf_rl.svf.SVFConfig`] explains the options. An adapter that was
+    combined from others, with weights found by a search or by training, is one of this kind too."""
+
+    title = "singular value fine-tuning (SVF)"
+    limits = (
+        "The adapter fits the weights that it was trained on and no others: loading it onto another base model, or "
+        "another revision, is refused.",
+    )
+    import_line = "import svf_rl.svf  # registers SVF with PEFT"
+    same_as_saved = ("target_modules", "parameterization", "max_multiplier", "renormalize")
+
+    def config(self, arguments: "AdapterArguments") -> SVFConfig:
+        return SVFConfig(
+            task_type="CAUSAL_LM",
+            target_modules=arguments.target_modules,
+            parameterization=arguments.parameterization,
+            max_multiplier=arguments.max_multiplier,
+            renormalize=arguments.renormalize,
+            init=arguments.init,
+            init_mean=arguments.init_mean,
+            init_std=arguments.init_std,
+            exclude_modules=arguments.exclude_modules,
+            layers_to_transform=arguments.layers_to_transform,
+            modules_to_save=arguments.modules_to_save,
+        )
+
+    def describe(self, arguments: "AdapterArguments") -> str:
+        renormalized = ", renormalized" if arguments.renormalize else ""
+        return f"SVF on {arguments.target_modules}, {arguments.parameterization}{renormalized}"
+
+    def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
+        return sum(min(shape) for shape in shapes)
+
+    def prepare(self, model: "ModelArguments", config: PeftConfig, dtype: torch.dtype) -> None:
+        """Puts the factors of the targeted weights into the cache, a matrix at a time, where injecting the adapter
+        finds them."""
+        decompose_checkpoint(
+            model.location,
+            self.decomposed_targets(config),
+            dtype,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            revision=model.model_revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+
+    def decomposed_targets(self, config: PeftConfig) -> str:
+        return as_regex(config.target_modules)
+
+    def reference(self, model: nn.Module) -> AbstractContextManager[None]:
+        return reference_mode(model)
+
+    def rebuilt_weight(self, layer: Any) -> Tensor:
+        return layer.merged_weight()
+
+    def put_on_empty(
+        self, model: Any, matrices: Sequence[str], config: PeftConfig, arguments: "AdapterArguments"
+    ) -> nn.Module:
+        for name in matrices:
+            module = model.get_submodule(name)
+            rows, columns = logical_weight(module).shape
+            r, dtype = min(rows, columns), module.weight.dtype
+            empty = Factors(
+                torch.empty(rows, r, dtype=dtype),
+                torch.empty(r, dtype=torch.float32),
+                torch.empty(r, columns, dtype=dtype),
+            )
+            layer = SVFLinear(module, empty, "", Projections(*(torch.empty(0) for _ in range(4))))
+            layer.update_layer("default", config)
+            layer.requires_grad_(False)
+            layer.svf_z.requires_grad_(True)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer)
+        for name, module in list(model.named_modules()):
+            if name.rpartition(".")[2] in (config.modules_to_save or []):
+                module.requires_grad_(True)  # a copy of the module, which takes its place
+        return model
+
+    def frozen_bytes(
+        self, shapes: Sequence[tuple[int, int]], itemsize: int, arguments: "AdapterArguments"
+    ) -> dict[str, int]:
+        """`U` (out, r) and `Vt` (r, in) in the model's type, and `s` (r,) in fp32."""
+        ranks = [min(shape) for shape in shapes]
+        factors = sum(r * sum(shape) for r, shape in zip(ranks, shapes, strict=True)) * itemsize
+        return {"factors": factors, "singular_values": 4 * sum(ranks)}
+
+    def rebuild_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
+        return rebuild_bytes(shape, itemsize)
+
+    def label(self, config: Mapping[str, Any]) -> str:
+        return "SVF combination" if config.get("combination") else "SVF"
+
+    def describe_saved(self, config: Mapping[str, Any]) -> str:
+        m = "m = z"
+        if config.get("parameterization") == "sigmoid":
+            m = f"m = {config.get('max_multiplier', 2.0):g} · sigmoid(z)"
+        if config.get("renormalize"):
+            m += ", scaled so that the sum of the singular values stays"
+        text = (
+            "Each adapted weight `W = U diag(s) Vᵀ` becomes `W' = U diag(s·m) Vᵀ`; the vector `z`, one value a "
+            f"singular value, is all that was trained ({m}). See "
+            "[Transformer²](https://arxiv.org/abs/2501.06252), section 3.1. "
+            f"Adapted: {named_targets(config)}."
+        )
+        return text + (f"\n\n{_describe_combination(config['combination'])}" if config.get("combination") else "")
+
+    def read_expert(self, folder: Path, config: Mapping[str, Any], name: str | None = None) -> Expert | None:
+        return None if config.get("modules_to_save") else read_expert(folder, name)
+
+    def count_values(self, folder: Path, config: Mapping[str, Any]) -> int:
+        """Of a combination its weights α, else `z` and whole modules."""
+        if config.get("combination"):
+            return sum(len(row) for row in config["combination"]["alpha"])
+        return sum(size.numel() for name, size in saved_shapes(folder) if not name.endswith((FINGERPRINT, PROBE)))
+
+
+def _describe_combination(combination: Mapping[str, Any]) -> str:
+    names, rows = [Path(name).name for name in combination["experts"]], combination["alpha"]
+    formula = "1 + Σ α (m − 1)" if combination.get("form") == "deviation" else "Σ α m"
+    text = f"`m = {formula}` over the experts {code(names)}, with α per `{combination.get('scope', 'global')}`"
+    if len(rows) > 16:
+        return f"{text}: {len(rows)} rows, in `adapter_config.json`."
+    return f"{text}:\n\n" + markdown_table(names, [[f"{value:.4g}" for value in row] for row in rows])
+
+
+KIND = SVFKind("svf", "SVF", SVFLinear)
