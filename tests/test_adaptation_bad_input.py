@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from svf_rl.adaptation.search_file import SearchFile
 from svf_rl.cli import main
-from svf_rl.evaluation.folder import held
 from svf_rl.quickstart import model_path
+from svf_rl.storage.locks import hold_folder
 from svf_rl.svf import SVFConfig
 
 FEW_SHOT = ["few-shot", "quickstart", "--backend", "transformers", "--limit", "6", "--out", "out"]
@@ -268,8 +268,8 @@ def test_a_folder_of_another_search_is_left_as_it_is(refused: Callable[..., str]
 
 
 def test_a_folder_that_another_call_is_writing(refused: Callable[..., str]) -> None:
-    with held(Path("out")):
-        assert "another call" in refused(*FEW_SHOT, *SMALL, "--task", "exam", "--expert", "x/math")
+    with hold_folder(Path("out")):
+        assert "another process" in refused(*FEW_SHOT, *SMALL, "--task", "exam", "--expert", "x/math")
 
 
 def test_an_interrupted_search_ends_with_the_same_weights(

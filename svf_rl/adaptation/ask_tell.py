@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svf_rl.errors import SVFError
+from svf_rl.storage.same_settings import check_same_settings
 
 Vector = NDArray[np.float64]
 
@@ -184,12 +185,8 @@ class Search(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`. Raises `SVFError` when it is of another search, or damaged."""
         try:
-            there, here = state["settings"], self._settings()
-            for name in {**here, **there}:
-                if there.get(name) != here.get(name):
-                    raise SVFError(
-                        f"the stored search has another {name}: {there.get(name)} there, {here.get(name)} here"
-                    )
+            remedy = "give the same, or another folder"
+            check_same_settings(state["settings"], self._settings(), "the stored search was made", remedy)
             self.generation = int(state["generation"])
             best = None if state["best"] is None else Best(**state["best"])
             if best is not None:

@@ -9,7 +9,6 @@ from tqdm import tqdm
 from svf_rl.adaptation.pool import ExpertPool, Mix
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.evaluation.folder import disk_errors
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.evaluation.records import Record, append_records, mend
 from svf_rl.evaluation.run import Run, make_records
@@ -87,8 +86,6 @@ def compare(
         for start in tqdm(range(0, len(pending), batch_size), desc=f"{items.name}, {label}", unit="batch", leave=False):
             made = make_records(items, pending[start : start + batch_size], pool, pool.tokenizer, seed)
             if path is not None:
-                with disk_errors(path):
-                    path.parent.mkdir(parents=True, exist_ok=True)
                 append_records(path, made)
             records = records + made
         seconds = time.perf_counter() - started

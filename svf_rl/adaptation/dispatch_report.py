@@ -2,19 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from svf_rl.adaptation.classifier import Classified
 from svf_rl.adaptation.dispatch import Dispatched, Pass
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.evaluation.folder import disk_errors
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.evaluation.records import Record
 from svf_rl.evaluation.summary import Result, summarize
 from svf_rl.evaluation.table import table
 from svf_rl.metrics.statistics import Estimate, estimate_share
+from svf_rl.storage.files import write_file
 from svf_rl.text_table import aligned
 
 DISPATCH = "dispatch"
@@ -99,12 +98,8 @@ def _estimate(verdicts: Sequence[bool | None]) -> Estimate | None:
 def write_dispatched(path: Path, dispatched: Dispatched[Record]) -> None:
     """A line for each answer, with its class, the expert that gave it, and what the classifier said; the whole file or
     nothing."""
-    temporary = path.with_suffix(".tmp")
-    with disk_errors(path), ExitStack() as cleanup:
-        cleanup.callback(temporary.unlink, missing_ok=True)
-        lines = [_line(*row) for row in zip(dispatched.answers, dispatched.classes, dispatched.experts, strict=True)]
-        temporary.write_text("".join(lines), encoding="utf-8", errors="backslashreplace", newline="\n")
-        temporary.replace(path)
+    lines = [_line(*row) for row in zip(dispatched.answers, dispatched.classes, dispatched.experts, strict=True)]
+    write_file(path, "".join(lines))
 
 
 def _line(record: Record, classified: Classified, expert: str | None) -> str:

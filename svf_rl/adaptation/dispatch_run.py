@@ -20,7 +20,7 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE, Adapter, find_adapters, model_fingerprint
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.engine import base_model, load_config, positions
-from svf_rl.evaluation.folder import ResultFolder, Settings, write_json
+from svf_rl.evaluation.folder import ResultFolder, Settings
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.records import Record, append_records, mend
 from svf_rl.evaluation.run import Run, make_records, room
@@ -28,6 +28,7 @@ from svf_rl.generation import Completion, Sampling
 from svf_rl.generation.prompts import Conversation, encode_prompts, render_prompt
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_tokenizer
+from svf_rl.storage.files import write_json
 
 # Tokens of an answer to a prompt of a file, which no task limits.
 ANSWER_TOKENS = 512

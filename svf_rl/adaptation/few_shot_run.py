@@ -13,7 +13,6 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.engine import base_model, load_config, positions
-from svf_rl.evaluation.folder import check_writable, held, write_json
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.run import check_lengths
 from svf_rl.evaluation.summary import Result
@@ -21,6 +20,9 @@ from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_tokenizer
 from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.summary import RunSummary
+from svf_rl.storage.files import write_json
+from svf_rl.storage.folders import check_writable
+from svf_rl.storage.locks import hold_folder
 
 # Where the labelled prompts are drawn from: rows that no figure is reported on, where the task has such rows.
 LABELLED = ("validation", "test")
@@ -81,7 +83,7 @@ def few_shot(
     if not rows:
         raise SVFError(f"task {task}: no items are left to report beside the {search.shots} shots: give fewer --shots")
     assert arguments.batch_size is not None
-    with held(out):
+    with hold_folder(out):
         pool = ExpertPool(
             model,
             experts,

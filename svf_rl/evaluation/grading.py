@@ -1,7 +1,6 @@
 """From completions to verdicts, by a verifier or by any reward function."""
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from svf_rl.rewards.reward import AsyncReward
 from svf_rl.rewards.verified import parse_reference, verified
 from svf_rl.rewards.verifier import Verifier, check_failed_share
 from svf_rl.settings.dry_run import check_columns
+from svf_rl.storage.json_files import normalize_json
 
 # From this value on a completion counts as correct, where a reward says no more than a number.
 CORRECT = 0.5
@@ -48,7 +48,7 @@ class Grader:
 
     def same_reference(self, recorded: Any, row: Mapping[str, Any]) -> bool:
         """Whether a record's reference is that of the row, both as JSON holds them."""
-        return recorded == json.loads(json.dumps(self.reference(row), default=str))
+        return recorded == normalize_json(self.reference(row))
 
     def check(self, rows: Dataset, task: str) -> None:
         """Find out before anything is generated whether all rows can be graded; a verifier is also tried out on an

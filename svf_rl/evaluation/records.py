@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from svf_rl.errors import SVFError
-from svf_rl.evaluation.folder import disk_errors
+from svf_rl.storage.disk_errors import RESUMES, disk_errors
+from svf_rl.storage.files import write_file
+from svf_rl.storage.json_files import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -53,52 +54,29 @@ class Record:
         return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
 
 
-def read_records(path: Path) -> tuple[list[Record], int]:
-    """
-    The records of a file (none without one) and the bytes that they take.
-
-    A run that is killed while it writes leaves a torn last line: it does not count.
-
-    Raises:
-        SVFError: a line before the last is damaged, which no interruption does.
-    """
-    if not path.is_file():
-        return [], 0
-    records: list[Record] = []
-    good = 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            records.append(Record(**{f.name: values[f.name] for f in fields(Record)}))
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
-                raise SVFError(f"{path}, line {number} is damaged: remove that line, or the file") from error
-            break
-        if not line.endswith(b"\n"):  # whole by chance, but the next one would be written behind it
-            records.pop()
-            break
-        good += len(line)
-    return records, good
+def read_records(path: Path) -> list[Record]:
+    """The records of a file (none without one), less a torn last line, which a run leaves that is killed while it
+    writes. Raises `SVFError` for any other line that is damaged."""
+    return read_json_lines(path, lambda values: Record(**{f.name: values[f.name] for f in fields(Record)}))
 
 
 def append_records(path: Path, records: Sequence[Record]) -> None:
     """Write behind the last line, and hand it to the system at once. Raises `SVFError` where the disk takes no more."""
-    with disk_errors(path), path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write("".join(record.line() for record in records))
+    with disk_errors(path, RESUMES):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write("".join(record.line() for record in records))
 
 
 def mend(path: Path) -> list[Record]:
     """The records of a file that are kept, after all else was taken out of it: a torn last line, and completions whose
     check failed by itself."""
-    records, good = read_records(path)
+    content = path.read_bytes() if path.is_file() else b""
+    if content and not content.endswith(b"\n"):
+        with disk_errors(path, RESUMES), path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+    records = read_records(path)
     kept = [record for record in records if not record.infrastructure]
     if len(kept) < len(records):
-        temporary = path.with_suffix(".tmp")
-        with disk_errors(path):
-            temporary.write_text("".join(record.line() for record in kept), encoding="utf-8", newline="\n")
-            temporary.replace(path)
-    elif path.is_file() and path.stat().st_size > good:
-        with path.open("r+b") as file:
-            file.truncate(good)
+        write_file(path, "".join(record.line() for record in kept), RESUMES)
     return kept

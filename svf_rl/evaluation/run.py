@@ -15,13 +15,14 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE, Adapter, find_adapters, model_fingerprint
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.engine import Engine, base_model, load_config, positions
-from svf_rl.evaluation.folder import ResultFolder, Settings, write_json
+from svf_rl.evaluation.folder import ResultFolder, Settings
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.records import Record, append_records, mend, read_records
 from svf_rl.evaluation.summary import Result, summarize
 from svf_rl.generation import Completion, Sampling, cut_at_stop, sample_seed
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_tokenizer
+from svf_rl.storage.files import write_json
 
 Key = tuple[int, int]
 """Item and sample."""
@@ -199,7 +200,7 @@ def _batches(pending: Sequence[Key], samples: int, size: int) -> Iterator[list[K
 
 def _earlier(run: Run, folder: ResultFolder) -> list[Record]:
     path = folder.records(run.label, run.task.file)
-    return run.of_these(read_records(path)[0], path)
+    return run.of_these(read_records(path), path)
 
 
 def check_lengths(tasks: Sequence[TaskItems], limit: int | None) -> int:

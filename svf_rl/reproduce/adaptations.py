@@ -18,15 +18,17 @@ from svf_rl.adaptation.pool import ExpertPool, Mix
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE, find_adapters, model_fingerprint
 from svf_rl.evaluation.engine import base_model, load_config, positions
-from svf_rl.evaluation.folder import disk_errors, write_json
 from svf_rl.evaluation.items import TaskItems, load_items
 from svf_rl.evaluation.records import append_records
 from svf_rl.evaluation.run import check_lengths, room
 from svf_rl.models.loading import load_tokenizer
-from svf_rl.reproduce.cells import as_json, difference, read_json
+from svf_rl.reproduce.cells import read_result
 from svf_rl.reproduce.comparison import slug
 from svf_rl.reproduce.evaluations import evaluation_arguments
 from svf_rl.reproduce.methods import DISPATCH, MEAN, PROMPT, few_shot_label
+from svf_rl.storage.files import write_json
+from svf_rl.storage.json_files import normalize_json
+from svf_rl.storage.same_settings import check_same_settings
 from svf_rl.svf.combine import even_weights
 from svf_rl.tasks import TaskOptions, find_task
 
@@ -60,25 +62,20 @@ class _Kept:
     """The result of one method on one task, in a file with what it was made with."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
-        self.path, self._settings = path, as_json(settings)
-        self.result: dict[str, Any] | None = None
-        earlier = read_json(path)
-        if earlier is not None:
-            if changed := difference(earlier.get("settings"), self._settings):
-                raise SVFError(
-                    f"{path.parent} holds {path.stem} with other settings ({changed}): remove that folder, or give "
-                    "another --out"
-                )
-            self.result = earlier.get("result")
+        self.path, self._settings = path, normalize_json(settings)
+        earlier = read_result(path)
+        if earlier:
+            made = f"{path.parent} holds {path.stem}, which was made"
+            remedy = "remove that folder, or give another --out"
+            check_same_settings(earlier.get("settings", {}), self._settings, made, remedy)
+        self.result: dict[str, Any] | None = earlier.get("result")
 
     def begin(self) -> None:
         """Say with what the records beside this file are made."""
-        with disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {"settings": self._settings})
 
     def end(self, result: Mapping[str, Any]) -> None:
-        self.result = as_json(result)
+        self.result = normalize_json(result)
         write_json(self.path, {"settings": self._settings, "result": self.result})
 
 
@@ -190,7 +187,7 @@ class _Seed:
             "metric": task.items.metric,
             "rows": task.rows,
             "own_expert": own if all(own.values()) else None,
-            "methods": {path.stem: (read_json(path) or {}).get("result") for path in task.folder.glob("*.json")},
+            "methods": {path.stem: read_result(path).get("result") for path in task.folder.glob("*.json")},
         }
 
     def _kept(self, task: UnseenItems, label: str, adapters: Sequence[str], more: Mapping[str, Any]) -> _Kept:

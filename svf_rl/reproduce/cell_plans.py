@@ -12,10 +12,11 @@ from transformers import AutoConfig
 
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import model_fingerprint
-from svf_rl.reproduce.cells import Cell, as_json, record_path
+from svf_rl.reproduce.cells import Cell, record_path
 from svf_rl.reproduce.comparison import Comparison
 from svf_rl.reproduce.methods import DISPATCH, SVF
 from svf_rl.settings.recipe import Recipe
+from svf_rl.storage.json_files import normalize_json
 from svf_rl.tasks import TaskOptions
 
 # Test rows of a task without validation rows are set aside for the shots: so many times the largest number of shots.
@@ -52,7 +53,7 @@ def training_cell(run: TrainingRun, out: Path, launcher: str | None) -> Cell:
         name=run.name,
         kind="training",
         folder=folder,
-        settings=as_json({**settings, "seed": run.seed, **_weights(run.recipe)}),
+        settings=normalize_json({**settings, "seed": run.seed, **_weights(run.recipe)}),
         command=[*start, "svf_rl.train", str(run.recipe.path), *run.arguments, *own],
     )
 
@@ -80,10 +81,10 @@ def evaluation_cell(
         name=name,
         kind="evaluation",
         folder=out / "evaluation" / expert,
-        settings=as_json({**settings, "adapters": {run.name: made[run.name].settings for run in mine}}),
+        settings=normalize_json({**settings, "adapters": {run.name: made[run.name].settings for run in mine}}),
         command=_worker(out, name),
         needs=tuple(run.name for run in mine),
-        spec=as_json(
+        spec=normalize_json(
             {
                 **settings,
                 "adapters": {run.name: str(made[run.name].folder) for run in mine},
@@ -131,10 +132,10 @@ def adaptation_cell(
         name=name,
         kind="adaptation",
         folder=out / "adaptation" / f"seed{seed}",
-        settings=as_json({**settings, "adapters": {name: made[name].settings for name in needed}}),
+        settings=normalize_json({**settings, "adapters": {name: made[name].settings for name in needed}}),
         command=_worker(out, name),
         needs=tuple(needed),
-        spec=as_json(
+        spec=normalize_json(
             {
                 **settings,
                 "experts": {expert: str(made[run.name].folder) for expert, run in experts.items()},

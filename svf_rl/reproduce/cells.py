@@ -1,14 +1,14 @@
 """A cell: one training run, one evaluation or one seed's adaptation, made once and kept with what decided it."""
 
-import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from svf_rl.errors import SVFError
-from svf_rl.evaluation.folder import disk_errors, write_json
+from svf_rl.storage.disk_errors import disk_errors
+from svf_rl.storage.files import write_json
+from svf_rl.storage.json_files import read_json
+from svf_rl.storage.same_settings import check_same_settings, difference
 
 
 @dataclass(frozen=True)
@@ -58,65 +58,34 @@ def is_done(cell: Cell, out: Path) -> bool:
     Raises:
         SVFError: the training run there has other settings.
     """
-    record = read_json(record_path(out, cell.name))
-    if record is None or not cell.result.is_file():
+    record = read_result(record_path(out, cell.name))
+    if not record or not cell.result.is_file():
         return False
-    changed = difference(record.get("settings"), cell.settings)
-    if changed and cell.kind == "training":
-        raise SVFError(
-            f"{cell.folder} was made with other settings ({changed}): remove that folder to train it anew, or give "
-            "another --out"
-        )
-    return not changed
+    there = record.get("settings", {})
+    if cell.kind == "training":
+        remedy = "remove that folder to train again, or give another --out"
+        check_same_settings(there, cell.settings, f"{cell.folder} was made", remedy)
+    return not difference(there, cell.settings)
 
 
 def begin(cell: Cell, out: Path) -> None:
     """Write down what the cell is made with, and take away what an interrupted run has left, but for the checkpoints of
     a training run with the same settings: it goes on from the last."""
-    left = read_json(record_path(out, cell.name)) or {}
+    left = read_result(record_path(out, cell.name))
     with disk_errors(out):
         if cell.kind == "training" and difference(left.get("settings"), cell.settings):
             shutil.rmtree(cell.folder, ignore_errors=True)
         cell.result.unlink(missing_ok=True)
-        for path in (record_path(out, cell.name), log_path(out, cell.name)):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        log_path(out, cell.name).parent.mkdir(parents=True, exist_ok=True)
     write_json(record_path(out, cell.name), {"kind": cell.kind, "settings": cell.settings, "spec": cell.spec})
 
 
 def end(cell: Cell, out: Path, seconds: float) -> None:
     """Add how long the cell took."""
-    record = read_json(record_path(out, cell.name)) or {}
+    record = read_result(record_path(out, cell.name))
     write_json(record_path(out, cell.name), {**record, "seconds": round(seconds, 1)})
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a file; `None` without a file. Raises `SVFError` for one that is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SVFError(f"{path} is damaged: remove it, and the same command makes it anew") from error
-    if not isinstance(content, dict):
-        raise SVFError(f"{path} is damaged: remove it, and the same command makes it anew")
-    return content
-
-
-def as_json(values: Any) -> Any:
-    """The values as they come back from a JSON file."""
-    return json.loads(json.dumps(values, default=str))
-
-
-def difference(there: Any, here: Any, name: str = "") -> str:
-    """The first setting in which two nested mappings differ, in words; empty where they agree."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for key in [*here, *there]:
-            if found := difference(there.get(key), here.get(key), str(key)):
-                return found
-        return ""
-    return "" if there == here else f"{name}: {_short(there)} there, {_short(here)} here"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."
+def read_result(path: Path) -> dict[str, Any]:
+    """What a call has written to `path`; nothing where there is no file. Raises `SVFError` for one that is damaged."""
+    return read_json(path, "remove it, and the same command makes it again", missing_ok=True)

@@ -1,22 +1,20 @@
 """Runs cells as processes, several at once, each with its log; what is done is not run again."""
 
-import fcntl
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
-from svf_rl.errors import SVFError
-from svf_rl.evaluation.folder import disk_errors
-from svf_rl.reproduce.cells import Cell, begin, end, is_done, log_path, read_json
+from svf_rl.reproduce.cells import Cell, begin, end, is_done, log_path, read_result
+from svf_rl.storage.disk_errors import disk_errors
+from svf_rl.storage.locks import hold_folder
 
 # How long to wait for the processes of a call that was killed.
 _PATIENCE = 60.0
@@ -63,44 +61,13 @@ def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[int]:
-    """
-    The folder, held against other calls; yields the descriptor that holds it, for processes to inherit.
-
-    A call that was killed leaves processes that end within seconds; they hold the folder until then.
-
-    Raises:
-        SVFError: another call is still at work.
-    """
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        until, told = time.monotonic() + _PATIENCE, False
-        while not _lock(handle):
-            if time.monotonic() > until:
-                raise SVFError(f"another reproduce is writing into {out}: wait for it, or give another --out")
-            if not told:
-                print(f"waiting for the processes of another call in {out} to end", file=sys.stderr, flush=True)
-                told = True
-            time.sleep(_POLL)
-        yield handle
-    finally:
-        os.close(handle)
+def hold_results(out: Path) -> AbstractContextManager[int | None]:
+    """The folder, held as [`hold_folder`] does it. A call that was killed leaves processes that end within seconds;
+    they have inherited the lock and hold the folder until then."""
+    return hold_folder(out, _PATIENCE, f"waiting for the processes of another call in {out} to end")
 
 
-def _lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks
-    return True
-
-
-def run_cells(cells: Sequence[Cell], out: Path, jobs: int, environment: Mapping[str, str], lock: int) -> Outcome:
+def run_cells(cells: Sequence[Cell], out: Path, jobs: int, environment: Mapping[str, str], lock: int | None) -> Outcome:
     """
     Make every cell that is not done yet, at most `jobs` at once, in their order as far as what they need is there.
 
@@ -160,7 +127,7 @@ def without(cell: Cell, missing: Sequence[str]) -> Cell:
     return replace(cell, settings=less(cell.settings), spec=less(cell.spec))
 
 
-def _start(cell: Cell, out: Path, environment: Mapping[str, str], lock: int) -> _Running:
+def _start(cell: Cell, out: Path, environment: Mapping[str, str], lock: int | None) -> _Running:
     begin(cell, out)
     with disk_errors(out):
         log = log_path(out, cell.name).open("wb")
@@ -170,7 +137,7 @@ def _start(cell: Cell, out: Path, environment: Mapping[str, str], lock: int) -> 
         stdout=log,
         stderr=subprocess.STDOUT,
         env=dict(environment),
-        pass_fds=[lock],  # held until the last process has ended
+        pass_fds=[] if lock is None else [lock],  # held until the last process has ended
         start_new_session=True,  # a signal to our group ends us, and by that the process, which then has time to end
     )
     return _Running(cell, process, log, time.monotonic())
@@ -200,7 +167,7 @@ def _exit_reason(status: int) -> str:
 
 
 def _gain(cell: Cell) -> str:
-    summary = read_json(cell.result) or {}
+    summary = read_result(cell.result)
     if cell.kind != "training":
         return ""
     return f", accuracy {summary['base_accuracy']:.3f} before, {summary['accuracy']:.3f} after"

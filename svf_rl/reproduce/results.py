@@ -8,7 +8,7 @@ from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
 from svf_rl.metrics.statistics import as_json
 from svf_rl.reproduce.cell_plans import shot_counts
-from svf_rl.reproduce.cells import read_json
+from svf_rl.reproduce.cells import read_result
 from svf_rl.reproduce.comparison import slug
 from svf_rl.reproduce.estimates import Verdicts, compared, estimate, oracle
 from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF, few_shot_label
@@ -216,7 +216,7 @@ def _adapted(plan: Plan, label: str) -> Mapping[str, BySeed]:
     for seed in plan.comparison.seeds:
         folder = plan.out / "adaptation" / f"seed{seed}" / slug(label)
         for path in sorted(folder.glob("*.jsonl")):
-            kept = read_json(path.with_suffix(".json"))
+            kept = read_result(path.with_suffix(".json"))
             if kept is not None and kept.get("result") is not None:  # made to its end, whatever became of the others
                 verdicts.setdefault(path.stem, {})[seed] = _verdicts(path)
     return verdicts
@@ -226,7 +226,7 @@ def _summaries(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[int, d
     """What each seed's adaptation says of one task."""
     found = {}
     for seed in plan.comparison.seeds:
-        summary = read_json(plan.out / "adaptation" / f"seed{seed}" / "summary.json")
+        summary = read_result(plan.out / "adaptation" / f"seed{seed}" / "summary.json")
         if summary is not None and f"adaptation-seed{seed}" not in failed:
             found[seed] = summary["tasks"][label]
     return found
@@ -249,7 +249,7 @@ def _task(plan: Plan, label: str) -> str:
 
 
 def _verdicts(path: Path) -> dict[int, bool | None]:
-    return {record.index: record.correct for record in read_records(path)[0]}
+    return {record.index: record.correct for record in read_records(path)}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.evaluation.folder import disk_errors, write_json
-from svf_rl.reproduce.cells import is_done, read_json, record_path
+from svf_rl.reproduce.cells import is_done, read_result, record_path
 from svf_rl.reproduce.comparison import PARTS, Comparison, check_seeds, read_comparison
 from svf_rl.reproduce.document import document
 from svf_rl.reproduce.figures import adaptation_figure, fine_tuning_figure, shots_figure, timing_figure
 from svf_rl.reproduce.hardware import cores, hardware
-from svf_rl.reproduce.launch import Outcome, locked, run_cells
+from svf_rl.reproduce.launch import Outcome, hold_results, run_cells
 from svf_rl.reproduce.plan import Plan, make_plan
 from svf_rl.reproduce.results import collect
 from svf_rl.runs.versions import package_versions
+from svf_rl.storage.disk_errors import disk_errors
+from svf_rl.storage.files import write_file, write_json
+from svf_rl.storage.folders import check_writable, is_unused
 
 _KIND = "svf-rl reproduce"
 
@@ -72,7 +74,7 @@ def reproduce(
     if dry_run:
         return None
     jobs = jobs or default_jobs()
-    with locked(folder) as lock:
+    with hold_results(folder) as lock:
         write_json(folder / "comparison.json", {"kind": _KIND, "name": comparison.name, "model": comparison.model})
         outcome = run_cells(plan.cells, folder, jobs, _environment(jobs), lock)
         results = collect(plan, outcome.failed)
@@ -114,10 +116,7 @@ def write_results(results: Mapping[str, Any], folder: Path) -> None:
                 save(figure, file)
                 figures[name] = file.name
     write_json(folder / "results.json", results)
-    with disk_errors(folder):
-        temporary = folder / ".report.md"
-        temporary.write_text(document(results, figures), encoding="utf-8")
-        temporary.replace(folder / "report.md")
+    write_file(folder / "report.md", document(results, figures))
 
 
 def default_comparison() -> Path:
@@ -144,15 +143,11 @@ def _environment(jobs: int) -> dict[str, str]:
 
 def _check_folder(folder: Path, comparison: Comparison) -> None:
     """Raises `SVFError` for a folder that holds something else, or that cannot be written."""
-    with disk_errors(folder):
-        existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise SVFError(f"{existing} is not a folder that can be written: give another --out")
-    if existing != folder:
+    if check_writable(folder) != folder:
         return
-    there = read_json(folder / "comparison.json")
-    if there is None:
-        if any(path.name != ".lock" for path in folder.iterdir()):
+    there = read_result(folder / "comparison.json")
+    if not there:
+        if not is_unused(folder):
             raise SVFError(f"{folder} holds files that are not of a comparison: give an empty folder as --out")
     elif there.get("kind") != _KIND or (there.get("name"), there.get("model")) != (comparison.name, comparison.model):
         raise SVFError(
@@ -162,7 +157,7 @@ def _check_folder(folder: Path, comparison: Comparison) -> None:
 
 
 def _seconds(plan: Plan, outcome: Outcome, jobs: int, this_call: float) -> dict[str, Any]:
-    records = {cell.name: read_json(record_path(plan.out, cell.name)) or {} for cell in plan.cells}
+    records = {cell.name: read_result(record_path(plan.out, cell.name)) for cell in plan.cells}
     return {
         "this_call": round(this_call, 1),
         "made_now": len(outcome.made),

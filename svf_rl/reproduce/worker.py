@@ -25,10 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _work(path: Path) -> None:
-    from svf_rl.reproduce.cells import read_json
+    from svf_rl.reproduce.cells import read_result
 
-    record = read_json(path)
-    if record is None:
+    record = read_result(path)
+    if not record:
         raise SVFError(f"{path} does not exist")
     if record["kind"] == "evaluation":
         from svf_rl.evaluation.run import evaluate

@@ -46,12 +46,12 @@ def read_json_lines(
     path: Path, parse: Callable[[Any], T], remedy: str = "remove that line, or the file", torn_ok: bool = True
 ) -> list[T]:
     """
-    What the lines of a file (also `.gz`) hold. Blank lines are passed over.
+    What the lines of a file (also `.gz`) hold; nothing where there is no file. Blank lines are passed over.
 
     Args:
         path (`Path`): the file.
-        parse (`Callable`): makes a row of a line's content; its `ValueError`, `KeyError`, `TypeError` or
-            `OverflowError` says that the line is damaged.
+        parse (`Callable`): makes a row of a line's content; what it raises for a missing key, another type or a value
+            that cannot be says that the line is damaged.
         remedy (`str`, *optional*): the end of the message.
         torn_ok (`bool`, *optional*, defaults to `True`): a last line without an end, which a process leaves that was
             killed or is writing right now, does not count. Otherwise it counts as the others do.
@@ -59,7 +59,9 @@ def read_json_lines(
     Raises:
         SVFError: the file cannot be read, or a line is damaged.
     """
-    rows = []
+    rows: list[T] = []
+    if not path.exists():
+        return rows
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -69,13 +71,13 @@ def read_json_lines(
                     rows.append(parse(json.loads(line)))
                 except json.JSONDecodeError as error:
                     raise SVFError(f"{path}, line {number} is damaged (not valid JSON: {error}): {remedy}") from error
-                except (ValueError, KeyError, TypeError, OverflowError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                     raise SVFError(f"{path}, line {number} is damaged: {remedy}") from error
     except OSError as error:
         raise SVFError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
     return rows
 
 
-def as_json(values: Any) -> Any:
+def normalize_json(values: Any) -> Any:
     """The values as they come back from a JSON file: tuples as lists, what JSON has no form for as text."""
     return json.loads(json.dumps(values, default=str))

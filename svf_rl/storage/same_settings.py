@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.storage.json_files import as_json
+from svf_rl.storage.json_files import normalize_json
 
 
 def check_same_settings(
@@ -32,7 +32,7 @@ def difference(there: Mapping[str, Any] | None, here: Mapping[str, Any], ignored
     `model.dtype: "float32" there, "bfloat16" here`.
     """
     one, other = ({k: v for k, v in (side or {}).items() if k not in ignored} for side in (there, here))
-    return "; ".join(_differing(as_json(one), as_json(other), ""))
+    return "; ".join(_differing(normalize_json(one), normalize_json(other), ""))
 
 
 def _differing(there: Any, here: Any, name: str) -> list[str]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.storage.files import write_file, write_json
+from svf_rl.storage.files import write_file
 from svf_rl.storage.folders import discard_folder, publish_folder
-from svf_rl.storage.json_files import as_json, read_json
+from svf_rl.storage.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def publish(partial: Path, folder: Path, manifest: Manifest) -> None:
     files = {}
     for file in sorted(path for path in partial.rglob("*") if path.is_file()):
         files[file.relative_to(partial).as_posix()] = {"size": file.stat().st_size, "sha256": _digest(file)}
-    write_json(partial / MANIFEST, as_json({**asdict(manifest), "files": files}))
+    text = json.dumps({**asdict(manifest), "files": files}, indent=1, default=str) + "\n"
+    (partial / MANIFEST).write_text(text, encoding="utf-8")
     publish_folder(partial, folder)  # one that is there is torn, or of an earlier run
 
 

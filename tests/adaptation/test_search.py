@@ -246,9 +246,9 @@ def test_bad_fitness_is_one_line() -> None:
 
 def test_a_state_of_another_search_is_refused() -> None:
     state = run(CrossEntropySearch(3, seed=0), quadratic, 1).state_dict()
-    with pytest.raises(SVFError, match="another seed: 0 there, 1 here"):
+    with pytest.raises(SVFError, match="seed: 0 there, 1 here"):
         CrossEntropySearch(3, seed=1).load_state_dict(state)
-    with pytest.raises(SVFError, match="another search"):
+    with pytest.raises(SVFError, match=r"search: .* there, .* here"):
         RandomSearch(3, seed=0).load_state_dict(state)
     for damaged in ({}, {**state, "best": 3}, {k: v for k, v in state.items() if k != "std"}, {**state, "mean": [1]}):
         with pytest.raises(SVFError):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from svf_rl.errors import SVFError
-from svf_rl.storage.json_files import as_json, read_json, read_json_lines
+from svf_rl.storage.json_files import normalize_json, read_json, read_json_lines
 
 
 def test_an_object_comes_back(tmp_path: Path) -> None:
@@ -38,6 +38,7 @@ def test_lines_come_back_less_a_torn_last_one(tmp_path: Path) -> None:
         file.write_bytes(b'{"n": 1}\n\n{"n": 2}\n' + torn)
         assert read_json_lines(file, number) == [1, 2]
     assert read_json_lines(file, number, torn_ok=False) == [1, 2, 3]
+    assert read_json_lines(tmp_path / "missing.jsonl", number) == []
 
 
 @pytest.mark.parametrize("line", ["{broken", "[1]", "{}", '{"n": "?"}', '{"n": 1e999}', "null"])
@@ -57,4 +58,4 @@ def test_lines_may_be_compressed(tmp_path: Path) -> None:
 
 
 def test_values_as_json_holds_them() -> None:
-    assert as_json({"a": (1, 2), 3: Path("b")}) == {"a": [1, 2], "3": "b"}
+    assert normalize_json({"a": (1, 2), 3: Path("b")}) == {"a": [1, 2], "3": "b"}

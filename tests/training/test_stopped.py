@@ -171,7 +171,7 @@ def test_the_last_checkpoint_is_torn(copied: Any, whole: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--resume", "--learning_rate", "2e-2"], "learning_rate=0.01, and the recipe has 0.02"),
+        (["--resume", "--learning_rate", "2e-2"], "learning_rate: 0.01 there, 0.02 here"),
         (["--resume", "--per_device_train_batch_size", "16"], "8 sequences an update"),
         (["--resume_from_checkpoint", "elsewhere"], "elsewhere is not a whole checkpoint"),
         (["--resume", "--resume_from_checkpoint", "auto"], "give one of them"),
