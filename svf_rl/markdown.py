@@ -14,11 +14,13 @@ def render(template: str, **values: Any) -> str:
     A text from the template of that path in the package, such as `runs/model_card.md.jinja`. Lines that hold nothing
     but a statement leave no line behind; a block that may be missing ends with its own blank line.
     """
-    return _ENVIRONMENT.get_template(template).render(values)
+    return _ENVIRONMENT.get_template(template).render(values).rstrip("\n") + "\n"
 
 
-def markdown_table(headings: Sequence[object], rows: Iterable[Sequence[object]], rest: str = "---") -> str:
-    """A table; the cells are taken as plain text. `rest` is how all columns but the first are aligned."""
+def markdown_table(headings: Sequence[object], rows: Sequence[Sequence[object]], rest: str = "---") -> str:
+    """A table, empty without rows. The cells are taken as plain text; `rest` aligns all columns but the first."""
+    if not rows:
+        return ""
     lines = [[escaped(cell) for cell in line] for line in (headings, *rows)]
     lines.insert(1, ["---", *[rest] * (len(headings) - 1)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

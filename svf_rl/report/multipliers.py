@@ -87,12 +87,6 @@ def shrunk(values: Grid) -> tuple[Grid, int, int]:
         return (sums / counts).astype(np.float32), rows, columns
 
 
-def trained_values(folder: Path) -> int:
-    """How many numbers were trained: `z`, LoRA's matrices, or for a combination of experts its weights α."""
-    config = read_adapter_config(folder)
-    return kind_of(config).count_values(folder, config)
-
-
 def _blocks(values: NDArray, rows: int, columns: int) -> NDArray:
     down = np.add.reduceat(values.astype(np.float64), np.arange(0, values.shape[0], rows), axis=0)
     return np.add.reduceat(down, np.arange(0, values.shape[1], columns), axis=1)

@@ -1,46 +1,50 @@
 """What a report says in tables and in the notes below its pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from svf_rl.markdown import escaped, markdown_table
 from svf_rl.metrics.statistics import Estimate
+from svf_rl.models.kinds import kind_of
 from svf_rl.report.evaluation_folder import EvaluationFolder
 from svf_rl.report.figures import smoothing_window
 from svf_rl.report.groups import Group
-from svf_rl.report.markdown import escaped, estimate, table
 from svf_rl.report.multipliers import Panel, shrunk
-from svf_rl.runs.run_folder import RunFolder
+from svf_rl.runs.run_folder import RunFolder, read_adapter_config
 
 _NOT_OF_THE_RECIPE = {"output_dir", "run_name", "logging_dir"}
 
 
-def runs_table(runs: Sequence[RunFolder], values: Mapping[str, int]) -> str:
-    """A line a run; `values` has the number of trained values by the run's name."""
+def runs_table(runs: Sequence[RunFolder]) -> str:
+    """A line a run."""
     headings = (
         "run", "task", "adapter", "trained values", "seed", "updates", "accuracy before", "accuracy after", "items"
     )  # fmt: skip
     rows = []
     for run in runs:
-        tested = run.after or run.before
+        tested, values = run.after or run.before, run.summary.trained_values
+        if values is None and (folder := run.adapter()):
+            config = read_adapter_config(folder)
+            values = kind_of(config).count_values(folder, config)
         rows.append(
             [
                 run.name,
                 run.task or "unknown",
                 run.recipe.get("adapter", "svf") if run.recipe else "unknown",
-                f"{values[run.name]:,}" if run.name in values else "unknown",
+                "unknown" if values is None else f"{values:,}",
                 "unknown" if run.summary.seed is None else run.summary.seed,
                 run.steps if run.finished else f"{run.steps}, unfinished",
-                _accuracy(run.before),
-                _accuracy(run.after) if run.finished else "unfinished",
+                _with_interval(run.before, "unknown"),
+                _with_interval(run.after, "unknown") if run.finished else "unfinished",
                 tested.n if tested else "",
             ]
         )
-    return table(headings, rows)
+    return markdown_table(headings, rows)
 
 
-def groups_table(groups: Sequence[Group]) -> str | None:
-    """The mean over the seeds, for recipes that ran with several; `None` without one."""
+def groups_table(groups: Sequence[Group]) -> str:
+    """The mean over the seeds, for recipes that ran with several; empty without one."""
     rows = []
     for group in groups:
         before = [run.before.value for run in group.runs if run.before]
@@ -50,22 +54,22 @@ def groups_table(groups: Sequence[Group]) -> str | None:
             gain = mean - sum(before) / len(before)
             seeds = ", ".join(str(run.summary.seed) for run in group.runs)
             rows.append([group.label, seeds, f"{mean:.3f}", f"{min(after):.3f} to {max(after):.3f}", f"{gain:+.3f}"])
-    return table(["recipe", "seeds", "mean accuracy after", "lowest to highest", "mean gain"], rows) if rows else None
+    return markdown_table(["recipe", "seeds", "mean accuracy after", "lowest to highest", "mean gain"], rows)
 
 
-def by_task_table(runs: Sequence[RunFolder]) -> str | None:
-    """Accuracy on each task of a mixture; `None` when no run had one."""
+def by_task_table(runs: Sequence[RunFolder]) -> str:
+    """Accuracy on each task of a mixture; empty when no run had one."""
     rows = [
         [run.name, key.removeprefix("accuracy/"), f"{run.base[key]:.3f}", f"{run.final[key]:.3f}"]
         for run in runs
         for key in run.final
         if key.startswith("accuracy/") and key in run.base
     ]
-    return table(["run", "part", "before", "after"], rows) if rows else None
+    return markdown_table(["run", "part", "before", "after"], rows)
 
 
-def differences_table(runs: Sequence[RunFolder]) -> str | None:
-    """Keys of the recipes, versions and commits in which the finished runs differ; `None` when they do not."""
+def differences_table(runs: Sequence[RunFolder]) -> str:
+    """Keys of the recipes, versions and commits in which the finished runs differ; empty when they do not."""
     finished = [run for run in runs if run.finished]
     known = [
         {
@@ -81,20 +85,15 @@ def differences_table(runs: Sequence[RunFolder]) -> str | None:
         for key in keys
         if len({_plain(one.get(key, "")) for one in known}) > 1
     ]
-    return table(["", *(run.name for run in finished)], rows) if rows else None
+    return markdown_table(["", *(run.name for run in finished)], rows)
 
 
-def seconds_table(runs: Sequence[RunFolder]) -> str | None:
-    """Seconds by phase of the finished runs."""
-    finished = [run for run in runs if run.finished]
-    phases = list(dict.fromkeys(phase for run in finished for phase in run.summary.seconds))
-    if not phases:
-        return None
-    rows = [
-        [run.name, *(f"{run.summary.seconds[p]:.1f}" if p in run.summary.seconds else "" for p in phases)]
-        for run in finished
-    ]
-    return table(["run", *(phase.replace("_", " ") for phase in phases)], rows)
+def seconds_table(runs: Sequence[RunFolder]) -> str:
+    """Seconds by phase of the finished runs; empty without one."""
+    seconds = {run.name: run.summary.seconds for run in runs if run.finished}
+    phases = list(dict.fromkeys(phase for by_phase in seconds.values() for phase in by_phase))
+    rows = [[name, *(f"{found[p]:.1f}" if p in found else "" for p in phases)] for name, found in seconds.items()]
+    return markdown_table(["run", *(phase.replace("_", " ") for phase in phases)], rows)
 
 
 def warnings(runs: Sequence[RunFolder]) -> list[str]:
@@ -122,11 +121,13 @@ def smoothing_note(groups: Sequence[Group]) -> str:
     return " ".join(notes)
 
 
-def multiplier_note(panels: Sequence[Panel], renormalized: bool) -> str:
+def multiplier_note(run: RunFolder, panels: Sequence[Panel]) -> str:
     """What the picture of one run shows and what it leaves out, in words."""
+    folder = run.adapter()
+    source = f"From {folder.name}. " if folder is not None and folder != run.path else ""
     values = np.concatenate([panel.values[np.isfinite(panel.values)] for panel in panels])
     note = (
-        f"{values.size:,} values, mean {values.mean():.4f}, standard deviation {values.std():.4f}, from "
+        f"{source}{values.size:,} values, mean {values.mean():.4f}, standard deviation {values.std():.4f}, from "
         f"{values.min():.3f} to {values.max():.3f}."
     )
     blocks: dict[tuple[int, int], list[str]] = {}
@@ -138,7 +139,7 @@ def multiplier_note(panels: Sequence[Panel], renormalized: bool) -> str:
             note += f" A point is the mean of {' by '.join(parts)} in {escaped(', '.join(kinds))}."
     if any(len(set(panel.layers)) < len(panel.layers) for panel in panels):
         note += " The rows of a layer are its experts."
-    if renormalized:
+    if run.recipe.get("renormalize"):
         note += " `renormalize` scales the values of a matrix by one more factor, which is not in the picture."
     return note
 
@@ -146,16 +147,15 @@ def multiplier_note(panels: Sequence[Panel], renormalized: bool) -> str:
 def evaluation_table(evaluation: EvaluationFolder) -> str:
     """A line for each model and task."""
     rows = []
-    for result in evaluation.results:
-        interval = result.interval
-        value = "none" if result.accuracy is None or interval is None else estimate(result.accuracy, interval)
-        row = [result.task, result.model, value, result.items, f"{result.tokens:.0f}", f"{100 * result.cut_off:.1f} %"]
-        rows.append([*row, result.not_scorable])
-    return table(["task", "model", "accuracy", "items", "tokens", "cut off", "not scorable"], rows)
+    for result in (graded.result for graded in evaluation.graded):
+        row = [result.task, result.label, _with_interval(result.accuracy, "none"), result.items]
+        rows.append([*row, f"{result.tokens:.0f}", f"{100 * result.cut_off:.1f} %", result.not_scorable])
+    return markdown_table(["task", "model", "accuracy", "items", "tokens", "cut off", "not scorable"], rows)
 
 
-def _accuracy(value: Estimate | None) -> str:
-    return "unknown" if value is None else estimate(value.value, value.interval)
+def _with_interval(estimate: Estimate | None, missing: str) -> str:
+    """Such as `0.695 (0.654 to 0.734)`."""
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})" if estimate else missing
 
 
 def _plain(value: object) -> str:

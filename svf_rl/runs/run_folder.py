@@ -1,6 +1,5 @@
 """What a training run left in its folder, read without the libraries that made it."""
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from typing import Any
 from svf_rl.errors import SVFError
 from svf_rl.metrics.statistics import Estimate, estimate_share
 from svf_rl.runs.summary import RunSummary
+from svf_rl.storage.json_files import read_json, read_json_lines
+from svf_rl.svf.expert import WEIGHTS
 
 Metrics = dict[str, float]
 
@@ -97,7 +98,7 @@ class RunFolder:
         """The folder of the trained adapter; of an unfinished run that of its last checkpoint."""
         by_step = {_step(path.name) or 0: path for path in self.path.glob("checkpoint-*")}
         candidates = [self.path] if self.finished else [by_step[step] for step in sorted(by_step, reverse=True)]
-        return next((path for path in candidates if (path / "adapter_model.safetensors").is_file()), None)
+        return next((path for path in candidates if (path / WEIGHTS).is_file()), None)
 
 
 def read_run(path: Path, name: str | None = None) -> RunFolder:
@@ -141,54 +142,32 @@ def read_summary(folder: Path) -> RunSummary:
     Raises:
         SVFError: the file is damaged.
     """
-    path = folder / "summary.json"
-    content = _read_json(path) if path.is_file() else {}
+    path, remedy = folder / "summary.json", "restore it, or remove it"
+    content = read_json(path, remedy, missing_ok=True)
     try:
         return RunSummary.from_dict(content) if isinstance(content.get("recipe"), dict) else RunSummary()
     except SVFError as error:
-        raise SVFError(f"{path} is damaged ({error}): restore it, or remove it") from error
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json` as it stands. Raises `SVFError` where there is none, or it is damaged."""
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise SVFError(f"no adapter in {folder}: it needs adapter_config.json and adapter_model.safetensors")
-    config = _read_json(path)
-    if "peft_type" not in config:
-        raise SVFError(f"{path} is not a valid adapter configuration: save the adapter again")
-    return config
+        raise SVFError(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def read_metrics(folder: Path) -> list[Line]:
     """The numbers in `metrics.jsonl`, none without the file, less a torn last line, which a run that was killed or is
     writing right now leaves. Raises `SVFError` for another line that is damaged."""
     file = folder / "metrics.jsonl"
-    lines: list[Line] = []
-    if not file.is_file():
-        return lines
-    try:
-        texts = file.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise SVFError(f"cannot read {file}: {error.strerror}") from error
-    for number, text in enumerate(texts, start=1):
-        try:
-            content = json.loads(text)
-            step = content.pop("step")
-            values = {key: float(value) for key, value in content.items() if _is_number(value)}
-            lines.append(Line(int(step), values))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            if number < len(texts) or text.endswith(b"\n"):
-                raise SVFError(f"{file}, line {number} is damaged: remove that line") from error
-    return lines
+    return read_json_lines(file, _read_line, "remove that line") if file.is_file() else []
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise SVFError(f"{path} is damaged or cannot be read: restore it, or remove it") from error
-    return content if isinstance(content, dict) else {}
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json` as it stands. Raises `SVFError` where there is none, or it is damaged."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise SVFError(f"no adapter in {folder}: it needs adapter_config.json and {WEIGHTS}")
+    return read_json(path, "save the adapter again", {"peft_type": str})
+
+
+def _read_line(content: Any) -> Line:
+    step = int(content["step"])
+    return Line(step, {key: float(v) for key, v in content.items() if type(v) in (int, float) and key != "step"})
 
 
 def _accuracy(metrics: Metrics) -> Estimate | None:
@@ -202,10 +181,6 @@ def _without_prefix(prefix: str, values: Mapping[str, float]) -> Metrics:
 
 def _before(step: int, lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if line.step < step]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _step(checkpoint: str) -> int | None:

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from svf_rl.cli import main
 from svf_rl.errors import SVFError
-from svf_rl.report.markdown import escaped, fenced
+from svf_rl.markdown import escaped, fenced
 from svf_rl.report.write import MARK, compose, write_report
 from svf_rl.runs.run_folder import read_run
 from svf_rl.storage.path_names import path_names
@@ -128,7 +128,7 @@ def test_an_evaluation_is_reported_beside_a_run(write_run, tmp_path):
         json.dumps({"kind": "svf-rl evaluation", "runs": {"base/gsm8k": {"task": "gsm8k"}}})
     )
     record = {"prompt": "1 + 1?", "completion": "3", "reference": "2", "extracted": "3", "reason": "3 is not 2"}
-    record |= {"tokens": 1, "finished": True}
+    record |= {"tokens": 1, "finished": True, "sample": 0, "score": 0.0, "infrastructure": False}
     lines = [{**record, "index": i, "correct": i > 0} for i in range(4)]
     (folder / "base" / "gsm8k.jsonl").write_text(jsonl(lines))
     text = write_report([write_run("math"), folder], tmp_path / "out").read_text()
@@ -161,7 +161,7 @@ def test_nothing_but_a_report_is_replaced(write_run, tmp_path):
         write_report([run], tmp_path / "pictures")
     with pytest.raises(SVFError, match="is a file"):
         write_report([run], out / "notes.txt")
-    with pytest.raises(SVFError, match="cannot write") as raised:
+    with pytest.raises(SVFError, match="not a folder that can be written") as raised:
         write_report([run], out / "notes.txt" / "below")
     assert "\n" not in str(raised.value)
 
@@ -169,7 +169,7 @@ def test_nothing_but_a_report_is_replaced(write_run, tmp_path):
 def test_nothing_is_half_written_when_drawing_fails(write_run, tmp_path, monkeypatch):
     run, out = write_run("a"), tmp_path / "new" / "out"
     monkeypatch.setattr("svf_rl.report.write.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(SVFError, match=r"cannot write the report .* No space left"):
+    with pytest.raises(SVFError, match=r"cannot write .*/new/out: No space left"):
         write_report([run], out)
     assert not out.parent.exists()
 
