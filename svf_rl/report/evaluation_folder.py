@@ -49,7 +49,7 @@ def read_evaluation(path: Path, name: str | None = None) -> EvaluationFolder:
     for run, asked in read_json(settings, "evaluate again", {"runs": dict})["runs"].items():
         if not isinstance(asked, dict) or "task" not in asked:
             raise SVFError(f"{settings} is damaged ({run} has no task): evaluate again")
-        if records := read_records(path / f"{run}.jsonl")[0]:
+        if records := read_records(path / f"{run}.jsonl"):
             result = summarize(run.rpartition("/")[0], str(asked["task"]), "accuracy", records, [], 0.0, 0)
             graded.append(Graded(result, [_sample(record) for record in records]))
     if not graded:
