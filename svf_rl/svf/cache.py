@@ -6,8 +6,6 @@ tensors carry a checksum, so that a truncated or altered file is never used.
 
 import contextlib
 import os
-import time
-import uuid
 import warnings
 from pathlib import Path
 
@@ -17,47 +15,17 @@ from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from svf_rl.errors import SVFError
+from svf_rl.storage.files import write_file
 from svf_rl.svf.decompose import ALGORITHM_VERSION, BLOCK, Factors, sha256_of_blocks
+
+REMEDY = "free some space or set SVF_RL_CACHE to a writable folder"
+"""Where the factor cache cannot be written."""
 
 
 def default_cache_dir() -> Path:
     """`$SVF_RL_CACHE`, or `svf_rl` beside the Hugging Face hub's cache."""
     chosen = os.environ.get("SVF_RL_CACHE")
     return Path(chosen).expanduser() if chosen else Path(constants.HF_HOME) / "svf_rl"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `path` so that a reader sees the old content or all of the new, also after a crash or a power cut.
-
-    Raises:
-        SVFError: the folder cannot be created or written (read-only, full, not a folder).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:  # an interrupt too must not leave half a file behind
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise SVFError(
-            f"cannot write to the factor cache {path.parent}: {error.strerror}; "
-            "free some space or set SVF_RL_CACHE to a writable folder"
-        ) from error
-
-
-def remove_abandoned(folder: Path, older_than: float = 3600.0) -> None:
-    """Remove the temporary files of killed processes; writing one takes seconds, so an old one has no owner."""
-    for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):  # another process removed it, or the folder is read-only
-            if time.time() - path.stat().st_mtime > older_than:
-                path.unlink()
 
 
 class FactorCache:
@@ -112,7 +80,7 @@ class FactorCache:
             "algorithm_version": str(ALGORITHM_VERSION),
             "sha256": _checksum(tensors),
         }
-        write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
+        write_file(path, safetensors.torch.save(tensors, metadata=metadata), REMEDY)
         return path
 
 

@@ -4,14 +4,14 @@ The model itself is built on the meta device only, to learn which layers the tar
 the safetensors shards one by one, so that memory holds one matrix and its factors however large the model is.
 """
 
+import contextlib
 import hashlib
 import json
-import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import filelock
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -22,7 +22,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.cache import FactorCache, remove_abandoned, write_atomically
+from svf_rl.storage.disk_errors import disk_errors
+from svf_rl.storage.files import remove_partials, write_file
+from svf_rl.storage.json_files import read_json
+from svf_rl.storage.locks import lock
+from svf_rl.svf.cache import REMEDY, FactorCache
 from svf_rl.svf.decompose import ALGORITHM_VERSION, fingerprint, thin_svd
 from svf_rl.svf.sharding import without_values
 from svf_rl.svf.targets import find_targets, logical_weight, target_regex
@@ -104,9 +108,14 @@ def decompose_checkpoint(
 
     index = Index(model, commit, str(chosen).removeprefix("torch."), target_regex(targets), ALGORITHM_VERSION)
     index.path = cache.root / f"index-{_slug(index)}.json"
-    lock = _lock(index.path.with_suffix(".lock"))
-    remove_abandoned(cache.root)
-    try:
+    with ExitStack() as stack:
+        with disk_errors(cache.root, REMEDY):
+            cache.root.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # read-only: what is cached can be used, and the first `store` says it
+            file = index.path.with_suffix(".lock")
+            waiting = f"another process is decomposing this model; waiting for {file}"
+            stack.enter_context(lock(file, cache.root, seconds=None, notice=waiting))
+        remove_partials(cache.root, older_than=3600.0)  # a file is written in seconds: an old one has no owner
         with tqdm(modules.items(), unit="matrix", disable=not progress) as bar:
             for name, module in bar:
                 bar.set_description(name)
@@ -117,10 +126,7 @@ def decompose_checkpoint(
                 index.cached += was_cached
         text = index.to_json().encode()
         if not index.path.is_file() or index.path.read_bytes() != text:
-            write_atomically(index.path, text)
-    finally:
-        if lock is not None:
-            lock.release()
+            write_file(index.path, text, REMEDY)
     index.bytes = sum((cache.root / file).stat().st_size for file in {entry.file for entry in index.modules.values()})
     index.seconds = time.perf_counter() - started
     return index
@@ -167,26 +173,6 @@ def _ensure(cache: FactorCache, weight: Tensor, device: str | torch.device, name
     return IndexEntry(key, (weight.shape[0], weight.shape[1]), cache.path(key, weight.dtype).name), was_cached
 
 
-def _lock(path: Path) -> filelock.BaseFileLock | None:
-    """The lock of one index, held; None where the folder takes no lock, which only a complete cache survives."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SVFError(
-            f"cannot create the factor cache {path.parent}: {error.strerror}; set SVF_RL_CACHE to a writable folder"
-        ) from error
-    lock = filelock.FileLock(path)
-    try:
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            print(f"another process is decomposing this model; waiting for {path}", file=sys.stderr, flush=True)
-            lock.acquire()
-    except OSError:
-        return None  # read-only: cached matrices can be used, and the first `store` says what is wrong
-    return lock
-
-
 def _local_folder(model: str, revision: str | None) -> tuple[Path, str | None]:
     """Folder of the checkpoint's files and, for a Hub model, the commit that they belong to."""
     if Path(model).is_dir():
@@ -219,10 +205,7 @@ def _shards(model: str, folder: Path) -> dict[str, Path]:
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if index.is_file():
-        try:
-            files = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise SVFError(f"{index} is damaged: download or copy it again") from error
+        files = read_json(index, "download or copy it again", {"weight_map": dict})["weight_map"]
         return {key: folder / file for key, file in files.items()}
     if single.is_file():
         with _open(single) as file:

@@ -1,6 +1,5 @@
 """Local files and datasets of the Hub as tables. Local files are read straight into memory: no cache is written."""
 
-import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from datasets.exceptions import DatasetsError
 from pyarrow import csv, parquet
 
 from svf_rl.errors import SVFError
+from svf_rl.storage.json_files import read_json_lines
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz")
 SPLITS = ("train", "validation", "test")
@@ -36,7 +36,7 @@ def read_file(path: Path) -> Dataset:
             case ".json":
                 return _from_objects(json.loads(path.read_text(encoding="utf-8")), path)
             case _:
-                return _from_objects(_json_lines(path), path)
+                return _from_objects(read_json_lines(path, lambda row: row, "correct that line", torn_ok=False), path)
     # pyarrow's errors derive from ValueError, and so do those of JSON and of UTF-8; OSError and EOFError are gzip's
     except (ValueError, TypeError, OSError, EOFError, pyarrow.ArrowException) as error:
         raise error if isinstance(error, SVFError) else SVFError(f"data file {path}: {_one_line(error)}") from error
@@ -82,18 +82,6 @@ def read_hub(name: str, config: str | None = None, needed: Sequence[str] = ("tra
         if split not in splits:
             raise SVFError(f"dataset {name!r} has no {split} split; it has: {', '.join(splits)}")
     return dict(splits)
-
-
-def _json_lines(path: Path) -> list[Any]:
-    rows = []
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise SVFError(f"data file {path}, line {number}, is not JSON: {error}") from error
-    return rows
 
 
 def _from_objects(rows: Any, path: Path) -> Dataset:

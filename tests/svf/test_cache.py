@@ -10,7 +10,7 @@ import torch
 
 from svf_rl.errors import SVFError
 from svf_rl.svf import cache as cache_module
-from svf_rl.svf.cache import FactorCache, default_cache_dir, remove_abandoned
+from svf_rl.svf.cache import FactorCache, default_cache_dir
 from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
 
 
@@ -31,7 +31,7 @@ def stored(cache: FactorCache, dtype: torch.dtype = torch.bfloat16) -> tuple[str
 
 
 def temporaries(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix == ".tmp"]
+    return [path for path in folder.iterdir() if path.suffix == ".partial"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -176,14 +176,3 @@ def test_the_folder_comes_from_the_environment_or_lies_beside_the_hub_cache(
     monkeypatch.delenv("SVF_RL_CACHE")
     monkeypatch.setattr(cache_module.constants, "HF_HOME", str(tmp_path / "hf"))
     assert default_cache_dir() == tmp_path / "hf" / "svf_rl"
-
-
-def test_only_old_temporary_files_are_removed(cache: FactorCache) -> None:
-    _, _, path = stored(cache)
-    old, new = cache.root / ".a.1-2.tmp", cache.root / ".b.1-2.tmp"
-    old.write_bytes(b"")
-    new.write_bytes(b"")
-    for ancient in (old, path):
-        os.utime(ancient, (0, 0))
-    remove_abandoned(cache.root)
-    assert sorted(cache.root.iterdir()) == sorted([new, path])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -274,7 +275,7 @@ def test_a_complete_cache_in_a_read_only_folder_still_serves(
     def read_only(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(checkpoint.filelock.FileLock, "acquire", read_only)
+    monkeypatch.setattr(FileLock, "acquire", read_only)
     monkeypatch.setattr(os, "fsync", read_only)
     assert run(llama, cache).cached == MATRICES
     with pytest.raises(SVFError, match=r"Read-only file system; .*SVF_RL_CACHE"):

@@ -94,7 +94,7 @@ def test_options_that_do_not_fit_the_data(tmp_path: Path, options: dict, message
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"q": "x"}\n{"q": \n', "line 2, is not JSON"),
+        ("a.jsonl", '{"q": "x"}\n{"q": \n', "line 2 is damaged .not valid JSON: "),
         ("a.json", '{"q": "x"}', "must hold objects"),
         ("a.json", "[1, 2]", "must hold objects"),
         ("a.jsonl", '{"q": "x"}\n{"q": 5}\n', r"a\.jsonl: Arrow"),
