@@ -13,9 +13,8 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.engine import start_vllm, transformers_generator
 from svf_rl.generation import Completion, CompletionGenerator, Sampling
 from svf_rl.models.arguments import ModelArguments
-from svf_rl.models.kinds import kind_of
+from svf_rl.models.kinds import kind_of, load_saved
 from svf_rl.models.loading import load_base, load_tokenizer
-from svf_rl.models.saved import load_saved
 from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf import svf_layers
 from svf_rl.svf.combine import assign_groups
@@ -100,11 +99,10 @@ class ExpertPool:
         self.model_arguments = model
         self.tokenizer = load_tokenizer(model)
         base = load_base(model).eval()
-        for expert in read.values():
-            kind_of(expert.config).prepare(model, expert.config, base.dtype)
         first, *rest = read
-        self.model: PeftModel = load_saved(base, str(read[first].folder), self._adapters[first])
+        self.model: PeftModel = load_saved(base, model, read[first].folder, self._adapters[first])
         for name in rest:
+            kind_of(read[name].config).prepare(model, read[name].config, base.dtype)
             self.model.load_adapter(str(read[name].folder), self._adapters[name])
         self.model.eval().requires_grad_(False)
         if torch.cuda.is_available():

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import PeftConfig
 from transformers import PretrainedConfig
 
 from svf_rl.errors import SVFError
@@ -26,7 +25,6 @@ class Adapter:
     label: str
     folder: Path
     fingerprint: str
-    config: PeftConfig
 
 
 def find_adapters(paths: Sequence[str]) -> list[Adapter]:
@@ -37,7 +35,7 @@ def find_adapters(paths: Sequence[str]) -> list[Adapter]:
     """
     folders = [expert_folder(path) for path in paths]
     names = path_names(paths, taken=(BASE,), separator="-")
-    return [Adapter(label, f, *_read(f, path)) for label, f, path in zip(names, folders, paths, strict=True)]
+    return [Adapter(label, f, _fingerprint(f, path)) for label, f, path in zip(names, folders, paths, strict=True)]
 
 
 def model_fingerprint(location: str, config: PretrainedConfig) -> str:
@@ -57,12 +55,12 @@ def model_fingerprint(location: str, config: PretrainedConfig) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(folder: Path, path: str) -> tuple[str, PeftConfig]:
+def _fingerprint(folder: Path, path: str) -> str:
     files = [folder / "adapter_config.json", *sorted(f for p in _WEIGHTS for f in folder.glob(f"adapter_model{p[1:]}"))]
     if len(files) < 2 or not files[0].is_file():
         raise SVFError(f"no adapter in {path}: it needs adapter_config.json and adapter_model.safetensors")
-    config = read_config(folder)
+    read_config(folder)  # refuses a damaged one
     digest = hashlib.sha256()
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:16], config
+    return digest.hexdigest()[:16]

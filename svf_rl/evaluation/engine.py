@@ -13,9 +13,8 @@ from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.generation import Completion, CompletionGenerator, Sampling
 from svf_rl.generation.weights import adapted_weights
 from svf_rl.models.arguments import ModelArguments
-from svf_rl.models.kinds import kind_of
+from svf_rl.models.kinds import load_saved
 from svf_rl.models.loading import load_base
-from svf_rl.models.saved import load_saved
 
 
 def load_config(arguments: EvaluationArguments) -> PretrainedConfig:
@@ -112,8 +111,7 @@ class Engine:
         self._model = None
         base = load_base(self._model_arguments).eval()
         if adapter is not None:
-            kind_of(adapter.config).prepare(self._model_arguments, adapter.config, base.dtype)
-            base = load_saved(base, str(adapter.folder)).eval()
+            base = load_saved(base, self._model_arguments, adapter.folder).eval()
         self._model, self._holds = base.to(self._device), adapter
         return self._model
 

@@ -15,14 +15,13 @@ from transformers.utils.hub import convert_file_size_to_int
 from svf_rl.errors import SVFError
 from svf_rl.generation.weights import adapted_weights
 from svf_rl.models.arguments import ModelArguments
-from svf_rl.models.kinds import kind_of
+from svf_rl.models.kinds import load_saved
 from svf_rl.models.loading import load_base, load_tokenizer
-from svf_rl.models.saved import load_saved
 from svf_rl.runs.run_folder import read_adapter_config, read_summary
 from svf_rl.storage.folders import check_new, check_space, new_folder
 from svf_rl.storage.path_names import path_names
 from svf_rl.svf.combine import assign_groups, check_form, check_weights, even_weights
-from svf_rl.svf.expert import check_same_base, expert_folder, read_config, read_expert
+from svf_rl.svf.expert import check_same_base, expert_folder, read_expert
 
 MIXED = "merged"
 """The name of the combination among the adapters of the loaded model."""
@@ -77,15 +76,12 @@ def merge(
     folders = [expert_folder(path) for path in experts]
     path_names(folders)  # refuses one that is named twice
     alpha = _checked_weights(folders, weights, scope, form, normalized)
-    adapted = _load(replace(model, dtype=_dtype(model, folders)), folders)
+    adapted = _load(replace(model, dtype=_dtype(model, folders)), folders, out)
     tokenizer = load_tokenizer(model)
     if alpha is not None:
         names = [_name(index) for index in range(len(folders))]
         adapted.add_weighted_adapter(names, alpha, MIXED, scope=scope, form=form, normalized=normalized)
         adapted.set_adapter(MIXED)
-    base = adapted.get_base_model()
-    weights_of_base = [p for name, p in base.named_parameters() if "svf_" not in name and "lora_" not in name]
-    check_space(out, sum(p.numel() * p.element_size() for p in weights_of_base))
     plain, matrices = _merged(adapted)
     _savable(plain)
     with new_folder(out) as staging:
@@ -131,11 +127,10 @@ def _dtype(model: ModelArguments, folders: Sequence[Path]) -> Any:
     return trained.pop() if model.dtype == "auto" and len(trained) == 1 else model.dtype
 
 
-def _load(model: ModelArguments, folders: Sequence[Path]) -> PeftModel:
+def _load(model: ModelArguments, folders: Sequence[Path], out: Path) -> PeftModel:
     base = load_base(model).eval()
-    config = read_config(folders[0])
-    kind_of(config).prepare(model, config, base.dtype)
-    adapted = load_saved(base, str(folders[0]))
+    check_space(out, sum(p.numel() * p.element_size() for p in base.parameters()))
+    adapted = load_saved(base, model, folders[0])
     for index, folder in enumerate(folders[1:], start=1):
         adapted.load_adapter(str(folder), _name(index))
     return adapted.eval()

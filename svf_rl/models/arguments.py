@@ -1,10 +1,11 @@
 """What a recipe says of the base model and of the adapter that is trained."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from svf_rl.models.kinds import AdapterKind, find_kind
 from svf_rl.quickstart import model_path
+from svf_rl.svf import SVFConfig
 
 
 @dataclass
@@ -29,29 +30,28 @@ class ModelArguments:
         return str(model_path()) if self.model_name_or_path == "quickstart" else self.model_name_or_path
 
 
+# ruff: noqa: RUF009  (`_as_in_svf` makes fields as `field` does)
+def _as_in_svf(name: str) -> Any:
+    """A field with the default and the help of [`svf_rl.svf.SVFConfig`]."""
+    own = SVFConfig.__dataclass_fields__[name]
+    return field(default=own.default, metadata=own.metadata)
+
+
 @dataclass
 class AdapterArguments:
     """What is trained: an adapter of one of the kinds in `svf_rl/models/kinds/`, whose files explain it."""
 
     adapter: str = field(default="svf", metadata={"help": "svf, lora, or combination: the weights of trained experts."})
-    target_modules: str | list[str] = field(
-        default="mlp", metadata={"help": "mlp, attention, mlp+attention, a regular expression, or a list of names."}
-    )
-    parameterization: Literal["direct", "sigmoid"] = field(
-        default="direct", metadata={"help": "direct: m = z; sigmoid: m = max_multiplier * sigmoid(z)."}
-    )
-    max_multiplier: float = field(default=2.0, metadata={"help": "The largest multiplier of the sigmoid."})
-    renormalize: bool = field(default=False, metadata={"help": "Keep the sum of the singular values."})
-    init: Literal["identity", "random"] = field(
-        default="identity", metadata={"help": "identity starts from the base model; random adds noise."}
-    )
-    init_mean: float = field(default=0.1, metadata={"help": "Mean of the sigmoid's random start."})
-    init_std: float = field(default=0.01, metadata={"help": "Standard deviation of the random start."})
-    exclude_modules: str | list[str] | None = field(default=None, metadata={"help": "Modules to leave alone."})
-    layers_to_transform: list[int] | None = field(default=None, metadata={"help": "Adapt only these layers."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules trained in full and saved beside the adapter."}
-    )
+    target_modules: str | list[str] = _as_in_svf("target_modules")
+    parameterization: Literal["direct", "sigmoid"] = _as_in_svf("parameterization")
+    max_multiplier: float = _as_in_svf("max_multiplier")
+    renormalize: bool = _as_in_svf("renormalize")
+    init: Literal["identity", "random"] = _as_in_svf("init")
+    init_mean: float = _as_in_svf("init_mean")
+    init_std: float = _as_in_svf("init_std")
+    exclude_modules: str | list[str] | None = _as_in_svf("exclude_modules")
+    layers_to_transform: list[int] | None = _as_in_svf("layers_to_transform")
+    modules_to_save: list[str] | None = _as_in_svf("modules_to_save")
     lora_r: int = field(default=16, metadata={"help": "Rank of LoRA."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA, divided by its rank."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA."})

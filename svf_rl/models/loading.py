@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from svf_rl.errors import SVFError
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
-from svf_rl.models.saved import first_line
+from svf_rl.models.kinds.kind import first_line
 
 
 def load_tokenizer(model: ModelArguments) -> PreTrainedTokenizerBase:

@@ -55,8 +55,8 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
     ignored = [key for key in kind.not_read if key in recipe.raw]
     if ignored:
         notes.append(f"{', '.join(ignored)}: not read for adapter {kind.name}, its experts have their own")
-    for path in kind.saved_paths(arguments):
-        if not Path(path).expanduser().is_dir():
+    for path in (arguments.adapter_path, *(arguments.experts or [])):
+        if path is not None and not Path(path).expanduser().is_dir():
             if looks_local(path):
                 raise SVFError(f"adapter folder {path} does not exist (working directory: {Path.cwd()})")
             notes.append(f"adapter {path} comes from the Hub: it was not checked")

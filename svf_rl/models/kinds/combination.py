@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from svf_rl.errors import SVFError
-from svf_rl.models.kinds.svf import SVFKind
-from svf_rl.models.saved import load_saved
+from svf_rl.models.kinds.kind import load_saved
+from svf_rl.models.kinds.svf import SETTINGS, SVFKind
 from svf_rl.storage.path_names import path_names
 from svf_rl.svf import SVFConfig
 from svf_rl.svf.combine import assign_groups, even_weights
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
 class CombinationKind(SVFKind):
     """`m = Σ α m_k` or `1 + Σ α (m_k − 1)` over the masks of `K` experts; `α` is trained."""
 
-    not_read = (
-        "target_modules", "exclude_modules", "layers_to_transform", "modules_to_save", "parameterization",
-        "max_multiplier", "renormalize", "init", "init_mean", "init_std",
-    )  # fmt: skip
+    not_read = SETTINGS
 
     def check_arguments(self, arguments: "AdapterArguments") -> None:
         if not arguments.experts:
@@ -55,9 +53,6 @@ class CombinationKind(SVFKind):
         normalized = ", normalized" if arguments.alpha_normalized else ""
         return f"weights of {experts}: {arguments.alpha_scope}, {arguments.alpha_form}{normalized}"
 
-    def saved_paths(self, arguments: "AdapterArguments") -> list[str]:
-        return list(arguments.experts or [])
-
     def find_matrices(
         self, arguments: "AdapterArguments", config: PeftConfig, model: nn.Module | None
     ) -> tuple[list[str], int]:
@@ -65,10 +60,9 @@ class CombinationKind(SVFKind):
         matrices = list(experts[0].z)
         return matrices, (max(assign_groups(matrices, arguments.alpha_scope)) + 1) * len(experts)
 
-    def put_on(self, base: nn.Module, model: "ModelArguments", arguments: "AdapterArguments") -> PeftModel:
+    def put_on(self, base: PreTrainedModel, model: "ModelArguments", arguments: "AdapterArguments") -> PeftModel:
         first, *rest = experts = _experts(arguments)
-        self.prepare(model, first.config, base.dtype)
-        adapted = load_saved(base, str(first.folder), first.name)
+        adapted = load_saved(base, model, first.folder, first.name)
         for expert in rest:
             adapted.load_adapter(str(expert.folder), expert.name)
         names = [expert.name for expert in experts]

@@ -13,10 +13,11 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from svf_rl.errors import SVFError
 from svf_rl.markdown import code
-from svf_rl.models.saved import load_saved
+from svf_rl.storage.same_settings import check_same_settings
 from svf_rl.svf.expert import WEIGHTS, Expert, read_config
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.targets import TARGETS, as_regex, find_targets, logical_weight
@@ -76,10 +77,6 @@ class AdapterKind:
         """A few words for the dry run."""
         raise NotImplementedError
 
-    def saved_paths(self, arguments: "AdapterArguments") -> list[str]:
-        """Folders or Hub names of the saved adapters that training starts from."""
-        return [] if arguments.adapter_path is None else [arguments.adapter_path]
-
     def find_matrices(
         self, arguments: "AdapterArguments", config: PeftConfig, model: nn.Module | None
     ) -> tuple[list[str], int] | None:
@@ -119,7 +116,7 @@ class AdapterKind:
         """The expression of the weights that [`prepare`] decomposes; `None` where there are none."""
         return None
 
-    def put_on(self, base: nn.Module, model: "ModelArguments", arguments: "AdapterArguments") -> PeftModel:
+    def put_on(self, base: PreTrainedModel, model: "ModelArguments", arguments: "AdapterArguments") -> PeftModel:
         """`base` with the adapter that is to be trained: a new one, or that of `adapter_path`, which must be the one
         that the recipe describes (`SVFError`)."""
         config, path = self.config(arguments), arguments.adapter_path
@@ -129,14 +126,12 @@ class AdapterKind:
         saved = read_config(path)
         if kind_of(saved) is not self:
             raise SVFError(f"{path} holds a {kind_of(saved).peft_type} adapter, the recipe says adapter: {self.name}")
-        for name in self.same_as_saved:
-            value, wanted = (
-                sorted(v) if isinstance(v, list | set) else v for v in (getattr(c, name) for c in (saved, config))
-            )
-            if value != wanted:
-                raise SVFError(f"the adapter in {path} has {name}={value!r}: give the recipe the same value")
-        self.prepare(model, saved, base.dtype)
-        return load_saved(base, path)
+        there, here = (
+            {name: sorted(value) if isinstance(value, set) else value for name, value in settings}
+            for settings in ([(name, getattr(c, name)) for name in self.same_as_saved] for c in (saved, config))
+        )
+        check_same_settings(there, here, f"the adapter in {path} was trained", "give the recipe the same values")
+        return load_saved(base, model, path)
 
     def reference(self, model: PeftModel) -> AbstractContextManager[None]:
         """Within it, `model` is the reference policy of the KL term."""
@@ -222,9 +217,30 @@ def kind_of_layer(layer: nn.Module) -> AdapterKind:
 
 def kind_of_model(model: nn.Module) -> AdapterKind:
     """The kind of the adapters of a model, by the first adapted layer."""
-    return next(
-        (kind_of_layer(module) for module in model.modules() if isinstance(module, BaseTunerLayer)), AdapterKind("")
-    )
+    return kind_of_layer(next((layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)), model))
+
+
+def load_saved(base: PreTrainedModel, model: "ModelArguments", path: str | Path, name: str = "default") -> PeftModel:
+    """`base`, which is of `model`, with a saved adapter, to be trained further. Raises `SVFError` for one that is
+    missing, damaged, or of another base model."""
+    config = read_config(path)
+    kind_of(config).prepare(model, config, base.dtype)
+    try:
+        return PeftModel.from_pretrained(base, str(path), adapter_name=name, is_trainable=True)
+    except SVFError:
+        raise
+    except SafetensorError as error:
+        raise SVFError(f"the adapter file in {path} is damaged ({first_line(error)}): save it again") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise SVFError(f"no adapter in {path}: {first_line(error)}") from error
+    except RuntimeError as error:  # PEFT's, where shapes differ
+        detail = " ".join(str(error).split())[:300]
+        raise SVFError(f"the adapter in {path} does not fit this base model: {detail}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def named_targets(config: Mapping[str, Any]) -> str:

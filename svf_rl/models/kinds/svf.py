@@ -22,6 +22,12 @@ from svf_rl.svf.targets import as_regex, logical_weight
 if TYPE_CHECKING:
     from svf_rl.models.arguments import AdapterArguments, ModelArguments
 
+# What a recipe says of an adapter, by the names of SVFConfig.
+SETTINGS = (
+    "target_modules", "exclude_modules", "layers_to_transform", "modules_to_save", "parameterization",
+    "max_multiplier", "renormalize", "init", "init_mean", "init_std",
+)  # fmt: skip
+
 
 class SVFKind(AdapterKind):
     """`W' = U diag(s·m(z)) Vᵀ`; `z` is trained. [`svf_rl.svf.SVFConfig`] explains the options. An adapter that was
@@ -36,19 +42,7 @@ class SVFKind(AdapterKind):
     same_as_saved = ("target_modules", "parameterization", "max_multiplier", "renormalize")
 
     def config(self, arguments: "AdapterArguments") -> SVFConfig:
-        return SVFConfig(
-            task_type="CAUSAL_LM",
-            target_modules=arguments.target_modules,
-            parameterization=arguments.parameterization,
-            max_multiplier=arguments.max_multiplier,
-            renormalize=arguments.renormalize,
-            init=arguments.init,
-            init_mean=arguments.init_mean,
-            init_std=arguments.init_std,
-            exclude_modules=arguments.exclude_modules,
-            layers_to_transform=arguments.layers_to_transform,
-            modules_to_save=arguments.modules_to_save,
-        )
+        return SVFConfig(task_type="CAUSAL_LM", **{name: getattr(arguments, name) for name in SETTINGS})
 
     def describe(self, arguments: "AdapterArguments") -> str:
         renormalized = ", renormalized" if arguments.renormalize else ""
