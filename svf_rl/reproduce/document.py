@@ -1,23 +1,16 @@
 """`report.md`: the tables in words."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from svf_rl.evaluation.adapters import BASE
+from svf_rl.markdown import markdown_table, render
 from svf_rl.reproduce.methods import method_name
-from svf_rl.reproduce.tables import accuracies, markdown_table, number, signed
 
-INTERVALS = """Accuracies are in per cent, of greedy answers to items that no training run and no search has seen. Each
-is the mean over the items of each item's mean over the seeds. The 95 % interval (bootstrap over the items; Wilson's
-with one seed) says how far the figure depends on the choice of the items; it holds for these trained models. How far
-it depends on the seed is what the column "seeds: lowest to highest" shows. "Against base" is the difference on the
-same items, paired."""
-
-ELICITATION = """The bundled model was pre-trained to answer its small tasks carelessly, so training elicits skills that
-it has. These figures show that the methods work and how they compare here; they do not predict gains on a large
-model."""
+Row = Mapping[str, Any]
 
 
-def document(results: Mapping[str, Any], figures: Mapping[str, str]) -> str:
+def render_document(results: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     """
     The report.
 
@@ -26,129 +19,96 @@ def document(results: Mapping[str, Any], figures: Mapping[str, str]) -> str:
             `seconds`.
         figures (`Mapping`): by name the file of each picture that there is.
     """
-    experts = results["experts"]
-    parts = [_head(results), _failures(results)]
-    if "fine_tuning" in results:
-        parts += ["## Fine-tuning", _picture(figures, "fine_tuning", "accuracy by task and method")]
-        parts += [_trained(group) for group in results["fine_tuning"]]
-    if "adaptation" in results:
-        parts += ["## Adaptation to unseen tasks", _picture(figures, "adaptation", "accuracy by method")]
-        parts += [_adapted(task, experts) for task in results["adaptation"]]
-        if "classification" in results:
-            parts.append(_classification(results["classification"]))
-    if results.get("ablations"):
-        parts.append("## Ablations")
-        parts.append(
-            "Each variant changes in the recipe what its name says. Next-token training has no samples: an update sees "
-            "as many different right answers as the other variants see samples, and no advantage or temperature."
-        )
-        parts += [_trained(group) for group in results["ablations"]]
-    if "shots" in results:
-        parts += ["## Few-shot: number of labelled prompts", _picture(figures, "shots", "accuracy over prompts")]
-        parts += [_shots(task) for task in results["shots"]]
-    if results.get("timing"):
-        parts += ["## Time of first and second pass", _picture(figures, "timing", "seconds by pass")]
-        parts.append(
-            "The first pass of dispatch names the class of every item; of few-shot adaptation it is the search, once a "
-            "task. The second pass answers the items. Weight syncs are counted in, grading of the answers is not "
-            "counted for dispatch. Means over the seeds; runs that share the machine slow each other down."
-        )
-        parts += [_timing(task) for task in results["timing"]]
-    parts.append(_what_was_run(results))
-    return "\n\n".join(part for part in parts if part) + "\n"
+
+    def table(rows: Sequence[Row], more: Sequence[str] = (), names: Mapping[str, str] | None = None) -> str:
+        return accuracy_table(rows, more, names, results["experts"])
+
+    return render(
+        "reproduce/report.md.jinja",
+        results=results,
+        figures=figures,
+        accuracy_table=table,
+        timing_table=_timing_table,
+        method_name=method_name,
+        signed=_signed,
+    )
 
 
-def _head(results: Mapping[str, Any]) -> str:
-    seeds = ", ".join(map(str, results["seeds"]))
-    note = ELICITATION if results["model"] == "quickstart" else ""
-    notes = "\n".join(f"- {note}" for note in results["notes"])
-    head = f"# Comparison {results['comparison']}: {results['model']}, seeds {seeds}"
-    return "\n\n".join(part for part in (head, INTERVALS, note, notes) if part)
+def accuracy_table(
+    rows: Sequence[Row],
+    more: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+    experts: Sequence[str] = (),
+) -> str:
+    """
+    A line a method: accuracy with interval, range of the seeds, difference to the base, seeds and items.
+
+    Args:
+        rows (`Sequence[Mapping]`): as `results.json` holds them.
+        more (`Sequence[str]`, *optional*): further columns, of those in `_COLUMNS`.
+        names (`Mapping[str, str]`, *optional*): what methods are called, where it is not their usual name.
+        experts (`Sequence[str]`, *optional*): the methods that are experts.
+    """
+    lines = [
+        [(names or {}).get(row["method"]) or row.get("name") or method_name(row["method"], experts)]
+        + [show(row) for show in (*_ALWAYS.values(), *(_COLUMNS[heading] for heading in more))]
+        for row in rows
+    ]
+    return markdown_table(["", *_ALWAYS, *more], lines, "---:")
 
 
-def _failures(results: Mapping[str, Any]) -> str:
-    if not results["failed"]:
-        return ""
-    lines = [f"- {name}: {reason}" for name, reason in results["failed"].items()]
-    return "\n".join(["**Not all cells could be made** (the same command tries them again):", "", *lines])
-
-
-def _trained(group: Mapping[str, Any]) -> str:
-    rows = group["rows"]
-    more = {
-        "updates": [str(row.get("updates", "")) for row in rows],
-        "training (s)": [number(row.get("training_seconds"), 0) for row in rows],
-    }
-    names = [row.get("name") or method_name(row["method"]) for row in rows]
-    return f"**{group['task']}**\n\n{accuracies(rows, names, more)}"
-
-
-def _adapted(task: Mapping[str, Any], experts: list[str]) -> str:
-    rows = task["rows"]
-    more = {}
-    if any("dispatched_right" in row for row in rows):
-        more["sent to the right expert %"] = [_percent(row.get("dispatched_right")) for row in rows]
-    table = accuracies(rows, [method_name(row["method"], experts) for row in rows], more)
-    text = f"**{task['label']}**\n\n{table}"
-    for row in rows:
-        if row.get("against_oracle"):
-            text += f"\n\n{method_name(row['method'], experts)} against the oracle's choice of expert: "
-            text += f"{signed(row['against_oracle'])} points."
-    best = task.get("few_shot_against_best_expert")
-    if best is not None:
-        text += f"\n\nFew-shot against the best single expert here ({best['expert']}): {signed(best)} points."
-    return text
-
-
-def _classification(classification: Mapping[str, Any]) -> str:
-    rows = classification["rows"]
-    names = {"base": "base model with a prompt", "svf": "dispatch expert"}
-    table = accuracies(rows, [names[row["method"]] for row in rows])
-    return f"**Classification of held-out prompts** ({classification['task']})\n\n{table}"
-
-
-def _shots(task: Mapping[str, Any]) -> str:
-    rows = [task["base"], *task["rows"]]
-    more = {"search (s)": [number(row.get("search_seconds")) for row in rows]}
-    return f"**{task['label']}**\n\n" + accuracies(rows, [method_name(row["method"]) for row in rows], more)
-
-
-def _timing(task: Mapping[str, Any]) -> str:
+def _timing_table(rows: Sequence[Row]) -> str:
     headings = ["", "seeds", "first pass (s)", "second pass (s)", "first / second", "weight syncs"]
-    lines = [
-        [
-            method_name(row["method"]),
-            str(row["seeds"]),
-            number(row["first_pass_seconds"], 2),
-            number(row["second_pass_seconds"], 2),
-            number(row["first_pass_seconds"] / max(row["second_pass_seconds"], 1e-9), 2),
-            number(row["syncs"], 0),
-        ]
-        for row in task["rows"]
-    ]
-    return f"**{task['label']}**, {task['items']} items\n\n{markdown_table(headings, lines)}"
+    lines = []
+    for row in rows:
+        first, second = row["first_pass_seconds"], row["second_pass_seconds"]
+        numbers = [_number(value, 2) for value in (first, second, first / max(second, 1e-9))]
+        lines.append([method_name(row["method"]), row["seeds"], *numbers, _number(row["syncs"], 0)])
+    return markdown_table(headings, lines, "---:")
 
 
-def _what_was_run(results: Mapping[str, Any]) -> str:
-    hardware = ", ".join(str(value) for value in results["hardware"].values() if value)
-    packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
-    cells = results["seconds"]
-    lines = [
-        "## What was run",
-        "",
-        f"- cells: {cells['cells']}, {cells['processes']:.0f} seconds of processes in all, {cells['jobs']} at once; "
-        f"this call took {cells['this_call']:.0f} s and made {cells['made_now']} of them",
-        f"- machine: {hardware}",
-        f"- packages: {packages}",
-        "- all figures: `results.json`; every answer with its verdict: `evaluation/` and `adaptation/`; trained "
-        "adapters: `runs/`",
-    ]
-    return "\n".join(lines)
-
-
-def _picture(figures: Mapping[str, str], name: str, alt: str) -> str:
-    return f"![{alt}]({figures[name]})" if name in figures else ""
+def _number(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _signed(difference: Mapping[str, Any]) -> str:
+    """A difference in points, with its interval."""
+    low, high = difference["interval"]
+    return f"{100 * difference['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _accuracy(row: Row) -> str:
+    if row["accuracy"] is None:
+        return str(row["status"])
+    return f"{_percent(row['accuracy'])} ({_range(*row['interval'])})"
+
+
+def _seed_range(row: Row) -> str:
+    values = list((row.get("by_seed") or {}).values())
+    if row["method"] == BASE or not values:
+        return ""
+    return _range(min(values), max(values)) if len(values) > 1 else _percent(values[0])
+
+
+_ALWAYS: dict[str, Callable[[Row], str]] = {
+    "accuracy % (95 %)": _accuracy,
+    "seeds: lowest to highest": _seed_range,
+    "against base": lambda row: _signed(row["against_base"]) if row.get("against_base") else "",
+    # the base model has no seed: it answers greedily
+    "seeds": lambda row: "" if row["method"] == BASE else str(row.get("seeds", 0)),
+    "items": lambda row: str(row.get("items", 0)),
+}
+_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "updates": lambda row: str(row.get("updates", "")),
+    "training (s)": lambda row: _number(row.get("training_seconds"), 0),
+    "search (s)": lambda row: _number(row.get("search_seconds")),
+    "sent to the right expert %": lambda row: _percent(row.get("dispatched_right")),
+}

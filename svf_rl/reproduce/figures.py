@@ -13,8 +13,9 @@ from svf_rl.reproduce.methods import MEAN, ORACLE, is_few_shot, method_name
 
 Row = Mapping[str, Any]
 
-# A bar a third of an inch, and room for the axis.
+# Inches: a bar, and room for the axis.
 _BAR, _AXIS = 0.28, 0.75
+_TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"]
 
 
 def fine_tuning_figure(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -29,10 +30,11 @@ def fine_tuning_figure(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
             for row in group["rows"]:
                 if row["method"] == method and row["accuracy"] is not None:
                     x = group_place + (place - (len(methods) - 1) / 2) * width
-                    _bar(axes, x, width * 0.9, row, _colour(place, method))
+                    axes.bar(x, row["accuracy"], width * 0.9, color=_colour(place, method))
+                    _interval_and_seeds(axes, x, row, vertical=True)
     axes.set_xticks(range(len(groups)), [group["task"] for group in groups])
     axes.grid(visible=False, axis="x")
-    _percent(axes)
+    _show_accuracy(axes)
     legend_below(figure, [(Patch(color=_colour(i, m)), method_name(m)) for i, m in enumerate(methods)])
     return figure
 
@@ -42,18 +44,15 @@ def adaptation_figure(tasks: Sequence[Mapping[str, Any]], experts: Sequence[str]
     drawn = [task for task in tasks if any(row["accuracy"] is not None for row in task["rows"])]
     if not drawn:
         return None
-    most = max(len(task["rows"]) for task in drawn)
-    figure, panels = new_figure(len(drawn), _BAR * most + _AXIS)
+    figure, panels = _bar_panels(drawn)
     for axes, task in zip(panels, drawn, strict=True):
         rows = [row for row in task["rows"] if row["accuracy"] is not None]
         for place, row in enumerate(rows):
-            _horizontal_bar(axes, place, row, _kind_colour(row["method"], experts))
-        axes.set_yticks(range(len(rows)), [method_name(row["method"], experts) for row in rows])
-        axes.invert_yaxis()
-        axes.grid(visible=False, axis="y")
-        axes.set_title(task["label"], loc="left", fontsize=9.5)
+            axes.barh(place, row["accuracy"], 0.7, color=_kind_colour(row["method"], experts))
+            _interval_and_seeds(axes, place, row, vertical=False)
+        _name_bars(axes, task["label"], [method_name(row["method"], experts) for row in rows])
         axes.set_xlim(0, 1)
-        axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
+        axes.set_xticks(*_TICKS)
     panels[-1].set_xlabel("accuracy (%)")
     return figure
 
@@ -83,7 +82,7 @@ def shots_figure(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
             entries.append((line, f"{task['label']}, base model"))
     axes.set_xticks(sorted({row["shots"] for task in drawn for row in task["rows"]}))
     axes.set_xlabel("labelled prompts")
-    _percent(axes)
+    _show_accuracy(axes)
     legend_below(figure, entries)
     return figure
 
@@ -93,47 +92,49 @@ def timing_figure(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
     drawn = [task for task in tasks if task["rows"]]
     if not drawn:
         return None
-    most = max(len(task["rows"]) for task in drawn)
-    figure, panels = new_figure(len(drawn), _BAR * most + _AXIS)
+    figure, panels = _bar_panels(drawn)
     for axes, task in zip(panels, drawn, strict=True):
         for place, row in enumerate(task["rows"]):
             first = row["first_pass_seconds"]
             axes.barh(place, first, 0.7, color=PALETTE[0])
             axes.barh(place, row["second_pass_seconds"], 0.7, left=first, color=PALETTE[1])
-        axes.set_yticks(range(len(task["rows"])), [method_name(row["method"]) for row in task["rows"]])
-        axes.invert_yaxis()
-        axes.grid(visible=False, axis="y")
-        axes.set_title(f"{task['label']}, {task['items']} items", loc="left", fontsize=9.5)
+        _name_bars(
+            axes, f"{task['label']}, {task['items']} items", [method_name(row["method"]) for row in task["rows"]]
+        )
     panels[-1].set_xlabel("seconds")
     legend_below(figure, [(Patch(color=PALETTE[i]), name) for i, name in enumerate(["first pass", "second pass"])])
     return figure
 
 
-def _bar(axes: Axes, x: float, width: float, row: Row, colour: str) -> None:
-    value, (low, high) = row["accuracy"], row["interval"]
-    axes.bar(x, value, width, color=colour)
-    axes.errorbar(x, value, yerr=[[value - low], [high - value]], color="black", capsize=2.5, linewidth=1.0)
-    _dots(axes, [x] * 99, row, vertical=True)
+def _bar_panels(tasks: Sequence[Mapping[str, Any]]) -> tuple[Figure, list[Axes]]:
+    return new_figure(len(tasks), _BAR * max(len(task["rows"]) for task in tasks) + _AXIS)
 
 
-def _horizontal_bar(axes: Axes, y: float, row: Row, colour: str) -> None:
-    value, (low, high) = row["accuracy"], row["interval"]
-    axes.barh(y, value, 0.7, color=colour)
-    axes.errorbar(value, y, xerr=[[value - low], [high - value]], color="black", capsize=2.5, linewidth=1.0)
-    _dots(axes, [y] * 99, row, vertical=False)
+def _name_bars(axes: Axes, title: str, names: Sequence[str]) -> None:
+    """Names at the side of horizontal bars, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_title(title, loc="left", fontsize=9.5)
 
 
-def _dots(axes: Axes, at: Sequence[float], row: Row, vertical: bool) -> None:
-    """Each seed's accuracy."""
-    seeds = list(row["by_seed"].values())
+def _interval_and_seeds(axes: Axes, at: float, row: Row, vertical: bool) -> None:
+    """On the bar at that place: its interval, and a dot for each seed's accuracy where there are several."""
+    value, (low, high), seeds = row["accuracy"], row["interval"], list(row["by_seed"].values())
+    errors, places = [[value - low], [high - value]], [at] * len(seeds)
+    style: dict[str, Any] = {"color": "black", "capsize": 2.5, "linewidth": 1.0}
+    if vertical:
+        axes.errorbar(at, value, yerr=errors, **style)
+    else:
+        axes.errorbar(value, at, xerr=errors, **style)
     if len(seeds) > 1:
-        xs, ys = (list(at[: len(seeds)]), seeds) if vertical else (seeds, list(at[: len(seeds)]))
+        xs, ys = (places, seeds) if vertical else (seeds, places)
         axes.plot(xs, ys, ".", color="white", markeredgecolor="black", markeredgewidth=0.5, markersize=5, zorder=4)
 
 
-def _percent(axes: Axes) -> None:
+def _show_accuracy(axes: Axes) -> None:
     axes.set_ylim(0, 1.03)
-    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
+    axes.set_yticks(*_TICKS)
     axes.set_ylabel("accuracy (%)")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from svf_rl.errors import SVFError
 from svf_rl.reproduce.cells import is_done, read_result, record_path
 from svf_rl.reproduce.comparison import PARTS, Comparison, check_seeds, read_comparison
-from svf_rl.reproduce.document import document
+from svf_rl.reproduce.document import render_document
 from svf_rl.reproduce.figures import adaptation_figure, fine_tuning_figure, shots_figure, timing_figure
 from svf_rl.reproduce.hardware import cores, hardware
 from svf_rl.reproduce.launch import Outcome, hold_results, run_cells
@@ -116,7 +116,7 @@ def write_results(results: Mapping[str, Any], folder: Path) -> None:
                 save(figure, file)
                 figures[name] = file.name
     write_json(folder / "results.json", results)
-    write_file(folder / "report.md", document(results, figures))
+    write_file(folder / "report.md", render_document(results, figures))
 
 
 def default_comparison() -> Path:

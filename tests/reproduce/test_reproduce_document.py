@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from svf_rl.reproduce.document import document
+from svf_rl.markdown import markdown_table
+from svf_rl.reproduce.document import accuracy_table, render_document
 from svf_rl.reproduce.estimates import compared, estimate
 from svf_rl.reproduce.figures import adaptation_figure, fine_tuning_figure
 from svf_rl.reproduce.run import write_results
-from svf_rl.reproduce.tables import accuracies, markdown_table
 
 
 def row(method, right, of=100, seeds=(0, 1), base_right=50):
@@ -75,7 +75,7 @@ def results():
 
 
 def test_a_line_holds_accuracy_interval_seeds_and_items():
-    line = accuracies([base_row(), row("svf", 80)], ["base model", "SVF"]).splitlines()[3]
+    line = accuracy_table([base_row(), row("svf", 80)]).splitlines()[3]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     name, accuracy, seeds, against, count, items = cells
     assert (name, seeds, count, items) == ("SVF", "80.0 to 81.0", "2", "100")
@@ -84,7 +84,7 @@ def test_a_line_holds_accuracy_interval_seeds_and_items():
 
 
 def test_the_base_model_has_no_seed_and_a_failed_cell_says_so():
-    table = accuracies([base_row(), FAILED], ["base model", "LoRA"])
+    table = accuracy_table([base_row(), FAILED])
     assert "| base model | 50.0 (40.4 to 59.6) |  |  |  | 100 |" in table
     assert "| LoRA | failed |" in table
 
@@ -94,7 +94,7 @@ def test_cells_with_bars_do_not_break_a_table():
 
 
 def test_the_report_says_what_the_figures_cover(results):
-    text = document(results, {"adaptation": "adaptation.png"})
+    text = render_document(results, {"adaptation": "adaptation.png"})
     for part in (
         "seeds 0, 1", "bootstrap over the items", "do not predict gains", "sums is not unseen",
         "math-lora-seed0: out of memory", "![accuracy by method](adaptation.png)", "| no KL |", "| expert math |",
@@ -107,14 +107,14 @@ def test_the_report_says_what_the_figures_cover(results):
 
 
 def test_another_model_s_report_says_nothing_of_the_bundled_one(results):
-    assert "bundled model" not in document({**results, "model": "meta-llama/Meta-Llama-3-8B-Instruct"}, {})
+    assert "bundled model" not in render_document({**results, "model": "meta-llama/Meta-Llama-3-8B-Instruct"}, {})
 
 
 def test_parts_that_were_not_asked_for_have_no_heading(results):
     for part, heading in (("fine_tuning", "## Fine-tuning"), ("adaptation", "## Adaptation"), ("shots", "## Few-shot")):
         less = {key: value for key, value in results.items() if key != part}
-        assert heading in document(results, {})
-        assert heading not in document(less, {})
+        assert heading in render_document(results, {})
+        assert heading not in render_document(less, {})
 
 
 def test_all_files_are_written_and_no_picture_is_blank(results, tmp_path):
