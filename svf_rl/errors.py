@@ -16,7 +16,7 @@ class InfrastructureError(RuntimeError):
 
 
 class Stopped(BaseException):
-    """A run was asked by a signal to end, and can go on later. The message is one line and says from where. Like
+    """A run was asked by a signal to end, and can resume later. The message is one line and says from where. Like
     `KeyboardInterrupt` it is nothing for `except Exception`."""
 
     status = os.EX_TEMPFAIL  # 75, "try again"

@@ -2,8 +2,8 @@
 
     accelerate launch [--config_file CONFIG] svf_rl/train.py RECIPE.yaml [--key value ...] [--resume] [--dry-run]
 
-`svf-rl train RECIPE.yaml ...` is the same in one process. At SIGTERM or SIGUSR1 the run ends after the update under
-way, with a checkpoint and exit status 75; `--resume` goes on from there.
+`svf-rl train RECIPE.yaml ...` is the same in one process. At SIGTERM or SIGUSR1 the run ends after the step under
+way, with a checkpoint and exit status 75; `--resume` resumes from there.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("--dry-run", action="store_true", help="check the recipe without weights or network, and stop")
-    parser.add_argument("--resume", action="store_true", help="go on from the last sound checkpoint, if there is one")
+    parser.add_argument("--resume", action="store_true", help="resume from the last sound checkpoint, if there is one")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     known, overrides = parser.parse_known_args(arguments)
     with one_line_errors(known.debug) as outcome:
@@ -56,43 +55,36 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
     from svf_rl.generation.vllm.tensor_parallel import check_processes
     from svf_rl.settings.dry_run import check_recipe
     from svf_rl.settings.recipe import load_recipe
-    from svf_rl.training.signals import StopRequest
+    from svf_rl.training.resume import check_same_run, ended_run, find_checkpoint, recipe_settings
+    from svf_rl.training.run_context import RunContext
 
     recipe = load_recipe(path, overrides)
     training = recipe.training
     if not dry_run and training.use_vllm and training.vllm_mode == "colocate":
         check_processes(training.vllm_tensor_parallel_size, training.world_size)
-    plan = check_recipe(recipe)
+    report = check_recipe(recipe)
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
-        print(plan, flush=True)
+        print(report, flush=True)
     if dry_run:
         return None
-    output, stop = Path(recipe.training.output_dir), StopRequest()
-    with stop.listening(), _no_half_written(output), full_disk(output):
-        summary = _ended_already(recipe, output)
+    output, settings = Path(training.output_dir), recipe_settings(recipe)  # before anything is filled in
+    context = RunContext(settings=settings)
+    with context.stop.listening(), _no_half_written(output), full_disk(output):
+        # before anything is loaded: a recipe that the run cannot resume with is refused, and an ended run is left alone
+        context.checkpoint = find_checkpoint(training.resume_from_checkpoint, output)
+        if context.checkpoint is not None:
+            check_same_run(context.checkpoint, settings, training.world_size)
+        summary = ended_run(output, recipe) if training.resume_from_checkpoint in ("auto", True) else None
         if summary is not None:
             if first:
-                print(f"the run in {output} has ended after {summary.updates} updates: nothing is left to do")
+                print(f"the run in {output} has ended after {summary.updates} steps: nothing is left to do")
             return summary
         with hold_folder(output, seconds=30.0) if first else nullcontext():
-            return _train(recipe, output, stop)
+            return _train(recipe, output, context)
 
 
-def _ended_already(recipe: Any, output: Path) -> "RunSummary | None":
-    """What a finished run left behind, where the recipe says to go on and there is nothing left; before anything is
-    loaded, a recipe that the run cannot go on with is refused."""
-    from svf_rl.training import resume
-    from svf_rl.training.checkpoints import check
-
-    wanted = recipe.training.resume_from_checkpoint
-    folder = resume.find_checkpoint(wanted, output)
-    if folder is not None:
-        resume.check_same_run(check(folder), folder, resume.recipe_settings(recipe), recipe.training.world_size)
-    return resume.ended_run(output, recipe) if wanted in ("auto", True) else None
-
-
-def _train(recipe: Any, output: Path, stop: Any) -> "RunSummary":
+def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
     from transformers import ProgressCallback, set_seed
 
     from svf_rl.models.loading import load_adapted, load_tokenizer
@@ -104,12 +96,11 @@ def _train(recipe: Any, output: Path, stop: Any) -> "RunSummary":
     from svf_rl.training.checkpoints import current_run
     from svf_rl.training.next_token import NextTokenTrainer
     from svf_rl.training.process_group import leave_process_group
-    from svf_rl.training.resume import recipe_settings, rows_digest
+    from svf_rl.training.resume import rows_digest
     from svf_rl.training.trainer import SVFReinforceTrainer
 
-    settings = recipe_settings(recipe)  # before anything is filled in
     set_seed(recipe.training.seed)  # before the adapter: a random start draws from it
-    phases = _Phases()
+    phases = context.phases
     with phases("load"):
         task = find_task(recipe.data.task)
         data = task.load(recipe.data)
@@ -119,6 +110,17 @@ def _train(recipe: Any, output: Path, stop: Any) -> "RunSummary":
         tokenizer = load_tokenizer(recipe.model)
     with phases("decompose"):
         model = load_adapted(recipe.model, recipe.adapter)
+    splits = {split: rows for split, rows in data.items() if rows is not None}
+    context.rows = {split: rows_digest(rows) for split, rows in splits.items()}
+    context.summary = RunSummary(
+        recipe={key: v for key, v in recipe.raw.items() if key not in ("hub_token", "resume_from_checkpoint")},
+        seed=recipe.training.seed,
+        trained_values=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        rows={split: len(rows) for split, rows in splits.items()},
+        packages=package_versions(),
+        git_commit=_git_commit(),
+        warnings=recipe.warnings,
+    )
     with phases("engine"):
         trainer_class = NextTokenTrainer if recipe.training.objective == "next_token" else SVFReinforceTrainer
         trainer = trainer_class(
@@ -129,55 +131,41 @@ def _train(recipe: Any, output: Path, stop: Any) -> "RunSummary":
             data["validation"],
             processing_class=tokenizer,
             stop=task.stop_strings(recipe.data),
+            context=context,
         )
         if not recipe.training.disable_tqdm:
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(ProgressLine())
-    trainer.stop, trainer.settings = stop, settings
-    trainer.rows = {split: rows_digest(rows) for split, rows in data.items() if rows is not None}
-    trainer.run_summary = about = RunSummary(
-        recipe={key: v for key, v in recipe.raw.items() if key not in ("hub_token", "resume_from_checkpoint")},
-        seed=recipe.training.seed,
-        trained_values=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        rows={split: len(rows) for split, rows in data.items() if rows is not None},
-        packages=package_versions(),
-        git_commit=_git_commit(),
-        warnings=recipe.warnings,
-    )
     test = data["test"] if data["test"] is not None else data["validation"]
-    before = trainer.go_on_from(recipe.training.resume_from_checkpoint)
-    if trainer.is_world_process_zero():
+    main = trainer.is_world_process_zero()
+    trainer.checkpoints.begin(context.checkpoint)
+    if main:
         (output / "summary.json").unlink(missing_ok=True)  # of an earlier run: this one has not ended yet
-    if before is None:
+    if context.checkpoint is None:
         with phases("base_evaluation"):
-            base = trainer.evaluate(test, metric_key_prefix="base")
-    else:
-        base = before["base"]
-        phases.add(before["seconds"])
-        if trainer.is_world_process_zero():
-            print(f"going on after update {trainer.resumed_step}", flush=True)
-    trainer.run_state = lambda: {"base": base, "seconds": phases.so_far()}
+            context.base = trainer.evaluate(test, metric_key_prefix="base")
+    elif main:
+        print(f"resuming after step {context.checkpoint.manifest.step}", flush=True)
     with phases("train"):
         trainer.train()
         trainer.save_model(str(output))
         trainer.accelerator.wait_for_everyone()  # the main process writes what all read back
     with phases("evaluation"):
-        final = trainer.evaluate_saved(str(output), test)
+        final = trainer.held_out.evaluate_saved(str(output), test)
     best = trainer.state.best_model_checkpoint
-    summary = replace(
-        about,
+    context.summary = summary = replace(
+        context.summary,
         run=current_run(output),
-        base_accuracy=base["base_accuracy"],
+        base_accuracy=context.base["base_accuracy"],
         accuracy=final["test_accuracy"],
         items=int(final["test_items"]),
         updates=trainer.state.global_step,
         best_checkpoint=Path(best).name if best else None,
         seconds=phases.seconds,
     )
-    trainer.run_summary = summary
-    if trainer.is_world_process_zero():
+    if main:
         trainer.create_model_card()
-        # last: a run without it goes on with what is missing
+        # last: a run without it is resumed with what is missing
         write_json(output / "summary.json", summary.to_dict())
         print(
             f"held-out accuracy: {summary.base_accuracy:.3f} before, {summary.accuracy:.3f} after "
@@ -187,31 +175,6 @@ def _train(recipe: Any, output: Path, stop: Any) -> "RunSummary":
         trainer.push_to_hub(commit_message="Accuracy and model card")
     leave_process_group()
     return summary
-
-
-class _Phases:
-    """Seconds by phase of the run, those that were spent before it was interrupted included."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._running: tuple[str, float] | None = None
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self._running = name, time.perf_counter()
-        yield
-        self.seconds, self._running = self.so_far(), None
-
-    def add(self, seconds: dict[str, float]) -> None:
-        for name, value in seconds.items():
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + value, 2)
-
-    def so_far(self) -> dict[str, float]:
-        """With what the phase under way has taken until now."""
-        if self._running is None:
-            return dict(self.seconds)
-        name, start = self._running
-        return self.seconds | {name: round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)}
 
 
 @contextmanager

@@ -60,6 +60,21 @@ def compute_advantages(
     return result if clip is None else result.clamp(-clip, clip)
 
 
+def total_reward(rewards: Tensor, weights: Tensor) -> Tensor:
+    """
+    The weighted sum of several rewards.
+
+    Args:
+        rewards (`Tensor` of shape `(N, functions)`): NaN where a function could not score a completion.
+        weights (`Tensor` of shape `(functions,)`): Of the functions.
+
+    Returns:
+        `Tensor` of shape `(N,)`: without those that could not score; NaN where none could.
+    """
+    total = (rewards * weights.to(rewards.device)).nansum(1)
+    return total.masked_fill(rewards.isnan().all(1), torch.nan)
+
+
 def compute_importance_weights(
     logps: Tensor, sampling_logps: Tensor, mask: Tensor, mode: str, minimum: float | None, maximum: float | None
 ) -> Tensor:

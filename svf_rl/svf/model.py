@@ -176,7 +176,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
 
 
 def _alpha_for_z(name: str, kept: dict[str, Tensor], saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A combination in training goes on from its weights, and not from the `z` that they made."""
+    """A combination in training resumes from its weights, and not from the `z` that they made."""
     key = next(key for key in kept if key.removeprefix(PREFIX) == name + Z)
     head = key.removesuffix(Z)
     if head + _ALPHA not in saved:

@@ -26,10 +26,10 @@ class MetricsFile(TrainerCallback):
     """Writes every logged line of metrics to `metrics.jsonl` in the output folder."""
 
     def __init__(self) -> None:
-        self._mode = "w"  # the first line of a new run begins the file anew
+        self._mode = "w"  # the first line of a new run starts the file over
 
     def append(self) -> None:
-        """Go on with the file as it is."""
+        """Append to the file as it is."""
         self._mode = "a"
 
     def on_log(

@@ -10,15 +10,17 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
+from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.files import write_file
-from svf_rl.storage.folders import discard_folder, publish_folder
+from svf_rl.storage.folders import discard_folder, move_files, publish_folder
 from svf_rl.storage.json_files import read_json
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ _RUN = ".run"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is of: the run and the update, with what must be the same to go on from it."""
+    """What a checkpoint is of: the run and the step, with what must be the same to resume from it."""
 
     run: str
     step: int
@@ -40,6 +42,14 @@ class Manifest:
     settings_digest: str
     rows: dict[str, str]
     packages: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were read and found as they were written."""
+
+    folder: Path
+    manifest: Manifest
 
 
 def checkpoint_folder(output: Path, step: int) -> Path:
@@ -57,14 +67,14 @@ def publish(partial: Path, folder: Path, manifest: Manifest) -> None:
     publish_folder(partial, folder)  # one that is there is torn, or of an earlier run
 
 
-def check(folder: Path) -> Manifest:
+def read_checkpoint(folder: Path) -> Checkpoint:
     """
-    The manifest of a checkpoint, every file of which was read and is as it was written.
+    The checkpoint in `folder`, every file of which is read and compared with its digest.
 
     Raises:
-        SVFError: it is torn or was changed, or is no checkpoint; in one line.
+        SVFError: it is torn or was changed, or is not a checkpoint; in one line.
     """
-    torn = f"{folder} is not a whole checkpoint"
+    torn = f"{folder} is not a complete checkpoint"
     content = read_json(folder / MANIFEST, torn, {"files": dict})
     try:
         files = content.pop("files")
@@ -78,37 +88,37 @@ def check(folder: Path) -> Manifest:
     except (TypeError, KeyError) as error:
         raise SVFError(f"{torn}: {MANIFEST} is damaged") from error
     if not manifest.resumable:
-        raise SVFError(f"{folder} holds the adapter alone (save_only_model): a run cannot go on from it")
-    return manifest
+        raise SVFError(f"{folder} holds the adapter alone (save_only_model): a run cannot resume from it")
+    return Checkpoint(folder, manifest)
 
 
-def last_sound(output: Path) -> Path | None:
-    """The checkpoint of the last update of the run in `output`. Torn ones are passed over with a warning, and so are
+def last_sound(output: Path) -> Checkpoint | None:
+    """The checkpoint of the last step of the run in `output`. Torn ones are passed over with a warning, and so are
     those of an earlier run in the same folder."""
     run = current_run(output)
     for folder in reversed(checkpoints(output)):
         try:
-            manifest = check(folder)
+            checkpoint = read_checkpoint(folder)
         except SVFError as error:
-            _warn_once(f"passed over: {error}")
+            _warn_once(f"skipped: {error}")
             continue
-        if run is None or manifest.run == run:
-            return folder
+        if run is None or checkpoint.manifest.run == run:
+            return checkpoint
         _warn_once(
-            f"passed over: {folder} is of an earlier run, after which another began in {output}; "
-            f"--resume_from_checkpoint {folder} goes on from it"
+            f"skipped: {folder} is of an earlier run, after which another began in {output}; "
+            f"--resume_from_checkpoint {folder} resumes from it"
         )
     return None
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The checkpoints in `output`, torn ones too, by their update."""
+    """The checkpoints in `output`, torn ones too, by their step."""
     found = [(step, path) for path in output.glob("checkpoint-*") if path.is_dir() and (step := step_of(path)) >= 0]
     return [path for _, path in sorted(found)]
 
 
 def step_of(folder: Path) -> int:
-    """The update after which a checkpoint was written, by its name; −1 where the name has none."""
+    """The step after which a checkpoint was written, by its name; −1 where the name has none."""
     number = folder.name.removeprefix("checkpoint-")
     return int(number) if number.isdecimal() else -1
 
@@ -147,18 +157,35 @@ def current_run(output: Path) -> str | None:
 
 
 def name_run(output: Path, name: str | None = None) -> str:
-    """Say that a new run begins in `output`, or that the one called `name` goes on there. Returns the name."""
+    """Note that a new run starts in `output`, or that the one called `name` resumes there. Returns the name."""
     name = name or uuid.uuid4().hex
     write_file(output / _RUN, f"{name}\n")
     return name
 
 
+@contextmanager
+def adapter_folder(folder: Path) -> Iterator[Path]:
+    """Where an adapter that is to be in `folder` is written: there, if it is of a checkpoint that is being made, else
+    beside, from where each file moves in one step."""
+    if folder.name.startswith(".checkpoint-"):
+        yield folder
+        return
+    partial = folder / ".adapter.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with disk_errors(folder):
+            yield partial
+            move_files(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def run_of(folder: Path) -> str | None:
     """The run that a checkpoint is of; `None` where it does not say."""
-    return said_of(folder).get("run")
+    return read_manifest(folder).get("run")
 
 
-def said_of(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint as it stands there, its files not looked at; empty where there is none."""
     with contextlib.suppress(SVFError):
         return read_json(folder / MANIFEST, "")

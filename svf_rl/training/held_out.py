@@ -2,61 +2,67 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather
 from datasets import Dataset
-from torch import Tensor
-from transformers import Trainer, TrainerControl
+from transformers import Trainer
 
 from svf_rl.errors import SVFError
-from svf_rl.generation import Completion
-from svf_rl.settings.config import SVFReinforceConfig
-from svf_rl.training.conversations import Conversations
+from svf_rl.losses.objective import total_reward
+from svf_rl.training.rollout import answers
+
+if TYPE_CHECKING:
+    from svf_rl.training.trainer import SVFReinforceTrainer
 
 
-class HeldOutEvaluation(Conversations):
-    """The part of the trainer that evaluates. It replaces TRL's evaluation, which samples and computes a loss."""
+class HeldOutEvaluator:
+    """Answers items with the generator of a trainer, and scores the answers by its rewards."""
 
-    args: SVFReinforceConfig
-    control: TrainerControl
+    def __init__(self, trainer: "SVFReinforceTrainer") -> None:
+        self._trainer = trainer
 
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
+    def evaluate(self, dataset: Dataset, prefix: str = "eval") -> dict[str, float]:
         """
-        Answer every held-out item greedily, through the generator of the rollouts, and score the answers.
+        Answer every item greedily and score the answers. All processes call it together.
+
+        Args:
+            dataset (`Dataset`): The items, with a column `prompt` and those that the rewards read.
+            prefix (`str`): Of the metrics' names.
 
         Returns:
-            `dict`: under `{metric_key_prefix}_...`: `accuracy` (share of all items whose first reward is at least
+            `dict`: under `{prefix}_...`: `accuracy` (share of all items whose first reward is at least
             `correct_threshold`; an item that could not be scored counts as wrong and in `unscorable`), `reward`,
-            `items`, `completion_length` in tokens, `clipped_ratio`, `time`, and for a mixture `accuracy/<task>`.
+            `items`, `completion_length` in tokens, `clipped_ratio`, and for a mixture `accuracy/<task>`. They are
+            logged too, with the seconds as `time/{prefix}`.
+
+        Raises:
+            SVFError: there is no item.
         """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(dataset, Dataset) or len(dataset) == 0:
             raise SVFError("evaluation needs held-out items: give one Dataset with rows as eval_dataset")
-        start, training = time.perf_counter(), self.model.training
-        self.model.eval()
-        self.sync_weights()
-        items = held_out_share(dataset, self.accelerator.num_processes, self.accelerator.process_index)
+        trainer, args = self._trainer, self._trainer.args
+        start, training = time.perf_counter(), trainer.model.training
+        trainer.model.eval()
+        trainer.sync_weights()
+        items = held_out_share(dataset, trainer.accelerator.num_processes, trainer.accelerator.process_index)
         prompts = [item["prompt"] for item in items]
-        ids, _, _ = self._tokenize_prompts(prompts)
-        completions = self.generator.generate(
-            ids,
-            self.sampling.greedy(),
-            [self.args.seed] * len(items),
-            progress=not self.args.disable_tqdm and len(items) > 256,  # fewer are done before a bar is read
+        completions = trainer.generator.generate(
+            trainer.tokenize(prompts),
+            trainer.sampling.greedy(),
+            [args.seed] * len(items),
+            progress=not args.disable_tqdm and len(items) > 256,  # fewer are done before a bar is read
         )
-        rewards = self._rewards_of(items, prompts, completions)[: len(dataset)]  # (N, functions)
-        total = self._total_reward()[: len(dataset)]
+        ids = [c.token_ids for c in completions]
+        rewards = trainer.score(items, prompts, answers(prompts, ids, trainer._tokenizer), ids)  # (N, functions)
+        trainer.recorder.drop_reward_logs()
+        rewards = rewards[: len(dataset)]
+        total = total_reward(rewards, trainer.reward_weights)
         lengths = torch.tensor([[len(c.token_ids), not c.finished] for c in completions])
-        lengths = gather(lengths.to(self.accelerator.device)).view(-1, 2)[: len(dataset)].float()
+        lengths = gather(lengths.to(trainer.accelerator.device)).view(-1, 2)[: len(dataset)].float()
         unscorable = total.isnan()
-        correct = (rewards[:, 0] >= self.args.correct_threshold).float()
+        correct = (rewards[:, 0] >= args.correct_threshold).float()
         values = {
             "accuracy": correct.mean().item(),
             "reward": total.nanmean().item() if not unscorable.all() else 0.0,
@@ -66,36 +72,23 @@ class HeldOutEvaluation(Conversations):
             "clipped_ratio": lengths[:, 1].mean().item(),
             **_accuracy_by_task(dataset, correct.tolist()),
         }
-        metrics = {f"{metric_key_prefix}_{key}": value for key, value in values.items()}
-        Trainer.log(self, {**metrics, f"time/{metric_key_prefix}": time.perf_counter() - start})
-        # `eval` selects a checkpoint or stops a run; a report before or after the run does neither
-        if metric_key_prefix == "eval":
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.model.train(training)
+        metrics = {f"{prefix}_{key}": value for key, value in values.items()}
+        # not TRL's, which adds what training logs
+        Trainer.log(trainer, {**metrics, f"time/{prefix}": time.perf_counter() - start})
+        trainer.model.train(training)
         return metrics
 
-    def evaluate_saved(self, path: str, dataset: Dataset, metric_key_prefix: str = "test") -> dict[str, float]:
+    def evaluate_saved(self, path: str, dataset: Dataset, prefix: str = "test") -> dict[str, float]:
         """Evaluate the adapter saved in `path`, read back from disk; the adapter in training is left as it is."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
         active = model.active_adapter
         model.load_adapter(path, "saved", is_trainable=True)
         model.set_adapter("saved")
         try:
-            return self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
+            return self.evaluate(dataset, prefix)
         finally:
             model.set_adapter(active)
             model.delete_adapter("saved")
-
-    def _rewards_of(self, items: list[dict[str, Any]], prompts: list[Any], completions: Sequence[Completion]) -> Tensor:
-        ids = [c.token_ids for c in completions]
-        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-        conversational = isinstance(prompts[0], list)
-        answers = [[{"role": "assistant", "content": text}] if conversational else text for text in texts]
-        rewards = self._calculate_rewards(items, prompts, answers, ids)
-        # what rewards log here (log_extra, log_metric) would come up among the rows of the next training batch
-        self._pending_extra_logs.clear()
-        self._pending_metrics.clear()
-        return rewards
 
 
 def _accuracy_by_task(dataset: Dataset, correct: Sequence[float]) -> dict[str, float]:

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.data_utils import is_conversational
 
 from svf_rl.errors import SVFError
-from svf_rl.losses.token_logprobs import TokenStatistics
 from svf_rl.tasks.targets import end_of_turn, target_column, target_ids
+from svf_rl.training.rollout import Rollout, answers
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,6 @@ class NextTokenTrainer(SVFReinforceTrainer):
     """
 
     _name = "next-token training"
-    _targets: list[list[int]]
     _said_cut = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -42,45 +40,28 @@ class NextTokenTrainer(SVFReinforceTrainer):
         template = {"chat_template": self.chat_template, **self.chat_template_kwargs}
         self._end_of_turn = end_of_turn(self._tokenizer, self.eos_token_ids, template)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        column = target_column(inputs[0], "the training rows")
-        end = self._end_of_turn if is_conversational(inputs[0]) else self._tokenizer.eos_token_id
-        self._targets = [target_ids(self._tokenizer, row["prompt"], row[column], end) for row in inputs]
-        output = super()._generate_and_score_completions(inputs)
-        metrics = self._metrics["train"]
-        for name in [name for name in metrics if name.startswith(("reward", "frac_reward", "unscorable"))]:
-            del metrics[name]  # constants here
-        return output
-
-    def _generate_single_turn(
-        self, prompt_ids: list[list[int]], images: Any, *_: Any, **__: Any
-    ) -> tuple[list[list[int]], None]:
-        if images is not None:
-            raise SVFError("images are not supported: use a text dataset")
-        longest = self.sampling.max_tokens
-        self._finished = [len(ids) <= longest for ids in self._targets]
-        if not all(self._finished) and not self._said_cut:
+    def _roll_out(self, rows: list[dict[str, Any]]) -> Rollout:
+        """Each row's right answer, cut where it is too long."""
+        prompts, column, longest = (
+            [row["prompt"] for row in rows],
+            target_column(rows[0], "the training rows"),
+            (self.sampling.max_tokens),
+        )
+        end = self._tokenizer.eos_token_id if isinstance(prompts[0], str) else self._end_of_turn
+        targets = [target_ids(self._tokenizer, row["prompt"], row[column], end) for row in rows]
+        finished = [len(ids) <= longest for ids in targets]
+        if not all(finished) and not self._said_cut:
             self._said_cut = True
             logger.warning(
                 "right answers of more than max_completion_length (%d) tokens, such as one of %d, are cut: "
                 "completions/clipped_ratio says how many",
-                longest, max(map(len, self._targets)),
+                longest, max(map(len, targets)),
             )  # fmt: skip
-        return [ids[:longest] for ids in self._targets], None
+        ids = [target[:longest] for target in targets]
+        return Rollout(prompts, self.tokenize(prompts), ids, answers(prompts, ids, self._tokenizer), finished)
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:
+    def _score_rollout(self, rows: list[dict[str, Any]], rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Every right answer is worth the same; held-out answers are graded."""
-        if not self.model.training:
-            return super()._calculate_rewards(inputs, prompts, completions, completion_ids)
-        shape = len(inputs) * self.accelerator.num_processes, len(self.reward_funcs)
-        self._raw_rewards = torch.ones(shape, device=self.accelerator.device)
-        return self._raw_rewards
-
-    def _total_reward(self) -> Tensor:
-        total = super()._total_reward()
-        return torch.ones_like(total) if self.model.training else total
-
-    def _statistics(self, model: Any, inputs: dict[str, Any], with_reference: bool) -> TokenStatistics:
-        statistics = super()._statistics(model, inputs, with_reference)
-        self._record("cross_entropy", -statistics.logps)
-        return statistics
+        number = len(rows) * self.accelerator.num_processes
+        ones = torch.ones(number, len(self.reward_funcs), device=self.accelerator.device)
+        return ones, ones[:, 0]

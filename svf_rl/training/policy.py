@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 import types
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -75,6 +76,33 @@ def trainable_digest(model: nn.Module) -> str:
             with gather_parameters([parameter]):
                 digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What is trained, by its names in the model; all processes of ZeRO-3 gather it together."""
+    state = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            with gather_parameters([parameter]):
+                state[name] = parameter.detach().cpu().clone()
+    return state
+
+
+@contextmanager
+def trained_alone(model: nn.Module) -> Iterator[None]:
+    """Within it, `model.state_dict()` has the trained parameters alone. DeepSpeed puts it into its checkpoints, less
+    what is frozen; but a frozen weight with two names, as a tied embedding, stays under the second."""
+    trained = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+
+    def keep_trained(_: nn.Module, state: dict[str, Any], prefix: str, __: dict[str, Any]) -> None:
+        for name in [name for name in state if name.removeprefix(prefix) not in trained]:
+            del state[name]
+
+    hook = model.register_state_dict_post_hook(keep_trained)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()

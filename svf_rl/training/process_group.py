@@ -6,13 +6,13 @@ from torch import distributed
 from svf_rl.errors import SVFError
 
 
-def check_processes_agree(digest: str, update: int) -> None:
+def check_processes_agree(digest: str, step: int) -> None:
     """
     Compare what the processes train; all of them call it together.
 
     Args:
         digest (`str`): This process's `trainable_digest` (`policy.py`).
-        update (`int`): The update that the values come from, for the message.
+        step (`int`): The step that the values come from, for the message.
 
     Raises:
         SVFError: on every process, where two differ: from there on they would only drift apart.
@@ -21,7 +21,7 @@ def check_processes_agree(digest: str, update: int) -> None:
     for process, other in enumerate(digests):
         if other != digests[0]:
             raise SVFError(
-                f"after update {update} process {process} has other trained values than process 0: go on from the last "
+                f"after step {step} process {process} has other trained values than process 0: resume from the last "
                 "checkpoint, and look for a process with other hardware, packages or data"
             )
 

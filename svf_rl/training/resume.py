@@ -1,7 +1,9 @@
-"""Which checkpoint a run goes on from, and whether it may: what must be as it was, and what need not."""
+"""Which checkpoint a run resumes from, and whether it may: what must be as it was, and what need not."""
 
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +16,11 @@ from svf_rl.runs.run_folder import read_summary
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.recipe import Recipe, find_default
 from svf_rl.storage.same_settings import check_same_settings
-from svf_rl.training.checkpoints import Manifest, check, current_run, last_sound
+from svf_rl.training.checkpoints import Checkpoint, checkpoints, current_run, last_sound, read_checkpoint
 
-# How long a run is, what it reports and keeps, and where it runs: none of it changes an update that is made. What the
+logger = logging.getLogger(__name__)
+
+# How long a run is, what it reports and keeps, and where it runs: none of it changes a step that is made. What the
 # rows are is compared by their content, not by where they were read from.
 _MAY_DIFFER = frozenset(
     """
@@ -40,13 +44,13 @@ _MAY_DIFFER = frozenset(
 """.split()
 )
 
-# These decide together with the number of processes which sequences make an update: compared as products.
+# These decide together with the number of processes which sequences make a step: compared as products.
 _BATCH = frozenset(
     ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size")
 )
 
 
-def find_checkpoint(wanted: str | bool | None, output: Path) -> Path | None:
+def find_checkpoint(wanted: str | bool | None, output: Path) -> Checkpoint | None:
     """
     The checkpoint that `resume_from_checkpoint` means.
 
@@ -59,45 +63,49 @@ def find_checkpoint(wanted: str | bool | None, output: Path) -> Path | None:
         SVFError: there is none where one must be, or the one that was named is not whole.
     """
     if not wanted:
+        earlier = checkpoints(output)
+        if earlier and os.environ.get("RANK", "0") == "0":
+            logger.warning("starts over beside %s of an earlier run (--resume resumes it)", earlier[-1])
         return None
     if wanted not in ("auto", True):
-        check(Path(str(wanted)))
-        return Path(str(wanted))
+        return read_checkpoint(Path(str(wanted)))
     found = last_sound(output)
     if found is None and wanted is True:
         raise SVFError(
-            f"{output} holds no checkpoint to go on from: resume_from_checkpoint auto starts over in that case"
+            f"{output} holds no checkpoint to resume from: resume_from_checkpoint auto starts over in that case"
         )
     return found
 
 
-def check_same_run(manifest: Manifest, folder: Path, settings: Mapping[str, Any], processes: int) -> None:
+def check_same_run(checkpoint: Checkpoint, settings: Mapping[str, Any], processes: int) -> None:
     """
-    Raises `SVFError`, naming the key, where going on from `folder` would not be the run that it was written by.
+    Raises `SVFError`, naming the key, where resuming from `checkpoint` would not be the run that it was written by.
 
-    More or fewer processes, or another division of the batch, are accepted as long as every update is made of the same
+    More or fewer processes, or another division of the batch, are accepted as long as every step is made of the same
     number of sequences: the same prompts, with the same sampling seeds, then meet in it. Not under DeepSpeed, which has
     shared out the optimizer's state over the processes of then.
     """
+    folder, manifest = checkpoint.folder, checkpoint.manifest
     before, remedy = manifest.settings, "give the recipe the same values, or start over in another output_dir"
     check_same_settings(before, settings, f"{folder} was written", remedy, _MAY_DIFFER | _BATCH)
     if manifest.processes != processes and manifest.parallelism.startswith("DeepSpeed"):
         raise SVFError(
             f"{folder} was written by {manifest.processes} process(es) under {manifest.parallelism}, each with its "
-            f"part of the optimizer's state, and here are {processes}: go on with as many, or start over in another "
+            f"part of the optimizer's state, and here are {processes}: resume with as many, or start over in another "
             "output_dir"
         )
     was_batch, now_batch = batch_shape(before, manifest.processes), batch_shape(settings, processes)
     if was_batch != now_batch:
         raise SVFError(
             f"{folder} was written by {manifest.processes} process(es) with {_described(was_batch)}, and here "
-            f"{processes} make(s) {_described(now_batch)}: the updates would be of other sequences; change "
+            f"{processes} make(s) {_described(now_batch)}: the steps would be of other sequences; change "
             "per_device_train_batch_size or gradient_accumulation_steps so that the products agree"
         )
 
 
-def check_same_machinery(manifest: Manifest, folder: Path, rows: Mapping[str, str], parallelism: str) -> None:
-    """Raises `SVFError` where `folder` is of other rows, or holds its optimizer in another form."""
+def check_same_machinery(checkpoint: Checkpoint, rows: Mapping[str, str], parallelism: str) -> None:
+    """Raises `SVFError` where `checkpoint` is of other rows, or holds its optimizer in another form."""
+    folder, manifest = checkpoint.folder, checkpoint.manifest
     for split in sorted(manifest.rows.keys() | rows.keys()):
         if manifest.rows.get(split) != rows.get(split):
             raise SVFError(
@@ -112,7 +120,7 @@ def check_same_machinery(manifest: Manifest, folder: Path, rows: Mapping[str, st
 
 
 def batch_shape(settings: Mapping[str, Any], processes: int) -> tuple[int, int]:
-    """Sequences of an update, and sequences that are generated together."""
+    """Sequences of a step, and sequences that are generated together."""
     update = settings["per_device_train_batch_size"] * processes * settings["gradient_accumulation_steps"]
     return update, settings["generation_batch_size"]
 
@@ -133,7 +141,7 @@ def rows_digest(rows: Dataset) -> str:
 
 def ended_run(output: Path, recipe: Recipe) -> RunSummary | None:
     """
-    `summary.json` of the run in `output`, if it went to its end and the recipe does not ask for more updates.
+    `summary.json` of the run in `output`, if it went to its end and the recipe does not ask for more steps.
 
     Raises:
         SVFError: the recipe is another one, which the run that ended says nothing of.
@@ -154,4 +162,4 @@ def ended_run(output: Path, recipe: Recipe) -> RunSummary | None:
 
 def _described(shape: tuple[int, int]) -> str:
     update, generated = shape
-    return f"{update} sequences an update" + ("" if generated == update else f" and {generated} generated together")
+    return f"{update} sequences a step" + ("" if generated == update else f" and {generated} generated together")

@@ -10,6 +10,7 @@ from trl import GRPOTrainer
 from svf_rl.storage.files import write_file
 from svf_rl.storage.folders import discard_folder
 from svf_rl.training import checkpoints
+from svf_rl.training.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +23,9 @@ def copy_metrics(output: Path, folder: Path) -> None:
     (folder / METRICS).write_bytes(source.read_bytes() if source.is_file() else b"")
 
 
-def cut_back(output: Path, folder: Path, step: int) -> None:
-    """Make the files in `output` those of a run that has come to update `step`, whose checkpoint is `folder`."""
-    run = checkpoints.run_of(folder)
+def cut_back(output: Path, checkpoint: Checkpoint) -> None:
+    """Make the files in `output` those of a run that has come to the step of `checkpoint`."""
+    folder, run, step = checkpoint.folder, checkpoint.manifest.run, checkpoint.manifest.step
     write_file(output / METRICS, (folder / METRICS).read_bytes())
     remove_tables(output, after=step)
     later = [path for path in checkpoints.checkpoints(output) if checkpoints.step_of(path) > step]
@@ -32,11 +33,11 @@ def cut_back(output: Path, folder: Path, step: int) -> None:
     for path in later:
         discard_folder(path)
     if later:
-        logger.warning("removed, since the run goes on from %s: %s", folder, ", ".join(path.name for path in later))
+        logger.warning("removed, since the run resumes from %s: %s", folder, ", ".join(path.name for path in later))
 
 
 def remove_tables(output: Path, after: int) -> None:
-    """Remove the tables of completions that were written after that update."""
+    """Remove the tables of completions that were written after that step."""
     for table in (output / "completions").glob("completions_*.parquet"):
         number = table.stem.removeprefix("completions_")
         if number.isdecimal() and int(number) > after:
@@ -58,7 +59,7 @@ def tensorboard_folder(trainer: GRPOTrainer) -> str | None:
 
 
 def continue_tensorboard(trainer: GRPOTrainer, folder: str | None, step: int) -> None:
-    """Write the log on in its folder, where what was logged after update `step` no longer counts."""
+    """Continue the log in its folder, where what was logged after step `step` no longer counts."""
     for callback in _tensorboards(trainer) if folder else ():
         from torch.utils.tensorboard import SummaryWriter
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: a training run ends soon, in a state that it can go on from."""
+"""SIGTERM and SIGUSR1: a training run ends soon, in a state that it can resume from."""
 
 import ctypes
 import os
@@ -23,7 +23,7 @@ class StopRequest:
     """
     Whether a signal has asked this process to stop.
 
-    Between updates the trainer looks at `requested`. Where there is no update to wait for (loading, the evaluations
+    Between steps the trainer looks at `requested`. Where there is no step to wait for (loading, the evaluations
     before and after training) a signal raises [`Stopped`] at once. A second signal ends the process on the spot.
     """
 
@@ -34,14 +34,14 @@ class StopRequest:
         self._came = 0.0
 
     @contextmanager
-    def waits_for_update(self) -> Iterator[None]:
+    def waits_for_step(self) -> Iterator[None]:
         """Within it a signal is only noted, and the one who entered looks at `requested`."""
         self._waits = True
         try:
             yield
         finally:
             self._waits = False
-        if self.requested is not None:  # after the last update
+        if self.requested is not None:  # after the last step
             raise self._outside()
 
     @contextmanager
@@ -74,8 +74,8 @@ class StopRequest:
 
     def _outside(self) -> Stopped:
         return stopped(
-            f"stopped by {self.requested} outside the updates: --resume goes on from the last checkpoint, or begins "
-            "anew where there is none"
+            f"stopped by {self.requested} outside the steps: --resume resumes from the last checkpoint, or starts "
+            "over where there is none"
         )
 
 

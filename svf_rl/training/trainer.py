@@ -1,17 +1,16 @@
 """`SVFReinforceTrainer`: TRL's GRPO trainer with a REINFORCE objective, its own generators and held-out evaluation.
 
-Kept from TRL: data and sampler, reward functions, batching over micro-steps, logging. Replaced: the chat
-template's use (`conversations.py`), where completions come from (`_generate_single_turn`), advantages
-(`_generate_and_score_completions`), the loss (`_compute_loss`), evaluation (`held_out.py`), what is measured
-(`step_metrics.py`) and how checkpoints are written (`checkpointing.py`). Left out: tools, environments, vision,
-clipped ratios.
+Kept from TRL: data and sampler, reward functions, micro-steps and their buffer, logging. What is overridden of TRL and
+of transformers stands here, each with a line on why; the work is done by what the trainer holds: `PolicyLoss`,
+`HeldOutEvaluator`, `CheckpointManager` and `MetricsRecorder`. Left out: tools, environments, vision, clipped ratios.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, set_seed
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
@@ -22,35 +21,40 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled
-from trl.models.utils import disable_gradient_checkpointing
+from trl import GRPOTrainer
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import CompletionGenerator, Sampling, sample_seed
+from svf_rl.generation.prompts import encode_prompts
 from svf_rl.losses import objective
-from svf_rl.losses.token_logprobs import LogitTransform, TokenStatistics, token_statistics
+from svf_rl.losses.token_logprobs import LogitTransform
+from svf_rl.runs.hub import hub_errors
+from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.config import SVFReinforceConfig, hide_from_trl
 from svf_rl.svf import svf_layers
 from svf_rl.training.callbacks import FetchLayers
-from svf_rl.training.checkpointing import Checkpointing
+from svf_rl.training.checkpoint_manager import CheckpointManager
+from svf_rl.training.checkpoints import adapter_folder
 from svf_rl.training.decay import decay_towards_identity
 from svf_rl.training.generators import build_generator
 from svf_rl.training.gradient_buffer import fit_gradient_buffer
-from svf_rl.training.held_out import HeldOutEvaluation
+from svf_rl.training.held_out import HeldOutEvaluator
+from svf_rl.training.metrics_recorder import MetricsRecorder
 from svf_rl.training.policy import (
     add_hidden_states_forward,
-    hidden_states,
-    output_layer,
-    reference,
+    multiplier_statistics,
     trainable_digest,
+    trained_alone,
+    trained_state,
 )
+from svf_rl.training.policy_loss import PolicyLoss
 from svf_rl.training.process_group import check_processes_agree
-from svf_rl.training.publication import Publication
-from svf_rl.training.step_metrics import StepMetrics
+from svf_rl.training.rollout import Answer, Rollout, before_stop
+from svf_rl.training.run_context import RunContext
 
 
-class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publication):
+class SVFReinforceTrainer(GRPOTrainer):
     """
     Trains an adapter by REINFORCE on verifiable rewards.
 
@@ -68,6 +72,7 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
         generator ([`CompletionGenerator`], *optional*): Where completions come from; default: as `args` say.
         stop (`Sequence[str]`, *optional*):
             Strings that end a completion. Their tokens are trained on; rewards see the text before them.
+        context ([`RunContext`], *optional*): The run that this is a part of; default: one by itself.
     """
 
     args: SVFReinforceConfig
@@ -94,13 +99,13 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
         peft_config: PeftConfig | None = None,
         generator: CompletionGenerator | None = None,
         stop: Sequence[str] = (),
+        context: RunContext | None = None,
     ):
         if peft_config is None and not isinstance(model, PeftModel):
             raise SVFError("the trainer trains adapters: pass peft_config=SVFConfig(), or a model that has an adapter")
-        self.run_summary = RunSummary(args.to_dict(), args.seed)  # for the model card
-        self._raw_rewards: Tensor | None = None
-        self._synced: str | None = None
-        self._finished = []
+        self.context = context or RunContext()
+        if not self.context.summary.recipe:
+            self.context.summary = RunSummary(args.to_dict(), args.seed)
         with hide_from_trl(args):
             super().__init__(
                 model=model,
@@ -113,13 +118,13 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
+        self.beta = args.beta  # hidden from the constructor alone
         if args.weight_decay and self.is_deepspeed_enabled:
             raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
         if self.is_deepspeed_enabled:
             fit_gradient_buffer(self.accelerator.state.deepspeed_plugin, self.model)
-        # TRL takes a completion without EOS as cut off, one that a stop string ended too: the masking is done here
-        self.mask_truncated_completions = False
-        add_hidden_states_forward(self._base_model)
+        base = self.accelerator.unwrap_model(self.model).get_base_model()
+        add_hidden_states_forward(base)
         self.sampling = Sampling(
             max_tokens=args.max_completion_length,
             temperature=args.temperature,
@@ -130,7 +135,12 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
             stop=tuple(stop),
             extra=dict(args.generation_kwargs or {}),
         )
-        self._transform = LogitTransform.of(self._base_model.config, args.temperature)
+        self.synced: str | None = None
+        """Digest of the trained values that the generator has."""
+        self.recorder = MetricsRecorder(self)
+        self.loss = PolicyLoss(args, self.accelerator, self.recorder, LogitTransform.of(base.config, args.temperature))
+        self.held_out = HeldOutEvaluator(self)
+        self.checkpoints = CheckpointManager(self, self.context)
         self.generator = generator or build_generator(
             self.model, args, self.accelerator.device.type, self.eos_token_ids, self._tokenizer
         )
@@ -138,159 +148,234 @@ class SVFReinforceTrainer(HeldOutEvaluation, StepMetrics, Checkpointing, Publica
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
-    @property
-    def _base_model(self) -> PreTrainedModel:
-        return self.accelerator.unwrap_model(self.model).get_base_model()
+    # ---- completions --------------------------------------------------------------------------------------------
 
-    # ---- completions ----------------------------------------------------------------------------------------------
-
-    def sync_weights(self, everything: bool = False) -> None:
+    def sync_weights(self) -> None:
         """Bring the generator up to date, unless it is and nothing that is trained has changed since the last time."""
         model = self.accelerator.unwrap_model(self.model)
         digest = trainable_digest(model)
         check_processes_agree(digest, self.state.global_step)
-        if digest != self._synced or everything or self.generator.stale:
+        if digest != self.synced or self.generator.stale:
             # The first time all weights go: the engine read a checkpoint that need not be what the model holds.
-            with self._timed("sync"):
-                report = self.generator.sync(model, everything or self._synced is None)
-            self._synced = digest
-            self._metrics["train"]["sync/bytes"].append(float(report.bytes))
+            with self.recorder.timed("sync"):
+                report = self.generator.sync(model, self.synced is None)
+            self.synced = digest
+            self.recorder.add("sync/bytes", float(report.bytes))
 
-    def _generate_single_turn(
-        self, prompt_ids: list[list[int]], images: Any, *_: Any, **__: Any
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        if images is not None:
-            raise SVFError("images are not supported: use a text dataset")
+    def restore_sync(self, synced: str | None) -> None:
+        """Give the generator all weights, and take it for as up to date as it was in the run that is resumed: what is
+        logged of syncs is then what was logged without the interruption."""
+        self.generator.sync(self.accelerator.unwrap_model(self.model), True)
+        self.synced = synced
+
+    def tokenize(self, prompts: list[Any]) -> list[list[int]]:
+        """The tokens of texts, or of conversations through the chat template."""
+        if isinstance(prompts[0], str):
+            return self._tokenize_prompts(prompts)[0]
+        template = {"chat_template": self.chat_template, **self.chat_template_kwargs}
+        return encode_prompts(self._tokenizer, prompts, **template)
+
+    def score(
+        self, rows: list[dict[str, Any]], prompts: list[Any], completions: list[Answer], completion_ids: list[list[int]]
+    ) -> Tensor:
+        """`(N, functions)` rewards of the completions of all processes, NaN where a function could not score one.
+        Rewards see the text before a stop string."""
+        if self.sampling.stop:
+            completions = [before_stop(completion, self.sampling.stop) for completion in completions]
+        with self.recorder.timed("reward"):
+            return self._calculate_rewards(rows, prompts, completions, completion_ids)
+
+    def _roll_out(self, rows: list[dict[str, Any]]) -> Rollout:
+        """One completion of each row's prompt."""
+        prompts = [row["prompt"] for row in rows]
+        ids = self.tokenize(prompts)
         step, within = self.state.global_step, self._step % self.args.gradient_accumulation_steps
-        first = (within * self.accelerator.num_processes + self.accelerator.process_index) * len(prompt_ids)
-        seeds = [sample_seed(self.args.seed, "train", step, first + i) for i in range(len(prompt_ids))]
+        first = (within * self.accelerator.num_processes + self.accelerator.process_index) * len(ids)
+        seeds = [sample_seed(self.args.seed, "train", step, first + i) for i in range(len(ids))]
         self.sync_weights()
-        before = self._seconds["rollout"]
-        with self._timed("rollout"):
-            completions = self.generator.generate(prompt_ids, self.sampling, seeds)
-        seconds = self._seconds["rollout"] - before
+        before = self.recorder.seconds["rollout"]
+        with self.recorder.timed("rollout"):
+            completions = self.generator.generate(ids, self.sampling, seeds)
+        seconds = self.recorder.seconds["rollout"] - before
         tokens = gather(torch.tensor(sum(len(c.token_ids) for c in completions), device=self.accelerator.device))
-        self._metrics["train"]["time/tokens_per_second"].append(tokens.sum().item() / seconds)
-        self._finished = [c.finished for c in completions]
-        logprobs = [c.logprobs for c in completions if c.logprobs is not None]
-        return [c.token_ids for c in completions], logprobs if len(logprobs) == len(completions) else None
+        self.recorder.add("time/tokens_per_second", tokens.sum().item() / seconds)
+        return Rollout.of(prompts, ids, completions, self._tokenizer)
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:
-        with self._timed("reward"):
-            self._raw_rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
-        return self._raw_rewards
+    def _score_rollout(self, rows: list[dict[str, Any]], rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """`(N, functions)` rewards of all processes, and `(N,)` their weighted sum, NaN where none could score."""
+        rewards = self.score(rows, rollout.prompts, rollout.completions, rollout.completion_ids)
+        total = objective.total_reward(rewards, self.reward_weights)
+        self.recorder.add_rewards(rewards, total, self.num_generations)
+        self.recorder.add_reward_logs(len(rows))
+        self.recorder.add("unscorable", total.isnan().float().mean().item())
+        return rewards, total
 
-    def _total_reward(self) -> Tensor:
-        """`(N,)` weighted sum of the last rewards, over all processes; NaN where no reward function could score."""
-        assert self._raw_rewards is not None
-        total = (self._raw_rewards * self.reward_weights.to(self._raw_rewards.device)).nansum(1)
-        return total.masked_fill(self._raw_rewards.isnan().all(1), torch.nan)
+    # ---- what is overridden of TRL ------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's generates with its own engine, knows no stop strings, and computes GRPO's advantages and ratios."""
+        if "image" in inputs[0] or "images" in inputs[0]:
+            raise SVFError("images are not supported: use a text dataset")
         args = self.args
-        output = super()._generate_and_score_completions(inputs)
-        rewards = self._total_reward()  # (N,)
+        rollout = self._roll_out(inputs)
+        self.recorder.add_lengths(rollout)
+        rewards, total = self._score_rollout(inputs, rollout)  # (N, functions), (N,)
         local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
-        takes_part = ~rewards[local].isnan() & output["completion_mask"].any(1)  # (B,)
+        batch = rollout.tensors(self._tokenizer.pad_token_id, self.accelerator.device, self.pad_to_multiple_of)
+        takes_part = ~total[local].isnan() & batch["completion_mask"].any(1)  # (B,)
         if args.mask_truncated_completions:
-            takes_part &= torch.tensor(self._finished, device=takes_part.device)
-        output["completion_mask"] = output["completion_mask"] * takes_part[:, None]
+            takes_part &= torch.tensor(rollout.finished, device=takes_part.device)
+        batch["completion_mask"] *= takes_part[:, None]
         if args.beta and args.kl_placement == "reward":
-            rewards = rewards - args.beta * gather(self._sequence_kl(output))
+            total = total - args.beta * gather(self.loss.sequence_kl(self.model, batch))
         advantages = objective.compute_advantages(
-            rewards, self.num_generations, args.advantage, args.normalize_advantages, args.advantage_clip
+            total, self.num_generations, args.advantage, args.normalize_advantages, args.advantage_clip
         )
-        output["advantages"] = advantages[local]
-        # mean over the sequences of one update: an even share of those generated together
+        self.recorder.add_table(rollout, rewards, advantages)
+        # mean over the sequences of one step: an even share of those generated together
         share = args.gradient_accumulation_steps / args.steps_per_generation
-        output["sequences"] = gather(takes_part.sum()).sum() * share
-        for _ in range(len(advantages)):
-            self._logs["advantages"].pop()
-        self._logs["advantages"].extend(advantages.tolist())
-        self._metrics["train"]["unscorable"].append(self._total_reward().isnan().float().mean().item())
-        return output
-
-    # ---- objective ----------------------------------------------------------------------------------------------
+        return {**batch, "advantages": advantages[local], "sequences": gather(takes_part.sum()).sum() * share}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        args, mask = self.args, inputs["completion_mask"]  # (B, T)
-        needs_kl = args.beta != 0 and args.kl_placement == "loss"
-        statistics = self._statistics(model, inputs, needs_kl)
-        logps = _scatter(statistics.logps, mask)  # (B, T)
-        weights, sampling_logps = None, inputs.get("sampling_per_token_logps")
-        if sampling_logps is not None:
-            difference = (logps.detach() - sampling_logps).abs()[mask.bool()]
-            self._record("sampling/logp_difference", difference[~difference.isnan()])
-            if args.vllm_importance_sampling_correction:
-                weights = objective.compute_importance_weights(
-                    logps,
-                    sampling_logps,
-                    mask,
-                    args.vllm_importance_sampling_mode,
-                    args.vllm_importance_sampling_clip_min,
-                    args.vllm_importance_sampling_clip_max,
-                )
-                self._record("sampling/importance_weight", weights.expand_as(mask)[mask.bool()])
-        kl = None
-        if needs_kl:
-            token_kl = self._token_kl(statistics)  # (n,)
-            self._record("kl", token_kl)
-            kl = _scatter(token_kl, mask)
-        self._record("entropy", statistics.entropy)
-        loss = objective.reinforce_loss(
-            logps, inputs["advantages"], mask, weights, kl, args.beta, args.loss_reduction, float(inputs["sequences"])
-        )
-        # DDP divides by the processes, and nothing by the accumulation steps (TRL turns that off): micro-batches add up
-        return loss * self.accelerator.num_processes
+        """TRL's is GRPO's clipped surrogate."""
+        return self.loss(model, inputs)
 
-    def _statistics(self, model: Any, inputs: dict[str, Any], with_reference: bool) -> TokenStatistics:
-        """Statistics of the completion tokens that count, `(n,)` each, row by row."""
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)  # (B, P + T)
-        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        length, counts = inputs["completion_ids"].shape[1], inputs["completion_mask"].bool()
-        unwrapped = self.accelerator.unwrap_model(model)
-        # the reference first: what its pass needs for a moment is then not added to what the policy's keeps
-        ref_hidden = ref_head = None
-        if with_reference:
-            checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
-            with torch.no_grad(), reference(unwrapped), checkpointing:
-                ref_hidden = hidden_states(unwrapped, ids, attention, length)[counts]
-                # under ZeRO-3 nobody trains it, and a second copy would be gathered
-                ref_head = None if is_deepspeed_zero3_enabled() else output_layer(unwrapped)
-        hidden = hidden_states(model, ids, attention, length)[counts]  # (n, d)
-        weight, bias = output_layer(unwrapped)
-        direction = self.args.kl_type if self.args.kl_type in ("policy_ref", "ref_policy") and with_reference else None
-        return token_statistics(
-            hidden, inputs["completion_ids"][counts], weight, bias, self._transform, ref_hidden, ref_head, direction
-        )
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """TRL's measures a step as a whole."""
+        with self.recorder.micro_step():
+            return super().training_step(model, inputs, num_items_in_batch)
 
-    def _token_kl(self, statistics: TokenStatistics) -> Tensor:
-        if statistics.kl is not None:
-            return statistics.kl
-        assert statistics.ref_logps is not None
-        return objective.estimate_kl(statistics.logps, statistics.ref_logps, self.args.kl_type)
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's knows nothing of multipliers."""
+        if self.model.training:
+            logs = {**logs, **multiplier_statistics(self.accelerator.unwrap_model(self.model))}
+        super().log(logs, start_time)
 
-    @torch.no_grad()
-    def _sequence_kl(self, output: dict[str, Any]) -> Tensor:
-        """`(B,)` divergence of each completion of a generation batch, for the reward."""
-        parts, size = [], self.args.per_device_train_batch_size
-        keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        for start in range(0, len(output["advantages"]), size):
-            batch = {key: output[key][start : start + size] for key in keys}
-            token_kl = self._token_kl(self._statistics(self.model, batch, with_reference=True))
-            self._record("kl", token_kl)
-            mask = batch["completion_mask"]
-            parts.append(objective.reduce_tokens(_scatter(token_kl, mask), mask, self.args.loss_reduction))
-        return torch.cat(parts)
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """TRL's samples and computes a loss. This one answers greedily: see [`HeldOutEvaluator.evaluate`]."""
+        metrics = self.held_out.evaluate(self.eval_dataset if eval_dataset is None else eval_dataset, metric_key_prefix)
+        # `eval` selects a checkpoint or stops a run; a report before or after the run does neither
+        if metric_key_prefix == "eval":
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        """TRL's draws the order of the first epoch first, also where a run resumes in a later one."""
+        sampler = super()._get_train_sampler(dataset)
+        self.checkpoints.skip_epochs(sampler)
+        return sampler
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """transformers' can be torn by a kill, and TRL's writes its own model card."""
+        self.checkpoints.save(resumable=not self.args.save_only_model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """transformers maps to `args.device`: `cpu:0` for several processes on the CPU, to which nothing can map."""
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        for part, name in ((self.optimizer, "optimizer.pt"), (self.lr_scheduler, "scheduler.pt")):
+            part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
+
+    # ---- what is overridden of transformers ---------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' takes any folder for a checkpoint of this run. `resume_from_checkpoint` is what
+        [`find_checkpoint`] takes."""
+        with self.context.stop.waits_for_step(), self.checkpoints.running(resume_from_checkpoint) as folder:
+            return super().train(folder, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """transformers makes one step more where a run resumes from its last."""
+        if self.checkpoints.nothing_left():
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """transformers calls it after each step, and again at the end of an epoch: a checkpoint is written when all
+        that is due was done, and a run that was asked to stop does so then."""
+        more_follows = self.checkpoints.postpone()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if not more_follows:
+            self.checkpoints.stop_if_asked()
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers removes checkpoints here, the last too; what is too many was removed with each checkpoint."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """transformers makes a step whatever its gradient. Called before it, and under DeepSpeed after it, which skips
+        it then and keeps the norm of the step before."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.is_deepspeed_enabled and self.accelerator.optimizer_step_was_skipped:
+            norm = torch.nan
+        self.checkpoints.check_gradient(norm)
+        return norm
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """transformers' weight decay would pull `z` to 0."""
         optimizer = super().create_optimizer(*args, **kwargs)
         model = self.accelerator.unwrap_model(self.model)
         if self.args.weight_decay and svf_layers(model):
             decay_towards_identity(optimizer, model, self.args.weight_decay)
         return optimizer
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """transformers has DeepSpeed write a tied embedding each time."""
+        with trained_alone(self.accelerator.unwrap_model(self.model)):
+            super()._save_optimizer_and_scheduler(output_dir)
 
-def _scatter(values: Tensor, mask: Tensor) -> Tensor:
-    """`(n,)` values of the tokens that count, to `(B, T)` with 0 elsewhere; the graph stays whole where `n` is 0."""
-    return values.new_zeros(mask.shape).masked_scatter(mask.bool(), values)
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """transformers has no state for processes that were not there when the checkpoint was written."""
+        if self.checkpoints.same_processes():
+            super()._load_rng_state(checkpoint)
+        else:
+            set_seed(self.args.seed + self.state.global_step, device_specific=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """transformers' copies the whole model on each process under DeepSpeed, and takes a full disk for a setting of
+        ZeRO-3."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = trained_state(self.accelerator.unwrap_model(self.model))
+        if self.args.should_save:
+            self._save(output_dir, state)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """transformers' leaves half-written files behind where it is killed, and PEFT's model card."""
+        with adapter_folder(Path(output_dir or self.args.output_dir)) as folder:
+            super()._save(str(folder), state_dict)
+            write_model_card(folder, self.context.summary)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """TRL's says nothing of the recipe and of accuracies; before the first adapter there is no card."""
+        folder = Path(self.args.output_dir)
+        if self.is_world_process_zero() and (folder / "adapter_config.json").is_file():
+            write_model_card(folder, self.context.summary)
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """transformers' raises the Hub's own errors; so does `push_to_hub`."""
+        with hub_errors(self._hub_name, token or self.args.hub_token):
+            super().init_hf_repo(token)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As `init_hf_repo`."""
+        with hub_errors(self._hub_name, kwargs.get("token") or self.args.hub_token):
+            return super().push_to_hub(*args, **kwargs)
+
+    @property
+    def _hub_name(self) -> str:
+        return self.args.hub_model_id or Path(self.args.output_dir).absolute().name

@@ -10,29 +10,29 @@ import torch
 from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
-_FILE = "progress"
+_FILE = "progress"  # the name in the checkpoints of every version
 
 
-def save_progress(trainer: GRPOTrainer, folder: Path, shared: dict[str, Any]) -> None:
+def save_trainer_state(trainer: GRPOTrainer, folder: Path, shared: dict[str, Any]) -> None:
     """
     Write this process's file into a checkpoint.
 
     Args:
-        trainer (`GRPOTrainer`): between two updates.
+        trainer (`GRPOTrainer`): between two steps.
         folder (`Path`): of the checkpoint.
         shared (`dict`): plain values of the run besides.
     """
     main = trainer.is_world_process_zero()
     values = {
         "micro_step": trainer._step,
-        # Completions that later updates are made of too; where the next one generates anew there are none to keep.
+        # Completions that later steps are made of too; where the next one generates new ones there are none to keep.
         "buffered": None if between_generations(trainer) else trainer._buffered_inputs,
         "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
         "step_time": trainer._current_train_step_time,
         "loss": trainer._tr_loss,
         "total_loss": trainer._total_loss_scalar,
         "last_logged": trainer._globalstep_last_logged,
-        # Tables of completions are written by the main process, from what all have gathered there.
+        # Tables of completions are written by the main process, from what all have gather_parameters there.
         "logs": dict(trainer._logs) if main else {},
         "callbacks": [
             (type(callback).__name__, callback.state().get("attributes", {})) for callback in _stateful(trainer)
@@ -42,8 +42,8 @@ def save_progress(trainer: GRPOTrainer, folder: Path, shared: dict[str, Any]) ->
     torch.save(_plain(values), folder / _file_name(trainer.args.process_index))
 
 
-def load_progress(trainer: GRPOTrainer, folder: Path) -> dict[str, Any]:
-    """What [`save_progress`] wrote for this process, or, where there are more processes than then, for the first."""
+def load_trainer_state(trainer: GRPOTrainer, folder: Path) -> dict[str, Any]:
+    """What [`save_trainer_state`] wrote for this process; where there are more processes than then, for the first."""
     own = folder / _file_name(trainer.args.process_index)
     path = own if own.is_file() else folder / _file_name(0)
     device = trainer.accelerator.device
@@ -51,14 +51,14 @@ def load_progress(trainer: GRPOTrainer, folder: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu" if device.type == "cpu" else device, weights_only=True)
 
 
-def restore_progress(trainer: GRPOTrainer, values: dict[str, Any], same_batches: bool) -> None:
+def restore_trainer_state(trainer: GRPOTrainer, values: dict[str, Any], same_batches: bool) -> None:
     """
-    Put the values back into a trainer whose training is about to go on.
+    Put the values back into a trainer whose training is about to resume.
 
     Args:
         trainer (`GRPOTrainer`): after transformers has reset its counters.
-        values (`dict`): from [`load_progress`].
-        same_batches (`bool`): whether an update has as many micro-batches as before.
+        values (`dict`): from [`load_trainer_state`].
+        same_batches (`bool`): whether a step has as many micro-batches as before.
     """
     trainer._step = values["micro_step"]
     if not same_batches:

@@ -28,4 +28,4 @@ def test_all_processes_stop_where_one_differs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("after update 7 process 1 has other trained values than process 0") == 2, done.stdout
+    assert done.stdout.count("after step 7 process 1 has other trained values than process 0") == 2, done.stdout

@@ -68,7 +68,7 @@ def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(write_compar
         os.killpg(call.pid, signal.SIGKILL)
         call.wait()
     assert accuracies(reproduce(path, out)) == accuracies(whole)
-    assert any("going on after update" in log.read_text() for log in (out / "logs").glob("*"))
+    assert any("resuming after step" in log.read_text() for log in (out / "logs").glob("*"))
 
 
 @pytest.mark.slow

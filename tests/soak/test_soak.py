@@ -121,9 +121,9 @@ FAULTS = {
     "sandbox killed": Fault(kill("supervisor.py"), None),
     "worker killed": Fault(kill("math_worker"), None),
     "disk full": Fault(fill, "error: cannot write ", lambda soak: (soak.output.parent / "filler").unlink()),
-    "gradient": flag("overflow", "error: the gradient of update "),
+    "gradient": flag("overflow", "error: the gradient of step "),
     "engine": flag("engine", "error: vLLM failed: RuntimeError: no answer from the device"),
-    "SIGTERM": Fault(stop, "stopped by SIGTERM after update "),
+    "SIGTERM": Fault(stop, "stopped by SIGTERM after step "),
     "SIGKILL": Fault(lambda soak: soak.run.kill(), ""),
 }
 
@@ -176,12 +176,12 @@ def suffer(soak: Soak, name: str, update: int) -> str:
         assert "Traceback" not in own, f"{name}: {own[-4000:]}"
     fault.mend(soak)
     run = soak.start()
-    assert run.wait_for(lambda: "going on after update" in run.said(), 600, 0.05), f"{name}: {run.said()[-4000:]}"
-    resumed = int(re.findall(r"going on after update (\d+)", run.said())[-1])
-    assert after - resumed <= SAVE_STEPS, f"{name}: it came to {after}, and goes on from {resumed}"
+    assert run.wait_for(lambda: "resuming after step" in run.said(), 600, 0.05), f"{name}: {run.said()[-4000:]}"
+    resumed = int(re.findall(r"resuming after step (\d+)", run.said())[-1])
+    assert after - resumed <= SAVE_STEPS, f"{name}: it came to {after}, and resumes from {resumed}"
     if name == "SIGTERM":
         assert resumed >= before
-    return f"{name} at {before}: came to {after}, goes on after {resumed}"
+    return f"{name} at {before}: came to {after}, resumes after {resumed}"
 
 
 def each_update_once(output: Path, updates: int) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from svf_rl.errors import SVFError
 from svf_rl.storage.folders import partial_folder
 from svf_rl.training import checkpoints
-from svf_rl.training.checkpoints import Manifest, check, last_sound, prune, publish
+from svf_rl.training.checkpoints import Checkpoint, Manifest, last_sound, prune, publish, read_checkpoint
 from svf_rl.training.resume import check_same_machinery, check_same_run, find_checkpoint
 
 SETTINGS = {
@@ -55,7 +55,7 @@ def names(folder: Path) -> set[str]:
 
 def test_a_checkpoint_says_what_it_is_of(write: Callable[..., Path], tmp_path: Path) -> None:
     folder = write(10)
-    assert check(folder) == manifest(10)
+    assert read_checkpoint(folder) == Checkpoint(folder, manifest(10))
     assert set(json.loads((folder / "manifest.json").read_text())["files"]) == {"z.bin", "global_step/optimizer.pt"}
     assert names(tmp_path) == {"checkpoint-10"}
 
@@ -86,16 +86,16 @@ def test_a_torn_one_is_passed_over_with_a_warning(
     sound, torn = write(10), write(20)
     tear(torn)
     with caplog.at_level(logging.WARNING):
-        assert last_sound(tmp_path) == sound
-    assert "checkpoint-20 is not a whole checkpoint" in caplog.text
-    with pytest.raises(SVFError, match="checkpoint-20 is not a whole checkpoint") as error:
+        assert last_sound(tmp_path).folder == sound
+    assert "checkpoint-20 is not a complete checkpoint" in caplog.text
+    with pytest.raises(SVFError, match="checkpoint-20 is not a complete checkpoint") as error:
         find_checkpoint(str(torn), tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_a_torn_one_is_replaced_by_a_whole_one(write: Callable[..., Path], tmp_path: Path) -> None:
     _cut(write(10))
-    assert check(write(10)).step == 10
+    assert read_checkpoint(write(10)).manifest.step == 10
     assert names(tmp_path) == {"checkpoint-10"}
 
 
@@ -103,7 +103,7 @@ def test_what_a_killed_process_left_is_no_checkpoint(write: Callable[..., Path],
     sound = write(10)
     shutil.copytree(sound, tmp_path / ".checkpoint-20.partial")
     shutil.copytree(sound, tmp_path / ".checkpoint-5.old")
-    assert last_sound(tmp_path) == sound
+    assert last_sound(tmp_path).folder == sound
     checkpoints.clear_leftovers(tmp_path)
     assert names(tmp_path) == {"checkpoint-10"}
 
@@ -112,7 +112,7 @@ def test_the_last_is_the_last_by_its_number(write: Callable[..., Path], tmp_path
     (tmp_path / "checkpoint-best").mkdir()
     (tmp_path / "checkpoint-1000").write_text("a file")
     folders = [write(step) for step in (100, 9, 20)]
-    assert last_sound(tmp_path) == folders[0]
+    assert last_sound(tmp_path).folder == folders[0]
 
 
 def test_an_earlier_run_in_the_same_folder_does_not_count(
@@ -120,15 +120,15 @@ def test_an_earlier_run_in_the_same_folder_does_not_count(
 ) -> None:
     write(30, run="earlier")
     assert last_sound(tmp_path) is None
-    assert f"--resume_from_checkpoint {tmp_path / 'checkpoint-30'} goes on from it" in caplog.text
-    assert last_sound(tmp_path) != write(10)
-    assert last_sound(tmp_path) == tmp_path / "checkpoint-10"
+    assert f"--resume_from_checkpoint {tmp_path / 'checkpoint-30'} resumes from it" in caplog.text
+    write(10)
+    assert last_sound(tmp_path).folder == tmp_path / "checkpoint-10"
 
 
 def test_there_must_be_one_for_true_and_there_may_be_one_for_auto(tmp_path: Path) -> None:
     assert find_checkpoint("auto", tmp_path / "new") is None
     assert find_checkpoint(None, tmp_path) is find_checkpoint(False, tmp_path) is None
-    with pytest.raises(SVFError, match="holds no checkpoint to go on from"):
+    with pytest.raises(SVFError, match="holds no checkpoint to resume from"):
         find_checkpoint(True, tmp_path)
 
 
@@ -192,21 +192,21 @@ def test_a_kill_while_pruning_leaves_no_torn_one(
 
 @pytest.mark.parametrize("changes", [{"max_steps": 60}, {"save_steps": 1}, {"output_dir": "b"}, {"unknown": None}])
 def test_what_changes_no_update_may_differ(changes: dict[str, Any]) -> None:
-    check_same_run(manifest(), Path("checkpoint-10"), {**SETTINGS, **changes}, 2)
+    check_same_run(Checkpoint(Path("checkpoint-10"), manifest()), {**SETTINGS, **changes}, 2)
 
 
 @pytest.mark.parametrize("changes", [{"learning_rate": 0.02}, {"rewards": ["choice"]}, {"seed": 1}])
 def test_what_changes_the_updates_is_refused_by_name(changes: dict[str, Any]) -> None:
     with pytest.raises(SVFError, match=rf"written with other settings \({next(iter(changes))}: ") as error:
-        check_same_run(manifest(), Path("checkpoint-10"), {**SETTINGS, **changes}, 2)
+        check_same_run(Checkpoint(Path("checkpoint-10"), manifest()), {**SETTINGS, **changes}, 2)
     assert "\n" not in str(error.value)
 
 
 def test_other_processes_may_divide_the_same_updates() -> None:
     halved = {"per_device_train_batch_size": 16}
-    check_same_run(manifest(), Path("checkpoint-10"), {**SETTINGS, **halved}, 1)
+    check_same_run(Checkpoint(Path("checkpoint-10"), manifest()), {**SETTINGS, **halved}, 1)
     accumulated = {"gradient_accumulation_steps": 4, "steps_per_generation": 4}
-    check_same_run(manifest(), Path("checkpoint-10"), {**SETTINGS, **accumulated}, 1)
+    check_same_run(Checkpoint(Path("checkpoint-10"), manifest()), {**SETTINGS, **accumulated}, 1)
 
 
 @pytest.mark.parametrize(
@@ -214,21 +214,21 @@ def test_other_processes_may_divide_the_same_updates() -> None:
     [({}, 1), ({"gradient_accumulation_steps": 1}, 2), ({"generation_batch_size": 64}, 2)],
 )
 def test_updates_of_other_sequences_are_refused(changes: dict[str, Any], processes: int) -> None:
-    with pytest.raises(SVFError, match="32 sequences an update"):
-        check_same_run(manifest(), Path("checkpoint-10"), {**SETTINGS, **changes}, processes)
+    with pytest.raises(SVFError, match="32 sequences a step"):
+        check_same_run(Checkpoint(Path("checkpoint-10"), manifest()), {**SETTINGS, **changes}, processes)
 
 
 def test_other_rows_and_another_form_of_the_optimizer_are_refused() -> None:
-    check_same_machinery(manifest(), Path("c"), {"train": "a"}, "no DeepSpeed")
+    check_same_machinery(Checkpoint(Path("c"), manifest()), {"train": "a"}, "no DeepSpeed")
     with pytest.raises(SVFError, match="other train rows"):
-        check_same_machinery(manifest(), Path("c"), {"train": "b"}, "no DeepSpeed")
+        check_same_machinery(Checkpoint(Path("c"), manifest()), {"train": "b"}, "no DeepSpeed")
     with pytest.raises(SVFError, match="DeepSpeed ZeRO-2"):
-        check_same_machinery(manifest(), Path("c"), {"train": "a"}, "DeepSpeed ZeRO-2")
+        check_same_machinery(Checkpoint(Path("c"), manifest()), {"train": "a"}, "DeepSpeed ZeRO-2")
 
 
 def test_the_shares_of_deepspeed_want_as_many_processes() -> None:
     halved = {**SETTINGS, "per_device_train_batch_size": 16, "steps_per_generation": 2}
     shared = manifest(parallelism="DeepSpeed ZeRO-2")
-    check_same_run(shared, Path("checkpoint-10"), SETTINGS, 2)
+    check_same_run(Checkpoint(Path("checkpoint-10"), shared), SETTINGS, 2)
     with pytest.raises(SVFError, match=r"2 process.* under DeepSpeed ZeRO-2.* here are 1"):
-        check_same_run(shared, Path("checkpoint-10"), halved, 1)
+        check_same_run(Checkpoint(Path("checkpoint-10"), shared), halved, 1)

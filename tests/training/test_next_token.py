@@ -112,8 +112,14 @@ def test_cross_entropy_is_reported_a_token_and_no_reward_is(next_token: Any, tok
 def test_an_update_sees_each_answer_once_whatever_num_generations_says(next_token: Any) -> None:
     trainer = next_token(num_generations=4)
     seen = []
-    inner = trainer._generate_single_turn
-    trainer._generate_single_turn = lambda *args: seen.extend(trainer._targets) or inner(*args)
+    inner = trainer._roll_out
+
+    def recorded(rows: Any) -> Any:
+        rollout = inner(rows)
+        seen.extend(rollout.completion_ids)
+        return rollout
+
+    trainer._roll_out = recorded
     trainer.train()
     assert len(seen) == 8
     assert len({tuple(ids) for ids in seen}) == 8
@@ -284,7 +290,7 @@ def test_it_teaches_the_quickstart_its_care_and_saves_an_ordinary_adapter(
     before = trainer.evaluate()["eval_accuracy"]
     trainer.train()
     trainer.save_model(str(tmp_path / "adapter"))
-    after = trainer.evaluate_saved(str(tmp_path / "adapter"), rows("test", 128))["test_accuracy"]
+    after = trainer.held_out.evaluate_saved(str(tmp_path / "adapter"), rows("test", 128))["test_accuracy"]
     assert after > before + 0.08
     base = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")

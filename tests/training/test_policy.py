@@ -16,6 +16,7 @@ from svf_rl.training.policy import (
     output_layer,
     reference,
     trainable_digest,
+    trained_alone,
 )
 
 SMALL = {
@@ -124,3 +125,15 @@ def test_statistics_are_those_of_the_multiplier_by_kind_of_module(tiny_llama: Ca
     assert statistics["z/up_proj/std"] == pytest.approx(m.std(correction=0).item())
     assert statistics["z/up_proj/min"] == m.min().item()
     assert statistics["z/up_proj/max"] == m.max().item()
+
+
+def test_a_frozen_weight_goes_under_none_of_its_names(tiny_llama: Callable[..., Any]) -> None:
+    model = get_peft_model(tiny_llama(tied=True), SVFConfig())
+    whole = set(model.state_dict())
+    assert {name.rpartition(".model.")[2] for name in whole} >= {"embed_tokens.weight"}
+    assert any("lm_head" in name for name in whole)
+    with trained_alone(model):
+        kept = set(model.state_dict())
+    assert kept == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("svf_z" in name for name in kept)
+    assert set(model.state_dict()) == whole

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from svf_rl.errors import Stopped, SVFError
 from svf_rl.training.callbacks import TIMING
+from svf_rl.training.resume import find_checkpoint
 
 Make = Callable[..., Any]
 Z = Callable[[Any], dict[str, Tensor]]
@@ -206,14 +207,14 @@ def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(
     class Signal(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step + 1 == update:
-                stopped.stop.requested = "SIGUSR1"
+                stopped.context.stop.requested = "SIGUSR1"
 
     stopped = make_trainer(generator=make_generator(), **own, output_dir=str(tmp_path / "cut"), callbacks=[Signal()])
-    with pytest.raises(Stopped, match=f"stopped by SIGUSR1 after update {update}: .*checkpoint-{update}$"):
+    with pytest.raises(Stopped, match=f"stopped by SIGUSR1 after step {update}: .*checkpoint-{update}$"):
         stopped.train()
     broken = make_trainer(generator=make_generator(), **own, output_dir=str(tmp_path / "cut"))
-    broken.go_on_from("auto")
-    assert broken.resumed_step == update
+    broken.checkpoints.begin(find_checkpoint("auto", Path(broken.args.output_dir)))
+    assert broken.checkpoints.checkpoint.manifest.step == update
     broken.train()
     assert_same(whole, broken, z_of)
 
@@ -311,7 +312,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(
 
     own = {**EVERY_OTHER, "advantage": "none", "output_dir": str(tmp_path / "run"), "save_steps": 1}
     broken = make_trainer(generator=make_generator(), reward=reward, **own)
-    with pytest.raises(SVFError, match=r"gradient of update 4 is not finite .*goes on from .*checkpoint-3") as error:
+    with pytest.raises(SVFError, match=r"gradient of step 4 is not finite .*resumes from .*checkpoint-3") as error:
         broken.train()
     assert "\n" not in str(error.value)
     assert all(z.isfinite().all() for z in z_of(broken).values())
@@ -342,7 +343,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(
             (small_disk / "filling").write_bytes(bytes(max(0, left)))
 
     own = {**EVERY_OTHER, "output_dir": str(small_disk / "run"), "save_steps": 1, "logging_strategy": "no"}
-    with pytest.raises(SVFError, match=r"cannot write .*checkpoint-2: .*goes on from .*checkpoint-1") as error:
+    with pytest.raises(SVFError, match=r"cannot write .*checkpoint-2: .*resumes from .*checkpoint-1") as error:
         make_trainer(generator=make_generator(), **own, callbacks=[Fill()]).train()
     assert "\n" not in str(error.value)
     (small_disk / "filling").unlink()

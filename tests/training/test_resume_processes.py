@@ -73,9 +73,9 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_update(
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 1  # accelerate's own; it names that of its processes:
     assert "exitcode  : 75" in printed
-    assert printed.count("--resume goes on from") == 1
+    assert printed.count("--resume resumes from") == 1
     assert not (tmp_path / "cut/summary.json").exists()
-    assert "going on after update" in finished(start("cut"))
+    assert "resuming after step" in finished(start("cut"))
     assert any(line.get("grad_norm") for line in lines(tmp_path / "whole"))
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
     name = "adapter_model.safetensors"
@@ -91,7 +91,7 @@ def test_one_process_goes_on_where_two_were(start: Callable[..., subprocess.Pope
     (tmp_path / "run/summary.json").unlink()
     for later in ("checkpoint-4", "checkpoint-6"):
         (tmp_path / "run" / later / "manifest.json").unlink(missing_ok=True)
-    assert "going on after update 2" in finished(start("run", *greedy, config="cpu", size=16))
+    assert "resuming after step 2" in finished(start("run", *greedy, config="cpu", size=16))
     found = load_file(tmp_path / "run" / name)
     for key in (key for key in expected if "svf_z" in key):
         assert not torch.equal(expected[key], torch.ones_like(expected[key]))

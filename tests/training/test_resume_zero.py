@@ -64,7 +64,7 @@ def test_stopped_and_killed(whole: Path, start: Callable[..., LaunchedRun], tmp_
     assert run.wait_for(lambda: run.update() >= 2, 900), run.said()[-4000:]
     os.kill(run.workers()[-1], signal.SIGTERM)
     printed = run.wait(300)
-    assert printed.count("--resume goes on from") == 1
+    assert printed.count("--resume resumes from") == 1
     assert printed.count("stopped by") == 1
     killed(start(output), 6)
     run = start(output)
@@ -72,7 +72,7 @@ def test_stopped_and_killed(whole: Path, start: Callable[..., LaunchedRun], tmp_
     run.kill()
     run = start(output)
     assert run.process.wait(900) == 0, run.said()[-4000:]
-    assert "going on after update" in run.said()
+    assert "resuming after step" in run.said()
     assert_same(whole, output)
 
 
@@ -104,8 +104,8 @@ def test_a_torn_share_is_passed_over(whole: Path, start: Callable[..., LaunchedR
     share.write_bytes(share.read_bytes()[:-100])
     run = start(output)
     assert run.process.wait(900) == 0, run.said()[-4000:]
-    assert f"passed over: {output / f'checkpoint-{UPDATES}'} is not a whole checkpoint" in run.said()
-    assert "going on after update 8" in run.said()
+    assert f"skipped: {output / f'checkpoint-{UPDATES}'} is not a complete checkpoint" in run.said()
+    assert "resuming after step 8" in run.said()
     assert_same(whole, output)
 
 
@@ -140,8 +140,8 @@ def test_a_gradient_that_is_not_finite_ends_it(start: Callable[..., LaunchedRun]
     printed = run.wait(600)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert errors, printed[-3000:]
-    assert "the gradient of update 3 is not finite" in errors[0]
-    assert f"--resume goes on from {tmp_path / 'run/checkpoint-2'}" in errors[0]
+    assert "the gradient of step 3 is not finite" in errors[0]
+    assert f"--resume resumes from {tmp_path / 'run/checkpoint-2'}" in errors[0]
 
 
 def copy_before_the_end(whole: Path, folder: Path) -> Path:

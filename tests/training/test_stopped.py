@@ -1,5 +1,6 @@
 """Signals, and `--resume` as it is typed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ with one_line_errors() as outcome, stop.listening():
     print("loads", flush=True)
     if sys.argv[1] == "loads":
         time.sleep(30)
-    with stop.waits_for_update():
+    with stop.waits_for_step():
         print("trains", flush=True)
         until = time.monotonic() + float(sys.argv[2])
         while time.monotonic() < until:
@@ -146,7 +148,7 @@ def copied(whole: Path, tmp_path: Path, recipe: str) -> tuple[Path, Callable[...
 def test_a_run_that_has_ended_is_left_alone(copied: Any, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, train = copied
     assert train("--resume") == 0
-    assert "has ended after 4 updates: nothing is left to do" in capsys.readouterr().out
+    assert "has ended after 4 steps: nothing is left to do" in capsys.readouterr().out
     assert (output / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
@@ -159,12 +161,28 @@ def test_killed_while_the_adapter_was_saved_or_evaluated(copied: Any, whole: Pat
     assert_same(whole, output)
 
 
+def test_a_checkpoint_is_hashed_once_at_resume(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, train = copied
+    (output / "summary.json").unlink()
+    hashed, digest = Counter[str](), hashlib.file_digest
+
+    def counted(file: Any, name: str) -> Any:
+        hashed[str(Path(file.name).relative_to(output))] += 1
+        return digest(file, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", counted)
+        assert train("--resume") == 0
+    assert hashed["checkpoint-4/adapter_model.safetensors"] == 1
+    assert set(hashed.values()) == {1}
+
+
 def test_the_last_checkpoint_is_torn(copied: Any, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, train = copied
     (output / "summary.json").unlink()
     (output / "checkpoint-4/optimizer.pt").write_bytes(b"torn")
     assert train("--resume_from_checkpoint", "true") == 0
-    assert "going on after update 2" in capsys.readouterr().out
+    assert "resuming after step 2" in capsys.readouterr().out
     assert_same(whole, output)
 
 
@@ -172,8 +190,8 @@ def test_the_last_checkpoint_is_torn(copied: Any, whole: Path, capsys: pytest.Ca
     ("arguments", "message"),
     [
         (["--resume", "--learning_rate", "2e-2"], "learning_rate: 0.01 there, 0.02 here"),
-        (["--resume", "--per_device_train_batch_size", "16"], "8 sequences an update"),
-        (["--resume_from_checkpoint", "elsewhere"], "elsewhere is not a whole checkpoint"),
+        (["--resume", "--per_device_train_batch_size", "16"], "8 sequences a step"),
+        (["--resume_from_checkpoint", "elsewhere"], "elsewhere is not a complete checkpoint"),
         (["--resume", "--resume_from_checkpoint", "auto"], "give one of them"),
     ],
 )
@@ -203,7 +221,7 @@ def test_another_recipe_is_not_answered_with_the_result_of_a_run_that_left_no_ch
 def test_true_needs_a_checkpoint(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "true"]
     assert main(["train", recipe, *SMALL, *own]) == 1
-    assert "holds no checkpoint to go on from" in capsys.readouterr().err
+    assert "holds no checkpoint to resume from" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -98,7 +98,7 @@ def test_modules_to_save_train_beside_z(make_trainer: Make, tiny_llama: Make, sc
             lq = model(input_ids=row).logits[0, 1:-1].double().log_softmax(1)
         parts = {"prompt_ids": row[:, :2], "completion_ids": row[:, 2:]}
         masks = {name.replace("ids", "mask"): torch.ones_like(ids) for name, ids in parts.items()}
-        kl = trainer._statistics(model, {**parts, **masks}, with_reference=True).kl
+        kl = trainer.loss.statistics(model, {**parts, **masks}, with_reference=True).kl
     torch.testing.assert_close(kl.double(), (lp.exp() * (lp - lq)).sum(1), rtol=1e-3, atol=1e-6)
 
 
@@ -448,7 +448,7 @@ def test_one_seed_decides_everything(make_trainer: Make, z_of: Z) -> None:
 def test_images_are_refused(make_trainer: Make, scripted: Make) -> None:
     trainer = make_trainer(generator=scripted())
     with pytest.raises(SVFError, match="images are not supported"):
-        trainer._generate_single_turn([[1]], [["picture"]], {}, 1)
+        trainer._generate_and_score_completions([{"prompt": "What is this?", "image": "picture"}])
 
 
 def test_the_settings_are_as_they_were_given(make_trainer: Make, scripted: Make) -> None:

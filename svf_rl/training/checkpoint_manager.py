@@ -1,0 +1,330 @@
+"""Writes the checkpoints of a training run, and resumes from one so that the run is the same to the bit.
+
+transformers saves and reads the optimizer, the schedule, its own counters and the random number generators, TRL nothing
+of its own. What is missing there is in `trainer_state.py`; what a checkpoint is on the disk, in `checkpoints.py`; which
+one may be resumed from, in `resume.py`.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather, gather_object
+from datasets import Dataset
+from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from svf_rl.errors import SVFError
+from svf_rl.runs.versions import package_versions
+from svf_rl.storage.disk_errors import disk_errors
+from svf_rl.storage.folders import partial_folder
+from svf_rl.training import checkpoints, run_files
+from svf_rl.training.callbacks import MetricsFile
+from svf_rl.training.checkpoints import Checkpoint, Manifest
+from svf_rl.training.process_group import leave_process_group
+from svf_rl.training.resume import check_same_machinery, check_same_run, find_checkpoint, rows_digest
+from svf_rl.training.run_context import RunContext
+from svf_rl.training.signals import stopped
+from svf_rl.training.trainer_state import load_trainer_state, restore_trainer_state, save_trainer_state
+
+if TYPE_CHECKING:
+    from svf_rl.training.trainer import SVFReinforceTrainer
+
+
+class CheckpointManager:
+    """
+    The checkpoints of one trainer.
+
+    Args:
+        trainer ([`SVFReinforceTrainer`]): The trainer; it calls the methods from its overrides of transformers' own.
+        context ([`RunContext`]): Settings and rows that a run must share with the checkpoint it resumes from.
+    """
+
+    def __init__(self, trainer: "SVFReinforceTrainer", context: RunContext) -> None:
+        self._trainer, self._context = trainer, context
+        self.checkpoint: Checkpoint | None = None
+        """What training is about to resume from, or resumed from."""
+        self._state: dict[str, Any] = {}  # of the trainer, from the checkpoint
+        self._begun = self._ended_early = False
+        self._saved_step = -1
+        self._postponed = self._epoch_over = False
+        self.metrics_file = MetricsFile()
+        trainer.add_callback(self.metrics_file)
+        trainer.add_callback(_RunEvents(self))
+        run_files.keep_tensorboard_with_the_run(trainer)
+
+    @property
+    def _output(self) -> Path:
+        return Path(self._trainer.args.output_dir)
+
+    # ---- resuming -----------------------------------------------------------------------------------------------
+
+    def begin(self, checkpoint: Checkpoint | None) -> None:
+        """
+        Start a run in the output folder, or put its files back to the step of `checkpoint`: what was logged and saved
+        later is removed. [`train`] then resumes from it. All processes call it together.
+
+        Raises:
+            SVFError: `checkpoint` is not one of this run, or the processes do not see the same one.
+        """
+        trainer, output = self._trainer, self._output
+        folder = None if checkpoint is None else checkpoint.folder
+        if len(set(gather_object([str(folder)]))) > 1:
+            raise SVFError(f"the processes do not see the same checkpoints: {output} must be a folder that all share")
+        self._begun, self.checkpoint = True, checkpoint
+        if checkpoint is None:
+            if trainer.is_world_process_zero():
+                checkpoints.clear_leftovers(output)
+                run_files.remove_tables(output, after=0)  # of an earlier run, as its metrics
+                checkpoints.name_run(output)
+            return
+        check_same_run(checkpoint, self._settings(), trainer.args.world_size)
+        check_same_machinery(checkpoint, self._rows(), self._parallelism())
+        self._state = load_trainer_state(trainer, checkpoint.folder)
+        if self._state["buffered"] is not None and not self._same_batches():
+            raise SVFError(
+                f"{folder} was written in the middle of the steps that one generation is for: resume with the "
+                "processes and batch sizes of before"
+            )
+        trainer.accelerator.wait_for_everyone()  # before files are removed that another process is still to read
+        if trainer.is_world_process_zero():
+            checkpoints.clear_leftovers(output)
+            run_files.cut_back(output, checkpoint)
+            checkpoints.name_run(output, checkpoint.manifest.run)
+            run_files.continue_tensorboard(trainer, self._state["tensorboard"], checkpoint.manifest.step)
+        self.metrics_file.append()
+        trainer.accelerator.wait_for_everyone()
+        self._context.restore(self._state["run_state"])
+
+    @contextmanager
+    def running(self, wanted: str | bool | None) -> Iterator[str | None]:
+        """Around training: the folder that transformers resumes from, if any. [`begin`] is called, with the checkpoint
+        that `wanted` means ([`find_checkpoint`]), unless it was called before."""
+        if not self._begun:
+            self.begin(find_checkpoint(wanted, self._output))
+        try:
+            yield None if self.checkpoint is None else str(self.checkpoint.folder)
+        finally:
+            self._begun, self.checkpoint, self._state = False, None, {}
+            for callback in self._trainer.callback_handler.callbacks:
+                if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                    callback.training_bar.close()  # what is said of its end is to stand on a line by itself
+
+    def restore(self) -> None:
+        """Called when transformers has loaded what it saved, and reset the rest."""
+        trainer = self._trainer
+        self._saved_step = trainer.state.global_step
+        self._postponed = self._epoch_over = self._ended_early = False
+        if self.checkpoint is None:
+            return
+        folder = self.checkpoint.folder
+        restore_trainer_state(trainer, self._state, self._same_batches())
+        patience = trainer.args.early_stopping_patience
+        self._ended_early = patience is not None and self._state["ended_early"] == patience
+        trainer.recorder.seconds = self._state["seconds"]
+        # the checkpoint's own intervals came with its state
+        trainer.state.compute_steps(trainer.args, trainer.state.max_steps)
+        best = checkpoints.checkpoint_folder(folder.parent, trainer.state.best_global_step or -1)
+        if checkpoints.run_of(best) == checkpoints.run_of(folder):
+            trainer.state.best_model_checkpoint = str(best)
+        trainer.model.train()
+        trainer.args.eval_on_start = False  # this is not the start
+        trainer.restore_sync(self._state["synced"])
+
+    def skip_epochs(self, sampler: Any) -> None:
+        """Draw the orders of past epochs once more: a sampler draws one an epoch, all from one generator."""
+        if self.checkpoint is None or not getattr(sampler, "shuffle", False):
+            return
+        epoch = json.loads((self.checkpoint.folder / "trainer_state.json").read_text(encoding="utf-8"))["epoch"]
+        for _ in range(int(epoch)):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+    def nothing_left(self) -> bool:
+        """Whether the run had come to its end when the checkpoint was written."""
+        return self._ended_early or self._trainer.state.global_step >= self._trainer.state.max_steps
+
+    def same_processes(self) -> bool:
+        """Whether there are as many processes as when the checkpoint was written."""
+        assert self.checkpoint is not None
+        return self.checkpoint.manifest.processes == self._trainer.args.world_size
+
+    def _same_batches(self) -> bool:
+        """Whether the micro-batches of a process are those of the checkpoint, and not only their sum."""
+        assert self.checkpoint is not None
+        before, now = self.checkpoint.manifest.settings, self._settings()
+        keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        return all(before[key] == now[key] for key in keys) and self.same_processes()
+
+    def _settings(self) -> dict[str, Any]:
+        if self._context.settings is None:
+            self._context.settings = self._trainer.args.to_dict()
+        return {key: value for key, value in self._context.settings.items() if key != "hub_token"}
+
+    def _rows(self) -> dict[str, str]:
+        if self._context.rows is None:
+            splits = {"training": self._trainer.train_dataset, "validation": self._trainer.eval_dataset}
+            self._context.rows = {name: rows_digest(rows) for name, rows in splits.items() if isinstance(rows, Dataset)}
+        return self._context.rows
+
+    def _parallelism(self) -> str:
+        if self._trainer.is_deepspeed_enabled:
+            return f"DeepSpeed ZeRO-{getattr(self._trainer.args.deepspeed_plugin, 'zero_stage', 0)}"
+        return "no DeepSpeed"
+
+    # ---- saving -------------------------------------------------------------------------------------------------
+
+    def postpone(self) -> bool:
+        """
+        Called before what is due after a step (evaluation, log line, checkpoint). Whether the step is the last of an
+        epoch, after which more is due: a checkpoint is then written after that, since a run that resumed from an
+        earlier one would leave it out.
+        """
+        trainer, args = self._trainer, self._trainer.args
+        by_epoch = "epoch" in (args.eval_strategy, args.logging_strategy, args.save_strategy)
+        ends_epoch = trainer.state.epoch % 1 == 0 or trainer.control.should_training_stop
+        if not self._epoch_over and by_epoch and ends_epoch:
+            self._postponed, trainer.control.should_save = trainer.control.should_save, False
+            return True
+        trainer.control.should_save |= self._postponed
+        self._postponed = False
+        return False
+
+    def stop_if_asked(self) -> None:
+        """End the run with a checkpoint where a signal has asked any process to stop."""
+        trainer, stop = self._trainer, self._context.stop
+        asked = gather(torch.tensor([int(stop.requested is not None)], device=trainer.accelerator.device))
+        if not asked.any():
+            return
+        if self._saved_step != trainer.state.global_step or trainer.args.save_only_model:
+            self.save(resumable=True)
+            trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+        folder = checkpoints.checkpoint_folder(self._output, trainer.state.global_step)
+        trainer.accelerator.wait_for_everyone()
+        leave_process_group()
+        name = stop.requested or "a signal to another process"
+        raise stopped(f"stopped by {name} after step {trainer.state.global_step}: --resume resumes from {folder}")
+
+    def save(self, resumable: bool) -> None:
+        """Write a checkpoint, with all that a run needs to be resumed from it, or the adapter alone."""
+        trainer, output = self._trainer, self._output
+        trainer.store_flos()
+        folder = checkpoints.checkpoint_folder(output, trainer.state.global_step)
+        partial = partial_folder(folder)
+        self._note_best(folder)
+        with self._errors_name_last_checkpoint(folder):
+            if trainer.is_world_process_zero():
+                trainer.create_model_card()
+                checkpoints.clear_leftovers(output)
+                partial.mkdir(parents=True)
+            trainer.accelerator.wait_for_everyone()
+            trainer.save_model(str(partial), _internal_call=True)
+            if resumable:
+                trainer._save_optimizer_and_scheduler(str(partial))
+                trainer._save_scaler(str(partial))
+                trainer._save_rng_state(str(partial))
+                save_trainer_state(trainer, partial, self._shared_state())
+            trainer.accelerator.wait_for_everyone()
+            if trainer.is_world_process_zero():
+                if resumable:
+                    self._check_all_arrived(partial)
+                trainer.state.save_to_json(str(partial / "trainer_state.json"))
+                run_files.copy_metrics(output, partial)
+                checkpoints.publish(partial, folder, self._manifest(resumable))
+                best = trainer.state.best_model_checkpoint
+                keep = [folder] if best is None else [folder, Path(best)]
+                checkpoints.prune(output, trainer.args.save_total_limit, keep)
+        trainer.accelerator.wait_for_everyone()
+        self._saved_step = trainer.state.global_step
+        if trainer.args.push_to_hub:
+            trainer._push_from_checkpoint(str(folder))
+
+    def check_gradient(self, norm: Any) -> None:
+        """Raises `SVFError` where the norm of a gradient is not finite. (With fp16's gradient scaler infinite ones are
+        expected.)"""
+        trainer = self._trainer
+        scaled = trainer.args.fp16 or trainer.accelerator.scaler is not None
+        if norm is not None and not scaled and not math.isfinite(float(norm)):
+            raise SVFError(
+                f"the gradient of step {trainer.state.global_step + 1} is not finite (norm {float(norm)}), and the "
+                f"step was not made; {self._last_checkpoint()}. Look for rewards that are inf or nan, lower "
+                "learning_rate, or give dtype: float32"
+            )
+
+    def _note_best(self, folder: Path) -> None:
+        best = self._trainer.state.best_global_step
+        if best and self._trainer.args.save_strategy != SaveStrategy.NO:
+            place = checkpoints.checkpoint_folder(self._output, best)
+            if place == folder or self._is_ours(place):
+                self._trainer.state.best_model_checkpoint = str(place)
+
+    @contextmanager
+    def _errors_name_last_checkpoint(self, folder: Path) -> Iterator[None]:
+        try:
+            with disk_errors(folder):
+                yield
+        except SVFError as error:
+            if self._trainer.is_world_process_zero():
+                checkpoints.clear_leftovers(folder.parent)  # its room on a full disk too
+            raise SVFError(f"{error}; {self._last_checkpoint()}") from error
+
+    def _last_checkpoint(self) -> str:
+        found = [path for path in checkpoints.checkpoints(self._output) if self._is_ours(path)]
+        found = [path for path in found if checkpoints.read_manifest(path).get("resumable")]
+        return f"--resume resumes from {found[-1]}" if found else "there is no earlier checkpoint to resume from"
+
+    def _is_ours(self, folder: Path) -> bool:
+        return checkpoints.run_of(folder) == checkpoints.current_run(self._output)
+
+    def _shared_state(self) -> dict[str, Any]:
+        trainer = self._trainer
+        stops = trainer.control.should_training_stop and trainer.state.global_step < trainer.state.max_steps
+        return {
+            # by the patience of then: another one may see it otherwise
+            "ended_early": trainer.args.early_stopping_patience if stops else None,
+            "synced": trainer.synced,
+            "seconds": trainer.recorder.seconds,
+            "run_state": self._context.state(),
+            "tensorboard": run_files.tensorboard_folder(trainer),
+        }
+
+    def _manifest(self, resumable: bool) -> Manifest:
+        settings = self._settings()
+        return Manifest(
+            run=checkpoints.current_run(self._output) or checkpoints.name_run(self._output),
+            step=self._trainer.state.global_step,
+            processes=self._trainer.args.world_size,
+            parallelism=self._parallelism(),
+            resumable=resumable,
+            settings=settings,
+            settings_digest=checkpoints.settings_digest(settings),
+            rows=self._rows(),
+            packages=package_versions(),
+        )
+
+    def _check_all_arrived(self, partial: Path) -> None:
+        count = len(list(partial.glob("progress_*.pt")))
+        if count != self._trainer.args.world_size:
+            raise SVFError(
+                f"{partial.parent} got the files of {count} of {self._trainer.args.world_size} processes: output_dir "
+                "must be a folder that all nodes share"
+            )
+
+
+class _RunEvents(TrainerCallback):
+    """Tells the manager when training is about to begin, and whether the last step of an epoch was made."""
+
+    def __init__(self, manager: CheckpointManager) -> None:
+        self._manager = manager
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._manager.restore()
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self._manager._epoch_over = False
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        self._manager._epoch_over = True

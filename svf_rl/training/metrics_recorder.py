@@ -1,0 +1,119 @@
+"""What a training step measures: seconds by what they went into, and means over all processes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import gather, gather_object
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.trainer.utils import nanstd
+
+from svf_rl.training.rollout import Rollout
+
+
+class MetricsRecorder:
+    """Fills the metrics and the tables of completions that TRL logs, under TRL's names where it has one."""
+
+    def __init__(self, trainer: GRPOTrainer) -> None:
+        self._trainer = trainer
+        self.seconds: dict[str, float] = {}
+        """Of the step under way, by what they went into."""
+
+    def add(self, name: str, value: float) -> None:
+        """Add a value to the metrics of this step."""
+        self._trainer._metrics["train"][name].append(value)
+
+    def add_mean(self, name: str, values: Tensor) -> None:
+        """Add the mean of `values` over all processes to the metrics of this step."""
+        pair = torch.stack([values.detach().float().sum(), torch.tensor(float(values.numel()), device=values.device)])
+        total, count = gather(pair).view(-1, 2).sum(0).tolist()
+        if count:
+            self.add(name, total / count)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Count the seconds of the block under `name`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def micro_step(self) -> Iterator[None]:
+        """Around one micro-batch: what is not counted elsewhere is the update's."""
+        trainer = self._trainer
+        if trainer._step % trainer.current_gradient_accumulation_steps == 0:  # the first one of a step
+            self.seconds = dict.fromkeys(("rollout", "reward", "sync", "update"), 0.0)
+        start, before = time.perf_counter(), sum(self.seconds.values())
+        yield
+        self.seconds["update"] += time.perf_counter() - start - (sum(self.seconds.values()) - before)
+        if trainer._step % trainer.current_gradient_accumulation_steps == 0:  # the counter has moved on: the last one
+            for name, seconds in self.seconds.items():
+                self.add(f"time/{name}", seconds)
+
+    def add_lengths(self, rollout: Rollout) -> None:
+        """Add the lengths of prompts and completions, and how many completions were cut off. TRL counts as cut off
+        whatever has no end-of-sequence token, what a stop string ended too."""
+        trainer = self._trainer
+        rows = zip(rollout.prompt_ids, rollout.completion_ids, rollout.finished, strict=True)
+        counts = [(len(prompt), len(completion), finished) for prompt, completion, finished in rows]
+        prompts, completions, finished = gather(torch.tensor(counts, device=trainer.accelerator.device)).unbind(1)
+        trainer.state.num_input_tokens_seen += (prompts.sum() + completions.sum()).item()
+        trainer._metrics["train"]["num_tokens"] = [trainer.state.num_input_tokens_seen]
+        lengths, ended = completions.float(), completions[finished.bool()].float()
+        if len(ended) == 0:
+            ended = torch.zeros(1)  # as TRL has it
+        self.add("completions/mean_length", lengths.mean().item())
+        self.add("completions/min_length", lengths.min().item())
+        self.add("completions/max_length", lengths.max().item())
+        self.add("completions/clipped_ratio", (1 - finished).float().mean().item())
+        self.add("completions/mean_terminated_length", ended.mean().item())
+        self.add("completions/min_terminated_length", ended.min().item())
+        self.add("completions/max_terminated_length", ended.max().item())
+
+    def add_rewards(self, rewards: Tensor, total: Tensor, group_size: int) -> None:
+        """
+        Add mean and deviation of the rewards.
+
+        Args:
+            rewards (`Tensor` of shape `(N, functions)`): Of all processes, NaN where a function could not score.
+            total (`Tensor` of shape `(N,)`): Their weighted sum, NaN where none could.
+            group_size (`int`): Completions a prompt.
+        """
+        for name, column in zip(self._trainer.reward_func_names, rewards.unbind(1), strict=True):
+            self.add(f"rewards/{name}/mean", torch.nanmean(column).item())
+            self.add(f"rewards/{name}/std", nanstd(column).item())
+        groups = total.view(-1, group_size)
+        deviation = nanstd(groups, dim=1) if group_size > 1 else torch.zeros_like(total)
+        self.add("reward", torch.nanmean(total).item())
+        self.add("reward_std", nanstd(total).item())
+        self.add("frac_reward_zero_std", torch.isclose(deviation, torch.zeros_like(deviation)).float().mean().item())
+
+    def add_reward_logs(self, completions: int) -> None:
+        """Add what rewards have logged by themselves (`log_extra`, `log_metric`) for this process's `completions`.
+        Names are sorted, since all processes must gather in one order."""
+        trainer = self._trainer
+        for column in sorted(set(gather_object(list(trainer._pending_extra_logs)))):
+            values = trainer._pending_extra_logs.get(column, [None] * completions)
+            trainer._logs["extra"][column].extend(gather_object(values))
+        for name in sorted(set(gather_object(list(trainer._pending_metrics)))):
+            values = trainer._pending_metrics.get(name, [])
+            pair = torch.tensor([sum(values), len(values)], dtype=torch.float32, device=trainer.accelerator.device)
+            total, count = gather(pair).view(-1, 2).sum(0).tolist()
+            self.add(name, total / count)
+        self.drop_reward_logs()
+
+    def drop_reward_logs(self) -> None:
+        """Forget what rewards have logged by themselves: in an evaluation it is of no row of the next step."""
+        self._trainer._pending_extra_logs.clear()
+        self._trainer._pending_metrics.clear()
+
+    def add_table(self, rollout: Rollout, rewards: Tensor, advantages: Tensor) -> None:
+        """Add rows to the table of completions: `rewards` (N, functions) and `advantages` (N,) of all processes."""
+        logs = self._trainer._logs
+        logs["prompt"].extend(gather_object(rollout.prompts))
+        logs["completion"].extend(gather_object(rollout.completions))
+        for name, column in zip(self._trainer.reward_func_names, rewards.unbind(1), strict=True):
+            logs["rewards"][name].extend(column.tolist())
+        logs["advantages"].extend(advantages.tolist())
