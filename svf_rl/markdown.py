@@ -21,25 +21,25 @@ def markdown_table(headings: Sequence[object], rows: Sequence[Sequence[object]],
     """A table, empty without rows. The cells are taken as plain text; `rest` aligns all columns but the first."""
     if not rows:
         return ""
-    lines = [[escaped(cell) for cell in line] for line in (headings, *rows)]
+    lines = [[escape_markdown(cell) for cell in line] for line in (headings, *rows)]
     lines.insert(1, ["---", *[rest] * (len(headings) - 1)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def escaped(text: object) -> str:
+def escape_markdown(text: object) -> str:
     """Text in which neither Markdown nor HTML finds anything of its own, on one line."""
     line = " ".join(_visible(str(text)).split())
     return re.sub(r"([\\`*{}\[\]<>#|~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", line.replace("&", "&amp;"))
 
 
-def fenced(text: str) -> str:
+def fence(text: str) -> str:
     """Text as it is, in a block that it cannot end: long text is cut, and its length given."""
-    shown = _visible(shortened(text, _LONGEST_TEXT))
+    shown = _visible(shorten(text, _LONGEST_TEXT))
     fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", shown)), default=0))
     return f"{fence}text\n{shown}\n{fence}"
 
 
-def shortened(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
     """The first `most` characters, and how many were left out."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most} more characters)"
 
@@ -50,7 +50,7 @@ def code(names: Iterable[object]) -> str:
 
 
 def _visible(text: str) -> str:
-    """What a terminal or UTF-8 would not take as text is written as an escape."""
+    """What a terminal or UTF-8 would not take as text is written as an escape sequence."""
     return "".join(c if c.isprintable() or c in "\n\t " else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -61,5 +61,5 @@ _ENVIRONMENT = Environment(
     keep_trailing_newline=True,
     undefined=StrictUndefined,
 )
-_ENVIRONMENT.filters |= {"code": code, "escaped": escaped, "fenced": fenced, "shortened": shortened}
+_ENVIRONMENT.filters |= {"code": code, "escape_markdown": escape_markdown, "fence": fence, "shorten": shorten}
 _ENVIRONMENT.globals |= {"markdown_table": markdown_table}

@@ -89,7 +89,7 @@ def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
 
     from svf_rl.models.loading import load_adapted, load_tokenizer
     from svf_rl.runs.summary import RunSummary
-    from svf_rl.runs.versions import package_versions
+    from svf_rl.runs.versions import read_package_versions
     from svf_rl.settings.dry_run import check_rows, load_rewards
     from svf_rl.tasks import find_task
     from svf_rl.training.callbacks import ProgressLine
@@ -117,7 +117,7 @@ def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
         seed=recipe.training.seed,
         trained_values=sum(p.numel() for p in model.parameters() if p.requires_grad),
         rows={split: len(rows) for split, rows in splits.items()},
-        packages=package_versions(),
+        packages=read_package_versions(),
         git_commit=_git_commit(),
         warnings=recipe.warnings,
     )

@@ -19,7 +19,7 @@ from svf_rl.generation.prompts import Conversation, encode_prompts
 from svf_rl.quickstart import model_path
 from svf_rl.quickstart.dispatch_skill import DISPATCH, DISPATCH_PROMPT
 from svf_rl.rewards.verifiers.dispatch_label import LABELS, read_label
-from svf_rl.runs.provenance import BUNDLED, task_names
+from svf_rl.runs.provenance import BUNDLED, list_tasks
 from svf_rl.runs.run_folder import read_summary
 from svf_rl.tasks.classification import classification
 from svf_rl.tasks.dispatch import SYSTEM_PROMPT
@@ -124,7 +124,7 @@ def default_system_prompt(model: str, classifier: Path | None = None) -> str:
     recipe = {} if classifier is None else read_summary(classifier).recipe
     if recipe.get("system_prompt"):
         return str(recipe["system_prompt"])
-    tasks = task_names(recipe)
+    tasks = list_tasks(recipe)
     if "dispatch" in tasks:
         return SYSTEM_PROMPT
     bundled = model == BUNDLED or Path(model).resolve() == model_path().resolve()

@@ -17,11 +17,11 @@ from svf_rl.models.kinds import kind_of
 from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import MARKER, render_model_card
 from svf_rl.runs.provenance import (
-    base_location,
     base_name,
-    known_elsewhere,
+    find_base,
+    is_known_elsewhere,
     looks_local,
-    without_machine,
+    remove_paths,
 )
 from svf_rl.runs.run_folder import read_adapter_config, read_metrics, read_summary
 from svf_rl.storage.folders import check_new, new_folder
@@ -89,22 +89,22 @@ def _files(folder: Path, base_model: str | None, location: str) -> tuple[dict[st
             validate_repo_id(base_model)
         except HFValidationError as error:
             raise SVFError(f"--base-model {base_model!r} is no name on the Hub, such as OWNER/NAME") from error
-    base = base_model or base_location(config, summary)
-    if base is None or not known_elsewhere(base):
+    base = base_model or find_base(config, summary)
+    if base is None or not is_known_elsewhere(base):
         raise SVFError(
             f"the base model of {folder} is a folder of this machine ({base_name(base)}): "
             "give its name on the Hub as --base-model OWNER/NAME"
         )
     name = base_name(base)
-    published: dict[str, Any] = {**without_machine(config), "base_model_name_or_path": name}
+    published: dict[str, Any] = {**remove_paths(config), "base_model_name_or_path": name}
     files = {"adapter_config.json": _json(published)}
     notes = []
     if summary.recipe:
         summary = replace(summary, recipe={**summary.recipe, "model_name_or_path": name})
-        files["summary.json"] = _json(without_machine(summary.to_dict()))
+        files["summary.json"] = _json(remove_paths(summary.to_dict()))
     else:
         notes.append(f"{folder} has no summary.json of a run: the card says neither the task nor an accuracy")
-    own = _own_card(folder, base_location(config, summary))
+    own = _own_card(folder, find_base(config, summary))
     if own is not None:
         notes.append("README.md is your own and was taken as it stands")
     files["README.md"] = own or render_model_card(summary, published, read_metrics(folder), location=location)

@@ -12,7 +12,7 @@ from svf_rl.errors import SVFError
 from svf_rl.experts.multipliers import multipliers
 from svf_rl.metrics.statistics import Interval
 from svf_rl.models.kinds import kind_of
-from svf_rl.runs.provenance import base_location, base_name, task_names
+from svf_rl.runs.provenance import base_name, find_base, list_tasks
 from svf_rl.runs.run_folder import read_adapter_config, read_summary
 from svf_rl.storage.path_names import path_names
 from svf_rl.svf.expert import WEIGHTS, Expert, check_same_base, expert_folder
@@ -138,8 +138,8 @@ def _row(
     return Row(
         name=name,
         kind=kind.label(config),
-        base_model=base_name(base_location(config, summary)),
-        task=", ".join(task_names(summary.recipe)) or None,
+        base_model=base_name(find_base(config, summary)),
+        task=", ".join(list_tasks(summary.recipe)) or None,
         base_accuracy=summary.base_accuracy,
         accuracy=summary.accuracy,
         interval=summary.after.interval if summary.after else None,

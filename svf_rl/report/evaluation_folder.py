@@ -33,7 +33,7 @@ def is_evaluation(path: Path) -> bool:
     """Whether `svf-rl eval` made this folder."""
     try:
         return read_json(path / "settings.json", "", missing_ok=True).get("kind") == "svf-rl evaluation"
-    except SVFError:  # damaged, and so of nobody
+    except SVFError:  # damaged: read_run says what is missing
         return False
 
 

@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from svf_rl.report.groups import Curve, Group, curve
-from svf_rl.report.multipliers import Panel, shrunk
-from svf_rl.report.style import DIVERGING, GREY, PALETTE, legend_below, look, new_figure, short
+from svf_rl.report.groups import Curve, Group, find_curve
+from svf_rl.report.multipliers import Panel, shrink
+from svf_rl.report.style import DIVERGING, GREY, PALETTE, add_legend, choose_look, make_figure, shorten_name
 from svf_rl.runs.run_folder import RunFolder
 
 PHASES = {"rollout": "rollout", "reward": "reward", "sync": "weight sync", "update": "gradient and optimizer"}
@@ -29,42 +29,42 @@ _BASE: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.0}
 Entries = list[tuple[Artist, str]]
 
 
-def reward_figure(groups: Sequence[Group]) -> Figure | None:
-    """The mean reward of an update's completions."""
-    return _over_updates(groups, "reward", "mean reward")
+def draw_reward(groups: Sequence[Group]) -> Figure | None:
+    """The mean reward of a step's completions."""
+    return _over_steps(groups, "reward", "mean reward")
 
 
-def cross_entropy_figure(groups: Sequence[Group]) -> Figure | None:
+def draw_cross_entropy(groups: Sequence[Group]) -> Figure | None:
     """The loss of next-token training, which has no reward."""
-    return _over_updates(groups, "cross_entropy", "cross-entropy (nats a token)")
+    return _over_steps(groups, "cross_entropy", "cross-entropy (nats a token)")
 
 
-def kl_figure(groups: Sequence[Group]) -> Figure | None:
+def draw_kl(groups: Sequence[Group]) -> Figure | None:
     """The divergence from the base model."""
-    return _over_updates(groups, "kl", "KL from the base (nats a token)")
+    return _over_steps(groups, "kl", "KL from the base (nats a token)")
 
 
-def lengths_figure(groups: Sequence[Group]) -> Figure | None:
+def draw_lengths(groups: Sequence[Group]) -> Figure | None:
     """Above the mean length of the completions, below the share that the limit cut off."""
-    if not any(curve(group, "completions/mean_length") for group in groups):
+    if not any(find_curve(group, "completions/mean_length") for group in groups):
         return None
-    figure, (above, below) = new_figure(2, 2.2)
+    figure, (above, below) = make_figure(2, 2.2)
     entries = _draw(above, groups, "completions/mean_length", "tokens a completion")
     _draw(below, groups, "completions/clipped_ratio", "cut off at the limit")
-    below.set_xlabel("update")
+    below.set_xlabel("step")
     below.yaxis.set_major_formatter(PercentFormatter(1.0))
     low, high = below.get_ylim()
     below.set_ylim(max(low, -0.002), min(max(high, 0.05), 1.02))
     above.sharex(below)
-    legend_below(figure, entries)
+    add_legend(figure, entries)
     return figure
 
 
-def accuracy_figure(groups: Sequence[Group]) -> Figure | None:
+def draw_accuracy(groups: Sequence[Group]) -> Figure | None:
     """Accuracy on the validation items, with the base model's on the test items and rings at the best checkpoints."""
-    if not any(curve(group, "eval_accuracy", "evaluations") for group in groups):
+    if not any(find_curve(group, "eval_accuracy", "evaluations") for group in groups):
         return None
-    figure, (axes,) = new_figure()
+    figure, (axes,) = make_figure()
     entries = _draw(axes, groups, "eval_accuracy", "held-out accuracy", "evaluations", marker="o")
     ringed = False
     for place, group in enumerate(groups):
@@ -74,25 +74,26 @@ def accuracy_figure(groups: Sequence[Group]) -> Figure | None:
             for line in run.evaluations
             if line.step == run.best_step and "eval_accuracy" in line.values
         ]
-        axes.plot(*zip(*best, strict=True), color=look(place)["color"], clip_on=False, **_RING) if best else None
-        ringed |= bool(best)
+        if best:
+            axes.plot(*zip(*best, strict=True), color=choose_look(place)["color"], clip_on=False, **_RING)
+            ringed = True
     if ringed:
         entries.append((Line2D([], [], color=GREY, **_RING), "best checkpoint"))
     entries += _base_lines(axes, groups)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
     axes.set_xlim(left=0)
-    axes.set_xlabel("update")
-    legend_below(figure, entries, alone=True)
+    axes.set_xlabel("step")
+    add_legend(figure, entries, alone=True)
     return figure
 
 
-def timing_figure(runs: Sequence[RunFolder]) -> Figure | None:
-    """Seconds of a mean update by what they went into, a bar a run, the first run on top."""
+def draw_timing(runs: Sequence[RunFolder]) -> Figure | None:
+    """Seconds of a mean step by what they went into, a bar a run, the first run on top."""
     timed = [run for run in runs if any(run.mean(f"time/{phase}") is not None for phase in PHASES)]
     if not timed:
         return None
-    figure, (axes,) = new_figure(1, 0.75 + 0.3 * len(timed))
+    figure, (axes,) = make_figure(1, 0.75 + 0.3 * len(timed))
     places = np.arange(len(timed))
     ends = np.zeros(len(timed))
     entries: Entries = []
@@ -103,29 +104,29 @@ def timing_figure(runs: Sequence[RunFolder]) -> Figure | None:
         entries.append((Patch(color=color), name))
     for place, end in zip(places, ends, strict=True):
         axes.annotate(f"{end:.3g} s", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(places, [short(run.name) for run in timed])
+    axes.set_yticks(places, [shorten_name(run.name) for run in timed])
     axes.set_ylim(len(timed) - 0.4, -0.6)
     axes.set_xlim(0, 1.12 * max(ends.max(), 1e-9))
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("seconds an update (mean)")
-    legend_below(figure, entries, alone=True)
+    axes.set_xlabel("seconds a step (mean)")
+    add_legend(figure, entries, alone=True)
     return figure
 
 
-def color_range(panels: Sequence[Panel]) -> float:
+def find_color_range(panels: Sequence[Panel]) -> float:
     """How far from 1 the colours reach: 99.5 % of what the panels show lies within."""
-    shown = np.concatenate([shrunk(panel.values)[0].ravel() for panel in panels])
+    shown = np.concatenate([shrink(panel.values)[0].ravel() for panel in panels])
     return max(float(np.nanquantile(np.abs(shown - 1), 0.995)), 1e-3)
 
 
-def multiplier_figure(panels: Sequence[Panel], half_range: float) -> Figure:
+def draw_multipliers(panels: Sequence[Panel], half_range: float) -> Figure:
     """The multipliers m of the singular values, a panel a kind of module: white is 1, the base model."""
     most_rows = max(len(panel.layers) for panel in panels)
     height = min(3.0, max(1.1, 0.55 + 0.035 * most_rows))
-    figure, axes = new_figure(len(panels), height)
+    figure, axes = make_figure(len(panels), height)
     beyond = False
     for ax, panel in zip(axes, panels, strict=True):
-        grid, rows, columns = shrunk(panel.values)
+        grid, rows, columns = shrink(panel.values)
         beyond |= bool((np.abs(grid - 1) > half_range).any())
         ax.grid(visible=False)
         ax.set_facecolor("#CCCCCC")  # where a matrix has fewer singular values
@@ -139,7 +140,7 @@ def multiplier_figure(panels: Sequence[Panel], half_range: float) -> Figure:
         )
         ax.set_xlim(-0.5, panel.values.shape[1] - 0.5)
         ax.set_ylim(panel.values.shape[0] - 0.5, -0.5)
-        ax.set_title(short(panel.kind), loc="left", fontsize=9)
+        ax.set_title(shorten_name(panel.kind), loc="left", fontsize=9)
         ax.set_ylabel("layer")
         first_rows = {layer: row for row, layer in reversed(list(enumerate(panel.layers)))}
         shown = sorted(first_rows)[:: max(1, -(-len(first_rows) // 8))]
@@ -153,19 +154,19 @@ def multiplier_figure(panels: Sequence[Panel], half_range: float) -> Figure:
     return figure
 
 
-def smoothing_window(points: int, lines: int) -> int:
+def choose_window(points: int, lines: int) -> int:
     """Over how many points a curve of so many is averaged, in a picture of so many lines: 1 is not at all."""
     few = _FEW_POINTS if lines <= _FEW_LINES else _FEW_POINTS_OF_MANY_LINES
     return 1 if points <= few else max(5, points // 20)
 
 
-def _over_updates(groups: Sequence[Group], key: str, label: str) -> Figure | None:
-    if not any(curve(group, key) for group in groups):
+def _over_steps(groups: Sequence[Group], key: str, label: str) -> Figure | None:
+    if not any(find_curve(group, key) for group in groups):
         return None
-    figure, (axes,) = new_figure()
+    figure, (axes,) = make_figure()
     entries = _draw(axes, groups, key, label)
-    axes.set_xlabel("update")
-    legend_below(figure, entries)
+    axes.set_xlabel("step")
+    add_legend(figure, entries)
     return figure
 
 
@@ -176,18 +177,18 @@ def _draw(
     place of a group decides its colour, in every picture the same."""
     entries: Entries = []
     for place, group in enumerate(groups):
-        raw = curve(group, key, kind)
+        raw = find_curve(group, key, kind)
         if raw is None:
             continue
-        window = 1 if kind == "evaluations" else smoothing_window(len(raw.steps), len(groups))
+        window = 1 if kind == "evaluations" else choose_window(len(raw.steps), len(groups))
         if window > 1 and len(groups) <= _FEW_LINES and len(group.runs) == 1:
-            axes.plot(raw.steps, raw.mean, color=look(place)["color"], alpha=0.25, linewidth=0.8)
-        smooth = raw if window == 1 else curve(group, key, kind, window)
+            axes.plot(raw.steps, raw.mean, color=choose_look(place)["color"], alpha=0.25, linewidth=0.8)
+        smooth = raw if window == 1 else find_curve(group, key, kind, window)
         assert smooth is not None
         entries.append((_line(axes, smooth, place, marker), group.label))
         if len(group.runs) > 1:
             axes.fill_between(
-                smooth.steps, smooth.low, smooth.high, color=look(place)["color"], alpha=0.18, linewidth=0
+                smooth.steps, smooth.low, smooth.high, color=choose_look(place)["color"], alpha=0.18, linewidth=0
             )
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -197,7 +198,7 @@ def _draw(
 
 def _line(axes: Axes, values: Curve, place: int, marker: str | None) -> Line2D:
     shown = marker or ("o" if len(values.steps) == 1 else None)  # a line of one point is nothing to see
-    return axes.plot(values.steps, values.mean, marker=shown, markersize=4, **look(place))[0]
+    return axes.plot(values.steps, values.mean, marker=shown, markersize=4, **choose_look(place))[0]
 
 
 def _base_lines(axes: Axes, groups: Sequence[Group]) -> Entries:
@@ -214,5 +215,5 @@ def _base_lines(axes: Axes, groups: Sequence[Group]) -> Entries:
         axes.axhline(distinct.pop(), color=GREY, **_BASE)
     else:
         for place, value in values.items():
-            axes.axhline(value, color=look(place)["color"], **_BASE)
+            axes.axhline(value, color=choose_look(place)["color"], **_BASE)
     return [(Line2D([], [], color=GREY, **_BASE), "base model (test items)")]

@@ -31,7 +31,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric over the updates: the mean over the runs of a group, the lowest and the highest; shapes `(n,)`."""
+    """A metric over the steps: the mean over the runs of a group, the lowest and the highest; shapes `(n,)`."""
 
     steps: Values
     mean: Values
@@ -60,7 +60,7 @@ def group_by_recipe(runs: Sequence[RunFolder]) -> list[Group]:
     return [Group(label, members) for label, members in zip(labels, groups.values(), strict=True)]
 
 
-def curve(group: Group, key: str, kind: str = "updates", window: int = 1) -> Curve | None:
+def find_curve(group: Group, key: str, kind: str = "updates", window: int = 1) -> Curve | None:
     """
     One metric of a group, at the steps at which all its runs logged it.
 
@@ -80,11 +80,11 @@ def curve(group: Group, key: str, kind: str = "updates", window: int = 1) -> Cur
     steps = sorted(set(by_step[0]).intersection(*by_step[1:]))
     if not steps:
         return None
-    values = np.array([moving_mean(np.array([run[step] for step in steps]), window) for run in by_step])
+    values = np.array([smooth_curve(np.array([run[step] for step in steps]), window) for run in by_step])
     return Curve(np.array(steps, dtype=np.float64), values.mean(0), values.min(0), values.max(0))
 
 
-def moving_mean(values: Values, window: int) -> Values:
+def smooth_curve(values: Values, window: int) -> Values:
     """The mean over `window` points around each point, over fewer at the ends: shape `(n,)`, as `values`."""
     here = slice(window // 2, window // 2 + len(values))
     sums, counts = (np.convolve(part, np.ones(window))[here] for part in (values, np.ones(len(values))))

@@ -51,10 +51,10 @@ def read_panels(folder: Path) -> list[Panel]:
     if expert is None:
         return []
     mask = Mask(expert.config.parameterization, expert.config.max_multiplier)
-    return panels({name: mask(z, z) for name, z in expert.z.items()})
+    return make_panels({name: mask(z, z) for name, z in expert.z.items()})
 
 
-def panels(multipliers: Mapping[str, Tensor]) -> list[Panel]:
+def make_panels(multipliers: Mapping[str, Tensor]) -> list[Panel]:
     """Multipliers `(r,)` by module path, as a panel a kind of module, in the order of the layers."""
     rows: dict[str, list[tuple[list[int], Tensor]]] = defaultdict(list)
     for name, m in multipliers.items():
@@ -71,7 +71,7 @@ def panels(multipliers: Mapping[str, Tensor]) -> list[Panel]:
     return result
 
 
-def shrunk(values: Grid) -> tuple[Grid, int, int]:
+def shrink(values: Grid) -> tuple[Grid, int, int]:
     """
     The grid as a panel shows it: means over blocks of neighbouring rows and columns, where there are too many.
 

@@ -11,7 +11,7 @@ from svf_rl.runs.run_folder import RunFolder
 @dataclass(frozen=True)
 class Sample:
     """
-    A completion and what was said of it.
+    A completion and its verdict.
 
     Args:
         correct (`bool` or `None`): `None` when it could not be scored.
@@ -26,9 +26,9 @@ class Sample:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def last_completions(run: RunFolder) -> tuple[int, list[Sample]] | None:
+def read_last_completions(run: RunFolder) -> tuple[int, list[Sample]] | None:
     """
-    The completions of the last update that kept them (`log_completions: true` in the recipe), and that update.
+    The completions of the last step that kept them (`log_completions: true` in the recipe), and that step.
 
     A file that cannot be read (of the moment at which a run was killed) is passed over. `None` without such files.
     """

@@ -41,24 +41,24 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def look(place: int) -> dict[str, Any]:
+def choose_look(place: int) -> dict[str, Any]:
     """Colour and dashes of the line number `place`: the palette first solid, then dashed, and so on."""
     return {"color": PALETTE[place % len(PALETTE)], "linestyle": DASHES[place // len(PALETTE) % len(DASHES)]}
 
 
-def new_figure(panels: int = 1, panel_height: float = 3.0) -> tuple[Figure, list[Axes]]:
+def make_figure(panels: int = 1, panel_height: float = 3.0) -> tuple[Figure, list[Axes]]:
     """A figure of our width with `panels` axes below one another. Not pyplot's: it needs no display, and is freed by
     itself."""
     figure = Figure(figsize=(WIDTH, panels * panel_height), layout="constrained")
     return figure, list(figure.subplots(panels, 1, squeeze=False).flat)
 
 
-def legend_below(figure: Figure, entries: Sequence[tuple[Artist, str]], alone: bool = False) -> None:
+def add_legend(figure: Figure, entries: Sequence[tuple[Artist, str]], alone: bool = False) -> None:
     """A legend outside of the data, in as many columns as the names leave room for; the figure grows by its height. One
     entry tells nothing apart: it is left out unless `alone`."""
     if len(entries) < 2 and not alone:
         return
-    names = [short(name) for _, name in entries]
+    names = [shorten_name(name) for _, name in entries]
     columns = max(1, min(len(names), 108 // (max(map(len, names)) + 6)))
     rows = -(-len(names) // columns)
     figure.set_figheight(figure.get_figheight() + 0.22 * rows)
@@ -66,7 +66,7 @@ def legend_below(figure: Figure, entries: Sequence[tuple[Artist, str]], alone: b
     figure.legend([artist for artist, _ in entries], names, **options)
 
 
-def short(name: str) -> str:
+def shorten_name(name: str) -> str:
     """The name as a picture has room for it: long ones lose their middle, and what no font shows is a question mark."""
     shown = "".join(character if character.isprintable() and ord(character) < 0x2000 else "?" for character in name)
     if len(shown) > _LONGEST_NAME:

@@ -4,22 +4,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from svf_rl.markdown import escaped, markdown_table
+from svf_rl.markdown import escape_markdown, markdown_table
 from svf_rl.metrics.statistics import Estimate
 from svf_rl.models.kinds import kind_of
 from svf_rl.report.evaluation_folder import EvaluationFolder
-from svf_rl.report.figures import smoothing_window
+from svf_rl.report.figures import choose_window
 from svf_rl.report.groups import Group
-from svf_rl.report.multipliers import Panel, shrunk
+from svf_rl.report.multipliers import Panel, shrink
 from svf_rl.runs.run_folder import RunFolder, read_adapter_config
 
 _NOT_OF_THE_RECIPE = {"output_dir", "run_name", "logging_dir"}
 
 
-def runs_table(runs: Sequence[RunFolder]) -> str:
+def tabulate_runs(runs: Sequence[RunFolder]) -> str:
     """A line a run."""
     headings = (
-        "run", "task", "adapter", "trained values", "seed", "updates", "accuracy before", "accuracy after", "items"
+        "run", "task", "adapter", "trained values", "seed", "steps", "accuracy before", "accuracy after", "items"
     )  # fmt: skip
     rows = []
     for run in runs:
@@ -43,7 +43,7 @@ def runs_table(runs: Sequence[RunFolder]) -> str:
     return markdown_table(headings, rows)
 
 
-def groups_table(groups: Sequence[Group]) -> str:
+def tabulate_groups(groups: Sequence[Group]) -> str:
     """The mean over the seeds, for recipes that ran with several; empty without one."""
     rows = []
     for group in groups:
@@ -57,7 +57,7 @@ def groups_table(groups: Sequence[Group]) -> str:
     return markdown_table(["recipe", "seeds", "mean accuracy after", "lowest to highest", "mean gain"], rows)
 
 
-def by_task_table(runs: Sequence[RunFolder]) -> str:
+def tabulate_tasks(runs: Sequence[RunFolder]) -> str:
     """Accuracy on each task of a mixture; empty when no run had one."""
     rows = [
         [run.name, key.removeprefix("accuracy/"), f"{run.base[key]:.3f}", f"{run.final[key]:.3f}"]
@@ -68,7 +68,7 @@ def by_task_table(runs: Sequence[RunFolder]) -> str:
     return markdown_table(["run", "part", "before", "after"], rows)
 
 
-def differences_table(runs: Sequence[RunFolder]) -> str:
+def tabulate_differences(runs: Sequence[RunFolder]) -> str:
     """Keys of the recipes, versions and commits in which the finished runs differ; empty when they do not."""
     finished = [run for run in runs if run.finished]
     known = [
@@ -88,7 +88,7 @@ def differences_table(runs: Sequence[RunFolder]) -> str:
     return markdown_table(["", *(run.name for run in finished)], rows)
 
 
-def seconds_table(runs: Sequence[RunFolder]) -> str:
+def tabulate_seconds(runs: Sequence[RunFolder]) -> str:
     """Seconds by phase of the finished runs; empty without one."""
     seconds = {run.name: run.summary.seconds for run in runs if run.finished}
     phases = list(dict.fromkeys(phase for by_phase in seconds.values() for phase in by_phase))
@@ -96,7 +96,7 @@ def seconds_table(runs: Sequence[RunFolder]) -> str:
     return markdown_table(["run", *(phase.replace("_", " ") for phase in phases)], rows)
 
 
-def warnings(runs: Sequence[RunFolder]) -> list[str]:
+def list_warnings(runs: Sequence[RunFolder]) -> list[str]:
     """What a reader should know before trusting the numbers, a line each."""
     lines = []
     for run in runs:
@@ -105,23 +105,23 @@ def warnings(runs: Sequence[RunFolder]) -> list[str]:
         if unscorable:
             lines.append(f"{run.name}: {100 * unscorable:.2g} % of the completions could not be scored")
         if not run.finished:
-            lines.append(f"{run.name}: unfinished, after {run.steps} updates")
+            lines.append(f"{run.name}: unfinished, after {run.steps} steps")
     return lines
 
 
-def smoothing_note(groups: Sequence[Group]) -> str:
-    """What the lines of a picture over updates are, in words."""
-    windows = {smoothing_window(len(run.updates), len(groups)) for group in groups for run in group.runs} - {1}
+def describe_smoothing(groups: Sequence[Group]) -> str:
+    """What the lines of a picture over steps are, in words."""
+    windows = {choose_window(len(run.updates), len(groups)) for group in groups for run in group.runs} - {1}
     notes = []
     if windows:
         spans = " or ".join(map(str, sorted(windows)))
-        notes.append(f"Lines are moving means over {spans} logged updates; faint ones are single updates.")
+        notes.append(f"Lines are moving means over {spans} logged steps; faint ones are single steps.")
     if any(len(group.runs) > 1 for group in groups):
         notes.append("A band goes from the lowest to the highest seed around their mean.")
     return " ".join(notes)
 
 
-def multiplier_note(run: RunFolder, panels: Sequence[Panel]) -> str:
+def describe_multipliers(run: RunFolder, panels: Sequence[Panel]) -> str:
     """What the picture of one run shows and what it leaves out, in words."""
     folder = run.adapter()
     source = f"From {folder.name}. " if folder is not None and folder != run.path else ""
@@ -132,11 +132,11 @@ def multiplier_note(run: RunFolder, panels: Sequence[Panel]) -> str:
     )
     blocks: dict[tuple[int, int], list[str]] = {}
     for panel in panels:
-        blocks.setdefault(shrunk(panel.values)[1:], []).append(panel.kind)
+        blocks.setdefault(shrink(panel.values)[1:], []).append(panel.kind)
     for (rows, columns), kinds in blocks.items():
         parts = [f"{columns} neighbouring indices"] * (columns > 1) + [f"{rows} neighbouring rows"] * (rows > 1)
         if parts:
-            note += f" A point is the mean of {' by '.join(parts)} in {escaped(', '.join(kinds))}."
+            note += f" A point is the mean of {' by '.join(parts)} in {escape_markdown(', '.join(kinds))}."
     if any(len(set(panel.layers)) < len(panel.layers) for panel in panels):
         note += " The rows of a layer are its experts."
     if run.recipe.get("renormalize"):
@@ -144,7 +144,7 @@ def multiplier_note(run: RunFolder, panels: Sequence[Panel]) -> str:
     return note
 
 
-def evaluation_table(evaluation: EvaluationFolder) -> str:
+def tabulate_evaluation(evaluation: EvaluationFolder) -> str:
     """A line for each model and task."""
     rows = []
     for result in (graded.result for graded in evaluation.graded):

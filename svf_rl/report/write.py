@@ -14,7 +14,7 @@ from svf_rl.report import figures, tables
 from svf_rl.report.evaluation_folder import EvaluationFolder, is_evaluation, read_evaluation
 from svf_rl.report.groups import group_by_recipe
 from svf_rl.report.multipliers import Panel, read_panels
-from svf_rl.report.samples import last_completions, pick
+from svf_rl.report.samples import pick, read_last_completions
 from svf_rl.report.style import house_style, save
 from svf_rl.runs.run_folder import RunFolder, read_run
 from svf_rl.storage.disk_errors import disk_errors
@@ -74,17 +74,17 @@ def compose(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder]) 
     names = [*(run.name for run in runs), *(evaluation.name for evaluation in evaluations)]
     each = 3 if len(names) == 1 else 2 if len(names) <= 3 else 1
     drawn = {
-        "accuracy": figures.accuracy_figure(groups),
-        "reward": figures.reward_figure(groups),
-        "cross-entropy": figures.cross_entropy_figure(groups),
-        "kl": figures.kl_figure(groups),
-        "lengths": figures.lengths_figure(groups),
-        "time": figures.timing_figure(runs),
+        "accuracy": figures.draw_accuracy(groups),
+        "reward": figures.draw_reward(groups),
+        "cross-entropy": figures.draw_cross_entropy(groups),
+        "kl": figures.draw_kl(groups),
+        "lengths": figures.draw_lengths(groups),
+        "time": figures.draw_timing(runs),
     }
     pictures = {name: figure for name, figure in drawn.items() if figure is not None}
     completions, without_completions = [], []
     for run in runs:
-        if kept := last_completions(run):
+        if kept := read_last_completions(run):
             step, samples = kept
             verdicts = [sample.correct for sample in samples]
             counts = {verdict: verdicts.count(verdict) for verdict in (True, False, None)}
@@ -96,25 +96,25 @@ def compose(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder]) 
         mark=MARK,
         title=names[0] if len(names) == 1 else f"{len(names)} runs",
         runs=runs,
-        runs_table=tables.runs_table(runs),
-        groups_table=tables.groups_table(groups),
-        by_task_table=tables.by_task_table(runs),
-        warnings=tables.warnings(runs),
-        differences_table=tables.differences_table(runs),
-        smoothing_note=tables.smoothing_note(groups),
-        seconds_table=tables.seconds_table(runs),
+        runs_table=tables.tabulate_runs(runs),
+        groups_table=tables.tabulate_groups(groups),
+        by_task_table=tables.tabulate_tasks(runs),
+        warnings=tables.list_warnings(runs),
+        differences_table=tables.tabulate_differences(runs),
+        smoothing_note=tables.describe_smoothing(groups),
+        seconds_table=tables.tabulate_seconds(runs),
         completions=completions,
         without_completions=without_completions,
-        evaluations=[(evaluation, tables.evaluation_table(evaluation)) for evaluation in evaluations],
+        evaluations=[(evaluation, tables.tabulate_evaluation(evaluation)) for evaluation in evaluations],
         pick=pick,
         each=each,
         pictures=pictures,
-        **_draw_multipliers(runs, pictures),
+        **_show_multipliers(runs, pictures),
     )
     return Report(text, pictures)
 
 
-def _draw_multipliers(runs: Sequence[RunFolder], pictures: dict[str, Figure]) -> dict[str, Any]:
+def _show_multipliers(runs: Sequence[RunFolder], pictures: dict[str, Figure]) -> dict[str, Any]:
     """What the template says of multipliers; their pictures are added to `pictures`."""
     panels: dict[int, list[Panel]] = {}
     without = []
@@ -125,13 +125,13 @@ def _draw_multipliers(runs: Sequence[RunFolder], pictures: dict[str, Figure]) ->
                 panels[number] = found
         except SVFError as error:  # z is not finite: the curves of such a run are what one wants to see
             without.append((run, error))
-    half_range = figures.color_range([panel for found in panels.values() for panel in found]) if panels else 0.0
+    half_range = figures.find_color_range([panel for found in panels.values() for panel in found]) if panels else 0.0
     shown = []
     for number, found in panels.items():
         run = runs[number - 1]
         name = "multipliers" if len(runs) == 1 else f"multipliers-{number}"
-        pictures[name] = figures.multiplier_figure(found, half_range)
-        shown.append((run, name, tables.multiplier_note(run, found)))
+        pictures[name] = figures.draw_multipliers(found, half_range)
+        shown.append((run, name, tables.describe_multipliers(run, found)))
     return {"multipliers": shown, "without_multipliers": without, "color_range": half_range}
 
 

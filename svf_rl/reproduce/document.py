@@ -21,20 +21,20 @@ def render_document(results: Mapping[str, Any], figures: Mapping[str, str]) -> s
     """
 
     def table(rows: Sequence[Row], more: Sequence[str] = (), names: Mapping[str, str] | None = None) -> str:
-        return accuracy_table(rows, more, names, results["experts"])
+        return tabulate_accuracies(rows, more, names, results["experts"])
 
     return render(
         "reproduce/report.md.jinja",
         results=results,
         figures=figures,
-        accuracy_table=table,
-        timing_table=_timing_table,
+        tabulate_accuracies=table,
+        tabulate_timing=_tabulate_timing,
         method_name=method_name,
         signed=_signed,
     )
 
 
-def accuracy_table(
+def tabulate_accuracies(
     rows: Sequence[Row],
     more: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
@@ -57,7 +57,7 @@ def accuracy_table(
     return markdown_table(["", *_ALWAYS, *more], lines, "---:")
 
 
-def _timing_table(rows: Sequence[Row]) -> str:
+def _tabulate_timing(rows: Sequence[Row]) -> str:
     headings = ["", "seeds", "first pass (s)", "second pass (s)", "first / second", "weight syncs"]
     lines = []
     for row in rows:
@@ -107,7 +107,7 @@ _ALWAYS: dict[str, Callable[[Row], str]] = {
     "items": lambda row: str(row.get("items", 0)),
 }
 _COLUMNS: dict[str, Callable[[Row], str]] = {
-    "updates": lambda row: str(row.get("updates", "")),
+    "steps": lambda row: str(row.get("updates", "")),
     "training (s)": lambda row: _number(row.get("training_seconds"), 0),
     "search (s)": lambda row: _number(row.get("search_seconds")),
     "sent to the right expert %": lambda row: _percent(row.get("dispatched_right")),

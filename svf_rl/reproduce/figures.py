@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.report.style import GREY, PALETTE, legend_below, new_figure
+from svf_rl.report.style import GREY, PALETTE, add_legend, make_figure
 from svf_rl.reproduce.methods import MEAN, ORACLE, is_few_shot, method_name
 
 Row = Mapping[str, Any]
@@ -18,12 +18,12 @@ _BAR, _AXIS = 0.28, 0.75
 _TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"]
 
 
-def fine_tuning_figure(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
+def draw_fine_tuning(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
     """For each task the accuracy of every method, in groups of bars beside one another."""
     methods = list(dict.fromkeys(row["method"] for group in groups for row in group["rows"]))
     if not any(row["accuracy"] is not None for group in groups for row in group["rows"]):
         return None
-    figure, (axes,) = new_figure(1, 3.0)
+    figure, (axes,) = make_figure(1, 3.0)
     width = 0.8 / len(methods)
     for place, method in enumerate(methods):
         for group_place, group in enumerate(groups):
@@ -35,11 +35,11 @@ def fine_tuning_figure(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
     axes.set_xticks(range(len(groups)), [group["task"] for group in groups])
     axes.grid(visible=False, axis="x")
     _show_accuracy(axes)
-    legend_below(figure, [(Patch(color=_colour(i, m)), method_name(m)) for i, m in enumerate(methods)])
+    add_legend(figure, [(Patch(color=_colour(i, m)), method_name(m)) for i, m in enumerate(methods)])
     return figure
 
 
-def adaptation_figure(tasks: Sequence[Mapping[str, Any]], experts: Sequence[str]) -> Figure | None:
+def draw_adaptation(tasks: Sequence[Mapping[str, Any]], experts: Sequence[str]) -> Figure | None:
     """For each unseen task the accuracy of every method, bars below one another, their names at the side."""
     drawn = [task for task in tasks if any(row["accuracy"] is not None for row in task["rows"])]
     if not drawn:
@@ -57,12 +57,12 @@ def adaptation_figure(tasks: Sequence[Mapping[str, Any]], experts: Sequence[str]
     return figure
 
 
-def shots_figure(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
+def draw_shots(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Accuracy over the number of labelled prompts, with the base model's as a line."""
     drawn = [task for task in tasks if sum(row["accuracy"] is not None for row in task["rows"]) > 1]
     if not drawn:
         return None
-    figure, (axes,) = new_figure()
+    figure, (axes,) = make_figure()
     entries: list[tuple[Any, str]] = []
     for place, task in enumerate(drawn):
         rows = [row for row in task["rows"] if row["accuracy"] is not None]
@@ -83,11 +83,11 @@ def shots_figure(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
     axes.set_xticks(sorted({row["shots"] for task in drawn for row in task["rows"]}))
     axes.set_xlabel("labelled prompts")
     _show_accuracy(axes)
-    legend_below(figure, entries)
+    add_legend(figure, entries)
     return figure
 
 
-def timing_figure(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
+def draw_timing(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Seconds of the first pass (classes, or the search) and of the second (answers), stacked."""
     drawn = [task for task in tasks if task["rows"]]
     if not drawn:
@@ -102,12 +102,12 @@ def timing_figure(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
             axes, f"{task['label']}, {task['items']} items", [method_name(row["method"]) for row in task["rows"]]
         )
     panels[-1].set_xlabel("seconds")
-    legend_below(figure, [(Patch(color=PALETTE[i]), name) for i, name in enumerate(["first pass", "second pass"])])
+    add_legend(figure, [(Patch(color=PALETTE[i]), name) for i, name in enumerate(["first pass", "second pass"])])
     return figure
 
 
 def _bar_panels(tasks: Sequence[Mapping[str, Any]]) -> tuple[Figure, list[Axes]]:
-    return new_figure(len(tasks), _BAR * max(len(task["rows"]) for task in tasks) + _AXIS)
+    return make_figure(len(tasks), _BAR * max(len(task["rows"]) for task in tasks) + _AXIS)
 
 
 def _name_bars(axes: Axes, title: str, names: Sequence[str]) -> None:

@@ -12,12 +12,12 @@ from svf_rl.errors import SVFError
 from svf_rl.reproduce.cells import is_done, read_result, record_path
 from svf_rl.reproduce.comparison import PARTS, Comparison, check_seeds, read_comparison
 from svf_rl.reproduce.document import render_document
-from svf_rl.reproduce.figures import adaptation_figure, fine_tuning_figure, shots_figure, timing_figure
+from svf_rl.reproduce.figures import draw_adaptation, draw_fine_tuning, draw_shots, draw_timing
 from svf_rl.reproduce.hardware import cores, hardware
 from svf_rl.reproduce.launch import Outcome, hold_results, run_cells
 from svf_rl.reproduce.plan import Plan, make_plan
 from svf_rl.reproduce.results import collect
-from svf_rl.runs.versions import package_versions
+from svf_rl.runs.versions import read_package_versions
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.files import write_file, write_json
 from svf_rl.storage.folders import check_writable, is_unused
@@ -82,7 +82,7 @@ def reproduce(
             "experts": list(comparison.experts),
             "confidence": 0.95,
             "hardware": hardware(),
-            "packages": package_versions(),
+            "packages": read_package_versions(),
             "seconds": _seconds(plan, outcome, jobs, time.perf_counter() - started),
         }
         write_results(results, folder)
@@ -100,10 +100,10 @@ def write_results(results: Mapping[str, Any], folder: Path) -> None:
     from svf_rl.report.style import house_style, save
 
     drawings: dict[str, Callable[[], Any]] = {
-        "fine_tuning": lambda: fine_tuning_figure(results.get("fine_tuning", [])),
-        "adaptation": lambda: adaptation_figure(results.get("adaptation", []), results["experts"]),
-        "shots": lambda: shots_figure(results.get("shots", [])),
-        "timing": lambda: timing_figure(results.get("timing", [])),
+        "fine_tuning": lambda: draw_fine_tuning(results.get("fine_tuning", [])),
+        "adaptation": lambda: draw_adaptation(results.get("adaptation", []), results["experts"]),
+        "shots": lambda: draw_shots(results.get("shots", [])),
+        "timing": lambda: draw_timing(results.get("timing", [])),
     }
     figures = {}
     with disk_errors(folder):

@@ -14,11 +14,11 @@ from svf_rl.models.kinds import kind_of
 from svf_rl.quickstart import make_rows
 from svf_rl.runs.provenance import (
     BUNDLED,
-    base_location,
     base_name,
-    known_elsewhere,
-    task_names,
-    without_machine,
+    find_base,
+    is_known_elsewhere,
+    list_tasks,
+    remove_paths,
 )
 from svf_rl.runs.run_folder import Line, read_adapter_config, read_metrics
 from svf_rl.runs.summary import RunSummary
@@ -60,13 +60,13 @@ def render_model_card(
         location (`str`, *optional*, defaults to `"."`): where the card says that the adapter is: its name on the Hub.
         name (`str`, *optional*): the title; default: the end of the location, or of the run's folder.
     """
-    recipe = without_machine(summary.recipe)
-    base = base_location(adapter_config, summary)
+    recipe = remove_paths(summary.recipe)
+    base = find_base(adapter_config, summary)
     if name is None:
         folder = summary.recipe.get("output_dir") or "adapter"
         name = Path(folder if location == "." else location).name or "adapter"
-    short_base, tasks = base_name(base), task_names(recipe)
-    hub_base = short_base if known_elsewhere(base) and short_base != BUNDLED else None
+    short_base, tasks = base_name(base), list_tasks(recipe)
+    hub_base = short_base if is_known_elsewhere(base) and short_base != BUNDLED else None
     datasets = _hub_datasets(recipe)
     source = ", ".join(f"[{dataset}](https://huggingface.co/datasets/{dataset})" for dataset in datasets)
     if not datasets and tasks and tasks[0].startswith(BUNDLED):
@@ -83,7 +83,7 @@ def render_model_card(
         config=adapter_config,
         recipe=recipe,
         bundled=short_base == BUNDLED,
-        portable=known_elsewhere(base),
+        portable=is_known_elsewhere(base),
         tasks=tasks,
         source=f" ({source})" if source else "",
         rewards=_reward_names(recipe) if tasks else [],
@@ -134,7 +134,7 @@ def _front_matter(
 def _hub_datasets(recipe: Mapping[str, Any]) -> list[str]:
     if recipe.get("dataset_name"):
         return [str(recipe["dataset_name"])]
-    hubs = [find_task(name.partition(":")[0]).hub for name in task_names(recipe)]
+    hubs = [find_task(name.partition(":")[0]).hub for name in list_tasks(recipe)]
     return list(dict.fromkeys(hub.name for hub in hubs if hub is not None))
 
 
@@ -142,23 +142,23 @@ def _linked(base: str | None) -> str:
     name = base_name(base)
     if name == BUNDLED:
         return "the small model that comes with the Python package svf_rl (`quickstart`)"
-    return f"[{name}](https://huggingface.co/{name})" if known_elsewhere(base) else f"`{name}`"
+    return f"[{name}](https://huggingface.co/{name})" if is_known_elsewhere(base) else f"`{name}`"
 
 
 def _progress(summary: RunSummary, metrics: Sequence[Line]) -> str:
     parts = [f"Seed {summary.seed}"] if summary.seed is not None else []
     if summary.updates is not None:
-        parts.append(f"{summary.updates} updates")
+        parts.append(f"{summary.updates} steps")
     if summary.best_checkpoint:
         parts.append(f"the weights of {summary.best_checkpoint}, the best one on the validation rows")
     sentences = [", ".join(parts) + "."] if parts else []
-    held_out = [f"{m.values['eval_accuracy']:.3f} (update {m.step})" for m in metrics if "eval_accuracy" in m.values]
+    held_out = [f"{m.values['eval_accuracy']:.3f} (step {m.step})" for m in metrics if "eval_accuracy" in m.values]
     if held_out:
         sentences.append(f"Accuracy on the validation rows: {', '.join(held_out[-8:])}.")
     last = next((line.values for line in reversed(metrics) if "reward" in line.values), None)
     if last is not None:
         kl = f", KL to the base {last['kl']:.4f} a token" if "kl" in last else ""
-        sentences.append(f"Last update: mean reward {last['reward']:.3f}{kl}.")
+        sentences.append(f"Last step: mean reward {last['reward']:.3f}{kl}.")
     return " ".join(sentences)
 
 

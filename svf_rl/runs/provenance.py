@@ -13,7 +13,7 @@ BUNDLED = "quickstart"
 _IN_HUB_CACHE = re.compile(r"(?:^|/)models--([^/]+?)(?:--([^/]+))?/snapshots/")
 
 
-def base_location(adapter_config: Mapping[str, Any], summary: RunSummary) -> str | None:
+def find_base(adapter_config: Mapping[str, Any], summary: RunSummary) -> str | None:
     """The base model as the adapter's files name it."""
     return adapter_config.get("base_model_name_or_path") or summary.recipe.get("model_name_or_path")
 
@@ -30,7 +30,7 @@ def base_name(location: str | None) -> str:
     return Path(location).name if looks_local(location) else location
 
 
-def known_elsewhere(location: str | None) -> bool:
+def is_known_elsewhere(location: str | None) -> bool:
     """Whether `base_name(location)` finds the model on any machine: the bundled one, or one on the Hub."""
     if not location:
         return False
@@ -38,11 +38,11 @@ def known_elsewhere(location: str | None) -> bool:
 
 
 def looks_local(name: str) -> bool:
-    """Whether `name` is a folder here, or can be no name on the Hub, which is `name` or `owner/name`."""
+    """Whether `name` is a folder here, or is not a valid name on the Hub, which is `name` or `owner/name`."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir()
 
 
-def task_names(recipe: Mapping[str, Any]) -> list[str]:
+def list_tasks(recipe: Mapping[str, Any]) -> list[str]:
     """What a run was trained on, as `svf-rl eval --tasks` takes it: `quickstart:math`, or each part of a mixture."""
     task = recipe.get("task")
     if task is None:
@@ -52,13 +52,13 @@ def task_names(recipe: Mapping[str, Any]) -> list[str]:
     return [f"{task}:{recipe.get('skill', 'math')}" if task == "quickstart" else str(task)]
 
 
-def without_machine(value: Any) -> Any:
+def remove_paths(value: Any) -> Any:
     """`value` (JSON) with every path cut to its last name, and without tokens and folders of the run."""
     if isinstance(value, Mapping):
         hidden = ("hub_token", "output_dir", "logging_dir")
-        return {key: without_machine(item) for key, item in value.items() if key not in hidden}
+        return {key: remove_paths(item) for key, item in value.items() if key not in hidden}
     if isinstance(value, list):
-        return [without_machine(item) for item in value]
+        return [remove_paths(item) for item in value]
     if isinstance(value, str) and (value.startswith(("/", "./", "../", "~")) or Path(value).is_absolute()):
         return base_name(value)
     return value

@@ -18,7 +18,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Line:
-    """The numbers logged together after `step` updates."""
+    """The numbers logged together after `step` optimizer steps."""
 
     step: int
     values: Metrics
@@ -32,7 +32,7 @@ class RunFolder:
     Args:
         path (`Path`): the folder.
         name (`str`): what the run is called in the report.
-        updates (`list[Line]`): one for each logged update.
+        updates (`list[Line]`): one for each logged step.
         evaluations (`list[Line]`): on the validation items, during training.
         base (`Metrics`): the base model on the test items (`accuracy`, `items`, ...); empty when not there yet.
         final (`Metrics`): the trained model on the same items.
@@ -58,7 +58,7 @@ class RunFolder:
 
     @property
     def steps(self) -> int:
-        """Updates so far."""
+        """Optimizer steps so far."""
         last = self.updates[-1].step if self.updates else 0
         return last if self.summary.updates is None else self.summary.updates
 
@@ -80,7 +80,7 @@ class RunFolder:
 
     @property
     def best_step(self) -> int | None:
-        """The update whose checkpoint was kept as the best on the validation items."""
+        """The step whose checkpoint was kept as the best on the validation items."""
         return _step(self.summary.best_checkpoint or "")
 
     @property
@@ -90,7 +90,7 @@ class RunFolder:
         return ["/".join(parts[1:-1]) for parts in names if parts[0] == "rewards" and parts[-1] == "mean"]
 
     def mean(self, key: str) -> float | None:
-        """Over the updates that logged `key`; `None` when none did."""
+        """Over the steps that logged `key`; `None` when none did."""
         values = [line.values[key] for line in self.updates if math.isfinite(line.values.get(key, math.nan))]
         return sum(values) / len(values) if values else None
 
@@ -129,7 +129,7 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
             # a resumed run starts from a checkpoint: what was logged behind that is not of this run
             updates, evaluations = [*_before(line.step, updates), line], _before(line.step, evaluations)
     if not (updates or evaluations or base):
-        raise SVFError(f"{file} holds no metrics yet: wait for the first update")
+        raise SVFError(f"{file} holds no metrics yet: wait for the first step")
     summary = read_summary(path)
     if summary.updates is None and (path / "summary.json").is_file():
         raise SVFError(f"{path / 'summary.json'} is not the summary of a training run")

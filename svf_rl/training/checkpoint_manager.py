@@ -19,7 +19,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from svf_rl.errors import SVFError
-from svf_rl.runs.versions import package_versions
+from svf_rl.runs.versions import read_package_versions
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.folders import partial_folder
 from svf_rl.training import checkpoints, run_files
@@ -302,7 +302,7 @@ class CheckpointManager:
             settings=settings,
             settings_digest=checkpoints.settings_digest(settings),
             rows=self._rows(),
-            packages=package_versions(),
+            packages=read_package_versions(),
         )
 
     def _check_all_arrived(self, partial: Path) -> None:

@@ -7,8 +7,8 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from svf_rl.report import figures
-from svf_rl.report.groups import curve, group_by_recipe, moving_mean
-from svf_rl.report.multipliers import panels, shrunk
+from svf_rl.report.groups import find_curve, group_by_recipe, smooth_curve
+from svf_rl.report.multipliers import make_panels, shrink
 from svf_rl.report.style import DPI, PALETTE, WIDTH, house_style, save
 from svf_rl.runs.run_folder import read_run
 
@@ -45,42 +45,42 @@ def test_a_curve_is_the_mean_of_the_seeds_where_all_have_been(groups):
     (group,) = groups({"name": "a", "seed": 0, "updates": 10}, {"name": "b", "seed": 1, "updates": 10})
     group.runs[1].updates[:] = group.runs[1].updates[:4]
     group.runs[1].updates[0].values["reward"] = 0.05
-    reward = curve(group, "reward")
+    reward = find_curve(group, "reward")
     assert reward.steps.tolist() == [1, 2, 3, 4]
     assert reward.mean == pytest.approx([0.03, 0.02, 0.03, 0.04])
     assert (reward.low[0], reward.high[0]) == (0.01, 0.05)
-    assert curve(group, "of nobody") is None
+    assert find_curve(group, "of nobody") is None
 
 
 def test_a_value_that_is_not_finite_is_left_out(groups):
     (group,) = groups({"name": "a"})
     group.runs[0].updates[2].values["kl"] = float("nan")
-    assert curve(group, "kl").steps.tolist() == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+    assert find_curve(group, "kl").steps.tolist() == [1, 2, 4, 5, 6, 7, 8, 9, 10]
 
 
 def test_the_moving_mean_is_centred_and_shorter_at_the_ends():
     values = np.array([1.0, 2, 3, 4, 10])
-    assert moving_mean(values, 1).tolist() == values.tolist()
-    assert moving_mean(values, 3) == pytest.approx([1.5, 2, 3, 17 / 3, 7])
-    assert moving_mean(values, 4) == pytest.approx([2, 2.5, 19 / 4, 17 / 3, 7])
+    assert smooth_curve(values, 1).tolist() == values.tolist()
+    assert smooth_curve(values, 3) == pytest.approx([1.5, 2, 3, 17 / 3, 7])
+    assert smooth_curve(values, 4) == pytest.approx([2, 2.5, 19 / 4, 17 / 3, 7])
 
 
 def test_axes_are_labelled_with_units(groups):
     found = groups({"name": "a"}, {"name": "b", "learning_rate": 0.1})
     labels = {
-        figures.reward_figure: ["mean reward"],
-        figures.accuracy_figure: ["held-out accuracy"],
-        figures.kl_figure: ["KL from the base (nats a token)"],
-        figures.lengths_figure: ["tokens a completion", "cut off at the limit"],
+        figures.draw_reward: ["mean reward"],
+        figures.draw_accuracy: ["held-out accuracy"],
+        figures.draw_kl: ["KL from the base (nats a token)"],
+        figures.draw_lengths: ["tokens a completion", "cut off at the limit"],
     }
     for make, expected in labels.items():
         figure = make(found)
         assert [axes.get_ylabel() for axes in figure.axes] == expected
-        assert figure.axes[-1].get_xlabel() == "update"
+        assert figure.axes[-1].get_xlabel() == "step"
         assert {"a", "b"} <= words(figure)
         assert not any(axes.get_title() for axes in figure.axes)
-    timing = figures.timing_figure([run for group in found for run in group.runs])
-    assert timing.axes[0].get_xlabel() == "seconds an update (mean)"
+    timing = figures.draw_timing([run for group in found for run in group.runs])
+    assert timing.axes[0].get_xlabel() == "seconds a step (mean)"
     assert {"a", "b", "rollout", "weight sync", "1 s"} <= words(timing)
 
 
@@ -88,12 +88,12 @@ def test_a_group_has_one_colour_in_every_picture(groups):
     found = groups({"name": "a"}, {"name": "b", "learning_rate": 0.1})
     for line in found[0].runs[0].updates:
         del line.values["kl"]  # beta: 0
-    (axes,) = figures.kl_figure(found).axes
+    (axes,) = figures.draw_kl(found).axes
     assert [line.get_color() for line in axes.lines] == [PALETTE[1]]
 
 
 def test_the_base_is_a_line_and_the_best_checkpoint_a_ring(groups):
-    figure = figures.accuracy_figure(groups({"name": "a"}))
+    figure = figures.draw_accuracy(groups({"name": "a"}))
     lines = {line.get_linestyle(): line for line in figure.axes[0].lines}
     assert lines["-"].get_ydata().tolist() == [0.505, 0.51]
     assert list(lines["--"].get_ydata()) == [0.5, 0.5]
@@ -103,16 +103,16 @@ def test_the_base_is_a_line_and_the_best_checkpoint_a_ring(groups):
 
 def test_many_points_are_faint_under_their_moving_mean(groups):
     few, many = groups({"name": "a", "updates": 60}), groups({"name": "b", "updates": 300})
-    assert len(figures.reward_figure(few).axes[0].lines) == 1
-    faint, strong = figures.reward_figure(many).axes[0].lines
+    assert len(figures.draw_reward(few).axes[0].lines) == 1
+    faint, strong = figures.draw_reward(many).axes[0].lines
     assert faint.get_alpha() < 0.5
-    assert strong.get_ydata() == pytest.approx(moving_mean(faint.get_ydata(), 15))
+    assert strong.get_ydata() == pytest.approx(smooth_curve(faint.get_ydata(), 15))
 
 
 def test_what_nobody_logged_is_no_picture(groups):
     found = groups({"name": "now", "finished": False, "updates": 4})  # before its first evaluation
-    assert figures.accuracy_figure(found) is None
-    assert figures.cross_entropy_figure(found) is None
+    assert figures.draw_accuracy(found) is None
+    assert figures.draw_cross_entropy(found) is None
 
 
 def test_next_token_training_shows_its_cross_entropy(groups):
@@ -120,14 +120,14 @@ def test_next_token_training_shows_its_cross_entropy(groups):
     for line in found[0].runs[0].updates:
         del line.values["reward"]
         line.values["cross_entropy"] = 0.5
-    assert figures.reward_figure(found) is None
-    assert figures.cross_entropy_figure(found).axes[0].get_ylabel() == "cross-entropy (nats a token)"
+    assert figures.draw_reward(found) is None
+    assert figures.draw_cross_entropy(found).axes[0].get_ylabel() == "cross-entropy (nats a token)"
 
 
 def test_one_panel_a_kind_of_module_with_the_layers_in_order():
     z = {f"model.layers.{layer}.mlp.{kind}": torch.full((4,), float(layer)) for layer in (10, 9) for kind in "ab"}
     z |= {f"model.layers.0.moe.experts.{expert}.w": torch.ones(2 + expert) for expert in (0, 1)}
-    a, b, w = panels(z)
+    a, b, w = make_panels(z)
     assert [a.kind, b.kind, w.kind] == ["mlp.a", "mlp.b", "moe.experts.*.w"]
     assert a.layers == [9, 10]
     assert a.values.tolist() == [[9] * 4, [10] * 4]
@@ -137,17 +137,17 @@ def test_one_panel_a_kind_of_module_with_the_layers_in_order():
 
 def test_too_many_values_are_averaged_in_blocks_and_none_is_dropped():
     values = np.arange(1500, dtype=np.float32)[None].repeat(3, 0)
-    grid, rows, columns = shrunk(values)
+    grid, rows, columns = shrink(values)
     assert (grid.shape, rows, columns) == ((3, 500), 1, 3)
     assert grid[0, :2].tolist() == [1, 4]
-    odd, _, _ = shrunk(values[:, :1402])
+    odd, _, _ = shrink(values[:, :1402])
     assert odd[0, -1] == 1401  # the last block is the rest alone
-    assert shrunk(np.ones((3, 96), dtype=np.float32))[0].shape == (3, 96)
+    assert shrink(np.ones((3, 96), dtype=np.float32))[0].shape == (3, 96)
 
 
 def test_multipliers_are_coloured_around_one():
-    found = panels({f"model.layers.{i}.mlp.up_proj": 1 + 0.1 * torch.linspace(-1, 1, 8) for i in range(3)})
-    figure = figures.multiplier_figure(found, figures.color_range(found))
+    found = make_panels({f"model.layers.{i}.mlp.up_proj": 1 + 0.1 * torch.linspace(-1, 1, 8) for i in range(3)})
+    figure = figures.draw_multipliers(found, figures.find_color_range(found))
     axes, bar = figure.axes
     (image,) = axes.images
     assert image.norm.vcenter == 1
@@ -159,15 +159,17 @@ def test_multipliers_are_coloured_around_one():
 
 
 def test_an_untrained_adapter_has_colours_too():
-    found = panels({"model.layers.0.mlp.up_proj": torch.ones(8)})
-    assert figures.color_range(found) > 0
+    found = make_panels({"model.layers.0.mlp.up_proj": torch.ones(8)})
+    assert figures.find_color_range(found) > 0
 
 
 @pytest.mark.parametrize(("layers", "rank"), [(3, 96), (80, 1024)])
 def test_pictures_have_a_sensible_size_and_are_not_blank(layers, rank, groups, tmp_path):
-    found = panels({f"model.layers.{i}.mlp.up": 1 + 0.1 * torch.sin(torch.arange(rank) + i) for i in range(layers)})
+    found = make_panels(
+        {f"model.layers.{i}.mlp.up": 1 + 0.1 * torch.sin(torch.arange(rank) + i) for i in range(layers)}
+    )
     with house_style():
-        made = [figures.reward_figure(groups({"name": "a"})), figures.multiplier_figure(found, 0.1)]
+        made = [figures.draw_reward(groups({"name": "a"})), figures.draw_multipliers(found, 0.1)]
     for figure in made:
         save(figure, tmp_path / "picture.png")
         pixels = imread(tmp_path / "picture.png")
@@ -179,7 +181,7 @@ def test_pictures_have_a_sensible_size_and_are_not_blank(layers, rank, groups, t
 def test_hostile_names_are_drawn_as_they_are(groups, tmp_path):
     found = groups({"name": "_a$b$"}, {"name": "x" * 80, "learning_rate": 0.1}, {"name": "\u5b9f", "beta": 0})
     with house_style():
-        figure = figures.reward_figure(found)
+        figure = figures.draw_reward(found)
         save(figure, tmp_path / "picture.png")
     assert {" _a$b$", "?"} <= words(figure)
     assert max(map(len, words(figure))) < 40

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from svf_rl.cli import main
 from svf_rl.errors import SVFError
-from svf_rl.markdown import escaped, fenced
+from svf_rl.markdown import escape_markdown, fence
 from svf_rl.report.write import MARK, compose, write_report
 from svf_rl.runs.run_folder import read_run
 from svf_rl.storage.path_names import path_names
@@ -115,7 +115,7 @@ def test_samples_show_right_and_wrong_completions_of_the_last_step(write_run):
     keep_completions(folder, step=10)
     (folder / "completions" / "completions_00011.parquet").write_bytes(b"PAR1 torn")
     text = composed(folder)
-    assert "Drawn for update 10: 3 right, 4 wrong, 1 not scorable." in text
+    assert "Drawn for step 10: 3 right, 4 wrong, 1 not scorable." in text
     verdicts = re.findall(r"^\*\*(.+)\*\*; reward numeric: (\S+)$", text, re.MULTILINE)
     assert verdicts == [("right", "1")] * 3 + [("wrong", "0")] * 3 + [("not scorable", "none")]
     assert "````text\nIt is 1 ```<b>\n````" in text
@@ -196,13 +196,13 @@ def test_a_folder_given_twice_counts_once(write_run):
 
 
 def test_text_of_models_stays_text():
-    assert escaped("a|b <img> `x` *y* max_steps _z_ \x1b[31m\n# no") == (
+    assert escape_markdown("a|b <img> `x` *y* max_steps _z_ \x1b[31m\n# no") == (
         r"a\|b \<img\> \`x\` \*y\* max_steps \_z\_ \\x1b\[31m \# no"
     )
-    assert fenced("a\n````\nb") == "`````text\na\n````\nb\n`````"
-    assert fenced("x" * 1000).count("x") == 801  # one in "text"
-    assert "(200 more characters)" in fenced("x" * 1000)
-    assert fenced("\udc80\x00") == "```text\n\\udc80\\x00\n```"
+    assert fence("a\n````\nb") == "`````text\na\n````\nb\n`````"
+    assert fence("x" * 1000).count("x") == 801  # one in "text"
+    assert "(200 more characters)" in fence("x" * 1000)
+    assert fence("\udc80\x00") == "```text\n\\udc80\\x00\n```"
 
 
 def test_a_real_run_is_reported(repository, tmp_path):
@@ -218,4 +218,4 @@ def test_a_real_run_is_reported(repository, tmp_path):
     assert f"| {summary['base_accuracy']:.3f} (" in line
     for name in ("accuracy", "reward", "kl", "lengths", "multipliers", "time"):
         assert (tmp_path / "run" / "report" / f"{name}.png").is_file()
-    assert "Drawn for update 2: " in text
+    assert "Drawn for step 2: " in text

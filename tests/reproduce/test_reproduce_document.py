@@ -5,9 +5,9 @@ import pytest
 from matplotlib.image import imread
 
 from svf_rl.markdown import markdown_table
-from svf_rl.reproduce.document import accuracy_table, render_document
+from svf_rl.reproduce.document import render_document, tabulate_accuracies
 from svf_rl.reproduce.estimates import compared, estimate
-from svf_rl.reproduce.figures import adaptation_figure, fine_tuning_figure
+from svf_rl.reproduce.figures import draw_adaptation, draw_fine_tuning
 from svf_rl.reproduce.run import write_results
 
 
@@ -75,7 +75,7 @@ def results():
 
 
 def test_a_line_holds_accuracy_interval_seeds_and_items():
-    line = accuracy_table([base_row(), row("svf", 80)]).splitlines()[3]
+    line = tabulate_accuracies([base_row(), row("svf", 80)]).splitlines()[3]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     name, accuracy, seeds, against, count, items = cells
     assert (name, seeds, count, items) == ("SVF", "80.0 to 81.0", "2", "100")
@@ -84,7 +84,7 @@ def test_a_line_holds_accuracy_interval_seeds_and_items():
 
 
 def test_the_base_model_has_no_seed_and_a_failed_cell_says_so():
-    table = accuracy_table([base_row(), FAILED])
+    table = tabulate_accuracies([base_row(), FAILED])
     assert "| base model | 50.0 (40.4 to 59.6) |  |  |  | 100 |" in table
     assert "| LoRA | failed |" in table
 
@@ -137,10 +137,10 @@ def test_a_picture_that_there_is_nothing_for_any_more_is_taken_away(results, tmp
 
 
 def test_pictures_name_their_axes_and_methods(results):
-    (axes,) = fine_tuning_figure(results["fine_tuning"]).axes
+    (axes,) = draw_fine_tuning(results["fine_tuning"]).axes
     assert axes.get_ylabel() == "accuracy (%)"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["gsm8k"]
-    (axes,) = adaptation_figure(results["adaptation"], ["math"]).axes
+    (axes,) = draw_adaptation(results["adaptation"], ["math"]).axes
     assert axes.get_xlabel() == "accuracy (%)"
     assert [label.get_text() for label in axes.get_yticklabels()][:3] == [
         "base model", "expert math", "plain mean of the experts",
@@ -148,6 +148,6 @@ def test_pictures_name_their_axes_and_methods(results):
 
 
 def test_nothing_is_drawn_of_nothing():
-    assert fine_tuning_figure([]) is None
-    assert fine_tuning_figure([{"task": "a", "rows": [FAILED]}]) is None
-    assert adaptation_figure([], []) is None
+    assert draw_fine_tuning([]) is None
+    assert draw_fine_tuning([{"task": "a", "rows": [FAILED]}]) is None
+    assert draw_adaptation([], []) is None

@@ -44,7 +44,7 @@ def test_it_holds_accuracies_with_intervals_data_settings_and_versions():
     assert "| with this adapter | 0.800 | 0.774 to 0.824 | 1000 |" in text
     for part in ("# llama3_math", "393,216 trained values", "train 3,737", "`numeric`", "torch 2.13.0"):
         assert part in text
-    assert "Seed 3, 200 updates" in text
+    assert "Seed 3, 200 steps" in text
     assert "| `learning_rate` | 0.002 |" in text
     assert "/runs" not in text
     assert "/benchmarks" not in text
@@ -53,7 +53,7 @@ def test_it_holds_accuracies_with_intervals_data_settings_and_versions():
 def test_metrics_of_the_run_are_summed_up():
     metrics = [Line(10, {"eval_accuracy": 0.7}), Line(11, {"reward": 0.5, "kl": 0.01})]
     text = render_model_card(summary(), SVF | HUB_BASE, metrics)
-    assert "0.700 (update 10)" in text
+    assert "0.700 (step 10)" in text
     assert "mean reward 0.500, KL to the base 0.0100 a token" in text
 
 
@@ -138,7 +138,7 @@ def test_a_run_writes_its_card_beside_every_adapter_it_saves(adapter, repository
         assert "fine-tuned version of" not in text  # TRL's
         assert "`quickstart:math`" in text
     assert f"| {content['accuracy']:.3f} |" in cards[run]
-    assert "Seed 0, 1 updates" in cards[run]
+    assert "Seed 0, 1 steps" in cards[run]
 
 
 def test_pushing_a_run_without_a_token_is_one_line_before_training(repository, tmp_path, capsys, monkeypatch):

@@ -91,7 +91,7 @@ def window(samples: Sequence[Sample], role: str, value: str, start: float, end: 
 def draw_memory(samples: Sequence[Sample], path: Path) -> None:
     """The private memory of each process over the updates, a panel a role, as PNG."""
     with style.house_style():
-        figure, panels = style.new_figure(len(ROLES), 1.8)
+        figure, panels = style.make_figure(len(ROLES), 1.8)
         for place, (panel, role) in enumerate(zip(panels, ROLES.values(), strict=True)):
             own = [sample for sample in samples if sample.role == role]
             updates, megabytes = [sample.update for sample in own], [sample.megabytes for sample in own]
