@@ -72,7 +72,7 @@ def few_shot(
     """
     started = time.perf_counter()
     check_names(experts)
-    check_writable(out)
+    check_writable(out, "give another --out")
     (task,) = arguments.tasks
     config = load_config(arguments)
     model = base_model(arguments, config)

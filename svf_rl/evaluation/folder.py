@@ -60,7 +60,7 @@ class ResultFolder:
 
     def _check(self) -> dict[str, Settings]:
         """The settings of earlier calls, which ours agree with."""
-        existing = check_writable(self.path)
+        existing = check_writable(self.path, "give another --out")
         file = self.path / "settings.json"
         if not file.is_file():
             if existing == self.path and not is_unused(self.path):

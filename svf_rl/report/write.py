@@ -147,5 +147,5 @@ def _check_target(target: Path) -> Path:
                 raise SVFError(f"{target} holds other files than a report's: give another --out")
         elif target.exists():
             raise SVFError(f"{target} is a file: give a folder as --out")
-    check_writable(target.parent)
+    check_writable(target.parent, "give another --out")
     return target

@@ -143,7 +143,7 @@ def _environment(jobs: int) -> dict[str, str]:
 
 def _check_folder(folder: Path, comparison: Comparison) -> None:
     """Raises `SVFError` for a folder that holds something else, or that cannot be written."""
-    if check_writable(folder) != folder:
+    if check_writable(folder, "give another --out") != folder:
         return
     there = read_result(folder / "comparison.json")
     if not there:

@@ -22,6 +22,7 @@ from svf_rl.runs.provenance import (
 )
 from svf_rl.runs.run_folder import Line, read_adapter_config, read_metrics
 from svf_rl.runs.summary import RunSummary
+from svf_rl.storage.files import write_file
 from svf_rl.tasks import TaskOptions, find_task
 
 MARKER = "<!-- written by svf-rl from the run; remove this line to keep changes of your own -->"
@@ -39,7 +40,7 @@ def write_model_card(folder: Path, summary: RunSummary) -> None:
     """Write `README.md` beside the adapter in `folder`. A run that is pushed to the Hub is loaded from there."""
     location = summary.recipe.get("hub_model_id") if summary.recipe.get("push_to_hub") else None
     text = render_model_card(summary, read_adapter_config(folder), read_metrics(folder), location=location or ".")
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_file(folder / "README.md", text)
 
 
 def render_model_card(

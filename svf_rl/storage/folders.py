@@ -23,12 +23,13 @@ def check_new(path: Path) -> None:
     check_writable(path.absolute().parent)
 
 
-def check_writable(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there. Raises `SVFError` where that cannot be written."""
+def check_writable(path: Path, remedy: str = "give another folder") -> Path:
+    """`path`, or the nearest folder above it that is there. Raises `SVFError`, which ends with `remedy`, where that
+    cannot be written."""
     with disk_errors(path):  # a name that is too long, or a folder that may not be looked into
         existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise SVFError(f"{existing} is not a folder that can be written: give another place than {path}")
+        raise SVFError(f"{existing} is not a folder that can be written: {remedy}")
     return existing
 
 

@@ -75,7 +75,7 @@ def test_a_second_call_takes_the_base_models_answers_and_other_settings_are_refu
     again = run_dispatch(_arguments(folders, tmp_path / "out"))
     assert [result.reused for result in again.results] == [9, 0]
     assert [r.accuracy for r in again.results] == [r.accuracy for r in first.results]
-    with pytest.raises(SVFError, match="another experts"):
+    with pytest.raises(SVFError, match=r"other settings \(experts\.code: "):
         run_dispatch(_arguments(folders, tmp_path / "out", experts={"math": folders["programs"]}))
 
 
