@@ -19,11 +19,11 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 from common import arguments, hardware, interleaved, ratio, report
 from vllm import SamplingParams
 
+from svf_rl.evaluation.answers import answer_items
 from svf_rl.evaluation.arguments import EvaluationArguments
-from svf_rl.evaluation.engine import Engine, base_model, load_config
+from svf_rl.evaluation.base_model import find_base_model
 from svf_rl.evaluation.items import TaskItems, load_items
-from svf_rl.evaluation.run import Run, finish
-from svf_rl.models.loading import load_tokenizer
+from svf_rl.experts.pool import ExpertPool
 
 TASKS = ["quickstart:math", "quickstart:choice"]
 OURS, BARE = "svf-rl eval", "bare vLLM"
@@ -39,26 +39,26 @@ def bare_loop(llm: Any, task: TaskItems) -> None:
     )
 
 
-def evaluation(engine: Engine, task: TaskItems, tokenizer: Any, settings: EvaluationArguments) -> None:
+def evaluation(pool: ExpertPool, task: TaskItems, settings: EvaluationArguments) -> None:
     """All of what `svf-rl eval` does for one task once its engine is up."""
-    run = Run(None, task, [(index, 0) for index in range(len(task.rows))])
+    keys = [(index, 0) for index in range(len(task.rows))]
     with tempfile.TemporaryDirectory() as folder:
-        finish(run, [], Path(folder) / "records.jsonl", engine, tokenizer, settings)
+        path = Path(folder) / "records.jsonl"
+        answer_items(pool, None, task, keys, path, label="base", batch_size=settings.batch_size)
 
 
 def main() -> None:
     args = arguments(__doc__, __file__)
     repeats = args.repeats or 15
     settings = EvaluationArguments("quickstart", TASKS, enforce_eager=True)
-    model = base_model(settings, load_config(settings))
-    tokenizer = load_tokenizer(model)
-    tasks = [load_items(name, settings, tokenizer) for name in TASKS]
-    engine = Engine(settings, model, [], tokenizer, max_length=768)
+    base = find_base_model(settings)
+    tasks = [load_items(name, settings, base.tokenizer) for name in TASKS]
+    pool = ExpertPool(base.arguments, {}, {}, engine=settings, max_length=768)
     measurements = []
     for task in tasks:
         contenders = {
-            OURS: partial(evaluation, engine, task, tokenizer, settings),
-            BARE: partial(bare_loop, engine.generator.llm, task),
+            OURS: partial(evaluation, pool, task, settings),
+            BARE: partial(bare_loop, pool.generator.llm, task),
         }
         times = interleaved(contenders, repeats)
         measurements.append(

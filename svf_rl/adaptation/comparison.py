@@ -1,18 +1,15 @@
 """The base model, its experts and combinations of them on the same items, with intervals."""
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from svf_rl.adaptation.pool import ExpertPool, Mix
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE
+from svf_rl.evaluation.answers import answer_items
 from svf_rl.evaluation.items import TaskItems
-from svf_rl.evaluation.records import Record, append_records, mend
-from svf_rl.evaluation.run import Run, make_records
+from svf_rl.evaluation.records import Answers
 from svf_rl.evaluation.summary import Result, summarize
+from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.svf.combine import even_weights
 
 Which = str | Mix | None
@@ -49,7 +46,7 @@ def compare(
     methods: Mapping[str, Which],
     folder: Path | None = None,
     seed: int = 0,
-    batch_size: int = 512,
+    batch_size: int | None = 512,
 ) -> list[Result]:
     """
     Let each method answer the same items.
@@ -72,24 +69,13 @@ def compare(
     """
     if not rows:
         raise SVFError(f"task {items.name}: no items are left to report that the search has not seen")
-    run = Run(None, items, [(row, 0) for row in rows])
     results: list[Result] = []
-    base: list[Record] | None = None
+    base: Answers | None = None
     for label, which in methods.items():
-        started = time.perf_counter()
         path = None if folder is None else folder / f"{label}.jsonl"
-        records = [] if path is None else run.of_these(mend(path), path)
-        reused = len(records)
-        pending = run.pending(records)
-        if pending:
-            pool.use(which)
-        for start in tqdm(range(0, len(pending), batch_size), desc=f"{items.name}, {label}", unit="batch", leave=False):
-            made = make_records(items, pending[start : start + batch_size], pool, pool.tokenizer, seed)
-            if path is not None:
-                append_records(path, made)
-            records = records + made
-        seconds = time.perf_counter() - started
-        results.append(summarize(label, items.name, items.metric, records, [1], seconds, reused, base=base))
+        keys = [(row, 0) for row in rows]
+        answers = answer_items(pool, which, items, keys, path, label=label, seed=seed, batch_size=batch_size)
+        results.append(summarize(label, items.name, items.metric, answers, base=base))
         if label == BASE:
-            base = records
+            base = answers
     return results

@@ -7,47 +7,28 @@ the generator once. The base model answers what is of no expert's class: "other"
 prompt whose class could not be read.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from svf_rl.adaptation.classifier import METHODS, Classified, Method, classification_ids, classify
+from svf_rl.adaptation.arguments import check_classes
+from svf_rl.adaptation.classifier import classification_ids
+from svf_rl.adaptation.strategies import Classified, find_strategy
 from svf_rl.errors import SVFError
+from svf_rl.evaluation.answers import make_records
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.evaluation.records import Record
-from svf_rl.evaluation.run import make_records
+from svf_rl.experts.pool import ExpertPool
 from svf_rl.generation import Completion, Sampling, sample_seed
 from svf_rl.generation.prompts import Conversation, encode_prompts
-from svf_rl.rewards.verifiers.dispatch_label import LABELS
 
-OTHER = "other"
 # Prompts that go to the generator together: the bar moves between.
 _BATCH = 512
 
 Answer = TypeVar("Answer")
-
-
-class Pool(Protocol):
-    """One base model and several experts, as [`svf_rl.adaptation.pool.ExpertPool`] is."""
-
-    names: list[str]
-    others: list[str]
-    tokenizer: PreTrainedTokenizerBase
-    syncs: int
-
-    def use(self, which: str | None) -> None:
-        """Go on with this expert, or with the base model (`None`)."""
-
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """One completion a prompt, in order."""
-
-    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
-        """Log p of each token of each continuation."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +62,12 @@ class Dispatched(Generic[Answer]):
 class Dispatcher:
     """
     Args:
-        pool ([`Pool`]): the base model and all experts.
+        pool ([`ExpertPool`]): the base model and all experts.
         experts (`Mapping[str, str]`): for each class (`code`, `math`, `reasoning`) the name of its expert in the pool.
             A class that is left out is answered by the base model.
         system_prompt (`str`): asks for the class; see [`svf_rl.adaptation.classifier.default_system_prompt`].
         classifier (`str`, *optional*): name of the dispatch expert in the pool; default: the base model classifies.
-        method (`str`, *optional*, defaults to `"generate"`): `"generate"`, or `"loglikelihood"` of the classes.
+        method (`str`, *optional*, defaults to `"generate"`): a strategy, see [`svf_rl.adaptation.strategies`].
         max_tokens (`int`, *optional*, defaults to 256): of what the classifier writes.
         template_arguments (`Mapping`, *optional*): passed on to the chat template, as in `{"enable_thinking": False}`.
 
@@ -96,12 +77,12 @@ class Dispatcher:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: ExpertPool,
         experts: Mapping[str, str],
         system_prompt: str,
         *,
         classifier: str | None = None,
-        method: Method = "generate",
+        method: str = "generate",
         max_tokens: int = 256,
         template_arguments: Mapping[str, Any] | None = None,
     ):
@@ -111,12 +92,10 @@ class Dispatcher:
         for role, name in {**named, "the classifier": classifier}.items():
             if name is not None and name not in known:
                 raise SVFError(f"{role} is {name!r}, which is not in the pool: use one of {', '.join(known)}")
-        if method not in METHODS:
-            raise SVFError(f"unknown method {method!r}: use {' or '.join(METHODS)}")
         if max_tokens < 1:
             raise SVFError(f"max_tokens of the classifier must be at least 1, not {max_tokens}")
-        self._pool, self._experts, self._system_prompt = _Timed(pool), dict(experts), system_prompt
-        self._classifier, self._method, self._max_tokens = classifier, method, max_tokens
+        self._pool, self._experts, self._system_prompt = pool, dict(experts), system_prompt
+        self._classifier, self._strategy, self._max_tokens = classifier, find_strategy(method), max_tokens
         self._template = dict(template_arguments or {})
         self.tokenizer = pool.tokenizer
 
@@ -129,7 +108,7 @@ class Dispatcher:
         found: list[Classified] = []
         with tqdm(total=len(prompts), desc="classes", unit="prompt", disable=None, dynamic_ncols=True) as bar:
             for batch in _batches(prompts):
-                found += classify(self._pool, batch, self.tokenizer, self._method, self._max_tokens)
+                found += self._strategy.classify(self._pool, batch, self.tokenizer, self._max_tokens)
                 bar.update(len(batch))
         return found
 
@@ -162,19 +141,19 @@ class Dispatcher:
 
         def grade(places: Sequence[int]) -> list[Record]:
             keys = [(chosen[place], 0) for place in places]
-            return make_records(task, keys, self._pool, self.tokenizer, seed)
+            return make_records(task, keys, self._pool, seed)
 
         return self._dispatch([task.rows[index]["prompt"] for index in chosen], grade)
 
     def _dispatch(
         self, conversations: Sequence[Conversation], answer: Callable[[Sequence[int]], list[Answer]]
     ) -> Dispatched[Answer]:
-        with self._pool.measured() as first:
+        with _measured(self._pool) as first:
             classes = self.classify(conversations)
         experts = [self.expert_of(classified) for classified in classes]
         answers: dict[int, Answer] = {}
         with (
-            self._pool.measured() as second,
+            _measured(self._pool) as second,
             tqdm(total=len(experts), desc="answers", unit="prompt", disable=None, dynamic_ncols=True) as bar,
         ):
             for expert, group in by_expert(experts, loaded=self._classifier).items():
@@ -186,18 +165,6 @@ class Dispatcher:
         return Dispatched(classes, experts, ordered, first[0], second[0])
 
 
-def check_classes(classes: Mapping[str, object]) -> None:
-    """Raises `SVFError` unless there are classes, and experts of these answer them."""
-    known = [label for label in LABELS if label != OTHER]
-    if not classes:
-        raise SVFError(f"no class has an expert: name one, as in math=DIR (classes: {', '.join(known)})")
-    for label in classes:
-        if label == OTHER:
-            raise SVFError(f"class {OTHER!r} is what the base model answers: it takes no expert; leave it out")
-        if label not in known:
-            raise SVFError(f"unknown class {label!r}: use one of {', '.join(known)}")
-
-
 def by_expert(experts: Sequence[str | None], loaded: str | None) -> dict[str | None, list[int]]:
     """The places of each expert's prompts. The expert that is `loaded` already comes first, the others in the order in
     which they first appear."""
@@ -207,38 +174,12 @@ def by_expert(experts: Sequence[str | None], loaded: str | None) -> dict[str | N
     return groups
 
 
-class _Timed:
-    """A pool whose seconds are counted."""
-
-    def __init__(self, pool: Pool):
-        self._pool, self._seconds = pool, 0.0
-
-    def use(self, which: str | None) -> None:
-        with self._counted():
-            self._pool.use(which)
-
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        with self._counted():
-            return self._pool.generate(prompts, sampling, seeds)
-
-    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
-        with self._counted():
-            return self._pool.loglikelihood(prompts, continuations)
-
-    @contextmanager
-    def measured(self) -> Iterator[list[Pass]]:
-        """A list that holds, after the block, what went on in it."""
-        seconds, syncs, result = self._seconds, self._pool.syncs, list[Pass]()
-        yield result
-        result.append(Pass(self._seconds - seconds, self._pool.syncs - syncs))
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds += time.perf_counter() - start
+@contextmanager
+def _measured(pool: ExpertPool) -> Iterator[list[Pass]]:
+    """A list that holds, after the block, what went on in it."""
+    seconds, syncs, result = pool.seconds, pool.syncs, list[Pass]()
+    yield result
+    result.append(Pass(pool.seconds - seconds, pool.syncs - syncs))
 
 
 def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from svf_rl.adaptation.classifier import Classified
 from svf_rl.adaptation.dispatch import Dispatched, Pass
+from svf_rl.adaptation.strategies import Classified
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.items import TaskItems
-from svf_rl.evaluation.records import Record
+from svf_rl.evaluation.records import Answers, Record
 from svf_rl.evaluation.summary import Result, summarize
 from svf_rl.evaluation.table import table
 from svf_rl.metrics.statistics import Estimate, estimate_share
@@ -61,26 +61,16 @@ class DispatchReport:
         return "\n\n".join([*parts, f"answers: {self.folder}"])
 
 
-@dataclass(frozen=True)
-class BaseAnswers:
-    """The base model's records of the same items, the seconds that they took, and how many an earlier call made."""
-
-    records: list[Record]
-    seconds: float
-    reused: int
-
-
 def report(
-    dispatched: Dispatched[Record], items: TaskItems | None, base: BaseAnswers | None, folder: Path
+    dispatched: Dispatched[Record], items: TaskItems | None, base: Answers | None, folder: Path
 ) -> DispatchReport:
     """The figures of a dispatch; `items` and `base` are `None` without verdicts."""
     results: list[Result] = []
     if items is not None and base is not None:
-        seconds = dispatched.first.seconds + dispatched.second.seconds
-        task, metric, records = items.name, items.metric, base.records
+        answers = Answers(dispatched.answers, dispatched.first.seconds + dispatched.second.seconds, reused=0)
         results = [
-            summarize(BASE, task, metric, records, [1], base.seconds, base.reused),
-            summarize(DISPATCH, task, metric, dispatched.answers, [1], seconds, 0, base=records),
+            summarize(BASE, items.name, items.metric, base),
+            summarize(DISPATCH, items.name, items.metric, answers, base=base),
         ]
     verdicts: dict[tuple[str | None, str], list[bool | None]] = {}
     for classified, expert, record in zip(dispatched.classes, dispatched.experts, dispatched.answers, strict=True):

@@ -12,98 +12,26 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from svf_rl.adaptation.arguments import FewShotArguments
 from svf_rl.adaptation.ask_tell import Search
-from svf_rl.adaptation.fitness import Fitness, FitnessWeights
-from svf_rl.adaptation.pool import ExpertPool, Mix
-from svf_rl.adaptation.search import CrossEntropySearch, RandomSearch
+from svf_rl.adaptation.fitness import Fitness
+from svf_rl.adaptation.search import CrossEntropySearch
 from svf_rl.adaptation.search_file import SearchFile
 from svf_rl.adaptation.trial import Trial
 from svf_rl.errors import SVFError
-from svf_rl.evaluation.adapters import model_fingerprint
+from svf_rl.evaluation.base_model import model_fingerprint
 from svf_rl.evaluation.items import TaskItems
-from svf_rl.svf.combine import FORMS, SCOPES, normalize
-
-
-@dataclass(frozen=True)
-class FewShotArguments:
-    """
-    Args:
-        shots (`int`, *optional*, defaults to 10): labelled prompts that the search sees.
-        scope (`str`, *optional*, defaults to `"global"`): one α an expert for the whole model (`"global"`), for each
-            `"layer"` or for each `"matrix"`.
-        form (`str`, *optional*, defaults to `"deviation"`): `"mask"` for `Σ α_k m_k`, `"deviation"` for
-            `1 + Σ α_k (m_k − 1)`; the same where the α add up to 1.
-        normalized (`bool`, *optional*, defaults to `False`): divide the α by their sum.
-        method (`str`, *optional*, defaults to `"cem"`): `"cem"`, the cross-entropy method, or `"random"` search.
-        population (`int`, *optional*, defaults to 16): candidates a generation.
-        generations (`int`, *optional*, defaults to 5): how many of them.
-        std (`float`, *optional*, defaults to 0.5), momentum (`float`, *optional*, defaults to 0.0), min_std (`float`,
-            *optional*, defaults to 0.05), high (`float`, *optional*, defaults to 1.0): see
-            [`svf_rl.adaptation.search.CrossEntropySearch`]; the lower bound of α is 0.
-        chosen (`str`, *optional*, defaults to `"best"`): `"best"` takes the best candidate, `"mean"` the mean of the
-            last elites.
-        samples (`int`, *optional*, defaults to 2): completions sampled of each prompt beside the greedy one.
-        temperature (`float`, *optional*, defaults to 1.0): of the samples.
-        weights ([`FitnessWeights`], *optional*): the parts of the fitness.
-        seed (`int`, *optional*, defaults to 0): of the labelled prompts, the candidates and the samples.
-
-    Raises:
-        SVFError: a value is out of range, or two do not go together.
-    """
-
-    shots: int = 10
-    scope: Literal["global", "layer", "matrix"] = "global"
-    form: Literal["mask", "deviation"] = "deviation"
-    normalized: bool = False
-    method: Literal["cem", "random"] = "cem"
-    population: int = 16
-    generations: int = 5
-    std: float = 0.5
-    momentum: float = 0.0
-    min_std: float = 0.05
-    high: float = 1.0
-    chosen: Literal["best", "mean"] = "best"
-    samples: int = 2
-    temperature: float = 1.0
-    weights: FitnessWeights = field(default_factory=FitnessWeights)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        choices = {"scope": SCOPES, "form": FORMS, "method": ("cem", "random"), "chosen": ("best", "mean")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise SVFError(f"{name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
-        for name, least in (("shots", 1), ("generations", 1), ("samples", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise SVFError(f"{name} must be {least} or more, not {getattr(self, name)}")
-        if self.samples > 0 and not 0 < self.temperature < math.inf:
-            raise SVFError(f"temperature must be above 0, or the samples are all the same: not {self.temperature}")
-        if self.samples == 0 and self.weights.sampled > 0:
-            raise SVFError(
-                "the fitness counts sampled completions and samples is 0: raise it, or set their weight to 0"
-            )
-        if self.chosen == "mean" and self.method == "random":
-            raise SVFError("random search has no mean of elites: choose the best candidate")
-        self.search(1, 1)
-
-    def search(self, groups: int, experts: int) -> Search:
-        """The search for `groups × experts` numbers, which starts at the plain mean of the experts."""
-        size, start = groups * experts, min(1 / experts, self.high)
-        common: dict[str, Any] = {"population": self.population, "high": self.high, "seed": self.seed}
-        if self.method == "random":
-            return RandomSearch(size, start=start, **common)
-        return CrossEntropySearch(
-            size, mean=start, std=self.std, momentum=self.momentum, min_std=self.min_std, **common
-        )
+from svf_rl.experts.pool import ExpertPool, Mix
+from svf_rl.svf.combine import normalize
 
 
 @dataclass(frozen=True)

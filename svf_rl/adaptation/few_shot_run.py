@@ -6,18 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from svf_rl import __version__
+from svf_rl.adaptation.arguments import FewShotArguments
 from svf_rl.adaptation.comparison import FEW_SHOT, check_names, compare, methods
-from svf_rl.adaptation.few_shot import FewShotArguments, FewShotResult, adapt, draw_shots, unseen
-from svf_rl.adaptation.pool import ExpertPool
+from svf_rl.adaptation.few_shot import FewShotResult, adapt, draw_shots, unseen
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.arguments import EvaluationArguments
-from svf_rl.evaluation.engine import base_model, load_config, positions
-from svf_rl.evaluation.items import TaskItems, load_items
-from svf_rl.evaluation.run import check_lengths
+from svf_rl.evaluation.base_model import find_base_model
+from svf_rl.evaluation.items import TaskItems, check_lengths, load_items
 from svf_rl.evaluation.summary import Result
-from svf_rl.models.arguments import ModelArguments
-from svf_rl.models.loading import load_tokenizer
+from svf_rl.experts.pool import ExpertPool
 from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.summary import RunSummary
 from svf_rl.storage.files import write_json
@@ -74,26 +72,15 @@ def few_shot(
     check_names(experts)
     check_writable(out, "give another --out")
     (task,) = arguments.tasks
-    config = load_config(arguments)
-    model = base_model(arguments, config)
-    tokenizer = load_tokenizer(model)
-    labelled = load_items(task, replace(arguments, limit=None), tokenizer, splits=LABELLED)
-    items = load_items(task, arguments, tokenizer)
+    base = find_base_model(arguments)
+    labelled = load_items(task, replace(arguments, limit=None), base.tokenizer, splits=LABELLED)
+    items = load_items(task, arguments, base.tokenizer)
     rows = unseen(items, labelled, draw_shots(labelled, search.shots, search.seed))
     if not rows:
         raise SVFError(f"task {task}: no items are left to report beside the {search.shots} shots: give fewer --shots")
-    assert arguments.batch_size is not None
     with hold_folder(out):
-        pool = ExpertPool(
-            model,
-            experts,
-            backend=arguments.backend,
-            max_length=check_lengths([labelled, items], positions(config)),
-            seed=arguments.seed,
-            enforce_eager=arguments.enforce_eager,
-            gpu_memory_utilization=arguments.gpu_memory_utilization,
-            batch_size=arguments.batch_size,
-        )
+        length = check_lengths([labelled, items], base.positions)
+        pool = ExpertPool(base.arguments, experts, engine=arguments, max_length=length)
         found = adapt(pool, labelled, search, out)
         if not (out / "adapter").exists():  # as an earlier call with the same outcome wrote it
             pool.save(found.mix, out / "adapter")
@@ -101,7 +88,7 @@ def few_shot(
             pool, items, rows, methods(pool, found.mix), out / "completions", arguments.seed, arguments.batch_size
         )
         write_json(out / "summary.json", _summary(arguments, experts, labelled, found, results, started))
-        _describe(out / "adapter", arguments, model, experts, found, search.seed, results)
+        _describe(out / "adapter", arguments, base.arguments.dtype, experts, found, search.seed, results)
     return FewShotRun(found, results)
 
 
@@ -129,7 +116,7 @@ def _summary(
 def _describe(
     adapter: Path,
     arguments: EvaluationArguments,
-    model: ModelArguments,
+    dtype: str,
     experts: Mapping[str, str],
     found: FewShotResult,
     seed: int,
@@ -140,7 +127,7 @@ def _describe(
     summary = RunSummary(
         recipe={
             "model_name_or_path": arguments.model,
-            "dtype": model.dtype,
+            "dtype": dtype,
             "adapter": "combination",
             "experts": list(experts.values()),
             "task": arguments.tasks[0],

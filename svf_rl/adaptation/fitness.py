@@ -13,35 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from svf_rl.errors import SVFError
-
-
-@dataclass(frozen=True)
-class FitnessWeights:
-    """
-    The parts of the fitness; only their proportions matter.
-
-    Args:
-        greedy (`float`, *optional*, defaults to 1.0): accuracy of one greedy completion a prompt.
-        sampled (`float`, *optional*, defaults to 1.0): accuracy of the sampled completions.
-        likelihood (`float`, *optional*, defaults to 1.0): accuracy of all completions, in which a right one counts
-            with the geometric mean of its tokens' probabilities, between 0 and 1, in place of 1.
-
-    Raises:
-        SVFError: a weight below 0 or not finite, or no weight above 0.
-    """
-
-    greedy: float = 1.0
-    sampled: float = 1.0
-    likelihood: float = 1.0
-
-    def __post_init__(self) -> None:
-        values = (self.greedy, self.sampled, self.likelihood)
-        if not all(math.isfinite(value) and value >= 0 for value in values) or sum(values) == 0:
-            raise SVFError(
-                "the weights of the fitness (greedy, sampled, likelihood) must be 0 or more and not all 0, not "
-                + ", ".join(f"{value:g}" for value in values)
-            )
+from svf_rl.adaptation.arguments import FitnessWeights
 
 
 @dataclass(frozen=True)

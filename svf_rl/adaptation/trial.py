@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from svf_rl.adaptation.fitness import Fitness, FitnessWeights, Scored, fitness
-from svf_rl.adaptation.pool import ExpertPool, Mix
+from svf_rl.adaptation.arguments import FitnessWeights
+from svf_rl.adaptation.fitness import Fitness, Scored, fitness
+from svf_rl.evaluation.answers import decode_completions
 from svf_rl.evaluation.items import TaskItems
-from svf_rl.generation import Completion, cut_at_stop, sample_seed
+from svf_rl.experts.pool import ExpertPool, Mix
+from svf_rl.generation import Completion, sample_seed
 
 
 class Trial:
@@ -56,10 +58,7 @@ class Trial:
             )
         of = [*range(count), *(prompt for prompt in range(count) for _ in range(samples))]
         tokens = [completion.token_ids for completion in completions]
-        texts = [
-            cut_at_stop(text, self._greedy.stop)
-            for text in self._pool.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        ]
+        texts = decode_completions(self._pool.tokenizer, completions, self._greedy.stop)
         verdicts = self._grader.grade([self._rows[prompt] for prompt in of], texts, tokens)
         right = [i for i, verdict in enumerate(verdicts) if verdict.correct]
         logp = dict(zip(right, self._logps([(of[i], completions[i]) for i in right]), strict=True))

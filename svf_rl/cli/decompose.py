@@ -1,12 +1,12 @@
 """`svf-rl decompose`."""
 
 import argparse
-from typing import Any
 
+from svf_rl.cli.flags import LazyParser
 from svf_rl.errors import SVFError
 
 
-def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
     parser = commands.add_parser("decompose", help="put the factors of a model's weights into the cache")
     add = parser.add_argument
     add("model", help="local folder or Hub name; 'quickstart' is the bundled model")

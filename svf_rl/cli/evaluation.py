@@ -1,17 +1,48 @@
-"""`svf-rl eval`."""
+"""`svf-rl eval`, and the flags that other commands share with it."""
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from svf_rl.cli.options import add_data, add_engine, evaluation_arguments, names, numbers
+from svf_rl.cli.flags import LazyParser, add_command, add_flags, read_flags
 from svf_rl.errors import SVFError
 
+if TYPE_CHECKING:
+    from svf_rl.evaluation.arguments import EvaluationArguments
 
-def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
-    parser = commands.add_parser("eval", help="grade a model and its adapters on tasks")
-    add = parser.add_argument
-    add("model", help="local folder or Hub name; 'quickstart' is the bundled model")
-    add(
+_DATA = ("data_dir", "data_path", "dataset_name", "dataset_config", "prompt_column", "answer_column", "skill",
+         "wording", "system_prompt", "profile")  # fmt: skip
+# Of every command that lets a model answer the items of a task.
+ANSWERING = ("limit", "backend", "max_tokens", "dtype", "batch_size", "chat_template_kwargs", "max_failed",
+             "gpu_memory_utilization", "enforce_eager", "trust_remote_code")  # fmt: skip
+
+
+def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
+    add_command(commands, "eval", "grade a model and its adapters on tasks", _fill, _run)
+
+
+def add_evaluation(parser: LazyParser, names: Sequence[str]) -> None:
+    """The model, those fields of [`EvaluationArguments`] and, in a group, where the rows come from."""
+    from svf_rl.evaluation.arguments import EvaluationArguments
+    from svf_rl.tasks import TaskOptions
+
+    parser.add_argument("model", help="local folder or Hub name of the base model; 'quickstart' is the bundled model")
+    add_flags(parser, EvaluationArguments, names)
+    data = parser.add_argument_group("data")
+    add_flags(data, TaskOptions, _DATA)
+    add_flags(data, EvaluationArguments, ["reward"])
+
+
+def read_evaluation(known: argparse.Namespace, **others: Any) -> "EvaluationArguments":
+    """What was given as [`EvaluationArguments`]; `others` goes before it. Raises `SVFError` for what does not fit."""
+    from svf_rl.evaluation.arguments import EvaluationArguments
+    from svf_rl.tasks import TaskOptions
+
+    return read_flags(known, EvaluationArguments, options=read_flags(known, TaskOptions), **others)
+
+
+def _fill(parser: LazyParser) -> None:
+    parser.add_argument(
         "--adapter",
         action="append",
         default=[],
@@ -19,29 +50,19 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="PATH",
         help="a saved SVF or LoRA adapter, compared with the base; may be given several times",
     )
-    add("--tasks", required=True, type=names, help="such as gsm8k,math or quickstart:choice; columns for your own data")
-    add("--limit", type=int, help="only the first so many items of each task")
-    add("--samples", type=int, default=1, help="completions an item (default: 1)")
-    add("--temperature", type=float, help="default: 0, greedy; 0.8 with several samples")
-    add("--top-p", type=float, default=1.0, help="default: 1.0")
-    add("--k", type=numbers, help="the k of pass@k, as in 1,10 (default: 1 and --samples)")
-    add("--out", help="folder of the results; a second call goes on there (default: runs/eval-MODEL)")
-    add("--seed", type=int, default=0, help="of the samples (default: 0)")
-    add_engine(parser, gpu_memory_utilization=0.85)
-    add_data(parser)
-    parser.set_defaults(run=_run)
+    add_evaluation(parser, ("tasks", "samples", "temperature", "top_p", "k", "out", "seed", *ANSWERING))
 
 
 def _run(known: argparse.Namespace) -> None:
     from svf_rl.train import quiet_libraries
 
     quiet_libraries()
-    arguments = evaluation_arguments(known)
+    arguments = read_evaluation(known)
     try:
         from svf_rl.evaluation.run import evaluate  # takes seconds
         from svf_rl.evaluation.table import table
 
         results = evaluate(arguments)
     except KeyboardInterrupt as error:
-        raise SVFError("interrupted; the same command goes on from here") from error
+        raise SVFError("interrupted; the same command resumes from here") from error
     print(table(results))

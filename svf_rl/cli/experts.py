@@ -2,18 +2,19 @@
 
 import argparse
 import json
-from typing import Any
 
+from svf_rl.cli.flags import LazyParser, add_command, add_flags, read_flags
 from svf_rl.errors import SVFError
 
 
-def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
     _add_experts(commands)
-    _add_merge(commands)
+    text = "write a plain model: a base model with an adapter or several experts"
+    add_command(commands, "merge", text, _fill_merge, _merge)
     _add_push(commands)
 
 
-def _add_experts(commands: "argparse._SubParsersAction[Any]") -> None:
+def _add_experts(commands: "argparse._SubParsersAction[LazyParser]") -> None:
     parser = commands.add_parser(
         "experts", help="compare saved adapters: task, accuracy, size, multipliers, similarity"
     )
@@ -29,8 +30,10 @@ def _experts(known: argparse.Namespace) -> None:
     print(json.dumps(table.to_dict(), indent=2, ensure_ascii=False) if known.json else table)
 
 
-def _add_merge(commands: "argparse._SubParsersAction[Any]") -> None:
-    parser = commands.add_parser("merge", help="write a plain model: a base model with an adapter or several experts")
+def _fill_merge(parser: LazyParser) -> None:
+    from svf_rl.experts.arguments import MergeArguments
+    from svf_rl.models.arguments import ModelArguments
+
     add = parser.add_argument
     add("model", help="local folder or Hub name of the base model; 'quickstart' is the bundled model")
     add(
@@ -42,56 +45,27 @@ def _add_merge(commands: "argparse._SubParsersAction[Any]") -> None:
         help="a saved SVF or LoRA adapter; several SVF experts are combined",
     )
     add("--out", required=True, help="folder to write; must be new or empty")
-    add(
-        "--weights",
-        type=_weights,
-        help="of several experts, as in 0.5,0.5; with --scope layer or matrix also a row a group, as in '1,0;0,1' "
-        "(default: their mean)",
+    add_flags(parser, MergeArguments)
+    add_flags(
+        parser,
+        ModelArguments,
+        ["dtype", "trust_remote_code"],
+        dtype={"help": "of the weights (default: as in the experts' training, or else as in the base model)"},
     )
-    add("--scope", choices=["global", "layer", "matrix"], default="global", help="what a row of the weights is for")
-    add(
-        "--form",
-        choices=["mask", "deviation"],
-        default="mask",
-        help="sum of weighted multipliers, or of weighted changes (default: mask)",
-    )
-    add("--normalized", action="store_true", help="refuse weights that do not sum to 1")
-    add(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        default="auto",
-        help="of the weights (default: as in the experts' training, or else as in the base model)",
-    )
-    add("--max-shard-size", default="5GB", help="of one file of weights (default: 5GB)")
     add("--revision", help="branch, tag or commit of the base model on the Hub")
-    add("--trust-remote-code", action="store_true", help="run model code that comes from the Hub")
-    parser.set_defaults(run=_merge)
 
 
 def _merge(known: argparse.Namespace) -> None:
     from svf_rl.train import quiet_libraries
 
     quiet_libraries()
+    from svf_rl.experts.arguments import MergeArguments
     from svf_rl.experts.merged import merge
     from svf_rl.models.arguments import ModelArguments
 
-    model = ModelArguments(
-        known.model,
-        model_revision=known.revision,
-        dtype=known.dtype,
-        trust_remote_code=known.trust_remote_code,
-    )
+    model = read_flags(known, ModelArguments, model_name_or_path=known.model, model_revision=known.revision)
     try:
-        merged = merge(
-            model,
-            known.experts,
-            known.out,
-            weights=known.weights,
-            scope=known.scope,
-            form=known.form,
-            normalized=known.normalized,
-            max_shard_size=known.max_shard_size,
-        )
+        merged = merge(model, known.experts, known.out, read_flags(known, MergeArguments))
     except KeyboardInterrupt as error:
         raise SVFError("interrupted; nothing was written") from error
     print(f"{merged.folder}: {merged.matrices} weights changed, {merged.dtype}, {merged.bytes / 1e6:.1f} MB")
@@ -99,15 +73,7 @@ def _merge(known: argparse.Namespace) -> None:
         print("note: vLLM runs float32 models in half precision unless it is given --dtype float32")
 
 
-def _weights(text: str) -> list[list[float]] | list[float]:
-    try:
-        rows = [[float(number) for number in row.split(",")] for row in text.split(";")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} are no weights, as in 0.5,0.5") from error
-    return rows if len(rows) > 1 else rows[0]
-
-
-def _add_push(commands: "argparse._SubParsersAction[Any]") -> None:
+def _add_push(commands: "argparse._SubParsersAction[LazyParser]") -> None:
     parser = commands.add_parser("push", help="publish an adapter with its model card, on the Hub or into a folder")
     parser.add_argument("adapter", metavar="DIR", help="a saved adapter")
     parser.add_argument("target", help="OWNER/NAME on the Hub, or a folder, as in ./NAME")

@@ -1,10 +1,11 @@
 """`svf-rl report`."""
 
 import argparse
-from typing import Any
+
+from svf_rl.cli.flags import LazyParser
 
 
-def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
     parser = commands.add_parser("report", help="runs in Markdown with pictures, side by side")
     parser.add_argument(
         "runs",

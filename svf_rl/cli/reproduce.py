@@ -1,19 +1,18 @@
 """`svf-rl reproduce`."""
 
 import argparse
-from typing import Any
 
-from svf_rl.cli.options import names, numbers
+from svf_rl.cli.flags import LazyParser, split_integers, split_names
 
 
-def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
     parser = commands.add_parser("reproduce", help="the comparison of Transformer², as tables and pictures")
     add = parser.add_argument
     add("recipe", nargs="?", help="a YAML file, see recipes/reproduce/ (default: the small one of the quickstart)")
     add("--out", help="folder of everything; a second call goes on there (default: runs/reproduce-NAME)")
-    add("--seeds", type=numbers, help="such as 0,1,2, in place of the file's")
+    add("--seeds", type=split_integers, help="such as 0,1,2, in place of the file's")
     add("--jobs", type=int, help="processes at once (default: 2 on a CPU with as many cores, 1 with CUDA)")
-    add("--only", type=names, help="some of fine_tuning,adaptation,ablations (default: all)")
+    add("--only", type=split_names, help="some of fine_tuning,adaptation,ablations (default: all)")
     add("--launch", help="starts training runs: 'accelerate launch --config_file FILE' (default: this Python)")
     add("--data-dir", help="folder with a folder a benchmark (gsm8k, math, ...), in place of the Hub")
     add("--dry-run", action="store_true", help="check everything without weights, print the plan, and stop")

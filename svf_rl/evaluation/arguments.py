@@ -6,71 +6,61 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from svf_rl.errors import SVFError
+from svf_rl.experts.arguments import EngineArguments
 from svf_rl.tasks import TaskOptions
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(EngineArguments):
     """
-    Args:
-        model (`str`): folder or Hub name of the base model; `quickstart` is the bundled one.
-        tasks (`list[str]`): names of tasks; `quickstart:choice` names a skill of the quickstart.
-        adapters (`list[str]`, *optional*): saved SVF or LoRA adapters, each compared with the base.
-        options ([`TaskOptions`], *optional*): where the rows come from.
-        reward (`str` or mapping, *optional*): grades in place of the tasks' own reward, as a recipe names it.
-        limit (`int`, *optional*): only the first so many items of a task.
-        samples (`int`, *optional*, defaults to 1): completions an item.
-        temperature (`float`, *optional*): default: 0 (greedy) for one sample, 0.8 for several.
-        top_p (`float`, *optional*, defaults to 1.0): draw from the most likely tokens that make up this share.
-        k (`list[int]`, *optional*): the k of pass@k; default: 1 and the number of samples.
-        out (`str`, *optional*): folder of the results; default: `runs/eval-` and the model's name.
-        backend (`str`, *optional*, defaults to `"vllm"`): `"vllm"` or `"transformers"`.
-        seed (`int`, *optional*, defaults to 0): of the samples.
-        max_tokens (`int`, *optional*): tokens of a completion; default: the task's.
-        dtype (`str`, *optional*, defaults to `"auto"`): of the weights; auto is that of the files, and on a machine
-            without CUDA float32 in place of a half-precision type.
-        batch_size (`int`, *optional*): completions written together, and lost together when the run is killed;
-            default: 512 with vLLM, 32 with transformers.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): run model code that comes from the Hub.
-        gpu_memory_utilization (`float`, *optional*, defaults to 0.85): share of the GPU's memory for vLLM.
-        enforce_eager (`bool`, *optional*, defaults to `False`): vLLM compiles nothing: a faster start, slower tokens.
-        chat_template_kwargs (`dict`, *optional*): passed on to the chat template, such as `{"enable_thinking": False}`.
-        max_failed (`float`, *optional*, defaults to 0.25): the share of a batch whose checks may fail by themselves
-            before the run stops.
+    What is evaluated, and how. `options` says where the rows come from, `adapters` are compared with the base.
 
     Raises:
         SVFError: a value is out of range, or two do not go together.
     """
 
     model: str
-    tasks: list[str]
-    adapters: list[str] = field(default_factory=list)
+    tasks: list[str] = field(
+        metadata={"help": "Such as gsm8k,math or quickstart:choice (a skill); columns for your own data."}
+    )
+    adapters: list[str] = field(
+        default_factory=list, metadata={"help": "A saved SVF or LoRA adapter; may be given several times."}
+    )
     options: TaskOptions = field(default_factory=TaskOptions)
-    reward: str | Mapping[str, Any] | None = None
-    limit: int | None = None
-    samples: int = 1
-    temperature: float | None = None
-    top_p: float = 1.0
-    k: list[int] | None = None
-    out: str | None = None
-    backend: Literal["vllm", "transformers"] = "vllm"
-    seed: int = 0
-    max_tokens: int | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: int | None = None
-    trust_remote_code: bool = False
-    gpu_memory_utilization: float = 0.85
-    enforce_eager: bool = False
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    max_failed: float = 0.25
+    reward: str | Mapping[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Grades in place of the task's own: a name, or {name: numeric, column: gold}."},
+    )
+    limit: int | None = field(default=None, metadata={"help": "Only the first so many items of each task."})
+    samples: int = field(default=1, metadata={"help": "Completions an item."})
+    temperature: float | None = field(default=None, metadata={"help": "Default: 0, greedy; 0.8 with several samples."})
+    top_p: float = field(default=1.0, metadata={"help": "Draw from the most likely tokens that make up this share."})
+    k: list[int] | None = field(
+        default=None, metadata={"help": "The k of pass@k, as in 1,10 (default: 1 and --samples)."}
+    )
+    out: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the results, where a second call resumes (default: runs/eval-MODEL)."},
+    )
+    max_tokens: int | None = field(default=None, metadata={"help": "Of a completion (default: the task's)."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto",
+        metadata={"help": "Of the weights; auto is that of the files, without CUDA float32 for half precision."},
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes from the Hub."})
+    chat_template_kwargs: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "For the chat template: '{enable_thinking: false}'."}
+    )
+    max_failed: float = field(default=0.25, metadata={"help": "Share of a batch's checks that may fail by themselves."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.tasks:
             raise SVFError("name at least one task, as in --tasks gsm8k,math")
         twice = [name for name in self.tasks if self.tasks.count(name) > 1]
         if twice:
             raise SVFError(f"task {twice[0]!r} is named twice")
-        for name in ("limit", "samples", "max_tokens", "batch_size"):
+        for name in ("limit", "samples", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SVFError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
@@ -80,9 +70,8 @@ class EvaluationArguments:
             raise SVFError(f"--temperature must be 0 (greedy) or more, not {self.temperature}")
         if self.samples > 1 and self.temperature == 0:
             raise SVFError(f"--samples {self.samples} at temperature 0 are all the same: give --temperature above 0")
-        for name in ("top_p", "gpu_memory_utilization"):
-            if not 0 < getattr(self, name) <= 1:
-                raise SVFError(f"--{name.replace('_', '-')} must be above 0 and at most 1, not {getattr(self, name)}")
+        if not 0 < self.top_p <= 1:
+            raise SVFError(f"--top-p must be above 0 and at most 1, not {self.top_p}")
         if not 0 <= self.max_failed <= 1:
             raise SVFError(f"--max-failed must be between 0 and 1, not {self.max_failed}")
         if self.k is None:
@@ -92,4 +81,3 @@ class EvaluationArguments:
                 raise SVFError(
                     f"pass@{k} needs at least {max(k, 1)} samples an item: --k is at most --samples ({self.samples})"
                 )
-        self.batch_size = self.batch_size or (512 if self.backend == "vllm" else 32)

@@ -17,6 +17,9 @@ from svf_rl.tasks import TaskOptions, find_task
 from svf_rl.tasks.columns import read_rows
 from svf_rl.tasks.task import limit_rows
 
+Key = tuple[int, int]
+"""An item and a sample of it."""
+
 
 @dataclass(frozen=True)
 class TaskItems:
@@ -34,6 +37,13 @@ class TaskItems:
     def file(self) -> str:
         """Its name among files."""
         return self.name.replace(":", "-")
+
+    def only(self, rows: Sequence[int]) -> "TaskItems":
+        """The items of these rows."""
+        kept: dict[str, Any] = {
+            name: [getattr(self, name)[row] for row in rows] for name in ("rows", "prompts", "prompt_ids")
+        }
+        return replace(self, **kept)
 
 
 def load_items(
@@ -91,3 +101,21 @@ def _rows(name: str, options: TaskOptions, limit: int | None, splits: Sequence[s
             return limit_rows(split, rows, limit)
     last = splits[-1]
     raise SVFError(f"task {name} has no {last} rows here: add a {last} file, or give one file as --data-path")
+
+
+def check_lengths(tasks: Sequence[TaskItems], limit: int | None) -> int:
+    """The longest prompt with its completion, in tokens, as far as the model reaches."""
+    return max(room(f"task {t.name}, item", t.prompt_ids, t.sampling.max_tokens, limit) for t in tasks)
+
+
+def room(what: str, prompts: Sequence[list[int]], max_tokens: int, limit: int | None) -> int:
+    """Tokens that the longest prompt takes with `max_tokens` more, as far as the model reaches. Raises `SVFError` for a
+    prompt that leaves no room for any."""
+    for index, ids in enumerate(prompts):
+        if limit is not None and len(ids) >= limit:
+            raise SVFError(
+                f"{what} {index}: the prompt has {len(ids)} tokens, and the model takes {limit}, completion included: "
+                "use a model with a longer context"
+            )
+    length = max(map(len, prompts)) + max_tokens
+    return length if limit is None else min(length, limit)

@@ -54,6 +54,22 @@ class Record:
         return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
 
 
+@dataclass(frozen=True)
+class Answers:
+    """
+    What one model wrote for the items of a task.
+
+    Args:
+        records (`list[Record]`): sorted by item and sample.
+        seconds (`float`, *optional*): that this call took for them, weight sync and grading included.
+        reused (`int`, *optional*): how many of them an earlier call had made.
+    """
+
+    records: list[Record]
+    seconds: float = 0.0
+    reused: int = 0
+
+
 def read_records(path: Path) -> list[Record]:
     """The records of a file (none without one), less a torn last line, which a run leaves that is killed while it
     writes. Raises `SVFError` for any other line that is damaged."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from svf_rl.evaluation.records import Record
+from svf_rl.evaluation.records import Answers, Record
 from svf_rl.metrics.statistics import Estimate, as_json, estimate_mean, estimate_share, mcnemar, pass_at_k
 
 
@@ -68,16 +68,10 @@ class Result:
 
 
 def summarize(
-    label: str,
-    task: str,
-    metric: str,
-    records: Sequence[Record],
-    ks: Sequence[int],
-    seconds: float,
-    reused: int,
-    base: Sequence[Record] | None = None,
+    label: str, task: str, metric: str, answers: Answers, ks: Sequence[int] = (1,), base: Answers | None = None
 ) -> Result:
-    """The figures of one model on one task; `base` holds the base model's records of the same items."""
+    """The figures of one model on one task; `base` holds the base model's answers to the same items."""
+    records = answers.records
     counts = _counts(records)
     scorable = {index: (n, c) for index, (n, c) in counts.items() if n > 0}
     shares = [c / n for n, c in scorable.values()]
@@ -93,9 +87,9 @@ def summarize(
         not_scorable=sum(record.correct is None for record in records),
         tokens=sum(record.tokens for record in records) / len(records),
         cut_off=sum(not record.finished for record in records) / len(records),
-        seconds=round(seconds, 2),
-        reused=reused,
-        against_base=None if base is None else compare(base, records),
+        seconds=round(answers.seconds, 2),
+        reused=answers.reused,
+        against_base=None if base is None else compare(base.records, records),
     )
 
 

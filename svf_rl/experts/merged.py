@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import convert_file_size_to_int
 
 from svf_rl.errors import SVFError
+from svf_rl.experts.arguments import MergeArguments
 from svf_rl.generation.weights import adapted_weights
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.kinds import load_saved
@@ -41,12 +42,7 @@ def merge(
     model: ModelArguments,
     experts: Sequence[str],
     out: str | Path,
-    *,
-    weights: Sequence[Sequence[float]] | Sequence[float] | None = None,
-    scope: str = "global",
-    form: str = "mask",
-    normalized: bool = False,
-    max_shard_size: str = "5GB",
+    arguments: MergeArguments | None = None,
 ) -> Merged:
     """
     Write a full Hugging Face model: configuration, generation configuration, tokenizer, chat template and weights.
@@ -59,33 +55,28 @@ def merge(
             the experts' training, where their `summary.json` says it, or else that of the base model.
         experts (`Sequence[str]`): folders or Hub names; one SVF or LoRA adapter, or several SVF experts.
         out (`str` or `Path`): the folder to write; it must be free or empty.
-        weights (`Sequence`, *optional*): α of several experts, K numbers or one row of them a group of the scope;
-            default: `1/K`, their mean.
-        scope (`str`, *optional*, defaults to `"global"`): α for all matrices, a `"layer"`, or a `"matrix"`.
-        form (`str`, *optional*, defaults to `"mask"`): `Σ α m`, or `"deviation"`: `1 + Σ α (m − 1)`.
-        normalized (`bool`, *optional*, defaults to `False`): the weights of a group must sum to 1.
-        max_shard_size (`str`, *optional*, defaults to `"5GB"`): of one safetensors file.
+        arguments ([`MergeArguments`], *optional*): how several experts are combined, and the size of the files.
 
     Raises:
         SVFError: a missing or damaged expert, one of another base, weights that do not fit, `out` is taken, no space.
             Nothing is left behind.
     """
-    out = Path(out).expanduser()
+    out, arguments = Path(out).expanduser(), arguments or MergeArguments()
     check_new(out)
-    _check_shard_size(max_shard_size)
+    _check_shard_size(arguments.max_shard_size)
     folders = [expert_folder(path) for path in experts]
     path_names(folders)  # refuses one that is named twice
-    alpha = _checked_weights(folders, weights, scope, form, normalized)
+    alpha = _checked_weights(folders, arguments)
     adapted = _load(replace(model, dtype=_dtype(model, folders)), folders, out)
     tokenizer = load_tokenizer(model)
     if alpha is not None:
         names = [_name(index) for index in range(len(folders))]
-        adapted.add_weighted_adapter(names, alpha, MIXED, scope=scope, form=form, normalized=normalized)
+        adapted.add_weighted_adapter(names, alpha, MIXED, arguments.scope, arguments.form, arguments.normalized)
         adapted.set_adapter(MIXED)
     plain, matrices = _merged(adapted)
     _savable(plain)
     with new_folder(out) as staging:
-        plain.save_pretrained(staging, max_shard_size=max_shard_size)
+        plain.save_pretrained(staging, max_shard_size=arguments.max_shard_size)
         tokenizer.save_pretrained(staging)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     return Merged(out, str(plain.dtype).removeprefix("torch."), matrices, size)
@@ -102,23 +93,22 @@ def _name(index: int) -> str:
     return f"expert_{index}" if index else "default"
 
 
-def _checked_weights(
-    folders: Sequence[Path], weights: Sequence[Any] | None, scope: str, form: str, normalized: bool
-) -> Tensor | None:
+def _checked_weights(folders: Sequence[Path], arguments: MergeArguments) -> Tensor | None:
     """α as (groups, K); `None` for one adapter. Reads the experts' files, and no model yet."""
     for folder in folders:
         read_adapter_config(folder)
     if not folders:
         raise SVFError("name at least one expert")
     if len(folders) == 1:
-        if weights is not None:
+        if arguments.weights is not None:
             raise SVFError("weights are for several experts: name more of them, or leave the weights out")
         return None
-    check_form(form)
+    check_form(arguments.form)
     read = [read_expert(folder) for folder in folders]
     check_same_base(read)
-    groups = max(assign_groups(list(read[0].z), scope)) + 1
-    return check_weights(even_weights(len(read), groups) if weights is None else weights, len(read), groups, normalized)
+    groups = max(assign_groups(list(read[0].z), arguments.scope)) + 1
+    weights = even_weights(len(read), groups) if arguments.weights is None else arguments.weights
+    return check_weights(weights, len(read), groups, arguments.normalized)
 
 
 def _dtype(model: ModelArguments, folders: Sequence[Path]) -> Any:

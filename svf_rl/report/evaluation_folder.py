@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svf_rl.errors import SVFError
-from svf_rl.evaluation.records import Record, read_records
+from svf_rl.evaluation.records import Answers, Record, read_records
 from svf_rl.evaluation.summary import Result, summarize
 from svf_rl.report.samples import Sample
 from svf_rl.storage.json_files import read_json
@@ -50,7 +50,7 @@ def read_evaluation(path: Path, name: str | None = None) -> EvaluationFolder:
         if not isinstance(asked, dict) or "task" not in asked:
             raise SVFError(f"{settings} is damaged ({run} has no task): evaluate again")
         if records := read_records(path / f"{run}.jsonl"):
-            result = summarize(run.rpartition("/")[0], str(asked["task"]), "accuracy", records, [], 0.0, 0)
+            result = summarize(run.rpartition("/")[0], str(asked["task"]), "accuracy", Answers(records), [])
             graded.append(Graded(result, [_sample(record) for record in records]))
     if not graded:
         raise SVFError(f"{path} holds no graded completions yet: wait for the first batch")

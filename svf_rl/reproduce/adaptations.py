@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
 from svf_rl.adaptation.classifier import classification_ids, default_system_prompt
-from svf_rl.adaptation.comparison import Which, compare
 from svf_rl.adaptation.dispatch import Dispatcher
-from svf_rl.adaptation.few_shot import FewShotArguments, adapt, unseen
-from svf_rl.adaptation.fitness import FitnessWeights
-from svf_rl.adaptation.pool import ExpertPool, Mix
+from svf_rl.adaptation.few_shot import adapt, unseen
+from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.errors import SVFError
-from svf_rl.evaluation.adapters import BASE, find_adapters, model_fingerprint
-from svf_rl.evaluation.engine import base_model, load_config, positions
-from svf_rl.evaluation.items import TaskItems, load_items
+from svf_rl.evaluation.adapters import BASE, find_adapters
+from svf_rl.evaluation.answers import answer_items
+from svf_rl.evaluation.base_model import find_base_model
+from svf_rl.evaluation.items import TaskItems, check_lengths, load_items, room
 from svf_rl.evaluation.records import append_records
-from svf_rl.evaluation.run import check_lengths, room
-from svf_rl.models.loading import load_tokenizer
+from svf_rl.experts.arguments import SHARE_BESIDE_EXPERTS
+from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.reproduce.cells import read_result
 from svf_rl.reproduce.comparison import slug
 from svf_rl.reproduce.evaluations import evaluation_arguments
@@ -32,8 +32,6 @@ from svf_rl.storage.same_settings import check_same_settings
 from svf_rl.svf.combine import even_weights
 from svf_rl.tasks import TaskOptions, find_task
 
-# vLLM's share of the GPU, where the base model and its factors stand beside it.
-_POOL_MEMORY = 0.4
 # Of what the classifier writes.
 CLASS_TOKENS = 256
 
@@ -109,36 +107,33 @@ class _Seed:
         unseen_tasks = spec["unseen"]
         first = next(iter(unseen_tasks.values()))
         self._arguments = evaluation_arguments(spec, first["task"], first["options"])
-        config = load_config(self._arguments)
-        self._model = base_model(self._arguments, config)
-        self._tokenizer = load_tokenizer(self._model)
+        self._base = find_base_model(self._arguments)
         self.tasks = [self._prepare(label, task) for label, task in unseen_tasks.items()]
         everything = [items for task in self.tasks for items in (task.items, task.labelled)]
-        self._length = max(check_lengths(everything, positions(config)), self._classification_length(positions(config)))
+        self._length = max(check_lengths(everything, self._base.positions), self._classification_length())
         self._experts: dict[str, str] = dict(spec["experts"])
         self._others: dict[str, str] = {DISPATCH: spec["dispatch"]} if spec["dispatch"] else {}
         adapters = {**self._experts, **self._others}
         prints = [adapter.fingerprint for adapter in find_adapters(list(adapters.values()))]
-        self._model_print = model_fingerprint(self._model.location, config)
         self._prints = dict(zip(adapters, prints, strict=True))
 
-    def _classification_length(self, limit: int | None) -> int:
+    def _classification_length(self) -> int:
         """The longest prompt of the first pass with its class, in tokens; 0 where nothing is dispatched."""
         if not (self._spec["compare"] and self._spec["classes"]):
             return 0
         folders = [None, *([Path(self._spec["dispatch"])] if self._spec["dispatch"] else [])]
-        asked = [default_system_prompt(self._model.location, folder) for folder in folders]
+        asked = [default_system_prompt(self._base.arguments.location, folder) for folder in folders]
         return max(
             room(
                 f"unseen task {task.label}, classification of item",
                 classification_ids(
-                    self._tokenizer,
+                    self._base.tokenizer,
                     [task.items.rows[row]["prompt"] for row in task.rows],
                     system_prompt,
                     self._spec["chat_template_kwargs"],
                 ),
-                CLASS_TOKENS,
-                limit,
+                find_strategy("generate").count_tokens(self._base.tokenizer, CLASS_TOKENS),
+                self._base.positions,
             )
             for task in self.tasks
             for system_prompt in asked
@@ -148,18 +143,10 @@ class _Seed:
     def pool(self) -> ExpertPool:
         """Built when the first method needs it."""
         if self._pool is None:
-            arguments = self._arguments
-            assert arguments.batch_size is not None
+            share = min(SHARE_BESIDE_EXPERTS, self._arguments.gpu_memory_utilization or 1.0)
+            engine = replace(self._arguments, seed=self._spec["seed"], gpu_memory_utilization=share)
             self._pool = ExpertPool(
-                self._model,
-                self._experts,
-                self._others,
-                backend=arguments.backend,
-                max_length=self._length,
-                seed=self._spec["seed"],
-                enforce_eager=arguments.enforce_eager,
-                gpu_memory_utilization=min(_POOL_MEMORY, arguments.gpu_memory_utilization),
-                batch_size=arguments.batch_size,
+                self._base.arguments, self._experts, self._others, engine=engine, max_length=self._length
             )
         return self._pool
 
@@ -193,7 +180,7 @@ class _Seed:
     def _kept(self, task: UnseenItems, label: str, adapters: Sequence[str], more: Mapping[str, Any]) -> _Kept:
         """`adapters` are those that the method uses: another one in its place makes another result."""
         settings = {
-            "model": self._model_print,
+            "model": self._base.fingerprint,
             "experts": {name: self._prints[name] for name in adapters},
             "reward": task.items.grader.describe(),
             "rows": len(task.rows),
@@ -201,23 +188,25 @@ class _Seed:
         }
         return _Kept(task.folder / f"{label}.json", settings)
 
-    def _plain(self, task: UnseenItems, label: str, which: Which) -> None:
+    def _plain(self, task: UnseenItems, label: str, which: str | Mix | None) -> None:
         used = list(self._experts) if isinstance(which, Mix) else [which] if which else []
         kept = self._kept(task, label, used, {})
         if kept.result is None:
             kept.begin()
             kept.end(self._answer(task, label, which))
 
-    def _answer(self, task: UnseenItems, label: str, which: Which) -> dict[str, Any]:
+    def _answer(self, task: UnseenItems, label: str, which: str | Mix | None) -> dict[str, Any]:
         """Let a model answer the items that are reported. Returns the seconds of the answers made now, weight sync and
         grading included, and how many an interrupted call had made before."""
-        size = self._arguments.batch_size or len(task.rows)
-        (result,) = compare(self.pool, task.items, task.rows, {label: which}, task.folder, batch_size=size)
-        return {"seconds": result.seconds, "reused": result.reused}
+        answers = answer_items(
+            self.pool, which, task.items, [(row, 0) for row in task.rows], task.folder / f"{label}.jsonl",
+            label=label, batch_size=self._arguments.batch_size,
+        )  # fmt: skip
+        return {"seconds": round(answers.seconds, 2), "reused": answers.reused}
 
     def _dispatch(self, task: UnseenItems, label: str, classifier: str | None) -> None:
         folder = None if classifier is None else Path(self._others[classifier])
-        system_prompt = default_system_prompt(self._model.location, folder)
+        system_prompt = default_system_prompt(self._base.arguments.location, folder)
         classes = self._spec["classes"]
         used = [*dict.fromkeys(classes.values()), *([classifier] if classifier else [])]
         kept = self._kept(task, label, used, {"classes": classes, "system_prompt": system_prompt})
@@ -264,11 +253,11 @@ class _Seed:
         name, options = task["task"], TaskOptions(**task["options"])
         arguments = evaluation_arguments(self._spec, name, task["options"])
         limit, whole = arguments.limit, replace(arguments, limit=None)
-        items = load_items(name, whole, self._tokenizer)
+        items = load_items(name, whole, self._base.tokenizer)
         if find_task(name).load(options)["validation"] is not None:
-            labelled = load_items(name, whole, self._tokenizer, splits=("validation",))
+            labelled = load_items(name, whole, self._base.tokenizer, splits=("validation",))
         else:
-            labelled = only(items, reserved(items, self._spec["reserve"]))
+            labelled = items.only(reserved(items, self._spec["reserve"]))
         rows = unseen(items, labelled, range(len(labelled.rows)))[:limit]
         if not rows:
             raise SVFError(f"unseen task {label}: no test rows are left beside the labelled ones")
@@ -278,13 +267,3 @@ class _Seed:
 def reserved(items: TaskItems, count: int) -> list[int]:
     """Rows that shots are drawn from where there are no others, the same for all seeds: they are not reported."""
     return sorted(int(row) for row in np.random.default_rng(0).permutation(len(items.rows))[:count])
-
-
-def only(items: TaskItems, rows: Sequence[int]) -> TaskItems:
-    """The items of these rows."""
-    return replace(
-        items,
-        rows=[items.rows[row] for row in rows],
-        prompts=[items.prompts[row] for row in rows],
-        prompt_ids=[items.prompt_ids[row] for row in rows],
-    )

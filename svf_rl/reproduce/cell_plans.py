@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from svf_rl.errors import SVFError
-from svf_rl.evaluation.adapters import model_fingerprint
+from svf_rl.evaluation.base_model import model_fingerprint
 from svf_rl.reproduce.cells import Cell, record_path
 from svf_rl.reproduce.comparison import Comparison
 from svf_rl.reproduce.methods import DISPATCH, SVF

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from svf_rl.adaptation.few_shot import FewShotArguments
-from svf_rl.adaptation.fitness import FitnessWeights
+from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
 from svf_rl.errors import SVFError
+from svf_rl.experts.arguments import SHARE_ALONE
 from svf_rl.reproduce.methods import DISPATCH, RESERVED, is_few_shot
 from svf_rl.rewards.verifiers.dispatch_label import LABELS
 from svf_rl.settings.yaml_values import fit, read_mapping
@@ -54,7 +54,7 @@ class EvaluationSettings:
     limit: int | None = None
     enforce_eager: bool = False
     batch_size: int | None = None
-    gpu_memory_utilization: float = 0.85
+    gpu_memory_utilization: float = SHARE_ALONE
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
-from svf_rl.adaptation.classifier import classification_ids, classify, label_ids
+from svf_rl.adaptation.classifier import classification_ids
 from svf_rl.adaptation.dispatch import Dispatched, Dispatcher
-from svf_rl.adaptation.pool import ExpertPool
+from svf_rl.adaptation.strategies import find_strategy
+from svf_rl.adaptation.strategies.loglikelihood import label_ids
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.items import load_items
+from svf_rl.experts.pool import ExpertPool
 from svf_rl.generation import Sampling
 from svf_rl.generation.prompts import encode_prompts
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
@@ -121,13 +123,13 @@ def test_the_likeliest_class_is_what_the_model_itself_says_of_the_labels(
     """Against log p of each label by the pool, one at a time; and mostly what it writes."""
     pool.use(None)
     prompts = classification_ids(pool.tokenizer, conversations, DISPATCH_PROMPT)
-    found = classify(pool, prompts, pool.tokenizer, "loglikelihood", 1)
+    found = find_strategy("loglikelihood").classify(pool, prompts, pool.tokenizer, 1)
     for prompt, classified in list(zip(prompts, found, strict=True))[:6]:
         sums = {label: sum(pool.loglikelihood([prompt], [ids])[0]) for label, ids in label_ids(pool.tokenizer).items()}
         assert classified.label == max(sums, key=lambda label: sums[label])
         gap = sums["math"] - sums["code"]
         assert classified.logprobs["math"] - classified.logprobs["code"] == pytest.approx(gap, abs=1e-3)
-    written = classify(pool, prompts, pool.tokenizer, "generate", 16)
+    written = find_strategy("generate").classify(pool, prompts, pool.tokenizer, 16)
     agree = [a.label == b.label for a, b in zip(found, written, strict=True) if b.label is not None]
     assert sum(agree) >= 0.9 * len(agree)
 

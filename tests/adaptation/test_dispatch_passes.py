@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from svf_rl.adaptation.classifier import classification_ids, classify, default_system_prompt, label_ids
-from svf_rl.adaptation.dispatch import by_expert, check_classes
-from svf_rl.adaptation.dispatch_run import named_by_class
+from svf_rl.adaptation.arguments import check_classes, named_by_class
+from svf_rl.adaptation.classifier import classification_ids, default_system_prompt
+from svf_rl.adaptation.dispatch import by_expert
 from svf_rl.adaptation.prompt_file import read_prompts
+from svf_rl.adaptation.strategies import find_strategy
+from svf_rl.adaptation.strategies.loglikelihood import label_ids
 from svf_rl.errors import SVFError
-from svf_rl.evaluation.run import room
+from svf_rl.evaluation.items import room
 from svf_rl.quickstart import model_path
 from svf_rl.quickstart.dispatch_skill import DISPATCH_PROMPT
 from svf_rl.rewards.verifiers.dispatch_label import LABELS, read_label
@@ -116,7 +118,7 @@ class Scores:
 def test_the_likeliest_class_is_that_of_the_largest_sum(tokenizer) -> None:
     """A mean over the tokens would take the last class, which is no likelier than the first in any of its parts."""
     scores = Scores([[-1.0], [-2.0, -0.1], [-1.5, -0.1], [-1.4, -0.1, -0.1, -0.1]])
-    (found,) = classify(scores, [[5, 6]], tokenizer, "loglikelihood", 1)
+    (found,) = find_strategy("loglikelihood").classify(scores, [[5, 6]], tokenizer, 1)
     assert found.label == LABELS[0]
     assert math.isclose(sum(map(math.exp, found.logprobs.values())), 1.0)
     assert scores.asked == [([5, 6], ids) for ids in label_ids(tokenizer).values()]
@@ -124,7 +126,7 @@ def test_the_likeliest_class_is_that_of_the_largest_sum(tokenizer) -> None:
 
 def test_scores_that_are_no_numbers_name_no_class(tokenizer) -> None:
     for value in (math.nan, -math.inf):
-        assert classify(Scores([[value]] * 4), [[5]], tokenizer, "loglikelihood", 1)[0].label is None
+        assert find_strategy("loglikelihood").classify(Scores([[value]] * 4), [[5]], tokenizer, 1)[0].label is None
 
 
 def test_no_label_is_the_beginning_of_another_one(tokenizer) -> None:

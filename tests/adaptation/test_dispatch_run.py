@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from svf_rl.adaptation.dispatch_run import DispatchArguments, run_dispatch
+from svf_rl.adaptation.arguments import DispatchArguments
+from svf_rl.adaptation.dispatch_run import run_dispatch
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.quickstart import model_path
@@ -40,7 +41,7 @@ def _arguments(folders: dict[str, str], out: Path, task: str = "exam", **options
         "quickstart", [task], limit=9, max_tokens=16, backend="transformers", out=str(out), reward=reward
     )
     experts = options.pop("experts", {"math": folders["sums"], "code": folders["programs"]})
-    return DispatchArguments(evaluation, experts, **{"max_tokens": 16, **options})
+    return DispatchArguments(evaluation, experts, **{"classifier_tokens": 16, **options})
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -63,6 +64,7 @@ def test_the_items_of_a_task_are_graded_and_compared_with_the_base_model(
     assert [result["label"] for result in summary["results"]] == ["base", "dispatch"]
     assert summary["results"][1]["accuracy"]["value"] == pytest.approx(accuracy)
     assert sum(share["prompts"] for share in summary["classes"]) == 9
+    assert all(share["accuracy"].keys() == {"value", "interval"} for share in summary["classes"])
     assert summary["second_pass"]["syncs"] == len({line["expert"] for line in lines} - {"base"})
     text = str(report)
     assert all(word in text for word in ("dispatch", "first (classes)", "weight syncs", "sums"))

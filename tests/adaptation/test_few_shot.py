@@ -9,18 +9,20 @@ from typing import Any
 import pytest
 import torch
 
+from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
 from svf_rl.adaptation.comparison import compare, methods
-from svf_rl.adaptation.few_shot import FewShotArguments, adapt, draw_shots, unseen
+from svf_rl.adaptation.few_shot import adapt, draw_shots, unseen
 from svf_rl.adaptation.few_shot_run import experts_by_name, few_shot
-from svf_rl.adaptation.fitness import FitnessWeights
-from svf_rl.adaptation.pool import ExpertPool, Mix
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.items import TaskItems, load_items
+from svf_rl.experts.arguments import EngineArguments
+from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.models.arguments import ModelArguments
 
 MODEL = ModelArguments("quickstart", dtype="float32")
+TRANSFORMERS = EngineArguments(backend="transformers", batch_size=64)
 SMALL = FewShotArguments(shots=4, population=2, generations=2, samples=1, seed=0)
 TOKENS = 6  # of a completion, where it does not matter what it says
 
@@ -49,7 +51,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def pool(experts: dict[str, str]) -> ExpertPool:
-    return ExpertPool(MODEL, experts, backend="transformers", max_length=128, batch_size=64)
+    return ExpertPool(MODEL, experts, engine=TRANSFORMERS, max_length=128)
 
 
 def exam(pool: ExpertPool, split: str = "validation", max_tokens: int = TOKENS, limit: int = 64) -> TaskItems:
@@ -116,7 +118,7 @@ def test_the_search_reads_the_shots_and_nothing_else(pool: ExpertPool, monkeypat
 
 def test_switches_off_an_expert_that_spoils_the_model(experts: dict[str, str]) -> None:
     """The search begins with the one expert in full, under which hardly an answer is right."""
-    alone = ExpertPool(MODEL, {"there": experts["there"]}, backend="transformers", max_length=128, batch_size=64)
+    alone = ExpertPool(MODEL, {"there": experts["there"]}, engine=TRANSFORMERS, max_length=128)
     arguments = FewShotArguments(shots=6, population=6, generations=2, samples=0, weights=FitnessWeights(1, 0, 1))
     found = adapt(alone, exam(alone, max_tokens=24), arguments)
     at_start, best = found.history[0]["fitness"][0], found.fitness

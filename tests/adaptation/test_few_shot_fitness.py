@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from svf_rl.adaptation.fitness import FitnessWeights, Scored, fitness
+from svf_rl.adaptation.arguments import FitnessWeights
+from svf_rl.adaptation.fitness import Scored, fitness
 from svf_rl.errors import SVFError
 
 GREEDY, SAMPLED = FitnessWeights(1, 0, 0), FitnessWeights(0, 1, 0)

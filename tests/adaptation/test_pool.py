@@ -8,8 +8,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from svf_rl.adaptation.pool import ExpertPool, Mix
 from svf_rl.errors import SVFError
+from svf_rl.experts.arguments import EngineArguments
+from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.generation import Completion, Sampling
 from svf_rl.generation.prompts import encode_prompts
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
@@ -18,6 +19,7 @@ from svf_rl.quickstart import make_rows, model_path
 from svf_rl.svf import SVFConfig, svf_layers
 
 MODEL = ModelArguments("quickstart", dtype="float32")
+TRANSFORMERS = EngineArguments(backend="transformers")
 GREEDY = Sampling(max_tokens=16, temperature=0.0)
 
 
@@ -118,8 +120,7 @@ def test_whole_weight_on_one_expert_is_that_expert_and_none_is_the_base(
 
 def test_experts_of_a_pool_cost_vectors(folders: dict[str, str]) -> None:
     one, two = (
-        ExpertPool(MODEL, dict(list(folders.items())[:count]), backend="transformers", max_length=64)
-        for count in (1, 2)
+        ExpertPool(MODEL, dict(list(folders.items())[:count]), engine=TRANSFORMERS, max_length=64) for count in (1, 2)
     )
     sizes = [sum(p.numel() for p in pool.model.parameters()) for pool in (one, two)]
     assert sizes[1] - sizes[0] == sum(layer.svf_factors.s.numel() for layer in svf_layers(one.model).values())
@@ -145,11 +146,11 @@ def test_a_pool_that_cannot_be_is_refused_in_one_line(folders: dict[str, str], t
     ]
     for experts, message in cases:
         with pytest.raises(SVFError, match=message) as caught:
-            ExpertPool(MODEL, experts, backend="transformers", max_length=64)
+            ExpertPool(MODEL, experts, engine=TRANSFORMERS, max_length=64)
         assert "\n" not in str(caught.value)
 
 
 def test_an_expert_that_is_not_there_is_named_with_those_that_are(folders: dict[str, str]) -> None:
-    pool = ExpertPool(MODEL, folders, backend="transformers", max_length=64)
+    pool = ExpertPool(MODEL, folders, engine=TRANSFORMERS, max_length=64)
     with pytest.raises(SVFError, match=r"no expert 'poet'; there are: svf, v1\.5"):
         pool.use("poet")

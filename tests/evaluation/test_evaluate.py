@@ -118,7 +118,7 @@ def test_a_second_call_generates_nothing(
     side_by_side: tuple[Path, list[Result]], svf_adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, _ = side_by_side
-    monkeypatch.setattr("svf_rl.evaluation.run.Engine", None)  # building one fails
+    monkeypatch.setattr("svf_rl.evaluation.run.ExpertPool", None)  # building one fails
     again = evaluate(
         EvaluationArguments(
             "quickstart", ["quickstart:math"], [str(svf_adapter)], limit=ITEMS - 8, out=str(out), enforce_eager=True

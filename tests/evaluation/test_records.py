@@ -8,7 +8,7 @@ import pytest
 
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.folder import ResultFolder
-from svf_rl.evaluation.records import Record, append_records, mend, read_records
+from svf_rl.evaluation.records import Answers, Record, append_records, mend, read_records
 from svf_rl.evaluation.summary import compare, summarize
 
 
@@ -127,20 +127,20 @@ def test_a_bad_end_removes_the_folder_unless_something_was_graded(tmp_path: Path
 
 
 def test_what_is_not_scorable_is_shown_and_left_out_of_the_accuracy() -> None:
-    result = summarize("base", "t", "accuracy", [record(0), record(1, False), record(2, None)], [1], 1.0, 0)
+    result = summarize("base", "t", "accuracy", Answers([record(0), record(1, False), record(2, None)], 1.0, 0), [1])
     assert result.accuracy.value == 0.5
     assert (result.items, result.not_scorable) == (3, 1)
 
 
 def test_nothing_scorable_gives_no_figure() -> None:
-    result = summarize("base", "t", "accuracy", [record(0, None)], [1], 1.0, 0)
+    result = summarize("base", "t", "accuracy", Answers([record(0, None)], 1.0, 0), [1])
     assert result.accuracy is None
     assert result.to_dict()["accuracy"] == {"value": None, "interval": None}
 
 
 def test_tokens_and_cut_off_count_every_completion() -> None:
     records = [record(0, tokens=10), record(1, None, tokens=20, finished=False)]
-    result = summarize("base", "t", "accuracy", records, [1], 1.0, 0)
+    result = summarize("base", "t", "accuracy", Answers(records, 1.0, 0), [1])
     assert (result.tokens, result.cut_off) == (15.0, 0.5)
 
 
@@ -148,7 +148,7 @@ def test_with_several_samples_the_accuracy_is_pass_at_1() -> None:
     """Items with 1 of 2, 0 of 2 and, one sample without a verdict, 1 of 1."""
     marks = {(0, 0): True, (0, 1): False, (1, 0): False, (1, 1): False, (2, 0): True, (2, 1): None}
     records = [record(index, mark, sample) for (index, sample), mark in marks.items()]
-    result = summarize("base", "t", "pass_at_k", records, [1, 2], 1.0, 0)
+    result = summarize("base", "t", "pass_at_k", Answers(records, 1.0, 0), [1, 2])
     assert result.accuracy.value == result.pass_at_k[1].value == pytest.approx(0.5)
     assert result.pass_at_k[2].value == pytest.approx(0.5)  # the item with one verdict is left out
     assert (result.items, result.completions, result.not_scorable) == (3, 6, 1)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from svf_rl.errors import SVFError
+from svf_rl.experts.arguments import MergeArguments
 from svf_rl.experts.merged import merge
 from svf_rl.models.arguments import ModelArguments
 
@@ -54,7 +55,7 @@ def test_a_combination_is_merged_as_it_acts_on_a_loaded_model(
 ):
     experts = [make_expert("a", seed=1), make_expert("b", seed=2, parameterization="sigmoid")]
     weights = torch.rand(rows, 2, generator=torch.Generator().manual_seed(0)).tolist()
-    merge(ModelArguments(str(base)), [str(e) for e in experts], out, weights=weights, scope=scope, form=form)
+    merge(ModelArguments(str(base)), [str(e) for e in experts], out, MergeArguments(weights, scope, form))
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), experts[0], "expert_1")
     model.load_adapter(experts[1], "expert_2")
     model.add_weighted_adapter(["expert_1", "expert_2"], weights, "mixed", scope=scope, form=form)
@@ -65,7 +66,7 @@ def test_a_combination_is_merged_as_it_acts_on_a_loaded_model(
 def test_experts_without_weights_are_averaged(base, make_expert, tmp_path):
     experts = [str(make_expert("a", seed=1)), str(make_expert("b", seed=2))]
     merge(ModelArguments(str(base)), experts, tmp_path / "mean")
-    merge(ModelArguments(str(base)), experts, tmp_path / "half", weights=[0.5, 0.5], normalized=True)
+    merge(ModelArguments(str(base)), experts, tmp_path / "half", MergeArguments([0.5, 0.5], normalized=True))
     mean, half = (load_file(tmp_path / name / "model.safetensors") for name in ("mean", "half"))
     assert all(torch.equal(mean[key], half[key]) for key in mean)
 
@@ -121,7 +122,7 @@ def test_the_type_is_the_base_s_or_that_of_the_training_or_the_one_asked_for(
 
 def test_a_large_model_is_cut_into_shards(base, make_expert, loaded, logits, out):
     expert = make_expert("expert")
-    merge(ModelArguments(str(base)), [str(expert)], out, max_shard_size="40KB")
+    merge(ModelArguments(str(base)), [str(expert)], out, MergeArguments(max_shard_size="40KB"))
     assert len(list(out.glob("*.safetensors"))) > 1
     torch.testing.assert_close(logits(loaded(out)), logits(loaded(base, expert)), rtol=0, atol=1e-4)
 
@@ -146,7 +147,9 @@ def refused(base, out, tmp_path):
     def run(experts, model=None, **options) -> str:
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(SVFError) as caught:
-            merge(model or ModelArguments(str(base)), [str(expert) for expert in experts], out, **options)
+            merge(
+                model or ModelArguments(str(base)), [str(expert) for expert in experts], out, MergeArguments(**options)
+            )
         assert sorted(tmp_path.rglob("*")) == before
         assert "\n" not in str(caught.value)
         return str(caught.value)

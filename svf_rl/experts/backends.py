@@ -1,0 +1,56 @@
+"""What generates for a pool: vLLM in this process, or transformers."""
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from svf_rl.errors import SVFError
+from svf_rl.experts.arguments import EngineArguments
+from svf_rl.generation import CompletionGenerator
+from svf_rl.models.arguments import ModelArguments
+
+
+def start_vllm(model: ModelArguments, engine: EngineArguments, max_length: int, share: float) -> CompletionGenerator:
+    """An engine with the base model, on that share of the GPU where `engine` names no other. Raises `SVFError` where
+    vLLM is missing or does not start."""
+    try:
+        from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
+
+        return ColocatedVLLMGenerator(
+            model.location,
+            dtype=getattr(torch, model.dtype),
+            seed=engine.seed,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            max_model_len=max_length,
+            gpu_memory_utilization=engine.gpu_memory_utilization or share,
+            enforce_eager=engine.enforce_eager,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except ImportError as error:
+        raise SVFError(
+            f"vLLM is not installed ({error}): pip install 'svf-rl[cpu]' or 'svf-rl[cuda]', or give "
+            "--backend transformers"
+        ) from error
+    except SVFError:
+        raise
+    # what vLLM raises for a model that it does not know, or for which the memory is too small
+    except (ValueError, RuntimeError, OSError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise SVFError(
+            f"vLLM does not start with {model.location}: {detail}; --backend transformers is another way"
+        ) from error
+
+
+def start_transformers(
+    base: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, batch_size: int | None
+) -> CompletionGenerator:
+    """Generation by the model itself."""
+    from svf_rl.generation.transformers_generator import TransformersGenerator
+
+    ends = base.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    eos = list(ends) if isinstance(ends, list | tuple) else [ends]
+    pad = eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return TransformersGenerator(
+        base, eos_token_ids=eos, pad_token_id=pad, batch_size=batch_size or 32, tokenizer=tokenizer
+    )

@@ -1,0 +1,213 @@
+"""One base model, its adapters, and one generator that answers as any of them."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svf_rl.errors import SVFError
+from svf_rl.experts.arguments import SHARE_ALONE, SHARE_BESIDE_EXPERTS, EngineArguments
+from svf_rl.experts.backends import start_transformers, start_vllm
+from svf_rl.generation import Completion, CompletionGenerator, Sampling
+from svf_rl.generation.weights import adapted_weights
+from svf_rl.models.arguments import ModelArguments
+from svf_rl.models.kinds import kind_of, load_saved
+from svf_rl.models.loading import load_base, load_tokenizer
+from svf_rl.storage.folders import check_new, new_folder
+from svf_rl.svf import svf_layers
+from svf_rl.svf.combine import assign_groups
+from svf_rl.svf.expert import check_same_base, distinct_adapter_names, expert_folder, read_config, read_expert
+
+_MIX = "mix"  # the adapter on the model that holds whatever was asked for last
+
+
+@dataclass(frozen=True)
+class Mix:
+    """
+    A combination of the pool's experts, see `svf_rl.svf.combine`.
+
+    Args:
+        alpha (`Tensor` of shape `(K,)` or `(groups, K)`): The weights, in the order of the pool's `names`.
+        scope (`str`, *optional*, defaults to `"global"`): What the rows are for: `global`, `layer` or `matrix`.
+        form (`str`, *optional*, defaults to `"mask"`): `mask` or `deviation`.
+        normalized (`bool`, *optional*, defaults to `False`): Refuse weights that do not sum to 1.
+    """
+
+    alpha: Tensor
+    scope: str = "global"
+    form: str = "mask"
+    normalized: bool = False
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for mixes that make the same model."""
+        return (self.alpha.tolist().__repr__(), self.scope, self.form)
+
+
+class ExpertPool:
+    """
+    Generates as the base model, as an adapter, or as a combination of experts, whichever `use` named last.
+
+    Experts to be combined stand on one model together. Without experts, adapters of any PEFT method are put onto a
+    fresh base model one at a time, each once at the start, so that one that does not fit is refused before hours of
+    generation.
+
+    Args:
+        model ([`ModelArguments`]): the base model, its `dtype` that of the adapters' training.
+        experts (`Mapping[str, str]`): names, and the folders or Hub names of the adapters that are combined.
+        others (`Mapping[str, str]`, *optional*): further adapters that `use` knows and no mix holds, such as a
+            dispatch expert; they may stand alone, without experts.
+        generator ([`CompletionGenerator`], *optional*): an engine that stands already, with the same base model.
+        engine ([`EngineArguments`], *optional*): what generates, and how.
+        max_length (`int`): the longest prompt and its completion, in tokens.
+
+    Raises:
+        SVFError: an adapter is missing, or does not go with the base model or the other experts; vLLM does not start.
+    """
+
+    def __init__(
+        self,
+        model: ModelArguments,
+        experts: Mapping[str, str],
+        others: Mapping[str, str] | None = None,
+        generator: CompletionGenerator | None = None,
+        *,
+        engine: EngineArguments | None = None,
+        max_length: int,
+    ):
+        if not experts and others is None:
+            raise SVFError("name at least one expert: a folder of a trained SVF adapter")
+        others = others or {}
+        self.names, self.others = list(experts), list(others)
+        self.folders = {name: expert_folder(path) for name, path in {**experts, **others}.items()}
+        if experts:
+            self._adapters = self._check_experts(experts, others)
+        else:
+            self._adapters = dict.fromkeys(others, "default")
+        self.model_arguments, self._engine = model, engine or EngineArguments()
+        self.tokenizer = load_tokenizer(model)
+        self._held: tuple[str, ...] | None = None  # the adapters on `model`
+        self.model: Any = None  # a `PeftModel`, or the plain base model where no adapter is on it
+        for group in [self.folders] if experts else [(name,) for name in others]:
+            self._load(group)
+        if generator is None and self._engine.backend == "vllm":
+            share = SHARE_BESIDE_EXPERTS if experts else SHARE_ALONE
+            generator = start_vllm(model, self._engine, max_length, share)
+        self.generator = generator or start_transformers(
+            self._load(self.folders if experts else ()), self.tokenizer, self._engine.batch_size
+        )
+        # A new engine holds the base model. Beside experts it is told so once more: it may be another one's.
+        self._used: object = () if experts else None
+        self.syncs = 0  # weight syncs
+        self.seconds = 0.0  # of weight syncs and of the model, without templates and grading
+
+    def _check_experts(self, experts: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+        """PEFT's name of each adapter. Raises `SVFError` for experts that cannot be combined."""
+        if _MIX in self.folders:
+            raise SVFError(f"an expert cannot be called {_MIX}, which stands for a combination: give it another name")
+        twice = sorted(experts.keys() & others.keys())
+        if twice:
+            raise SVFError(f"two experts cannot share the name {twice[0]!r}: give them other names")
+        adapters = distinct_adapter_names(list(self.folders))
+        read = {name: read_expert(folder, name) for name, folder in self.folders.items()}
+        check_same_base([read[name] for name in experts])
+        return adapters
+
+    def _load(self, names: Iterable[str]) -> Any:
+        """The base model with these adapters, read anew: taking one off does not undo all that PEFT may do."""
+        wanted = tuple(names)
+        if self.model is not None and self._held == wanted:
+            return self.model
+        self.model = None  # before the next one is read
+        model = load_base(self.model_arguments).eval().requires_grad_(False)
+        for name in wanted:
+            folder, adapter = self.folders[name], self._adapters[name]
+            if name == wanted[0]:
+                model = load_saved(model, self.model_arguments, folder, adapter)
+            else:
+                config = read_config(folder)
+                kind_of(config).prepare(self.model_arguments, config, model.dtype)
+                model.load_adapter(str(folder), adapter)
+        if wanted and self._engine.backend == "vllm":
+            next(adapted_weights(model))  # refuses what cannot be brought to the engine
+        model.eval().requires_grad_(False)
+        # without experts vLLM has the GPU to itself: adapters are merged on the CPU, a matrix at a time
+        if torch.cuda.is_available() and (self.names or self._engine.backend == "transformers"):
+            model.to("cuda")
+        self.model, self._held = model, wanted
+        return model
+
+    def combination_groups(self, scope: str) -> int:
+        """How many rows of weights a scope has."""
+        paths = [path for path, layer in svf_layers(self.model).items() if self._adapters[self.names[0]] in layer.svf_z]
+        return max(assign_groups(paths, scope)) + 1
+
+    def use(self, which: str | Mix | None) -> None:
+        """
+        Answer from now on as an expert (its name), a combination, or the base model (`None`). Costs one weight sync,
+        and none where it is used already.
+
+        Raises:
+            SVFError: no expert of that name, or weights that do not suit.
+        """
+        key = which.key if isinstance(which, Mix) else which
+        if key == self._used and not self.generator.stale:
+            return
+        # an engine may hold anything at first, and an adapter that stood alone may have changed what this one leaves
+        everything = self._used == () or not self.names
+        with self._timed():
+            self._activate(which)
+            self._used = ()  # a sync that is interrupted leaves a mixture behind
+            self.generator.sync(self.model, everything=everything)
+        self._used = key
+        self.syncs += 1
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """One completion a prompt, in order."""
+        with self._timed():
+            return self.generator.generate(prompts, sampling, seeds)
+
+    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
+        """Of each token of each continuation, given its prompt."""
+        with self._timed():
+            return self.generator.loglikelihood(prompts, continuations)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def save(self, mix: Mix, folder: Path) -> None:
+        """Write a combination as an ordinary adapter, whole or not at all. Raises `SVFError` for a folder in use."""
+        check_new(folder)
+        self._activate(mix)
+        self._used = ()
+        with new_folder(folder) as staging:
+            self.model.save_pretrained(staging, selected_adapters=[_MIX])
+            (staging / "README.md").unlink(missing_ok=True)  # PEFT's, which knows nothing of the combination
+            for file in (staging / _MIX).iterdir():
+                file.rename(staging / file.name)
+            (staging / _MIX).rmdir()
+
+    def _activate(self, which: str | Mix | None) -> None:
+        if isinstance(which, str) and which not in self._adapters:
+            raise SVFError(f"there is no expert {which!r}; there are: {', '.join(self._adapters)}")
+        if not self.names:
+            self._load([which] if isinstance(which, str) else [])
+            return
+        active = _MIX
+        if isinstance(which, str):
+            active = self._adapters[which]
+        else:  # the base model is a combination that changes nothing: W' is then W to the bit
+            mix = which or Mix(torch.zeros(len(self.names)), form="deviation")
+            experts = [self._adapters[name] for name in self.names]
+            self.model.add_weighted_adapter(experts, mix.alpha, _MIX, mix.scope, mix.form, mix.normalized)
+        self.model.set_adapter(active, inference_mode=True)
