@@ -286,7 +286,7 @@ def test_an_interrupted_search_ends_with_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr(SearchFile, "write", interrupted)
         assert main(call) == 1
-    assert "goes on from here" in capsys.readouterr().err
+    assert "resumes from here" in capsys.readouterr().err
     assert len(json.loads((Path("out") / "search.json").read_text())["history"]) == 1
     assert main(call) == 0
     found = [json.loads((Path(out) / "summary.json").read_text())["few_shot"]["alpha"] for out in ("whole", "out")]
