@@ -2,14 +2,42 @@
 
     loss = mean over sequences of [ −A · Σ_t log p(y_t | x, y_<t) ]  +  β · KL
 
-Shapes: `N` completions of all processes, `B` of them in a micro-batch, `T` tokens a completion (padded).
+Shapes: `N` completions of all processes, `B` of them in a micro-batch, `T` tokens per completion (padded).
+
+`BASELINES`, `KL_ESTIMATES`, `EXACT_KL` (`token_logprobs.py`) and `REDUCTIONS` hold the variants by the names that a
+recipe uses: an entry here is all that a new one takes.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-BASELINES = ("none", "leave_one_out", "group_mean", "batch_mean")
-KL_TYPES = ("policy_ref", "ref_policy", "k1", "k2", "k3")
+from svf_rl.losses.token_logprobs import EXACT_KL
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """How rewards become advantages: `subtract(values, count, mean)` takes the rewards `(rows, columns)`, with 0 for
+    completions without one, and for each row how many have one and their mean, both `(rows, 1)`. A row is the
+    completions of one prompt, or with `whole_batch` all of them."""
+
+    subtract: Callable[[Tensor, Tensor, Tensor], Tensor]
+    whole_batch: bool
+
+
+def _subtract_others(values: Tensor, count: Tensor, mean: Tensor) -> Tensor:
+    others = (values.sum(1, keepdim=True) - values) / (count - 1).clamp(min=1)
+    return torch.where(count > 1, values - others, 0.0)
+
+
+BASELINES = {
+    "none": Baseline(lambda values, count, mean: values, whole_batch=True),
+    "leave_one_out": Baseline(_subtract_others, whole_batch=False),
+    "group_mean": Baseline(lambda values, count, mean: values - mean, whole_batch=False),
+    "batch_mean": Baseline(lambda values, count, mean: values - mean, whole_batch=True),
+}
 
 
 def compute_advantages(
@@ -20,38 +48,30 @@ def compute_advantages(
     clip: float | None = None,
 ) -> Tensor:
     """
-    Advantages of `N` completions; those of one prompt stand together.
+    Advantages of `N` completions; those of one prompt stand next to each other.
 
-    A completion without a reward (NaN: not scorable) gets advantage 0 and takes no part in any mean. In a group with
+    A completion without a reward (NaN: not scorable) gets advantage 0 and is left out of every mean. In a group with
     one scorable completion, `leave_one_out` has nothing to compare with and gives it 0.
 
     Args:
         rewards (`Tensor` of shape `(N,)`): Rewards, NaN where a completion could not be scored.
-        group_size (`int`): Completions a prompt; divides `N`.
-        baseline (`str`): One of `BASELINES`.
+        group_size (`int`): Completions per prompt; divides `N`.
+        baseline (`str`): A key of `BASELINES`.
         normalize (`bool`): Divide by the standard deviation of the rewards, of the group for the group baselines and of
-            the batch for the others; where it is 0, all advantages are 0 anyway or stay as they are.
+            the batch for the others. Where it is 0, the advantages stay as they are.
         clip (`float`, *optional*): Largest absolute value.
 
     Returns:
         `Tensor` of shape `(N,)`, fp32.
     """
-    r = rewards.float().view(-1, group_size)  # (prompts, group)
-    scored = ~r.isnan()
-    values = r.nan_to_num(0.0)
-    if baseline in ("batch_mean", "none"):
-        values, scored = values.view(1, -1), scored.view(1, -1)
+    if baseline not in BASELINES:
+        raise ValueError(f"unknown baseline {baseline!r}")
+    whole_batch = BASELINES[baseline].whole_batch
+    r = rewards.float().view(1, -1) if whole_batch else rewards.float().view(-1, group_size)
+    scored, values = ~r.isnan(), r.nan_to_num(0.0)
     count = scored.sum(1, keepdim=True)
     mean = values.sum(1, keepdim=True) / count.clamp(min=1)
-    if baseline == "none":
-        result = values
-    elif baseline in ("group_mean", "batch_mean"):
-        result = values - mean
-    elif baseline == "leave_one_out":
-        others = (values.sum(1, keepdim=True) - values) / (count - 1).clamp(min=1)
-        result = torch.where(count > 1, values - others, 0.0)
-    else:
-        raise ValueError(f"unknown baseline {baseline!r}")
+    result = BASELINES[baseline].subtract(values, count, mean)
     if normalize:
         variance = (((values - mean) ** 2) * scored).sum(1, keepdim=True) / (count - 1).clamp(min=1)
         deviation = variance.sqrt()
@@ -75,18 +95,21 @@ def total_reward(rewards: Tensor, weights: Tensor) -> Tensor:
     return total.masked_fill(rewards.isnan().all(1), torch.nan)
 
 
+IMPORTANCE_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+
+
 def compute_importance_weights(
     logps: Tensor, sampling_logps: Tensor, mask: Tensor, mode: str, minimum: float | None, maximum: float | None
 ) -> Tensor:
     """
-    Importance weights `p_train / p_generator` that correct for tokens drawn from slightly other probabilities.
+    Importance weights `p_train / p_generator`, which correct for tokens sampled from slightly different probabilities.
 
     Args:
         logps (`Tensor` of shape `(B, T)`): Log-probabilities under the policy in training.
-        sampling_logps (`Tensor` of shape `(B, T)`): Those of the generator; NaN where it knows none (weight 1).
+        sampling_logps (`Tensor` of shape `(B, T)`): Those of the generator; NaN where they are not known (weight 1).
         mask (`Tensor` of shape `(B, T)`): 1 where a token counts.
-        mode (`str`): `token_*` weighs each token, `sequence_*` the sequence as a whole; `*_truncate` clamps a weight to
-            the bounds, `*_mask` drops what is outside of them.
+        mode (`str`): One of `IMPORTANCE_MODES`. `token_*` weighs each token, `sequence_*` the whole sequence;
+            `*_truncate` clamps a weight to the bounds, `*_mask` sets a weight outside of them to 0.
         minimum, maximum (`float`, *optional*): The bounds.
 
     Returns:
@@ -108,6 +131,16 @@ def compute_importance_weights(
     return torch.where(inside, weights, 0.0)
 
 
+# From log p_ref − log p of the sampled token. k1 is unbiased, but as a loss its gradient is 0 on average, so use it in
+# the reward; k2 has, as a loss, the gradient of the exact KL; k3 is unbiased and never negative.
+KL_ESTIMATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "k1": lambda difference: -difference,
+    "k2": lambda difference: difference**2 / 2,
+    "k3": lambda difference: torch.expm1(difference) - difference,
+}
+KL_TYPES = (*EXACT_KL, *KL_ESTIMATES)
+
+
 def estimate_kl(logps: Tensor, ref_logps: Tensor, kind: str) -> Tensor:
     """
     Estimates of KL(policy ‖ reference) from the sampled token alone (J. Schulman, "Approximating KL divergence").
@@ -115,26 +148,26 @@ def estimate_kl(logps: Tensor, ref_logps: Tensor, kind: str) -> Tensor:
     Args:
         logps (`Tensor` of shape `(...)`): Log-probabilities of the tokens under the policy.
         ref_logps (`Tensor` of shape `(...)`): Those under the reference.
-        kind (`str`): `k1` (unbiased; as a loss its gradient is 0 on average, so use it in the reward), `k2` (half the
-            square; as a loss it has the gradient of the exact KL), `k3` (unbiased and never negative).
+        kind (`str`): A key of `KL_ESTIMATES`.
 
     Returns:
         `Tensor` of the shape of `logps`.
     """
-    difference = ref_logps - logps
-    if kind == "k1":
-        return -difference
-    if kind == "k2":
-        return difference**2 / 2
-    if kind == "k3":
-        return torch.expm1(difference) - difference
-    raise ValueError(f"unknown estimator {kind!r}")
+    if kind not in KL_ESTIMATES:
+        raise ValueError(f"unknown estimator {kind!r}")
+    return KL_ESTIMATES[kind](ref_logps - logps)
+
+
+# From the sums over the tokens that count (B,) and the mask (B, T); a sequence without such a token gives 0.
+REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": lambda total, mask: total,
+    "mean": lambda total, mask: total / mask.sum(1).clamp(min=1),
+}
 
 
 def reduce_tokens(values: Tensor, mask: Tensor, reduction: str) -> Tensor:
-    """`(B, T)` to `(B,)`: the sum over the tokens that count, or their mean (0 where none does)."""
-    total = torch.where(mask.bool(), values, 0.0).sum(1)
-    return total if reduction == "sum" else total / mask.sum(1).clamp(min=1)
+    """`(B, T)` to `(B,)`, over the tokens that count; `reduction` is a key of `REDUCTIONS`."""
+    return REDUCTIONS[reduction](torch.where(mask.bool(), values, 0.0).sum(1), mask)
 
 
 def reinforce_loss(
@@ -153,12 +186,12 @@ def reinforce_loss(
     Args:
         logps (`Tensor` of shape `(B, T)`): Log-probabilities of the chosen tokens, with gradient.
         advantages (`Tensor` of shape `(B,)`): Advantages.
-        mask (`Tensor` of shape `(B, T)`): 1 where a token counts; all 0 for a completion that takes no part.
+        mask (`Tensor` of shape `(B, T)`): 1 where a token counts; all 0 for a completion that is left out.
         weights (`Tensor` of shape `(B, T)` or `(B, 1)`, *optional*): Importance weights.
         kl (`Tensor` of shape `(B, T)`, *optional*): Divergence from the reference at each token, with gradient.
         beta (`float`): Its coefficient.
-        reduction (`str`): `sum` or `mean` over the tokens of a sequence.
-        sequences (`float`): Sequences that take part in the whole update.
+        reduction (`str`): A key of `REDUCTIONS`.
+        sequences (`float`): Sequences that count in the whole optimizer step.
 
     Returns:
         Scalar `Tensor`.

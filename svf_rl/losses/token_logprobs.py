@@ -1,9 +1,10 @@
-"""Log-probabilities, entropy and exact divergence over the vocabulary, a chunk of tokens at a time.
+"""Log-probabilities, entropy and exact divergence over the vocabulary, computed in chunks of tokens.
 
-For each token, the policy's logits are `V` numbers. They are made for one chunk of tokens, used, dropped, and made
-again in the backward pass: the extra memory is one chunk × vocabulary, however long the sequences are.
+The policy's logits are `V` numbers for each token. They are computed for one chunk of tokens, used, dropped, and
+computed again in the backward pass: the extra memory is one chunk × vocabulary, for sequences of any length.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +53,8 @@ class LogitTransform:
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """Of each token: log-probability under policy and reference, entropy of the policy, exact divergence; `(n,)` each.
-    Gradients flow through `logps` and `kl`."""
+    """For each token: log-probability under policy and reference, entropy of the policy, exact divergence. Each has
+    shape `(n,)`. Gradients flow through `logps` and `kl`."""
 
     logps: Tensor
     ref_logps: Tensor | None
@@ -74,12 +75,12 @@ def token_statistics(
     """
     Args:
         hidden (`Tensor` of shape `(n, d)`): The policy's last hidden states, at the positions that predict `labels`.
-        labels (`Tensor` of shape `(n,)`): The tokens that were chosen.
+        labels (`Tensor` of shape `(n,)`): The chosen tokens.
         weight (`Tensor` of shape `(V, d)`), bias (`Tensor` of shape `(V,)`, *optional*): The output layer.
-        transform ([`LogitTransform`]): From its output to logits.
+        transform ([`LogitTransform`]): Turns the output of that layer into logits.
         ref_hidden (`Tensor` of shape `(n, d)`, *optional*): The reference's hidden states.
-        ref_head (`tuple`, *optional*): The reference's output layer, where it is another one.
-        direction (`str`, *optional*): `policy_ref` or `ref_policy` for the exact divergence.
+        ref_head (`tuple`, *optional*): The reference's output layer, where it differs from the policy's.
+        direction (`str`, *optional*): Which exact divergence to compute: a key of `EXACT_KL`.
     """
     ref_weight, ref_bias = ref_head or (weight, bias)
     logps, entropy, ref_logps, kl = _TokenStatistics.apply(
@@ -115,10 +116,8 @@ class _TokenStatistics(torch.autograd.Function):
             if ref_hidden is not None:
                 lq = _log_softmax(ref_hidden[chunk], ref_weight, ref_bias, transform)
                 ref_logps[chunk] = lq.gather(1, labels[chunk, None])[:, 0]
-                if direction == "policy_ref":
-                    kl[chunk] = _divergence(lp, lq)
-                elif direction == "ref_policy":
-                    kl[chunk] = _divergence(lq, lp)
+                if direction is not None:
+                    kl[chunk] = EXACT_KL[direction].value(lp, lq)
         ctx.mark_non_differentiable(entropy, ref_logps)
         return logps, entropy, ref_logps, kl
 
@@ -139,11 +138,7 @@ class _TokenStatistics(torch.autograd.Function):
             gradient.scatter_add_(1, labels[chunk, None], grad_logps[chunk, None])
             if ctx.direction is not None:
                 lq = _log_softmax(ref_hidden[chunk], ref_weight, ref_bias, transform)
-                if ctx.direction == "policy_ref":
-                    difference = lp - lq
-                    gradient += grad_kl[chunk, None] * p * (difference - (p * difference).sum(1, keepdim=True))
-                else:
-                    gradient += grad_kl[chunk, None] * (p - lq.exp())
+                gradient += EXACT_KL[ctx.direction].gradient(grad_kl[chunk, None], p, lp, lq)
             gradient = transform.backward(gradient, logits).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[chunk] = gradient @ weight.to(gradient.dtype)
@@ -169,8 +164,28 @@ def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform:
 def _divergence(lp: Tensor, lq: Tensor) -> Tensor:
     """KL(p ‖ q) (n,) from log-probabilities (n, V), as Σ p·(d + e^(−d) − 1) with d = lp − lq.
 
-    That is Σ p·d, since p and q both sum to 1; no term of it is negative, so nothing cancels, and a small divergence
-    keeps its digits in fp32.
+    This equals Σ p·d, since p and q both sum to 1. No term of it is negative, so nothing cancels, and a small
+    divergence keeps its digits in fp32.
     """
     difference = lp - lq
     return (lp.exp() * (difference + torch.expm1(-difference))).sum(1)
+
+
+def _policy_ref_gradient(grad: Tensor, p: Tensor, lp: Tensor, lq: Tensor) -> Tensor:
+    difference = lp - lq
+    return grad * p * (difference - (p * difference).sum(1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class ExactKL:
+    """`value(lp, lq)` (n,) from the log-probabilities (n, V) of policy and reference; `gradient(grad, p, lp, lq)`
+    (n, V) with respect to the policy's logits, for the incoming gradient `grad` (n, 1) and the probabilities `p`."""
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    gradient: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+EXACT_KL = {
+    "policy_ref": ExactKL(_divergence, _policy_ref_gradient),
+    "ref_policy": ExactKL(lambda lp, lq: _divergence(lq, lp), lambda grad, p, lp, lq: grad * (p - lq.exp())),
+}

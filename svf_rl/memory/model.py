@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from svf_rl.errors import SVFError
+from svf_rl.losses.token_logprobs import EXACT_KL
 from svf_rl.memory.arithmetic import TensorBytes, optimizer_bytes
 from svf_rl.memory.trace import Activations, Batch, decoder_layers, trace
 from svf_rl.settings.dry_run_model import find_adapted_matrices
@@ -117,7 +118,7 @@ class PlannedModel:
     def _traced(self, sequences: int, prompt: int, checkpointing: bool) -> Activations | None:
         training = self.recipe.training
         has_reference = bool(training.beta) and training.kl_placement == "loss"
-        direction = training.kl_type if training.kl_type in ("policy_ref", "ref_policy") and has_reference else None
+        direction = training.kl_type if training.kl_type in EXACT_KL and has_reference else None
         batch = Batch(sequences, prompt, training.max_completion_length, checkpointing, has_reference, direction)
         kwargs = dict(training.gradient_checkpointing_kwargs or {})
         kwargs.pop("offload", None)

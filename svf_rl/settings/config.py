@@ -1,15 +1,16 @@
-"""`SVFReinforceConfig`: TRL's GRPO settings, less what the REINFORCE objective does not have, plus what it does."""
+"""`SVFReinforceConfig`: TRL's GRPO settings without what the REINFORCE objective lacks, and with what it adds."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from trl import GRPOConfig
 
 from svf_rl.errors import SVFError
-from svf_rl.losses.objective import BASELINES, KL_TYPES
+from svf_rl.losses.objective import BASELINES, IMPORTANCE_MODES, KL_ESTIMATES, KL_TYPES, REDUCTIONS
+from svf_rl.tasks.options import described
 
 # TRL options that belong to other objectives or to paths that this trainer replaces: an error when set.
 UNSUPPORTED = (
@@ -27,101 +28,79 @@ UNSUPPORTED = (
 )  # fmt: skip
 SERVER_FAILURES = ("stop", "leave_out")
 OBJECTIVES = ("policy_gradient", "next_token")
-_CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
 @dataclass
 class SVFReinforceConfig(GRPOConfig):
     """
-    Settings of [`SVFReinforceTrainer`].
+    Settings of [`SVFReinforceTrainer`]; what each field means stands in its `help`.
 
     Only the fields that differ from TRL's [`GRPOConfig`] are listed. Options of GRPO that the objective here does not
     implement (`loss_type`, `epsilon`, `scale_rewards`, ...) raise an error when they are set.
-
-    Args:
-        objective (`str`, *optional*, defaults to `"policy_gradient"`):
-            `"policy_gradient"` (REINFORCE) or `"next_token"`: cross-entropy on right answers ([`NextTokenTrainer`]),
-            for which what [`next_token_settings`] holds is set, whatever was given.
-        advantage (`str`, *optional*, defaults to `"leave_one_out"`):
-            Baseline of the rewards: `"none"` (plain REINFORCE, also with one completion a prompt), `"leave_one_out"`
-            (mean of the prompt's other completions), `"group_mean"`, `"batch_mean"`.
-        normalize_advantages (`bool`, *optional*, defaults to `False`): Divide by their standard deviation.
-        advantage_clip (`float`, *optional*): Clip advantages to `[-advantage_clip, advantage_clip]`.
-        num_generations (`int`, *optional*, defaults to 8): Completions a prompt; 1 is allowed.
-        beta (`float`, *optional*, defaults to `0.1`): Coefficient of the KL term (λ in the paper).
-        kl_type (`str`, *optional*, defaults to `"policy_ref"`):
-            Exact over the vocabulary: `"policy_ref"` KL(policy ‖ reference), `"ref_policy"` KL(reference ‖ policy).
-            Estimated from the sampled token: `"k1"`, `"k2"`, `"k3"`.
-        kl_placement (`str`, *optional*, defaults to `"loss"`): `"loss"`, or `"reward"` to subtract it from the reward.
-        loss_reduction (`str`, *optional*, defaults to `"sum"`):
-            Log-likelihood of a sequence: `"sum"` over its tokens (the paper) or `"mean"`.
-        correct_threshold (`float`, *optional*, defaults to `0.5`):
-            A completion counts as correct in evaluation when its first reward is at least this.
-        early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better one.
-        vllm_enforce_eager (`bool`, *optional*, defaults to `False`): Skip vLLM's compilation: a faster start.
-        resume_from_checkpoint (`str` or `bool`, *optional*):
-            Read by `svf_rl/train.py`: `"auto"` goes on from the last sound checkpoint in `output_dir` and begins anew
-            where there is none, `True` ends with an error there, and a folder is the checkpoint to go on from.
-        vllm_tensor_parallel_size (`int`, *optional*, defaults to 1):
-            Processes that share one vLLM: each so many consecutive ones for a colocated one, or those that a server
-            from `svf-rl serve` starts.
-        vllm_server_base_url (`str` or `list[str]`, *optional*):
-            For `vllm_mode="server"`: addresses of vLLM servers, in a list or with commas between them.
-        vllm_server_failure (`str`, *optional*, defaults to `"stop"`):
-            When a server dies and is not up again within `vllm_server_timeout`: `"stop"` the run; or `"leave_out"`
-            the server at once, until it answers again.
     """
 
-    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate; z needs far more than weights."})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning-rate schedule."})
-    beta: float = field(default=0.1, metadata={"help": "Coefficient of the KL term (lambda in the paper)."})
-    num_generations: int | None = field(default=8, metadata={"help": "Completions a prompt; 1 is allowed."})
-    metric_for_best_model: str | None = field(
-        default="eval_accuracy", metadata={"help": "What load_best_model_at_end and early stopping compare."}
+    learning_rate: float = described(2e-3, "Peak learning rate; z needs a far larger one than weights do.")
+    lr_scheduler_type: str = described("constant", "Learning-rate schedule.")
+    beta: float = described(0.1, "Coefficient of the KL term (lambda in the paper).")
+    num_generations: int | None = described(8, "Completions per prompt; 1 is allowed.")
+    metric_for_best_model: str | None = described(
+        "eval_accuracy", "What load_best_model_at_end and early stopping compare."
     )
-    logging_steps: float = field(default=1, metadata={"help": "Log metrics every so many updates."})
-    report_to: str | list[str] | None = field(
-        default="tensorboard", metadata={"help": "Where metrics go: tensorboard, trackio, wandb or none."}
+    logging_steps: float = described(1, "Log metrics every this many steps.")
+    report_to: str | list[str] | None = described(
+        "tensorboard", "Where metrics go: tensorboard, trackio, wandb or none."
     )
-    bf16: bool | None = field(
-        default=False,
-        metadata={"help": "Autocast to bf16. Not needed where the base is loaded in bf16: z stays fp32."},
+    bf16: bool | None = described(
+        False, "Autocast to bf16. Not needed where the base model is loaded in bf16: z stays fp32."
     )
-    vllm_importance_sampling_mode: str = field(
-        default="token_truncate",
-        metadata={
-            "help": "Correction of the mismatch between vLLM and the trained model: token_truncate, token_mask, "
-            "sequence_truncate or sequence_mask."
-        },
+    vllm_importance_sampling_mode: str = described(
+        "token_truncate",
+        f"Correction of the mismatch between vLLM and the trained model: {', '.join(IMPORTANCE_MODES)}.",
     )
-    objective: str = field(default="policy_gradient", metadata={"help": f"What the loss is: {', '.join(OBJECTIVES)}."})
-    advantage: str = field(default="leave_one_out", metadata={"help": f"Baseline: {', '.join(BASELINES)}."})
-    normalize_advantages: bool = field(default=False, metadata={"help": "Divide advantages by their deviation."})
-    advantage_clip: float | None = field(default=None, metadata={"help": "Largest absolute advantage."})
-    kl_type: str = field(default="policy_ref", metadata={"help": f"Divergence: {', '.join(KL_TYPES)}."})
-    kl_placement: str = field(default="loss", metadata={"help": "Where the KL term goes: loss or reward."})
-    loss_reduction: str = field(default="sum", metadata={"help": "Over the tokens of a sequence: sum or mean."})
-    correct_threshold: float = field(
-        default=0.5, metadata={"help": "A completion is correct when its first reward is at least this."}
+    objective: str = described(
+        "policy_gradient",
+        "policy_gradient (REINFORCE), or next_token: cross-entropy on the targets of the data, for which the settings "
+        "of `next_token_settings` replace those of the recipe.",
     )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many evaluations without a better one."}
+    advantage: str = described(
+        "leave_one_out",
+        f"Baseline of the rewards: {', '.join(BASELINES)}. none is plain REINFORCE, leave_one_out the mean of the "
+        "prompt's other completions.",
     )
-    vllm_enforce_eager: bool = field(default=False, metadata={"help": "Skip vLLM's compilation: a faster start."})
-    resume_from_checkpoint: str | bool | None = field(
-        default=None,
-        metadata={"help": "auto: the last sound checkpoint, if there is one; true: that one; or the folder of one."},
+    normalize_advantages: bool = described(False, "Divide advantages by their standard deviation.")
+    advantage_clip: float | None = described(None, "Largest absolute advantage.")
+    kl_type: str = described(
+        "policy_ref",
+        f"Divergence: {', '.join(KL_TYPES)}. policy_ref is KL(policy || reference) over the whole vocabulary, "
+        "ref_policy KL(reference || policy); the others are estimates from the sampled token.",
     )
-
-    vllm_server_base_url: str | list[str] | None = field(
-        default=None, metadata={"help": "Addresses of vLLM servers: a list, or with commas between them."}
+    kl_placement: str = described("loss", "Where the KL term goes: loss, or reward to subtract it from the reward.")
+    loss_reduction: str = described(
+        "sum", f"Log-likelihood of a sequence over its tokens: {', '.join(REDUCTIONS)}. The paper takes the sum."
     )
-    vllm_server_failure: str = field(
-        default="stop", metadata={"help": f"When a vLLM server dies: {' or '.join(SERVER_FAILURES)}."}
+    correct_threshold: float = described(
+        0.5, "A completion counts as correct in evaluation when its first reward is at least this."
+    )
+    early_stopping_patience: int | None = described(
+        None, "Stop after this many evaluations in a row without a better one."
+    )
+    vllm_enforce_eager: bool = described(False, "Skip vLLM's compilation: a faster start.")
+    resume_from_checkpoint: str | bool | None = described(
+        None,
+        "auto: resume from the last intact checkpoint in output_dir, or start over where there is none; true: the "
+        "same, but an error where there is none; or the folder of a checkpoint.",
+    )
+    vllm_server_base_url: str | list[str] | None = described(
+        None, "For vllm_mode server: addresses of vLLM servers, as a list or separated by commas."
+    )
+    vllm_server_failure: str = described(
+        "stop",
+        f"When a vLLM server dies and is not back within vllm_server_timeout: {' or '.join(SERVER_FAILURES)}. stop "
+        "ends the run; leave_out continues without the server at once, until it answers again.",
     )
 
     def __post_init__(self) -> None:
-        _one_of("objective", self.objective, OBJECTIVES)
+        _check_choice("objective", self.objective, OBJECTIVES)
         if self.objective == "next_token":
             for name, value in next_token_settings(self.kl_type).items():
                 setattr(self, name, value)
@@ -147,8 +126,8 @@ class SVFReinforceConfig(GRPOConfig):
         return [part.strip().rstrip("/") for part in parts if part.strip()]
 
     def _check_servers(self) -> None:
-        _one_of("vllm_mode", self.vllm_mode, ("colocate", "server"))
-        _one_of("vllm_server_failure", self.vllm_server_failure, SERVER_FAILURES)
+        _check_choice("vllm_mode", self.vllm_mode, ("colocate", "server"))
+        _check_choice("vllm_server_failure", self.vllm_server_failure, SERVER_FAILURES)
         if self.vllm_mode == "colocate":
             if self.server_urls:
                 raise SVFError("vllm_server_base_url is for vllm_mode: server: set that too, or remove it")
@@ -166,7 +145,7 @@ class SVFReinforceConfig(GRPOConfig):
             )
         for url in self.server_urls:
             if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
-                raise SVFError(f"vllm_server_base_url: {url!r} is no address such as http://localhost:8000")
+                raise SVFError(f"vllm_server_base_url: {url!r} is not a valid address, such as http://localhost:8000")
         twice = {url for url in self.server_urls if self.server_urls.count(url) > 1}
         if twice:
             raise SVFError(f"vllm_server_base_url names {min(twice)} twice: remove one")
@@ -174,27 +153,33 @@ class SVFReinforceConfig(GRPOConfig):
     def _check_unsupported(self) -> None:
         defaults = {f.name: f.default for f in fields(GRPOConfig)}
         for name in UNSUPPORTED:
-            if _plain(getattr(self, name)) != _plain(defaults[name]):
+            # `or None`: an empty dictionary is as good as none
+            if (getattr(self, name) or None) != (defaults[name] or None):
                 raise SVFError(
                     f"{name}={getattr(self, name)!r} has no meaning for SVF REINFORCE: remove it from the recipe"
                 )
 
     def _check_objective(self) -> None:
-        _one_of("advantage", self.advantage, BASELINES)
-        _one_of("kl_type", self.kl_type, KL_TYPES)
-        _one_of("kl_placement", self.kl_placement, ("loss", "reward"))
-        _one_of("loss_reduction", self.loss_reduction, ("sum", "mean"))
-        _one_of("vllm_importance_sampling_mode", self.vllm_importance_sampling_mode, _CORRECTIONS)
+        choices: dict[str, Collection[str]] = {
+            "advantage": BASELINES,
+            "kl_type": KL_TYPES,
+            "kl_placement": ("loss", "reward"),
+            "loss_reduction": REDUCTIONS,
+            "vllm_importance_sampling_mode": IMPORTANCE_MODES,
+        }
+        for name, allowed in choices.items():
+            _check_choice(name, getattr(self, name), allowed)
         if self.beta < 0:
             raise SVFError(f"beta must not be negative, not {self.beta}")
         if self.advantage_clip is not None and self.advantage_clip <= 0:
             raise SVFError(f"advantage_clip must be positive, not {self.advantage_clip}")
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise SVFError("early_stopping_patience needs evaluations: set eval_strategy to steps or epoch")
-        if self.num_generations == 1 and self.advantage in ("leave_one_out", "group_mean"):
+        if self.num_generations == 1 and not BASELINES[self.advantage].whole_batch:
+            others = " or ".join(name for name, baseline in BASELINES.items() if baseline.whole_batch)
             raise SVFError(
                 f"advantage={self.advantage} compares completions of one prompt: set num_generations to 2 or more, or "
-                "advantage to none or batch_mean"
+                f"advantage to {others}"
             )
 
     def _check_sampling(self) -> None:
@@ -214,11 +199,11 @@ class SVFReinforceConfig(GRPOConfig):
             # a greedy token has probability 1 under the generator, so a ratio means nothing
             self.vllm_importance_sampling_correction = False
         off_policy = self.num_iterations > 1 or self.steps_per_generation > self.gradient_accumulation_steps
-        # the right answers come from no policy, so that there is no mismatch to correct
+        # targets come from no policy, so there is no mismatch to correct
         corrects = self.objective == "next_token" or (self.use_vllm and self.vllm_importance_sampling_correction)
         if off_policy and not corrects:
             raise SVFError(
-                "several updates from one set of completions (num_iterations > 1 or steps_per_generation > "
+                "several steps from one set of completions (num_iterations > 1 or steps_per_generation > "
                 "gradient_accumulation_steps) need use_vllm, vllm_importance_sampling_correction and temperature > 0"
             )
         if self.gradient_accumulation_steps % self.steps_per_generation and (
@@ -232,9 +217,9 @@ class SVFReinforceConfig(GRPOConfig):
 
 def next_token_settings(kl_type: str) -> dict[str, Any]:
     """
-    What settings of policy gradient are for next-token training: one right answer a prompt, each with the same weight,
-    under the model's own distribution. The KL term is the exact one, in the loss: estimates read tokens that the policy
-    has drawn. A recipe for policy gradient becomes its counterpart in an ablation by `objective: next_token` alone.
+    The values that next-token training uses in place of the recipe's: one target per prompt, all with the same weight,
+    under the model's own distribution. The KL term is the exact one, in the loss: estimates need tokens sampled by the
+    policy. So `objective: next_token` alone turns a recipe for policy gradient into its counterpart in an ablation.
     """
     return {
         "num_generations": 1,
@@ -243,15 +228,15 @@ def next_token_settings(kl_type: str) -> dict[str, Any]:
         "advantage_clip": None,
         "temperature": 1.0,
         "kl_placement": "loss",
-        "kl_type": "policy_ref" if kl_type in ("k1", "k2", "k3") else kl_type,
+        "kl_type": "policy_ref" if kl_type in KL_ESTIMATES else kl_type,
     }
 
 
 @contextmanager
 def hide_from_trl(args: SVFReinforceConfig) -> Iterator[None]:
     """
-    Hide from TRL's constructor what our trainer does itself: the engine (`use_vllm`), the reference (`beta`, for which
-    TRL would copy the adapter), and greedy decoding (TRL divides logits by the temperature).
+    Hide from TRL's constructor what our trainer does itself: the engine (`use_vllm`), the reference (`beta`: TRL would
+    copy the adapter for it), and greedy decoding (TRL divides logits by the temperature).
     """
     hidden = {"use_vllm": False, "beta": 0.0, "temperature": args.temperature or 1.0}
     shown = {name: getattr(args, name) for name in hidden}
@@ -264,11 +249,6 @@ def hide_from_trl(args: SVFReinforceConfig) -> Iterator[None]:
             setattr(args, name, value)
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise SVFError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-
-
-def _plain(value: Any) -> Any:
-    """`loss_type` and its like compare by value; an empty dictionary is as good as none."""
-    return value or None

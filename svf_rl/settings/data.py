@@ -1,19 +1,18 @@
 """What a recipe says of the task, of its rows and of the rewards."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from svf_rl.tasks import TaskOptions
+from svf_rl.tasks.options import TaskOptions, described
 
 
 @dataclass
 class DataArguments(TaskOptions):
     """The task, where its rows come from ([`svf_rl.tasks.TaskOptions`]), and the rewards."""
 
-    task: str = field(default="columns", metadata={"help": "A file of svf_rl/tasks; columns is your own dataset."})
-    rewards: list[str | dict[str, Any]] | str | dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "Names, or mappings of name, weight and the reward's arguments; default: the task's."},
+    task: str = described("columns", "A file of svf_rl/tasks; columns is your own dataset.")
+    rewards: list[str | dict[str, Any]] | str | dict[str, Any] | None = described(
+        None, "Names, or mappings of name, weight and the reward's arguments; default: the task's."
     )
 
     def __post_init__(self) -> None:

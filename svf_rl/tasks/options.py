@@ -1,70 +1,54 @@
-"""Where a task's rows come from and how many are taken: the part of a recipe that every task reads."""
+"""Where a task's rows come from and how many are used: the part of a recipe that every task reads."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+
+def described(default: Any, text: str) -> Any:
+    """A dataclass field with its description, which the reference of recipe keys shows."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class TaskOptions:
-    """
-    Options of a task. A task reads those that concern it.
+    """Options of a task, each described in its `help`. A task reads those that concern it."""
 
-    Args:
-        skill (`str`, *optional*, defaults to `"math"`): Task `quickstart`: `math`, `choice`, `code` or `dispatch`.
-        wording (`str`, *optional*, defaults to `"standard"`): Tasks `quickstart` and `exam`: `reworded` asks in
-            sentences that the bundled model was not trained on.
-        data_path (`str`, *optional*):
-            The task's own files in place of the Hub: a folder (each task says which files), or one file.
-        data_dir (`str`, *optional*):
-            A folder that holds one folder a benchmark (`gsm8k`, `math`, `mbpp`, `humaneval`, `arc`), in place of the
-            Hub for all tasks at once. `data_path` goes before it; tasks without a folder of that kind ignore it.
-        dataset_name (`str`, *optional*): Name of a dataset on the Hub.
-        dataset_config (`str`, *optional*): Its configuration, where it has several.
-        prompt_column (`str`, *optional*, defaults to `"prompt"`):
-            Task `columns`: the column with the question, as text or as chat messages.
-        answer_column (`str`, *optional*): Task `columns`: a column that rewards are to find as `answer`.
-        system_prompt (`str`, *optional*): The system message, in place of the task's own; `""` for none.
-        stop_strings (`list[str]`, *optional*):
-            A completion ends before the first of these, in place of the task's own; `[]` for none.
-        profile (`str`, *optional*, defaults to `"default"`):
-            `"reference"` takes splits, prompts and stop strings as the published code of Transformer² has them, for
-            comparison with its figures; what that code graded wrongly is graded rightly all the same.
-        mixture (`dict[str, float]`, *optional*): Task `mixture`: the tasks and the weight of each.
-        validation_share (`float`, *optional*, defaults to `0.1`):
-            Task `columns`: the share of the training rows held out where there is no validation split. The choice
-            depends on the data alone, not on the run's seed, so that runs of several seeds compare.
-        train_items, validation_items, test_items (`int`, *optional*): Take only the first so many rows of a split.
-    """
-
-    skill: str = field(default="math", metadata={"help": "Task quickstart: math, choice, code or dispatch."})
-    wording: Literal["standard", "reworded"] = field(
-        default="standard", metadata={"help": "Tasks quickstart and exam: reworded asks in sentences never trained on."}
+    skill: str = described("math", "Task quickstart: math, choice, code or dispatch.")
+    wording: Literal["standard", "reworded"] = described(
+        "standard",
+        "Tasks quickstart and exam: reworded asks in sentences that the bundled model was not trained on.",
     )
-    data_path: str | None = field(default=None, metadata={"help": "Local folder or file, in place of the Hub."})
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with a folder a benchmark (gsm8k, math, ...), in place of the Hub."}
+    data_path: str | None = described(
+        None, "The task's own files instead of the Hub: a folder (each task says which files), or one file."
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Name of a dataset on the Hub."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub's dataset."})
-    prompt_column: str = field(default="prompt", metadata={"help": "Task columns: the column with the question."})
-    answer_column: str | None = field(
-        default=None, metadata={"help": "Task columns: the column that rewards are to find as `answer`."}
+    data_dir: str | None = described(
+        None,
+        "A folder with one folder for each benchmark (gsm8k, math, mbpp, humaneval, arc), instead of the Hub for all "
+        "tasks at once. data_path takes precedence; tasks without such a folder ignore it.",
     )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System message, in place of the task's own; '' for none."}
+    dataset_name: str | None = described(None, "Name of a dataset on the Hub.")
+    dataset_config: str | None = described(None, "Configuration of the Hub's dataset, where it has several.")
+    prompt_column: str = described(
+        "prompt", "Task columns: the column with the question, as text or as a list of chat messages."
     )
-    stop_strings: list[str] | None = field(
-        default=None, metadata={"help": "Strings that end a completion, in place of the task's own; [] for none."}
+    answer_column: str | None = described(None, "Task columns: the column that rewards get as `answer`.")
+    system_prompt: str | None = described(None, "System message, instead of the task's own; '' for none.")
+    stop_strings: list[str] | None = described(
+        None, "A completion ends before the first of these strings, instead of the task's own; [] for none."
     )
-    profile: Literal["default", "reference"] = field(
-        default="default", metadata={"help": "reference: splits and prompts as in the code of Transformer²."}
+    profile: Literal["default", "reference"] = described(
+        "default",
+        "reference uses the splits, prompts and stop strings of the published code of Transformer², to compare with "
+        "its figures. Answers that this code graded wrongly are graded correctly here.",
     )
-    mixture: dict[str, float] | None = field(
-        default=None, metadata={"help": "Task mixture: tasks and their weights, as in {gsm8k: 2, mbpp: 1}."}
+    mixture: dict[str, float] | None = described(
+        None, "Task mixture: the tasks and the weight of each, as in {gsm8k: 2, mbpp: 1}."
     )
-    validation_share: float = field(
-        default=0.1, metadata={"help": "Task columns: share of the training rows held out for validation."}
+    validation_share: float = described(
+        0.1,
+        "Task columns: the share of the training rows held out where there is no validation split. Which rows depends "
+        "on the data alone and not on the run's seed, so that runs with different seeds compare.",
     )
-    train_items: int | None = field(default=None, metadata={"help": "Take only so many training rows."})
-    validation_items: int | None = field(default=None, metadata={"help": "Take only so many validation rows."})
-    test_items: int | None = field(default=None, metadata={"help": "Take only so many test rows."})
+    train_items: int | None = described(None, "Use only this many training rows, the first ones.")
+    validation_items: int | None = described(None, "Use only this many validation rows, the first ones.")
+    test_items: int | None = described(None, "Use only this many test rows, the first ones.")

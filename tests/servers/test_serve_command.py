@@ -97,7 +97,7 @@ def test_several_addresses(repository: Path, given: str, urls: list[str]) -> Non
     ("change", "message"),
     [
         ({"vllm_server_base_url": ""}, "needs vllm_server_base_url.*svf-rl serve"),
-        ({"vllm_server_base_url": "localhost:8000"}, "'localhost:8000' is no address"),
+        ({"vllm_server_base_url": "localhost:8000"}, "'localhost:8000' is not a valid address"),
         ({"vllm_server_base_url": "http://a:1,http://a:1/"}, "names http://a:1 twice"),
         ({"vllm_server_failure": "ignore"}, "vllm_server_failure must be one of stop, leave_out"),
         ({"vllm_mode": "colocated"}, "vllm_mode must be one of colocate, server"),
