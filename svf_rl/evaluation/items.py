@@ -67,7 +67,7 @@ def load_items(
             raise SVFError(f"task {name!r}: only quickstart has skills, as in quickstart:choice")
         options = replace(options, skill=skill)
     if base_name == "columns" and arguments.reward is None:
-        raise SVFError("task columns has no reward of its own: give --reward, such as --reward exact_match")
+        raise SVFError("task columns has no default reward: give --reward, such as --reward exact_match")
     specs = task.rewards(options) if arguments.reward is None else (arguments.reward,)
     grader = Grader(specs[0], arguments.max_failed)
     rows = _rows(base_name, options, arguments.limit, splits)

@@ -1,23 +1,5 @@
 """Task `arc_challenge`: the harder of AI2's science questions (data, prompt and splits: `arc.py`)."""
 
-from functools import partial
+from svf_rl.tasks.arc import make_task
 
-from svf_rl.tasks.arc import HUB_NAME, load_arc
-from svf_rl.tasks.benchmark import is_local
-from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import Hub, RewardSpec, Task
-
-
-def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
-    return ({"name": "choice"},)
-
-
-TASK = Task(
-    "arc_challenge",
-    partial(load_arc, "ARC-Challenge"),
-    rewards,
-    is_local,
-    columns=frozenset({"prompt", "answer", "target"}),
-    hub=Hub(HUB_NAME, "ARC-Challenge"),
-    folder="arc",
-)
+TASK = make_task("arc_challenge", "ARC-Challenge")

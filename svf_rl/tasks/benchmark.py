@@ -1,4 +1,4 @@
-"""What the tasks on public benchmarks share: where their rows come from and how a file is cut into splits."""
+"""What the tasks on public benchmarks share: where their rows come from and how a file is divided into splits."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ def is_local(options: TaskOptions) -> bool:
     return options.data_path is not None or options.data_dir is not None
 
 
-def local_folder(options: TaskOptions, folder: str) -> Path | None:
+def find_local_folder(options: TaskOptions, folder: str) -> Path | None:
     """The folder with the task's files: `data_path`, or its `folder` in `data_dir`; `None` for the Hub.
 
     Raises:
@@ -27,7 +27,7 @@ def local_folder(options: TaskOptions, folder: str) -> Path | None:
     path = Path(options.data_dir or "", folder) if options.data_path is None else Path(options.data_path)
     if path.is_file():
         raise SVFError(
-            f"{path} is a file: name the folder that holds it (each file in svf_rl/tasks says what it reads)"
+            f"{path} is a file: give the folder that contains it (each file in svf_rl/tasks says what it reads)"
         )
     if not path.is_dir():
         raise SVFError(f"data folder {path} does not exist (working directory: {Path.cwd()})")
@@ -35,30 +35,30 @@ def local_folder(options: TaskOptions, folder: str) -> Path | None:
 
 
 def choose_hub_dataset(options: TaskOptions, hub: Hub) -> tuple[str, str | None]:
-    """Name and configuration of the dataset on the Hub: those of `options`, or the task's own. Another dataset has
-    other configurations, so the task's configuration goes with the task's dataset alone."""
+    """Name and configuration of the dataset on the Hub: those of `options`, or the task's. The task's configuration
+    belongs to the task's dataset only: another dataset has other ones."""
     if options.dataset_name is None:
         return hub.name, options.dataset_config or hub.config
     return options.dataset_name, options.dataset_config
 
 
 def alternate(rows: Dataset) -> tuple[Dataset, Dataset]:
-    """The even rows and the odd rows: training and validation of a benchmark that has no validation split."""
+    """The even rows and the odd rows: training and validation for a benchmark without a validation split."""
     even, odd = (rows.select(range(start, len(rows), 2)) for start in (0, 1))
     return even, odd
 
 
-def as_splits(options: TaskOptions, train: Dataset | None, validation: Dataset | None, test: Dataset) -> Splits:
-    """The splits, each cut to the number of rows that `options` ask for."""
+def as_splits(options: TaskOptions, train: Dataset | None, validation: Dataset | None, test: Dataset | None) -> Splits:
+    """The splits, each limited to the number of rows that `options` give."""
+    tables = {"train": train, "validation": validation, "test": test}
     return {
-        "train": None if train is None else limit_rows("train", train, options.train_items),
-        "validation": None if validation is None else limit_rows("validation", validation, options.validation_items),
-        "test": limit_rows("test", test, options.test_items),
+        split: None if rows is None else limit_rows(split, rows, getattr(options, f"{split}_items"))
+        for split, rows in tables.items()
     }
 
 
-def system_prompt(options: TaskOptions, default: str, reference: str) -> str:
-    """The system message: that of `options`, or the task's for the profile."""
+def choose_system_prompt(options: TaskOptions, default: str, reference: str) -> str:
+    """The system message of `options`, or else the task's for the profile."""
     if options.system_prompt is not None:
         return options.system_prompt
     return reference if options.profile == "reference" else default

@@ -1,4 +1,4 @@
-"""Task `columns`: your own dataset, from the Hub or from local files; a recipe says which columns are what."""
+"""Task `columns`: your own dataset, from the Hub or from local files; the recipe names its columns."""
 
 from pathlib import Path
 from typing import Any
@@ -6,17 +6,19 @@ from typing import Any
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
+from svf_rl.tasks.benchmark import as_splits
 from svf_rl.tasks.files import SPLITS, read_file, read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, check_has_columns, limit_rows
+from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, check_has_columns
 
 SPLIT_SEED = 0
 
 
 def load(options: TaskOptions) -> Splits:
-    """`prompt` from `prompt_column`, `answer` from `answer_column` if that is given, all other columns as they are.
+    """`prompt` from `prompt_column`, `answer` from `answer_column` if that is given, all other columns unchanged.
 
-    Reads `data_path` (a file of training rows, or a folder with a file a split), or else `dataset_name` on the Hub.
+    Reads `data_path` (a file of training rows, or a folder with one file for each split), or else `dataset_name` on
+    the Hub.
     """
     files, source = _read(options)
     splits: Splits = {split: _conversations(rows, options, f"{source} ({split})") for split, rows in files.items()}
@@ -24,28 +26,23 @@ def load(options: TaskOptions) -> Splits:
     assert train is not None
     if "validation" not in splits:
         train, splits["validation"] = hold_out(train, options.validation_share)
-    validation, test = splits["validation"], splits.get("test")
-    return {
-        "train": limit_rows("train", train, options.train_items),
-        "validation": limit_rows("validation", validation, options.validation_items),
-        "test": None if test is None else limit_rows("test", test, options.test_items),
-    }
+    return as_splits(options, train, splits["validation"], splits.get("test"))
 
 
 def read_rows(options: TaskOptions) -> Dataset:
-    """All rows of the one file `data_path`, for evaluation, which holds nothing out."""
+    """All rows of the file `data_path`, for evaluation: nothing is held out."""
     return _conversations(read_file(Path(str(options.data_path))), options, str(options.data_path))
 
 
 def hold_out(train: Dataset, share: float) -> tuple[Dataset, Dataset]:
-    """A seeded share of the rows taken out of training: (the rest, the share)."""
+    """Split off a random share of the training rows, the same for every run: (the rest, the share)."""
     if not 0 < share < 1:
         raise SVFError(f"validation_share must be between 0 and 1, not {share}")
     count = round(share * len(train))
     if not 0 < count < len(train):
         raise SVFError(
-            f"validation_share={share} of {len(train)} training rows leaves one side empty: change it, or add a "
-            "validation file"
+            f"validation_share={share} of {len(train)} training rows leaves one of the two splits empty: "
+            "change it, or add a validation file"
         )
     halves = train.train_test_split(test_size=count, seed=SPLIT_SEED)
     return halves["train"], halves["test"]
@@ -89,7 +86,7 @@ def _messages(value: Any, system_prompt: str | None, where: str) -> list[dict[st
 
 
 def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
-    raise SVFError("task columns has no reward of its own: name one in the recipe, such as rewards: [exact_match]")
+    raise SVFError("task columns has no default reward: name one in the recipe, such as rewards: [exact_match]")
 
 
 TASK = Task("columns", load, rewards, is_local=lambda options: options.data_path is not None)

@@ -2,18 +2,18 @@ r"""Task `dispatch`: which expert a prompt is for: `code`, `math`, `reasoning` o
 
 The classifier of Transformer² (arXiv 2501.06252, section 3.2), trained to say the class in `\boxed{}`.
 
-- Hub and files: those of `gsm8k` (math), `mbpp` (code) and `arc_easy` (reasoning); `other` is made on the spot
+- Hub and files: those of `gsm8k` (math), `mbpp` (code) and `arc_easy` (reasoning); `other` is generated
   (`other_requests.py`), since no expert's data has such rows
-- split: for each class 320 rows train and 80 validate (400, 4:1), and 64 more test
-- prompt: a system message that describes the classes; the user's turn is that of the other task, without its own
+- split: for each class 320 rows for training and 80 for validation (400, 4:1), and 64 more for the test
+- prompt: a system message that describes the classes; the user's turn is that of the other task, without its
   system message and without the beginning of an answer
 - answer: the class; graded by `dispatch_label`
 - target: the class in `\boxed{}`
 - metric: accuracy
 
 All rows come from the *training* files of the three tasks (their training and validation rows, since MBPP has 464 of
-both together), in a fixed random order; no row whose question is a test question of its task is taken. So the
-classifier has seen no prompt that an expert is tested on. (The published code takes the test sets of GSM8K and
+both together), in a fixed random order; rows whose question is a test question of the task are left out. So the
+classifier has seen no prompt that an expert is tested on. (The published code uses the test sets of GSM8K and
 ARC-Challenge.)
 
 Profile `reference`: three classes of rows and no `other`, which stays a possible answer; of 400 rows a class four in
@@ -27,11 +27,11 @@ from datasets import Dataset
 
 from svf_rl.errors import SVFError
 from svf_rl.tasks import arc_easy, gsm8k, mbpp
-from svf_rl.tasks.benchmark import as_splits, from_rows, is_local, system_prompt
+from svf_rl.tasks.benchmark import as_splits, choose_system_prompt, from_rows, is_local
 from svf_rl.tasks.classification import last_user_message
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.other_requests import other_requests
-from svf_rl.tasks.task import RewardSpec, Splits, Task, chat
+from svf_rl.tasks.task import TRAINING_COLUMNS, Splits, Task, chat, graded_by
 
 SOURCES = {"math": gsm8k.TASK, "code": mbpp.TASK, "reasoning": arc_easy.TASK}
 SIZES = {"train": 320, "validation": 80, "test": 64}
@@ -52,7 +52,7 @@ def load(options: TaskOptions) -> Splits:
     parts = {label: _cut(_questions(task, options), options.profile) for label, task in SOURCES.items()}
     if options.profile == "default":
         parts["other"] = {split: other_requests(split, size) for split, size in SIZES.items()}
-    system = system_prompt(options, SYSTEM_PROMPT, SYSTEM_PROMPT)
+    system = choose_system_prompt(options, SYSTEM_PROMPT, SYSTEM_PROMPT)
     tables = {split: _conversations({label: part[split] for label, part in parts.items()}, system) for split in SIZES}
     return as_splits(options, tables["train"], tables["validation"], tables["test"])
 
@@ -95,7 +95,7 @@ def _cut(questions: Sequence[str], profile: str) -> dict[str, list[str]]:
 
 
 def _conversations(questions: dict[str, list[str]], system: str) -> Dataset:
-    """Class after class in turn, so that the first rows of a split hold all of them."""
+    """The classes take turns, so that the first rows of a split contain all of them."""
     return from_rows(
         {"prompt": chat(question, system), "answer": label, "target": rf"\boxed{{{label}}}"}
         for turn in zip(*questions.values(), strict=True)
@@ -103,8 +103,4 @@ def _conversations(questions: dict[str, list[str]], system: str) -> Dataset:
     )
 
 
-def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
-    return ({"name": "dispatch_label"},)
-
-
-TASK = Task("dispatch", load, rewards, is_local, columns=frozenset({"prompt", "answer", "target"}), max_tokens=256)
+TASK = Task("dispatch", load, graded_by("dispatch_label"), is_local, columns=TRAINING_COLUMNS, max_tokens=256)

@@ -1,11 +1,11 @@
-"""Task `exam`: the three skills of the quickstart in one test, which no expert was trained for.
+"""Task `exam`: the three skills of the quickstart in one test, for which no expert was trained.
 
-- data: made on the spot, drawn apart from the rows of the task `quickstart`, from the problems of the same splits: no
+- data: generated, with another seed than the rows of the task `quickstart`, from the problems of the same splits: no
   expert was trained on any of the problems
-- split: 256 rows to validate (labelled prompts to adapt with), 512 test rows; none to train on
+- split: 256 validation rows (labelled prompts to adapt with), 512 test rows; none to train on
 - prompt: the question alone; the skills take turns. `wording: reworded` asks in sentences that the bundled model was
   not trained on
-- answer: `answer`, beside `task` (the skill that the question is of) and `verifier`; graded by `verified`
+- answer: `answer`, with `task` (the skill of the question) and `verifier`; graded by `verified`
 - metric: accuracy, and that of each skill
 """
 
@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from svf_rl.quickstart import SKILLS, make_rows
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, limit_rows
+from svf_rl.tasks.task import Splits, Task, chat, graded_by, limit_rows
 
 VALIDATION_ITEMS, TEST_ITEMS = 256, 512
 # The quickstart's own rows have seed 0.
@@ -46,14 +46,10 @@ def _rows(options: TaskOptions, split: str, items: int | None, default: int) -> 
     return limit_rows(split, Dataset.from_list(rows[:count]), items)
 
 
-def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
-    return ({"name": "verified"},)
-
-
 TASK = Task(
     "exam",
     load,
-    rewards,
+    graded_by("verified"),
     is_local=lambda options: True,
     columns=frozenset({"prompt", "answer", "task", "verifier"}),
     max_tokens=48,

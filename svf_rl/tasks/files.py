@@ -1,4 +1,4 @@
-"""Local files and datasets of the Hub as tables. Local files are read straight into memory: no cache is written."""
+"""Local files and datasets of the Hub as tables. Local files are read into memory: no cache is written."""
 
 import json
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def read_file(path: Path) -> Dataset:
 
 
 def read_folder(path: Path, needed: Sequence[str] = ("train",)) -> dict[str, Dataset]:
-    """The splits of a folder that holds `train`, `validation` and `test` files of any known kind.
+    """The splits of a folder with `train`, `validation` and `test` files of any known kind.
 
     Raises:
         SVFError: no such folder, a split missing that is needed, or two files for one split.
@@ -65,11 +65,10 @@ def read_folder(path: Path, needed: Sequence[str] = ("train",)) -> dict[str, Dat
 
 
 def read_hub(name: str, config: str | None = None, needed: Sequence[str] = ("train",)) -> dict[str, Dataset]:
-    """All splits of a dataset on the Hub, from the local cache where it is there; or of a local folder in the layout
-    of the Hub.
+    """All splits of a dataset on the Hub, from the local cache if it is there; or of a local folder with its layout.
 
     Raises:
-        SVFError: it cannot be had, or it lacks a split that is needed.
+        SVFError: it cannot be loaded, or lacks a needed split.
     """
     try:
         splits = load_dataset(name, config)
@@ -86,8 +85,8 @@ def read_hub(name: str, config: str | None = None, needed: Sequence[str] = ("tra
 
 def _from_objects(rows: Any, path: Path) -> Dataset:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise SVFError(f"data file {path} must hold objects, such as {{'prompt': ..., 'answer': ...}}")
-    # rows may differ in their columns; what a row lacks is null there
+        raise SVFError(f"data file {path} must contain objects, such as {{'prompt': ..., 'answer': ...}}")
+    # rows may differ in their columns; a missing value is null
     names = dict.fromkeys(name for row in rows for name in row)
     return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
 

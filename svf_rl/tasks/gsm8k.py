@@ -4,13 +4,14 @@ Cobbe et al., "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168
 
 - Hub: `openai/gsm8k`, configuration `main`
 - files: `train.jsonl` (7473 rows), `test.jsonl` (1319 rows) of github.com/openai/grade-school-math
-- split: even rows of the training file train (3737), odd rows validate (3736), as in Transformer²; test 1319
+- split: even rows of the training file are for training (3737), odd rows for validation (3736), as in Transformer²;
+  test 1319
 - prompt: a system message that asks for the answer after `####`; the question is the user's turn
 - answer: the worked solution, which ends `#### N`; graded by `numeric`
-- target: the worked solution, less the notes for a calculator in it (`<<48/2=24>>`)
+- target: the worked solution without its calculator annotations (`<<48/2=24>>`)
 - metric: accuracy
 
-Profile `reference`: the system message says no more than that an instruction follows, and `REFERENCE_STOP` applies.
+Profile `reference`: the system message only says that an instruction follows, and `REFERENCE_STOP` applies.
 """
 
 import re
@@ -18,10 +19,17 @@ import re
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import alternate, as_splits, choose_hub_dataset, is_local, local_folder, system_prompt
+from svf_rl.tasks.benchmark import (
+    alternate,
+    as_splits,
+    choose_hub_dataset,
+    choose_system_prompt,
+    find_local_folder,
+    is_local,
+)
 from svf_rl.tasks.files import read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import Hub, RewardSpec, Splits, Task, chat, check_has_columns
+from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by
 
 HUB = Hub("openai/gsm8k", "main")
 SYSTEM_PROMPT = (
@@ -33,13 +41,13 @@ REFERENCE_SYSTEM_PROMPT = "The instruction below describes a task. Write a respo
 
 def load(options: TaskOptions) -> Splits:
     """`prompt`, `answer` and `target`."""
-    folder = local_folder(options, "gsm8k")
+    folder = find_local_folder(options, "gsm8k")
     name, config = choose_hub_dataset(options, HUB)
     source = name if folder is None else str(folder)
     files = read_hub(name, config) if folder is None else read_folder(folder)
     if "test" not in files:
         raise SVFError(f"{source} has no test rows: GSM8K needs train and test files")
-    system = system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
+    system = choose_system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
     train, test = (_conversations(files[split], system, source) for split in ("train", "test"))
     return as_splits(options, *alternate(train), test)
 
@@ -55,10 +63,4 @@ def _conversations(rows: Dataset, system: str, source: str) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
-    return ({"name": "numeric"},)
-
-
-TASK = Task(
-    "gsm8k", load, rewards, is_local, columns=frozenset({"prompt", "answer", "target"}), hub=HUB, folder="gsm8k"
-)
+TASK = Task("gsm8k", load, graded_by("numeric"), is_local, columns=TRAINING_COLUMNS, hub=HUB, folder="gsm8k")

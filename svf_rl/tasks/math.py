@@ -12,7 +12,7 @@ Hendrycks et al., "Measuring Mathematical Problem Solving With the MATH Dataset"
 
 A row needs `problem` and one of `solution` and `answer`. Rows without an answer are left out, and so are training rows
 whose problem is one of the test problems; a warning says how many (in the files of `train.jsonl` above two each, which
-leaves 3748 and 3748). A source with test rows alone (`HuggingFaceH4/MATH-500`) will do for evaluation.
+leaves 3748 and 3748). A source with only test rows (`HuggingFaceH4/MATH-500`) is enough for evaluation.
 """
 
 import logging
@@ -27,14 +27,14 @@ from svf_rl.tasks.benchmark import (
     alternate,
     as_splits,
     choose_hub_dataset,
+    choose_system_prompt,
+    find_local_folder,
     from_rows,
     is_local,
-    local_folder,
-    system_prompt,
 )
 from svf_rl.tasks.files import read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import Hub, RewardSpec, Splits, Task, chat, check_has_columns
+from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ SYSTEM_PROMPT = r"Solve the maths problem. Reason step by step, and put the fina
 
 def load(options: TaskOptions) -> Splits:
     """`prompt`, `answer` and `target`."""
-    folder = local_folder(options, "math")
+    folder = find_local_folder(options, "math")
     name, config = choose_hub_dataset(options, HUB)
     files = read_hub(name, config, ["test"]) if folder is None else read_folder(folder, ["test"])
     source = Path(name) if folder is None else folder
-    system = system_prompt(options, SYSTEM_PROMPT, SYSTEM_PROMPT)
+    system = choose_system_prompt(options, SYSTEM_PROMPT, SYSTEM_PROMPT)
     test = _problems(files["test"], f"{source} (test)")
     seen = {"".join(problem.split()) for problem, *_ in test}
     train = validation = None
@@ -108,17 +108,6 @@ def _conversations(problems: list[tuple[str, str, str]], system: str) -> Dataset
     )
 
 
-def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
-    return ({"name": "math"},)
-
-
 TASK = Task(
-    "math",
-    load,
-    rewards,
-    is_local,
-    columns=frozenset({"prompt", "answer", "target"}),
-    hub=HUB,
-    folder="math",
-    max_tokens=1024,
+    "math", load, graded_by("math"), is_local, columns=TRAINING_COLUMNS, hub=HUB, folder="math", max_tokens=1024
 )

@@ -25,10 +25,17 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import as_splits, choose_hub_dataset, from_rows, is_local, local_folder, system_prompt
+from svf_rl.tasks.benchmark import (
+    as_splits,
+    choose_hub_dataset,
+    choose_system_prompt,
+    find_local_folder,
+    from_rows,
+    is_local,
+)
 from svf_rl.tasks.files import SPLITS, read_file, read_hub
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import Hub, RewardSpec, Splits, Task, chat, check_has_columns, prefill
+from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by, prefill
 
 HUB = Hub("google-research-datasets/mbpp", "full")
 FILES = {"full": "mbpp.jsonl", "sanitized": "sanitized-mbpp.json"}
@@ -52,7 +59,7 @@ def load(options: TaskOptions) -> Splits:
 def _read(options: TaskOptions) -> list[dict[str, Any]]:
     """All tasks in the order of `task_id`."""
     config = options.dataset_config or ("sanitized" if options.profile == "reference" else HUB.config)
-    folder = local_folder(options, "mbpp")
+    folder = find_local_folder(options, "mbpp")
     if folder is None:
         name, _ = choose_hub_dataset(options, HUB)
         source = name
@@ -82,7 +89,7 @@ def _split(rows: list[dict[str, Any]], profile: str) -> dict[str, list[dict[str,
 
 
 def _conversations(rows: list[dict[str, Any]], options: TaskOptions) -> Dataset:
-    system = system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
+    system = choose_system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
     return from_rows(
         {
             "prompt": prefill(chat(_question(row, options.profile), system), "```python\n"),
@@ -91,15 +98,10 @@ def _conversations(rows: list[dict[str, Any]], options: TaskOptions) -> Dataset:
                 "test_setup_code": row.get("test_setup_code") or "",
                 "test_imports": row.get("test_imports") or [],
             },
-            "target": _finished(row.get("code")),
+            "target": row["code"].replace("\r\n", "\n").strip() + "\n```" if row.get("code") else None,
         }
         for row in rows
     )
-
-
-def _finished(code: str | None) -> str | None:
-    """`code` as it goes on from the opening of a code block."""
-    return code.replace("\r\n", "\n").strip() + "\n```" if code else None
 
 
 def _question(row: dict[str, Any], profile: str) -> str:
@@ -110,16 +112,12 @@ def _question(row: dict[str, Any], profile: str) -> str:
     return f"{task}\nYour code should pass these tests:\n\n{tests}"
 
 
-def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
-    return ({"name": "unit_tests"},)
-
-
 TASK = Task(
     "mbpp",
     load,
-    rewards,
+    graded_by("unit_tests"),
     is_local,
-    columns=frozenset({"prompt", "answer", "target"}),
+    columns=TRAINING_COLUMNS,
     hub=HUB,
     folder="mbpp",
     stop=("\n```",),

@@ -12,7 +12,7 @@
 - metric: accuracy, and that of each task
 
 A mixture has no stop strings: one that ends a program would cut off a worked solution that quotes code. (A completion
-may then go on after its program, and the grading of programs reads the first block.)
+may then continue after its program; the grading of programs reads the first block.)
 """
 
 import json
@@ -26,7 +26,7 @@ from datasets import Dataset
 from svf_rl.errors import SVFError
 from svf_rl.tasks.benchmark import from_rows
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, find_task, limit_rows
+from svf_rl.tasks.task import Splits, Task, find_task, graded_by, limit_rows
 
 ORDER_SEED = 0
 COLUMNS = frozenset({"prompt", "answer", "target", "task", "verifier"})
@@ -38,7 +38,8 @@ def load(options: TaskOptions) -> Splits:
     tables: dict[str, dict[str, Dataset]] = {split: {} for split in ("train", "validation", "test")}
     for name in weights:
         task, own = _part(name, options)
-        verifier = _verifier(task, own)
+        spec = task.rewards(own)[0]
+        verifier = spec if isinstance(spec, str) else str(spec["name"])
         for split, rows in task.load(own).items():
             if rows is None:
                 raise SVFError(f"task {name} has no {split} rows: leave it out of the mixture")
@@ -51,7 +52,7 @@ def _weights(options: TaskOptions) -> dict[str, Fraction]:
     if not options.mixture:
         raise SVFError("task mixture needs the tasks and their weights, as in mixture: {gsm8k: 2, mbpp: 1}")
     if options.data_path is not None or options.dataset_name is not None:
-        raise SVFError("a mixture reads the data of several tasks: give data_dir in place of data_path or dataset_name")
+        raise SVFError("a mixture reads the data of several tasks: give data_dir instead of data_path or dataset_name")
     for name, weight in options.mixture.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
             raise SVFError(f"mixture: the weight of {name} must be a number above 0, not {weight!r}")
@@ -59,19 +60,12 @@ def _weights(options: TaskOptions) -> dict[str, Fraction]:
 
 
 def _part(name: str, options: TaskOptions) -> tuple[Task, TaskOptions]:
-    """The task, and its options: those of the mixture, less the limits on rows."""
+    """The task, and its options: those of the mixture, without the limits on rows."""
     base, _, skill = name.partition(":")
     if base in ("mixture", "columns"):
-        raise SVFError(
-            f"mixture: {base} cannot be a part of a mixture, only a task with data and a verifier of its own"
-        )
+        raise SVFError(f"mixture: {base} cannot be a part of a mixture, only a task that has its own data and verifier")
     own = replace(options, mixture=None, train_items=None, validation_items=None, test_items=None)
     return find_task(base), replace(own, skill=skill) if skill else own
-
-
-def _verifier(task: Task, options: TaskOptions) -> str:
-    spec = task.rewards(options)[0]
-    return spec if isinstance(spec, str) else str(spec["name"])
 
 
 def _graded(rows: Dataset, name: str, verifier: str) -> Dataset:
@@ -82,7 +76,7 @@ def _graded(rows: Dataset, name: str, verifier: str) -> Dataset:
 
 
 def _in_turn(tables: dict[str, Dataset], weights: dict[str, Fraction]) -> Iterator[dict[str, Any]]:
-    """Row after row from the task that is furthest behind its share, until that one has no more."""
+    """Each next row comes from the task that is furthest behind its share; ends when that task has no more rows."""
     taken = dict.fromkeys(tables, 0)
     while True:
         name = min(tables, key=lambda task: (taken[task] + 1) / weights[task])
@@ -92,14 +86,10 @@ def _in_turn(tables: dict[str, Dataset], weights: dict[str, Fraction]) -> Iterat
         taken[name] += 1
 
 
-def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
-    return ({"name": "verified"},)
-
-
 def is_local(options: TaskOptions) -> bool:
-    """Whether all the tasks' rows are at hand."""
+    """Whether the rows of all tasks are local."""
     parts = [_part(name, options) for name in _weights(options)]
     return all(task.is_local(own) for task, own in parts)
 
 
-TASK = Task("mixture", load, rewards, is_local, columns=COLUMNS, max_tokens=1024)
+TASK = Task("mixture", load, graded_by("verified"), is_local, columns=COLUMNS, max_tokens=1024)

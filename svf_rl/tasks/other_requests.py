@@ -1,7 +1,7 @@
 """Requests that are neither code, nor maths, nor reasoning: the rows `other` of the task `dispatch`.
 
-No benchmark of the experts has such rows, so they are made here: a form of request with a topic in it. A form belongs
-to one split, so that the accuracy on `other` is that on forms of request never trained on.
+No benchmark of the experts has such rows, so they are generated here: a form of request with a topic in it. A form
+belongs to one split, so the accuracy on `other` is measured on forms that were never trained on.
 """
 
 from random import Random
@@ -52,7 +52,7 @@ FORMS = {
 
 
 def other_requests(split: str, count: int) -> list[str]:
-    """`count` different requests, always the same ones. Raises `SVFError` for more than there are."""
+    """`count` different requests, always the same. Raises `SVFError` if there are fewer."""
     requests = [form.format(topic) for form in FORMS[split] for topic in TOPICS]
     if count > len(requests):
         raise SVFError(f"there are {len(requests)} {split} requests of the class other: {count} were asked for")

@@ -1,4 +1,4 @@
-"""The right answers that next-token training imitates, as text and as tokens."""
+"""The targets that next-token training imitates, as text and as tokens."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -11,13 +11,11 @@ from svf_rl.errors import SVFError
 
 
 def target_column(columns: Collection[str], where: str) -> str:
-    """The column with the right answers: `target`, or else `answer`. Raises `SVFError` where there is neither."""
+    """The column with the targets: `target`, or else `answer`. Raises `SVFError` if there is neither."""
     for name in ("target", "answer"):
         if name in columns:
             return name
-    raise SVFError(
-        f"{where}: objective next_token imitates right answers, and there are none: give the rows a column 'target'"
-    )
+    raise SVFError(f"{where}: objective next_token needs targets to imitate: give the rows a column 'target'")
 
 
 def check_targets(rows: Dataset, where: str) -> None:
@@ -27,18 +25,18 @@ def check_targets(rows: Dataset, where: str) -> None:
         if not isinstance(target, str) or not target.strip():
             raise SVFError(
                 f"{where}, row {number}: objective next_token needs a text in column {column!r}, not {target!r:.60}: "
-                "give every row a column 'target' with a right answer as the model should write it"
+                "give every row a column 'target' with a correct answer as the model should write it"
             )
 
 
 def target_ids(tokenizer: PreTrainedTokenizerBase, prompt: Any, target: str, end: int) -> list[int]:
     """
-    The tokens of a completion that is `target`, the one that ends it included.
+    The tokens of `target` as a completion, including the token that ends it.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): of the model.
-        prompt (`str` or `list`): text, or messages, of which the last may be the beginning of the assistant's turn.
-        target (`str`): what comes after the prompt.
+        tokenizer (`PreTrainedTokenizerBase`): that of the model.
+        prompt (`str` or `list`): text, or messages; the last one may be the beginning of the assistant's turn.
+        target (`str`): what follows the prompt.
         end (`int`): see [`end_of_turn`].
 
     Returns:
@@ -46,7 +44,7 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, prompt: Any, target: str, end
     """
     beginning = prompt if isinstance(prompt, str) else prompt[-1]["content"] * (prompt[-1]["role"] == "assistant")
     before, both = tokenizer([beginning, beginning + target], add_special_tokens=False)["input_ids"]
-    # as in the middle of a text, where some tokenizers put no space before a word; unless tokens span the seam
+    # tokenized as a continuation, where some tokenizers add no space before a word; unless a token spans the border
     whole = both[: len(before)] == before
     ids = both[len(before) :] if whole else tokenizer(target, add_special_tokens=False)["input_ids"]
     return [*ids, end]
@@ -55,8 +53,8 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, prompt: Any, target: str, end
 def end_of_turn(
     tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int], template_arguments: Mapping[str, Any]
 ) -> int:
-    """The token that ends an assistant's turn in the chat template. It need not be the tokenizer's end-of-sequence
-    token (Gemma's is not), which is the answer for a tokenizer without a template."""
+    """The token that ends an assistant's turn in the chat template, which may differ from the tokenizer's
+    end-of-sequence token (as for Gemma). For a tokenizer without a template it is the latter."""
     mark = "answer"
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": mark}]
     if tokenizer.chat_template is None and not template_arguments.get("chat_template"):

@@ -13,10 +13,12 @@ from svf_rl.errors import SVFError
 from svf_rl.tasks.options import TaskOptions
 
 Splits = dict[str, Dataset | None]
-"""`train`, `validation` and `test`. `train` and `validation` are `None` where a task is for evaluation alone, `test` is
-`None` where a dataset of your own has no test rows."""
+"""`train`, `validation` and `test`. `train` and `validation` are `None` for a task that is only for evaluation, `test`
+is `None` where the user's own dataset has no test rows."""
 
 RewardSpec = str | Mapping[str, Any]
+
+TRAINING_COLUMNS = frozenset({"prompt", "answer", "target"})
 
 
 @dataclass(frozen=True)
@@ -27,28 +29,28 @@ class Hub:
     config: str | None = None
 
 
-# Where the published code of Transformer² ends every completion, valid answers with these words included.
+# Where the published code of Transformer² ends every completion, including valid answers that contain these words.
 REFERENCE_STOP = ("Instruction:", "Instruction", "Response:", "Response")
 
 
 @dataclass(frozen=True)
 class Task:
     """
-    One task. Its module in this folder holds it as `TASK`; that is all it takes to be found by name.
+    One task. It is found by name when a module in this folder defines it as `TASK`.
 
     Args:
         name (`str`): the name in recipes.
         load (`Callable`):
             The rows of each split. Each row has `prompt`, a list of `{"role", "content"}` messages, and the columns
             that rewards read (`answer`); for next-token training also `target`, a right completion. The last
-            message is the user's, or the beginning of the assistant's turn (a prefilled turn), which a completion goes
-            on from and does not repeat.
+            message is the user's, or the beginning of the assistant's turn (a prefilled turn), which a completion
+            continues and does not repeat.
         rewards (`Callable`): the rewards of recipes that name none, as [`svf_rl.rewards.load_reward`] takes them; the
-            first decides what is correct.
-        is_local (`Callable`): whether `load` gets by without the network.
+            first decides what is correct. See [`graded_by`].
+        is_local (`Callable`): whether `load` works without the network.
         columns (`frozenset[str]`, *optional*):
-            The columns that `load` gives, for checks without the network; `None` when they depend on the data.
-        hub ([`Hub`], *optional*): the dataset that is read where no local files are named.
+            The columns that `load` returns, for checks without the network; `None` when they depend on the data.
+        hub ([`Hub`], *optional*): the dataset that is read when no local files are given.
         folder (`str`, *optional*): the name of its folder in `data_dir`.
         max_tokens (`int`, *optional*, defaults to 512): tokens of a completion in evaluation; a recipe has its own.
         stop (`tuple[str, ...]`, *optional*): strings that end a completion. See [`Task.stop_strings`].
@@ -70,13 +72,18 @@ class Task:
     trainable: bool = True
 
     def stop_strings(self, options: TaskOptions) -> tuple[str, ...]:
-        """The strings that end a completion: those of `options`, or the task's, or those of the `reference` profile.
+        """The strings that end a completion: those of `options`, or of the task, or of the `reference` profile.
         Raises `SVFError` for an empty one."""
         if options.stop_strings is not None:
             if "" in options.stop_strings:
-                raise SVFError("stop_strings must not hold an empty string, which is found everywhere: remove it")
+                raise SVFError("stop_strings must not contain an empty string, which matches everywhere: remove it")
             return tuple(options.stop_strings)
         return REFERENCE_STOP if options.profile == "reference" else self.stop
+
+
+def graded_by(reward: str) -> Callable[[TaskOptions], tuple[RewardSpec, ...]]:
+    """`Task.rewards` of a task with one reward, whatever its options."""
+    return lambda options: ({"name": reward},)
 
 
 def load_tasks() -> dict[str, Task]:
@@ -103,12 +110,12 @@ def chat(question: str, system_prompt: str | None) -> list[dict[str, str]]:
 
 
 def prefill(conversation: list[dict[str, str]], beginning: str) -> list[dict[str, str]]:
-    """`conversation` with the assistant's turn begun."""
+    """`conversation` with the beginning of the assistant's turn."""
     return [*conversation, {"role": "assistant", "content": beginning}]
 
 
 def limit_rows(split: str, rows: Dataset, items: int | None) -> Dataset:
-    """The first `items` rows (all for `None`). Raises `SVFError` when none are left."""
+    """The first `items` rows, or all for `None`. Raises `SVFError` when there are none."""
     if items is not None and items < 1:
         raise SVFError(f"{split}_items must be at least 1, not {items}")
     if len(rows) == 0:
@@ -117,7 +124,7 @@ def limit_rows(split: str, rows: Dataset, items: int | None) -> Dataset:
 
 
 def check_has_columns(rows: Dataset, wanted: Sequence[str], where: str) -> None:
-    """Raises `SVFError`, naming the columns there are, unless `rows` has all that are wanted."""
+    """Raises `SVFError`, listing the existing columns, unless `rows` has all the wanted ones."""
     for name in wanted:
         if name not in rows.column_names:
             raise SVFError(f"{where} has no column {name!r}; it has: {', '.join(rows.column_names) or 'none'}")

@@ -86,7 +86,7 @@ def test_the_last_request_is_classified_without_its_system_message_and_the_begin
     text = tokenizer.decode(first)
     assert "Which class?" in text
     assert "math" not in text
-    with pytest.raises(SVFError, match="no turn of the user"):
+    with pytest.raises(SVFError, match="no user turn"):
         classification_ids(tokenizer, [[{"role": "assistant", "content": "2"}]], "Which class?")
 
 

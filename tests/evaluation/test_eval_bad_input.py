@@ -53,7 +53,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["quickstart", "--adapter", "missing"], "adapter missing is neither a folder nor"),
         (["gsm8k", "--data-dir", "missing"], "missing"),
         (["gsm8k", "--data-path", "missing"], "missing"),
-        (["columns"], "no reward of its own: give --reward"),
+        (["columns"], "no default reward: give --reward"),
         (["columns", "--reward", "numeric"], "needs data_path"),
         (["columns", "--reward", "numeric", "--data-path", "missing.jsonl"], "missing.jsonl does not exist"),
     ],
@@ -80,7 +80,7 @@ def test_columns_and_answers_that_do_not_fit(refused: Callable[..., str], tmp_pa
     numeric = ["--reward", "numeric"]
     assert "has no column 'q'" in refused(*data({"x": "1+1?", "gold": "2"}), *numeric)
     assert "has no column 'gold'" in refused(*data({"q": "1+1?"}), *numeric)
-    assert "no reward of its own" in refused(*data(good))
+    assert "no default reward" in refused(*data(good))
     assert "row 1" in refused(*data(good, {"q": "2+2?", "gold": ""}), *numeric)
     assert "row 1" in refused(*data(good, {"q": "2+2?", "gold": "no number"}), *numeric)
     assert "row 1, column 'q' must be text" in refused(*data(good, {"q": None, "gold": "2"}), *numeric)

@@ -43,7 +43,7 @@ def test_the_reference_profile_letters_them_and_asks_for_the_letter_shown(tmp_pa
 def test_an_answer_that_is_no_option_and_another_layout_are_named_by_row(tmp_path: Path) -> None:
     with pytest.raises(SVFError, match=r"ARC-Easy \(train\), row 1: the answer 'F' is not among the labels A, B, C"):
         EASY.load(write(tmp_path, row(**LETTERS), row(**{**LETTERS, "answerKey": "F"})))
-    with pytest.raises(SVFError, match="row 0 is laid out neither as"):
+    with pytest.raises(SVFError, match="row 0 has neither the layout"):
         EASY.load(write(tmp_path, {"question": "Which?", "answerKey": "A"}))
 
 

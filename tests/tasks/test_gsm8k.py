@@ -59,7 +59,7 @@ def test_missing_folder_file_or_column(tmp_path: Path) -> None:
     with pytest.raises(SVFError, match="no training file"):
         TASK.load(options)
     write(tmp_path / "train.jsonl", 2)
-    with pytest.raises(SVFError, match="is a file: name the folder"):
+    with pytest.raises(SVFError, match="is a file: give the folder"):
         TASK.load(TaskOptions(data_path=str(tmp_path / "train.jsonl")))
     with pytest.raises(SVFError, match="no test rows"):
         TASK.load(options)

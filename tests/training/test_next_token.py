@@ -249,7 +249,7 @@ def test_rows_without_a_right_answer_are_named_before_the_run(plan: Any, tmp_pat
         return ["--task", "columns", "--data_path", "rows.jsonl", "--rewards", "length", "--train_items", "64", *more]
 
     bare = [{"prompt": f"{i}?"} for i in range(80)]
-    assert refusal(plan, *own(bare)).startswith("columns (train): objective next_token imitates right answers")
+    assert refusal(plan, *own(bare)).startswith("columns (train): objective next_token needs targets to imitate")
     answered = [{**row, "answer": "7"} for row in bare]
     assert plan(*own(answered)).rows["train"] == 64
     for bad in ("", None, ["7"], 7):
