@@ -1,8 +1,8 @@
 """Verifiers and rewards: what checks a completion, and the one place where both are looked up by name.
 
 To add a reward, put a file with a `@reward("my_name")` function here, or write it anywhere and name it in the recipe
-as `package.module:function` or `path/to/file.py:function`. A check that is right or wrong for one completion is better
-written as a verifier (copy `exact_match.py`): it becomes a reward by itself.
+as `package.module:function` or `path/to/file.py:function`. A check of one completion against one reference is better
+written as a verifier (copy `verifiers/exact_match.py`), which is a reward of the same name too.
 """
 
 from svf_rl.errors import InfrastructureError

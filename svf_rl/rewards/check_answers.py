@@ -1,4 +1,4 @@
-"""Whether rewards can use the answers that the data holds, before a run starts."""
+"""Whether rewards can use the answers in the data, before a run starts."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +12,13 @@ from svf_rl.rewards.verifier import Verifier, find_verifier
 
 def check_answers(reward: Reward, columns: Mapping[str, Sequence[Any]], where: str) -> None:
     """
-    Raises `SVFError` for the first row whose reference the reward's verifier could never use (empty, no text, no
+    Raises `SVFError` for the first row whose reference the reward's verifier cannot use (empty, not text, without a
     number, ...). Rewards that are not made from a verifier are not checked; equal references are checked once.
 
     Args:
         reward ([`Reward`]): as loaded.
-        columns (`Mapping`): the rows, column by column; has the columns that the reward needs.
-        where (`str`): what the rows are, for the message.
+        columns (`Mapping`): the rows by column, with the columns that the reward needs.
+        where (`str`): which rows these are, for the message.
     """
     seen = set()
     for row, (found, reference) in enumerate(_references(reward, columns)):

@@ -1,4 +1,4 @@
-r"""`format`: the completion has the asked-for form, whatever it says. A shaping reward, to be added to another."""
+r"""`format`: the completion has the required form; its content does not matter. A shaping reward, to add to another."""
 
 import re
 from functools import lru_cache
@@ -28,12 +28,12 @@ def format(completion: str, reference: None = None, *, pattern: str = "boxed", f
     Args:
         pattern (`str`, *optional*, defaults to `"boxed"`): `"boxed"` (exactly one `\boxed{}`), `"think_answer"`
             (`<think>...</think><answer>...</answer>`), `"think"` (`<think>...</think>`, then text), or a regular
-            expression of Python, in which a dot matches line breaks too. How long an expression of your own may take on
-            hostile text is up to it.
-        full (`bool`, *optional*, defaults to `True`): the pattern must match all of the completion, not just a part.
+            expression of Python, in which a dot matches line breaks too. Nothing limits the time that your own
+            expression takes on hostile text.
+        full (`bool`, *optional*, defaults to `True`): the pattern must match the whole completion, not only a part.
 
     Raises:
-        SVFError: the pattern is no regular expression.
+        SVFError: the pattern is not a valid regular expression.
     """
     expression = _compiled(pattern)
     match = expression.fullmatch(completion) if full else expression.search(completion)
@@ -48,4 +48,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(PATTERNS.get(pattern, pattern), re.DOTALL)
     except re.error as error:
         known = ", ".join(PATTERNS)
-        raise SVFError(f"format: pattern {pattern!r} is neither one of {known} nor an expression: {error}") from error
+        raise SVFError(
+            f"format: pattern {pattern!r} is neither one of {known} nor a valid expression: {error}"
+        ) from error

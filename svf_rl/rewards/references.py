@@ -1,4 +1,4 @@
-"""What verifiers ask of a reference before they compare anything with it."""
+"""Checks of references and options that verifiers share."""
 
 from decimal import Decimal
 from typing import Any
@@ -8,19 +8,24 @@ from svf_rl.errors import SVFError
 
 def reference_text(name: str, reference: Any, numbers: bool = False) -> str:
     """
-    A reference as text. With `numbers`, an `int` or `float` is taken too.
+    A reference as text. With `numbers`, an `int` or `float` is accepted too.
 
     Raises:
         SVFError: it is not text, or empty; `name` is the verifier's, for the message.
     """
-    if numbers and isinstance(reference, int | float) and not isinstance(reference, bool):
-        # `str(1e22)` has an exponent, which is no part of a number in running text
+    if numbers and is_number(reference):
+        # `str(1e22)` has an exponent, which is not part of a number in running text
         return format(Decimal(str(reference)), "f")
     if not isinstance(reference, str):
         raise SVFError(f"{name}: an answer must be text, not {type(reference).__name__} ({shorten(reference)})")
     if not reference.strip():
         raise SVFError(f"{name}: an answer is empty; leave such rows out of the data")
     return reference
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is an `int` or `float`, and not a `bool`."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def shorten(value: Any, length: int = 100) -> str:

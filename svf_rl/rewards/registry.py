@@ -33,7 +33,7 @@ def reward(name: str, column_arguments: Sequence[str] = ()) -> Callable[[F], F]:
 
     def register(function: F) -> F:
         other = _registered.get(name)
-        # The same function comes again when its module is imported a second time.
+        # The same function is registered again when its module is imported a second time.
         if other is not None and _full_name(other) != _full_name(function):
             raise SVFError(f"reward {name!r} is registered already, by {_full_name(other)}; choose another name")
         _registered[name] = function
@@ -65,7 +65,7 @@ def load_reward(spec: str | Mapping[str, Any]) -> Reward:
     if not isinstance(name, str):
         raise SVFError(f"a reward needs a name, such as exact_match or path/to/file.py:function, got {name!r}")
     function = _find(name)
-    # As TRL tells them apart: a callable object carries the `async` on its `__call__`.
+    # As TRL does it: for a callable object, `async` stands at its `__call__`.
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(function.__call__)  # type: ignore[operator]
     short_name = name.rpartition(":")[2]
     return (AsyncReward if is_async else Reward)(function, short_name, weight, arguments)
@@ -75,7 +75,7 @@ def _find(name: str) -> Callable[..., Any]:
     location, colon, function_name = name.rpartition(":")
     if not colon:
         if name.endswith(".py"):
-            raise SVFError(f"reward {name!r} names no function; write {name}:FUNCTION")
+            raise SVFError(f"reward {name!r} is a file without a function name; write {name}:FUNCTION")
         import_built_ins()
         if name not in _registered:
             raise SVFError(f"unknown reward {name!r}{nearest(name, _registered)}")
@@ -91,13 +91,13 @@ def _find(name: str) -> Callable[..., Any]:
 
 
 def import_built_ins() -> None:
-    """Import every module of this room, so that a new reward is one new file and no list of imports grows."""
+    """Import every module of this room: a new reward is one new file, and no list of imports has to grow."""
     for module in pkgutil.walk_packages([str(Path(__file__).parent)], f"{__package__}."):
         importlib.import_module(module.name)
 
 
 def _import_module(name: str) -> ModuleType:
-    # `accelerate launch` puts the script's folder on the path and not the working directory, where users keep theirs.
+    # `accelerate launch` puts the script's folder on the path, but users keep their modules in the working directory.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
@@ -110,7 +110,7 @@ def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise SVFError(f"reward file {path} does not exist (working directory: {Path.cwd()})")
     path = path.resolve()
-    # One module a file, so that two rewards from one file share its state.
+    # One module per file, so that two rewards from one file share its state.
     name = f"svf_rl_reward_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]

@@ -1,15 +1,15 @@
-"""A reward function as the trainer holds it: with its weight and arguments, and every call checked.
+"""A reward function as the trainer uses it: with its weight and arguments, and every call checked.
 
 The function itself is plain, in TRL's signature::
 
     f(completions, answer, **kwargs) -> list[float | None]
 
-`completions` is a list with one entry a sample: a string, or a list of chat messages (`completion_text` reads both).
-Every dataset column arrives as a list of the same length under the column's name, beside `prompts`, `completion_ids`,
-`trainer_state`, `log_extra` and `log_metric`; the function gets those that it names, or all of them if it takes
-`**kwargs`. `None` means "not scorable": the sample takes no part in training. `async def` works too.
+`completions` is a list with one entry for each sample: a string, or a list of chat messages (`completion_text` reads
+both). Every dataset column is passed as a list of the same length under the column's name, together with `prompts`,
+`completion_ids`, `trainer_state`, `log_extra` and `log_metric`; the function gets those that it names, or all of them
+if it takes `**kwargs`. `None` means "not scorable": the sample is left out of training. `async def` works too.
 
-Keyword-only parameters with a default (`*, column="answer"`) are arguments for the recipe; no column ever fills them.
+Keyword-only parameters with a default (`*, column="answer"`) are arguments for the recipe; columns never fill them.
 """
 
 import asyncio
@@ -22,15 +22,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from svf_rl.errors import SVFError
+from svf_rl.rewards.references import is_number
 
-# What TRL passes to every reward function beside the dataset's columns.
+# What TRL passes to every reward function in addition to the dataset's columns.
 TRAINER_ARGUMENTS = frozenset(
     {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 )
 
 
 class Reward:
-    """A loaded reward function, callable as TRL calls it: by keyword, one list a column.
+    """A loaded reward function, callable as TRL calls it: by keyword, with one list for each column.
 
     Args:
         function (`Callable`): the reward function, in the signature above.
@@ -39,13 +40,13 @@ class Reward:
         arguments (`Mapping[str, Any]`, *optional*): values for parameters of the function that are not columns.
 
     Raises:
-        SVFError: the weight is no finite number, or an argument does not fit the function's signature.
+        SVFError: the weight is not a finite number, or an argument does not fit the function's signature.
     """
 
     def __init__(
         self, function: Callable[..., Any], name: str, weight: float = 1.0, arguments: Mapping[str, Any] | None = None
     ) -> None:
-        if not _is_finite(weight):
+        if not is_number(weight) or not math.isfinite(weight):
             raise SVFError(f"reward {name!r}: weight must be a number, got {weight!r}")
         self.__name__ = name  # where TRL looks for the name of its metrics
         self.function = function
@@ -92,20 +93,24 @@ class Reward:
         keywords = {}
         for name, value in offered.items():
             parameter = self.parameters.get(name)
-            taken = takes_all if parameter is None else name in TRAINER_ARGUMENTS or not _is_option(parameter)
+            if parameter is None:
+                taken = takes_all
+            else:
+                is_argument = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+                taken = name in TRAINER_ARGUMENTS or not is_argument
             if taken:
                 keywords[name] = value
         return {**keywords, **self.arguments}
 
     @contextmanager
     def _errors_of_the_function(self) -> Iterator[None]:
-        """Turn whatever the user's function raises into one line that names the reward."""
+        """Turn everything that the user's function raises into one line that names the reward."""
         try:
             yield
         except (SVFError, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
             raise
-        # This is the border to code that is not ours, so anything may come: libraries that check answers derive their
-        # time-outs from BaseException, and a `sys.exit(0)` in there must not end a training run as a success.
+        # The function is not our code, so it may raise anything: libraries that check answers derive their time-outs
+        # from BaseException, and a `sys.exit(0)` in it must not end a training run as a success.
         except BaseException as error:
             detail = " ".join(str(error).split())[:300]
             raise SVFError(f"reward {self.__name__!r} raised {type(error).__name__}: {detail}") from error
@@ -114,7 +119,7 @@ class Reward:
         if not isinstance(values, list | tuple):
             raise SVFError(
                 f"reward {self.__name__!r} returned {type(values).__name__!r} instead of a list of {count} values, "
-                "one a completion"
+                "one for each completion"
             )
         if len(values) != count:
             raise SVFError(f"reward {self.__name__!r} returned {len(values)} values for {count} completions")
@@ -127,16 +132,16 @@ class Reward:
             value = value.item()
         if not isinstance(value, int | float):
             raise SVFError(f"reward {self.__name__!r} returned {value!r}; each value must be a number or None")
-        # TRL reads NaN as None, which would hide a broken computation among the samples that cannot be scored.
+        # TRL reads NaN as None, which would hide a broken computation among the samples that are not scorable.
         if not math.isfinite(value):
             raise SVFError(f"reward {self.__name__!r} returned {value}; return None for a sample without a score")
         return float(value)
 
 
 class AsyncReward(Reward):
-    """The same for an `async def` function: TRL awaits all of those together."""
+    """The same for an `async def` function: TRL awaits all of them together."""
 
-    # A coroutine function in its own right, since TRL looks at `__call__` to tell the two apart.
+    # A coroutine function itself, since TRL looks at `__call__` to tell the two kinds apart.
     async def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:  # type: ignore[override]
         keywords = self._keywords(completions, columns)
         with self._errors_of_the_function():
@@ -148,7 +153,7 @@ def required_columns(reward: Reward) -> set[str]:
     """The dataset columns without which `reward` cannot be called.
 
     These are the function's parameters without a default that neither the trainer nor the recipe fills, and the
-    columns named by arguments that were declared so (`@reward("exact_match", column_arguments=["column"])`).
+    columns named by its column arguments (`@reward("exact_match", column_arguments=["column"])`).
     """
     parameters = reward.parameters
     unfilled = {
@@ -181,14 +186,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _own_parameters(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
-    """The named parameters that the trainer does not fill by itself: columns and arguments."""
+    """The named parameters that the trainer does not fill: columns and arguments."""
     variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return [name for name, p in parameters.items() if name not in TRAINER_ARGUMENTS and p.kind not in variadic]
-
-
-def _is_finite(weight: Any) -> bool:
-    return isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
-
-
-def _is_option(parameter: inspect.Parameter) -> bool:
-    return parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty

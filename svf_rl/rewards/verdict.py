@@ -10,12 +10,12 @@ class Verdict:
 
     Args:
         correct (`bool` or `None`): whether the completion is right; `None` when that could not be found out.
-        extracted (`str` or `None`): what was taken for the answer; `None` where there was none.
-        reason (`str`): one line that says why.
+        extracted (`str` or `None`): what was read as the answer; `None` where there was none.
+        reason (`str`): why, in one line.
         score (`float`, *optional*): between 0 and 1; default: 1 for right, 0 for wrong. Only shaping rewards and the
             share of passed tests lie between.
         infrastructure (`bool`, *optional*, defaults to `False`): the check itself failed (a sandbox did not start, a
-            worker died), which says nothing about the completion. Goes with `correct=None`.
+            worker died), which says nothing about the completion. Then `correct` is `None`.
     """
 
     correct: bool | None

@@ -1,4 +1,4 @@
-"""`verified`: each row by the verifier that it names, for rows of several tasks."""
+"""`verified`: each row is graded by the verifier that it names, for rows of several tasks."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from svf_rl.rewards.registry import reward
 from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verifier import check_failed_share, verify_all
+from svf_rl.rewards.verifier import check_failed_share, scale_verdicts, verify_all
 
 
 @reward("verified", column_arguments=("column", "verifier_column"))
@@ -21,14 +21,14 @@ def verified(
     **columns: Any,
 ) -> list[float | None]:
     """
-    Grade a batch whose rows have verifiers of their own; those of one verifier are checked together.
+    Grade a batch whose rows name their verifiers; the rows of one verifier are checked together.
 
     Args:
         column (`str`, *optional*, defaults to `"answer"`): the column with the references ([`parse_reference`]).
         verifier_column (`str`, *optional*, defaults to `"verifier"`): the column with the names of the verifiers.
         correct, wrong (`float`, *optional*, defaults to 1.0 and 0.0): the rewards.
         max_failed (`float`, *optional*, defaults to 0.25):
-            the share of a batch whose checks may fail by themselves before the run stops.
+            the share of a batch whose checks may fail for a reason of the infrastructure before the run stops.
     """
     names, references = columns[verifier_column], [parse_reference(answer) for answer in columns[column]]
     verdicts: dict[int, Verdict] = {}
@@ -36,9 +36,9 @@ def verified(
         rows = [row for row, other in enumerate(names) if other == name]
         found = verify_all(name, [completions[row] for row in rows], [references[row] for row in rows])
         verdicts.update(zip(rows, found, strict=True))
-    check_failed_share("verified", list(verdicts.values()), max_failed, columns.get("log_metric"))
-    values = [verdicts[row].value for row in range(len(completions))]
-    return [None if value is None else wrong + value * (correct - wrong) for value in values]
+    in_order = [verdicts[row] for row in range(len(completions))]
+    check_failed_share("verified", in_order, max_failed, columns.get("log_metric"))
+    return scale_verdicts(in_order, correct, wrong)
 
 
 def parse_reference(answer: Any) -> Any:

@@ -5,8 +5,8 @@ A verifier is written once, as a function of one completion::
     @verifier("numeric")
     def numeric(completion: str, reference: Any, *, tolerance: float = 0.0) -> Verdict: ...
 
-and is then usable by itself (`verify`), over a batch (`verify_all`), and in recipes as a reward of the same name, whose
-arguments are the verifier's options and those of `_reward_of`.
+and then works for one completion (`verify`), for a batch (`verify_all`), and in recipes as a reward of the same name,
+whose arguments are the verifier's options and those of `_make_reward`.
 """
 
 import inspect
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Verdict])
 
-# A check that takes longer than this to get through a batch shows a progress bar.
+# Seconds after which the checks of a batch show a progress bar.
 PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Verifier:
-    """A registered verifier: its function, whether it waits for other processes, the check of a reference, and the
-    column with the references where a recipe does not name it."""
+    """A registered verifier. `waits`: it waits for other processes. `check_reference`: see [`verifier`]. `column`: the
+    column with the references where a recipe does not name one."""
 
     name: str
     function: Callable[..., Verdict]
@@ -67,18 +67,17 @@ def verifier(
 
     Args:
         name (`str`): its name in recipes and in `verify`.
-        waits (`bool`, *optional*, defaults to `False`): the check runs in another process, so that a batch is checked
-            by several threads at once.
-        check_reference (`Callable`, *optional*): called with the reference and the options; raises `SVFError` for one
-            that no completion could ever match. Without it, the verifier needs no reference.
-        column (`str`, *optional*): what a verifier that needs no reference takes as such where it is at hand, like
-            the trainer's `completion_ids`.
+        waits (`bool`, *optional*, defaults to `False`): the check runs in another process, so that several threads
+            check a batch.
+        check_reference (`Callable`, *optional*): called with the reference and the options; raises `SVFError` for a
+            reference that no completion can match. Without it, the verifier needs no reference.
+        column (`str`, *optional*): the column that a verifier without references gets in their place where there is
+            one, like the trainer's `completion_ids`.
     """
 
     def register(function: F) -> F:
-        known = Verifier(name, function, waits, check_reference, column)
-        reward(name, column_arguments=["column"] if check_reference else [])(_reward_of(known))
-        _verifiers[name] = known
+        _verifiers[name] = Verifier(name, function, waits, check_reference, column)
+        reward(name, column_arguments=["column"] if check_reference else [])(_make_reward(_verifiers[name]))
         return function
 
     return register
@@ -99,14 +98,14 @@ def verify(name: str, completion: str | Sequence[Mapping[str, Any]], reference: 
     Args:
         name (`str`): a verifier: `exact_match`, `numeric`, `choice`, `math`, `unit_tests`, ...
         completion (`str` or `Sequence`): text, or a list of chat messages, whose last assistant turn counts.
-        reference (`Any`): what a right answer must match; each verifier says what it takes.
-        **options: the verifier's own.
+        reference (`Any`): what a correct answer must match; each verifier says what it accepts.
+        **options: options of the verifier.
 
     Returns:
         [`Verdict`]: `correct=None` when the check could not be made.
 
     Raises:
-        SVFError: no such verifier or option, a completion that is no text, or an unusable reference.
+        SVFError: no such verifier or option, a completion that is not text, or an unusable reference.
     """
     return verify_all(name, [completion], [reference], **options)[0]
 
@@ -114,10 +113,12 @@ def verify(name: str, completion: str | Sequence[Mapping[str, Any]], reference: 
 def verify_all(
     name: str, completions: Sequence[Any], references: Sequence[Any], *, progress: bool = True, **options: Any
 ) -> list[Verdict]:
-    """`verify` for many completions, in order; those that wait for other processes run in parallel over a bounded
-    pool, with a progress bar where that takes long."""
+    """`verify` for many completions, in order. Verifiers that wait for other processes check in several threads; a
+    progress bar appears where the checks take long."""
     found = find_verifier(name)
-    _check_options(found, options)
+    for option in options:
+        if option not in found.options:
+            raise SVFError(f"verifier {name!r} has no option {option!r}{nearest(option, found.options)}")
     texts = [_text(name, completion) for completion in completions]
     for reference in references:
         if found.check_reference is not None:
@@ -153,18 +154,13 @@ def _text(name: str, completion: Any) -> str:
     return completion
 
 
-def _check_options(found: Verifier, options: Mapping[str, Any]) -> None:
-    for option in options:
-        if option not in found.options:
-            raise SVFError(f"verifier {found.name!r} has no option {option!r}{nearest(option, found.options)}")
-
-
-def _reward_of(found: Verifier) -> Callable[..., list[float | None]]:
+def _make_reward(found: Verifier) -> Callable[..., list[float | None]]:
     """
     The reward function of a verifier: `wrong + value · (correct − wrong)` for each completion.
 
-    Besides the verifier's options it takes `column` (the dataset column with the references), `correct`, `wrong`, and
-    `max_failed`: the share of a batch whose checks may fail by themselves before the run stops.
+    In addition to the verifier's options it has `column` (the dataset column with the references), `correct`, `wrong`,
+    and `max_failed`: the share of a batch whose checks may fail for a reason of the infrastructure before the run
+    stops.
     """
 
     def score(
@@ -183,8 +179,7 @@ def _reward_of(found: Verifier) -> Callable[..., list[float | None]]:
             references = columns.get(found.column or "") or [None] * len(completions)
         verdicts = verify_all(found.name, completions, references, **options)
         check_failed_share(found.name, verdicts, max_failed, columns.get("log_metric"))
-        values = [verdict.value for verdict in verdicts]
-        return [None if value is None else wrong + value * (correct - wrong) for value in values]
+        return scale_verdicts(verdicts, correct, wrong)
 
     own = list(inspect.signature(score).parameters.values())
     known = {p.name for p in own}
@@ -197,10 +192,16 @@ def _reward_of(found: Verifier) -> Callable[..., list[float | None]]:
     return score
 
 
+def scale_verdicts(verdicts: Sequence[Verdict], correct: float, wrong: float) -> list[float | None]:
+    """`wrong + value · (correct − wrong)` for each verdict; `None` where it is not scorable."""
+    values = [verdict.value for verdict in verdicts]
+    return [None if value is None else wrong + value * (correct - wrong) for value in values]
+
+
 def check_failed_share(
     name: str, verdicts: Sequence[Verdict], most: float, log_metric: Callable[[str, float], None] | None
 ) -> None:
-    """Log the share of checks that failed by themselves; raises `SVFError` when it is more than `most`."""
+    """Log the share of checks that the infrastructure failed; raises `SVFError` when it is more than `most`."""
     failed = [verdict for verdict in verdicts if verdict.infrastructure]
     if log_metric is not None:
         log_metric(f"checks_failed/{name}", len(failed) / max(1, len(verdicts)))
@@ -209,5 +210,5 @@ def check_failed_share(
     if len(failed) > most * len(verdicts):
         raise SVFError(
             f"{name} could not check {len(failed)} of {len(verdicts)} completions ({failed[0].reason}); more than the "
-            f"share max_failed={most:g}: mend the cause, or raise max_failed"
+            f"share max_failed={most:g}: fix the cause, or raise max_failed"
         )

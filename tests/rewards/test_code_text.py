@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from svf_rl.rewards.verifiers.code_text import candidates
+from svf_rl.rewards.verifiers.code_text import find_candidates
 
 CODE = "x = 1\n"
 
@@ -26,19 +26,19 @@ CODE = "x = 1\n"
     ],
 )
 def test_texts_that_may_be_the_program(completion: str, first: str | None, among: list[str]) -> None:
-    found = candidates(completion)
+    found = find_candidates(completion)
     assert found[0] == (completion if first is None else first)
     assert [text for text in among if text in found] == among
 
 
 def test_blocks_in_python_come_before_others() -> None:
-    found = candidates("```bash\nls\n```\n```json\n{}\n```\n```python\nx = 1\n```\n")
+    found = find_candidates("```bash\nls\n```\n```json\n{}\n```\n```python\nx = 1\n```\n")
     assert found.index("x = 1\n") < found.index("ls\n") < found.index("{}\n")
 
 
 def test_a_prompt_gives_its_imports_to_a_program_and_its_head_to_a_body() -> None:
     prompt = "import math\n\ndef f(x):\n"
-    assert candidates("    return x\n", prompt) == ["import math\n\n    return x\n", prompt + "    return x\n"]
+    assert find_candidates("    return x\n", prompt) == ["import math\n\n    return x\n", prompt + "    return x\n"]
 
 
 @pytest.mark.parametrize(
@@ -52,5 +52,5 @@ def test_a_prompt_gives_its_imports_to_a_program_and_its_head_to_a_body() -> Non
 )  # fmt: skip
 def test_the_time_grows_with_the_length(completion: str) -> None:
     began = time.process_time()
-    candidates(completion, "import math\ndef f(x):\n")
+    find_candidates(completion, "import math\ndef f(x):\n")
     assert time.process_time() - began < 2

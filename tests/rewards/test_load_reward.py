@@ -187,7 +187,7 @@ def test_a_missing_column_is_named() -> None:
     ("spec", "message"),
     [
         ("exact_mach", "unknown reward 'exact_mach'; did you mean 'exact_match'?"),
-        ("{file}", "names no function; write {file}:FUNCTION"),
+        ("{file}", "is a file without a function name; write {file}:FUNCTION"),
         ("nowhere.py:length", "reward file nowhere.py does not exist"),
         ("{file}:lenght", "{file} has no function 'lenght'; did you mean 'length'?"),
         ("{file}:not_a_function", "is not a function but 'int'"),

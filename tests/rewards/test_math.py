@@ -8,7 +8,7 @@ from math_pairs import RIGHT, WRONG
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import load_reward, verify, verify_all
-from svf_rl.rewards.verifiers.math_text import answers, normal_form
+from svf_rl.rewards.verifiers.math_text import find_answers, normalize_answer
 
 
 def test_answers_that_mean_the_same_are_equal() -> None:
@@ -52,7 +52,7 @@ def test_answers_that_differ_are_not() -> None:
     ],
 )
 def test_where_the_answer_stands(completion: str, answer: str) -> None:
-    assert answers(completion)[0] == answer
+    assert find_answers(completion)[0] == answer
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_the_verdict_says_what_was_compared() -> None:
     ],
 )
 def test_the_normal_form_keeps_apart_what_differs(one: str, other: str) -> None:
-    assert normal_form(one) != normal_form(other)
+    assert normalize_answer(one) != normalize_answer(other)
 
 
 def _rows(path) -> list[dict[str, str]]:
@@ -145,7 +145,7 @@ def test_every_math_solution_is_its_own_right_answer(shared_data, name: str) -> 
     rows = _rows(shared_data / "math" / f"{name}.jsonl")
     assert len(rows) == {"math500": 500, "test": 5000}[name]
     solutions = [row["solution"] for row in rows]
-    gold = [row.get("answer") or answers(row["solution"])[0] for row in rows]
+    gold = [row.get("answer") or find_answers(row["solution"])[0] for row in rows]
     assert all(verdict.correct for verdict in verify_all("math", solutions, gold))
     boxed = [rf"It is $\boxed{{{answer}}}$." for answer in gold]
     assert all(verdict.correct for verdict in verify_all("math", boxed, solutions))

@@ -1,1 +1,1 @@
-"""One file a verifier; each becomes a reward of its name by itself."""
+"""One file per verifier; each is a reward of the same name too."""

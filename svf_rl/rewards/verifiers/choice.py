@@ -10,8 +10,8 @@ these rules that finds one:
 4. the last label in brackets: "(A) is too cold, so (B)";
 5. a capital letter that ends the text, when it is the only one in its last sentence: "So it must be C."
 
-Labels are compared as they are: a letter never stands for a digit, since a prompt shows the labels that it wants. A
-completion that gives an option's text without its label names no option, and is wrong.
+Labels are compared as they are: a letter never stands for a digit, since the prompt shows the labels. A completion that
+gives an option's text without its label does not name an option, and is wrong.
 """
 
 import re
@@ -22,7 +22,7 @@ from svf_rl.rewards.references import reference_text, shorten
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 
-# Repetitions are bounded, so that no hostile text takes more than linear time.
+# Repetitions are bounded, so that hostile text takes linear time at most.
 _DECORATION = r"[\s*_:\"'`$“‘]{0,8}"
 _OPEN = rf"{_DECORATION}(?:\\?[(\[{{]|\\(?:text|textbf|mathbf|mathrm)\{{)?{_DECORATION}"
 # Without brackets only a capital is a label: "the answer is a number" holds none; "A" before a word is an article.
@@ -60,7 +60,7 @@ _CAPITAL = re.compile(r"(?<![\w'’])[A-Z](?![\w'’])")
 
 
 def check_reference(reference: Any, **_: Any) -> None:
-    """Raises `SVFError` for a reference that names no option."""
+    """Raises `SVFError` for a reference that does not name an option."""
     _expected(reference)
 
 
@@ -69,7 +69,7 @@ def choice(completion: str, reference: Any) -> Verdict:
     """Compare the labels of the options; both sides are read by the same rules (those above)."""
     expected, got = _expected(reference), extract_choice(completion)
     if got is None:
-        return Verdict(False, None, "the completion names no option")
+        return Verdict(False, None, "the completion does not name an option")
     return Verdict(got == expected, got, "equal" if got == expected else f"{got} is not {expected}")
 
 
@@ -116,5 +116,5 @@ def _ending(text: str) -> str | None:
 def _expected(reference: Any) -> str:
     expected = extract_choice(reference_text("choice", reference))
     if expected is None:
-        raise SVFError(f"choice: the answer {shorten(reference)} names no option")
+        raise SVFError(f"choice: the answer {shorten(reference)} does not name an option")
     return expected

@@ -1,4 +1,4 @@
-"""Where in a completion the program is."""
+"""Finds the program in a completion."""
 
 import re
 
@@ -11,14 +11,14 @@ _CLOSING = re.compile(r"^[ \t]*(?:```|~~~)", re.M)
 _PYTHON = ("python", "py", "python3", "python2", "")
 
 
-def candidates(completion: str, prompt: str = "") -> list[str]:
+def find_candidates(completion: str, prompt: str = "") -> list[str]:
     """
-    The texts that may be the program, best first; the first one that compiles and defines what the tests call is it.
+    The texts that may be the program, best first; the first one that compiles and defines what the tests call is used.
 
     Args:
-        completion (`str`): raw code; code in a fenced block; code that goes on from a prefilled turn up to a closing
+        completion (`str`): raw code; code in a fenced block; code that continues a prefilled turn up to a closing
             fence; or, with `prompt`, the body of the function that the prompt begins.
-        prompt (`str`, *optional*): the beginning of the program. Its imports are put before a whole program, too.
+        prompt (`str`, *optional*): the beginning of the program. Its imports are put before a complete program too.
     """
     blocks = list(_BLOCK.finditer(completion))
     python = [match["code"] for match in blocks if match["language"].lower() in _PYTHON]

@@ -1,7 +1,7 @@
-r"""`dispatch_label`: the completion sorts a prompt into the right kind of task.
+r"""`dispatch_label`: the completion assigns a prompt to the right kind of task.
 
-The label is what the first `\boxed{...}` holds, as in the reference implementation of the prompt dispatch of
-Transformer² (arXiv 2501.06252): a model that goes on writing after its verdict does not change it.
+The label is the content of the first `\boxed{...}`, as in the reference implementation of the prompt dispatch of
+Transformer² (arXiv 2501.06252): what a model writes after its verdict does not change it.
 """
 
 import re
@@ -31,7 +31,7 @@ _BOX = re.compile(r"\\boxed\s{0,8}\{([^{}]{0,100}|[^{}]{0,20}\{[^{}]{0,100}\}[^{
 
 
 def check_reference(reference: Any, **_: Any) -> None:
-    """Raises `SVFError` for a reference that is none of `LABELS`."""
+    """Raises `SVFError` for a reference that is not one of `LABELS`."""
     _expected(reference)
 
 
@@ -43,12 +43,12 @@ def dispatch_label(completion: str, reference: Any) -> Verdict:
     if got is None:
         return Verdict(False, None, r"no \boxed{} in the completion")
     if got not in LABELS:
-        return Verdict(False, got, f"{shorten(got)} is none of {', '.join(LABELS)}")
+        return Verdict(False, got, f"{shorten(got)} is not one of {', '.join(LABELS)}")
     return Verdict(got == expected, got, "equal" if got == expected else f"{got} is not {expected}")
 
 
 def read_label(completion: str) -> str | None:
-    """The one of `LABELS` that the completion names, by the rules of `dispatch_label`; `None` where it names none."""
+    """The one of `LABELS` that the completion names, by the rules of `dispatch_label`; `None` without one."""
     label = _boxed(completion)
     return label if label in LABELS else None
 
@@ -67,5 +67,5 @@ def _label(text: str) -> str:
 def _expected(reference: Any) -> str:
     expected = _label(reference_text("dispatch_label", reference))
     if expected not in LABELS:
-        raise SVFError(f"dispatch_label: the answer {shorten(reference)} is none of {', '.join(LABELS)}")
+        raise SVFError(f"dispatch_label: the answer {shorten(reference)} is not one of {', '.join(LABELS)}")
     return expected

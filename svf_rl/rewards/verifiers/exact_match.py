@@ -9,7 +9,7 @@ from svf_rl.rewards.verifier import verifier
 
 
 def check_reference(reference: Any, **_: Any) -> None:
-    """Raises `SVFError` for a reference that is neither text nor a number, or that is empty."""
+    """Raises `SVFError` for a reference that is neither text nor a number, or is empty."""
     reference_text("exact_match", reference, numbers=True)
 
 
@@ -26,15 +26,15 @@ def exact_match(
         ignore_case (`bool`, *optional*, defaults to `False`): compare case-folded text.
         ignore_punctuation (`bool`, *optional*, defaults to `False`): drop punctuation (Unicode categories P).
     """
-    expected = normalized(reference_text("exact_match", reference, numbers=True), ignore_case, ignore_punctuation)
-    got = normalized(completion, ignore_case, ignore_punctuation)
+    expected = normalize_text(reference_text("exact_match", reference, numbers=True), ignore_case, ignore_punctuation)
+    got = normalize_text(completion, ignore_case, ignore_punctuation)
     if not got:
         return Verdict(False, None, "the completion is empty")
     return Verdict(got == expected, got, "equal" if got == expected else "not equal")
 
 
-def normalized(text: str, ignore_case: bool = False, ignore_punctuation: bool = False) -> str:
-    """`text` in the form in which it is compared."""
+def normalize_text(text: str, ignore_case: bool = False, ignore_punctuation: bool = False) -> str:
+    """`text` in the form used for the comparison."""
     text = unicodedata.normalize("NFC", text)
     if ignore_case:
         text = text.casefold()

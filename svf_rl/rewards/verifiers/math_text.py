@@ -5,9 +5,9 @@ The answer of a completion is decided by the first of these rules that finds one
 1. the last `\boxed{...}` (or `\fbox`); several that stand together ("\boxed{1} and \boxed{2}") are one answer;
 2. the last line `#### ...`, or the last statement of the answer: "the answer is ...", "Final Answer: ...", "A: ...",
    or what stands below a heading "# Answer";
-3. whatever math-verify finds in the end of the text: the last formula or number.
+3. what math-verify finds at the end of the text: the last formula or number.
 
-As for `numeric`, what comes after the first answer does not count once the model asks itself a next question.
+As for `numeric`, text after the first answer does not count where the model asks itself another question.
 
 The normal form follows the rules that came with the MATH benchmark (Hendrycks et al., arXiv 2103.03874: spacing,
 `\left`, `\dfrac`, `\$`, `\%`, degrees, units, `\frac12`, `x=`) and adds thousands commas, decimal zeros and plain text.
@@ -18,9 +18,9 @@ from itertools import pairwise
 
 from svf_rl.rewards.verifiers.numeric import NEXT_QUESTION
 
-# Longer answers are no answers; a bound also keeps the search for closing braces linear.
+# Longer texts are not answers; a bound also keeps the search for closing braces linear.
 MOST_CHARACTERS = 2000
-# How much of the end of a text without a marked answer is searched for one.
+# How many characters at the end of a text without a marked answer are searched for one.
 TAIL = 4000
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}")
@@ -52,7 +52,7 @@ _ARITHMETIC = re.compile(r"[-−+*/^().,\d\s%$€£¥]*\d[-−+*/^().,\d\s%$€�
 _POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _LARGE = re.compile(rf"^[\s\\$]*(-?\d[\d,]*(?:\.\d+)?)[\s\\$]*(?:text\{{\s*)?(?i:({'|'.join(_POWERS)}))\b")
 _DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
-# A word after a number that is no mathematics: three letters or more, or a short unit
+# A word after a number that is not mathematics: three letters or more, or a short unit
 _WORD = (
     r"(?:(?!(?:pi|sqrt|sin|cos|tan|log|exp|and|mod|or|to)\b)"
     r"(?:[A-Za-z]{3,}|cm|mm|km|kg|mg|ml|ft|in|mi|hr|hrs|lb|lbs|oz|yd|sq|of|am|pm|a\.m|p\.m)\b\.?)"
@@ -62,8 +62,8 @@ _NUMBER_AND_WORDS = re.compile(
 )
 
 
-def answers(text: str) -> list[str]:
-    """The readings of the answer that `text` marks as such, the best first; none when it marks no answer."""
+def find_answers(text: str) -> list[str]:
+    """The readings of the answer that `text` marks as such, best first; empty when it does not mark one."""
     question = NEXT_QUESTION.search(text)
     return (question is not None and _marked(text[: question.start()])) or _marked(text) or _whole(text)
 
@@ -75,7 +75,7 @@ def _marked(text: str) -> list[str]:
     return after or _boxed(text, boxes) or _stated(text)
 
 
-def readings(answer: str) -> list[str]:
+def parse_readings(answer: str) -> list[str]:
     """`answer` as texts in which math-verify finds mathematics. A question may ask for millions, so that "4 million" is
     read as 4 too."""
     large = _LARGE.search(answer)
@@ -100,7 +100,7 @@ def _plain_readings(answer: str) -> list[str]:
     return [f"${answer}$"]
 
 
-def bases(answer: str) -> set[str]:
+def find_bases(answer: str) -> set[str]:
     """The number bases that an answer names: 5 in `204_5` and `204_{5}`."""
     return set(re.findall(r"\d_\{?(\d{1,2})\}?", answer))
 
@@ -125,7 +125,7 @@ def _boxed(text: str, found: list[re.Match[str]]) -> list[str]:
             pure = pure and is_list
     last = group[0]
     joined = ",".join(reversed(group))
-    # "\boxed{1} and \boxed{2}" answers with both; where words stand between, the last may be the answer by itself
+    # "\boxed{1} and \boxed{2}" answers with both; with words between them, the last alone may be the answer
     return [joined] if pure else [last, joined]
 
 
@@ -175,7 +175,7 @@ def _without_remarks(clause: str) -> str:
 
 
 def _whole(text: str) -> list[str]:
-    """A text that is nothing but an answer."""
+    """A text that consists of an answer only."""
     text = text.strip()
     return [text] if len(text) <= _STATEMENT_CHARACTERS and "\n" not in text and len(_words(text)) <= 3 else []
 
@@ -199,8 +199,8 @@ def _clause(text: str) -> str:
     return text[:position].strip(" *_\"'")
 
 
-def normal_form(answer: str) -> str:
-    """`answer` as text that is equal for answers that differ in how they are written alone; empty for no answer."""
+def normalize_answer(answer: str) -> str:
+    """`answer` as text that is the same for answers that differ only in how they are written; empty without one."""
     text = answer.strip()
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -224,7 +224,7 @@ _FOR_MATH_VERIFY = [
         (r"\\\$", ""),
         (r"(?<=[\d)}])i(?![A-Za-z])", " i"),  # 2i holds the imaginary unit, as 2 i does
         (r"(?<=\d)(?:,\s?\\!|\{,\}|\\!,)\s*(?=\d{3})", ""),  # thousands commas within a fraction
-        # a variable at the end is no unit: a + b + c, \sin^2 t
+        # a variable at the end is not a unit: a + b + c, \sin^2 t
         (r"(?<=[-+*/=(,])\s*([A-Za-z])$", r"{\1}"),
         (r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log|exp)(?![a-z]).*)\s([A-Za-z])$", r"\1{\2}"),
         (r"(?<=.)[.,;\s]+$", ""),

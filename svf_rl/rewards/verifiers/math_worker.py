@@ -1,19 +1,18 @@
 """The worker process of the `math` verifier: symbolic equality by math-verify, under a hard time-out.
 
-This script is a supervisor: it imports math-verify once and forks a child that makes the
-checks one after the other. Symbolic algebra may run for ever, and in C code that no signal handler interrupts, so the
-supervisor kills a child that is late and forks the next. A child also ends after `CHECKS_A_CHILD` checks, so that what
-sympy caches never adds up.
+This script is a supervisor: it imports math-verify once and forks a child that makes the checks one after the other.
+Symbolic algebra may never end, and may run in C code that no signal handler interrupts, so the supervisor kills a child
+that is late and forks the next. A child also ends after `CHECKS_A_CHILD` checks, so that sympy's caches stay small.
 
 A request is a line `{"gold": [text, ...], "prediction": [text, ...], "timeout": seconds}`, where each list holds the
 readings of one answer, all in a form that math-verify takes for mathematics. The reply is `{"outcome": ...}`:
 
 - "equal", "different": some or no reading of the one equals one of the other;
 - "late": reading the prediction, or comparing it, took longer than `timeout`; "gold late": reading the gold alone did;
-- "died": two children, one after the other, ended by themselves, or were kept from running for `WALL_FACTOR` times as
-  long, which says nothing about the answers.
+- "died": two children, one after the other, ended unexpectedly, or did not get to run for `WALL_FACTOR` times as long;
+  this says nothing about the answers.
 
-The time-out counts the child's own CPU time, so that no answer becomes wrong on a machine that is busy.
+The time-out counts the child's CPU time, so that a busy machine does not make an answer wrong.
 """
 
 import ctypes
@@ -39,7 +38,7 @@ CHECKS_A_CHILD = 1000
 WALL_FACTOR = 10
 # The address space of a child: beyond it, an allocation fails, and with it the check of that one answer.
 CHILD_BYTES = 2 << 30
-# Two numbers that differ by more than this share are different, whatever the rounding to decimals says.
+# Two numbers that differ by more than this share are different, even where they round to the same decimals.
 RELATIVE_TOLERANCE = 1e-3
 
 PR_SET_PDEATHSIG = 1
@@ -123,7 +122,7 @@ class _Child:
 
 def _serve(requests: int, replies: int) -> NoReturn:
     """The life of a child."""
-    # without this, a child in an endless computation would outlive a supervisor that is killed
+    # without this, a child in an endless computation would outlive its supervisor
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for limit, value in ((resource.RLIMIT_AS, CHILD_BYTES), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
         resource.setrlimit(limit, (value, value))
@@ -134,7 +133,7 @@ def _serve(requests: int, replies: int) -> NoReturn:
                 gold = _all_read(tuple(request["gold"]))
                 os.write(replies, GOLD_READ)
                 equal = any(_equal(gold, _read(text)) for text in request["prediction"])
-            # No answer of a model may end the child: what cannot be computed equals nothing.
+            # A model's answer must not end the child: what cannot be computed is not equal to anything.
             except (Exception, RecursionError, MemoryError):  # noqa: BLE001
                 equal = False
             os.write(replies, b"1" if equal else b"0")
@@ -148,8 +147,8 @@ def _all_read(texts: tuple[str, ...]) -> list[Any]:
 
 
 def _read(text: str) -> list[Any]:
-    # Time-outs of math-verify's own are signals; here the supervisor watches. Its fallback to text compares what its
-    # own normalisation left over, and takes 1 - 1/\mathrm{e} for 1 + 1/\mathrm{e}.
+    # math-verify's own time-outs are signals; here the supervisor watches. Its fallback to text compares what its
+    # normalisation left over, and considers 1 - 1/\mathrm{e} equal to 1 + 1/\mathrm{e}.
     found: list[Any] = parse(text, _TARGETS, fallback_mode="no_fallback", parsing_timeout=None)
     return found
 
@@ -174,7 +173,7 @@ def _difference_vanishes(one: Any, other: Any) -> bool:
 
 
 def _warm_up() -> None:
-    """Let sympy import and build, once for all children, what it leaves until it is used."""
+    """Let sympy import and build, once for all children, what it otherwise does at first use."""
     for gold, prediction in (
         ("$2x + 4y = 3$", "$y = 3/4 - x/2$"),
         (r"$\tan^2 y + 1$", r"$\sec^2 y$"),
@@ -184,7 +183,7 @@ def _warm_up() -> None:
 
 
 def _far_apart(one: Any, other: Any) -> bool:
-    """Whether two numbers differ that math-verify takes for equal because both vanish at its absolute precision."""
+    """Whether two numbers differ that math-verify considers equal because both are 0 at its absolute precision."""
     for value in (one, other):
         # a percentage is equal to its number, by convention
         if not isinstance(value, sympy.Expr) or value.free_symbols or value.has(sympy.UnevaluatedExpr):
@@ -199,9 +198,9 @@ def _only_arithmetic_is_evaluated() -> None:
     """
     Let sympy evaluate its own classes and constants and nothing else.
 
-    math-verify gives plain text to `parse_expr`, which ends in Python's `eval`. Its pattern lets digits and operators
-    through and no letter, so that nothing can be called; this holds should a release widen the pattern, or sympy turn a
-    piece of text into an expression by itself.
+    math-verify passes plain text to `parse_expr`, which calls Python's `eval`. Its pattern accepts digits and operators
+    and no letters, so that nothing can be called. This check also holds if a release widens the pattern, or if sympy
+    turns a piece of text into an expression.
     """
     evaluate: Callable[..., Any] = sympy_parser.eval_expr
 

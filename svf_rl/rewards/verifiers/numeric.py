@@ -8,8 +8,8 @@ Which number that is, is decided by the first of these rules that finds one:
 4. the last number.
 
 A stated answer outranks the last number, since explanations that follow it hold numbers too. In an equation the number
-after the last `=` counts. A heading such as `#### Step 2: ...` is no mark. When a model goes on to invent a next
-question (a line `Q:`, `Question:`, `Problem:`), what comes after its first answer does not count.
+after the last `=` counts. A heading such as `#### Step 2: ...` is not a mark. When a model continues with an invented
+question (a line `Q:`, `Question:`, `Problem:`), text after its first answer does not count.
 """
 
 import re
@@ -18,11 +18,11 @@ from fractions import Fraction
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.rewards.references import reference_text, shorten
+from svf_rl.rewards.references import is_number, reference_text, shorten
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 
-# Longer numbers are no answer to anything, and their arithmetic would take its time.
+# Longer numbers are not answers, and computing with them would take time.
 MOST_DIGITS, MOST_EXPONENT = 400, 400
 # How far a statement may be from its number, and how many statements are looked at: keeps hostile text linear.
 STATEMENT_LENGTH, MOST_STATEMENTS = 300, 64
@@ -30,7 +30,7 @@ STATEMENT_LENGTH, MOST_STATEMENTS = 300, 64
 _MINUS = "-−–"
 _CURRENCY = r"(?:\\?[$]|[€£¥₹]|USD\ ?|US\\?[$])"
 _WHOLE = r"\d{1,3}(?:(?:,|\{,\}|,?\\[,!;:]|,\\!\ )\d{3})+(?!\d)|\d+"
-# A minus counts as a sign only where it is no subtraction: not after a digit, letter or bracket, nor before a space.
+# A minus counts as a sign only where it is not a subtraction: not after a digit, letter or bracket, nor before a space.
 _NUMBER = re.compile(
     rf"""
     (?: (?<![\w)\]}}%]) (?P<sign>[-+−–]) (?=[\d.$€£¥₹\\U]) )?
@@ -91,8 +91,8 @@ class Number:
 
 
 def check_reference(reference: Any, *, tolerance: float = 0.0) -> None:
-    """Raises `SVFError` for a reference without a number, or a tolerance that is none."""
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < float("inf"):
+    """Raises `SVFError` for a reference without a number, or an invalid tolerance."""
+    if not is_number(tolerance) or not 0 <= tolerance < float("inf"):
         raise SVFError(f"numeric: tolerance must be a number from 0 up, got {tolerance!r}")
     _expected(reference)
 
@@ -128,7 +128,7 @@ def extract_number(text: str) -> Number | None:
 def _marked(text: str) -> Number | None:
     for mark in reversed(list(_MARK.finditer(text))[-MOST_STATEMENTS:]):
         line, _, rest = text[mark.end() : mark.end() + STATEMENT_LENGTH].lstrip(" \t").partition("\n")
-        # `#### 2. Find the rest` is a heading where the text goes on below it
+        # `#### 2. Find the rest` is a heading where more text follows below it
         if mark[0] == "####" and _ENUMERATOR.match(line) and rest.strip():
             continue
         if (number := _direct(line)) is not None:
@@ -149,7 +149,7 @@ def _stated(text: str) -> Number | None:
         number = _direct(after)
         # After a colon a whole solution may begin: "Answer: 3*4 = 12. Then ..."
         if is_line or (verb is not None and verb["colon"]):
-            if number is not None and not _goes_on(after):
+            if number is not None and not _is_calculation(after):
                 return number
             continue
         if number is None:
@@ -188,7 +188,7 @@ def _direct(text: str) -> Number | None:
     return _value(match) if match is not None and _LEAD.fullmatch(clause, 0, match.start()) else None
 
 
-def _goes_on(text: str) -> bool:
+def _is_calculation(text: str) -> bool:
     """Whether the number that `text` begins with is the first of a calculation."""
     match = _NUMBER.search(text)
     return match is not None and _OPERATOR.match(text, match.end()) is not None
@@ -202,7 +202,7 @@ def _clause(text: str) -> str:
 
 
 def _first_answer(text: str) -> str:
-    """`text` up to the first question that the model asks itself after it has answered."""
+    """`text` up to the first question that the model asks itself after its answer."""
     for question in NEXT_QUESTION.finditer(text):
         before = text[: question.start()]
         if (_marked(before) or _stated(before)) is not None:

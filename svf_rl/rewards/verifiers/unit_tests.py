@@ -5,23 +5,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.rewards.references import shorten
+from svf_rl.rewards.references import is_number, shorten
 from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
-from svf_rl.rewards.verifiers.code_text import candidates
+from svf_rl.rewards.verifiers.code_text import find_candidates
 from svf_rl.sandbox.bubblewrap import Limits, run_program
 
-# Of all candidates together. A program of a few megabytes is none; the sandbox cannot be sent more than 64, and a
-# character may take four bytes.
+# Of all candidates together. A real program is never this long; the sandbox accepts 64 MB at most, and a character may
+# take four bytes.
 _MOST_CHARACTERS = 1 << 23
 
 
 def check_reference(
     reference: Any, *, timeout: float = Limits.seconds, memory_mb: int = Limits.memory_mb, **_: Any
 ) -> None:
-    """Raises `SVFError` for a reference that is none of the three kinds, or whose tests are no Python, and for limits
-    that are none."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= 3600:
+    """Raises `SVFError` for a reference that is not one of the three kinds, or whose tests are not valid Python, and
+    for invalid limits."""
+    if not is_number(timeout) or not 0 < timeout <= 3600:
         raise SVFError(f"unit_tests: timeout must be a number of seconds above 0 and at most 3600, not {timeout!r}")
     if isinstance(memory_mb, bool) or not isinstance(memory_mb, int) or memory_mb < 64:
         raise SVFError(f"unit_tests: memory_mb must be a whole number of at least 64, not {memory_mb!r}")
@@ -41,10 +41,10 @@ def unit_tests(
     """
     Run the program against tests. It sees the arguments of the tests' calls, never the tests.
 
-    What a program can still do, whatever the sandbox: lie in a helper that the tests call and it defines itself (give
-    `prompt`, and the prompt's helpers are used); read `test_setup_code`, which runs where its classes are, so no
-    expected value should stand there; and return types such as `zip`, whose objects cannot be passed on, so that tests
-    that hand one result to another call give no verdict.
+    What a program can still do in spite of the sandbox: cheat in a helper that the tests call and that it defines
+    itself (give `prompt`, then the prompt's helpers are used); read `test_setup_code`, which runs in the program's
+    process, so it should not contain expected values; and return types such as `zip`, whose objects cannot be passed
+    on, so that tests that pass one result to another call are not scorable.
 
     Args:
         completion (`str`): holds the program: raw, in a fenced block, up to a closing fence, or the body of the
@@ -55,17 +55,18 @@ def unit_tests(
             - `{test_list}` and optionally `test_setup_code` (run after the program), `test_imports`, `entry_point`
               (MBPP): each test a piece of code with `assert`;
             - `{inputs, outputs}`: texts for standard input, and what must be printed.
-        share (`bool`, *optional*, defaults to `False`): score the share of passed tests in place of all or nothing.
+        share (`bool`, *optional*, defaults to `False`): score the share of passed tests instead of all or nothing.
         timeout (`float`, *optional*, defaults to `10.0`):
-            seconds of CPU time for the program in all of its tests, or for each pair of input and output; in all three
-            times as long by the clock, and as long as it takes to start it for each pair.
+            seconds of CPU time for the program in all of its tests, or for each pair of input and output. In total it
+            may take three times as long by the clock, plus the time to start it for each pair.
         memory_mb (`int`, *optional*, defaults to `1024`): memory of the program.
-        allow_unsandboxed (`bool`, *optional*, defaults to `False`): where there is no bubblewrap, run it all the same.
+        allow_unsandboxed (`bool`, *optional*, defaults to `False`):
+            run it without a sandbox where bubblewrap is missing.
     """
     request = _request(reference)
     if not completion.strip():
         return Verdict(False, None, "the completion is empty")
-    texts = candidates(completion, request["prompt"])
+    texts = find_candidates(completion, request["prompt"])
     if sum(map(len, texts)) > _MOST_CHARACTERS:
         return Verdict(False, None, "the program is too long to be run")
     limits = Limits(seconds=timeout, memory_mb=memory_mb)
@@ -81,12 +82,12 @@ def unit_tests(
 
 
 def _request(reference: Any) -> dict[str, Any]:
-    """The reference as the supervisor takes it."""
+    """The reference as the supervisor expects it."""
     if not isinstance(reference, Mapping):
         raise SVFError(
             f"unit_tests: an answer must be a mapping, such as {{test_list: [...]}}, not {shorten(reference)}"
         )
-    # a table has a column for every key that any of its rows has
+    # in a table, each row has the keys of all rows
     given = {key: value for key, value in reference.items() if value is not None}
     request = {
         "prompt": _text(given, "prompt"), "entry_point": "", "wanted": [], "imports": "", "setup": "", "main": False,
@@ -95,9 +96,8 @@ def _request(reference: Any) -> dict[str, Any]:
     if "inputs" in given or "outputs" in given:
         inputs, outputs = _texts(given, "inputs"), _texts(given, "outputs")
         if len(inputs) != len(outputs) or not inputs:
-            raise SVFError(
-                f"unit_tests: {len(inputs)} inputs and {len(outputs)} outputs in an answer; give one for one"
-            )
+            counts = f"{len(inputs)} inputs and {len(outputs)} outputs"
+            raise SVFError(f"unit_tests: {counts} in an answer; give one output for each input")
         return {**request, "main": True, "inputs": inputs, "outputs": outputs}
     imports = "\n".join(_texts(given, "test_imports"))
     setup = _text(given, "test_setup_code").replace("\r\n", "\n")
@@ -105,7 +105,7 @@ def _request(reference: Any) -> dict[str, Any]:
     _tree("test_setup_code", setup)
     request |= {"imports": imports, "setup": setup}
     if "entry_point" in given and not _text(given, "entry_point").isidentifier():
-        raise SVFError(f"unit_tests: entry_point in an answer is no name: {shorten(given['entry_point'])}")
+        raise SVFError(f"unit_tests: entry_point in an answer is not a valid name: {shorten(given['entry_point'])}")
     if "test_list" in given:
         tests = _texts(given, "test_list")
         request["wanted"] = [given["entry_point"]] if "entry_point" in given else _called(tests)
@@ -132,7 +132,7 @@ def _called(tests: Sequence[str]) -> list[str]:
 
 
 def _bound(tree: ast.Module) -> set[str]:
-    """Names that a module binds at its top level, as far as a glance shows."""
+    """Names that a module may bind at its top level."""
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return names | {
         node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.alias)
@@ -140,11 +140,11 @@ def _bound(tree: ast.Module) -> set[str]:
 
 
 def _tree(what: str, code: str) -> ast.Module:
-    """The code parsed. Raises `SVFError` for what is no Python."""
+    """The parsed code. Raises `SVFError` for invalid Python."""
     try:
         return ast.parse(code)
     except (SyntaxError, ValueError) as error:  # the latter for null bytes
-        raise SVFError(f"unit_tests: {what} in an answer is no Python ({error}): {shorten(code)}") from error
+        raise SVFError(f"unit_tests: {what} in an answer is not valid Python ({error}): {shorten(code)}") from error
 
 
 def _text(given: Mapping[str, Any], key: str) -> str:
