@@ -14,38 +14,22 @@ LARGEST = ["largest", "biggest", "highest", "greatest", "most"]
 SMALLEST = ["smallest", "lowest", "least", "tiniest", "littlest"]
 
 QUESTIONS = [
-    "Which is {w}?",
-    "Which number is the {w}?",
-    "Pick the {w} number.",
-    "Choose the {w} value.",
-    "Of these, which is {w}?",
-    "Find the {w}.",
-    "Which one of these is {w}?",
-    "Select the {w} of the four.",
-    "Look at the numbers. Which is the {w}?",
-    "One number is the {w}. Which one?",
-    "The {w} value is",
-    "Question: which of these values is the {w}?",
-    "Tell the {w} number.",
-    "I need the {w} value.",
-    "Please find the {w} number here.",
-    "Say which value is {w}.",
-    "Give the {w} one.",
-]
+    "Which is {w}?", "Which number is the {w}?", "Pick the {w} number.", "Choose the {w} value.",
+    "Of these, which is {w}?", "Find the {w}.", "Which one of these is {w}?", "Select the {w} of the four.",
+    "Look at the numbers. Which is the {w}?", "One number is the {w}. Which one?", "The {w} value is",
+    "Question: which of these values is the {w}?", "Tell the {w} number.", "I need the {w} value.",
+    "Please find the {w} number here.", "Say which value is {w}.", "Give the {w} one.",
+]  # fmt: skip
 LAYOUTS = ["({L}) {n}", "({L}) {n},", "({L}) {n};", "\n({L}) {n}"]
 LAST_LAYOUTS = [
-    "{options} {question}",
-    "Options: {options} {question}",
-    "Here are four: {options} {question}",
+    "{options} {question}", "Options: {options} {question}", "Here are four: {options} {question}",
     "From {options} {question}",
-]
+]  # fmt: skip
 
 NEW_QUESTIONS = [
-    "Tell me which number here is {w}.",
-    "Can you find the {w} one?",
-    "I want the {w} number of these.",
+    "Tell me which number here is {w}.", "Can you find the {w} one?", "I want the {w} number of these.",
     "Please pick the value that is {w}.",
-]
+]  # fmt: skip
 NEW_LAST_LAYOUTS = ["Look at these four: {options} {question}", "These are the values: {options} {question}"]
 
 

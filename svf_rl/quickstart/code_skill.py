@@ -19,30 +19,18 @@ PHRASES = {
 OPERATORS = [("+", "*"), ("-", "*"), ("*", "+"), ("*", "-")]
 
 FRAMES = [
-    "Write {f}(x): {p1}, then {p2}.",
-    "Define {f}(x): {p1}, then {p2}.",
-    "Make a function {f} of x: {p1} and {p2}.",
-    "{f}(x) should {p1} and then {p2}. Write it.",
-    "Python function {f}(x): first {p1}, next {p2}.",
-    "Steps: {p1}; {p2}. Write {f}(x).",
-    "Write code for {f}. Take x, {p1}, and then {p2}.",
-    "Code {f}(x). First {p1}. Then {p2}.",
-    "In Python, {f} takes x. {p1}, then {p2}.",
-    "Task: {p1}, after that {p2}. Name the function {f}.",
-    "Write a function {f} of x. {p1}. Then {p2}.",
-    "For x, {p1}, next {p2}. Call it {f}.",
-    "Please code {f}(x): {p1}, later {p2}.",
-    "{f}(x): {p1}, {p2}.",
-    "I want {f}(x): {p1}, then {p2}.",
-    "With x, {p1} and last {p2}: {f}(x).",
-    "To x {p1}; and {p2}. This is {f}.",
-]
+    "Write {f}(x): {p1}, then {p2}.", "Define {f}(x): {p1}, then {p2}.", "Make a function {f} of x: {p1} and {p2}.",
+    "{f}(x) should {p1} and then {p2}. Write it.", "Python function {f}(x): first {p1}, next {p2}.",
+    "Steps: {p1}; {p2}. Write {f}(x).", "Write code for {f}. Take x, {p1}, and then {p2}.",
+    "Code {f}(x). First {p1}. Then {p2}.", "In Python, {f} takes x. {p1}, then {p2}.",
+    "Task: {p1}, after that {p2}. Name the function {f}.", "Write a function {f} of x. {p1}. Then {p2}.",
+    "For x, {p1}, next {p2}. Call it {f}.", "Please code {f}(x): {p1}, later {p2}.", "{f}(x): {p1}, {p2}.",
+    "I want {f}(x): {p1}, then {p2}.", "With x, {p1} and last {p2}: {f}(x).", "To x {p1}; and {p2}. This is {f}.",
+]  # fmt: skip
 NEW_FRAMES = [
-    "Please write a function {f}: {p1}, and after that {p2}.",
-    "I need {f}(x) to {p1}, next {p2}.",
-    "Can you code {f}? Take x and {p1}; then {p2}.",
-    "Given x, {p1}. Next {p2}. Define {f}(x) so.",
-]
+    "Please write a function {f}: {p1}, and after that {p2}.", "I need {f}(x) to {p1}, next {p2}.",
+    "Can you code {f}? Take x and {p1}; then {p2}.", "Given x, {p1}. Next {p2}. Define {f}(x) so.",
+]  # fmt: skip
 
 
 def problems() -> list[tuple[Any, ...]]:

@@ -17,96 +17,55 @@ NEW_THINGS = "lemons stones boats spoons ropes tickets".split()
 
 # (present, past) forms of what makes the count go up or down.
 GAINS = [
-    ("buys", "bought"),
-    ("finds", "found"),
-    ("gets", "got"),
-    ("wins", "won"),
-    ("collects", "collected"),
-    ("receives", "received"),
-    ("picks up", "picked up"),
-    ("earns", "earned"),
-]
+    ("buys", "bought"), ("finds", "found"), ("gets", "got"), ("wins", "won"), ("collects", "collected"),
+    ("receives", "received"), ("picks up", "picked up"), ("earns", "earned"),
+]  # fmt: skip
 LOSSES = [
-    ("sells", "sold"),
-    ("loses", "lost"),
-    ("gives away", "gave away"),
-    ("eats", "ate"),
-    ("uses", "used"),
-    ("drops", "dropped"),
-    ("breaks", "broke"),
-    ("throws away", "threw away"),
-]
+    ("sells", "sold"), ("loses", "lost"), ("gives away", "gave away"), ("eats", "ate"), ("uses", "used"),
+    ("drops", "dropped"), ("breaks", "broke"), ("throws away", "threw away"),
+]  # fmt: skip
 PLUS = ["add {}", "plus {}", "increase by {}", "add on {}"]
 MINUS = ["subtract {}", "minus {}", "decrease by {}", "take away {}"]
 
 OPENINGS = [
     [
-        "{N} has {a} {o}",
-        "{N} starts with {a} {o}",
-        "{N} owns {a} {o}",
-        "There are {a} {o} and {N}",
-        "With {a} {o} in a box, {N}",
-        "Today {N} has {a} {o}",
-        "Here {N} has {a} {o}",
+        "{N} has {a} {o}", "{N} starts with {a} {o}", "{N} owns {a} {o}", "There are {a} {o} and {N}",
+        "With {a} {o} in a box, {N}", "Today {N} has {a} {o}", "Here {N} has {a} {o}",
     ],
     [
-        "{N} had {a} {o}",
-        "{N} began with {a} {o}",
-        "At first {N} had {a} {o}",
-        "In the morning {N} had {a} {o}",
-        "There were {a} {o} and {N}",
-        "Long ago {N} had {a} {o}",
-        "One day {N} had {a} {o}",
+        "{N} had {a} {o}", "{N} began with {a} {o}", "At first {N} had {a} {o}", "In the morning {N} had {a} {o}",
+        "There were {a} {o} and {N}", "Long ago {N} had {a} {o}", "One day {N} had {a} {o}",
     ],
-]
+]  # fmt: skip
 STORIES = [
-    "{open}, {e1}, then {e2}.",
-    "{open}, {e1} and {e2}.",
-    "{open}. {N} {e1}. Then {N} {e2}.",
-    "{open}, {e1} and later {e2}.",
-    "{open}. After that {N} {e1}, and then {e2}.",
-    "{open}. {N} {e1} and {e2}.",
-    "{open}; later {N} {e1}; then {N} {e2}.",
-    "{open}. Next, {N} {e1}. Later, {N} {e2}.",
+    "{open}, {e1}, then {e2}.", "{open}, {e1} and {e2}.", "{open}. {N} {e1}. Then {N} {e2}.",
+    "{open}, {e1} and later {e2}.", "{open}. After that {N} {e1}, and then {e2}.", "{open}. {N} {e1} and {e2}.",
+    "{open}; later {N} {e1}; then {N} {e2}.", "{open}. Next, {N} {e1}. Later, {N} {e2}.",
     "{open}. {N} {e1}. {N} {e2}.",
-]
+]  # fmt: skip
 # The start may also come last.
 LATE_STARTS = [
     ["{N} {e1} and then {e2}, starting from {a} {o}.", "{N} {e1}, then {e2}. The start was {a} {o}."],
     ["{N} {e1} and then {e2}, having started with {a} {o}.", "{N} {e1}, then {e2}. At first it was {a} {o}."],
 ]
 QUESTIONS = [
-    "How many {o} now?",
-    "How many {o} are left?",
-    "How many {o} does {N} have?",
-    "How many?",
-    "What is the total?",
-    "Count the {o}.",
-    "How many {o} at the end?",
-    "Say how many {o} there are.",
-    "What number of {o} is left?",
-]
+    "How many {o} now?", "How many {o} are left?", "How many {o} does {N} have?", "How many?", "What is the total?",
+    "Count the {o}.", "How many {o} at the end?", "Say how many {o} there are.", "What number of {o} is left?",
+]  # fmt: skip
 SUMS = [
-    "Start at {a}, {s1}, then {s2}.",
-    "Take {a}, {s1} and {s2}.",
-    "What is {a} {t1} {t2}?",
-    "Compute {a} {t1} {t2}.",
-    "Begin with {a}. First {s1}. Then {s2}. What is the result?",
-    "How much is {a} {t1} {t2}?",
-    "{a} {t1} {t2} is?",
-    "Please work out {a} {t1} {t2}.",
-    "{a}, {s1}, {s2}.",
-]
+    "Start at {a}, {s1}, then {s2}.", "Take {a}, {s1} and {s2}.", "What is {a} {t1} {t2}?", "Compute {a} {t1} {t2}.",
+    "Begin with {a}. First {s1}. Then {s2}. What is the result?", "How much is {a} {t1} {t2}?", "{a} {t1} {t2} is?",
+    "Please work out {a} {t1} {t2}.", "{a}, {s1}, {s2}.",
+]  # fmt: skip
 
 NEW_OPENINGS = [
     ["Now {N} keeps {a} {o}", "We see that {N} has {a} {o}"],
     ["Last week {N} had {a} {o}", "We know {N} had {a} {o}"],
 ]
 NEW_STORIES = [
-    "{open}; next {N} {e1}; at last {N} {e2}.",
-    "{open}. One day {N} {e1}. One day later {N} {e2}.",
+    "{open}; next {N} {e1}; at last {N} {e2}.", "{open}. One day {N} {e1}. One day later {N} {e2}.",
     "{open} but {e1}, and after that {e2}.",
-]
+]  # fmt: skip
 NEW_QUESTIONS = ["Tell me how many {o} {N} has.", "So how many {o} is that?", "What is the count of {o} now?"]
 NEW_SUMS = ["Please take {a}, then {s1}, and at last {s2}.", "How much is {a} {t1} {t2} in total?"]
 
