@@ -95,7 +95,7 @@ def planned(folder: Path, stage: int, prompt: int) -> int:
     plan = MemoryPlan(load_recipe(folder / "recipe.yaml", gpus=2), Machine(2, 1, 10**12), stage, prompt)
     each = plan.gpu(plan.run)
     assert each.activations is not None
-    return sum(each.held.values()) + each.buckets + each.gather_parameters + each.activations
+    return sum(each.held.values()) + each.buckets + each.gathered + each.activations
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def _memory(known: argparse.Namespace, overrides: Sequence[str]) -> bool:
 
     quiet_libraries()
     from svf_rl.memory.plan import Machine, MemoryPlan  # takes seconds
-    from svf_rl.memory.report import as_text, as_values, verdict
+    from svf_rl.memory.report import as_text, as_values, decide
     from svf_rl.memory.text import parse_memory
     from svf_rl.settings.dry_run import check_recipe
     from svf_rl.settings.recipe import load_recipe
@@ -54,7 +54,7 @@ def _memory(known: argparse.Namespace, overrides: Sequence[str]) -> bool:
     recipe = load_recipe(known.recipe, overrides, gpus=machine.processes)
     check_recipe(recipe)  # refuses what a dry run refuses
     plan = MemoryPlan(recipe, machine, known.zero, known.prompt_tokens)
-    fits, outcome = verdict(plan)
+    fits, outcome = decide(plan)
     print(json.dumps(as_values(plan, fits, outcome), indent=2) if known.json else as_text(plan, outcome))
     return fits
 

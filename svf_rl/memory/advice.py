@@ -1,7 +1,8 @@
-"""What to change in a run that does not fit, found by trying."""
+"""Suggests changes to a run that does not fit, found by trying."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import combinations, product
 
 from svf_rl.generation.vllm.tensor_parallel import find_undivided_part
@@ -14,7 +15,7 @@ _MOST = 3  # suggestions, and changes in one of them
 Change = Callable[[Run], Run]
 
 
-def advice(plan: MemoryPlan) -> list[str]:
+def suggest(plan: MemoryPlan) -> list[str]:
     """Up to three sets of changes, each of which makes the run fit, with as few changes as possible; empty where none
     was found."""
     kinds = _changes(plan)
@@ -34,7 +35,7 @@ def advice(plan: MemoryPlan) -> list[str]:
 
 
 def _changes(plan: MemoryPlan) -> dict[str, list[Change]]:
-    """By kind, what could be changed, the mildest first. The sequences of an update stay as many where they can."""
+    """By kind, what could be changed, mildest first. The number of sequences in a step stays the same where it can."""
     run, machine = plan.run, plan.machine
     kinds: dict[str, list[Change]] = {}
     if not run.checkpointing:
@@ -42,10 +43,11 @@ def _changes(plan: MemoryPlan) -> dict[str, list[Change]]:
     if run.rollouts == "colocated" and not run.sleep:
         kinds["sleep"] = [lambda run: replace(run, sleep=True)]
     if run.rollouts == "colocated":
-        kinds["share"] = [_share(share) for share in _SHARES if abs(share - run.share) > 1e-6]
-    sizes = [size for size in _halves(run.micro_batch) if run.micro_batch * run.accumulation % size == 0]
+        kinds["share"] = [partial(_set_share, share) for share in _SHARES if abs(share - run.share) > 1e-6]
+    halves = [run.micro_batch >> shift for shift in range(1, run.micro_batch.bit_length())]
+    sizes = [size for size in halves if run.micro_batch * run.accumulation % size == 0]
     if sizes:
-        kinds["micro-batch"] = [_micro_batch(size) for size in sizes]
+        kinds["micro-batch"] = [partial(_set_micro_batch, size) for size in sizes]
     if run.stage < 3 and 3 in plan.stages:
         kinds["stage"] = [lambda run: replace(run, stage=3)]
     config = plan.model.config
@@ -53,41 +55,30 @@ def _changes(plan: MemoryPlan) -> dict[str, list[Change]]:
         n for n in (2, 4, 8) if n > run.tensor_parallel and machine.gpus % n == 0 and not find_undivided_part(config, n)
     ]
     if run.rollouts == "colocated" and ranks:
-        kinds["tensor parallel"] = [_tensor_parallel(n) for n in ranks]
+        kinds["tensor parallel"] = [partial(_set_tensor_parallel, n) for n in ranks]
     if plan.allows(3):
-        kinds["processes"] = [_processes(run.processes * factor) for factor in (2, 4, 8, 16)]
+        kinds["processes"] = [partial(_set_processes, run.processes * factor) for factor in (2, 4, 8, 16)]
     if run.rollouts == "colocated":
         kinds["server"] = [lambda run: replace(run, rollouts="server", share=0.0, sleep=False, tensor_parallel=1)]
     return kinds
 
 
-def _halves(size: int) -> list[int]:
-    halves = []
-    while size > 1:
-        size //= 2
-        halves.append(size)
-    return halves
+def _set_share(share: float, run: Run) -> Run:
+    return replace(run, share=share if run.rollouts == "colocated" else 0.0)
 
 
-def _share(share: float) -> Change:
-    return lambda run: replace(run, share=share if run.rollouts == "colocated" else 0.0)
+def _set_tensor_parallel(ranks: int, run: Run) -> Run:
+    return replace(run, tensor_parallel=ranks if run.rollouts == "colocated" else 1)
 
 
-def _tensor_parallel(ranks: int) -> Change:
-    return lambda run: replace(run, tensor_parallel=ranks if run.rollouts == "colocated" else 1)
+def _set_micro_batch(size: int, run: Run) -> Run:
+    return replace(run, micro_batch=size, accumulation=run.micro_batch * run.accumulation // size)
 
 
-def _micro_batch(size: int) -> Change:
-    return lambda run: replace(run, micro_batch=size, accumulation=run.micro_batch * run.accumulation // size)
-
-
-def _processes(processes: int) -> Change:
-    def change(run: Run) -> Run:
-        steps = run.accumulation * run.processes
-        accumulation = steps // processes if steps % processes == 0 else run.accumulation
-        return replace(run, processes=processes, stage=3, accumulation=accumulation)
-
-    return change
+def _set_processes(processes: int, run: Run) -> Run:
+    steps = run.accumulation * run.processes
+    accumulation = steps // processes if steps % processes == 0 else run.accumulation
+    return replace(run, processes=processes, stage=3, accumulation=accumulation)
 
 
 def _described(before: Run, after: Run) -> str:

@@ -18,13 +18,13 @@ from svf_rl.settings.recipe import Recipe
 from svf_rl.svf.targets import logical_weight
 from svf_rl.training.policy import add_hidden_states_forward
 
-# Layers of which activations are counted where all layers are alike: what the last one adds, every further one adds.
+# Where all layers are alike, activations of this many are counted: each further one adds as much as the last of them.
 _TRACED = 3
 
 
 class PlannedModel:
     """
-    The adapted model of a recipe on fake tensors, which have shapes and types and no memory.
+    The adapted model of a recipe on fake tensors, which have shapes and types but no memory.
 
     Args:
         recipe ([`Recipe`]): The recipe.
@@ -79,7 +79,7 @@ class PlannedModel:
             **self._frozen_bytes(list(self.shapes.values())),
         )
         self._layers = decoder_layers(self.model, self.text_config)
-        self._activations = cache(self._traced)
+        self.activations = cache(self._trace_activations)
 
     @property
     def largest(self) -> tuple[int, int]:
@@ -110,12 +110,9 @@ class PlannedModel:
     def _frozen_bytes(self, shapes: list[tuple[int, int]]) -> dict[str, int]:
         return self.kind.frozen_bytes(shapes, self.itemsize, self.recipe.adapter)
 
-    def activations(self, sequences: int, prompt: int, checkpointing: bool) -> Activations | None:
-        """Of one micro-batch of so many sequences of `prompt` tokens and a whole completion; `None`, and a note, where
-        the architecture's operations depend on values."""
-        return self._activations(sequences, prompt, checkpointing)
-
-    def _traced(self, sequences: int, prompt: int, checkpointing: bool) -> Activations | None:
+    def _trace_activations(self, sequences: int, prompt: int, checkpointing: bool) -> Activations | None:
+        """Of one micro-batch of `sequences` sequences with `prompt` tokens and a whole completion each; `None`, and a
+        note, where the architecture's operations depend on values."""
         training = self.recipe.training
         has_reference = bool(training.beta) and training.kl_placement == "loss"
         direction = training.kl_type if training.kl_type in EXACT_KL and has_reference else None
@@ -126,7 +123,7 @@ class PlannedModel:
         if every != 1:
             self.notes.append(f"gradient checkpointing of every {every} layers is planned as of every layer")
         layers = self._layers
-        # it logs a traceback for what becomes a note here
+        # torch would log a traceback for what becomes a note here
         logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
         try:
             with self._fake:
@@ -142,7 +139,7 @@ class PlannedModel:
                     del layers[:]
                     layers.extend(whole)
                 return longer.extended(shorter, len(whole) - _TRACED)
-        # what operations raise whose result depends on values, or that do not know fake tensors
+        # raised by operations whose result depends on values, or that do not support fake tensors
         except (RuntimeError, TypeError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip()
             note = f"activations of {self.config.model_type} are not known without weights ({reason})"
@@ -153,10 +150,10 @@ class PlannedModel:
 
 def kv_bytes_a_token(config: PretrainedConfig, itemsize: int, ranks: int = 1) -> int | None:
     """
-    Bytes of the KV cache for one token in all layers: keys and values of each key-value head, in the model's type. Of
-    `ranks` GPUs each has its share of the heads, one at least, and all of a latent vector.
+    Bytes of the KV cache for one token in all layers: keys and values of each key-value head, in the model's type. Each
+    of `ranks` GPUs has its share of the heads, at least one, and a whole latent vector.
 
-    `None` where layers keep something else (recurrent ones, or latent attention beside what is known here).
+    `None` where layers store something else (recurrent layers, or an unknown kind of latent attention).
     """
     text = config.get_text_config()
     layers = getattr(text, "num_hidden_layers", None)
@@ -184,7 +181,7 @@ def _dtype(recipe: Recipe, config: PretrainedConfig, notes: list[str]) -> torch.
 
 
 def _base(recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype) -> Any:
-    # fused kernels need as much memory as each other; those of another package need not be installed here
+    # all fused kernels need the same memory; those of another package may be missing here
     attention = {"attn_implementation": "eager"} if recipe.model.attn_implementation == "eager" else {}
     try:
         model = AutoModelForCausalLM.from_config(

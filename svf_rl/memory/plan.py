@@ -4,7 +4,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from svf_rl.errors import SVFError
-from svf_rl.memory.arithmetic import GPU, STAGES, KVCache, Run, gpu, kv_cache
+from svf_rl.memory.arithmetic import (
+    GPU,
+    RESERVE,
+    STAGES,
+    KVCache,
+    Run,
+    bucket_bytes,
+    gathered_bytes,
+    held_bytes,
+    kv_cache,
+)
 from svf_rl.memory.model import PlannedModel, kv_bytes_a_token
 from svf_rl.memory.text import gib
 from svf_rl.memory.trace import Activations
@@ -13,13 +23,13 @@ from svf_rl.settings.recipe_checks import check_zero
 
 # Tokens of a prompt where the recipe does not bound them.
 _PROMPT = 512
-# `TransformersGenerator` generates so many sequences at a time.
+# How many sequences `TransformersGenerator` generates together.
 _GENERATED_TOGETHER = 64
 
 
 @dataclass(frozen=True)
 class Machine:
-    """So many GPUs of `memory` bytes each on each of `nodes` nodes."""
+    """`nodes` nodes with `gpus` GPUs each, of `memory` bytes each."""
 
     gpus: int
     nodes: int
@@ -63,7 +73,7 @@ class MemoryPlan:
         self.completion = training.max_completion_length
         self.prompt = self._prompt(prompt)
         self.length = training.vllm_max_model_length or self.prompt + self.completion
-        # vLLM does not start where one sequence of the longest kind does not fit, whether or not there will be one
+        # vLLM does not start unless one sequence of the longest kind fits, even if there will never be one
         positions = getattr(self.model.text_config, "max_position_embeddings", None)
         self.longest = training.vllm_max_model_length or positions or self.length
         rollouts = "transformers"
@@ -84,7 +94,7 @@ class MemoryPlan:
         if stage is None and machine.processes > 1:
             runs = [replace(self.run, stage=each) for each in self.stages if each != 1]
             self.run = next((run for run in runs if self.fits(run)), self.run)
-        self._note_what_is_left_out()
+        self._note_omissions()
 
     @cached_property
     def stages(self) -> list[int]:
@@ -105,25 +115,32 @@ class MemoryPlan:
         return self._gpu(run, self.model.activations(run.micro_batch, self.prompt, run.checkpointing))
 
     def fits(self, run: Run) -> bool:
-        """Whether `run` has no [`problems`]; quick where it does not fit even without activations."""
+        """Whether `run` has no [`problems`]; fast where it does not fit even without activations."""
         return self._gpu(run, None).peak <= self.machine.memory and not self.problems(run)
 
     def _gpu(self, run: Run, activations: Activations | None) -> GPU:
-        model = self.model
-        return gpu(
-            model.tensors,
-            run,
-            self.machine.memory,
-            None if activations is None else activations.peak,
-            model.output_layer,
-            model.itemsize,
-            model.rebuild,
-            model.largest_factors,
-            self._generation(run, activations),
+        model, memory = self.model, self.machine.memory
+        parts = held_bytes(model.tensors, run)
+        always = sum(parts.values()) + RESERVE
+        colocated, own = run.rollouts == "colocated", run.rollouts == "transformers"
+        engine = int(run.share * memory) if colocated else 0
+        reduce = bucket_bytes(model.tensors, run)
+        whole = gathered_bytes(model.tensors, run, model.output_layer, model.itemsize)
+        peak = None if activations is None else activations.peak
+        return GPU(
+            held=parts,
+            buckets=reduce,
+            gathered=whole,
+            activations=peak,
+            engine=engine,
+            update=always + reduce + whole + (peak or 0) + (0 if run.sleep else engine),
+            rollout=always + engine + (self._generation(run, activations) + whole if own else 0),
+            # stage 3 gathers W, U and Vt of a matrix to rebuild it
+            sync=always + engine + (model.rebuild + model.largest_factors * (run.stage == 3) if colocated else 0),
         )
 
     def _generation(self, run: Run, activations: Activations | None) -> int:
-        """Bytes of transformers' generation: its KV cache, and about what a forward pass over the prompts takes."""
+        """Bytes of transformers' generation: its KV cache, and roughly a forward pass over the prompts."""
         length, together = self.prompt + self.completion, min(_GENERATED_TOGETHER, self.generated)
         cache = together * length * (self.token_bytes() or 0)
         if activations is None:
@@ -138,7 +155,7 @@ class MemoryPlan:
         return kv_cache(run, self.machine.memory, self.model.tensors.base, self.token_bytes(run.tensor_parallel))
 
     def token_bytes(self, ranks: int = 1) -> int | None:
-        """Bytes of the KV cache for one token on each of so many GPUs of an engine, `None` where the architecture's
+        """Bytes of the KV cache for one token on each of the `ranks` GPUs of an engine; `None` where the architecture's
         cache is not known here."""
         return kv_bytes_a_token(self.model.config, self.model.itemsize, ranks)
 
@@ -186,7 +203,7 @@ class MemoryPlan:
         self.notes.append(f"the recipe does not bound prompts: planned for {max(1, room)} tokens (--prompt-tokens)")
         return max(1, room)
 
-    def _note_what_is_left_out(self) -> None:
+    def _note_omissions(self) -> None:
         model, training = self.model, self.recipe.training
         if self.run.rollouts == "colocated":
             self.notes.append(
@@ -203,7 +220,7 @@ class MemoryPlan:
         if training.gradient_accumulation_steps % every and training.objective != "next_token":
             size = self.run.micro_batch * (self.completion + 1) * model.vocabulary * 2 * model.itemsize
             self.notes.append(
-                "several updates from one set of completions: TRL makes whole logits for the old policy, about "
+                "several steps from one set of completions: TRL computes full logits for the old policy, about "
                 f"{gib(size)} GiB, which is not part of the sums"
             )
         if self.run.stage or self.machine.processes > 1:

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from svf_rl.losses.token_logprobs import CHUNK
-from svf_rl.memory.advice import advice
+from svf_rl.memory.advice import suggest
 from svf_rl.memory.arithmetic import RESERVE
 from svf_rl.memory.plan import MemoryPlan
 from svf_rl.memory.text import gib
@@ -17,22 +17,19 @@ _KINDS = {
 }  # fmt: skip
 
 
-def verdict(plan: MemoryPlan) -> tuple[bool, str]:
+def decide(plan: MemoryPlan) -> tuple[bool, str]:
     """Whether the run fits, and the line that says so, or what to change."""
     problems, run = plan.problems(plan.run), plan.run
     if not problems:
         left = plan.machine.memory - plan.gpu(run).peak
         unknown = ", activations apart, which are not known" if plan.gpu(run).activations is None else ""
         return True, f"fits{unknown}: {_stage(plan, run.stage)}, {gib(left)} GiB of a GPU left"
-    suggestions = advice(plan)
-    change = (
-        "; or ".join(suggestions) if suggestions else "larger GPUs, or a smaller model: no change here makes it fit"
-    )
+    change = "; or ".join(suggest(plan)) or "larger GPUs, or a smaller model: no change here makes it fit"
     return False, f"does not fit ({'; '.join(problems)}); change: {change}"
 
 
 def as_text(plan: MemoryPlan, outcome: str) -> str:
-    """All of the plan, with the `outcome` of [`verdict`] as its last line."""
+    """All of the plan, with the `outcome` of [`decide`] as its last line."""
     model, machine, run = plan.model, plan.machine, plan.run
     where = f"{machine.gpus} GPUs" if machine.nodes == 1 else f"{machine.nodes} nodes of {machine.gpus} GPUs"
     if machine.processes == 1:
@@ -51,7 +48,7 @@ def as_text(plan: MemoryPlan, outcome: str) -> str:
             f"({plan.prompt} of the prompt, {plan.completion} of the completion)",
             aligned(_activation_rows(plan), left=["GiB"]),
             "",
-            f"A GPU{_checkpointing(run.checkpointing)}",
+            f"A GPU, {'with' if run.checkpointing else 'without'} gradient checkpointing",
             aligned(_gpu_rows(plan), left=["GiB"]),
             "",
             *_rollout_lines(plan),
@@ -192,7 +189,3 @@ def _stage(plan: MemoryPlan, stage: int) -> str:
     if plan.machine.processes == 1:
         return "one GPU"
     return "DDP" if stage == 0 else f"ZeRO-{stage}"
-
-
-def _checkpointing(on: bool) -> str:
-    return f", {'with' if on else 'without'} gradient checkpointing"

@@ -1,7 +1,7 @@
 """Activations of one micro-batch, found by running the trainer's own forward and backward passes without data.
 
-Every operation runs on fake tensors, which have shapes and types and no memory; what is alive is added up as PyTorch
-would allocate it. So the figure holds for any architecture, and follows the code of the layers and of the loss.
+Every operation runs on fake tensors, which have shapes and types but no memory; the bytes of live storages are added up
+as PyTorch would allocate them. So the figure is right for any architecture, and follows the code of layers and loss.
 """
 
 import weakref
@@ -25,7 +25,7 @@ from svf_rl.training.policy import hidden_states, output_layer, reference
 @dataclass(frozen=True)
 class Activations:
     """
-    Bytes alive in one micro-batch, beside the model and its gradients.
+    Bytes alive in one micro-batch, without the model and its gradients.
 
     Args:
         saved (`int`): After the policy's forward pass: what the backward pass needs.
@@ -44,7 +44,7 @@ class Activations:
         return max(getattr(self, f.name) for f in fields(self))
 
     def extended(self, shorter: "Activations", layers: int) -> "Activations":
-        """Of a model with `layers` layers more: each adds what the last one of this model adds to `shorter`."""
+        """Of a model with `layers` more layers: each adds what the last one of this model adds to `shorter`."""
         return Activations(
             **{
                 f.name: getattr(self, f.name) + layers * (getattr(self, f.name) - getattr(shorter, f.name))
@@ -125,12 +125,12 @@ def _passes(model: Any, batch: Batch, ids: Tensor, mask: Tensor, advantages: Ten
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within it, adds up the storages that operations make, as long as anything holds them."""
+    """A context that adds up the storages created by operations, as long as they are referenced."""
 
     def __init__(self, existing: Iterable[Tensor]):
         super().__init__()
         self.now = self._peak = 0
-        # held, so that no other storage takes the same identity
+        # kept alive, so that no other storage gets the same identity
         self._existing = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in existing)}
         self._seen: dict[int, weakref.ref[Any]] = {}
 

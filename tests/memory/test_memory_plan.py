@@ -12,8 +12,8 @@ import yaml
 from transformers import DeepseekV3Config, GPT2Config, LlamaConfig, MixtralConfig, Qwen3Config
 
 from svf_rl.errors import SVFError
-from svf_rl.memory.advice import advice
-from svf_rl.memory.arithmetic import RESERVE, Run, TensorBytes, held, kv_cache, optimizer_bytes
+from svf_rl.memory.advice import suggest
+from svf_rl.memory.arithmetic import RESERVE, Run, TensorBytes, held_bytes, kv_cache, optimizer_bytes
 from svf_rl.memory.model import kv_bytes_a_token
 from svf_rl.memory.plan import Machine, MemoryPlan
 from svf_rl.memory.text import parse_memory
@@ -180,7 +180,7 @@ def test_whole_modules_are_trained_and_paid_for(plan) -> None:
 def test_each_stage_shards_what_deepspeed_shards() -> None:
     tensors = TensorBytes(base=800, buffers=8, factors=400, singular_values=40, trained=40, gradients=40, optimizer=80)
     run = Run(4, 0, 1, 1, False, "transformers", 0.0, False, 1)
-    by_stage = [held(tensors, replace(run, stage=stage)) for stage in (0, 1, 2, 3)]
+    by_stage = [held_bytes(tensors, replace(run, stage=stage)) for stage in (0, 1, 2, 3)]
     assert [part["base weights"] for part in by_stage] == [800, 800, 800, 200]
     assert [part["factors U, Vt"] for part in by_stage] == [400, 400, 400, 100]
     assert [part["gradients"] for part in by_stage] == [40, 40, 10, 10]
@@ -221,7 +221,7 @@ def test_a_stage_that_training_refuses_is_not_planned(
     for stage in {1, 2, 3} - set(stages):
         with pytest.raises(SVFError, match=r"weight_decay|use_vllm"):
             plan(TINY, gpus=2, stage=stage, **settings)
-    assert "ZeRO-3" not in " ".join(advice(plan(TINY, gpus=2, memory=10**6, **settings))) or 3 in stages
+    assert "ZeRO-3" not in " ".join(suggest(plan(TINY, gpus=2, memory=10**6, **settings))) or 3 in stages
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_the_recipe_for_70b_fits_nodes_of_eight_gpus_with_zero3_alone(repository
 def test_advice_is_found_by_trying(plan) -> None:
     got = plan(LLAMA_8B, gradient_checkpointing=False, vllm_max_model_length=2048, vllm_gpu_memory_utilization=0.4)
     assert "an update needs" in got.problems(got.run)[0]
-    assert "gradient_checkpointing: true" in advice(got)
+    assert "gradient_checkpointing: true" in suggest(got)
     fits = plan(LLAMA_8B, gradient_checkpointing=True, vllm_max_model_length=2048, vllm_gpu_memory_utilization=0.4)
     assert fits.problems(fits.run) == []
 
@@ -312,13 +312,13 @@ def test_advice_is_found_by_trying(plan) -> None:
 def test_an_engine_that_cannot_hold_its_weights_is_given_more(plan) -> None:
     got = plan(LLAMA_8B, vllm_gpu_memory_utilization=0.1)
     assert "copy of the weights" in got.problems(got.run)[0]
-    assert any(line.startswith("vllm_gpu_memory_utilization: 0.") for line in advice(got))
+    assert any(line.startswith("vllm_gpu_memory_utilization: 0.") for line in suggest(got))
 
 
 def test_no_advice_where_nothing_helps(plan) -> None:
     got = plan(LLAMA_70B, memory=10**9, use_vllm=False)
     assert got.problems(got.run)
-    assert advice(got) == []
+    assert suggest(got) == []
 
 
 def test_the_batch_is_that_of_the_planned_processes(plan) -> None:

@@ -69,7 +69,7 @@ def test_keys_for_a_gpu_count_on_a_machine_without_one(command) -> None:
         ([], "say what the machine has: --gpus 8 --gpu-memory 80GB"),
         (["--gpus", "0", "--gpu-memory", "80GB"], "--gpus must be at least 1, not 0"),
         (["--gpus", "1", "--gpu-memory", "80GB", "--nodes", "0"], "--nodes must be at least 1, not 0"),
-        (["--gpus", "1", "--gpu-memory", "80XB"], "--gpu-memory '80XB' is no size"),
+        (["--gpus", "1", "--gpu-memory", "80XB"], "--gpu-memory '80XB' is not a valid size"),
         (["--gpus", "1", "--gpu-memory", "80GB", "--zero", "3"], "--zero 3 shards over several processes"),
         (["--gpus", "1", "--gpu-memory", "80GB", "--prompt-tokens", "4000"], "2048 positions"),
         ([*ON_80GB, "--per_device_train_batch_size", "3"], "does not divide into groups"),

@@ -268,7 +268,10 @@ def test_the_memory_is_what_the_option_says() -> None:
         ({"test_list": ["assert f(1)"], "test_imports": ["import"]}, "test_imports in an answer is not valid Python"),
         ({"test_list": ["assert f(1)"], "test_setup_code": 3}, "test_setup_code in an answer must be text"),
         ({"test": "def check(c):\n    assert c()", "entry_point": ""}, "entry_point in an answer is not a valid name"),
-        ({"test": "def check(c):\n    assert c()", "entry_point": "a b"}, "entry_point in an answer is not a valid name"),
+        (
+            {"test": "def check(c):\n    assert c()", "entry_point": "a b"},
+            "entry_point in an answer is not a valid name",
+        ),
         ({"test": "assert f()", "entry_point": "f"}, "does not define check"),
         ({"inputs": ["1"], "outputs": []}, "1 inputs and 0 outputs"),
         ({"inputs": [], "outputs": []}, "0 inputs and 0 outputs"),
