@@ -1,4 +1,4 @@
-"""What one process does for all."""
+"""Work that one process does for all of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,8 @@ from svf_rl.errors import SVFError
 
 def run_on_main_process(act: Callable[[], dict[str, Any]], meanwhile: Callable[[], None]) -> dict[str, Any]:
     """
-    What `act` gives on the first process of the run, on every process. The others call `meanwhile`, then wait.
+    The result of `act`, called on the first process of the run and returned on every process. The others call
+    `meanwhile`, then wait.
 
     Raises:
         SVFError: on every process, when `act` raises one.
@@ -32,5 +33,5 @@ def run_on_main_process(act: Callable[[], dict[str, Any]], meanwhile: Callable[[
 
 
 def process_count() -> int:
-    """The processes of the run."""
+    """How many processes the run has."""
     return distributed.get_world_size() if distributed.is_initialized() else 1

@@ -1,4 +1,4 @@
-"""Conversations as token ids, through the model's own chat template."""
+"""Conversations as token ids through the model's chat template, and prompts joined with continuations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,19 +17,19 @@ def encode_prompts(
     """
     The tokens after which a model writes its answer.
 
-    A conversation that ends with the user's turn is followed by the head of the assistant's; one that ends with an
-    assistant's turn is left open after it, trailing white space included, so that the model goes on from there.
+    A conversation that ends with the user's turn is followed by the head of the assistant's turn. One that ends with an
+    assistant's turn is left open after it, including trailing white space, so that the model continues there.
 
-    Some templates refuse a system message (Gemma), some leave it out without a word. For these it becomes the first
-    paragraph of the first user turn, as their makers advise.
+    Some templates refuse a system message (Gemma), some silently drop it. For these it becomes the first paragraph of
+    the first user turn, as the authors of these models advise.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): its chat template is used.
         conversations (`Sequence`): each a list of `{"role", "content"}` messages.
-        **template_arguments: passed on to the template, such as `enable_thinking=False`, or `chat_template`.
+        **template_arguments: passed to the template, such as `enable_thinking=False`, or `chat_template`.
 
     Returns:
-        `list[list[int]]`: one list a conversation, with the template's own special tokens and no others.
+        `list[list[int]]`: one list for each conversation, with the template's special tokens and no others.
 
     Raises:
         SVFError: no chat template, or one that refuses the conversation.
@@ -44,22 +44,26 @@ def encode_prompts(
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **template_arguments: Any) -> str:
-    """What [`encode_prompts`] turns into tokens, for one conversation."""
+    """The text that [`encode_prompts`] turns into tokens, for one conversation."""
     system = conversation[0]["content"] if conversation[0]["role"] == "system" else ""
     try:
-        text = _rendered(tokenizer, conversation, template_arguments)
-        if system.strip() in text:
-            return text
+        try:
+            text = _apply_template(tokenizer, conversation, template_arguments)
+        except TemplateError:
+            if not system:
+                raise
+        else:
+            if system.strip() in text:
+                return text
+        return _apply_template(tokenizer, _fold_system(conversation), template_arguments)
     except TemplateError as error:
-        if not system:
-            raise _refused(tokenizer, error) from error
-    try:
-        return _rendered(tokenizer, _folded(conversation), template_arguments)
-    except TemplateError as error:
-        raise _refused(tokenizer, error) from error
+        detail = " ".join(str(error).split())
+        raise SVFError(f"the chat template of {tokenizer.name_or_path} refuses the conversation: {detail}") from error
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, arguments: Mapping[str, Any]) -> str:
+def _apply_template(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, arguments: Mapping[str, Any]
+) -> str:
     last = conversation[-1]
     prefilled = last["role"] == "assistant"
     text = tokenizer.apply_chat_template(
@@ -75,8 +79,8 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, ar
     return text
 
 
-def _folded(conversation: Conversation) -> list[dict[str, str]]:
-    """The system message at the head of the first user turn."""
+def _fold_system(conversation: Conversation) -> list[dict[str, str]]:
+    """The conversation with its system message as the first paragraph of the first user turn."""
     system, *turns = [dict(message) for message in conversation]
     first = next((turn for turn in turns if turn["role"] == "user"), None)
     if first is not None:
@@ -84,13 +88,38 @@ def _folded(conversation: Conversation) -> list[dict[str, str]]:
     return turns
 
 
-def _refused(tokenizer: PreTrainedTokenizerBase, error: TemplateError) -> SVFError:
-    detail = " ".join(str(error).split())
-    return SVFError(f"the chat template of {tokenizer.name_or_path} refuses the conversation: {detail}")
-
-
 def check_prompt_lengths(prompts: Sequence[list[int]], limit: int) -> None:
     """Raises `SVFError` where a prompt leaves no room for an answer among the `limit` tokens that vLLM takes."""
     longest = max(map(len, prompts))
     if longest >= limit:
         raise SVFError(f"a prompt has {longest} tokens, of {limit} that fit: raise vllm_max_model_length")
+
+
+def join_continuations(
+    prompts: Sequence[list[int]], continuations: Sequence[list[int]], limit: int | None
+) -> list[list[int]]:
+    """
+    Each prompt followed by its continuation.
+
+    Args:
+        prompts (`Sequence[list[int]]`), continuations (`Sequence[list[int]]`): token ids, one continuation per prompt.
+        limit (`int`, *optional*): the most tokens of both together; `None` for no limit.
+
+    Raises:
+        SVFError: their numbers differ, one is empty, or both together are longer than `limit`.
+    """
+    if len(prompts) != len(continuations):
+        raise SVFError(f"{len(prompts)} prompts and {len(continuations)} continuations: give one for each prompt")
+    sequences = []
+    for index, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        for what, ids in (("prompt", prompt), ("continuation", continuation)):
+            if not ids:
+                raise SVFError(f"{what} {index} has no tokens: it has no log-likelihood; leave it out")
+        length = len(prompt) + len(continuation)
+        if limit is not None and length > limit:
+            raise SVFError(
+                f"prompt {index} and its continuation have {length} tokens, of {limit} that fit: shorten them, or "
+                "raise the generator's limit"
+            )
+        sequences.append([*prompt, *continuation])
+    return sequences

@@ -1,4 +1,4 @@
-"""Completions from the model in training itself, by transformers' `generate`: slower than vLLM, nothing to sync."""
+"""Completions from the trained model itself, by transformers' `generate`: slower than vLLM, nothing to sync."""
 
 import inspect
 from bisect import bisect_left
@@ -12,10 +12,11 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.continuations import joined
+from svf_rl.generation.prompts import join_continuations
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 
-# Positions of a batch that logits are made for: at a vocabulary of 128k, 1 GB in bf16. One longer continuation passes.
+# Most positions of a batch for which logits are computed: 1 GB in bf16 at a vocabulary of 128k. A single longer
+# continuation is allowed.
 _LOGITS = 4096
 
 
@@ -24,7 +25,7 @@ class TransformersGenerator:
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model in training.
         eos_token_ids (`list[int]`): Tokens that end a completion.
-        pad_token_id (`int`): Token to fill up shorter prompts with.
+        pad_token_id (`int`): Token that pads shorter prompts.
         batch_size (`int`, *optional*, defaults to 64): Prompts decoded together.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed for stop strings.
     """
@@ -57,7 +58,7 @@ class TransformersGenerator:
 
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        sequences = joined(prompts, continuations, limit)
+        sequences = join_continuations(prompts, continuations, limit)
         scores: list[list[float]] = [[] for _ in sequences]
         lengths = [len(continuation) for continuation in continuations]
         with self._evaluating():
@@ -68,7 +69,7 @@ class TransformersGenerator:
         return scores
 
     def _batches_of_like_length(self, sequences: Sequence[list[int]], lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of sequences that go through the model together: little padding, and no more than `_LOGITS`."""
+        """Indices of sequences for one forward pass: with little padding, and at most `_LOGITS` positions."""
         batch: list[int] = []
         for index in sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), lengths[i])):
             longest = max(lengths[i] for i in [*batch, index])
@@ -81,8 +82,8 @@ class TransformersGenerator:
 
     @torch.no_grad()
     def _scores(self, sequences: Sequence[list[int]], lengths: Sequence[int]) -> list[list[float]]:
-        """Log p of the last `lengths[i]` tokens of each sequence. The last token predicts nothing and stays out; with
-        padding on the left, the logits wanted are the last ones of each row."""
+        """Log p of the last `lengths[i]` tokens of each sequence. The last token predicts nothing and is left out; with
+        padding on the left, the wanted logits are the last ones of each row."""
         ids, mask = self._padded([sequence[:-1] for sequence in sequences])
         wanted = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0), "logits_to_keep": max(lengths)}
         base = self._model.get_base_model() if isinstance(self._model, PeftModel) else self._model
@@ -92,14 +93,14 @@ class TransformersGenerator:
         )
         scores = []
         for row, sequence, length in zip(output.logits, sequences, lengths, strict=True):
-            logps = row[-length:].float().log_softmax(-1)  # a row at a time: fp32 takes twice the room of bf16
+            logps = row[-length:].float().log_softmax(-1)  # row by row: fp32 takes twice the memory of bf16
             labels = torch.tensor(sequence[-length:], device=logps.device)
             scores.append(logps.gather(1, labels[:, None])[:, 0].tolist())
         return scores
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Without dropout; the model is left as it was found."""
+        """Without dropout; afterwards the model has its former mode."""
         was_training = self._model.training
         self._model.eval()
         try:
@@ -121,14 +122,10 @@ class TransformersGenerator:
 
     @torch.no_grad()
     def _batch(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
-        """`generate` draws a whole batch from the process's generator, so a batch has one seed, its first sample's."""
+        """`generate` samples a whole batch from the process's random state, so a batch has one seed: its first
+        sample's."""
         ids, mask = self._padded(prompts)
-        draw = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-        }
+        draw = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
         stop = {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer} if sampling.stop else {}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -148,19 +145,14 @@ class TransformersGenerator:
         return [self._completion(row, sampling.stop) for row in output[:, ids.shape[1] :].tolist()]
 
     def _completion(self, row: list[int], stop: tuple[str, ...]) -> Completion:
-        """A row of `generate`, which goes on with padding where other rows of the batch were not at their end."""
-        ends = [i + 1 for i, token in enumerate(row) if token in self._eos][:1]
-        ends += self._stop_ends(row, stop)
-        return Completion(row[: min(ends)] if ends else row, None, bool(ends))
+        """A row of `generate`, which is padded after its end where other rows of the batch are longer."""
 
-    def _stop_ends(self, row: list[int], stop: tuple[str, ...]) -> list[int]:
-        """How many tokens it took until the text first held a stop string; empty where it never does."""
-
-        def holds(count: int) -> bool:
+        def has_stop(count: int) -> bool:
             assert self._tokenizer is not None
             text = self._tokenizer.decode(row[:count], skip_special_tokens=True)
             return any(string in text for string in stop)
 
-        if not stop or not holds(len(row)):
-            return []
-        return [bisect_left(range(len(row) + 1), True, key=holds)]
+        ends = [i + 1 for i, token in enumerate(row) if token in self._eos][:1]
+        if stop and has_stop(len(row)):
+            ends.append(bisect_left(range(len(row) + 1), True, key=has_stop))
+        return Completion(row[: min(ends)] if ends else row, None, bool(ends))

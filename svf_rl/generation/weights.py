@@ -18,15 +18,15 @@ def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     Every weight that the active adapters change, as `(checkpoint name, W')`, in the type of `W`.
 
-    Each is rebuilt from the untouched `W` when the iterator reaches it, so that memory holds one of them at a time.
+    Each is rebuilt from the untouched `W` when the iterator reaches it, so that only one of them is in memory.
     """
     refuse_other_trained_parameters(model)
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             with gather_parameters(module.parameters()):
-                weight = _rebuilt(name, module)
+                weight = _rebuild(name, module)
             yield f"{checkpoint_name(name)}.weight", weight
-            del weight  # or it would be there still while the next one is rebuilt
+            del weight  # or it would still be in memory while the next one is rebuilt
         elif isinstance(module, ModulesToSaveWrapper):
             for adapter in module.active_adapters:
                 if adapter in module.modules_to_save:
@@ -48,16 +48,16 @@ def frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def refuse_other_trained_parameters(model: nn.Module) -> None:
-    """Raises `SVFError` for a trained parameter that no rebuilt weight holds: it would leave the generator behind."""
+    """Raises `SVFError` for a trained parameter that no rebuilt weight contains: the generator would not get it."""
     kinds = (BaseTunerLayer, ModulesToSaveWrapper)
     covered = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, kinds))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and (not name.startswith(covered) or name.endswith("base_layer.bias")):
-            raise SVFError(f"{name} is trained but cannot be brought to the generator: {_REMEDY}")
+            raise SVFError(f"{name} is trained but cannot be sent to the generator: {_REMEDY}")
 
 
-@torch.no_grad()  # not on the generators above: it would hold on to the weight yielded last
-def _rebuilt(name: str, layer: BaseTunerLayer) -> Tensor:
+@torch.no_grad()  # not on the iterators above: it would keep the last weight in memory
+def _rebuild(name: str, layer: BaseTunerLayer) -> Tensor:
     weight = kind_of_layer(layer).rebuilt_weight(layer)
     if weight is None:
         raise SVFError(f"{name} is a {type(layer).__name__}, whose weight cannot be rebuilt: {_REMEDY}")
@@ -65,5 +65,5 @@ def _rebuilt(name: str, layer: BaseTunerLayer) -> Tensor:
 
 
 def checkpoint_name(name: str) -> str:
-    """The name in a checkpoint of what an adapted model calls `name`."""
+    """The name in a checkpoint of the parameter or module `name` of an adapted model."""
     return name.removeprefix("base_model.model.").replace(".base_layer", "").replace("_checkpoint_wrapped_module.", "")

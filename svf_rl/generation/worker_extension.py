@@ -1,5 +1,5 @@
 """
-The methods that a vLLM server's workers get from this package, to be called by `POST /collective_rpc`:
+The methods that this package adds to the workers of a vLLM server, called by `POST /collective_rpc`:
 
     VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model MODEL ... \\
         --worker-extension-cls svf_rl.generation.worker_extension.SVFWorkerExtension
@@ -19,14 +19,14 @@ from svf_rl.generation.server.served_weights import ServedWeights
 from svf_rl.generation.server.z_update import Layout
 from svf_rl.generation.vllm.cpu import plain_cpu_weights
 
-# For the life of the process: what vLLM repacks when it loads the model, no update could replace.
+# For the whole life of the process: no update could replace what vLLM repacks when it loads the model.
 _PLAIN = plain_cpu_weights()
 _PLAIN.__enter__()
 
 
 class SVFWorkerExtension:
     """
-    Mixed into vLLM's worker class. Every method takes and returns plain data; what goes wrong comes back as
+    Mixed into vLLM's worker class. Every method takes and returns plain data; an error is returned as
     `{"error": "..."}`, since vLLM would hide the text of an exception.
     """
 

@@ -248,10 +248,10 @@ def test_rebuilding_takes_little_more_than_the_result() -> None:
 
 def test_layers_that_are_alike_need_not_all_be_traced(plan) -> None:
     model = plan(TINY, stage=0).model
-    short = [model._traced(4, 64, checkpointing) for checkpointing in (True, False)]
+    short = [model._trace_activations(4, 64, checkpointing) for checkpointing in (True, False)]
     assert model._layers is not None
     model._layers = None  # all five
-    assert [model._traced(4, 64, checkpointing) for checkpointing in (True, False)] == short
+    assert [model._trace_activations(4, 64, checkpointing) for checkpointing in (True, False)] == short
     assert short[0].saved < short[1].saved / 3
 
 

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.server.served_weights import ServedWeights
-from svf_rl.generation.server.z_update import Layout, describe_layout, is_svf_alone, pack
+from svf_rl.generation.server.z_update import Layout, describe_layout, has_only_svf, pack
 from svf_rl.generation.weights import adapted_weights
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
@@ -179,7 +179,7 @@ def test_a_push_that_is_not_complete_has_no_name(served: ServedWeights, adapted:
     served.begin_push("model", "run")
     for name, weight in list(weights.items())[:-1]:
         served.push(name, weight)
-    with pytest.raises(SVFError, match=f"{len(weights) - 1} weights of {len(weights)}"):
+    with pytest.raises(SVFError, match=f"{len(weights) - 1} of {len(weights)} weights arrived"):
         served.commit("version", len(weights))
     assert served.version is None
 
@@ -213,5 +213,5 @@ def test_z_is_all_that_an_update_holds(adapted: Adapted) -> None:
     model = adapted(1)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert len(pack(model)) == 4 * trained
-    assert is_svf_alone(model)
-    assert not is_svf_alone(adapted(1, SVFConfig(modules_to_save=["lm_head"], task_type="CAUSAL_LM")))
+    assert has_only_svf(model)
+    assert not has_only_svf(adapted(1, SVFConfig(modules_to_save=["lm_head"], task_type="CAUSAL_LM")))

@@ -38,7 +38,7 @@ def test_a_dead_server_stops_the_run_and_a_restarted_one_is_brought_up_to_date(
     expected = [c.token_ids for c in patient.generate(prompts, GREEDY, range(12))]
     server.kill()
     for act in (lambda: hasty.generate(prompts, GREEDY, range(12)), lambda: hasty.sync(adapted(2))):
-        with pytest.raises(SVFError, match=f"{server.url} does not answer any more: start it again") as error:
+        with pytest.raises(SVFError, match=f"{server.url} does not answer any more: restart it") as error:
             act()
         assert "\n" not in str(error.value)
     server.start()
@@ -85,7 +85,7 @@ def test_one_of_two_servers_dies_is_left_out_and_taken_back(
 def test_a_server_that_hangs_is_as_good_as_dead(
     server: Server, second_server: Server, adapted: Adapted, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BETWEEN_LOOKS", 1.0)
+    monkeypatch.setattr(module, "_INTERVAL", 1.0)
     monkeypatch.setattr(module, "_PATIENCE", 6.0)
     monkeypatch.setattr(server_connection, "_SHORT", 6.0)
     patient = VLLMServersGenerator([second_server.url, server.url], dtype="float32", on_failure="leave_out")
@@ -108,7 +108,7 @@ def test_a_server_without_the_extension_is_told_how_to_start(start_server: Calla
     with pytest.raises(SVFError, match=r"runs without the extension.*svf-rl serve RECIPE") as error:
         VLLMServersGenerator([without.url], dtype="float32")
     assert "\n" not in str(error.value)
-    with pytest.raises(SVFError, match=r"takes no weights.*--weight-transfer-config"):
+    with pytest.raises(SVFError, match=r"cannot get new weights.*--weight-transfer-config"):
         VLLMServersGenerator([without.url], dtype="float32", device="cuda")  # where TRL's push would do
 
 

@@ -1,4 +1,4 @@
-"""One vLLM server over HTTP: its workers' `svf_` methods, pausing, and what it answers."""
+"""One vLLM server over HTTP: the `svf_` methods of its workers, pause and resume, and its errors."""
 
 import base64
 import json
@@ -13,9 +13,10 @@ from svf_rl.errors import SVFError
 from svf_rl.generation.server.z_update import Layout
 
 EXTENSION = "svf_rl.generation.worker_extension.SVFWorkerExtension"
-# Seconds after which a server counts as dead; the longer ones are for what reads files or waits for others' requests.
+# Seconds after which a server counts as dead; the longer time is for calls that read files or wait for requests.
 _SHORT, _LONG = 60.0, 1800.0
 _HOW = f"start it with svf-rl serve RECIPE, or with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
+_NOT_VLLM = "{} answers, but not as a vLLM server does: give the address of one"
 
 
 class ServerGoneError(Exception):
@@ -40,8 +41,8 @@ class ServerConnection:
         self.max_model_len = 0
         self.max_num_seqs = 256
         self.request_keys: frozenset[str] = frozenset()
-        """What `/v1/completions` takes, as the server itself describes it."""
-        # No connection is kept: one that the server closes at that moment would look like a server that died.
+        """What `/v1/completions` accepts, by the server's own description."""
+        # No connection is kept open: one that the server is just closing would look like a dead server.
         self._http = httpx.Client(
             base_url=url,
             timeout=httpx.Timeout(_SHORT, connect=10.0),
@@ -59,13 +60,13 @@ class ServerConnection:
 
     def check(self, dtype: str) -> None:
         """
-        Learn what is served, and check that training can use it.
+        Read what is served, and check that training can use it.
 
         Args:
             dtype (`str`): Type of the trained model's weights, such as `"bfloat16"`.
 
         Raises:
-            SVFError: no vLLM server, one without the extension, or one whose settings do not suit; in one line.
+            SVFError: not a vLLM server, one without the extension, or one with unsuitable settings; in one line.
             ServerGoneError: no answer.
         """
         try:
@@ -73,14 +74,14 @@ class ServerConnection:
             schemas = self._request("GET", "/openapi.json")["components"]["schemas"]
             self.request_keys = frozenset(schemas["CompletionRequest"]["properties"])
         except (KeyError, IndexError, TypeError) as error:
-            raise SVFError(f"{self.url} answers, but not as a vLLM server does: give the address of one") from error
+            raise SVFError(_NOT_VLLM.format(self.url)) from error
         settings = self._settings()
         self.max_model_len, self.max_num_seqs = settings["max_model_len"], settings["max_num_seqs"]
         wrong = None
         if settings["dtype"] != dtype:
             wrong = f"--dtype {dtype}, since the trained model has that type and it serves {settings['dtype']}"
         elif settings["logprobs_mode"] != "processed_logprobs":
-            wrong = "--logprobs-mode processed_logprobs: training needs those of the distribution sampled from"
+            wrong = "--logprobs-mode processed_logprobs: training needs those of the sampling distribution"
         elif settings["device"] == "cpu" and settings["chunked_prefill"]:
             wrong = "--no-enable-chunked-prefill: on the CPU vLLM fails on seeded requests with it"
         elif settings["replicas"] > 1:
@@ -94,21 +95,20 @@ class ServerConnection:
 
     def status(self) -> dict[str, Any]:
         """
-        What `svf_status` says, which all workers of the server agree on; `version` is `None` where they do not, and
-        `instance` joins theirs.
+        The workers' `svf_status`. `version` and `layout` are `None` unless all workers agree; `instance` joins theirs.
         """
-        return self._agreed(self._rpc("svf_status"))
+        return self._merge(self._call("svf_status")[0])
 
     def is_paused(self) -> bool:
         """Whether requests wait for `resume`."""
         return bool(self._request("GET", "/is_paused")["is_paused"])
 
     def pause(self) -> None:
-        """Let the requests under way come to their end, and have later ones wait; caches are emptied."""
+        """Finish the running requests, and let later ones wait; caches are emptied."""
         self._request("POST", "/pause", params={"mode": "wait"}, timeout=_LONG)
 
     def empty_cache(self) -> None:
-        """Forget cached prefixes: they were computed in other batches and differ in the last bits."""
+        """Drop cached prefixes: they were computed in other batches and differ in the last bits."""
         self._request("POST", "/reset_prefix_cache")
 
     def resume(self) -> None:
@@ -116,39 +116,36 @@ class ServerConnection:
         self._request("POST", "/resume")
 
     def set_up(self, layout: Layout) -> None:
-        """Tell the workers what the `z` of an update mean. Raises `SVFError` where they cannot use it."""
-        self._rpc("svf_setup", layout.to_json())
+        """Send the layout of the next updates to the workers. Raises `SVFError` where they cannot use it."""
+        self._call("svf_setup", layout.to_json())
 
     def update(self, version: str, z: bytes) -> int:
-        """Have the workers rebuild their weights; returns the bytes that were sent."""
-        return self._sent("svf_update", version, base64.b64encode(z).decode(), version=version)
+        """Let the workers rebuild their weights; returns the number of bytes sent, as the next three methods do."""
+        return self._send("svf_update", version, base64.b64encode(z).decode(), version=version)
 
     def begin_push(self, prefix: str, run: str) -> int:
-        """Announce full weights (`ServedWeights.begin_push`). Returns the bytes that were sent, as the next two do."""
-        return self._sent("svf_begin_push", prefix, run)
+        """Announce full weights (`ServedWeights.begin_push`)."""
+        return self._send("svf_begin_push", prefix, run)
 
     def push(self, name: str, weight: Tensor) -> int:
         """Send one full weight."""
         data = weight.detach().cpu().flatten().view(torch.uint8).numpy().data
         dtype = str(weight.dtype).removeprefix("torch.")
-        return self._sent("svf_push", name, dtype, list(weight.shape), base64.b64encode(data).decode())
+        return self._send("svf_push", name, dtype, list(weight.shape), base64.b64encode(data).decode())
 
     def commit(self, version: str, tensors: int) -> int:
-        """End a push of so many tensors, and give the weights a name."""
-        return self._sent("svf_commit", version, tensors, version=version)
+        """End a push of `tensors` weights, which are now called `version`."""
+        return self._send("svf_commit", version, tensors, version=version)
 
-    def _sent(self, method: str, *arguments: Any, version: str | None = None) -> int:
-        """Call `method` on the workers; the bytes of the call. Raises `SVFError` where they do not hold `version`."""
-        answers, size = self._call(method, arguments)
-        if version is not None and self._agreed(answers)["version"] != version:
-            raise SVFError(f"the workers of the vLLM server {self.url} do not hold the same weights: start it anew")
+    def _send(self, method: str, *arguments: Any, version: str | None = None) -> int:
+        """Call `method` on the workers; returns the bytes sent. Raises `SVFError` unless they then have `version`."""
+        answers, size = self._call(method, *arguments)
+        if version is not None and self._merge(answers)["version"] != version:
+            raise SVFError(f"the workers of the vLLM server {self.url} have different weights: restart it")
         return size
 
-    def _rpc(self, method: str, *arguments: Any) -> list[dict[str, Any]]:
-        return self._call(method, arguments)[0]
-
-    def _call(self, method: str, arguments: tuple[Any, ...]) -> tuple[list[dict[str, Any]], int]:
-        """What each worker answers, and the bytes that were sent for it."""
+    def _call(self, method: str, *arguments: Any) -> tuple[list[dict[str, Any]], int]:
+        """The answer of each worker, and the bytes sent."""
         body = json.dumps({"method": method, "args": arguments}).encode()
         limit = _SHORT if method == "svf_status" else _LONG
         answers = self._request("POST", "/collective_rpc", content=body, timeout=limit)["results"]
@@ -157,7 +154,7 @@ class ServerConnection:
                 raise SVFError(f"the vLLM server {self.url} cannot be used: {answer['error']}")
         return answers, len(body)
 
-    def _agreed(self, answers: list[dict[str, Any]]) -> dict[str, Any]:
+    def _merge(self, answers: list[dict[str, Any]]) -> dict[str, Any]:
         first = answers[0]
         together: dict[str, Any] = {"instance": "+".join(answer["instance"] for answer in answers)}
         for key in ("version", "layout"):
@@ -171,19 +168,19 @@ class ServerConnection:
                 response = self._http.request(method, path, **options)
                 break
             except httpx.ReadTimeout as error:
-                # what is sent twice does no harm; another process may have the server read its files anew
+                # sending a call twice does no harm; the server may still be reading its files for another process
                 if path == "/health" or time.monotonic() > end or not self.is_up():
                     raise ServerGoneError(f"{type(error).__name__}: {error}") from error
             except httpx.TransportError as error:
                 raise ServerGoneError(f"{type(error).__name__}: {error}") from error
         if response.status_code == 404:
-            raise SVFError(f"{self.url} knows no {path}, so that no weights can be brought to it: {_HOW}")
+            raise SVFError(f"{self.url} has no {path}, so it cannot get new weights: {_HOW}")
         if response.status_code >= 400:
             self._explain(path, response)
         try:
             return response.json() if response.content else None
         except json.JSONDecodeError as error:
-            raise SVFError(f"{self.url} answers, but not as a vLLM server does: give the address of one") from error
+            raise SVFError(_NOT_VLLM.format(self.url)) from error
 
     def _explain(self, path: str, response: httpx.Response) -> None:
         text = " ".join(response.text.split())[:300]
@@ -192,6 +189,6 @@ class ServerConnection:
             if "has no attribute 'svf_" in text:
                 raise NoExtensionError(
                     f"the vLLM server {self.url} runs without the extension of this package, and TRL's push "
-                    f"works on CUDA alone: {_HOW}"
+                    f"works on CUDA only: {_HOW}"
                 )
         raise ServerGoneError(f"{path} ends with status {response.status_code}: {text}")

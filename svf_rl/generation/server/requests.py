@@ -12,8 +12,8 @@ from tqdm import tqdm
 from svf_rl.errors import SVFError
 from svf_rl.generation.server.connection import ServerConnection, ServerGoneError
 
-# A long batch may take hours, so that a request has no time limit; instead a server must go on saying that it is well.
-_BETWEEN_LOOKS, _PATIENCE = 5.0, 60.0
+# A long batch may take hours, so a request has no time limit; instead the server must keep answering health checks.
+_INTERVAL, _PATIENCE = 5.0, 60.0
 
 Answer = dict[str, Any]
 
@@ -29,19 +29,19 @@ def send_requests(
         progress (`bool`, *optional*, defaults to `False`): Show a bar.
 
     Returns:
-        `dict`: for each server the first choice of each answer, in order, or why there are none.
+        `dict`: for each server the first choice of each answer, in order, or why it failed.
 
     Raises:
         SVFError: a server refused a request.
     """
     total = sum(map(len, requests.values()))
     with tqdm(total=total, unit="request", disable=not progress, leave=False) as bar:
-        return _run(_all(requests, bar))
+        return _run(_send_all(requests, bar))
 
 
-async def _all(requests: Mapping[ServerConnection, Sequence[dict[str, Any]]], bar: Any) -> dict[Any, Any]:
+async def _send_all(requests: Mapping[ServerConnection, Sequence[dict[str, Any]]], bar: Any) -> dict[Any, Any]:
     outcomes = await asyncio.gather(
-        *(_watched(server, bodies, bar) for server, bodies in requests.items()), return_exceptions=True
+        *(_send_watched(server, bodies, bar) for server, bodies in requests.items()), return_exceptions=True
     )
     for outcome in outcomes:
         if isinstance(outcome, BaseException) and not isinstance(outcome, ServerGoneError):
@@ -49,14 +49,14 @@ async def _all(requests: Mapping[ServerConnection, Sequence[dict[str, Any]]], ba
     return dict(zip(requests, outcomes, strict=True))
 
 
-async def _watched(server: ServerConnection, bodies: Sequence[dict[str, Any]], bar: Any) -> list[Answer]:
-    """The answers of one server, given up when it no longer says that it is well."""
-    # aiohttp: with hundreds of connections httpx takes ten times the processor time
+async def _send_watched(server: ServerConnection, bodies: Sequence[dict[str, Any]], bar: Any) -> list[Answer]:
+    """The answers of one server; fails when the server no longer answers health checks."""
+    # aiohttp: with hundreds of connections httpx takes ten times the CPU time
     connector = aiohttp.TCPConnector(limit=server.max_num_seqs)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_PATIENCE)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
-        work = asyncio.gather(*(_answer(client, server.url, body, bar) for body in bodies))
-        watch = asyncio.create_task(_until_ill(server.url))
+        work = asyncio.gather(*(_request(client, server.url, body, bar) for body in bodies))
+        watch = asyncio.create_task(_watch_health(server.url))
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
             return work.result() if work.done() else watch.result()
@@ -66,7 +66,7 @@ async def _watched(server: ServerConnection, bodies: Sequence[dict[str, Any]], b
             await asyncio.gather(work, watch, return_exceptions=True)
 
 
-async def _answer(client: aiohttp.ClientSession, url: str, body: dict[str, Any], bar: Any) -> Answer:
+async def _request(client: aiohttp.ClientSession, url: str, body: dict[str, Any], bar: Any) -> Answer:
     try:
         async with client.post(f"{url}/v1/completions", json=body) as response:
             status, text = response.status, await response.text()
@@ -77,29 +77,29 @@ async def _answer(client: aiohttp.ClientSession, url: str, body: dict[str, Any],
     if status >= 400:
         raise SVFError(f"the vLLM server {url} refused a request: {_short(text)}")
     choice = json.loads(text)["choices"][0]
-    if choice["finish_reason"] not in ("stop", "length"):  # "abort": cut off by somebody else, or by a shutdown
+    if choice["finish_reason"] not in ("stop", "length"):  # "abort": by another client, or by a shutdown
         raise ServerGoneError(f"a request ended with {choice['finish_reason']!r}")
     bar.update()
     return choice
 
 
-async def _until_ill(url: str) -> list[Answer]:
-    """Raises `ServerGoneError` when the server has not said for `_PATIENCE` seconds that it is well."""
-    timeout = aiohttp.ClientTimeout(total=_BETWEEN_LOOKS)
+async def _watch_health(url: str) -> list[Answer]:
+    """Raises `ServerGoneError` when the server has not answered a health check for `_PATIENCE` seconds."""
+    timeout = aiohttp.ClientTimeout(total=_INTERVAL)
     async with aiohttp.ClientSession(timeout=timeout) as client:
         silent = 0.0
         while silent < _PATIENCE:
-            await asyncio.sleep(_BETWEEN_LOOKS)
+            await asyncio.sleep(_INTERVAL)
             try:
                 async with client.get(f"{url}/health") as response:
                     status = response.status
             except (aiohttp.ClientError, OSError):  # a time-out is an OSError
-                silent += 2 * _BETWEEN_LOOKS
+                silent += 2 * _INTERVAL
                 continue
             silent = 0.0
             if status >= 500:
                 raise ServerGoneError(f"/health ends with status {status}")
-    raise ServerGoneError(f"no sign of life for {_PATIENCE:g} s")
+    raise ServerGoneError(f"no health check answered for {_PATIENCE:g} s")
 
 
 def _short(text: str) -> str:

@@ -18,7 +18,7 @@ from svf_rl.svf.merge import merged_weight
 
 @dataclass(frozen=True)
 class _Matrix:
-    """An adapted weight with what it is rebuilt from; both are maps of files."""
+    """An adapted weight and its factors, both mapped from files."""
 
     about: AdaptedMatrix
     weight: Tensor  # as stored: (out, in), or (in, out) where `about.transposed`
@@ -27,12 +27,12 @@ class _Matrix:
 
 class ServedWeights:
     """
-    The module of one worker and what its weights are.
+    The module of one worker and its weights.
 
-    The untouched `W` and the factors stay in their files, the checkpoint and the factor cache, which are mapped: the
-    workers of a machine share what the system keeps of them in memory. An update rebuilds one full `W'` at a time on
-    the worker's device and hands it to vLLM's own loader, which takes the worker's shard of it; so it needs room for
-    one matrix, its factors and the result there, whatever the size of the model.
+    The untouched `W` and the factors stay in their files, the checkpoint and the factor cache, which are mapped into
+    memory: the workers of a machine share the cached pages. An update rebuilds the full `W'` of one matrix after the
+    other on the worker's device and passes it to vLLM's loader, which takes the worker's shard of it. So it needs
+    memory for one matrix, its factors and the result, for models of any size.
 
     Args:
         module (`nn.Module`): vLLM's model in this worker.
@@ -48,14 +48,14 @@ class ServedWeights:
         self._layout: Layout | None = None
         self._matrices: list[_Matrix] = []
         self._changed: set[str] = set()  # the weights that are not those of the checkpoint
-        self._run = ""  # that pushed last
-        self._foreign: set[str] = set()  # weights that others changed, and that are not put back yet
-        self._pushed: set[str] = set()  # by the push under way
+        self._run = ""  # the run that pushed last
+        self._foreign: set[str] = set()  # weights that other runs changed and that are not restored yet
+        self._pushed: set[str] = set()  # by the current push
         self.instance = uuid.uuid4().hex
-        """Another one after every start of the server."""
+        """Different after every start of the server."""
         self.version: str | None = ""
-        """What the weights are: `Layout.version` of the last update, `""` those of the checkpoint, `None` a mixture of
-        two, after an update that failed or while one is under way."""
+        """The name of the weights: `Layout.version` of the last update, `""` for those of the checkpoint, `None` for a
+        mixture of two, after a failed update or during one."""
         self.updates = 0
         """How often the weights changed."""
 
@@ -70,11 +70,11 @@ class ServedWeights:
 
     def set_up(self, layout: Layout) -> None:
         """
-        Find the weights and the factors of `layout`, and check that they are those of the trained model. The weights
-        that are served stay as they are.
+        Find the weights and the factors of `layout`, and check that they are those of the trained model. The served
+        weights do not change.
 
         Raises:
-            SVFError: other weights, another type, or factors that are not to be seen from here.
+            SVFError: other weights, another type, or factors that this machine cannot read.
         """
         served = str(self._dtype).removeprefix("torch.")
         if layout.dtype != served:
@@ -89,10 +89,10 @@ class ServedWeights:
                 f"it does not see the factor cache {layout.cache}: set SVF_RL_CACHE, where the training runs, to a "
                 "folder on a file system that the machine of the server has too"
             )
-        matrices = [self._found(matrix, stored, cache) for matrix in layout.matrices]
+        matrices = [self._find(matrix, stored, cache) for matrix in layout.matrices]
         self._prefix, self._layout, self._matrices = layout.prefix, layout, matrices
 
-    def _found(self, matrix: AdaptedMatrix, stored: StoredWeights, cache: FactorCache) -> _Matrix:
+    def _find(self, matrix: AdaptedMatrix, stored: StoredWeights, cache: FactorCache) -> _Matrix:
         try:
             weight = stored.read(matrix.name)
         except SVFError as error:
@@ -113,14 +113,14 @@ class ServedWeights:
     @torch.no_grad()
     def update(self, version: str, z: bytes) -> None:
         """
-        Serve the weights that `z` makes. A failure leaves `version` at `None`; the next update mends it, since every
-        weight is rebuilt from the untouched one.
+        Serve the weights of `z`. After a failure `version` is `None`; the next update repairs it, since every weight is
+        rebuilt from the untouched one.
 
         Raises:
             SVFError: no layout yet, or `z` is not what `version` names.
         """
         if self._layout is None:
-            raise SVFError("it was not told the layout of the adapter: call svf_setup first")
+            raise SVFError("it does not have the layout of the adapter: call svf_setup first")
         parts = self._layout.split(z)
         if self._layout.version(z) != version:
             raise SVFError("an update did not arrive as it was sent: its digest differs")
@@ -130,11 +130,11 @@ class ServedWeights:
         self._restore(self._changed - {matrix.about.name for matrix in self._matrices})
         for matrix, masks_and_z in zip(self._matrices, parts, strict=True):
             change = change_of_singular_values(matrix.factors.s.to(self._device), masks_and_z)
-            self._load(matrix.about.name, self._rebuilt(matrix, change))
+            self._load(matrix.about.name, self._rebuild(matrix, change))
         self.version = version
         self.updates += 1
 
-    def _rebuilt(self, matrix: _Matrix, change: Tensor) -> Tensor:
+    def _rebuild(self, matrix: _Matrix, change: Tensor) -> Tensor:
         """`W'` as `W` is stored, in the server's type, on its device."""
         weight = matrix.weight.to(device=self._device, dtype=self._dtype)
         U, Vt = matrix.factors.U.to(self._device), matrix.factors.Vt.to(self._device)
@@ -145,7 +145,7 @@ class ServedWeights:
         self._module.load_weights([(name, weight)])
 
     def _restore(self, names: set[str]) -> None:
-        """Put back weights that another adapter before this one changed."""
+        """Restore weights that an earlier adapter changed."""
         if names:
             stored = StoredWeights(self._model, self._revision, self._prefix)
             for name in names:
@@ -154,12 +154,12 @@ class ServedWeights:
 
     def begin_push(self, prefix: str, run: str) -> None:
         """
-        Full weights are going to come, in any order, until `commit`: for adapters that `z` does not describe, and to
-        compare with.
+        Announce full weights, in any order, until `commit`: for adapters that `z` does not describe, and for
+        comparison.
 
         Args:
             prefix (`str`): The base model's `base_model_prefix`.
-            run (`str`): Who pushes. What others changed, and this push does not, is put back in the end.
+            run (`str`): Who pushes. Weights that others changed and this push does not are restored at the end.
         """
         self.version, self._pushed, self._prefix = None, set(), prefix
         if run != self._run:
@@ -179,10 +179,10 @@ class ServedWeights:
             tensors (`int`): How many were pushed.
 
         Raises:
-            SVFError: not all of them have come.
+            SVFError: not all of them arrived.
         """
         if self.version is not None or len(self._pushed) != tensors:
-            raise SVFError(f"{len(self._pushed)} weights of {tensors} have come: another run pushes to this server too")
+            raise SVFError(f"{len(self._pushed)} of {tensors} weights arrived: another run pushes to this server too")
         self._restore(self._foreign - self._pushed)
         self._foreign = set()
         self.version = version

@@ -16,11 +16,11 @@ class TRLPushConnection(ServerConnection):
     A vLLM server that was started for TRL: with `VLLM_SERVER_DEV_MODE=1` and
     `--weight-transfer-config '{"backend": "nccl"}'`.
 
-    vLLM itself keeps the version of the weights, which a server that was restarted has lost.
+    vLLM stores the version of the weights; a restarted server has lost it.
 
     Args:
         url (`str`): Such as `http://localhost:8000`.
-        group_port (`int`): Where the trainer and the server's workers meet; another one for each server.
+        group_port (`int`): Port of the trainer's connection to the server's workers; a different one for each server.
     """
 
     def __init__(self, url: str, group_port: int):
@@ -35,7 +35,7 @@ class TRLPushConnection(ServerConnection):
         info = self._request("GET", "/server_info", params={"config_format": "json"})["vllm_config"]
         if info["weight_transfer_config"] is None:
             raise SVFError(
-                f"the vLLM server {self.url} takes no weights: start it with svf-rl serve RECIPE, or with "
+                f"the vLLM server {self.url} cannot get new weights: start it with svf-rl serve RECIPE, or with "
                 """--weight-transfer-config '{"backend": "nccl"}' for TRL's push"""
             )
         return {
@@ -50,14 +50,14 @@ class TRLPushConnection(ServerConnection):
         return {"instance": "", "version": self._request("GET", "/weight_info")["weight_version"], "layout": None}
 
     def begin_push(self, prefix: str, run: str) -> int:
-        if self._client is None or self.status()["version"] != self._last:  # new, or restarted: they must meet again
+        if self._client is None or self.status()["version"] != self._last:  # new or restarted: connect again
             if self._client is not None:
                 self._client.close_communicator()
             self._client = _client(self.url, self._group_port)
             self._client.init_communicator(torch.cuda.current_device())
         try:
             self._push.enter_context(self._client.weight_update())
-        except ServerGoneError:  # or a run that was killed in the middle of its push has left it open
+        except ServerGoneError:  # a run that was killed during its push may have left it open
             self._request("POST", "/finish_weight_update", json={})
             self._push.enter_context(self._client.weight_update())
         return 0

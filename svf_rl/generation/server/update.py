@@ -1,11 +1,12 @@
-"""Ways to bring vLLM servers up to date with the model in training."""
+"""Ways to update the weights of vLLM servers to those of the trained model."""
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from operator import methodcaller
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,38 +17,50 @@ from svf_rl.generation.server.z_update import describe_layout, pack
 from svf_rl.generation.weights import adapted_weights, frozen_weights
 
 Outcomes = dict[ServerConnection, int | ServerGoneError]
-"""For each server the bytes that were sent to it, or why it has not got the update."""
+"""For each server the bytes that were sent to it, or why it did not get the update."""
 
-Held = tuple[Any, ...]
-"""What a server holds: which instance of it, which version, and after how many updates, those of other runs too."""
+ServerState = tuple[Any, ...]
+"""A server's instance, version, and number of updates, including those by other runs."""
 
 
-def held(status: Mapping[str, Any]) -> Held:
-    """Of what a server says of itself."""
+def read_state(server: ServerConnection) -> ServerState:
+    """The state by the server's own status."""
+    status = server.status()
     return tuple(status.get(key) for key in ("instance", "version", "updates"))
 
 
-class Update(Protocol):
+class Update(ABC):
     """The weights of one moment."""
 
     version: str
-    """What servers call them."""
+    """The servers' name for them."""
     tensors: int
     """How many of them differ from the checkpoint's."""
 
+    @abstractmethod
     def bring(self, servers: Sequence[ServerConnection]) -> Outcomes:
-        """Have `servers` serve these weights."""
+        """Let `servers` serve these weights."""
 
-    def ensure(self, server: ServerConnection) -> Held:
-        """Have `server` serve these weights unless it does, which a server that was restarted does not. Returns what
-        it holds then."""
-
+    @abstractmethod
     def take_part(self) -> None:
         """What other processes do while the main one calls `bring`."""
 
+    @abstractmethod
+    def _repair(self, server: ServerConnection, status: dict[str, Any]) -> None:
+        """Let `server`, which has other weights, serve these."""
 
-class ZUpdate:
-    """`z` alone: the workers of a server rebuild the weights."""
+    def ensure(self, server: ServerConnection) -> ServerState:
+        """Let `server` serve these weights if it does not (a restarted server does not). Returns its state then."""
+        status = server.status()
+        if status["version"] != self.version:
+            self._repair(server, status)
+        elif server.is_paused():  # by a run that was killed during an update
+            server.resume()
+        return read_state(server)
+
+
+class ZUpdate(Update):
+    """Only `z`: the workers of a server rebuild the weights."""
 
     def __init__(self, model: nn.Module):
         self._layout = describe_layout(model)
@@ -59,25 +72,19 @@ class ZUpdate:
     def bring(self, servers: Sequence[ServerConnection]) -> Outcomes:
         def one(server: ServerConnection) -> int | ServerGoneError:
             try:
-                return self._bring(server, server.status())
+                return self._send(server, server.status())
             except ServerGoneError as error:
                 return error
 
         with ThreadPoolExecutor(max(1, len(servers))) as pool:
             return dict(zip(servers, pool.map(one, servers), strict=True))
 
-    def ensure(self, server: ServerConnection) -> Held:
-        status = server.status()
-        if status["version"] != self.version:
-            self._bring(server, status)
-            status = server.status()
-        elif server.is_paused():  # a run that was killed in between
-            server.resume()
-        return held(status)
+    def _repair(self, server: ServerConnection, status: dict[str, Any]) -> None:
+        self._send(server, status)
 
-    def _bring(self, server: ServerConnection, status: dict[str, Any]) -> int:
+    def _send(self, server: ServerConnection, status: dict[str, Any]) -> int:
         if status["layout"] != self._layout.digest:
-            server.check(self._layout.dtype)  # new, or new to this run
+            server.check(self._layout.dtype)  # a new server, or new to this run
             server.set_up(self._layout)
         with _paused(server):
             return server.update(self.version, self._z)
@@ -86,14 +93,14 @@ class ZUpdate:
         """Nothing: every process has all of `z`."""
 
 
-class FullPush:
+class FullPush(Update):
     """
-    Every changed weight, in full, one matrix at a time: for adapters that `z` does not describe, and to compare.
+    Every changed weight in full, matrix by matrix: for adapters that `z` does not describe, and for comparison.
 
     Args:
         model (`nn.Module`): The adapted model.
         everything (`bool`): Send the frozen weights too.
-        run (`str`): Whose push it is: what another run changed and this one does not is put back.
+        run (`str`): Who pushes: weights that another run changed and this one does not are restored.
     """
 
     def __init__(self, model: nn.Module, everything: bool, run: str):
@@ -115,7 +122,9 @@ class FullPush:
                         outcomes[server] = outcome + (act(server) or 0)
                     except ServerGoneError as error:
                         outcomes[server] = error
-                    except SVFError as error:  # kept, since all processes make the weights together, to the last one
+                    except (
+                        SVFError
+                    ) as error:  # raised later: all processes rebuild the weights together, to the last one
                         broken = error
 
         each(methodcaller("pause"))
@@ -131,16 +140,12 @@ class FullPush:
             raise broken
         return outcomes
 
-    def ensure(self, server: ServerConnection) -> Held:
-        if server.status()["version"] != self.version:
-            if process_count() > 1:
-                raise ServerGoneError("it was restarted, and full weights come at the next update alone")
-            self._everything = True
-            if isinstance(error := self.bring([server])[server], ServerGoneError):
-                raise error
-        elif server.is_paused():
-            server.resume()
-        return held(server.status())
+    def _repair(self, server: ServerConnection, status: dict[str, Any]) -> None:
+        if process_count() > 1:
+            raise ServerGoneError("it was restarted, and full weights are sent only at the next update")
+        self._everything = True
+        if isinstance(error := self.bring([server])[server], ServerGoneError):
+            raise error
 
     def take_part(self) -> None:
         self.tensors = sum(1 for _ in self._weights())
@@ -153,8 +158,8 @@ class FullPush:
 
 @contextmanager
 def _paused(server: ServerConnection) -> Iterator[None]:
-    """Within it requests wait. Where it leaves the server with half of an update, they go on waiting: no one is
-    answered until another update has succeeded."""
+    """Within it requests wait. If it leaves the server with half of an update, they keep waiting until another update
+    has succeeded."""
     server.pause()
     try:
         yield

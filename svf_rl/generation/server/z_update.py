@@ -1,6 +1,6 @@
-"""What a vLLM server needs to rebuild its weights: once the layout of an adapter, then `z` alone.
+"""What a vLLM server needs to rebuild its weights: the layout of an adapter once, then only `z`.
 
-Both ends use this file: the training process packs, the server's workers unpack.
+Both sides use this file: the training process packs, the server's workers unpack.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from svf_rl.svf.sharding import gather_parameters, is_sharded
 
 @dataclass(frozen=True)
 class AdaptedMatrix:
-    """One weight of the model: its name in the checkpoint, its fingerprint, which names its factors too, whether it is
+    """One weight of the model: its name in the checkpoint, its fingerprint (the key of its factors too), whether it is
     stored as (in, out), the length `r` of a `z`, and the mask of each adapter that acts on it."""
 
     name: str
@@ -37,7 +37,8 @@ class AdaptedMatrix:
 @dataclass(frozen=True)
 class Layout:
     """The adapted weights of a model in a fixed order, and where their factors are: `cache` is a folder that the
-    server's machine must see too. `prefix` is the base model's, `dtype` the type of its weights (`"bfloat16"`)."""
+    server's machine must be able to read. `prefix` is the base model's, `dtype` the type of its weights
+    (`"bfloat16"`)."""
 
     cache: str
     prefix: str
@@ -62,15 +63,15 @@ class Layout:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def version(self, z: bytes) -> str:
-        """The name of the weights that this layout and these `z` make: equal exactly where the weights are."""
+        """The name of the weights of this layout and these `z`: equal exactly where the weights are equal."""
         return hashlib.sha256(self.digest.encode() + z).hexdigest()
 
     def split(self, z: bytes) -> list[list[tuple[Mask, Tensor]]]:
         """
-        What `pack` joined.
+        Undo `pack`.
 
         Args:
-            z (`bytes`): fp32, little-endian, the matrices' one after the other.
+            z (`bytes`): fp32, little-endian, matrix after matrix.
 
         Returns:
             `list`: for each matrix the mask and the `z` (r,) of each of its adapters.
@@ -80,7 +81,7 @@ class Layout:
         """
         sizes = [matrix.rank for matrix in self.matrices for _ in matrix.masks]
         if len(z) != 4 * sum(sizes):
-            raise SVFError(f"an update has {len(z)} bytes, of {4 * sum(sizes)} that the layout asks for")
+            raise SVFError(f"an update has {len(z)} bytes instead of the {4 * sum(sizes)} of the layout")
         values = torch.frombuffer(bytearray(z), dtype=torch.float32) if z else torch.empty(0)
         if not torch.isfinite(values).all():
             raise SVFError("z holds NaN or infinite values: the training has diverged, lower its learning_rate")
@@ -88,8 +89,8 @@ class Layout:
         return [[(mask, next(parts)) for mask in matrix.masks] for matrix in self.matrices]
 
 
-def is_svf_alone(model: nn.Module) -> bool:
-    """Whether `z` says all that the adapters of `model` change; true of a model without adapters."""
+def has_only_svf(model: nn.Module) -> bool:
+    """Whether `z` describes every change by the adapters of `model`; true for a model without adapters."""
     svf = {id(layer) for layer in svf_layers(model).values()}
     kinds = (BaseTunerLayer, ModulesToSaveWrapper)
     return all(id(module) in svf for module in model.modules() if isinstance(module, kinds))
@@ -97,8 +98,8 @@ def is_svf_alone(model: nn.Module) -> bool:
 
 def describe_layout(model: nn.Module, cache: FactorCache | None = None) -> Layout:
     """
-    The layout of the active SVF adapters of `model`. Factors that were computed on injection and are not in the cache
-    yet are put there.
+    The layout of the active SVF adapters of `model`. Factors that were computed on injection and are missing in the
+    cache are stored there.
 
     Raises:
         SVFError: the factor cache cannot be written.
@@ -108,7 +109,7 @@ def describe_layout(model: nn.Module, cache: FactorCache | None = None) -> Layou
     dtype = next(model.parameters()).dtype
     for name, layer in svf_layers(model).items():
         factors, dtype = layer.svf_factors, layer.base_weight().dtype
-        # ZeRO-3 shares factors out that are in the cache already
+        # factors that ZeRO-3 has sharded are in the cache already
         if not is_sharded(factors.U) and not cache.contains(layer.weight_id, dtype):
             cache.store(layer.weight_id, Factors(factors.U.detach(), factors.s, factors.Vt.detach()))
         masks = tuple(mask for mask, _ in layer.masks_and_z())

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.continuations import joined
 from svf_rl.generation.processes import process_count
-from svf_rl.generation.prompts import check_prompt_lengths
+from svf_rl.generation.prompts import check_prompt_lengths, join_continuations
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.vllm.cpu import plain_cpu_collectives, plain_cpu_weights
 from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
@@ -30,17 +29,17 @@ class ColocatedVLLMGenerator:
     Args:
         model (`str`): Folder or Hub name of the base model; the engine reads it once, adapters arrive by `sync`.
         dtype (`torch.dtype`): Type of the engine's weights: that of the trained model, or log-probabilities differ.
-        seed (`int`): Seed of the engine; every completion has one of its own besides.
+        seed (`int`): Seed of the engine; every completion has its own seed too.
         device (`str`, *optional*, defaults to `"cuda"`): Type of the device, `"cuda"` or `"cpu"`.
         max_model_len (`int`, *optional*): Prompt and completion together, in tokens; default: the model's own limit.
         max_num_seqs (`int`, *optional*, defaults to 256): Sequences decoded together.
         gpu_memory_utilization (`float`, *optional*, defaults to 0.3): Share of the GPU's memory for the engine.
         tensor_parallel_size (`int`, *optional*, defaults to 1):
-            Consecutive processes that are one engine, a shard of each weight on each of them. They make every call
-            together, each with its own prompts, and each gets the answers to its own.
+            Consecutive processes that form one engine, with a shard of each weight in each of them. They make every
+            call together, each with its own prompts, and each gets the answers to these.
         enable_sleep_mode (`bool`, *optional*, defaults to `False`):
-            Free the engine's memory while the model trains (CUDA). The weights are dropped too, so that every sync
-            pushes all of them.
+            Free the engine's memory while the model trains (CUDA). This drops the weights too, so every sync pushes
+            all of them.
         enforce_eager (`bool`, *optional*, defaults to `False`): Skip all compilation: slower tokens, a faster
             start, and no C++ compiler needed.
         trust_remote_code (`bool`, *optional*, defaults to `False`): As in transformers.
@@ -62,9 +61,9 @@ class ColocatedVLLMGenerator:
         trust_remote_code: bool = False,
     ):
         if enable_sleep_mode and device != "cuda":
-            raise SVFError("vllm_enable_sleep_mode works on CUDA alone: turn it off here")
+            raise SVFError("vllm_enable_sleep_mode works on CUDA only: turn it off here")
         check_processes(tensor_parallel_size, process_count())
-        # The engine must live in this process, or its weights are out of reach.
+        # The engine must be in this process, or its weights cannot be reached.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         llm_class = _import_llm()
         LIVING_ENGINES.before_start()
@@ -89,11 +88,11 @@ class ColocatedVLLMGenerator:
                 tensor_parallel_size=tensor_parallel_size,
                 enable_sleep_mode=enable_sleep_mode,
                 enforce_eager=enforce_eager,
-                # vLLM rewinds a seeded generator after a part of a prompt, which the CPU's generators cannot do
+                # vLLM rewinds a seeded random generator after part of a prompt, which those of the CPU cannot do
                 enable_chunked_prefill=device != "cpu",
                 trust_remote_code=trust_remote_code,
                 distributed_executor_backend="external_launcher",
-                # after temperature and truncation: the distribution that the tokens were drawn from
+                # after temperature and truncation: the distribution from which tokens are sampled
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
             )
@@ -119,18 +118,25 @@ class ColocatedVLLMGenerator:
         check_prompt_lengths([prompt for prompt, _ in requests], self._max_model_len)
         params = [_sampling_params(sampling, seed) for _, seed in requests]
         outputs = self._outputs([prompt for prompt, _ in requests], params, progress and self._ranks.first)
-        return [_completion(output.outputs[0]) for output in outputs[own]]
+        completions = []
+        for output in outputs[own]:
+            (choice,), logprobs = output.outputs, None
+            if choice.logprobs is not None:
+                steps = zip(choice.token_ids, choice.logprobs, strict=True)
+                logprobs = [step[token].logprob for token, step in steps]
+            completions.append(Completion(list(choice.token_ids), logprobs, choice.finish_reason == "stop"))
+        return completions
 
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
         from vllm import SamplingParams
 
         (prompts, own), (continuations, _) = map(self._ranks.gather, (prompts, continuations))
-        # one token must be left to generate: vLLM takes no request without
-        sequences = joined(prompts, continuations, self._max_model_len - 1)
+        # one token must be left to generate: vLLM refuses a request without one
+        sequences = join_continuations(prompts, continuations, self._max_model_len - 1)
         if not sequences:
             return []
-        # Scores of prompt tokens know neither temperature nor seed. A request for them reads no cached prefix, and
-        # comes back whole where the prompt was computed in parts. 0: of the prompt's own tokens alone.
+        # Scores of prompt tokens do not depend on temperature or seed. A request for them reads no cached prefix, and
+        # returns all of them even if the prompt was computed in parts. 0: only of the prompt's own tokens.
         scores = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
         outputs = self._outputs(sequences, [scores] * len(sequences), progress=False)
         return [
@@ -143,19 +149,19 @@ class ColocatedVLLMGenerator:
         return self.llm.llm_engine.model_config.max_model_len
 
     def _outputs(self, prompts: Sequence[list[int]], params: Sequence[Any], progress: bool) -> list[Any]:
-        """What the awake engine answers to each prompt, in order."""
+        """The awake engine's output for each prompt, in order."""
         if self.stale:
             raise RuntimeError("the engine dropped its weights when it slept: sync before generating")
         if self._sleeps:
             self.llm.wake_up(tags=["kv_cache"])
-        # A cached prefix was computed in another batch and differs in the last bits: without it, what is generated
-        # depends on this call alone.
+        # A cached prefix was computed in another batch and differs in the last bits: without it, the result depends on
+        # this call only.
         self.llm.reset_prefix_cache()
         with _preserved_rng(), torch.compiler.set_stance(self._stance):
             requests = [{"prompt_token_ids": ids} for ids in prompts]
             try:
                 outputs = self.llm.generate(requests, list(params), use_tqdm=progress)
-            # torch's own, out of memory among them: an engine that failed in a step has lost count of its requests
+            # errors of torch, such as out of memory: an engine that failed in a step has lost track of its requests
             except RuntimeError as error:
                 said = " ".join(str(error).split())[:300]
                 raise SVFError(f"vLLM failed: {type(error).__name__}: {said} (--debug shows where)") from error
@@ -177,7 +183,7 @@ class ColocatedVLLMGenerator:
         return SyncReport(tensors, pushed)
 
     def _sleep(self) -> None:
-        """Level 2 frees the weights instead of keeping a copy on the CPU: the trained model has them all."""
+        """Level 2 frees the weights and keeps no copy on the CPU: the trained model has all of them."""
         if self._sleeps:
             self.llm.sleep(level=2)
             self.stale = True
@@ -185,8 +191,8 @@ class ColocatedVLLMGenerator:
 
 def _import_llm() -> Any:
     """
-    `vllm.LLM`, imported in a thread: vLLM keeps the traceback of an optional package that is missing, and with it every
-    frame of the thread, and the models in it, as long as the process lives.
+    `vllm.LLM`, imported in a thread: vLLM keeps the traceback of a missing optional package, and with it every frame of
+    the thread and the models in it, for the whole life of the process.
     """
 
     def import_it() -> Any:
@@ -207,17 +213,10 @@ def _sampling_params(sampling: Sampling, seed: int) -> Any:
         raise SVFError(f"generation_kwargs or another sampling key does not suit vLLM: {error}") from error
 
 
-def _completion(output: Any) -> Completion:
-    logprobs = None
-    if output.logprobs is not None:
-        logprobs = [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
-    return Completion(list(output.token_ids), logprobs, output.finish_reason == "stop")
-
-
 @contextmanager
 def _launched() -> Iterator[None]:
-    """The engine reads its place among the processes from torchrun's variables; a process that was started alone is
-    the only one of its kind."""
+    """The engine reads its rank and address from torchrun's variables; set those of a single process if they are
+    missing."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -233,8 +232,8 @@ def _launched() -> Iterator[None]:
 
 @contextmanager
 def _preserved_rng() -> Iterator[None]:
-    """Building an engine reseeds Python, NumPy and torch, and sampling draws from torch's generator beside those of the
-    samples; the training's streams must not depend on either."""
+    """Building an engine reseeds Python, NumPy and torch, and sampling also uses torch's global generator; the random
+    streams of the training must not depend on either."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         yield

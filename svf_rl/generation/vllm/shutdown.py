@@ -3,6 +3,7 @@
 import gc
 import weakref
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -11,8 +12,8 @@ class LivingEngines:
     """
     The vLLM engines of this process.
 
-    When vLLM's engine is collected it ends every process group: those of the other engines, and those that the training
-    communicates with. Here the last engine ends them, and only if the first one made them.
+    A vLLM engine that is garbage-collected destroys every process group: those of the other engines, and those of the
+    training. Here the last engine destroys them, and only if the first one created them.
     """
 
     def __init__(self) -> None:
@@ -20,12 +21,12 @@ class LivingEngines:
         self._made_the_groups = False
 
     def before_start(self) -> None:
-        """To be called before an engine is built."""
+        """Must be called before an engine is built."""
         if not self._cores:
             self._made_the_groups = not torch.distributed.is_initialized()
 
     def add(self, llm: Any) -> None:
-        """Take the end of `llm`, a `vllm.LLM` of this process, into one's own hands."""
+        """Control the shutdown of `llm`, a `vllm.LLM` of this process."""
         client = llm.llm_engine.engine_core
         client._finalizer.detach()
         self._cores.append(client.engine_core)
@@ -35,13 +36,10 @@ class LivingEngines:
         from vllm.v1.engine import core as module
 
         self._cores = [other for other in self._cores if other is not core]
-        clean_up = module.cleanup_dist_env_and_memory
-        if self._cores or not self._made_the_groups:
-            module.cleanup_dist_env_and_memory = _free_memory
-        try:
+        keeps_groups = bool(self._cores) or not self._made_the_groups
+        clean_up = _free_memory if keeps_groups else module.cleanup_dist_env_and_memory
+        with patch.object(module, "cleanup_dist_env_and_memory", clean_up):
             core.shutdown()
-        finally:
-            module.cleanup_dist_env_and_memory = clean_up
 
 
 def _free_memory() -> None:

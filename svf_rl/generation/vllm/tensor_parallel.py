@@ -1,4 +1,4 @@
-"""Several processes that are one vLLM engine: each holds a shard of every weight, and all generate together."""
+"""Several processes that form one vLLM engine: each has a shard of every weight, and all generate together."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from transformers import PretrainedConfig
 from svf_rl.errors import SVFError
 from svf_rl.generation.processes import process_count
 
-# vLLM pads a vocabulary to a multiple of this before it shares it out.
+# vLLM pads a vocabulary to a multiple of this before it divides it.
 _VOCABULARY_PADDING = 64
 
 
 class EngineRanks:
     """
-    The processes of this process's engine: `size` consecutive ranks, which make every call of it together.
+    The processes of this process's engine: `size` consecutive ranks, which make each of its calls together.
 
     Args:
-        size (`int`): vLLM's tensor-parallel size; 1 for an engine of this process alone.
+        size (`int`): vLLM's tensor-parallel size; 1 for an engine of only this process.
 
     Raises:
         SVFError: the processes of the run do not divide into groups of `size`.
@@ -34,16 +34,16 @@ class EngineRanks:
 
             self._group = get_tp_group()
             self.first = self._group.rank_in_group == 0
-            # a channel in shared memory for engines that one process commands, which nobody would take down
+            # a shared-memory channel for engines that one process controls; nothing would remove it at the end
             self._group.mq_broadcaster = None
 
     def gather(self, items: Sequence[Any]) -> tuple[list[Any], slice]:
-        """The items of all ranks, in order of the ranks, and where this rank's own stand among them."""
+        """The items of all ranks, in order of the ranks, and the slice of them that is this rank's."""
         if self.size == 1:
             return list(items), slice(None)
         if torch.cuda.is_available():
-            # vLLM's collectives and those of the training use other communicators: with work of the latter under way,
-            # the former can hang where GPUs have no NVLink (huggingface/trl#3671)
+            # vLLM's collectives and those of the training use different communicators: while the latter are busy, the
+            # former can hang on GPUs without NVLink (huggingface/trl#3671)
             distributed.barrier(device_ids=[torch.cuda.current_device()])
         by_rank: list[list[Any]] = [[] for _ in range(self.size)]
         distributed.all_gather_object(by_rank, list(items), group=self._group.cpu_group)
@@ -52,7 +52,7 @@ class EngineRanks:
 
 
 def check_processes(size: int, processes: int) -> None:
-    """Raises `SVFError` where so many processes cannot be divided into engines of `size` processes."""
+    """Raises `SVFError` unless `processes` processes divide into engines of `size` processes."""
     if size < 1:
         raise SVFError(f"vllm_tensor_parallel_size must be at least 1, not {size}")
     if size > 1 and processes == 1:
@@ -68,18 +68,18 @@ def check_processes(size: int, processes: int) -> None:
 
 
 def check_divides(config: PretrainedConfig, size: int) -> None:
-    """Raises `SVFError` where vLLM cannot share out the model of this configuration over so many processes."""
+    """Raises `SVFError` unless vLLM can divide the model of this configuration over `size` processes."""
     part = find_undivided_part(config, size)
     if part is not None:
         raise SVFError(f"vllm_tensor_parallel_size ({size}) does not divide the model's {part}: change it")
 
 
 def find_undivided_part(config: PretrainedConfig, size: int) -> str | None:
-    """What of the model cannot be shared out over so many processes; `None` where all can."""
+    """A part of the model that vLLM cannot divide over `size` processes; `None` if there is none."""
     text = config.get_text_config()
     heads = getattr(text, "num_attention_heads", None)
     key_value_heads = getattr(text, "num_key_value_heads", None) or heads
-    # key-value heads of which there are fewer than processes are repeated
+    # key-value heads are repeated where there are fewer of them than processes
     repeated = key_value_heads is not None and size % key_value_heads == 0
     vocabulary = getattr(text, "vocab_size", None)
     padded = vocabulary and -(-vocabulary // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
