@@ -10,7 +10,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models.utils import disable_gradient_checkpointing
 
 from svf_rl.losses import objective
-from svf_rl.losses.token_logprobs import LogitTransform, TokenStatistics, token_statistics
+from svf_rl.losses.token_logprobs import EXACT_KL, LogitTransform, TokenStatistics, token_statistics
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.training.metrics_recorder import MetricsRecorder
 from svf_rl.training.policy import hidden_states, output_layer, reference
@@ -93,7 +93,7 @@ class PolicyLoss:
                 ref_head = None if is_deepspeed_zero3_enabled() else output_layer(unwrapped)
         hidden = hidden_states(model, ids, attention, length)[counts]  # (n, d)
         weight, bias = output_layer(unwrapped)
-        direction = args.kl_type if args.kl_type in ("policy_ref", "ref_policy") and with_reference else None
+        direction = args.kl_type if args.kl_type in EXACT_KL and with_reference else None
         statistics = token_statistics(
             hidden, batch["completion_ids"][counts], weight, bias, self.transform, ref_hidden, ref_head, direction
         )
