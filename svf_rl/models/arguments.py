@@ -58,7 +58,7 @@ class AdapterArguments:
     lora_target_modules: str | list[str] | None = field(
         default=None, metadata={"help": "Targets of LoRA where they differ from target_modules."}
     )
-    adapter_path: str | None = field(default=None, metadata={"help": "A saved adapter to go on from."})
+    adapter_path: str | None = field(default=None, metadata={"help": "A saved adapter to train further."})
     experts: list[str] | None = field(
         default=None, metadata={"help": "Adapter combination: folders or Hub names of the SVF experts."}
     )

@@ -79,5 +79,6 @@ def read_json_lines(
 
 
 def normalize_json(values: Any) -> Any:
-    """The values as they come back from a JSON file: tuples as lists, what JSON has no form for as text."""
-    return json.loads(json.dumps(values, default=str))
+    """The values as they come back from a JSON file: tuples and sets (in order) as lists, what JSON has no form
+    for as text."""
+    return json.loads(json.dumps(values, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))

@@ -126,10 +126,7 @@ class AdapterKind:
         saved = read_config(path)
         if kind_of(saved) is not self:
             raise SVFError(f"{path} holds a {kind_of(saved).peft_type} adapter, the recipe says adapter: {self.name}")
-        there, here = (
-            {name: sorted(value) if isinstance(value, set) else value for name, value in settings}
-            for settings in ([(name, getattr(c, name)) for name in self.same_as_saved] for c in (saved, config))
-        )
+        there, here = ({name: getattr(each, name) for name in self.same_as_saved} for each in (saved, config))
         check_same_settings(there, here, f"the adapter in {path} was trained", "give the recipe the same values")
         return load_saved(base, model, path)
 

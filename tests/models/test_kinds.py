@@ -1,0 +1,149 @@
+"""Adapter kinds: each is found by name, and what it says of itself is what PEFT, the trainer and the plan do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM
+
+from svf_rl.errors import SVFError
+from svf_rl.memory.model import PlannedModel
+from svf_rl.models.arguments import AdapterArguments, ModelArguments
+from svf_rl.models.kinds import find_kind, kind_of, kind_of_model, load_saved
+from svf_rl.models.kinds.kind import all_kinds
+from svf_rl.models.loading import load_adapted, load_base
+from svf_rl.quickstart import model_path
+from svf_rl.settings.dry_run_model import find_adapted_matrices
+from svf_rl.settings.recipe import load_recipe
+from svf_rl.svf import SVFConfig
+from svf_rl.training.policy import reference
+
+KINDS = sorted(all_kinds())
+MODEL = ModelArguments(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("experts")
+    for seed, name in enumerate(["one", "two"]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+        get_peft_model(model, SVFConfig(init="random", init_std=0.05)).save_pretrained(root / name)
+    return [str(root / "one"), str(root / "two")]
+
+
+@pytest.fixture
+def values(experts: list[str], request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What a recipe says of the adapter of each kind."""
+    adapter = request.node.callspec.params["adapter"]
+    return {"adapter": adapter, **({"experts": experts} if adapter == "combination" else {})}
+
+
+def trained(model: PeftModel) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def moved(model: PeftModel) -> PeftModel:
+    """The model a step away from where its training starts."""
+    with torch.no_grad():
+        for index, parameter in enumerate(trained(model).values()):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+            parameter += 0.1 * noise
+    return model.eval()
+
+
+def logits(model: PeftModel) -> torch.Tensor:
+    return model(input_ids=torch.arange(3, 20)[None]).logits.detach()
+
+
+@pytest.mark.parametrize("adapter", KINDS)
+def test_the_reference_is_the_base_model(adapter: str, values: dict[str, Any]) -> None:
+    base = logits(load_base(MODEL).eval())
+    model = moved(load_adapted(MODEL, AdapterArguments(**values)))
+    assert (logits(model) - base).abs().max() > 1e-3
+    with reference(model):
+        torch.testing.assert_close(logits(model), base, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapter", KINDS)
+def test_a_rebuilt_weight_does_what_the_layer_does(adapter: str, values: dict[str, Any]) -> None:
+    model = moved(load_adapted(MODEL, AdapterArguments(**values)))
+    kind = kind_of_model(model)
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    assert layers
+    for layer in layers:
+        weight = kind.rebuilt_weight(layer)
+        if weight is not None:
+            x = torch.randn(3, weight.shape[1], dtype=weight.dtype)
+            torch.testing.assert_close(torch.nn.functional.linear(x, weight), layer(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapter", KINDS)
+def test_what_is_saved_is_loaded_again(adapter: str, values: dict[str, Any], tmp_path: Path) -> None:
+    model = moved(load_adapted(MODEL, AdapterArguments(**values)))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    kind = kind_of(config)
+    assert kind.peft_type == config["peft_type"]
+    assert kind.label(config).startswith(kind.peft_type)
+    assert kind.describe_saved(config)
+    assert kind.count_values(tmp_path, config) == sum(p.numel() for p in set(trained(model).values()))
+    again = load_saved(load_base(MODEL), MODEL, tmp_path).eval()
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-5, atol=1e-5)
+    assert trained(again)
+
+
+@pytest.mark.parametrize("adapter", KINDS)
+def test_the_dry_run_and_the_plan_count_what_is_trained(
+    adapter: str, values: dict[str, Any], repository: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(
+        repository / "recipes/quickstart.yaml",
+        [word for key, value in values.items() for word in (f"--{key}", json.dumps(value))],
+    )
+    model = load_adapted(recipe.model, recipe.adapter)
+    count = sum(parameter.numel() for parameter in set(trained(model).values()))
+    adapted = find_adapted_matrices(recipe, [])
+    assert adapted is not None
+    assert adapted.trained_values == count
+    assert set(adapted.matrices) == {
+        name.removeprefix("base_model.model.") for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)
+    }
+    planned = PlannedModel(recipe)
+    assert planned.trained_values == count
+    assert planned.tensors.trained == 4 * count
+    held = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+    assert planned.tensors.base + planned.tensors.factors == held
+    assert recipe.adapter.kind.describe(recipe.adapter)
+
+
+def test_a_kind_that_is_not_there() -> None:
+    with pytest.raises(SVFError, match="unknown adapter 'dora': use one of combination, "):
+        find_kind("dora")
+
+
+def test_methods_of_peft_without_a_file_are_listed_all_the_same() -> None:
+    config = {"peft_type": "LOHA", "r": 4, "target_modules": ["up_proj", "down_proj"]}
+    kind = kind_of(config)
+    assert (kind.name, kind.title, kind.label(config)) == ("loha", "LOHA", "LOHA r=4")
+    assert "`down_proj`, `up_proj`" in kind.describe_saved(config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("lora_r", r"other settings \(r: 16 there, 8 here\)"), ("lora_target_modules", "target_modules")],
+)
+def test_a_saved_adapter_with_other_settings_than_the_recipe(setting: str, message: str, tmp_path: Path) -> None:
+    saved = AdapterArguments(adapter="lora", lora_target_modules=["up_proj", "down_proj"])
+    load_adapted(MODEL, saved).save_pretrained(tmp_path)
+    same = AdapterArguments(adapter="lora", lora_target_modules=["down_proj", "up_proj"], adapter_path=str(tmp_path))
+    assert trained(load_adapted(MODEL, same))
+    setattr(same, setting, {"lora_r": 8, "lora_target_modules": ["up_proj"]}[setting])
+    with pytest.raises(SVFError, match=message):
+        load_adapted(MODEL, same)
+    with pytest.raises(SVFError, match="holds a LORA adapter, the recipe says adapter: svf"):
+        load_adapted(MODEL, AdapterArguments(adapter_path=str(tmp_path)))
