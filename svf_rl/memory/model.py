@@ -208,7 +208,8 @@ def _on_fake_tensors(model: Any) -> Any:
         return made[id(tensor)]
 
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers, module.__dict__):
+        own = module.__dict__  # parameters and buffers are in dictionaries there, as some of what PEFT keeps
+        for tensors in (own, *(value for value in own.values() if isinstance(value, dict))):
             for name, tensor in tensors.items():
                 if isinstance(tensor, Tensor):
                     tensors[name] = fake(tensor)

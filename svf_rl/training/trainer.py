@@ -32,7 +32,6 @@ from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.config import SVFReinforceConfig, hide_from_trl
-from svf_rl.svf import svf_layers
 from svf_rl.training.callbacks import FetchLayers
 from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
@@ -326,7 +325,7 @@ class SVFReinforceTrainer(GRPOTrainer):
         """transformers' weight decay would pull `z` to 0."""
         optimizer = super().create_optimizer(*args, **kwargs)
         model = self.accelerator.unwrap_model(self.model)
-        if self.args.weight_decay and svf_layers(model):
+        if self.args.weight_decay:
             decay_towards_identity(optimizer, model, self.args.weight_decay)
         return optimizer
 
