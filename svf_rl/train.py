@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "svf_rl/train.py", allow_abbrev=False, description="Train an adapter from a recipe.",
         epilog="Every key of the recipe can be given as --key value.",
     )  # fmt: skip
-    parser.add_argument("recipe", help="a YAML file, see recipes/")
+    parser.add_argument("recipe", help="a YAML file, or a name that svf-rl recipes lists")
     parser.add_argument("--dry-run", action="store_true", help="check the recipe without weights or network, and stop")
     parser.add_argument("--resume", action="store_true", help="resume from the last sound checkpoint, if there is one")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from svf_rl import __version__
-from svf_rl.cli import adaptation, decompose, evaluation, experts, report, reproduce
+from svf_rl.cli import adaptation, decompose, evaluation, experts, recipes, report, reproduce
 from svf_rl.cli.flags import LazyParser
 from svf_rl.errors import one_line_errors
 
@@ -28,10 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("svf-rl", description="Reinforcement learning on singular values.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=LazyParser)
-    commands.add_parser("train", help="train from a recipe: svf-rl train RECIPE.yaml [--key value ...]", add_help=False)
+    commands.add_parser("train", help="train from a recipe: svf-rl train RECIPE [--key value ...]", add_help=False)
     commands.add_parser("plan", help="memory of a run by ZeRO stage, and whether it fits", add_help=False)
     commands.add_parser("serve", help="start a vLLM server for runs of a recipe", add_help=False)
-    for group in (evaluation, report, experts, adaptation, reproduce, decompose):
+    for group in (evaluation, report, experts, adaptation, reproduce, decompose, recipes):
         group.add_to(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show tracebacks")

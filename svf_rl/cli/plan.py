@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
         epilog="Every key of the recipe can be given as --key value.",
     )  # fmt: skip
     add = parser.add_argument
-    add("recipe", help="a YAML file, see recipes/")
+    add("recipe", help="a YAML file, or a name that svf-rl recipes lists")
     add("--gpus", type=int, help="GPUs of a node")
     add("--gpu-memory", metavar="SIZE", help="of each GPU: 80GB (10^9 bytes) or 80GiB (2^30)")
     add("--nodes", type=int, default=1, help="default: 1")

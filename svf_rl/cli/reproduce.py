@@ -8,7 +8,7 @@ from svf_rl.cli.flags import LazyParser, split_integers, split_names
 def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
     parser = commands.add_parser("reproduce", help="the comparison of Transformer², as tables and pictures")
     add = parser.add_argument
-    add("recipe", nargs="?", help="a YAML file, see recipes/reproduce/ (default: the small one of the quickstart)")
+    add("recipe", nargs="?", default="reproduce/quickstart", help="a YAML file, or a name that svf-rl recipes lists")
     add("--out", help="folder of everything; a second call goes on there (default: runs/reproduce-NAME)")
     add("--seeds", type=split_integers, help="such as 0,1,2, in place of the file's")
     add("--jobs", type=int, help="processes at once (default: 2 on a CPU with as many cores, 1 with CUDA)")
@@ -24,10 +24,10 @@ def _run(known: argparse.Namespace) -> None:
 
     quiet_libraries()
     from svf_rl.reproduce.comparison import PARTS
-    from svf_rl.reproduce.run import default_comparison, reproduce
+    from svf_rl.reproduce.run import reproduce
 
     reproduce(
-        known.recipe or default_comparison(),
+        known.recipe,
         known.out,
         seeds=known.seeds,
         jobs=known.jobs,

@@ -15,7 +15,7 @@ def serve(arguments: Sequence[str]) -> int:
         description="Start a vLLM server for runs of a recipe with vllm_mode: server.",
         epilog="Every key of the recipe can be given as --key value; what stands after -- goes to vLLM as it is.",
     )
-    parser.add_argument("recipe", help="a YAML file, see recipes/")
+    parser.add_argument("recipe", help="a YAML file, or a name that svf-rl recipes lists")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from svf_rl.errors import SVFError
+from svf_rl.settings.bundled import find_recipe
 from svf_rl.settings.recipe import Recipe
 from svf_rl.settings.yaml_values import read_mapping
 from svf_rl.svf.cache import default_cache_dir
@@ -24,7 +25,7 @@ def add_servers(path: str | Path, overrides: Sequence[str], rollout_nodes: int) 
         return list(overrides)
     key = "vllm_server_base_url"
     given = {text.removeprefix("--").partition("=")[0].replace("-", "_") for text in overrides if text.startswith("--")}
-    if key in given or key in read_mapping(Path(path)):
+    if key in given or key in read_mapping(find_recipe(path)):
         raise SVFError(f"the recipe names a vLLM server already: leave out --rollout-nodes or {key}")
     started = {"vllm_mode": "server", "vllm_enable_sleep_mode": "false", key: "http://localhost"}
     return [*overrides, *(word for name, value in started.items() for word in (f"--{name}", value))]

@@ -15,8 +15,7 @@ import yaml
 
 from svf_rl.errors import SVFError, one_line_errors
 from svf_rl.launch.shell_lines import format_shell_lines
-
-CONFIGS = Path("accelerate_configs")
+from svf_rl.settings.bundled import find_accelerate_config
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", help="accelerate config; the default suits the processes")
     known = parser.parse_args(arguments)
     with one_line_errors() as outcome:
-        config = Path(known.config) if known.config else default_config(known.nodes, known.gpus)
+        config = find_accelerate_config(known.config) if known.config else default_config(known.nodes, known.gpus)
         chosen = processes_a_node(config, known.nodes, known.gpus)
         values = {
             "SVF_RL_CONFIG": str(config.resolve()),
@@ -54,12 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def default_config(nodes: int, gpus: int) -> Path:
-    """The file for plain data parallelism over so many nodes with so many GPUs each (0: on the CPU), from the working
-    directory, or else from the repository that holds the package."""
+    """The file for plain data parallelism over so many nodes with so many GPUs each (0: on the CPU)."""
     alone = nodes * max(gpus, 1) == 1
     name = ("single_gpu.yaml" if alone else "multi_gpu.yaml") if gpus else ("cpu.yaml" if alone else "cpu_ddp.yaml")
-    here, beside = CONFIGS / name, Path(__file__).parents[2] / CONFIGS / name
-    return here if here.is_file() or not beside.is_file() else beside
+    return find_accelerate_config(f"accelerate_configs/{name}")
 
 
 def processes_a_node(config: Path, nodes: int, gpus: int) -> Processes:
@@ -86,13 +83,14 @@ def processes_a_node(config: Path, nodes: int, gpus: int) -> Processes:
     if not on_cpu and not gpus:
         raise SVFError(
             f"{config} trains on GPUs and this node has none: ask SLURM for them (--gpus-per-node=8), or take a "
-            "config with use_cpu: true, such as accelerate_configs/cpu_ddp.yaml"
+            f"config with use_cpu: true, such as {find_accelerate_config('accelerate_configs/cpu_ddp.yaml')}"
         )
     processes = 1 if on_cpu else gpus
     if values["distributed_type"] == "NO" and nodes * processes > 1:
+        several = find_accelerate_config(f"accelerate_configs/{'cpu_ddp' if on_cpu else 'multi_gpu'}.yaml")
         raise SVFError(
             f"{config} is for one process, and {nodes} nodes × {processes} are {nodes * processes}: take one for "
-            f"several, such as accelerate_configs/{'cpu_ddp' if on_cpu else 'multi_gpu'}.yaml, or less of the machine"
+            f"several, such as {several}, or less of the machine"
         )
     return Processes(processes, on_cpu, values["distributed_type"] == "DEEPSPEED")
 

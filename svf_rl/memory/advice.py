@@ -8,6 +8,7 @@ from itertools import combinations, product
 from svf_rl.generation.vllm.tensor_parallel import find_undivided_part
 from svf_rl.memory.arithmetic import Run
 from svf_rl.memory.plan import MemoryPlan
+from svf_rl.settings.bundled import find_accelerate_config
 
 _SHARES = [share / 100 for share in range(90, 5, -5)]
 _MOST = 3  # suggestions, and changes in one of them
@@ -100,5 +101,5 @@ def _described(before: Run, after: Run) -> str:
     if after.processes != before.processes:
         parts.append(f"{after.processes} GPUs with ZeRO-3")
     elif after.stage != before.stage:
-        parts.append("ZeRO-3 (--zero 3, accelerate_configs/zero3.yaml)")
+        parts.append(f"ZeRO-3 (--zero 3, {find_accelerate_config('accelerate_configs/zero3.yaml')})")
     return ", ".join(parts)

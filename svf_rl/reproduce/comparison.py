@@ -12,6 +12,7 @@ from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import SHARE_ALONE
 from svf_rl.reproduce.methods import DISPATCH, RESERVED, is_few_shot
 from svf_rl.rewards.verifiers.dispatch_label import LABELS
+from svf_rl.settings.bundled import bundled_files, find_recipe
 from svf_rl.settings.yaml_values import fit, read_mapping
 from svf_rl.tasks import TaskOptions, find_task
 
@@ -122,7 +123,7 @@ def read_comparison(path: str | Path) -> Comparison:
         SVFError: the file cannot be read, a key is unknown (the line names the nearest one), a value does not fit, a
             recipe is not there, or a class names an expert that is not.
     """
-    path = Path(path)
+    path = find_recipe(path)
     values = read_mapping(path)
     for key in values:
         _check_known(key, _KEYS, "the comparison")
@@ -176,9 +177,9 @@ def slug(name: str) -> str:
 
 def _expert(name: str, spec: Any, folder: Path) -> ExpertRecipe:
     if not isinstance(spec, dict) or not isinstance(spec.get("recipe"), str):
-        raise SVFError(f"expert {name!r} must be a mapping with a recipe, as in {{recipe: ../quickstart.yaml}}")
-    path = Path(spec["recipe"]).expanduser()
-    path = path if path.is_absolute() else folder / path
+        raise SVFError(f"expert {name!r} must be a mapping with a recipe, as in {{recipe: quickstart}}")
+    path = folder / Path(spec["recipe"]).expanduser()
+    path = path if path.is_file() else bundled_files("recipes").get(spec["recipe"], path)
     if not path.is_file():
         raise SVFError(f"expert {name!r}: there is no recipe {path}")
     return ExpertRecipe(name, path.resolve(), _names({k: v for k, v in spec.items() if k != "recipe"}))

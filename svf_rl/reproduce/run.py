@@ -119,14 +119,6 @@ def write_results(results: Mapping[str, Any], folder: Path) -> None:
     write_file(folder / "report.md", render_document(results, figures))
 
 
-def default_comparison() -> Path:
-    """The small one of the quickstart. Raises `SVFError` where the recipes are not at hand."""
-    for folder in (Path(), Path(__file__).resolve().parents[2]):
-        if (path := folder / "recipes" / "reproduce" / "quickstart.yaml").is_file():
-            return path
-    raise SVFError("name the file of a comparison: recipes/reproduce/quickstart.yaml is not below this folder")
-
-
 def default_jobs() -> int:
     """Two processes on a CPU with as many cores; one where they would share an accelerator's memory."""
     import torch

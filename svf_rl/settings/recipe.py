@@ -11,6 +11,7 @@ import torch
 
 from svf_rl.errors import SVFError
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
+from svf_rl.settings.bundled import find_recipe
 from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings
 from svf_rl.settings.data import DataArguments
 from svf_rl.settings.recipe_checks import check_batch, check_engines, check_zero
@@ -54,7 +55,7 @@ def load_recipe(
     """Read a recipe. Touches neither the network nor the output directory.
 
     Args:
-        path (`str` or `Path`): the YAML file.
+        path (`str` or `Path`): the YAML file, or the name of a bundled recipe.
         overrides (`Sequence[str]`, *optional*): `--key value`, `--key=value`, or `--key` for true; the last one wins.
         gpus (`int`, *optional*): read it as so many processes with a GPU each would, whatever this machine has.
         processes (`int`, *optional*): read it as so many processes would, with what this machine has.
@@ -64,7 +65,7 @@ def load_recipe(
     Raises:
         SVFError: the file cannot be read, a key is unknown or given twice, a value does not fit; in one line.
     """
-    path = Path(path)
+    path = find_recipe(path)
     wanted = _field_types()
     values = {key: fit(key, value, _type_of(key, wanted)) for key, value in read_mapping(path).items()}
     explicit = {}

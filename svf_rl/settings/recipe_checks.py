@@ -7,6 +7,7 @@ from typing import Any
 from svf_rl.errors import SVFError
 from svf_rl.generation.vllm.tensor_parallel import check_processes
 from svf_rl.models.kinds import find_kind
+from svf_rl.settings.bundled import find_accelerate_config
 from svf_rl.settings.config import SVFReinforceConfig
 
 
@@ -20,7 +21,7 @@ def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
     if processes == 1:
         raise SVFError(
             "ZeRO-3 has nothing to share out with one process: start more (--num_processes), or use "
-            "accelerate_configs/single_gpu.yaml"
+            f"{find_accelerate_config('accelerate_configs/single_gpu.yaml')}"
         )
     find_kind(values.get("adapter", "svf")).check_training(values, stage)
     if not values.get("use_vllm"):

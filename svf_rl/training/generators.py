@@ -7,6 +7,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from svf_rl.errors import SVFError
 from svf_rl.generation import CompletionGenerator
 from svf_rl.generation.vllm.tensor_parallel import check_divides
+from svf_rl.settings.bundled import find_accelerate_config
 from svf_rl.settings.config import SVFReinforceConfig
 
 
@@ -22,7 +23,7 @@ def build_generator(
         if is_deepspeed_zero3_enabled():
             raise SVFError(
                 "use_vllm=False cannot generate with a model that ZeRO-3 has shared out: set use_vllm=True, or use "
-                "accelerate_configs/zero2.yaml"
+                f"{find_accelerate_config('accelerate_configs/zero2.yaml')}"
             )
         from svf_rl.generation.transformers_generator import TransformersGenerator
 

@@ -7,11 +7,12 @@ from shutil import copytree
 
 import pytest
 
+from svf_rl.cli import main
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
 from svf_rl.reproduce.comparison import PARTS, read_comparison
 from svf_rl.reproduce.plan import make_plan
-from svf_rl.reproduce.run import default_comparison, reproduce
+from svf_rl.reproduce.run import reproduce
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted((REPOSITORY / "recipes" / "reproduce").glob("*.yaml"))
@@ -157,5 +158,7 @@ def test_a_folder_of_something_else_is_refused(write_comparison, tmp_path):
     assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
 
 
-def test_the_default_is_the_quickstart():
-    assert default_comparison().name == "quickstart.yaml"
+def test_the_default_is_the_quickstart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "--dry-run", "--seeds", "0"]) == 0
+    assert "reproduce-quickstart" in capsys.readouterr().out

@@ -152,7 +152,7 @@ def test_bad_overrides_end_in_one_line(write) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SVFError, match=r"recipe .*none\.yaml cannot be read"):
+    with pytest.raises(SVFError, match=r"recipe .*none\.yaml cannot be read: No such file or directory"):
         load_recipe(tmp_path / "none.yaml")
 
 
