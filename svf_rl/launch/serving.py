@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.server.connection import EXTENSION
+from svf_rl.generation.vllm import require_vllm
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.settings.recipe import Recipe
 
@@ -26,9 +27,10 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         The command and its environment.
 
     Raises:
-        SVFError: no such model, or the address cannot be listened at.
+        SVFError: no such model, no vLLM, or the address cannot be listened at.
     """
     model, training = recipe.model, recipe.training
+    require_vllm()
     _check_free(host, port)
     length = training.vllm_max_model_length
     options: dict[str, object] = {

@@ -16,6 +16,7 @@ from svf_rl.errors import SVFError
 from svf_rl.generation.processes import process_count
 from svf_rl.generation.prompts import check_prompt_lengths, join_continuations
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
+from svf_rl.generation.vllm import require_vllm
 from svf_rl.generation.vllm.cpu import plain_cpu_collectives, plain_cpu_weights
 from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
 from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_processes
@@ -196,6 +197,7 @@ def _import_llm() -> Any:
     """
 
     def import_it() -> Any:
+        require_vllm()
         from vllm import LLM
 
         return LLM
