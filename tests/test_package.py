@@ -10,7 +10,7 @@ import pytest
 
 from svf_rl.cli import main
 from svf_rl.errors import SVFError
-from svf_rl.settings.bundled import BUNDLED, bundled_files, find_accelerate_config, find_recipe
+from svf_rl.storage.bundled import BUNDLED, bundled_files, find_accelerate_config, find_recipe
 
 pytest.importorskip("setuptools", minversion="77")
 

@@ -33,7 +33,7 @@ svf-rl recipes --copy quickstart --to mine.yaml && { echo "a copy replaced mine.
 
 small=(--max_steps 2 --train_items 64 --validation_items 32 --test_items 32 --vllm_enforce_eager)
 svf-rl train quickstart "${small[@]}"
-configs=$(python -c 'from svf_rl.settings.bundled import BUNDLED; print(BUNDLED / "accelerate_configs")')
+configs=$(python -c 'from svf_rl.storage.bundled import BUNDLED; print(BUNDLED / "accelerate_configs")')
 accelerate launch --quiet --config_file "$configs/cpu.yaml" -m svf_rl.train mine.yaml "${small[@]}" --output_dir runs/mine
 python - <<'PYTHON'
 import json

@@ -24,7 +24,7 @@ def _run(known: argparse.Namespace) -> None:
 
 
 def _copy(name: str, to: str | None) -> None:
-    from svf_rl.settings.bundled import find_recipe
+    from svf_rl.storage.bundled import find_recipe
 
     source = find_recipe(name)
     target = Path(to or source.name)
@@ -39,8 +39,8 @@ def _copy(name: str, to: str | None) -> None:
 
 
 def _listing() -> str:
-    from svf_rl.settings.bundled import BUNDLED, bundled_files, describe
     from svf_rl.settings.yaml_values import read_mapping
+    from svf_rl.storage.bundled import BUNDLED, bundled_files, describe
     from svf_rl.text_table import aligned
 
     recipes, comparisons = [], []

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from svf_rl.errors import SVFError
-from svf_rl.settings.bundled import find_recipe
 from svf_rl.settings.recipe import Recipe
 from svf_rl.settings.yaml_values import read_mapping
+from svf_rl.storage.bundled import find_recipe
 from svf_rl.svf.cache import default_cache_dir
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from svf_rl.errors import SVFError, one_line_errors
 from svf_rl.launch.shell_lines import format_shell_lines
-from svf_rl.settings.bundled import find_accelerate_config
+from svf_rl.storage.bundled import find_accelerate_config
 
 
 @dataclass(frozen=True)

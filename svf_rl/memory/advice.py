@@ -8,7 +8,7 @@ from itertools import combinations, product
 from svf_rl.generation.vllm.tensor_parallel import find_undivided_part
 from svf_rl.memory.arithmetic import Run
 from svf_rl.memory.plan import MemoryPlan
-from svf_rl.settings.bundled import find_accelerate_config
+from svf_rl.storage.bundled import find_accelerate_config
 
 _SHARES = [share / 100 for share in range(90, 5, -5)]
 _MOST = 3  # suggestions, and changes in one of them

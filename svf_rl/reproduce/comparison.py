@@ -12,8 +12,8 @@ from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import SHARE_ALONE
 from svf_rl.reproduce.methods import DISPATCH, RESERVED, is_few_shot
 from svf_rl.rewards.verifiers.dispatch_label import LABELS
-from svf_rl.settings.bundled import bundled_files, find_recipe
 from svf_rl.settings.yaml_values import fit, read_mapping
+from svf_rl.storage.bundled import bundled_files, find_recipe
 from svf_rl.tasks import TaskOptions, find_task
 
 PARTS = ("fine_tuning", "adaptation", "ablations")

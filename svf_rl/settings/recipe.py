@@ -11,11 +11,11 @@ import torch
 
 from svf_rl.errors import SVFError
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
-from svf_rl.settings.bundled import find_recipe
 from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings
 from svf_rl.settings.data import DataArguments
 from svf_rl.settings.recipe_checks import check_batch, check_engines, check_zero
 from svf_rl.settings.yaml_values import fit, parse_override, read_mapping
+from svf_rl.storage.bundled import find_recipe
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 from svf_rl.errors import SVFError
 from svf_rl.generation.vllm.tensor_parallel import check_processes
 from svf_rl.models.kinds import find_kind
-from svf_rl.settings.bundled import find_accelerate_config
 from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.storage.bundled import find_accelerate_config
 
 
 def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:

@@ -7,8 +7,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from svf_rl.errors import SVFError
 from svf_rl.generation import CompletionGenerator
 from svf_rl.generation.vllm.tensor_parallel import check_divides
-from svf_rl.settings.bundled import find_accelerate_config
 from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.storage.bundled import find_accelerate_config
 
 
 def build_generator(

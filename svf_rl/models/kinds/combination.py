@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from svf_rl.errors import SVFError
 from svf_rl.models.kinds.kind import load_saved
 from svf_rl.models.kinds.svf import SETTINGS, SVFKind
+from svf_rl.storage.bundled import find_accelerate_config
 from svf_rl.storage.path_names import path_names
 from svf_rl.svf import SVFConfig
 from svf_rl.svf.combine import assign_groups, even_weights
@@ -41,7 +42,8 @@ class CombinationKind(SVFKind):
             raise SVFError("weight_decay would pull the weights of a combination to 0: set weight_decay to 0")
         if zero_stage == 3:
             raise SVFError(
-                "ZeRO-3 does not share out combinations, which train a few values: use accelerate_configs/zero2.yaml"
+                "ZeRO-3 does not share out combinations, which train a few values: use "
+                f"{find_accelerate_config('accelerate_configs/zero2.yaml')}"
             )
 
     def config(self, arguments: "AdapterArguments") -> SVFConfig:
