@@ -2,12 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from svf_rl.cli.flags import LazyParser
 from svf_rl.errors import SVFError
 
 
-def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
     parser = commands.add_parser("recipes", help="list the recipes that come with the package, or copy one to edit")
     parser.add_argument("--copy", metavar="NAME", help="write this one to a file")
     parser.add_argument("--to", metavar="FILE", help="with --copy: the file (default: NAME.yaml in this folder)")
