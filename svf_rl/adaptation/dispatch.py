@@ -7,10 +7,10 @@ the generator once. The base model answers what is of no expert's class: "other"
 prompt whose class could not be read.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,13 +22,10 @@ from svf_rl.evaluation.answers import make_records
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.evaluation.records import Record
 from svf_rl.experts.pool import ExpertPool
-from svf_rl.generation import Completion, Sampling, sample_seed
-from svf_rl.generation.prompts import Conversation, encode_prompts
+from svf_rl.generation.prompts import Conversation
 
 # Prompts that go to the generator together: the bar moves between.
 _BATCH = 512
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -41,20 +38,20 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Dispatched(Generic[Answer]):
+class Dispatched:
     """
     All prompts, in order.
 
     Args:
         classes (`list[Classified]`): what the classifier said.
         experts (`list[str | None]`): who answered; `None` is the base model.
-        answers (`list`): the answers.
+        answers (`list[Record]`): the answers.
         first ([`Pass`]), second ([`Pass`]): classification, and the answers.
     """
 
     classes: list[Classified]
     experts: list[str | None]
-    answers: list[Answer]
+    answers: list[Record]
     first: Pass
     second: Pass
 
@@ -112,23 +109,7 @@ class Dispatcher:
                 bar.update(len(batch))
         return found
 
-    def expert_of(self, classified: Classified) -> str | None:
-        """Who answers; `None` is the base model."""
-        return None if classified.label is None else self._experts.get(classified.label)
-
-    def answer(
-        self, conversations: Sequence[Conversation], sampling: Sampling, seed: int = 0
-    ) -> Dispatched[Completion]:
-        """Classify and complete conversations. Sampled completions depend on `seed` and their place."""
-
-        def complete(indices: Sequence[int]) -> list[Completion]:
-            seeds = [sample_seed(seed, "dispatch", index, 0) for index in indices]
-            return self._pool.generate([prompts[index] for index in indices], sampling, seeds)
-
-        prompts = encode_prompts(self.tokenizer, conversations, **self._template)
-        return self._dispatch(conversations, complete)
-
-    def answer_items(self, task: TaskItems, indices: Sequence[int] | None = None, seed: int = 0) -> Dispatched[Record]:
+    def answer_items(self, task: TaskItems, indices: Sequence[int] | None = None, seed: int = 0) -> Dispatched:
         """
         Classify and answer items of a task, and grade the answers.
 
@@ -138,20 +119,10 @@ class Dispatcher:
             seed (`int`, *optional*, defaults to 0): of sampled answers, as in an evaluation.
         """
         chosen = range(len(task.rows)) if indices is None else indices
-
-        def grade(places: Sequence[int]) -> list[Record]:
-            keys = [(chosen[place], 0) for place in places]
-            return make_records(task, keys, self._pool, seed)
-
-        return self._dispatch([task.rows[index]["prompt"] for index in chosen], grade)
-
-    def _dispatch(
-        self, conversations: Sequence[Conversation], answer: Callable[[Sequence[int]], list[Answer]]
-    ) -> Dispatched[Answer]:
         with _measured(self._pool) as first:
-            classes = self.classify(conversations)
-        experts = [self.expert_of(classified) for classified in classes]
-        answers: dict[int, Answer] = {}
+            classes = self.classify([task.rows[index]["prompt"] for index in chosen])
+        experts = [None if found.label is None else self._experts.get(found.label) for found in classes]
+        answers: dict[int, Record] = {}
         with (
             _measured(self._pool) as second,
             tqdm(total=len(experts), desc="answers", unit="prompt", disable=None, dynamic_ncols=True) as bar,
@@ -159,10 +130,10 @@ class Dispatcher:
             for expert, group in by_expert(experts, loaded=self._classifier).items():
                 self._pool.use(expert)
                 for batch in _batches(group):
-                    answers.update(zip(batch, answer(batch), strict=True))
+                    made = make_records(task, [(chosen[place], 0) for place in batch], self._pool, seed)
+                    answers.update(zip(batch, made, strict=True))
                     bar.update(len(batch))
-        ordered = [answers[place] for place in range(len(experts))]
-        return Dispatched(classes, experts, ordered, first[0], second[0])
+        return Dispatched(classes, experts, [answers[place] for place in range(len(experts))], first[0], second[0])
 
 
 def by_expert(experts: Sequence[str | None], loaded: str | None) -> dict[str | None, list[int]]:

@@ -61,12 +61,10 @@ class DispatchReport:
         return "\n\n".join([*parts, f"answers: {self.folder}"])
 
 
-def report(
-    dispatched: Dispatched[Record], items: TaskItems | None, base: Answers | None, folder: Path
-) -> DispatchReport:
-    """The figures of a dispatch; `items` and `base` are `None` without verdicts."""
+def report(dispatched: Dispatched, items: TaskItems, base: Answers | None, folder: Path) -> DispatchReport:
+    """The figures of a dispatch; `base` is `None` without verdicts."""
     results: list[Result] = []
-    if items is not None and base is not None:
+    if base is not None:
         answers = Answers(dispatched.answers, dispatched.first.seconds + dispatched.second.seconds, reused=0)
         results = [
             summarize(BASE, items.name, items.metric, base),
@@ -85,7 +83,7 @@ def _estimate(verdicts: Sequence[bool | None]) -> Estimate | None:
     return estimate_share(verdicts.count(True) / scorable, scorable) if scorable else None
 
 
-def write_dispatched(path: Path, dispatched: Dispatched[Record]) -> None:
+def write_dispatched(path: Path, dispatched: Dispatched) -> None:
     """A line for each answer, with its class, the expert that gave it, and what the classifier said; the whole file or
     nothing."""
     lines = [_line(*row) for row in zip(dispatched.answers, dispatched.classes, dispatched.experts, strict=True)]

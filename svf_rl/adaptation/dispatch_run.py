@@ -1,29 +1,25 @@
 """A dispatch from its arguments to its results: the items of a task, graded and compared with the base model, or the
 prompts of a file."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from svf_rl import __version__
 from svf_rl.adaptation.arguments import DispatchArguments
 from svf_rl.adaptation.classifier import classification_ids, default_system_prompt
-from svf_rl.adaptation.dispatch import Dispatched, Dispatcher
+from svf_rl.adaptation.dispatch import Dispatcher
 from svf_rl.adaptation.dispatch_report import DISPATCH, DispatchReport, report, write_dispatched
-from svf_rl.adaptation.prompt_file import PROMPTS, read_prompts
+from svf_rl.adaptation.prompt_file import read_prompts, ungraded_items
 from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.evaluation.adapters import BASE, Adapter, find_adapters
-from svf_rl.evaluation.answers import answer_items, decode_completions
+from svf_rl.evaluation.answers import answer_items
 from svf_rl.evaluation.base_model import BaseModel, find_base_model
 from svf_rl.evaluation.folder import ResultFolder, Settings
 from svf_rl.evaluation.items import TaskItems, load_items, room
-from svf_rl.evaluation.records import Answers, Record
+from svf_rl.evaluation.records import Answers
 from svf_rl.experts.pool import ExpertPool
-from svf_rl.generation import Completion, Sampling
-from svf_rl.generation.prompts import Conversation, encode_prompts, render_prompt
+from svf_rl.generation import Sampling
 from svf_rl.metrics.statistics import as_json
 from svf_rl.storage.files import write_json
 
@@ -47,18 +43,19 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
     paths = list(dict.fromkeys([*arguments.experts.values(), *filter(None, [arguments.classifier])]))
     adapters = dict(zip(paths, find_adapters(paths), strict=True))
     classifier = None if arguments.classifier is None else adapters[arguments.classifier]
-    work = _Work.of(arguments, base.tokenizer)
+    items = _items(arguments, base)
     system_prompt = arguments.classifier_prompt or default_system_prompt(
         base.arguments.location, None if classifier is None else classifier.folder
     )
     template = evaluation.chat_template_kwargs
-    classes = classification_ids(base.tokenizer, work.conversations, system_prompt, template)
+    classes = classification_ids(base.tokenizer, [row["prompt"] for row in items.rows], system_prompt, template)
     class_tokens = find_strategy(arguments.method).count_tokens(base.tokenizer, arguments.classifier_tokens)
+    title = arguments.prompts or f"task {items.name}"
     length = max(
-        room(f"{work.name}, classification of item", classes, class_tokens, base.positions),
-        room(f"{work.name}, item", work.prompt_ids, work.sampling.max_tokens, base.positions),
+        room(f"{title}, classification of item", classes, class_tokens, base.positions),
+        room(f"{title}, item", items.prompt_ids, items.sampling.max_tokens, base.positions),
     )
-    settings = _settings(arguments, base, work, adapters, classifier, system_prompt)
+    settings = _settings(arguments, base, items, adapters, classifier, system_prompt)
     folder = ResultFolder(
         Path(evaluation.out or f"runs/dispatch-{Path(evaluation.model).resolve().name}").expanduser(), settings
     )
@@ -82,16 +79,14 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
     )
     with folder.writing():
         plain: Answers | None = None
-        if work.items is not None:  # the base model comes first: it is in the engine already
+        if arguments.prompts is None:  # the base model comes first: it is in the engine already
             plain = answer_items(
-                pool, None, work.items, [(index, 0) for index in range(len(work.items.rows))],
-                folder.records(BASE, work.file), label=BASE, seed=evaluation.seed, batch_size=evaluation.batch_size,
+                pool, None, items, [(index, 0) for index in range(len(items.rows))],
+                folder.records(BASE, items.file), label=BASE, seed=evaluation.seed, batch_size=evaluation.batch_size,
             )  # fmt: skip
-            dispatched = dispatcher.answer_items(work.items, seed=evaluation.seed)
-        else:
-            dispatched = _ungraded(dispatcher, work, base.tokenizer, template)
-        made = report(dispatched, work.items, plain, folder.path)
-        write_dispatched(folder.records(DISPATCH, work.file), dispatched)
+        dispatched = dispatcher.answer_items(items, seed=evaluation.seed)
+        made = report(dispatched, items, plain, folder.path)
+        write_dispatched(folder.records(DISPATCH, items.file), dispatched)
         write_json(
             folder.path / "summary.json",
             {
@@ -112,60 +107,20 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
     return made
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is answered: the items of a task, or conversations without a verdict (`items` is `None`)."""
-
-    name: str
-    file: str
-    conversations: Sequence[Conversation]
-    prompt_ids: list[list[int]]
-    sampling: Sampling
-    items: TaskItems | None = None
-
-    @classmethod
-    def of(cls, arguments: DispatchArguments, tokenizer: PreTrainedTokenizerBase) -> "_Work":
-        evaluation = arguments.evaluation
-        if arguments.prompts is None:
-            items = load_items(evaluation.tasks[0], evaluation, tokenizer)
-            conversations = [row["prompt"] for row in items.rows]
-            return cls(f"task {items.name}", items.file, conversations, items.prompt_ids, items.sampling, items)
-        conversations = read_prompts(Path(arguments.prompts), evaluation.options, evaluation.limit)
-        ids = encode_prompts(tokenizer, conversations, **evaluation.chat_template_kwargs)
-        greedy = Sampling(evaluation.max_tokens or ANSWER_TOKENS, temperature=0.0, logprobs=False)
-        return cls(arguments.prompts, PROMPTS, conversations, ids, greedy)
-
-
-def _ungraded(
-    dispatcher: Dispatcher, work: _Work, tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any]
-) -> Dispatched[Record]:
-    """The prompts of a file as records without a verdict."""
-    done: Dispatched[Completion] = dispatcher.answer(work.conversations, work.sampling)
-    texts = decode_completions(tokenizer, done.answers)
-    records = [
-        Record(
-            index=index,
-            sample=0,
-            prompt=render_prompt(tokenizer, conversation, **template),
-            completion=text,
-            reference=None,
-            extracted=None,
-            correct=None,
-            score=None,
-            reason="a prompt without an answer to compare with",
-            infrastructure=False,
-            tokens=len(answer.token_ids),
-            finished=answer.finished,
-        )
-        for index, (conversation, text, answer) in enumerate(zip(work.conversations, texts, done.answers, strict=True))
-    ]
-    return Dispatched(done.classes, done.experts, records, done.first, done.second)
+def _items(arguments: DispatchArguments, base: BaseModel) -> TaskItems:
+    """The items of the task, or the prompts of the file."""
+    evaluation = arguments.evaluation
+    if arguments.prompts is None:
+        return load_items(evaluation.tasks[0], evaluation, base.tokenizer)
+    conversations = read_prompts(Path(arguments.prompts), evaluation.options, evaluation.limit)
+    greedy = Sampling(evaluation.max_tokens or ANSWER_TOKENS, temperature=0.0, logprobs=False)
+    return ungraded_items(base.tokenizer, conversations, greedy, evaluation.chat_template_kwargs)
 
 
 def _settings(
     arguments: DispatchArguments,
     base: BaseModel,
-    work: _Work,
+    items: TaskItems,
     adapters: Mapping[str, Adapter],
     classifier: Adapter | None,
     system_prompt: str,
@@ -174,11 +129,11 @@ def _settings(
     common = {
         "model": arguments.evaluation.model,
         "model_fingerprint": base.fingerprint,
-        "task": PROMPTS if work.items is None else work.items.name,
-        "reward": None if work.items is None else work.items.grader.describe(),
-        "max_tokens": work.sampling.max_tokens,
-        "stop": work.sampling.stop,
-        "temperature": work.sampling.temperature,
+        "task": items.name,
+        "reward": items.grader.describe(),
+        "max_tokens": items.sampling.max_tokens,
+        "stop": items.sampling.stop,
+        "temperature": items.sampling.temperature,
         "seed": arguments.evaluation.seed,
         "dtype": base.arguments.dtype,
         "backend": arguments.evaluation.backend,
@@ -190,5 +145,5 @@ def _settings(
         "system_prompt": system_prompt,
         "classifier_max_tokens": arguments.classifier_tokens,
     }
-    runs = {f"{DISPATCH}/{work.file}": {**common, **dispatch}}
-    return runs if work.items is None else {f"{BASE}/{work.file}": common, **runs}
+    runs = {f"{DISPATCH}/{items.file}": {**common, **dispatch}}
+    return runs if arguments.prompts is not None else {f"{BASE}/{items.file}": common, **runs}

@@ -1,16 +1,42 @@
 """A user's own prompts from a file."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from svf_rl.errors import SVFError
+from svf_rl.evaluation.grading import Ungraded
+from svf_rl.evaluation.items import TaskItems
+from svf_rl.generation import Sampling
+from svf_rl.generation.prompts import Conversation, encode_prompts, render_prompt
 from svf_rl.tasks import TaskOptions
 from svf_rl.tasks.columns import read_rows
 from svf_rl.tasks.files import SUFFIXES
 from svf_rl.tasks.task import chat, limit_rows
 
 PROMPTS = "prompts"
+
+
+def ungraded_items(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    sampling: Sampling,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> TaskItems:
+    """Conversations as items whose answers get no verdict."""
+    template = template_arguments or {}
+    return TaskItems(
+        name=PROMPTS,
+        rows=[{"prompt": conversation} for conversation in conversations],
+        prompts=[render_prompt(tokenizer, conversation, **template) for conversation in conversations],
+        prompt_ids=encode_prompts(tokenizer, conversations, **template),
+        grader=Ungraded(),
+        sampling=sampling,
+        metric="accuracy",
+    )
 
 
 def read_prompts(path: Path, options: TaskOptions, limit: int | None = None) -> list[list[dict[str, str]]]:

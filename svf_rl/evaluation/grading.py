@@ -112,6 +112,24 @@ class Grader:
         check_failed_share(self.reward.__name__, verdicts, most, None)
 
 
+class Ungraded(Grader):
+    """For prompts without an answer: no completion gets a verdict."""
+
+    def __init__(self) -> None:
+        pass
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def reference(self, row: Mapping[str, Any]) -> Any:
+        return None
+
+    def grade(
+        self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str], token_ids: Sequence[list[int]]
+    ) -> list[Verdict]:
+        return [Verdict(None, None, "a prompt without an answer to compare with")] * len(rows)
+
+
 def _verdict(value: float | None) -> Verdict:
     if value is None:
         return Verdict(None, None, "the reward gave None")

@@ -1,5 +1,6 @@
 """Dispatch with a real engine and real adapters: two passes, a weight sync an expert, and the experts' own answers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,15 +9,17 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from svf_rl.adaptation.classifier import classification_ids
-from svf_rl.adaptation.dispatch import Dispatched, Dispatcher
+from svf_rl.adaptation.dispatch import Dispatcher
+from svf_rl.adaptation.prompt_file import ungraded_items
 from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.adaptation.strategies.loglikelihood import label_ids
 from svf_rl.errors import SVFError
+from svf_rl.evaluation.answers import make_records
 from svf_rl.evaluation.arguments import EvaluationArguments
-from svf_rl.evaluation.items import load_items
+from svf_rl.evaluation.items import TaskItems, load_items
+from svf_rl.evaluation.records import Record
 from svf_rl.experts.pool import ExpertPool
 from svf_rl.generation import Sampling
-from svf_rl.generation.prompts import encode_prompts
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.quickstart import make_rows, model_path
@@ -71,17 +74,23 @@ def _dispatcher(pool: ExpertPool, **options: Any) -> Dispatcher:
     return Dispatcher(pool, EXPERTS, DISPATCH_PROMPT, **{"max_tokens": 16, **options})
 
 
-def _tokens(done: Dispatched[Any]) -> list[list[int]]:
-    return [answer.token_ids for answer in done.answers]
+@pytest.fixture(scope="module")
+def items(pool: ExpertPool, conversations: list[list[dict[str, str]]]) -> TaskItems:
+    return ungraded_items(pool.tokenizer, conversations, GREEDY)
+
+
+def _alone(pool: ExpertPool, items: TaskItems, expert: str | None, places: Sequence[int]) -> list[Record]:
+    pool.use(expert)
+    return make_records(items, [(place, 0) for place in places], pool, 0)
 
 
 @pytest.mark.parametrize("method", ["generate", "loglikelihood"])
 @pytest.mark.parametrize("classifier", [None, "judge"])
 def test_each_prompt_is_answered_by_the_expert_of_its_class_after_one_sync_an_expert(
-    pool: ExpertPool, conversations: list[list[dict[str, str]]], classifier: str | None, method: Any
+    pool: ExpertPool, items: TaskItems, classifier: str | None, method: Any
 ) -> None:
     pool.use(None)
-    done = _dispatcher(pool, classifier=classifier, method=method).answer(conversations, GREEDY)
+    done = _dispatcher(pool, classifier=classifier, method=method).answer_items(items)
 
     labels = [classified.label for classified in done.classes]
     assert done.experts == [EXPERTS.get(label) for label in labels]
@@ -92,29 +101,22 @@ def test_each_prompt_is_answered_by_the_expert_of_its_class_after_one_sync_an_ex
     assert done.first.seconds > 0
     assert done.second.seconds > 0
 
-    prompts = encode_prompts(pool.tokenizer, conversations)
     for expert in used:  # alone, in the same company
-        pool.use(expert)
         places = [place for place, other in enumerate(done.experts) if other == expert]
-        alone = pool.generate([prompts[place] for place in places], GREEDY, [0] * len(places))
-        assert [answer.token_ids for answer in alone] == [done.answers[place].token_ids for place in places]
-    pool.use(None)
-    base = [answer.token_ids for answer in pool.generate(prompts, GREEDY, [0] * len(prompts))]
-    assert _tokens(done) != base  # the experts do answer otherwise
+        assert _alone(pool, items, expert, places) == [done.answers[place] for place in places]
+    assert done.answers != _alone(pool, items, None, range(48))  # the experts do answer otherwise
 
 
 def test_other_and_what_cannot_be_read_goes_to_the_base_model_whatever_was_used_before(
-    pool: ExpertPool, conversations: list[list[dict[str, str]]]
+    pool: ExpertPool, items: TaskItems
 ) -> None:
     """One token is too few for a class: all are unreadable."""
-    prompts = encode_prompts(pool.tokenizer, conversations)
-    pool.use(None)
-    base = [answer.token_ids for answer in pool.generate(prompts, GREEDY, [0] * len(prompts))]
+    base = _alone(pool, items, None, range(48))
     pool.use("second")
-    done = _dispatcher(pool, max_tokens=1, classifier="judge").answer(conversations, GREEDY)
+    done = _dispatcher(pool, max_tokens=1, classifier="judge").answer_items(items)
     assert {classified.label for classified in done.classes} == {None}
     assert set(done.experts) == {None}
-    assert _tokens(done) == base
+    assert done.answers == base
 
 
 def test_the_likeliest_class_is_what_the_model_itself_says_of_the_labels(
@@ -166,4 +168,4 @@ def test_bad_arguments_are_one_line(
 
 def test_no_prompts_are_an_error(pool: ExpertPool) -> None:
     with pytest.raises(SVFError, match="no prompts to dispatch"):
-        _dispatcher(pool).answer([], GREEDY)
+        _dispatcher(pool).answer_items(ungraded_items(pool.tokenizer, [], GREEDY))
