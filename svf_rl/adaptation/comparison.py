@@ -18,11 +18,6 @@ Which = str | Mix | None
 MEAN, FEW_SHOT = "mean", "few-shot"
 
 
-def mean_of(pool: ExpertPool) -> Mix:
-    """The plain mean of the experts' masks, which needs no labelled prompt."""
-    return Mix(even_weights(len(pool.names), 1), "global", "mask")
-
-
 def check_names(experts: Iterable[str]) -> None:
     """Raises `SVFError` for an expert with the label of another method, or with a name that is no name of a file."""
     for name in experts:
@@ -36,7 +31,12 @@ def methods(pool: ExpertPool, found: Mix) -> dict[str, Which]:
     """The base model, each expert, the mean of all and the combination that was found, by their labels. Raises
     `SVFError` for the name of an expert that does not go with them."""
     check_names(pool.names)
-    return {BASE: None, **{name: name for name in pool.names}, MEAN: mean_of(pool), FEW_SHOT: found}
+    return {
+        BASE: None,
+        **{name: name for name in pool.names},
+        MEAN: Mix(even_weights(len(pool.names), 1)),
+        FEW_SHOT: found,
+    }
 
 
 def compare(

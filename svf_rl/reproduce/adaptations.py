@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,27 +54,6 @@ class UnseenItems:
     labelled: TaskItems
     rows: list[int]
     folder: Path
-
-
-class _Kept:
-    """The result of one method on one task, in a file with what it was made with."""
-
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
-        self.path, self._settings = path, normalize_json(settings)
-        earlier = read_result(path)
-        if earlier:
-            made = f"{path.parent} holds {path.stem}, which was made"
-            remedy = "remove that folder, or give another --out"
-            check_same_settings(earlier.get("settings", {}), self._settings, made, remedy)
-        self.result: dict[str, Any] | None = earlier.get("result")
-
-    def begin(self) -> None:
-        """Say with what the records beside this file are made."""
-        write_json(self.path, {"settings": self._settings})
-
-    def end(self, result: Mapping[str, Any]) -> None:
-        self.result = normalize_json(result)
-        write_json(self.path, {"settings": self._settings, "result": self.result})
 
 
 def adapt_to_unseen(spec: Mapping[str, Any]) -> None:
@@ -159,9 +138,8 @@ class _Seed:
                 self._plain(task, name, name)
             self._plain(task, MEAN, Mix(even_weights(len(self._experts), 1)))
             if self._spec["classes"]:
-                self._dispatch(task, PROMPT, None)
-                if self._spec["dispatch"]:
-                    self._dispatch(task, DISPATCH, DISPATCH)
+                for label, classifier in [(PROMPT, None), *[(name, name) for name in self._others]]:
+                    self._dispatch(task, label, classifier)
         for shots in self._spec["shots"]:
             self._few_shot(task, shots)
 
@@ -177,8 +155,17 @@ class _Seed:
             "methods": {path.stem: read_result(path).get("result") for path in task.folder.glob("*.json")},
         }
 
-    def _kept(self, task: UnseenItems, label: str, adapters: Sequence[str], more: Mapping[str, Any]) -> _Kept:
-        """`adapters` are those that the method uses: another one in its place makes another result."""
+    def _make(
+        self,
+        task: UnseenItems,
+        label: str,
+        adapters: Sequence[str],
+        more: Mapping[str, Any],
+        make: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        """The result of one method on one task, in a file with what it was made with, unless it is there. `adapters`
+        are those that the method uses: another one in its place makes another result."""
+        path = task.folder / f"{label}.json"
         settings = {
             "model": self._base.fingerprint,
             "experts": {name: self._prints[name] for name in adapters},
@@ -186,14 +173,18 @@ class _Seed:
             "rows": len(task.rows),
             **more,
         }
-        return _Kept(task.folder / f"{label}.json", settings)
+        earlier = read_result(path)
+        if earlier:
+            made = f"{path.parent} holds {path.stem}, which was made"
+            remedy = "remove that folder, or give another --out"
+            check_same_settings(earlier.get("settings", {}), settings, made, remedy)
+        if earlier.get("result") is None:
+            write_json(path, normalize_json({"settings": settings}))  # of the records beside this file
+            write_json(path, normalize_json({"settings": settings, "result": make()}))
 
     def _plain(self, task: UnseenItems, label: str, which: str | Mix | None) -> None:
         used = list(self._experts) if isinstance(which, Mix) else [which] if which else []
-        kept = self._kept(task, label, used, {})
-        if kept.result is None:
-            kept.begin()
-            kept.end(self._answer(task, label, which))
+        self._make(task, label, used, {}, lambda: self._answer(task, label, which))
 
     def _answer(self, task: UnseenItems, label: str, which: str | Mix | None) -> dict[str, Any]:
         """Let a model answer the items that are reported. Returns the seconds of the answers made now, weight sync and
@@ -208,46 +199,39 @@ class _Seed:
         folder = None if classifier is None else Path(self._others[classifier])
         system_prompt = default_system_prompt(self._base.arguments.location, folder)
         classes = self._spec["classes"]
-        used = [*dict.fromkeys(classes.values()), *([classifier] if classifier else [])]
-        kept = self._kept(task, label, used, {"classes": classes, "system_prompt": system_prompt})
-        if kept.result is not None:
-            return
-        kept.begin()
-        dispatcher = Dispatcher(
-            self.pool,
-            classes,
-            system_prompt,
-            classifier=classifier,
-            max_tokens=CLASS_TOKENS,
-            template_arguments=self._spec["chat_template_kwargs"],
-        )
-        dispatched = dispatcher.answer_items(task.items, task.rows)
-        records = task.folder / f"{label}.jsonl"
-        records.unlink(missing_ok=True)  # of a call that ended between this and the next line
-        append_records(records, dispatched.answers)
-        kept.end(
-            {
+
+        def make() -> dict[str, Any]:
+            dispatcher = Dispatcher(
+                self.pool, classes, system_prompt, classifier=classifier, max_tokens=CLASS_TOKENS,
+                template_arguments=self._spec["chat_template_kwargs"],
+            )  # fmt: skip
+            dispatched = dispatcher.answer_items(task.items, task.rows)
+            records = task.folder / f"{label}.jsonl"
+            records.unlink(missing_ok=True)  # of a call that ended between this and the next line
+            append_records(records, dispatched.answers)
+            return {
                 "first": asdict(dispatched.first),
                 "second": asdict(dispatched.second),
                 "unreadable": sum(classified.label is None for classified in dispatched.classes),
                 "experts": dict(zip(task.rows, dispatched.experts, strict=True)),
             }
-        )
+
+        used = [*dict.fromkeys(classes.values()), *([classifier] if classifier else [])]
+        self._make(task, label, used, {"classes": classes, "system_prompt": system_prompt}, make)
 
     def _few_shot(self, task: UnseenItems, shots: int) -> None:
         given = self._spec["few_shot"]
         given = {**given, "weights": FitnessWeights(**given["weights"]), "shots": shots, "seed": self._spec["seed"]}
-        search = FewShotArguments(**given)
-        label = few_shot_label(shots)
-        kept = self._kept(task, label, list(self._experts), {"few_shot": asdict(search)})
-        if kept.result is not None:
-            return
-        kept.begin()
-        found = adapt(self.pool, task.labelled, search, task.folder / label)
-        adapter = task.folder / label / "adapter"
-        shutil.rmtree(adapter, ignore_errors=True)  # of a call that ended behind the next line
-        self.pool.save(found.mix, adapter)
-        kept.end({**self._answer(task, label, found.mix), "search": found.to_dict()})
+        search, label = FewShotArguments(**given), few_shot_label(shots)
+
+        def make() -> dict[str, Any]:
+            found = adapt(self.pool, task.labelled, search, task.folder / label)
+            adapter = task.folder / label / "adapter"
+            shutil.rmtree(adapter, ignore_errors=True)  # of a call that ended behind the next line
+            self.pool.save(found.mix, adapter)
+            return {**self._answer(task, label, found.mix), "search": found.to_dict()}
+
+        self._make(task, label, list(self._experts), {"few_shot": asdict(search)}, make)
 
     def _prepare(self, label: str, task: Mapping[str, Any]) -> UnseenItems:
         name, options = task["task"], TaskOptions(**task["options"])

@@ -179,33 +179,25 @@ def _shots(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]:
 def _timing(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]:
     """Seconds of each pass over the reported items, and of the search, as means over the seeds."""
     summaries = _summaries(plan, label, failed)
-    rows = []
+    made = {}
     for method in (PROMPT, DISPATCH):
-        passes = [s["methods"][method] for s in summaries.values() if s["methods"].get(method)]
-        if passes:
-            rows.append(
-                {
-                    "method": method,
-                    "seeds": len(passes),
-                    "first_pass_seconds": _mean([p["first"]["seconds"] for p in passes]),
-                    "second_pass_seconds": _mean([p["second"]["seconds"] for p in passes]),
-                    "syncs": _mean([p["first"]["syncs"] + p["second"]["syncs"] for p in passes]),
-                }
-            )
-    for shots in shot_counts(plan.comparison, plan.parts):
-        method = few_shot_label(shots)
-        found = [s["methods"][method] for s in summaries.values() if s["methods"].get(method)]
-        found = [f for f in found if not f["reused"]]  # an interrupted second pass has the seconds of its rest alone
-        if found:
-            rows.append(
-                {
-                    "method": method,
-                    "seeds": len(found),
-                    "first_pass_seconds": _mean([f["search"]["seconds"] for f in found]),
-                    "second_pass_seconds": _mean([f["seconds"] for f in found]),
-                    "syncs": _mean([f["search"]["syncs"] for f in found]),
-                }
-            )
+        made[method] = [
+            (found["first"]["seconds"], found["second"]["seconds"], found["first"]["syncs"] + found["second"]["syncs"])
+            for found in (summary["methods"].get(method) for summary in summaries.values())
+            if found
+        ]
+    for method in map(few_shot_label, shot_counts(plan.comparison, plan.parts)):
+        made[method] = [
+            (found["search"]["seconds"], found["seconds"], found["search"]["syncs"])
+            for found in (summary["methods"].get(method) for summary in summaries.values())
+            if found and not found["reused"]  # an interrupted second pass has the seconds of its rest alone
+        ]
+    names = ("first_pass_seconds", "second_pass_seconds", "syncs")
+    rows = [
+        {"method": method, "seeds": len(found), **dict(zip(names, map(_mean, zip(*found, strict=True)), strict=True))}
+        for method, found in made.items()
+        if found
+    ]
     items = max((len(summary["rows"]) for summary in summaries.values()), default=0)
     return {"label": label, "items": items, "rows": rows}
 
