@@ -127,7 +127,7 @@ def test_an_expert_is_merged_once(refused: Callable[..., str]) -> None:
 
 
 def test_a_base_model_that_the_hub_cannot_have(refused: Callable[..., str]) -> None:
-    assert "is no name on the Hub" in refused("push", "x/math", "./out", "--base-model", "not a name!")
+    assert "is not a valid name on the Hub" in refused("push", "x/math", "./out", "--base-model", "not a name!")
 
 
 @pytest.mark.parametrize("command", ["merge", "few-shot", "dispatch"])
@@ -165,7 +165,7 @@ def test_weights_that_are_no_numbers(capsys: pytest.CaptureFixture[str]) -> None
     ("experts", "says"),
     [
         (["x/base"], "base"), (["x/mean"], "mean"), (["x/few-shot"], "few-shot"), (["x/mix"], "cannot be called mix"),
-        (["a/b=x/math"], "no name of a file"), (["=x/math"], "math=runs/math"), (["math="], "math=runs/math"),
+        (["a/b=x/math"], "not a valid name of a file"), (["=x/math"], "math=runs/math"), (["math="], "math=runs/math"),
         (["x/math", "x/math"], "two experts are called math"), (["a.b=x/math", "a_b=x/code"], "a.b"),
     ],
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """What every search without gradients has in common: candidates are asked for, and their fitness is told.
 
-Pure: `ask` gives candidates, `tell` takes their fitness, and who computes it is no concern of this file::
+Pure: `ask` gives candidates, `tell` takes their fitness, and who computes it does not concern this file::
 
     search = CrossEntropySearch(dimension=3, seed=0)
     for _ in range(10):
@@ -66,7 +66,7 @@ class Search(ABC):
     What both searches share: generations of candidates between `low` and `high`, and the best so far.
 
     The candidates of a generation are a function of the settings, of the seed and of what was told before: asked twice,
-    a search gives the same ones, and one that was stored and loaded goes on bit by bit as the other would have.
+    a search gives the same ones, and one that was stored and loaded resumes bit by bit as the other would have.
 
     Args:
         dimension (`int`): numbers of a candidate.
@@ -121,7 +121,7 @@ class Search(ABC):
 
     def tell(self, fitness: Sequence[float], tie_breaks: Sequence[float] | None = None) -> None:
         """
-        Learn from the candidates that `ask` gave, and go on to the next generation.
+        Learn from the candidates that `ask` gave, and turn to the next generation.
 
         Args:
             fitness (`Sequence[float]`): of each candidate, higher is better. What is not finite ranks last.
@@ -175,7 +175,7 @@ class Search(ABC):
         """What decides the candidates beside what was told."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the search needs to go on, as plain JSON."""
+        """All that the search needs to resume, as plain JSON."""
         return {
             "settings": self._settings(),
             "generation": self.generation,
@@ -183,7 +183,7 @@ class Search(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`. Raises `SVFError` when it is of another search, or damaged."""
+        """Resume from `state_dict`. Raises `SVFError` when it is of another search, or damaged."""
         try:
             remedy = "give the same, or another folder"
             check_same_settings(state["settings"], self._settings(), "the stored search was made", remedy)

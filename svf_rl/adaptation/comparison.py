@@ -19,12 +19,14 @@ MEAN, FEW_SHOT = "mean", "few-shot"
 
 
 def check_names(experts: Iterable[str]) -> None:
-    """Raises `SVFError` for an expert with the label of another method, or with a name that is no name of a file."""
+    """Raises `SVFError` for an expert with the label of another method, or with a name that no file can have."""
     for name in experts:
         if name in (BASE, MEAN, FEW_SHOT):
             raise SVFError(f"an expert cannot be called {name}, which stands for something else: give it another name")
         if "/" in name or name in ("", ".", ".."):
-            raise SVFError(f"an expert cannot be called {name!r}, which is no name of a file: give it another name")
+            raise SVFError(
+                f"an expert cannot be called {name!r}, which is not a valid name of a file: give it another name"
+            )
 
 
 def methods(pool: ExpertPool, found: Mix) -> dict[str, Which]:

@@ -109,7 +109,7 @@ def adapt(
         items ([`TaskItems`]): labelled prompts to draw from.
         arguments ([`FewShotArguments`], *optional*): how many prompts, and how to search.
         out (`Path`, *optional*): a folder for the state of the search, written after each generation: the same call
-            after an interruption goes on there, and ends as it would have without.
+            after an interruption resumes there, and ends as it would have without.
 
     Raises:
         SVFError: fewer labelled prompts than shots, a folder of something else or of another search, or too many
@@ -183,7 +183,7 @@ def _entry(search: Search, found: Sequence[Fitness], syncs: int, seconds: float)
 
 
 def _settings(pool: ExpertPool, items: TaskItems, shots: Sequence[int], arguments: FewShotArguments) -> dict[str, Any]:
-    """What decides the outcome: a state of other settings is not gone on from."""
+    """What decides the outcome: a search does not resume from a state of other settings."""
     asked = [[items.prompts[row], items.grader.reference(items.rows[row])] for row in shots]
     return {
         **asdict(arguments),

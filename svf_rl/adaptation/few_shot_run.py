@@ -57,7 +57,7 @@ def few_shot(
     it with the base, each expert and their mean on the items that the search did not see.
 
     The folder `out` gets `search.json` (the state of the search), `adapter/`, the graded completions of each method and
-    `summary.json`. The same call after an interruption goes on from there.
+    `summary.json`. The same call resumes after an interruption.
 
     Args:
         arguments ([`EvaluationArguments`]): the model, one task, and how it is evaluated.

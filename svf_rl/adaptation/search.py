@@ -16,7 +16,7 @@ class CrossEntropySearch(Search):
     (arXiv 2501.06252, section 3.2) takes it: candidates are drawn from a normal distribution with a mean and a standard
     deviation a number; those of the best ones, the elites, are the distribution of the next generation.
 
-    Candidates beyond the bounds are clamped to them and not drawn anew, so that a bound itself (an expert that is
+    Candidates beyond the bounds are clamped to them and not drawn again, so that a bound itself (an expert that is
     switched off) is a likely value and not one that is never met.
 
     Args:

@@ -1,4 +1,4 @@
-"""The state of a search on disk, so that one that was killed goes on where it stood."""
+"""The state of a search on disk, from which one that was killed resumes."""
 
 from pathlib import Path
 from typing import Any

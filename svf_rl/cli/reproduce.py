@@ -9,7 +9,7 @@ def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
     parser = commands.add_parser("reproduce", help="the comparison of Transformer², as tables and pictures")
     add = parser.add_argument
     add("recipe", nargs="?", default="reproduce/quickstart", help="a YAML file, or a name that svf-rl recipes lists")
-    add("--out", help="folder of everything; a second call goes on there (default: runs/reproduce-NAME)")
+    add("--out", help="folder of everything, where a second call resumes (default: runs/reproduce-NAME)")
     add("--seeds", type=split_integers, help="such as 0,1,2, in place of the file's")
     add("--jobs", type=int, help="processes at once (default: 2 on a CPU with as many cores, 1 with CUDA)")
     add("--only", type=split_names, help="some of fine_tuning,adaptation,ablations (default: all)")

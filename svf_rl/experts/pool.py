@@ -119,7 +119,7 @@ class ExpertPool:
         return adapters
 
     def _load(self, names: Iterable[str]) -> Any:
-        """The base model with these adapters, read anew: taking one off does not undo all that PEFT may do."""
+        """The base model with these adapters, read again: taking one off does not undo all that PEFT may do."""
         wanted = tuple(names)
         if self.model is not None and self._held == wanted:
             return self.model

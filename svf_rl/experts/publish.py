@@ -62,7 +62,9 @@ def publish(
     if to_folder:
         check_new(path)
     elif "/" not in target:
-        raise SVFError(f"{target} is no target: name a repository as OWNER/{target}, or a folder as ./{target}")
+        raise SVFError(
+            f"{target} is not a valid target: name a repository as OWNER/{target}, or a folder as ./{target}"
+        )
     files, notes = _files(folder, base_model, "." if to_folder else target)
     if to_folder:
         with new_folder(path) as staging:
@@ -88,7 +90,7 @@ def _files(folder: Path, base_model: str | None, location: str) -> tuple[dict[st
         try:
             validate_repo_id(base_model)
         except HFValidationError as error:
-            raise SVFError(f"--base-model {base_model!r} is no name on the Hub, such as OWNER/NAME") from error
+            raise SVFError(f"--base-model {base_model!r} is not a valid name on the Hub, such as OWNER/NAME") from error
     base = base_model or find_base(config, summary)
     if base is None or not is_known_elsewhere(base):
         raise SVFError(

@@ -44,7 +44,7 @@ class TrainingRun:
 
 
 def training_cell(run: TrainingRun, out: Path, launcher: str | None) -> Cell:
-    """A run of `svf_rl.train`, started by this Python or by `launcher`; one that was interrupted goes on."""
+    """A run of `svf_rl.train`, started by this Python or by `launcher`; one that was interrupted resumes."""
     folder = out / "runs" / run.name
     start = [sys.executable, "-m"] if launcher is None else [*_launcher(launcher), "-m"]
     own = [f"--seed={run.seed}", f"--output_dir={folder}", "--resume_from_checkpoint=auto"]

@@ -70,7 +70,7 @@ def is_done(cell: Cell, out: Path) -> bool:
 
 def begin(cell: Cell, out: Path) -> None:
     """Write down what the cell is made with, and take away what an interrupted run has left, but for the checkpoints of
-    a training run with the same settings: it goes on from the last."""
+    a training run with the same settings: it resumes from the last."""
     left = read_result(record_path(out, cell.name))
     with disk_errors(out):
         if cell.kind == "training" and difference(left.get("settings"), cell.settings):

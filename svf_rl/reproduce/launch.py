@@ -71,7 +71,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, environment: Mapping[
     """
     Make every cell that is not done yet, at most `jobs` at once, in their order as far as what they need is there.
 
-    A cell that fails does not stop the others. An evaluation goes on without an adapter that failed; an adaptation does
+    A cell that fails does not stop the others. An evaluation runs without an adapter that failed; an adaptation does
     not.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The process of a cell that is no training run:
+"""The process of an evaluation or adaptation cell:
 
     python -m svf_rl.reproduce.worker OUT/cells/NAME.json
 

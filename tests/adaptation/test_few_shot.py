@@ -317,7 +317,7 @@ def test_the_call_leaves_an_adapter_a_state_and_a_summary(experts: dict[str, str
     ("experts_given", "search", "message"),
     [
         ({"base": "there"}, SMALL, "cannot be called base"),
-        ({"a/b": "there"}, SMALL, "no name of a file"),
+        ({"a/b": "there"}, SMALL, "not a valid name of a file"),
         ({"a": "there"}, replace(SMALL, shots=10_000), "fewer than the 10000 shots"),
         ({}, SMALL, "at least one expert"),
     ],
