@@ -63,8 +63,8 @@ def _slurm(known: argparse.Namespace, overrides: Sequence[str]) -> bool:
     from svf_rl.train import quiet_libraries
 
     quiet_libraries()
-    from svf_rl.launch.shell_lines import format_shell_lines
     from svf_rl.launch.slurm import add_servers, read_slurm_values
+    from svf_rl.launch.slurm_processes import format_shell_lines
     from svf_rl.settings.recipe import load_recipe
 
     gpus, processes = (None if each is None else each * known.nodes for each in (known.gpus, known.processes))

@@ -21,13 +21,13 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         recipe ([`Recipe`]): The recipe of the run: model, type, length and sampling of its rollouts.
         host (`str`): The address to listen at.
         port (`int`): The port to listen at.
-        more (`Sequence[str]`, *optional*): Options of vLLM's own, which win over those from the recipe.
+        more (`Sequence[str]`, *optional*): Options of vLLM, which replace those from the recipe.
 
     Returns:
         The command and its environment.
 
     Raises:
-        SVFError: no such model, no vLLM, or the address cannot be listened at.
+        SVFError: no such model, no vLLM, or a server cannot listen at the address.
     """
     model, training = recipe.model, recipe.training
     require_vllm()
@@ -44,9 +44,9 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         "max-model-len": length,
         "max-num-seqs": 256,
         "max-num-batched-tokens": max(4096, length) if length else None,
-        # nothing else is on a server's GPU, but an update needs room for a matrix and its factors
+        # a server has its GPU to itself, but an update needs memory for a matrix and its factors
         "gpu-memory-utilization": 0.85 if torch.cuda.is_available() else training.vllm_gpu_memory_utilization,
-        # after temperature and truncation: the distribution that the tokens were drawn from
+        # after temperature and truncation: the distribution from which tokens are sampled
         "logprobs-mode": "processed_logprobs",
         "worker-extension-cls": EXTENSION,
     }
@@ -56,7 +56,7 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         flags.append("--enforce-eager")
         environment["TORCHDYNAMO_DISABLE"] = "1"  # `--enforce-eager` alone still compiles the sampler
     if not torch.cuda.is_available():
-        # vLLM rewinds a seeded generator after a part of a prompt, which the CPU's generators cannot do
+        # vLLM rewinds a seeded random generator after part of a prompt, which those of the CPU cannot do
         flags.append("--no-enable-chunked-prefill")
     if model.trust_remote_code:
         flags.append("--trust-remote-code")
@@ -65,7 +65,8 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
 
 
 def _dtype(model: ModelArguments) -> str:
-    """As transformers chooses for the trained model; vLLM's own `auto` makes half precision of float32."""
+    """The type that transformers chooses for the trained model; vLLM's `auto` would turn float32 into half
+    precision."""
     if model.dtype != "auto":
         return model.dtype
     try:
@@ -78,7 +79,7 @@ def _dtype(model: ModelArguments) -> str:
 
 
 def _check_free(host: str, port: int) -> None:
-    """vLLM would say so after minutes of loading."""
+    """Check the address now: vLLM would fail only after minutes of loading."""
     if not 0 < port < 65536:
         raise SVFError(f"cannot listen at port {port}: give a --port between 1 and 65535")
     try:

@@ -1,4 +1,4 @@
-"""What `slurm/train.slurm` needs to know of a recipe, so that no shell script reads one."""
+"""The values of a recipe that `slurm/train.slurm` needs, so that no shell script has to read recipes."""
 
 import shlex
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from svf_rl.svf.cache import default_cache_dir
 
 def add_servers(path: str | Path, overrides: Sequence[str], rollout_nodes: int) -> list[str]:
     """
-    The overrides of a recipe whose vLLM servers the job is to start on so many nodes; their addresses are not known
+    The overrides of a recipe whose vLLM servers the job starts on `rollout_nodes` nodes; their addresses are not known
     yet.
 
     Raises:
-        SVFError: the recipe names servers of its own, or no such number of nodes.
+        SVFError: the recipe already names servers, or the number of nodes is not valid.
     """
     if rollout_nodes < 0:
         raise SVFError(f"--rollout-nodes must be 0 or more, not {rollout_nodes}")

@@ -3,8 +3,8 @@
     python -m svf_rl.launch.slurm_node --nodes N --processes P --address A --port P --job-folder DIR
         [--shared FILE]... CONFIG RECIPE [--key value ...]
 
-It passes SIGUSR1 to the training processes of this node alone, and says in one last line why they ended: `failed: …`,
-or `stopped: …` where they wrote a checkpoint and want to go on. Beyond that, all is accelerate's.
+It passes SIGUSR1 to the training processes of only this node, and its last line explains why they ended: `failed: …`,
+or `stopped: …` if they wrote a checkpoint and can resume. Everything else is done by accelerate.
 """
 
 import argparse
@@ -29,17 +29,17 @@ TRAINING = "svf_rl.train"
 STOPPED = 75
 """Exit status of a training process that a signal stopped after a checkpoint (EX_TEMPFAIL: try again)."""
 
-# How long another node's folder may take to show a new file: NFS keeps what it knows of a folder for up to 30 seconds.
+# Seconds until a new file may be visible on another node: NFS caches the content of a folder for up to 30 seconds.
 VISIBLE_WITHIN = 35.0
 
 _EXCEPTION = re.compile(r"(\[rank\d+\]: ?)?[\w.]*(Error|Exception|Failure|Timeout)\b.*")
-# What a process says whose peer is gone: the reason is elsewhere.
+# The messages of a process that lost its peer: the cause is elsewhere.
 _LOST_PEER = re.compile(r"closed by peer|Connection|Broken pipe|NCCL|[Gg]loo|timed out|TCPStore")
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Why the processes of a node ended. `certain` is false for what another node's end may have caused."""
+    """Why the processes of a node ended. `certain` is false if the end of another node may be the cause."""
 
     text: str
     stopped: bool = False
@@ -70,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if ending is None:
         return 0
     if not ending.certain:
-        time.sleep(3)  # the node where it began has the word
+        time.sleep(3)  # the node where it began reports first
     print(f"{'stopped' if ending.stopped else 'failed'}: {ending.text}", file=sys.stderr, flush=True)
     return 0 if ending.stopped else 1
 
 
 def wait_until_visible(paths: Sequence[Path], node: str, within: float) -> None:
-    """Wait until this node sees what the first one wrote; raises `SVFError` where it does not `within` seconds."""
+    """Wait until this node sees the files of the first one; raises `SVFError` if it does not `within` seconds."""
     deadline = time.monotonic() + within
     for path in paths:
         while not path.exists():
@@ -89,7 +89,7 @@ def wait_until_visible(paths: Sequence[Path], node: str, within: float) -> None:
 
 
 def _launch(known: argparse.Namespace, node: str, relay: "_Relay", tail: "deque[str]") -> Ending | None:
-    """Run accelerate until the processes of this node have ended; `None` where all did well."""
+    """Run accelerate until the processes of this node have ended; `None` if all succeeded."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -100,9 +100,9 @@ def _launch(known: argparse.Namespace, node: str, relay: "_Relay", tail: "deque[
         launch_command(command)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        return ending(rank, failure.exitcode, node, tail, relay.asked)
+        return explain_end(rank, failure.exitcode, node, tail, relay.asked)
     except subprocess.CalledProcessError as error:
-        return ending(0, error.returncode, node, tail, relay.asked)
+        return explain_end(0, error.returncode, node, tail, relay.asked)
     except SignalException as error:  # the job is being cancelled
         sys.exit(128 + error.sigval)
     except (OSError, RuntimeError, ValueError, RendezvousError) as error:
@@ -114,7 +114,7 @@ def _launch(known: argparse.Namespace, node: str, relay: "_Relay", tail: "deque[
 
 
 def launch_arguments(known: argparse.Namespace, machine_rank: str) -> list[str]:
-    """What `accelerate launch` is called with on the node of this rank."""
+    """The arguments of `accelerate launch` on the node of this rank."""
     return [
         *("--config_file", known.config),
         *("--num_machines", str(known.nodes)),
@@ -123,14 +123,14 @@ def launch_arguments(known: argparse.Namespace, machine_rank: str) -> list[str]:
         *("--main_process_ip", known.address),
         *("--main_process_port", str(known.port)),
         *("--rdzv_backend", "static", "--same_network"),
-        *("--deepspeed_multinode_launcher", "standard"),  # this node's processes, and no ssh to others
+        *("--deepspeed_multinode_launcher", "standard"),  # only this node's processes, without ssh to others
         *("--module", TRAINING, *known.recipe, "--resume"),
     ]
 
 
-def ending(rank: int, status: int, node: str, tail: Sequence[str], asked_to_stop: bool) -> Ending:
+def explain_end(rank: int, status: int, node: str, tail: Sequence[str], asked_to_stop: bool) -> Ending:
     """
-    What became of the first process to end, in one line.
+    How the first process that ended did so, in one line.
 
     Args:
         rank (`int`): Its rank.
@@ -158,10 +158,10 @@ def ending(rank: int, status: int, node: str, tail: Sequence[str], asked_to_stop
 
 
 class _Relay:
-    """Passes SIGUSR1 to the training processes among this process's children, each one once.
+    """Passes SIGUSR1 once to each training process among this process's children.
 
-    A step's signal reaches this process alone or every process of the node, workers of rewards among them, as the
-    cluster is configured. So the batch script signals this one by its number.
+    Depending on the cluster's configuration, a signal to a step reaches only this process or every process of the node,
+    including reward workers. So the batch script signals this process by its number.
     """
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ class _Relay:
     def _pass_on(self) -> None:
         self._asked.wait()
         told: set[int] = set()
-        while True:  # also to those that are only being started
+        while True:  # also to those that are just being started
             for child in psutil.Process().children():
                 with suppress(psutil.NoSuchProcess):
                     if child.pid not in told and TRAINING in child.cmdline():
@@ -187,8 +187,8 @@ class _Relay:
 
 @contextmanager
 def keep_stderr_tail(lines: int = 2000) -> Iterator["deque[str]"]:
-    """The last lines that this process and its children write to standard error, where they still go; complete after
-    the block."""
+    """The last lines that this process and its children write to standard error, which still receives them; complete
+    after the block."""
     tail: deque[str] = deque(maxlen=lines)
     reader, writer = os.pipe()
     sys.stderr.flush()
@@ -202,7 +202,7 @@ def keep_stderr_tail(lines: int = 2000) -> Iterator["deque[str]"]:
     finally:
         sys.stderr.flush()
         os.dup2(real, 2)
-        copier.join(timeout=5)  # a process that was left behind may hold the pipe open
+        copier.join(timeout=5)  # a process that is left may keep the pipe open
 
 
 def _copy(reader: int, real: int, tail: "deque[str]") -> None:
@@ -210,15 +210,11 @@ def _copy(reader: int, real: int, tail: "deque[str]") -> None:
     while chunk := os.read(reader, 1 << 16):
         os.write(real, chunk)
         *whole, rest = (rest + chunk).split(b"\n")
-        rest = _drawn_last(rest)
-        tail.extend(_drawn_last(line.rstrip(b"\r")).decode(errors="replace") for line in whole)
+        # a progress bar overwrites itself: only the text after the last \r is visible
+        rest = rest.rpartition(b"\r")[2]
+        tail.extend(line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace") for line in whole)
     if rest:
         tail.append(rest.decode(errors="replace"))
-
-
-def _drawn_last(line: bytes) -> bytes:
-    """A progress bar draws over itself: what a line shows in the end."""
-    return line.rpartition(b"\r")[2]
 
 
 if __name__ == "__main__":

@@ -2,27 +2,32 @@
 
     python -m svf_rl.launch.slurm_processes --nodes N --gpus G [CONFIG]
 
-prints both as lines for `slurm/train.slurm`, or one line that says what does not go together.
+prints both as lines for `slurm/train.slurm`, or one line that explains what does not fit.
 """
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from svf_rl.errors import SVFError, one_line_errors
-from svf_rl.launch.shell_lines import format_shell_lines
 from svf_rl.storage.bundled import find_accelerate_config
+
+
+def format_shell_lines(values: Mapping[str, str]) -> str:
+    """`values` as quoted `NAME=value` lines that a shell can evaluate."""
+    return "\n".join(f"{name}={shlex.quote(value)}" for name, value in values.items())
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The training processes of a node: their number, whether they compute on the CPU, whether under DeepSpeed."""
+    """The training processes of a node: their number, and whether they run on the CPU and under DeepSpeed."""
 
-    a_node: int
+    per_node: int
     on_cpu: bool
     deepspeed: bool
 
@@ -36,32 +41,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = parser.parse_args(arguments)
     with one_line_errors() as outcome:
         config = find_accelerate_config(known.config) if known.config else default_config(known.nodes, known.gpus)
-        chosen = processes_a_node(config, known.nodes, known.gpus)
+        chosen = count_processes(config, known.nodes, known.gpus)
         values = {
             "SVF_RL_CONFIG": str(config.resolve()),
-            "SVF_RL_PROCESSES": str(chosen.a_node),
+            "SVF_RL_PROCESSES": str(chosen.per_node),
             "SVF_RL_ON_CPU": str(chosen.on_cpu).lower(),
         }
         if (
             chosen.on_cpu and not chosen.deepspeed
-        ):  # accelerate tells single processes alone; DeepSpeed must not hear it
+        ):  # accelerate sets it only for single processes, and not for DeepSpeed
             values["ACCELERATE_USE_CPU"] = "true"
-            # not `cpu:0`, the name of several processes' device, to which torch loads no checkpoint
+            # `cpu:0`, the device of several processes, is one to which torch cannot load a checkpoint
             values["ACCELERATE_TORCH_DEVICE"] = "cpu"
         print(format_shell_lines(values))
     return outcome.status
 
 
 def default_config(nodes: int, gpus: int) -> Path:
-    """The file for plain data parallelism over so many nodes with so many GPUs each (0: on the CPU)."""
+    """The file for plain data parallelism over `nodes` nodes with `gpus` GPUs each (0: on the CPU)."""
     alone = nodes * max(gpus, 1) == 1
     name = ("single_gpu.yaml" if alone else "multi_gpu.yaml") if gpus else ("cpu.yaml" if alone else "cpu_ddp.yaml")
     return find_accelerate_config(f"accelerate_configs/{name}")
 
 
-def processes_a_node(config: Path, nodes: int, gpus: int) -> Processes:
+def count_processes(config: Path, nodes: int, gpus: int) -> Processes:
     """
-    One process a GPU, or one on each node where the config is for the CPU.
+    One process for each GPU, or one on each node where the config is for the CPU.
 
     Args:
         config (`Path`): An accelerate config.
@@ -69,7 +74,7 @@ def processes_a_node(config: Path, nodes: int, gpus: int) -> Processes:
         gpus (`int`): GPUs of each of them.
 
     Raises:
-        SVFError: the file is no accelerate config, wants GPUs where there are none, or is for one process alone.
+        SVFError: the file is not an accelerate config, needs GPUs where there are none, or is for only one process.
     """
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -78,7 +83,7 @@ def processes_a_node(config: Path, nodes: int, gpus: int) -> Processes:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SVFError(f"accelerate config {config} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or "distributed_type" not in values:
-        raise SVFError(f"{config} is no accelerate config: it has no distributed_type")
+        raise SVFError(f"{config} is not an accelerate config: it has no distributed_type")
     on_cpu = bool(values.get("use_cpu"))
     if not on_cpu and not gpus:
         raise SVFError(

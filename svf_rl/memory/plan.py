@@ -76,9 +76,7 @@ class MemoryPlan:
         # vLLM does not start unless one sequence of the longest kind fits, even if there will never be one
         positions = getattr(self.model.text_config, "max_position_embeddings", None)
         self.longest = training.vllm_max_model_length or positions or self.length
-        rollouts = "transformers"
-        if training.use_vllm:
-            rollouts = "server" if training.vllm_mode == "server" else "colocated"
+        rollouts = training.generation_backend
         colocated = rollouts == "colocated"
         self.run = Run(
             processes=machine.processes,

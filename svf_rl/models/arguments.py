@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from svf_rl.described import described
 from svf_rl.models.kinds import AdapterKind, find_kind
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
@@ -12,17 +13,13 @@ from svf_rl.svf import SVFConfig
 class ModelArguments:
     """The base model."""
 
-    model_name_or_path: str = field(
-        default="quickstart", metadata={"help": "Hub name or local folder; 'quickstart' is the bundled model."}
+    model_name_or_path: str = described("quickstart", "Hub name or local folder; 'quickstart' is the bundled model.")
+    model_revision: str | None = described(None, "Branch, tag or commit on the Hub.")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = described(
+        "auto", "Type of the base weights; auto is the type they are stored in."
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
-        default="auto", metadata={"help": "Type of the base weights; auto is the type they are stored in."}
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention of transformers: sdpa, eager, flash_attention_2."}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes from the Hub."})
+    attn_implementation: str | None = described(None, "Attention of transformers: sdpa, eager, flash_attention_2.")
+    trust_remote_code: bool = described(False, "Run model code that comes from the Hub.")
 
     @property
     def location(self) -> str:
@@ -41,7 +38,7 @@ def _as_in_svf(name: str) -> Any:
 class AdapterArguments:
     """What is trained: an adapter of one of the kinds in `svf_rl/models/kinds/`, whose files explain it."""
 
-    adapter: str = field(default="svf", metadata={"help": "svf, lora, or combination: the weights of trained experts."})
+    adapter: str = described("svf", "svf, lora, or combination: the weights of trained experts.")
     target_modules: str | list[str] = _as_in_svf("target_modules")
     parameterization: Literal["direct", "sigmoid"] = _as_in_svf("parameterization")
     max_multiplier: float = _as_in_svf("max_multiplier")
@@ -52,26 +49,21 @@ class AdapterArguments:
     exclude_modules: str | list[str] | None = _as_in_svf("exclude_modules")
     layers_to_transform: list[int] | None = _as_in_svf("layers_to_transform")
     modules_to_save: list[str] | None = _as_in_svf("modules_to_save")
-    lora_r: int = field(default=16, metadata={"help": "Rank of LoRA."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA, divided by its rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA."})
-    lora_target_modules: str | list[str] | None = field(
-        default=None, metadata={"help": "Targets of LoRA where they differ from target_modules."}
+    lora_r: int = described(16, "Rank of LoRA.")
+    lora_alpha: int = described(32, "Scale of LoRA, divided by its rank.")
+    lora_dropout: float = described(0.0, "Dropout of LoRA.")
+    lora_target_modules: str | list[str] | None = described(
+        None, "Targets of LoRA where they differ from target_modules."
     )
-    adapter_path: str | None = field(default=None, metadata={"help": "A saved adapter to train further."})
-    experts: list[str] | None = field(
-        default=None, metadata={"help": "Adapter combination: folders or Hub names of the SVF experts."}
+    adapter_path: str | None = described(None, "A saved adapter to train further.")
+    experts: list[str] | None = described(None, "Adapter combination: folders or Hub names of the SVF experts.")
+    alpha_scope: Literal["global", "layer", "matrix"] = described(
+        "global", "Adapter combination: one weight per expert for all matrices, for each layer, or for each matrix."
     )
-    alpha_scope: Literal["global", "layer", "matrix"] = field(
-        default="global", metadata={"help": "Adapter combination: one weight an expert for all, a layer, or a matrix."}
+    alpha_form: Literal["mask", "deviation"] = described(
+        "mask", "Adapter combination: mask: sum of alpha*m; deviation: 1 + sum of alpha*(m-1)."
     )
-    alpha_form: Literal["mask", "deviation"] = field(
-        default="mask",
-        metadata={"help": "Adapter combination: mask: sum of alpha*m; deviation: 1 + sum of alpha*(m-1)."},
-    )
-    alpha_normalized: bool = field(
-        default=False, metadata={"help": "Adapter combination: divide the weights by their sum."}
-    )
+    alpha_normalized: bool = described(False, "Adapter combination: divide the weights by their sum.")
 
     def __post_init__(self) -> None:
         self.kind.check_arguments(self)

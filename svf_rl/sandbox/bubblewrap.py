@@ -1,9 +1,9 @@
-"""Running model-written code: under bubblewrap, each program in namespaces of its own, under limits.
+"""Running model-written code: under bubblewrap, each program in its own namespaces, under limits.
 
-bubblewrap makes the outer box, once a worker: a read-only system, no network, no home directory, no environment. In it
-the supervisor (`boxed/supervisor.py`) gives each program a box of its own: a warm interpreter's fork, with user,
-process, network, mount and IPC namespaces that no other program is in, a small private `/tmp` and no `/proc`. What
-decides about a program stays outside its box.
+bubblewrap makes the outer box, once per worker: a read-only system, no network, no home directory, no environment. In
+it the supervisor (`boxed/supervisor.py`) gives each program its own box: a fork of a warm interpreter, with its own
+user, process, network, mount and IPC namespaces, a small private `/tmp` and no `/proc`. The process that decides about
+a program stays outside its box.
 """
 
 import json
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 BOXED = Path(__file__).parent / "boxed"
 _MB = 1 << 20
 
-# What it may take to start a program once more, for the next input. The time of the program itself is not meant.
+# Seconds to start a program again for the next input, without the time of the program itself.
 START_SECONDS = 0.1
 
 
@@ -39,12 +39,12 @@ class Limits:
 
     Args:
         seconds (`float`, *optional*, defaults to `10.0`):
-            CPU time a process. By the clock it may take three times as long, so that other load on the machine turns no
-            right program into a wrong one, but not if it sleeps.
-        memory_mb (`int`, *optional*, defaults to `1024`): address space a process, and memory of all its processes.
+            CPU time of a process. By the clock it may take three times as long, so that other load on the machine does
+            not make a correct program wrong; a program that sleeps gets less.
+        memory_mb (`int`, *optional*, defaults to `1024`): address space per process, and memory of all its processes.
         processes (`int`, *optional*, defaults to `32`): processes and threads.
         file_mb (`int`, *optional*, defaults to `16`): size of a file, and of the private `/tmp`.
-        open_files (`int`, *optional*, defaults to `64`): descriptors a process.
+        open_files (`int`, *optional*, defaults to `64`): descriptors per process.
         output_mb (`int`, *optional*, defaults to `16`): standard output that is read.
     """
 
@@ -60,7 +60,7 @@ class Limits:
         return 3 * self.seconds
 
     def as_request(self) -> dict[str, Any]:
-        """The part of a request to the supervisor that holds them."""
+        """The part of a request to the supervisor with the limits."""
         return {
             "seconds": self.wall_seconds,
             "idle_seconds": self.seconds,
@@ -80,12 +80,12 @@ class Limits:
 
 def run_program(request: dict[str, Any], limits: Limits, allow_unsandboxed: bool = False) -> dict[str, Any]:
     """
-    Run one program in a box of its own.
+    Run one program in its own box.
 
     Args:
         request (`dict`): as `boxed/supervisor.py` describes it, without the limits.
         limits ([`Limits`]): what it may use.
-        allow_unsandboxed (`bool`, *optional*, defaults to `False`): run it without bubblewrap where there is none.
+        allow_unsandboxed (`bool`, *optional*, defaults to `False`): run it without bubblewrap if it is missing.
 
     Returns:
         `dict`: `chosen`, `passed`, `reason`, `unscorable`, as `boxed/test_process.py` describes them.
@@ -97,12 +97,12 @@ def run_program(request: dict[str, Any], limits: Limits, allow_unsandboxed: bool
     starts = START_SECONDS * len(request.get("inputs", ()))
     with _starting:
         pool = _pool(allow_unsandboxed)
-    # the run, and what begins and ends it
+    # the run itself, its start and its end
     return pool.call({**request, **limits.as_request(), "starts": starts}, limits.wall_seconds + starts + 30)
 
 
-_starting = threading.Lock()  # `cache` alone lets every thread that comes first make a pool
-# a fork waits for it: in the child, a thread that holds it would never let it go
+_starting = threading.Lock()  # with `cache` alone, several threads could make a pool at the same time
+# a fork waits for it: in the child, the thread that holds it would not exist and never release it
 os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
 
 
@@ -125,7 +125,7 @@ def _sandbox() -> WorkerPool:
     if shutil.which("bwrap") is None:
         raise SVFError(
             "model-written code needs bubblewrap: install the package bubblewrap (Debian, Ubuntu, Fedora, Arch), "
-            "or set allow_unsandboxed: true to run it on this machine as it is"
+            "or set allow_unsandboxed: true to run it on this machine without a sandbox"
         )
     failure = ""
     for privileged in ([True] if os.getuid() == 0 else []) + [False]:
@@ -140,7 +140,7 @@ def _sandbox() -> WorkerPool:
         pool.close()
     raise SVFError(
         f"bubblewrap cannot make a sandbox here ({failure}); in a container, allow user namespaces, or set "
-        "allow_unsandboxed: true where that is no loss"
+        "allow_unsandboxed: true where no protection is needed"
     )
 
 
@@ -157,17 +157,17 @@ def _plain_command() -> list[str]:
 
 def _boxed_command(privileged: bool) -> list[str]:
     """
-    bubblewrap with the supervisor in it, on a file system that is read-only to the last mount.
+    bubblewrap with the supervisor in it, on a file system that is completely read-only.
 
-    A root user's programs run as a user of their own that nobody else is, since the kernel does not count the processes
-    of root. Where bubblewrap is not run by root, a user namespace does the same.
+    Programs of root run as a separate user, since the kernel does not count the processes of root. Where bubblewrap
+    does not run as root, a user namespace does the same.
     """
     interpreter, prefix = _interpreter()
     packages = ["/packages"] if _packages() else []
     command = ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--hostname", "sandbox"]
     command += [] if privileged else ["--unshare-user"]
     command += [*_system(), *prefix, "--ro-bind", str(BOXED), "/boxed"]
-    # named, or bubblewrap makes them for root alone on the way to what is mounted in them
+    # explicit, or bubblewrap creates these mount points with access only for root
     command += ["--dir", "/tmp", "--dir", "/dev", "--proc", "/proc"]
     for inside, outside in zip(packages, _packages(), strict=True):
         command += ["--ro-bind", outside, inside]
@@ -199,8 +199,8 @@ def _system() -> list[str]:
 
 
 def _interpreter() -> tuple[str, list[str]]:
-    """The interpreter behind this environment as the boxes see it, and the mounts it needs: `/python` for one that lies
-    in a home directory or another odd place."""
+    """The base interpreter of this environment by its path inside the boxes, and the mounts it needs: `/python` for one
+    outside of `/usr`, for example in a home directory."""
     executable = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
     prefix = Path(sys.base_prefix).resolve()
     if prefix.is_relative_to("/usr"):
@@ -209,6 +209,6 @@ def _interpreter() -> tuple[str, list[str]]:
 
 
 def _packages() -> list[str]:
-    """The installed packages, which programs may import as they can here."""
+    """The installed packages, which programs may import."""
     folder = sysconfig.get_paths()["purelib"]
     return [folder] if Path(folder).is_dir() else []

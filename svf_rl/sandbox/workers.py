@@ -1,8 +1,8 @@
-"""A bounded pool of worker processes that check things which may hang, crash or grow.
+"""A bounded pool of worker processes for checks that may hang, crash or use too much memory.
 
-A worker is a command that writes one JSON line when it is ready, then reads one JSON line a request on its standard
-input and writes one a reply on its standard output. It enforces the time-outs of requests by itself, on processes of
-its own; the pool only notices when a worker stops answering, and replaces it.
+A worker is a command that writes one JSON line when it is ready, then reads one JSON line per request from its standard
+input and writes one per reply to its standard output. It enforces the time-outs of requests on its own child processes;
+the pool only replaces a worker that stops answering.
 """
 
 import atexit
@@ -34,7 +34,7 @@ class WorkerPool:
     At most `size` workers, started when they are first needed. `call` may be used from any thread.
 
     Args:
-        name (`str`): what the workers check, for messages.
+        name (`str`): name of the workers, for messages.
         command (`Sequence[str]` or `Callable`): the command line of a worker, or a function that gives it.
         size (`int`): workers alive at once; further callers wait for one.
     """
@@ -57,10 +57,10 @@ class WorkerPool:
             for attempt in (1, 2):
                 worker = None
                 try:
-                    # the second is a new one: what killed the first may have killed all that were idle
+                    # the second is a new one: the cause of the first one's death may have killed all idle ones
                     worker = self._take() if attempt == 1 else self._start()
                     reply = worker.call(request, timeout)
-                except BaseException as error:  # an interrupt leaves a reply behind that is nobody's
+                except BaseException as error:  # an interrupt would leave a reply without a reader
                     if worker is not None:
                         worker.kill()
                     if attempt == 2 or not isinstance(error, InfrastructureError):
@@ -90,7 +90,7 @@ class WorkerPool:
     def _start(self) -> "_Worker":
         try:
             return _Worker(self.name, self._command() if callable(self._command) else self._command)
-        except OSError as error:  # no descriptor, process or memory is left
+        except OSError as error:  # no descriptor, process or memory left
             raise InfrastructureError(f"a worker of {self.name} could not be started: {error}") from error
 
     def _forget(self) -> None:
@@ -103,14 +103,14 @@ class _Worker:
     def __init__(self, name: str, command: Sequence[str]):
         self._name, self._rest = name, b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
-        # a session of its own: Ctrl-C is for the run, and `kill` reaches the worker's children
+        # in its own session: Ctrl-C reaches only the run, and `kill` reaches the worker's children
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True
         )
         try:
             os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]
             self._read_line(time.monotonic() + START_SECONDS, START_SECONDS)
-        except BaseException:  # whatever it was, nobody else knows of this process yet
+        except BaseException:  # after any error, since nothing else refers to this process yet
             self.kill()
             raise
 
@@ -137,7 +137,7 @@ class _Worker:
             file.close()  # type: ignore[union-attr]
 
     def _wait_for(self, descriptor: int, event: int, deadline: float, timeout: float) -> None:
-        poll = select.poll()  # `select` takes no descriptor above 1023
+        poll = select.poll()  # `select` does not support descriptors above 1023
         poll.register(descriptor, event)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise self._failure(f"did not answer within {timeout:g} s")
@@ -156,5 +156,5 @@ class _Worker:
 
     def _failure(self, what: str) -> InfrastructureError:
         self._errors.seek(0)
-        said = " ".join(self._errors.read()[-500:].decode(errors="replace").split())
-        return InfrastructureError(f"a worker of {self._name} {what}{f': {said}' if said else ''}")
+        text = " ".join(self._errors.read()[-500:].decode(errors="replace").split())
+        return InfrastructureError(f"a worker of {self._name} {what}{f': {text}' if text else ''}")

@@ -8,9 +8,9 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from svf_rl.described import described
 from svf_rl.errors import SVFError
 from svf_rl.losses.objective import BASELINES, IMPORTANCE_MODES, KL_ESTIMATES, KL_TYPES, REDUCTIONS
-from svf_rl.tasks.options import described
 
 # TRL options that belong to other objectives or to paths that this trainer replaces: an error when set.
 UNSUPPORTED = (
@@ -124,6 +124,13 @@ class SVFReinforceConfig(GRPOConfig):
         given = self.vllm_server_base_url or []
         parts = given.split(",") if isinstance(given, str) else given
         return [part.strip().rstrip("/") for part in parts if part.strip()]
+
+    @property
+    def generation_backend(self) -> str:
+        """Where completions come from: `"transformers"`, or `"colocated"` or `"server"` for vLLM."""
+        if not self.use_vllm:
+            return "transformers"
+        return "colocated" if self.vllm_mode == "colocate" else str(self.vllm_mode)
 
     def _check_servers(self) -> None:
         _check_choice("vllm_mode", self.vllm_mode, ("colocate", "server"))

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from svf_rl.tasks.options import TaskOptions, described
+from svf_rl.described import described
+from svf_rl.tasks.options import TaskOptions
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The dry run: everything about a recipe that can be checked without weights and without the network."""
+"""The dry run: every check of a recipe that needs neither weights nor the network."""
 
 import math
 import shutil
@@ -15,7 +15,7 @@ from svf_rl.settings.recipe import Recipe
 from svf_rl.tasks import Splits, find_task
 from svf_rl.tasks.targets import check_targets, target_column
 
-# Columns that TRL keeps from rewards: prompts arrive as `prompts`, and a completion is what the model wrote.
+# Columns that TRL does not pass to rewards: they get `prompts` and the model's `completions` instead.
 _HIDDEN_COLUMNS = {"prompt", "completion"}
 
 
@@ -61,9 +61,9 @@ class DryRun:
 
 
 def check_recipe(recipe: Recipe) -> DryRun:
-    """Check a recipe and say what it would do; loads no weights, makes no folder, asks no server.
+    """Check a recipe and describe its run; loads no weights, creates no folder, contacts no server.
 
-    Rows that are at hand (local files, the quickstart's) are really loaded.
+    Local rows (files, the quickstart's) are really loaded.
 
     Raises:
         SVFError: a reward or a column is missing, the targets match nothing, or the rows do not fill one batch.
@@ -77,11 +77,15 @@ def check_recipe(recipe: Recipe) -> DryRun:
     training = recipe.training
     steps = training.gradient_accumulation_steps
     sequences = training.per_device_train_batch_size * training.world_size * steps
-    correction = ""
+    correction, signal, draws = "", "next-token", "only of held-out answers"
     start = f", from {recipe.adapter.adapter_path}" if recipe.adapter.adapter_path else ""
-    if training.use_vllm and training.objective == "policy_gradient":
-        corrected = training.vllm_importance_sampling_correction
-        correction = f", mismatch correction {training.vllm_importance_sampling_mode if corrected else 'off'}"
+    if training.objective == "policy_gradient":
+        signal = f"advantage {training.advantage}"
+        draws = f"{training.num_generations} per prompt, temperature {training.temperature:g}"
+        if training.use_vllm:
+            corrected = training.vllm_importance_sampling_correction
+            correction = f", mismatch correction {training.vllm_importance_sampling_mode if corrected else 'off'}"
+    generators = {"colocated": "vLLM", "server": f"vLLM at {', '.join(training.server_urls)}"}
     kl = f"KL {training.beta:g} × {training.kl_type} in the {training.kl_placement}" if training.beta else "no KL"
     return DryRun(
         model=f"{recipe.model.model_name_or_path} ({recipe.model.dtype})",
@@ -95,9 +99,9 @@ def check_recipe(recipe: Recipe) -> DryRun:
         sequences_per_update=sequences,
         batch=f"{training.per_device_train_batch_size} × {training.world_size} (processes) × {steps} (accumulated)",
         updates=count_updates(training, None if rows is None else rows["train"]),
-        objective=f"{_described_signal(training)}, log-likelihood {training.loss_reduction}, {kl}, "
+        objective=f"{signal}, log-likelihood {training.loss_reduction}, {kl}, "
         f"learning rate {training.learning_rate:g}, clip {training.max_grad_norm:g}",
-        generation=f"{_described_generator(training)}, {_described_draws(training)}, "
+        generation=f"{generators.get(training.generation_backend, training.generation_backend)}, {draws}, "
         f"at most {training.max_completion_length} tokens{correction}",
         output_dir=training.output_dir,
         notes=notes,
@@ -105,7 +109,7 @@ def check_recipe(recipe: Recipe) -> DryRun:
 
 
 def load_rewards(data: DataArguments) -> list[Reward]:
-    """The recipe's rewards, or the task's own. Raises `SVFError` for an unknown one, or none at all."""
+    """The recipe's rewards, or the task's. Raises `SVFError` for an unknown one, or if there is none."""
     specs = find_task(data.task).rewards(data) if data.rewards is None else data.rewards
     if not specs:
         raise SVFError("rewards is empty: name at least one, such as exact_match")
@@ -126,7 +130,7 @@ def check_columns(rewards: Sequence[Reward], columns: Collection[str]) -> None:
 def check_rows(
     data: DataArguments, splits: Splits, rewards: Sequence[Reward], objective: str = "policy_gradient"
 ) -> None:
-    """Raises `SVFError` when there is nothing to train on, a column is missing, or a reward could not use an answer."""
+    """Raises `SVFError` if there are no training rows, a column is missing, or a reward cannot use an answer."""
     for split in ("train", "validation"):
         if splits[split] is None:
             raise _untrainable(data.task, split)
@@ -143,14 +147,14 @@ def check_rows(
 
 
 def _untrainable(task: str, split: str) -> SVFError:
-    return SVFError(f"task {task} has no {split} rows here, it is for evaluation alone: train on another one")
+    return SVFError(f"task {task} has no {split} rows, it is only for evaluation: train on another one")
 
 
 def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int | None:
-    """The optimiser's updates in a run; `None` where they follow from a number of rows that is not known.
+    """How many optimizer steps a run has; `None` where this depends on an unknown number of rows.
 
     Raises:
-        SVFError: the rows do not fill one generation batch, so there would be none.
+        SVFError: the rows do not fill one generation batch, so there would be no step.
     """
     steps: int = training.max_steps
     if train_rows is None:
@@ -189,19 +193,3 @@ def _check_data(recipe: Recipe, rewards: list[Reward], notes: list[str]) -> dict
     else:
         notes.append(f"dataset {data.dataset_name} comes from the Hub: its rows and columns were not checked")
     return None
-
-
-def _described_signal(training: SVFReinforceConfig) -> str:
-    return "next-token" if training.objective == "next_token" else f"advantage {training.advantage}"
-
-
-def _described_generator(training: SVFReinforceConfig) -> str:
-    if training.use_vllm and training.vllm_mode == "server":
-        return f"vLLM at {', '.join(training.server_urls)}"
-    return "vLLM" if training.use_vllm else "transformers"
-
-
-def _described_draws(training: SVFReinforceConfig) -> str:
-    if training.objective == "next_token":
-        return "of held-out answers alone"
-    return f"{training.num_generations} a prompt, temperature {training.temperature:g}"

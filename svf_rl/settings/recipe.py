@@ -20,7 +20,7 @@ from svf_rl.storage.bundled import find_recipe
 
 @dataclass
 class Recipe:
-    """A recipe as loaded. `raw` holds the values as the run uses them, `warnings` says what was changed and why."""
+    """A loaded recipe. `raw`: the values that the run uses; `warnings`: what was changed and why."""
 
     model: ModelArguments
     adapter: AdapterArguments
@@ -31,7 +31,7 @@ class Recipe:
     warnings: list[str]
 
 
-# Settings of transformers and TRL for what happens elsewhere here: loading (`dtype`, ...), evaluation, the script.
+# Settings of transformers and TRL that have no effect here: loading (`dtype`, ...), evaluation, the script.
 NOT_READ = (
     "model_init_kwargs", "eval_accumulation_steps", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics",
     "do_train", "do_eval", "do_predict",
@@ -57,10 +57,10 @@ def load_recipe(
     Args:
         path (`str` or `Path`): the YAML file, or the name of a bundled recipe.
         overrides (`Sequence[str]`, *optional*): `--key value`, `--key=value`, or `--key` for true; the last one wins.
-        gpus (`int`, *optional*): read it as so many processes with a GPU each would, whatever this machine has.
-        processes (`int`, *optional*): read it as so many processes would, with what this machine has.
+        gpus (`int`, *optional*): read it for this many processes with one GPU each, even if this machine has none.
+        processes (`int`, *optional*): read it for this many processes on this machine.
         serving (`bool`, *optional*, defaults to `False`):
-            read it for a vLLM server: without what it says of batches, and of where servers are.
+            read it for a vLLM server: without its settings of batches and of server addresses.
 
     Raises:
         SVFError: the file cannot be read, a key is unknown or given twice, a value does not fit; in one line.
@@ -79,11 +79,13 @@ def load_recipe(
         if key in NOT_READ or key in UNSUPPORTED:
             raise SVFError(f"{key} has no meaning for SVF REINFORCE: remove it from the recipe")
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2" if deepspeed else "0")  # not said of a JSON file
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2" if deepspeed else "0")  # not set for a JSON file
     if int(stage):
         check_zero(values, int(stage), int(os.environ.get("WORLD_SIZE", "1")))
     if values.get("reward_weights") is not None:
-        raise SVFError("reward_weights is not read: give each reward its weight, as in rewards: [{name: …, weight: 2}]")
+        raise SVFError(
+            "reward_weights has no effect: give each reward its weight, as in rewards: [{name: …, weight: 2}]"
+        )
     values.setdefault("output_dir", f"runs/{path.stem}")
     for key, value in _of_cpu_processes().items():
         values.setdefault(key, value)
@@ -111,7 +113,7 @@ def load_recipe(
         )
     except SVFError:
         raise
-    # what TRL and transformers raise for settings that do not go together, or that need a package
+    # raised by TRL and transformers for settings that contradict each other or need a missing package
     except (ValueError, NotImplementedError, ImportError) as error:
         raise SVFError(f"{path}: {' '.join(str(error).split())}") from error
     assert isinstance(model, ModelArguments)
@@ -122,8 +124,8 @@ def load_recipe(
 
 
 def _of_cpu_processes() -> dict[str, Any]:
-    """Settings without which processes that accelerate started on the CPU would each count themselves alone: not all of
-    its launchers pass its `use_cpu` on, and TrainingArguments reads none of it."""
+    """Settings without which each process that accelerate starts on the CPU would count as the only one: not all of its
+    launchers pass on its `use_cpu`, and TrainingArguments does not read it."""
     launched = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
@@ -157,17 +159,17 @@ def drop_gpu_keys(values: Mapping[str, Any], explicit: Collection[str] = ()) -> 
 
 
 def _without_autocast(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The values without what transformers refuses where no GPU is, and one line where that leaves something out."""
+    """The values without those that transformers refuses without a GPU, and one line for each that matters."""
     kept = {key: value for key, value in values.items() if key not in ("use_cpu", "tf32")}
     warnings = []
     for key in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"):
         if kept.pop(key, False):
-            warnings.append(f"{key}: the copies in half precision that autocast makes are not planned")
+            warnings.append(f"{key}: the half-precision copies of autocast are not part of the plan")
     return kept, warnings
 
 
 def apply_next_token_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The values with those that next-token training fixes, and one line for each that the recipe has otherwise."""
+    """The values with those of next-token training, and one line for each that differs in the recipe."""
     fixed = next_token_settings(values.get("kl_type", "policy_ref"))
     lines = [
         f"objective next_token: {key} is {value}, not {values[key]}"
@@ -178,7 +180,7 @@ def apply_next_token_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any]
 
 
 def find_default(key: str) -> Any:
-    """What a recipe that leaves `key` out has for it; `None` where there is no default."""
+    """The value of `key` in a recipe without it; `None` if it has no default."""
     field = next((f for part in _PARTS for f in fields(part) if f.name == key), None)
     if field is None:
         return None
@@ -216,7 +218,8 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Files that are not found from the working directory are taken from the recipe's folder, if they are there."""
+    """Files that do not exist relative to the working directory are taken from the recipe's folder, if they exist
+    there."""
 
     def resolve(name: str) -> str:
         path = Path(name).expanduser()

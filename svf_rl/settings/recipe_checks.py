@@ -1,4 +1,4 @@
-"""Whether the settings of a recipe go together with the processes that are to run it."""
+"""Whether the settings of a recipe fit the processes that run it."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,25 +12,24 @@ from svf_rl.storage.bundled import find_accelerate_config
 
 
 def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
-    """Whether the recipe can be run under this stage of DeepSpeed's ZeRO by so many processes. Raises `SVFError` where
-    it cannot."""
+    """Raises `SVFError` unless `processes` processes can run the recipe under this stage of DeepSpeed's ZeRO."""
     if values.get("weight_decay"):
         raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
     if stage < 3:
         return
     if processes == 1:
         raise SVFError(
-            "ZeRO-3 has nothing to share out with one process: start more (--num_processes), or use "
+            "ZeRO-3 has nothing to shard with one process: start more (--num_processes), or use "
             f"{find_accelerate_config('accelerate_configs/single_gpu.yaml')}"
         )
     find_kind(values.get("adapter", "svf")).check_training(values, stage)
     if not values.get("use_vllm"):
-        raise SVFError("use_vllm: false cannot generate with a model that ZeRO-3 has shared out: set use_vllm to true")
+        raise SVFError("use_vllm: false cannot generate with a model that ZeRO-3 has sharded: set use_vllm to true")
 
 
 def check_engines(values: Mapping[str, Any], processes: int, read_alone: bool) -> list[str]:
-    """Whether the processes divide into engines of `vllm_tensor_parallel_size`; one line where they have yet to come:
-    for one process that reads a recipe of several (`read_alone`), as in a dry run."""
+    """Check that the processes divide into engines of `vllm_tensor_parallel_size`. Returns one line instead of an error
+    where one process reads the recipe of several (`read_alone`), as in a dry run."""
     size = values.get("vllm_tensor_parallel_size", 1)
     if not values.get("use_vllm") or values.get("vllm_mode", "colocate") != "colocate":
         return []
@@ -41,12 +40,12 @@ def check_engines(values: Mapping[str, Any], processes: int, read_alone: bool) -
 
 
 def check_batch(values: Mapping[str, Any], processes: int) -> None:
-    """Whether the sequences of one generation divide into groups of one prompt each.
+    """Check that the sequences of one generation divide into groups of one prompt each.
 
-    TRL checks the same, but in numbers that no recipe holds.
+    TRL checks the same, but its message has numbers that are not in the recipe.
 
     Raises:
-        SVFError: they do not; the line names the numbers and what to change.
+        SVFError: they do not; the message gives the numbers and what to change.
     """
     defaults = {f.name: f.default for f in fields(SVFReinforceConfig)}
 
@@ -60,12 +59,12 @@ def check_batch(values: Mapping[str, Any], processes: int) -> None:
     if get("num_generations") is None:
         raise SVFError("num_generations must be at least 1, not null")
     size, group, generated = get("per_device_train_batch_size"), get("num_generations"), get("generation_batch_size")
-    # TRL makes groups of two where one completion a prompt is asked for
+    # TRL makes groups of two for one completion per prompt
     groups = f"groups of num_generations ({group})" if group > 1 else "pairs (which TRL needs)"
     if generated is not None:
         if generated % (size * processes):
             raise SVFError(
-                f"generation_batch_size ({generated}) is no multiple of per_device_train_batch_size ({size}) × "
+                f"generation_batch_size ({generated}) is not a multiple of per_device_train_batch_size ({size}) × "
                 f"processes ({processes}): change generation_batch_size or per_device_train_batch_size"
             )
         total, factors = generated, f"generation_batch_size ({generated})"

@@ -15,13 +15,13 @@ _MISFIT = object()
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML, but `1e-3` is a number, as everywhere else, and a key that comes twice is an error."""
+    """YAML, but `1e-3` is a number, and a key that appears twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise SVFError(f"key {key.value!r} comes twice, again in line {key.start_mark.line + 1}: keep one")
+                raise SVFError(f"key {key.value!r} appears twice, again in line {key.start_mark.line + 1}: keep one")
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -36,7 +36,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
     Raises:
-        SVFError: no such file, no YAML, no mapping of names, or a key given twice.
+        SVFError: no such file, invalid YAML, not a mapping, or a key given twice.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of the safe loader
@@ -54,7 +54,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def parse_override(key: str, text: str | None, wanted: Any) -> Any:
     """The value of `--key text`, read as YAML and fitted to `wanted`; no text means true.
 
-    Where a string is wanted the text counts as it stands, since YAML would cut it at a ` #`.
+    For a string the text is used as it is, since YAML would cut it at a ` #`.
     """
     members = _members(wanted)
     if text is None:
@@ -75,7 +75,7 @@ def fit(key: str, value: Any, wanted: Any) -> Any:
     """`value` as one of the types that `wanted` names: an integer becomes a float for a float, 16.0 an int for an int.
 
     Raises:
-        SVFError: it is none of them; the line names the key, what it takes, and what it got.
+        SVFError: it is none of them; the message gives the key, the expected types, and the value.
     """
     members = _members(wanted)
     fitted = _fit(value, members)

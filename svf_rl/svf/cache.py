@@ -1,4 +1,4 @@
-"""Cache of factors on disk: one safetensors file a matrix, named by the content of the weight it was computed from.
+"""Cache of factors on disk: one safetensors file for each matrix, named by the content of its weight.
 
 Key: (fingerprint of the weight, storage dtype, algorithm version). Files are written whole or not at all, and their
 tensors carry a checksum, so that a truncated or altered file is never used.
@@ -39,7 +39,7 @@ class FactorCache:
         return self.root / f"{fingerprint}-{_name(dtype)}-v{ALGORITHM_VERSION}.safetensors"
 
     def contains(self, fingerprint: str, dtype: torch.dtype) -> bool:
-        """Whether the file is there. Only `load` tells whether it is sound."""
+        """Whether the file exists. Only `load` tells whether it is intact."""
         return self.path(fingerprint, dtype).is_file()
 
     def load(self, fingerprint: str, dtype: torch.dtype, device: str | torch.device = "cpu") -> Factors | None:
@@ -54,14 +54,14 @@ class FactorCache:
             factors = _read(path, fingerprint, dtype)
         except (SafetensorError, OSError, _DamagedError) as error:
             warnings.warn(f"factor cache file {path} is not usable ({error}): decomposing again", stacklevel=2)
-            with contextlib.suppress(OSError):  # in a read-only cache the file stays, and stays unused
+            with contextlib.suppress(OSError):  # in a read-only cache the file stays there, unused
                 path.unlink(missing_ok=True)
             return None
         return factors.to(dtype, device)
 
-    def mapped(self, fingerprint: str, dtype: torch.dtype) -> Factors | None:
-        """As `load`, but the factors stay in the file: they take no memory of the process, and processes of one machine
-        share what the system keeps of them. They were sound when this was called."""
+    def map_file(self, fingerprint: str, dtype: torch.dtype) -> Factors | None:
+        """As `load`, but the factors stay in the file: they take no memory of the process, and the processes of one
+        machine share the cached pages. They were intact when this was called."""
         if self.load(fingerprint, dtype) is None:
             return None
         with safe_open(self.path(fingerprint, dtype), framework="pt") as file:
@@ -85,7 +85,7 @@ class FactorCache:
 
 
 class _DamagedError(Exception):
-    """A cache file that parses and yet is not what was stored."""
+    """A cache file that can be parsed but is not what was stored."""
 
 
 def _read(path: Path, fingerprint: str, dtype: torch.dtype) -> Factors:
@@ -93,7 +93,7 @@ def _read(path: Path, fingerprint: str, dtype: torch.dtype) -> Factors:
         metadata = file.metadata() or {}
         if set(file.keys()) != {"U", "s", "Vt"} or metadata.get("fingerprint") != fingerprint:
             raise _DamagedError("it holds something else")
-        # Copied out of the memory map first: what is verified is then what is used, whatever happens to the file.
+        # Copied out of the memory map first: the verified values are then the ones used, even if the file changes.
         tensors = {name: file.get_tensor(name).clone() for name in ("U", "s", "Vt")}
     U, s, Vt = tensors["U"], tensors["s"], tensors["Vt"]
     if metadata.get("sha256") != _checksum(tensors):

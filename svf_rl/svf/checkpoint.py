@@ -1,4 +1,4 @@
-"""Decompose a checkpoint on disk, one matrix at a time, into the factor cache.
+"""Decompose a checkpoint on disk, matrix by matrix, into the factor cache.
 
 The model itself is built on the meta device only, to learn which layers the targets match; its weights are read from
 the safetensors shards one by one, so that memory holds one matrix and its factors however large the model is.
@@ -82,7 +82,7 @@ def decompose_checkpoint(
 ) -> Index:
     """Put the factors of every targeted matrix of a checkpoint into the cache and write an index beside them.
 
-    Each weight is cast to `dtype` before it is decomposed, since that is what the loaded model will hold. Matrices
+    Each weight is cast to `dtype` before it is decomposed, since the loaded model will have this type. Matrices
     already cached are skipped, so an interrupted call resumes at the next one; a second process waits for the first.
 
     Args:
@@ -121,7 +121,7 @@ def decompose_checkpoint(
                 bar.set_description(name)
                 weight = _read(shards[keys[name]], keys[name], module).to(chosen)  # (out, in)
                 entry, was_cached = _ensure(cache, weight, device, name)
-                del weight  # before the next one is read: one matrix at a time
+                del weight  # before the next one is read
                 index.modules[name] = entry
                 index.cached += was_cached
         text = index.to_json().encode()
@@ -134,7 +134,7 @@ def decompose_checkpoint(
 
 class StoredWeights:
     """
-    The weights of a checkpoint on disk, read one at a time under the names that a loaded model has for them.
+    The weights of a checkpoint on disk, read one by one under the names of a loaded model.
 
     Args:
         model (`str`): A local folder with safetensors, or a name on the Hugging Face Hub.
@@ -183,7 +183,9 @@ def _local_folder(model: str, revision: str | None) -> tuple[Path, str | None]:
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise SVFError(f"{model} is neither a local folder nor a model that the Hub gives us: {reason}") from error
+        raise SVFError(
+            f"{model} is neither a local folder nor a model that can be downloaded from the Hub: {reason}"
+        ) from error
     return folder, folder.name
 
 

@@ -1,15 +1,15 @@
 """Weighted combinations of experts (Transformer², arXiv 2501.06252, section 3.2): `z' = Σ α_k z_k`, of masks.
 
-Two forms, of the multipliers `m_k` that the experts put on the singular values (never of what a sigmoid has still to
-act on, which the published code mixes):
+Two forms, of the multipliers `m_k` of the singular values (never of the values before a sigmoid, which the published
+code mixes):
 
 - `mask`: `m' = Σ_k α_k m_k`, the paper's. The singular values grow with `Σ α`: weights that sum to 1 keep their size,
-  others scale all of the adapted weights. Right where the weights are shares (a mean, a mixture), or where a search may
-  use the scale as one more direction, as the paper's does.
-- `deviation`: `m' = 1 + Σ_k α_k (m_k − 1)`. Each weight says how much of what an expert learnt is added to the base
-  model, `α = 0` is the base model itself. Right where experts are added up (each may have weight 1), or switched off.
+  others scale all of the adapted weights. Suitable where the weights are shares (a mean, a mixture), or where a search
+  may use the scale as one more direction, as the paper's does.
+- `deviation`: `m' = 1 + Σ_k α_k (m_k − 1)`. Each weight says how much of an expert's change is added to the base model;
+  `α = 0` is the base model itself. Suitable where experts are added up (each may have weight 1), or switched off.
 
-Where the weights sum to 1 both are the same.
+Both are the same where the weights sum to 1.
 """
 
 import re
@@ -51,13 +51,13 @@ def normalize(alpha: Tensor) -> Tensor:
 
 
 def check_scope(scope: str) -> None:
-    """Raises `SVFError` for a scope that is not known."""
+    """Raises `SVFError` for an unknown scope."""
     if scope not in SCOPES:
         raise SVFError(f"scope of the weights must be one of {', '.join(SCOPES)}, not {scope!r}")
 
 
 def check_form(form: str) -> None:
-    """Raises `SVFError` for a form that is not known."""
+    """Raises `SVFError` for an unknown form."""
     if form not in FORMS:
         raise SVFError(f"form of the combination must be one of {', '.join(FORMS)}, not {form!r}")
 
@@ -84,7 +84,7 @@ def assign_groups(names: Sequence[str], scope: str) -> list[int]:
         number = re.search(r"\.(\d+)\.", f".{name}.")
         if number is None:
             raise SVFError(
-                f"{name} is in no numbered layer: weights a layer are not possible, use scope global or matrix"
+                f"{name} is not in a numbered layer, so scope layer is not possible: use scope global or matrix"
             )
         layers.append(int(number[1]))
     rows = {layer: row for row, layer in enumerate(sorted(set(layers)))}

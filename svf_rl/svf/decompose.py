@@ -36,7 +36,7 @@ class Factors:
     Vt: Tensor
 
     def to(self, dtype: torch.dtype, device: str | torch.device | None = None) -> "Factors":
-        """U and Vt rounded to the storage `dtype`; s in fp32 whatever the dtype, since z scales it."""
+        """U and Vt rounded to the storage `dtype`; s always in fp32, since z scales it."""
         return Factors(
             U=self.U.to(device=device, dtype=dtype),
             s=self.s.to(device=device, dtype=torch.float32),
@@ -47,8 +47,8 @@ class Factors:
 def sha256_of_blocks(blocks: Iterable[Tensor], dtype: torch.dtype | None = None) -> bytes:
     """SHA-256 over the SHA-256 of each block's bytes, converted to `dtype` first.
 
-    A tree, so that several cores can hash (hashlib releases the GIL): one does 1.5 GB/s, and hashing is nearly all
-    of a start from the cache. Not torch's number of threads, which launchers set to 1 for each process.
+    A tree, so that several cores can hash (hashlib releases the GIL): one core hashes 1.5 GB/s, and hashing takes most
+    of the time of a start from the cache. Not torch's number of threads, which launchers set to 1 for each process.
     """
 
     def digest(block: Tensor) -> bytes:
@@ -61,7 +61,7 @@ def sha256_of_blocks(blocks: Iterable[Tensor], dtype: torch.dtype | None = None)
 
 
 def fingerprint(weight: Tensor) -> str:
-    """Hex SHA-256 of a weight (out, in): its shape and its values as fp32, whatever dtype and strides hold them.
+    """Hex SHA-256 of a weight (out, in): of its shape and its values as fp32, for any dtype and strides.
 
     bf16 and fp16 convert to fp32 exactly, so a weight and its exact upcast agree. An fp64 weight that fp32 cannot hold
     is hashed as fp64. Extra memory: one block a thread.
@@ -100,17 +100,17 @@ def thin_svd(weight: Tensor, method: Literal["auto", "svd", "gram"] = "auto") ->
     tall = (W.T if wide else W) / scale  # (max, r): both methods are up to twice as fast on the tall orientation
 
     if method == "svd":
-        left, s, right = _svd(tall)
+        left, s, right = torch.linalg.svd(tall, full_matrices=False)
     elif method == "gram":
         left, s, right = _gram(tall)
     elif method == "auto":
         # Measured (2-core AMD EPYC, MKL, fp64, 1 thread; see benchmarks/decompose.py): gram took 0.47, 0.77, 0.60 s on
         # 1024×1024, 1024×2816, 2816×1024 and svd 0.64, 1.23, 1.24 s; gram also won at 96×256 and with 2 threads. So
-        # gram it is for every shape. On CUDA too, not measured yet: fp64 matmul is fast there and gesvd is not. Only
-        # an ill-conditioned or rank-deficient matrix goes to svd, because there gram's U is no longer orthonormal.
+        # gram is used for every shape. On CUDA too, which is not measured yet: fp64 matmul is fast there and gesvd is
+        # not. Only ill-conditioned or rank-deficient matrices use svd, since gram's U is not orthonormal for them.
         left, s, right = _gram(tall)
         if s[-1] <= SMALLEST_GRAM_RATIO * s[0]:
-            left, s, right = _svd(tall)
+            left, s, right = torch.linalg.svd(tall, full_matrices=False)
     else:
         raise SVFError(f"unknown decomposition method {method!r}; use auto, svd or gram")
 
@@ -118,12 +118,6 @@ def thin_svd(weight: Tensor, method: Literal["auto", "svd", "gram"] = "auto") ->
     if wide:  # Wᵀ = left diag(s) right  ⇒  W = rightᵀ diag(s) leftᵀ
         return Factors(U=right.T.contiguous(), s=s, Vt=left.T.contiguous())
     return Factors(U=left.contiguous(), s=s, Vt=right.contiguous())
-
-
-def _svd(tall: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, r) → left (n, r), s (r,), right (r, r)."""
-    left, s, right = torch.linalg.svd(tall, full_matrices=False)
-    return left, s, right
 
 
 def _gram(tall: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""An expert is a saved SVF adapter: what its folder says, read without the base model."""
+"""Experts, that is saved SVF adapters: reading their folders without the base model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from svf_rl.errors import SVFError
 from svf_rl.svf.config import SVFConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What the file holds of each matrix, behind its path.
+# The suffixes of a matrix's tensors in the file, after its path.
 Z, FINGERPRINT, PROBE = ".svf_z.weight", ".svf_fingerprint", ".svf_probe"
 PREFIX = "base_model.model."
 
@@ -26,7 +26,7 @@ class Expert:
     A saved SVF adapter.
 
     Args:
-        name (`str`): What it is called in tables and weights.
+        name (`str`): Its name in tables and weights.
         folder (`Path`): Its folder.
         config ([`SVFConfig`]): Its configuration.
         z (`dict[str, Tensor]`): By module path of the base model, such as `model.layers.0.mlp.gate_proj`: the trained
@@ -44,13 +44,15 @@ class Expert:
 
 
 def expert_folder(path: str | Path) -> Path:
-    """The folder of an adapter: local, or downloaded from the Hub. Raises `SVFError` where there is neither."""
+    """The folder of an adapter: local, or downloaded from the Hub. Raises `SVFError` if there is neither."""
     if Path(path).expanduser().is_dir():
         return Path(path).expanduser()
     try:
         return Path(snapshot_download(str(path)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise SVFError(f"adapter {path} is neither a folder nor an adapter that the Hub gives us") from error
+        raise SVFError(
+            f"adapter {path} is neither a local folder nor an adapter that can be downloaded from the Hub"
+        ) from error
 
 
 def read_expert(path: str | Path, name: str | None = None) -> Expert:
@@ -115,40 +117,37 @@ def _read_expert_config(folder: Path, path: str | Path) -> SVFConfig:
 
 
 def adapter_name(name: str) -> str:
-    """`name` as PEFT takes it for an adapter: without dots, and no part of the prefix of SVF's parameters (`svf_`)."""
+    """`name` as PEFT accepts it for an adapter: without dots, and not a part of the prefix of SVF's parameters
+    (`svf_`)."""
     name = name.replace(".", "_")
     return f"{name}-expert" if name in "svf_" else name
 
 
 def distinct_adapter_names(names: Sequence[str]) -> dict[str, str]:
-    """[`adapter_name`] of each. Raises `SVFError` for two that PEFT would take for one, such as `a.b` and `a_b`."""
+    """[`adapter_name`] of each. Raises `SVFError` for two that are the same for PEFT, such as `a.b` and `a_b`."""
     taken: dict[str, str] = {}
     for name in names:
         other = taken.setdefault(adapter_name(name), name)
         if other != name:
-            raise SVFError(f"experts {other!r} and {name!r} have names that PEFT does not tell apart: rename one")
+            raise SVFError(f"experts {other!r} and {name!r} have names that are the same for PEFT: rename one")
     return {name: adapter for adapter, name in taken.items()}
 
 
 def check_same_base(experts: Sequence[Expert]) -> None:
     """Raises `SVFError`, naming two experts and what differs, unless all adapt the same weights of one base model."""
-    for other in experts[1:]:
-        _check_pair(experts[0], other)
-
-
-def _check_pair(first: Expert, other: Expert) -> None:
-    alone = sorted(first.z.keys() ^ other.z.keys())
-    if alone:
-        owner = first if alone[0] in first.z else other
-        raise SVFError(
-            f"experts {first.name} and {other.name} have different targets ({alone[0]} is adapted by {owner.name} "
-            "alone): combine experts with the same target_modules"
-        )
-    for matrix, digest in first.fingerprints.items():
-        if other.fingerprints[matrix] != digest or other.z[matrix].shape != first.z[matrix].shape:
-            bases = [str(expert.config.base_model_name_or_path) for expert in (first, other)]
-            named = f" ({bases[0]} and {bases[1]})" if bases[0] != bases[1] else ""
+    for first, other in ((experts[0], other) for other in experts[1:]):
+        names = f"experts {first.name} and {other.name}"
+        if alone := sorted(first.z.keys() ^ other.z.keys()):
+            owner = first if alone[0] in first.z else other
             raise SVFError(
-                f"experts {first.name} and {other.name} were trained on different base weights{named}; {matrix} is the "
-                "first that differs: combine experts of one base model, loaded in the same dtype"
+                f"{names} have different targets (only {owner.name} adapts {alone[0]}): combine experts with the same "
+                "target_modules"
             )
+        for matrix, digest in first.fingerprints.items():
+            if other.fingerprints[matrix] != digest or other.z[matrix].shape != first.z[matrix].shape:
+                bases = [str(expert.config.base_model_name_or_path) for expert in (first, other)]
+                named = f" ({bases[0]} and {bases[1]})" if bases[0] != bases[1] else ""
+                raise SVFError(
+                    f"{names} were trained on different base weights{named}; {matrix} is the first that differs: "
+                    "combine experts of one base model, loaded in the same dtype"
+                )

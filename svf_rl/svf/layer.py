@@ -28,8 +28,8 @@ class SVFFactors(nn.Module):
 
     def __init__(self, factors: Factors):
         super().__init__()
-        # Through _parameters: `low_cpu_mem_usage=True` injects under a context that sends every registered
-        # parameter to the meta device, and these values come from no checkpoint that would bring them back.
+        # Through _parameters: with `low_cpu_mem_usage=True` the injection context moves every registered parameter to
+        # the meta device, and no checkpoint would restore these values.
         self._parameters["U"] = nn.Parameter(factors.U, requires_grad=False)
         self._parameters["Vt"] = nn.Parameter(factors.Vt, requires_grad=False)
         self.register_buffer("s", factors.s, persistent=False)
@@ -46,7 +46,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     The factored form needs `2·r·(in + out)` multiplications a token, forward and backward together, and never the
     full-size gradient of `W'`. Several active adapters add up: `m = 1 + Σ_k (m_k − 1)`. `weight_id` is the fingerprint
-    of the frozen `W`, `projections` what the probe of an adapter needs of it.
+    of the frozen `W`; `projections` is what the probe of an adapter needs of it.
     """
 
     adapter_layer_names: tuple[str, ...] = ("svf_z",)
@@ -95,7 +95,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             raise SVFError("SVF does not mix adapters within a batch: drop adapter_names and call set_adapter")
         if self.disable_adapters and self.merged:
             self.unmerge()
-        # The reference is z = 1 also while merged, where the base layer would give W'.
+        # The reference is z = 1 also while merged, when the base layer computes with W'.
         direct = self.disable_adapters or (self.merged and not self.reference)
         m = None if direct else self.active_multiplier()
         if m is None:
@@ -134,7 +134,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         return not isinstance(self.get_base_layer(), nn.Linear)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Put `W'` in the place of `W`. `W` is kept beside it, so that `unmerge` is exact to the bit."""
+        """Replace `W` by `W'`. `W` is kept too, so that `unmerge` is bit-exact."""
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.svf_z]
         if not names:
             return
@@ -155,7 +155,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters.clear()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFLinear":
-        if self._unmerged_weight is not None:  # it moves along, though it is no parameter
+        if self._unmerged_weight is not None:  # it must move too, though it is not a parameter
             self._unmerged_weight = fn(self._unmerged_weight)
         super()._apply(fn, recurse)
         return self
@@ -167,7 +167,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 @contextmanager
 def reference_mode(model: nn.Module) -> Iterator[None]:
     """
-    Within it, every SVF layer of `model` computes with `m = 1`, and `modules_to_save` give way to the originals.
+    Within it, every SVF layer of `model` computes with `m = 1`, and the originals replace `modules_to_save`.
 
     This is the reference policy of the KL term. It differs from `disable_adapter`, which runs the base weight itself:
     the same factored operations at `m = 1` make the divergence exactly 0 at the start, in every floating-point type.
@@ -189,8 +189,8 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
 
 
 def fetch_with_layers(model: nn.Module) -> None:
-    """Under ZeRO-3, once DeepSpeed has taken `model` over: every SVF layer has what it computes with while it runs, all
-    but `W`, which the factored form does not need."""
+    """Under ZeRO-3, after DeepSpeed has taken over `model`: gather the parameters of each SVF layer while it runs,
+    except `W`, which the factored form does not need."""
     for layer in svf_layers(model).values():
         weight = layer.get_base_layer().weight
         fetch_with(layer, [parameter for parameter in layer.parameters() if parameter is not weight])

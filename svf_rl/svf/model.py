@@ -32,8 +32,8 @@ class SVFModel(WeightedAdapters, BaseTuner):
     """
     Wraps a model for singular value fine-tuning; made by `get_peft_model(model, SVFConfig(...))`.
 
-    The factors of each targeted weight come from the factor cache (see `svf-rl decompose`) when it holds that very
-    weight, and are otherwise computed from the live weight.
+    The factors of each targeted weight come from the factor cache (see `svf-rl decompose`) if it has that weight, and
+    are otherwise computed from the live weight.
     """
 
     prefix: str = "svf_"
@@ -55,15 +55,18 @@ class SVFModel(WeightedAdapters, BaseTuner):
             raise SVFError("target_modules is empty: use 'mlp', 'attention', 'mlp+attention' or module names")
         config = self.peft_config[adapter_name] = _maybe_include_all_linear_layers(config, model)
         total = None
-        if not svf_layers(model):  # the first adapter: say now what cannot be adapted, before anything is changed
-            total = len(find_targets(model, _targets_of(config)))
+        if not svf_layers(model):  # the first adapter: refuse what cannot be adapted before anything is changed
+            targets = as_regex(config.target_modules)
+            if config.exclude_modules:
+                targets = rf"(?!(?:{as_regex(config.exclude_modules)})\Z)(?:{targets})"
+            total = len(find_targets(model, targets))
         with tqdm(total=total, desc="Factors of the weights", unit="matrix", delay=3, leave=False) as self._progress:
             try:
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
             except NoMatchingPeftModuleError as error:
                 raise SVFError(str(error)) from None
             finally:
-                del self._progress  # it holds a file, with which the model could not be pickled
+                del self._progress  # it has an open file, with which the model could not be pickled
 
         layers = [layer for layer in svf_layers(model).values() if adapter_name in layer.svf_z]
         if not layers:
@@ -107,7 +110,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
         if is_output_layer(self.model, current_key, target):
             raise SVFError(f"target_modules match the output layer {current_key}, which SVF does not adapt")
         self._progress.set_postfix_str(current_key, refresh=False)
-        layer = _wrapped(target, current_key)
+        layer = _wrap(target, current_key)
         layer.update_layer(adapter_name, peft_config)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
@@ -146,7 +149,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
 
     @staticmethod
     def _record_alpha(model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        """Bring what the configuration says of a combination in training up to date."""
+        """Write the current weights of a combination in training into its configuration."""
         vectors = [layer.svf_z[adapter_name] for layer in svf_layers(model).values() if adapter_name in layer.svf_z]
         rows = {id(v.alpha): v.used_alpha.tolist() for v in vectors if isinstance(v, SVFCombination)}
         if rows:
@@ -162,25 +165,28 @@ class SVFModel(WeightedAdapters, BaseTuner):
         layers = {n: layer for n, layer in svf_layers(model).items() if adapter_name in layer.svf_z}
         saved = {key.removeprefix(PREFIX): value for key, value in state_dict.items()}
         names = {name.removeprefix(PREFIX): name for name in layers}
-        extra = {k.removesuffix(Z) for k in saved if k.endswith(Z)} - set(names)
+        extra = sorted({k.removesuffix(Z) for k in saved if k.endswith(Z)} - set(names))
         if extra:
-            raise SVFError(f"the adapter has z for {_few(extra)}, not adapted in this model: load it onto {base}")
+            few = ", ".join(extra[:2]) + (f" and {len(extra) - 2} more" if len(extra) > 2 else "")
+            raise SVFError(f"the adapter has z for {few}, not adapted in this model: load it onto {base}")
         for name, path in names.items():
             _check_saved(name, layers[path], adapter_name, saved, base)
         kept = {key: value for key, value in state_dict.items() if not key.endswith((FINGERPRINT, PROBE, _ALPHA))}
         for name, path in names.items():
             if isinstance(layers[path].svf_z[adapter_name], SVFCombination):
-                kept = _alpha_for_z(name, kept, state_dict)
+                kept = _replace_z_by_alpha(name, kept, state_dict)
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, kept)
         return remapped
 
 
-def _alpha_for_z(name: str, kept: dict[str, Tensor], saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A combination in training resumes from its weights, and not from the `z` that they made."""
+def _replace_z_by_alpha(name: str, kept: dict[str, Tensor], saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A combination in training resumes from its weights, not from the `z` computed from them."""
     key = next(key for key in kept if key.removeprefix(PREFIX) == name + Z)
     head = key.removesuffix(Z)
     if head + _ALPHA not in saved:
-        raise SVFError("the adapter is no combination that was being trained: a combination cannot go on from it")
+        raise SVFError(
+            "the adapter is not a combination with trained weights: training a combination cannot resume from it"
+        )
     return {k: v for k, v in kept.items() if k != key} | {f"{head}.svf_z.alpha": saved[head + _ALPHA]}
 
 
@@ -204,11 +210,11 @@ def _check_saved(name: str, layer: SVFLinear, adapter_name: str, saved: dict[str
         )
 
 
-def _wrapped(module: nn.Module, name: str) -> SVFLinear:
+def _wrap(module: nn.Module, name: str) -> SVFLinear:
     weight = module.weight
     if weight.is_meta:
         raise SVFError(f"{name} has no weight yet (meta device): load the base model's weights before adding SVF")
-    if not weight.is_floating_point() or weight.dtype.itemsize == 1:  # fp8 too comes with scales apart
+    if not weight.is_floating_point() or weight.dtype.itemsize == 1:  # fp8 has separate scales too
         raise SVFError(f"{name} is quantized ({weight.dtype}): SVF needs floating-point weights, load it unquantized")
     with gather_parameters([weight]):
         weight = logical_weight(module).detach()
@@ -218,16 +224,3 @@ def _wrapped(module: nn.Module, name: str) -> SVFLinear:
             factors = thin_svd(weight).to(weight.dtype)
         projections = project(factors, weight)
     return SVFLinear(module, factors, weight_id, projections)
-
-
-def _targets_of(config: SVFConfig) -> str:
-    """The targets, less what is excluded, as one expression for `find_targets`."""
-    targets = as_regex(config.target_modules)
-    if not config.exclude_modules:
-        return targets
-    return rf"(?!(?:{as_regex(config.exclude_modules)})\Z)(?:{targets})"
-
-
-def _few(names: set[str]) -> str:
-    first = sorted(names)[:2]
-    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")

@@ -1,4 +1,4 @@
-"""A few numbers that tell whether the same `z` means the same weights here as where it was trained."""
+"""A few numbers that tell whether the same `z` gives the same weights here as in its training."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ def project(factors: Factors, weight: Tensor) -> Projections:
     """
     Project a matrix on fixed random signs `A` (4, out) and `B` (in, 4), scaled by `1 / √(out·in)`.
 
-    Taken once, where the whole matrix is at hand, these stand for it when adapters are saved and loaded.
+    They are computed once, while the whole matrix is available, and replace it when adapters are saved and loaded.
 
     Args:
         factors ([`Factors`]): The factors, U (out, r) and Vt (r, in).
@@ -51,8 +51,8 @@ def probe(matrix: Projections, m: Tensor) -> Tensor:
     `A (W' − W) B` of the multiplier `m` (r,): `Tensor` of shape `(16,)`, fp32, on the CPU.
 
     The factors of one `W` are not unique (equal singular values, other hardware), and where they differ the same `z`
-    gives another `W'`; random projections keep the size of such a difference. `W` itself takes no part: fingerprints
-    compare it, and the rounding of a model cast after its decomposition would drown the difference.
+    gives another `W'`; random projections keep the size of such a difference. `W` itself is left out: fingerprints
+    compare it, and the rounding of a model cast after its decomposition would hide the difference.
     """
     return ((matrix.left * (matrix.s * (m.float().cpu() - 1))) @ matrix.right).flatten()
 

@@ -1,4 +1,4 @@
-"""Weights that DeepSpeed's ZeRO-3 has shared out over the processes: their shapes, their values, a layer at a time."""
+"""Weights that DeepSpeed's ZeRO-3 has sharded over the processes: their shapes, and access to their values."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,8 +19,8 @@ def full_shape(parameter: Tensor) -> torch.Size:
 
 
 def gather_parameters(parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
-    """Within it, every process has these parameters whole, to read. All processes enter it together, since they
-    communicate; where nothing is sharded it does nothing."""
+    """Within it, every process can read these parameters in full. All processes must enter it together, since they
+    communicate; it does nothing where nothing is sharded."""
     sharded = [parameter for parameter in parameters if is_sharded(parameter)]
     if not sharded:
         return nullcontext()
@@ -32,7 +32,7 @@ def gather_parameters(parameters: Iterable[Tensor]) -> AbstractContextManager[No
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Within it, models are built on the meta device, also where transformers would share them out at once."""
+    """Within it, models are built on the meta device, even where transformers would shard them at once."""
     config = integration._hf_deepspeed_config_weak_ref
     integration.unset_hf_deepspeed_config()
     try:
@@ -43,7 +43,7 @@ def without_values() -> Iterator[None]:
 
 
 def shard_like(module: nn.Module, parameter: Tensor) -> None:
-    """Share out the parameters of `module` as `parameter` is; they get the values that process 0 has."""
+    """Shard the parameters of `module` if `parameter` is sharded; they get the values of process 0."""
     if is_sharded(parameter):
         import deepspeed
 
@@ -51,8 +51,8 @@ def shard_like(module: nn.Module, parameter: Tensor) -> None:
 
 
 def fetch_with(layer: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Have ZeRO-3 gather those of `parameters` that it holds for the forward and backward of `layer`, which computes
-    with them though they belong to modules below it that are never called."""
+    """Let ZeRO-3 gather the sharded ones of `parameters` for the forward and backward pass of `layer`, which computes
+    with them although they belong to submodules that are never called."""
     sharded = [parameter for parameter in parameters if is_sharded(parameter)]
     if sharded:
         import deepspeed

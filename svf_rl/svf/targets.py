@@ -1,4 +1,4 @@
-"""Which linear layers of a model are adapted: presets, the regular expressions behind them, and the layers found.
+"""Which linear layers of a model are adapted: presets, their regular expressions, and the layers found.
 
 A target is a regular expression that must match a module's whole path (`re.fullmatch`), so that GPT-2's `mlp.c_proj`
 is one and its `attn.c_proj` is not. The same string serves as PEFT's `target_modules`.
@@ -45,8 +45,8 @@ def target_regex(targets: str) -> str:
 
 
 def as_regex(targets: str | Iterable[str] | None) -> str:
-    """`targets` as one expression: a list holds endings of module paths, as in PEFT; a string is a preset or an
-    expression already."""
+    """`targets` as one expression: a list contains endings of module paths, as in PEFT; a string is a preset or already
+    an expression."""
     if isinstance(targets, str):
         return target_regex(targets)
     return rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(targets or ())))})"
@@ -55,7 +55,7 @@ def as_regex(targets: str | Iterable[str] | None) -> str:
 def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:
     """Linear layers (`nn.Linear`, transformers' `Conv1D`) whose path the targets match, in the model's order.
 
-    Other matches (containers, norms, embeddings) are passed over.
+    Other matches (containers, norms, embeddings) are ignored.
 
     Raises:
         SVFError: nothing linear matches; the output layer matches; the matched MLPs are fused experts.
@@ -89,7 +89,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_output_layer(model: nn.Module, name: str, module: nn.Module) -> bool:
-    """The language-model head, whatever it is called, and any layer that shares the input embedding's weight."""
+    """Whether it is the language-model head, under any name, or a layer that shares the input embedding's weight."""
     if name.rpartition(".")[2] == "lm_head":
         return True
     for getter in ("get_output_embeddings", "get_input_embeddings"):

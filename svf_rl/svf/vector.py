@@ -1,4 +1,4 @@
-"""What an adapter holds of one matrix: a trained `z`, or the trained weights of a combination of experts."""
+"""What an adapter stores for one matrix: a trained `z`, or the trained weights of a combination of experts."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ from svf_rl.svf.combine import combine, normalize
 
 
 class SVFVector(nn.Module):
-    """One trained vector. It stays fp32 whatever the model is cast to: bf16 around 1 has steps of 2⁻⁷, more than a
-    whole training run moves `z`."""
+    """One trained vector. It stays fp32 when the model is cast: bf16 around 1 has steps of 2⁻⁷, more than `z` moves in
+    a whole training run."""
 
     def __init__(self, z: Tensor):
         super().__init__()
@@ -24,8 +24,8 @@ class SVFCombination(nn.Module):
     """
     A `z` that is computed: the combination of the fixed masks of `K` experts with trained weights.
 
-    It stands where an adapter's own vector would, and its `weight` is read in the same way. It holds `K` vectors and
-    `alpha`, which the matrices of one group share.
+    It takes the place of an adapter's vector, and its `weight` is read in the same way. It has `K` vectors and `alpha`,
+    which the matrices of one group share.
     """
 
     masks: Tensor
@@ -52,7 +52,7 @@ class SVFCombination(nn.Module):
 
 
 def keeping_type(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`fn` where it only moves a tensor; where it would also change its type, the move alone."""
+    """`fn`, but where it would change the type of a tensor, it only moves it."""
 
     def move(tensor: Tensor) -> Tensor:
         moved = fn(tensor)

@@ -1,4 +1,4 @@
-"""Adapters made of other adapters of the same model, in the manner of PEFT's `add_weighted_adapter`."""
+"""Adapters made of other adapters of the same model, like PEFT's `add_weighted_adapter`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,20 +30,20 @@ class WeightedAdapters:
         normalized: bool = False,
     ) -> None:
         """
-        Add the adapter `Σ_k α_k m_k` of adapters that are on the model. It is a plain one: it is used, trained on,
-        saved and loaded like any other, and costs one vector a matrix. It is not made active.
+        Add the adapter `Σ_k α_k m_k` of adapters of the model. It is a plain adapter: it is used, trained, saved and
+        loaded like any other, and has one vector for each matrix. It is not made active.
 
         Args:
             adapters (`Sequence[str]`): Names of `K` adapters.
             weights (`Sequence` or `Tensor` of shape `(K,)` or `(groups, K)`): Their weights.
-            adapter_name (`str`): Name of the new adapter. One that was made in this way is replaced.
+            adapter_name (`str`): Name of the new adapter. An earlier combination of this name is replaced.
             scope (`str`, *optional*, defaults to `"global"`): What the rows of `weights` are for: `"global"`,
                 `"layer"` or `"matrix"`.
             form (`str`, *optional*, defaults to `"mask"`): `"mask"` or `"deviation"`, see `combine.py`.
             normalized (`bool`, *optional*, defaults to `False`): Refuse weights that do not sum to 1.
 
         Raises:
-            SVFError: an adapter is missing or adapts other matrices, or the weights do not suit.
+            SVFError: an adapter is missing or adapts other matrices, or the weights are not valid.
         """
         layers, rows = self._combined_layers(adapters, adapter_name, scope, form)
         table = check_weights(weights, len(adapters), max(rows) + 1, normalized)
@@ -51,13 +51,12 @@ class WeightedAdapters:
             combine(_masks(layer, adapters), table[row].to(layer.svf_factors.s), form)
             for layer, row in zip(layers, rows, strict=True)
         ]
-        if any(
-            adapter_name in layer.svf_z and isinstance(layer.svf_z[adapter_name], SVFCombination) for layer in layers
-        ):
+        existing = [layer.svf_z[adapter_name] for layer in layers if adapter_name in layer.svf_z]
+        if any(isinstance(vector, SVFCombination) for vector in existing):
             raise SVFError(
                 f"the weights of adapter {adapter_name!r} are being trained: give the combination another name"
             )
-        self._add_plain(adapters, adapter_name, origin(adapters, table, scope, form, normalized))
+        self._add_plain(adapters, adapter_name, describe_combination(adapters, table, scope, form, normalized))
         with torch.no_grad():
             for layer, z in zip(layers, vectors, strict=True):
                 layer.svf_z[adapter_name].weight.copy_(z)
@@ -71,20 +70,19 @@ class WeightedAdapters:
         normalized: bool = False,
     ) -> None:
         """
-        Add an adapter of which the weights `α` are trained, from the plain mean of the adapters on. It is saved as
-        [`WeightedAdapters.add_weighted_adapter`] with the weights of the moment would be, so that it loads as a plain
-        adapter without the others.
+        Add an adapter whose weights `α` are trained, starting from the plain mean of the adapters. It is saved as the
+        plain adapter of its current weights, so it can be loaded without the others.
 
-        Args: as above; with `normalized`, what acts is `α / Σ α`.
+        Args: as above; with `normalized`, the adapter uses `α / Σ α`.
         """
         layers, rows = self._combined_layers(adapters, adapter_name, scope, form)
         table = even_weights(len(adapters), max(rows) + 1)
         masks = [_masks(layer, adapters).clone() for layer in layers]
-        self._add_plain(adapters, adapter_name, origin(adapters, table, scope, form, normalized))
+        self._add_plain(adapters, adapter_name, describe_combination(adapters, table, scope, form, normalized))
         alphas = [nn.Parameter(row.clone()) for row in table.to(layers[0].svf_factors.s.device)]
         for layer, row, stack in zip(layers, rows, masks, strict=True):
             layer.svf_z[adapter_name] = SVFCombination(stack, alphas[row], form, normalized)
-            layer.set_adapter(layer.active_adapters)  # a new module has to be told whether it is trained
+            layer.set_adapter(layer.active_adapters)  # sets whether the new module is trained
 
     def _combined_layers(
         self, adapters: Sequence[str], adapter_name: str, scope: str, form: str
@@ -99,12 +97,12 @@ class WeightedAdapters:
             raise SVFError(f"the model already has an adapter {adapter_name!r}: give the combination another name")
         if adapter_name in adapters:
             raise SVFError(
-                f"the combination cannot replace {adapter_name!r}, which it is made of: give it another name"
+                f"the combination cannot replace {adapter_name!r}, of which it is made: give it another name"
             )
         saved = [name for name in adapters if self.peft_config[name].modules_to_save]
         if saved:
             raise SVFError(
-                f"adapter {saved[0]!r} holds whole modules, which cannot be combined: train without modules_to_save"
+                f"adapter {saved[0]!r} contains whole modules, which cannot be combined: train without modules_to_save"
             )
         found = svf_layers(self.model)
         for path, layer in found.items():
@@ -112,11 +110,11 @@ class WeightedAdapters:
             if have and len(have) < len(adapters):
                 lacking = next(name for name in adapters if name not in have)
                 raise SVFError(
-                    f"adapters {have[0]!r} and {lacking!r} have different targets: {path} is adapted by the first alone"
+                    f"adapters {have[0]!r} and {lacking!r} have different targets: only the first adapts {path}"
                 )
         layers = {path: layer for path, layer in found.items() if adapters[0] in layer.svf_z}
-        held = {path for path, layer in found.items() if adapter_name in layer.svf_z}
-        if held and held != layers.keys():
+        existing = {path for path, layer in found.items() if adapter_name in layer.svf_z}
+        if existing and existing != layers.keys():
             raise SVFError(
                 f"adapter {adapter_name!r} has other targets than {adapters[0]!r}: give the combination another name"
             )
@@ -134,8 +132,10 @@ class WeightedAdapters:
         self.inject_adapter(self.model, adapter_name)  # type: ignore[attr-defined]  # of SVFModel
 
 
-def origin(adapters: Sequence[str], table: Tensor, scope: str, form: str, normalized: bool) -> dict[str, Any]:
-    """What `adapter_config.json` records of a combination."""
+def describe_combination(
+    adapters: Sequence[str], table: Tensor, scope: str, form: str, normalized: bool
+) -> dict[str, Any]:
+    """The record of a combination in `adapter_config.json`."""
     return {
         "experts": list(adapters),
         "scope": scope,

@@ -1,12 +1,9 @@
 """Where a task's rows come from and how many are used: the part of a recipe that every task reads."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-
-def described(default: Any, text: str) -> Any:
-    """A dataclass field with its description, which the reference of recipe keys shows."""
-    return field(default=default, metadata={"help": text})
+from svf_rl.described import described
 
 
 @dataclass

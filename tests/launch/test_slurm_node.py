@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from svf_rl.errors import SVFError
-from svf_rl.launch.slurm_node import ending, keep_stderr_tail, launch_arguments, main, wait_until_visible
+from svf_rl.launch.slurm_node import explain_end, keep_stderr_tail, launch_arguments, main, wait_until_visible
 
 
 def test_accelerate_gets_the_jobs_numbers_and_the_run_always_resumes() -> None:
@@ -41,17 +41,17 @@ def test_accelerate_gets_the_jobs_numbers_and_the_run_always_resumes() -> None:
     ],
 )  # fmt: skip
 def test_the_reason_is_one_line(status: int, tail: list[str], asked: bool, text: str) -> None:
-    got = ending(3, status, "n", tail, asked)
+    got = explain_end(3, status, "n", tail, asked)
     assert (got.text, got.stopped, got.certain) == (text, False, True)
 
 
 def test_a_run_that_stopped_after_a_checkpoint_did_not_fail() -> None:
-    assert ending(0, 75, "n", ["stopped by SIGUSR1"], True).stopped
+    assert explain_end(0, 75, "n", ["stopped by SIGUSR1"], True).stopped
 
 
 def test_a_lost_peer_is_no_reason_where_there_is_another() -> None:
     tail = ["[rank0]: RuntimeError: [gloo] Connection closed by peer [127.0.0.1]:1"]
-    assert not ending(0, 1, "n", tail, False).certain
+    assert not explain_end(0, 1, "n", tail, False).certain
 
 
 def test_a_file_that_does_not_show_up(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ import pytest
 
 from svf_rl.cli.plan import main as plan_command
 from svf_rl.errors import SVFError
-from svf_rl.launch.shell_lines import format_shell_lines
 from svf_rl.launch.slurm import add_servers, read_slurm_values
-from svf_rl.launch.slurm_processes import Processes, default_config, main, processes_a_node
+from svf_rl.launch.slurm_processes import Processes, count_processes, default_config, format_shell_lines, main
 from svf_rl.quickstart import model_path
 from svf_rl.settings.recipe import load_recipe
 
@@ -94,11 +93,11 @@ def test_a_shell_reads_the_values_as_they_are() -> None:
 def test_the_default_config_suits_the_processes(nodes: int, gpus: int, name: str) -> None:
     config = default_config(nodes, gpus)
     assert config.name == name
-    assert processes_a_node(config, nodes, gpus) == Processes(max(gpus, 1), on_cpu=gpus == 0, deepspeed=False)
+    assert count_processes(config, nodes, gpus) == Processes(max(gpus, 1), on_cpu=gpus == 0, deepspeed=False)
 
 
 def test_a_cpu_config_takes_one_process_a_node_also_beside_gpus(repository: Path) -> None:
-    assert processes_a_node(repository / "accelerate_configs" / "cpu_ddp.yaml", 2, 8) == Processes(
+    assert count_processes(repository / "accelerate_configs" / "cpu_ddp.yaml", 2, 8) == Processes(
         1, on_cpu=True, deepspeed=False
     )
 
@@ -152,4 +151,4 @@ def test_what_does_not_go_together_is_one_line(
 
 def test_a_config_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SVFError, match="cannot be read"):
-        processes_a_node(tmp_path / "none.yaml", 1, 0)
+        count_processes(tmp_path / "none.yaml", 1, 0)

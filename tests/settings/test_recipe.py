@@ -119,8 +119,8 @@ def test_an_unknown_key_names_the_nearest_one(write) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("seed: 1\nbeta: 0.1\nseed: 2\n", ["'seed' comes twice", "line 3"]),
-        ("rewards: [{name: a, name: b}]", ["'name' comes twice"]),
+        ("seed: 1\nbeta: 0.1\nseed: 2\n", ["'seed' appears twice", "line 3"]),
+        ("rewards: [{name: a, name: b}]", ["'name' appears twice"]),
         ("- seed\n", ["must be a mapping"]),
         ("", ["must be a mapping"]),
         ("seed: [1\n", ["not valid YAML"]),

@@ -77,7 +77,7 @@ def test_weights_belong_to_all_matrices_to_a_layer_or_to_one_matrix() -> None:
     assert assign_groups(names, "global") == [0, 0, 0, 0]
     assert assign_groups(names, "layer") == [0, 0, 1, 1]
     assert assign_groups(names, "matrix") == [0, 1, 2, 3]
-    with pytest.raises(SVFError, match="head is in no numbered layer"):
+    with pytest.raises(SVFError, match="head is not in a numbered layer"):
         assign_groups(["head"], "layer")
 
 

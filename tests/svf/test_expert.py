@@ -68,7 +68,7 @@ def test_what_is_no_expert_is_said_in_one_line(
         "empty": "no adapter in",
         "torn": "is damaged",
         "no_json": "not a valid adapter configuration",
-        "not/there/at/all": "neither a folder nor an adapter that the Hub gives us",
+        "not/there/at/all": "neither a local folder nor an adapter that can be downloaded",
     }
     for name, message in expected.items():
         with pytest.raises(SVFError, match=message) as caught:
@@ -91,5 +91,5 @@ def test_names_that_peft_cannot_take_are_changed(name: str, expected: str) -> No
 
 def test_names_that_would_be_one_adapter_are_refused() -> None:
     assert distinct_adapter_names(["a.1", "b"]) == {"a.1": "a_1", "b": "b"}
-    with pytest.raises(SVFError, match=r"'a\.1' and 'a_1' have names that PEFT does not tell apart"):
+    with pytest.raises(SVFError, match=r"'a\.1' and 'a_1' have names that are the same for PEFT"):
         distinct_adapter_names(["a.1", "a_1"])

@@ -228,7 +228,7 @@ def test_a_recipe_for_policy_gradient_becomes_its_counterpart_and_says_what_chan
         "objective next_token: advantage is none, not leave_one_out",
     ]
     assert "objective:      next-token, log-likelihood sum, KL 0.1" in str(got)
-    assert "of held-out answers alone" in str(got)
+    assert "only of held-out answers" in str(got)
     assert "importance" not in str(got)
     notes = plan("--temperature", "0", "--kl_type", "k1", "--kl_placement", "reward").notes
     assert "objective next_token: temperature is 1.0, not 0.0" in notes

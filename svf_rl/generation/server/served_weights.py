@@ -103,7 +103,7 @@ class ServedWeights:
                 f"it serves {self._model}, whose {matrix.name} differs from that of the trained model: start it with "
                 "the model of the recipe (svf-rl serve RECIPE)"
             )
-        factors = cache.mapped(matrix.fingerprint, self._dtype)
+        factors = cache.map_file(matrix.fingerprint, self._dtype)
         if factors is None:
             raise SVFError(
                 f"it finds no sound factors of {matrix.name} in {cache.root}: fill the cache again (svf-rl decompose)"

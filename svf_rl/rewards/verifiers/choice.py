@@ -59,15 +59,18 @@ _IN_BRACKETS = re.compile(r"(?<![\w\\])\(([A-Za-z]|\d{1,2})\)")
 _CAPITAL = re.compile(r"(?<![\w'’])[A-Z](?![\w'’])")
 
 
-def check_reference(reference: Any, **_: Any) -> None:
-    """Raises `SVFError` for a reference that does not name an option."""
-    _expected(reference)
+def read_reference(reference: Any) -> str:
+    """The label of a reference. Raises `SVFError` without one."""
+    expected = extract_choice(reference_text("choice", reference))
+    if expected is None:
+        raise SVFError(f"choice: the answer {shorten(reference)} does not name an option")
+    return expected
 
 
-@verifier("choice", check_reference=check_reference)
+@verifier("choice", check_reference=read_reference)
 def choice(completion: str, reference: Any) -> Verdict:
     """Compare the labels of the options; both sides are read by the same rules (those above)."""
-    expected, got = _expected(reference), extract_choice(completion)
+    expected, got = read_reference(reference), extract_choice(completion)
     if got is None:
         return Verdict(False, None, "the completion does not name an option")
     return Verdict(got == expected, got, "equal" if got == expected else f"{got} is not {expected}")
@@ -111,10 +114,3 @@ def _ending(text: str) -> str | None:
     capitals = {letter for letter in _CAPITAL.findall(sentence) if letter != "I"}
     last = re.search(r"(?<![\w'’])([A-Z])[\s.!*_`\"'$})\]]*$", sentence)
     return last[1] if last is not None and len(capitals) == 1 else None
-
-
-def _expected(reference: Any) -> str:
-    expected = extract_choice(reference_text("choice", reference))
-    if expected is None:
-        raise SVFError(f"choice: the answer {shorten(reference)} does not name an option")
-    return expected

@@ -30,16 +30,19 @@ ALIASES = {
 _BOX = re.compile(r"\\boxed\s{0,8}\{([^{}]{0,100}|[^{}]{0,20}\{[^{}]{0,100}\}[^{}]{0,20})\}")
 
 
-def check_reference(reference: Any, **_: Any) -> None:
-    """Raises `SVFError` for a reference that is not one of `LABELS`."""
-    _expected(reference)
+def read_reference(reference: Any) -> str:
+    """The label of a reference. Raises `SVFError` without one."""
+    expected = _label(reference_text("dispatch_label", reference))
+    if expected not in LABELS:
+        raise SVFError(f"dispatch_label: the answer {shorten(reference)} is not one of {', '.join(LABELS)}")
+    return expected
 
 
-@verifier("dispatch_label", check_reference=check_reference)
+@verifier("dispatch_label", check_reference=read_reference)
 def dispatch_label(completion: str, reference: Any) -> Verdict:
     r"""Compare the label in the first `\boxed{}` with the reference: code, math, reasoning or other. Case, white space
     and `\text{}` do not count, and `ALIASES` are read as the label that they mean."""
-    expected, got = _expected(reference), _boxed(completion)
+    expected, got = read_reference(reference), _boxed(completion)
     if got is None:
         return Verdict(False, None, r"no \boxed{} in the completion")
     if got not in LABELS:
@@ -62,10 +65,3 @@ def _label(text: str) -> str:
     text = re.sub(r"\\[a-zA-Z]+|[{}$*\"'`.]", " ", text)
     words = " ".join(text.split()).casefold()
     return ALIASES.get(words, words)
-
-
-def _expected(reference: Any) -> str:
-    expected = _label(reference_text("dispatch_label", reference))
-    if expected not in LABELS:
-        raise SVFError(f"dispatch_label: the answer {shorten(reference)} is not one of {', '.join(LABELS)}")
-    return expected

@@ -8,12 +8,7 @@ from svf_rl.rewards.verdict import Verdict
 from svf_rl.rewards.verifier import verifier
 
 
-def check_reference(reference: Any, **_: Any) -> None:
-    """Raises `SVFError` for a reference that is neither text nor a number, or is empty."""
-    reference_text("exact_match", reference, numbers=True)
-
-
-@verifier("exact_match", check_reference=check_reference)
+@verifier("exact_match", check_reference=lambda reference, **_: reference_text("exact_match", reference, numbers=True))
 def exact_match(
     completion: str, reference: Any, *, ignore_case: bool = False, ignore_punctuation: bool = False
 ) -> Verdict:

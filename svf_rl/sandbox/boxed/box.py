@@ -1,4 +1,4 @@
-"""The supervisor's side of a box: how it is asked for, watched and ended."""
+"""The supervisor's side of a box: requesting it, watching it and ending it."""
 
 import os
 import select
@@ -7,19 +7,19 @@ import socket
 import time
 from pathlib import Path
 
-# How often a program that runs on is looked at.
+# Seconds between two checks of a running program.
 TICK = 0.05
 
 
 class Stopped(Exception):
-    """The program was ended from outside: its time, memory, processes or output ran out. `read` holds what came from it
-    until then."""
+    """The program is to be ended: it exceeded its time, memory, processes or output. `read` is its output until
+    then."""
 
     read = b""
 
 
 class Boxes:
-    """Boxes one after another. The next one is made while a program runs in the one before it."""
+    """Boxes one after another. The next one is made while a program runs in the previous one."""
 
     def __init__(self, zygote):
         self._zygote, self._prepared = zygote, None
@@ -35,14 +35,14 @@ class Boxes:
 
 class Box:
     """A process that waits for a job at the other end of `link`. Its standard input is the file `stdin`, its standard
-    output ends in `stdout`."""
+    output is read from `stdout`."""
 
     def __init__(self, zygote):
         self.link, link = (end.detach() for end in socket.socketpair())
         self.stdin = os.memfd_create("stdin")
         self.stdout, stdout = os.pipe()
         self._info, info = os.pipe()
-        self._told, self._began, self._ended_for_memory = b"", 0.0, 0
+        self._messages, self._began, self._memory_kills = b"", 0.0, 0
         try:
             socket.send_fds(zygote, [b"."], [link, self.stdin, stdout, info])
         finally:
@@ -50,7 +50,7 @@ class Box:
                 os.close(descriptor)
 
     def __enter__(self):
-        self._began, self._ended_for_memory = time.monotonic(), ended_for_memory()
+        self._began, self._memory_kills = time.monotonic(), count_memory_kills()
         return self
 
     def __exit__(self, *_):
@@ -61,45 +61,40 @@ class Box:
         os.lseek(self.stdin, 0, os.SEEK_SET)
 
     def watch(self, job, descriptor, most, enough=b"", test_process=None):
-        """All that comes from `descriptor`, until its other ends close or it ends in `enough`. Raises `Stopped`.
+        """All data from `descriptor`, until its other ends close or the data ends in `enough`. Raises `Stopped`.
 
-        `test_process` is a process outside of the box that works on it too.
+        `test_process` is a process outside of the box that works on the same program.
         """
-        parts = []
+        parts, size = [], 0
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.register(0, select.POLLRDHUP)  # the requester is gone
         try:
-            self._watch(job, descriptor, most, enough, test_process, parts)
+            while True:
+                self._check(job, test_process)
+                for ready, event in poll.poll(TICK * 1000):
+                    if ready == 0 and event & (select.POLLHUP | select.POLLRDHUP | select.POLLERR):
+                        raise SystemExit(1)
+                    if ready == descriptor:
+                        part = os.read(descriptor, 1 << 16)
+                        parts.append(part)
+                        size += len(part)
+                        if not part or (enough and part.endswith(enough)):
+                            return b"".join(parts)
+                        if size > most:
+                            raise Stopped("too much output")
         except Stopped as stopped:
             stopped.read = b"".join(parts)
             raise
-        return b"".join(parts)
-
-    def _watch(self, job, descriptor, most, enough, test_process, parts):
-        size = 0
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        poll.register(0, select.POLLRDHUP)  # whoever asked is gone
-        while True:
-            self._check(job, test_process)
-            for ready, event in poll.poll(TICK * 1000):
-                if ready == 0 and event & (select.POLLHUP | select.POLLRDHUP | select.POLLERR):
-                    raise SystemExit(1)
-                if ready == descriptor:
-                    part = os.read(descriptor, 1 << 16)
-                    parts.append(part)
-                    size += len(part)
-                    if not part or (enough and part.endswith(enough)):
-                        return
-                    if size > most:
-                        raise Stopped("too much output")
 
     def wait(self, job):
         """The exit status. Raises `Stopped`."""
         while not self._ended():
             self._check(job)
-        return int(self._told.splitlines()[-1])
+        return int(self._messages.splitlines()[-1])
 
     def end(self):
-        """Kill all that runs in the box and wait until it is gone."""
+        """Kill every process in the box and wait until they are gone."""
         ended = self._ended(0)
         while not ended:
             if self._pid():
@@ -110,34 +105,34 @@ class Box:
 
     def ran_out_of_time(self):
         """
-        Whether the kernel ended it, which it does to a process whose CPU time is spent. Raises `OSError` where it may
-        as well have done so because the machine, or the control group, had no memory left.
+        Whether the kernel ended it, as it does when the CPU time is used up. Raises `OSError` where the reason may also
+        be that the machine, or the control group, ran out of memory.
         """
-        if not self._ended() or not self._told.endswith(b"\n-9\n"):
+        if not self._ended() or not self._messages.endswith(b"\n-9\n"):
             return False
-        if ended_for_memory() != self._ended_for_memory:
+        if count_memory_kills() != self._memory_kills:
             raise OSError("the machine ran out of memory")
         return True
 
     def complaint(self):
-        """Why the box could not be made."""
+        """The reason why the box could not be made."""
         self._ended()
-        return " ".join(line for line in self._told.decode().splitlines() if not line.lstrip("-").isdigit())
+        return " ".join(line for line in self._messages.decode().splitlines() if not line.lstrip("-").isdigit())
 
     def _pid(self):
-        """The first process of the box, 0 as long as it is not known."""
-        first, newline, _ = self._told.partition(b"\n")
+        """The first process of the box, 0 while it is not known."""
+        first, newline, _ = self._messages.partition(b"\n")
         return int(first) if newline and first.isdigit() else 0
 
     def _ended(self, seconds=TICK):
-        """Read on what is told of the box, for so long at most; whether that was all."""
+        """Read the messages about the box for at most `seconds`; whether they are complete."""
         while select.select([self._info], [], [], seconds)[0]:
             part = os.read(self._info, 64)
             if not part:
-                if self._pid() and self._told.count(b"\n") < 2:
+                if self._pid() and self._messages.count(b"\n") < 2:
                     raise OSError("the process that waits for a box was killed")
                 return True
-            self._told += part
+            self._messages += part
         return False
 
     def _check(self, job, test_process=None):
@@ -146,20 +141,20 @@ class Box:
             raise Stopped(f"timed out after {job['seconds']:.3g} s")
         if seconds > TICK:
             self._ended(0)
-            if not self._pid():  # not made yet, on a busy machine
+            if not self._pid():  # not made yet: the machine is busy
                 return
-            count, memory, spent = usage(self._pid())
+            count, memory, spent = measure_usage(self._pid())
             if memory > job["memory"]:
                 raise Stopped("out of memory")
             if count > job["processes"]:
                 raise Stopped("too many processes")
             idle = job["idle_seconds"]
-            if seconds > idle and spent + (usage(test_process)[2] if test_process else 0) < idle / 10:
+            if seconds > idle and spent + (measure_usage(test_process)[2] if test_process else 0) < idle / 10:
                 raise Stopped(f"timed out after {idle:.3g} s, most of them asleep")
 
 
 def _kill(pid):
-    """End a box: with the first process of a process namespace, all others die; without one, its session does."""
+    """End a box: all processes of a process namespace die with its first one; without a namespace, kill its session."""
     for kill in (os.kill, os.killpg):
         try:
             kill(pid, signal.SIGKILL)
@@ -167,21 +162,21 @@ def _kill(pid):
             continue
 
 
-def ended_for_memory():
-    """How many processes the kernel has ended on this machine because there was no memory left."""
+def count_memory_kills():
+    """How many processes the kernel has killed on this machine because memory ran out."""
     for line in Path("/proc/vmstat").read_text().splitlines():
         if line.startswith("oom_kill "):
             return int(line.split()[1])
     return 0
 
 
-def usage(root):
-    """Processes from `root` down, the bytes of memory that they hold, and the seconds of CPU time they have taken."""
+def measure_usage(root):
+    """The number of processes from `root` down, their memory in bytes, and their CPU time in seconds."""
     children, pages, ticks = {}, {}, {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
+        except OSError:  # it has ended
             continue
         children.setdefault(int(fields[1]), []).append(int(entry.name))
         pages[int(entry.name)] = int(fields[21])
@@ -189,5 +184,5 @@ def usage(root):
     pids = [root]
     for pid in pids:
         pids += children.get(pid, [])
-    held, taken = (sum(table.get(pid, 0) for pid in pids) for table in (pages, ticks))
-    return len(pids), held * os.sysconf("SC_PAGE_SIZE"), taken / os.sysconf("SC_CLK_TCK")
+    used, taken = (sum(table.get(pid, 0) for pid in pids) for table in (pages, ticks))
+    return len(pids), used * os.sysconf("SC_PAGE_SIZE"), taken / os.sysconf("SC_CLK_TCK")

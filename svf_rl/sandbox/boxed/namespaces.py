@@ -18,7 +18,7 @@ _NOBODY = 65534
 
 
 def become(user):
-    """Another user, from root. The kernel does not count root's processes, so no limit would hold them."""
+    """Become another user, from root. The kernel does not count root's processes, so no limit would apply to them."""
     os.setgroups([])
     os.setgid(user)
     os.setuid(user)
@@ -26,12 +26,12 @@ def become(user):
 
 
 def adopt():
-    """Without namespaces: become the parent of all that a program's processes leave behind."""
+    """Without namespaces: become the parent of all orphaned processes of a program."""
     _check(_libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def end_adopted():
-    """Kill and reap this process's children, and theirs as they come to it."""
+    """Kill and reap this process's children, and their children when it becomes their parent."""
     while True:
         with contextlib.suppress(ProcessLookupError):
             for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
@@ -58,7 +58,7 @@ def settle(size):
     """
     _mount(None, "/", None, _RECURSIVE | _PRIVATE, "")
     _mount("tmpfs", "/tmp", "tmpfs", _NO_SUID | _NO_DEVICES, f"size={size},nr_inodes=4096,mode=1777")
-    # mounted read-only in some containers; a further namespace would give nothing there either
+    # read-only in some containers; a further namespace would be of no use there either
     with contextlib.suppress(OSError):
         Path("/proc/sys/user/max_user_namespaces").write_text("0")
     _mount("tmpfs", "/proc", "tmpfs", _READ_ONLY | _NO_SUID | _NO_DEVICES | _NO_EXEC, "size=4k,mode=555")

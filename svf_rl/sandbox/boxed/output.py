@@ -1,11 +1,11 @@
-"""Whether a program printed what it should have."""
+"""Whether a program printed the expected output."""
 
 
-def matches(got, expected):
+def outputs_match(got, expected):
     """
-    Whether two texts are the same output: line by line without trailing white space, without empty lines at the end.
+    Whether two texts are the same output, ignoring trailing white space in lines and empty lines at the end.
 
-    All lines count on both sides, so an output that stops early is not a match.
+    All lines of both texts count, so an output that stops early is not a match.
     """
     return _lines(got) == _lines(expected)
 

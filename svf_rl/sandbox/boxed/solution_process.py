@@ -1,6 +1,6 @@
-"""The process that holds the solution: sets its own limits, runs the code, then answers the test process's calls.
+"""The process of the solution: sets its own limits, runs the code, then answers the calls of the test process.
 
-Nothing in here decides anything, so a solution may do to this process what it likes.
+Nothing here decides about the verdict, so it does not matter what a solution does to this process.
 """
 
 import builtins
@@ -13,13 +13,13 @@ from wire import Link, WireError, own
 
 
 def main(descriptor):
-    objects = []  # what the test process knows by number
+    objects = []  # those that the test process refers to by number
     numbers = {}
 
     def refer(value):
         if id(value) not in numbers:
             numbers[id(value)] = len(objects)
-            objects.append(value)  # kept, so that its id stays its own
+            objects.append(value)  # kept alive, so that its id stays unique
         return own(numbers[id(value)])
 
     link = Link(descriptor, refer, lambda number: stand_in(link, number), objects)
@@ -48,7 +48,7 @@ def main(descriptor):
             continue
         try:
             exec(compile(source, f"<{part}>", "exec"), module.__dict__)
-        except BaseException as error:  # whatever it raises, `SystemExit` included, is the test process's to know
+        except BaseException as error:  # the test process must know everything it raises, including `SystemExit`
             link.send(("broken", None, described(error)))
             return
     if not job["main"]:
@@ -69,7 +69,7 @@ def answer(link, namespace, operation, operands, keywords):
             value = {name: exported(namespace[name]) for name in operands if name in namespace}
         else:
             value = OPERATIONS[operation](*operands, **keywords)
-        # what a function did to its arguments must be seen by the caller
+        # the caller must see what a function did to its arguments
         changed = list(operands[1:]) if operation == "call" and any(map(is_mutable, operands[1:])) else None
         reply = ("value", value, changed)
     except BaseException as error:  # the test process raises it again on its side
@@ -134,7 +134,7 @@ def kind_of(error):
 def described(error):
     try:
         return f"{type(error).__name__}: {error}"[:500]
-    except BaseException:  # its `__str__` is the solution's own
+    except BaseException:  # its `__str__` belongs to the solution
         return type(error).__name__[:500]
 
 

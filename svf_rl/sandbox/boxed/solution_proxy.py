@@ -1,4 +1,4 @@
-"""The solution as the test process sees it: objects in another process, behind stand-ins."""
+"""The solution as seen by the test process: proxies of objects in another process."""
 
 import builtins
 
@@ -8,16 +8,16 @@ ENDED = "the program ended"
 
 
 class Gone(BaseException):
-    """The solution's process ended or sent nonsense. Not an `Exception`, so that no test catches it."""
+    """The solution's process ended or sent invalid data. Not an `Exception`, so that no test catches it."""
 
 
 class CannotPass(BaseException):
-    """The tests hand the solution something that cannot be sent: they say nothing about the solution."""
+    """The tests pass something to the solution that cannot be sent, so they say nothing about the solution."""
 
 
-class Remote:
-    """An object of the solution's process that is no plain data. It is equal to nothing but objects of that process,
-    so that no `__eq__` of the solution's is ever asked about an expected value."""
+class Proxy:
+    """An object of the solution's process that is not plain data. It is equal only to objects of that process, so that
+    an `__eq__` of the solution is never called with an expected value."""
 
     __slots__ = ("_ask", "_number")
 
@@ -59,10 +59,10 @@ class Remote:
         return self._ask("repr", self)
 
     def __instancecheck__(self, value):
-        return type(value) is Remote and self._ask("isinstance", value, self) is True
+        return type(value) is Proxy and self._ask("isinstance", value, self) is True
 
     def __eq__(self, other):
-        return type(other) is Remote and self._ask("equal", self, other) is True
+        return type(other) is Proxy and self._ask("equal", self, other) is True
 
     __hash__ = object.__hash__
 
@@ -72,9 +72,9 @@ class Solution:
 
     def __init__(self, descriptor):
         self.started = False  # the interpreter in the box, before any code of the solution
-        self.gone = ""  # why the process can answer no more
-        self._functions = []  # the tests' own, that the solution may call back
-        self._link = Link(descriptor, self._refer, lambda number: Remote(self.ask, number), self._functions)
+        self.gone = ""  # why the process no longer answers
+        self._functions = []  # functions of the tests that the solution may call
+        self._link = Link(descriptor, self._refer, lambda number: Proxy(self.ask, number), self._functions)
 
     def load(self, job):
         """Send the code; returns (which candidate it is or `None`, why it could not be run or `""`)."""
@@ -86,7 +86,7 @@ class Solution:
                 if what == "started":
                     self.started = True
                 elif what == "chosen" and chosen is None and value in range(len(job["candidates"])):
-                    chosen = value  # said before the solution runs; whatever it says of this later is its own
+                    chosen = value  # sent before the solution runs; later messages about it may be forged
                 elif what == "loaded":
                     return chosen, ""
                 else:
@@ -112,14 +112,14 @@ class Solution:
         except (EOFError, OSError):
             raise self._gone(f"{ENDED} before the tests did") from None
         except (WireError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise self._gone(f"the program sent nonsense: {error}") from None
+            raise self._gone(f"the program sent invalid data: {error}") from None
         if what == "value":
             return value
         kind = getattr(builtins, value, None) if isinstance(value, str) else None
         if what != "raised" or not (isinstance(kind, type) and issubclass(kind, Exception)):
-            raise self._gone(_shown(more))  # `SystemExit` and its like end a program
+            raise self._gone(_shown(more))  # `SystemExit` and similar end a program
         if kind is StopIteration and operation != "next":
-            kind = RuntimeError  # it would end a `map` of the tests, as if there were no more to check
+            kind = RuntimeError  # it would end a `map` of the tests as if nothing were left to check
         raise _exception(kind, _shown(more))
 
     def _gone(self, reason):
@@ -129,11 +129,11 @@ class Solution:
     def _called_back(self, number, arguments):
         try:
             return ("returned", (self._functions[number](*arguments),), {})
-        except Exception as error:  # the tests' own function, given what the solution made up
+        except Exception as error:  # a function of the tests, called with arguments of the solution
             return ("failed", (f"{type(error).__name__}: {error}",), {})
 
     def _refer(self, value):
-        if type(value) is Remote:
+        if type(value) is Proxy:
             return theirs(value._number)
         if callable(value):
             self._functions.append(value)
@@ -142,7 +142,7 @@ class Solution:
 
 
 def _update(operands, changed):
-    """What the solution did to lists, sets and dictionaries that it was given happens to the tests' own as well."""
+    """Apply the solution's changes of lists, sets and dictionaries to those of the tests."""
     for mine, other in zip(operands, changed, strict=True):
         if type(mine) is type(other):
             if isinstance(mine, list | bytearray):
@@ -153,11 +153,11 @@ def _update(operands, changed):
 
 
 def _shown(text):
-    return text[:500] if type(text) is str and text else "the program ended by itself"
+    return text[:500] if type(text) is str and text else "the program ended unexpectedly"
 
 
 def _exception(kind, text):
     try:
         return kind(text)
-    except TypeError:  # a few want more than a text
+    except TypeError:  # a few need more than a text
         return ValueError(text)

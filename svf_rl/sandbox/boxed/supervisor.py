@@ -1,9 +1,9 @@
-"""Runs programs one after another, each in a box of its own, under limits that nothing in the box can lift.
+"""Runs programs one after another, each in its own box, under limits that nothing in the box can change.
 
     python supervisor.py SETTINGS
 
 SETTINGS is JSON: `boxed` (whether programs get namespaces), `uid` (the user to become; 0: none), `packages` (folders
-that programs import from), `tmp_bytes` (the size of their /tmp) and `folder` (where they run without a box).
+that programs import from), `tmp_bytes` (the size of their /tmp).
 
 One JSON line a request on standard input, one a reply on standard output (`svf_rl/sandbox/workers.py`). A request holds
 `candidates`, `wanted`, `imports`, `setup`, `prompt`, `entry_point`, `share`, `limits`, `seconds`, `memory`,
@@ -24,17 +24,19 @@ import namespaces  # noqa: E402
 import test_process  # noqa: E402
 import zygote  # noqa: E402
 from box import Boxes, Stopped  # noqa: E402
-from output import matches  # noqa: E402
+from output import outputs_match  # noqa: E402
 from solution_proxy import ENDED  # noqa: E402
 from wire import Link  # noqa: E402
 
-OUT_OF_TIME = "timed out: its CPU time is spent"
+OUT_OF_TIME = "timed out: its CPU time is used up"
 
 
 def main(settings):
     if settings["uid"]:
         namespaces.become(settings["uid"])
-    os.environ["OMP_NUM_THREADS"] = "1"  # or numpy starts a thread a core, past the limits on large machines
+    os.environ["OMP_NUM_THREADS"] = (
+        "1"  # or numpy starts one thread per core, which exceeds the limits on large machines
+    )
     boxes = Boxes(zygote.start({**settings, "here": str(HERE)}))
     sys.path += settings["packages"]  # tests may import them too
     print("{}", flush=True)
@@ -42,8 +44,8 @@ def main(settings):
         job = json.loads(line)
         try:
             reply = run_with_inputs(boxes, job) if job["main"] else run_with_tests(boxes, job)
-        except OSError as error:  # no process, no memory or no descriptor left: says nothing about the program
-            sys.exit(str(error))  # another supervisor is asked, whose zygote is alive
+        except OSError as error:  # no process, memory or descriptor left: this says nothing about the program
+            sys.exit(str(error))  # the pool asks another supervisor, whose zygote is alive
         print(json.dumps(reply), flush=True)
 
 
@@ -71,7 +73,7 @@ def run_with_tests(boxes, job):
         outcome = last_line(text)
         if not text.endswith(b"\n\n"):
             if os.waitstatus_to_exitcode(status) not in (-signal.SIGALRM, -signal.SIGXCPU):
-                raise OSError(f"the process with the tests ended by itself (wait status {status})")
+                raise OSError(f"the process with the tests ended unexpectedly (wait status {status})")
             return {**failed(job, "the tests did not end"), **(outcome or {})}
         if outcome is None:
             raise OSError(f"a box did not start: {box.complaint()}")
@@ -81,19 +83,19 @@ def run_with_tests(boxes, job):
 
 
 def last_line(text):
-    """What the test process told last; `None` when that was nothing, or that there is no box."""
+    """The last message of the test process; `None` if there is none, or if there is no box."""
     lines = text[: text.rfind(b"\n") + 1].strip().split(b"\n")
     return json.loads(lines[-1]) if lines[-1] else None
 
 
 def run_with_inputs(boxes, job):
-    """One fresh process for each pair of input and output; `seconds` are for all of them, `starts` come on top."""
+    """One new process for each pair of input and output; `seconds` are for all of them, plus `starts`."""
     most = job["seconds"]
     deadline = time.monotonic() + most + job["starts"]
     outcome = failed(job, "")
     for number, (given, expected) in enumerate(zip(job["inputs"], job["outputs"], strict=True)):
         job["seconds"] = min(most, deadline - time.monotonic())
-        if job["seconds"] <= 0:  # a box for each of the others would take longer than the caller waits
+        if job["seconds"] <= 0:  # boxes for the remaining pairs would take longer than the caller waits
             outcome["reason"] = outcome["reason"] or "timed out"
             break
         reason = run_once(boxes, job, given, expected, outcome)
@@ -125,7 +127,7 @@ def run_once(boxes, job, given, expected, outcome):
             return str(text)
         if status:
             return OUT_OF_TIME if box.ran_out_of_time() else f"exit status {status}"
-        return "" if matches(got.decode(errors="replace"), expected) else "the output differs"
+        return "" if outputs_match(got.decode(errors="replace"), expected) else "the output differs"
 
 
 def failed(job, reason):

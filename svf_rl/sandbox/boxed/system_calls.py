@@ -1,11 +1,11 @@
-"""System calls that no program needs and no limit counts: refused by a filter in the kernel (seccomp)."""
+"""System calls that programs do not need and limits do not count: refused by a filter in the kernel (seccomp)."""
 
 import ctypes
 import os
 import struct
 
-# Memory that belongs to no process (`memfd_create`, `shmget`) is in nobody's share; the others are how programs get out
-# of boxes. Numbers: linux/arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h.
+# Memory that belongs to no process (`memfd_create`, `shmget`) is not counted; the others could help to leave a box.
+# Numbers: linux/arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h.
 _REFUSED = {
     "x86_64": {
         "memfd_create": 319, "memfd_secret": 447, "shmget": 29, "userfaultfd": 323, "io_uring_setup": 425, "bpf": 321,
@@ -28,7 +28,7 @@ _SET_SECCOMP, _FILTER = 22, 2  # prctl
 
 
 def refuse():
-    """Install the filter in this process and all that it starts. Does nothing where the numbers are not known."""
+    """Install the filter in this process and its children. Does nothing where the numbers are not known."""
     machine = os.uname().machine
     if machine not in _REFUSED:
         return

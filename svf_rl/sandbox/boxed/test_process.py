@@ -1,4 +1,4 @@
-"""The process that decides: it runs the tests, whose calls reach the solution in another process through stand-ins."""
+"""The process that decides: it runs the tests, whose calls reach the solution in another process through proxies."""
 
 import ast
 import builtins
@@ -9,16 +9,15 @@ import resource
 import signal
 import sys
 
-from solution_proxy import CannotPass, Gone, Remote, Solution
+from solution_proxy import CannotPass, Gone, Proxy, Solution
 
 
-def judge(job, descriptor, tell):
+def run_tests(job, descriptor, tell):
     """
     Run the tests of a job against the program behind `descriptor`.
 
     Returns a dictionary: `chosen` (index of the candidate that ran), `passed` (one boolean a test), `reason` (of the
-    first failure, or `""`), and `unscorable` (why the tests cannot tell anything, or `""`). `None` when
-    there is no box.
+    first failure, or `""`), and `unscorable` (why the tests have no result, or `""`). `None` when there is no box.
     """
     solution = Solution(descriptor)
     trees = [ast.parse(test) for test in job["tests"]]
@@ -42,7 +41,7 @@ def judge(job, descriptor, tell):
 
 
 def _asserted(trees, namespace, solution, tell):
-    """Each test by itself."""
+    """Run each test separately."""
     passed, reason = [], ""
     for tree in trees:
         text = "" if solution.gone else _failure(compile(tree, "<test>", "exec"), namespace)
@@ -55,7 +54,7 @@ def _asserted(trees, namespace, solution, tell):
 
 
 def _checked(job, trees, namespace, solution, tell):
-    """`check(candidate)` of the last tree: one test, or with `share` one a statement `assert` of it."""
+    """`check(candidate)` of the last tree: one test, or with `share` one for each of its `assert` statements."""
     counts = {}
     if job["share"]:
         trees = [_Counted(counts).visit(tree) for tree in trees]
@@ -90,7 +89,7 @@ def _failure(code, namespace):
 
 
 class _Counted(ast.NodeTransformer):
-    """`assert condition` becomes `__count__(number, lambda: condition)`, after which the test goes on."""
+    """`assert condition` becomes `__count__(number, lambda: condition)`, after which the test continues."""
 
     def __init__(self, counts):
         self._counts = counts
@@ -115,9 +114,9 @@ def _namespace(job, trees, solution):
     """
     The names that tests can use: their imports, and what the solution defines.
 
-    Of the solution's names, those of modules are this process's own modules, also where the solution puts something
-    else in their place, and those of built-in functions count only where the tests call nothing else of the solution:
-    one that defines `abs` or `math` shall not measure itself.
+    Names of modules mean this process's modules, even if the solution replaces them. Names of built-in functions mean
+    the solution's only if the tests call nothing else of it: a solution that defines `abs` or `math` must not be tested
+    with its own definitions.
     """
     nodes = [node for tree in trees for node in ast.walk(tree)]
     loaded = {node.id for node in nodes if isinstance(node, ast.Name)}
@@ -125,9 +124,9 @@ def _namespace(job, trees, solution):
         loaded.add(job["entry_point"])
     theirs = solution.ask("globals", *sorted(loaded))
     values, modules = {}, {}
-    for name in loaded & theirs.keys():  # what else it sends, such as `__builtins__`, was not asked for
+    for name in loaded & theirs.keys():  # anything else, such as `__builtins__`, was not requested
         kind, value = theirs[name]
-        if type(value) is Remote and _is_module(name, nodes):
+        if type(value) is Proxy and _is_module(name, nodes):
             modules[name] = __import__(name)
         elif kind == "value":
             values[name] = value
@@ -147,7 +146,7 @@ def _namespace(job, trees, solution):
 
 
 def _is_module(name, nodes):
-    """Whether the tests mean a module of the standard library: all they do with the name is take what it has."""
+    """Whether the tests mean a module of the standard library: they only use attributes of the name, which it has."""
     if name not in sys.stdlib_module_names:
         return False
     taken = [node.attr for node in nodes if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == name]
@@ -156,9 +155,9 @@ def _is_module(name, nodes):
 
 
 def _helpers(prompt, entry_point, loaded):
-    """Functions that the prompt defines beside the one asked for: the tests mean these, not the solution's."""
+    """Other functions that the prompt defines: the tests mean these, not the solution's."""
     namespace = {"__name__": "prompt"}
-    for body in ("", " pass", "\n    pass"):  # a prompt may end before its function has one
+    for body in ("", " pass", "\n    pass"):  # a prompt may end before the body of its function
         with contextlib.suppress(SyntaxError):
             exec(compile(prompt.rstrip() + body, "<prompt>", "exec"), namespace)
             break
@@ -170,19 +169,19 @@ def _helpers(prompt, entry_point, loaded):
 
 
 def for_solution(job):
-    """The part of a job that the solution's process is told."""
+    """The part of a job that is sent to the solution's process."""
     return {key: job[key] for key in ("candidates", "wanted", "imports", "setup", "main", "limits")}
 
 
 def run(job, descriptor, report):
     """
-    Judge in this process, a fork that ends here. The outcome goes to the descriptor `report` as a line of JSON and an
-    empty one. Where the share of passed tests counts, a line goes before it whenever that changes.
+    Run the tests in this process, a fork that ends here. The outcome goes to the descriptor `report` as a line of JSON
+    and an empty line. If the share of passed tests counts, a line is sent before whenever the share changes.
     """
     seconds = int(job["seconds"]) + 1
     resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process: the tests may hang by themselves
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process: the tests themselves may hang
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
@@ -191,8 +190,8 @@ def run(job, descriptor, report):
         os.write(report, json.dumps(outcome).encode() + b"\n")
 
     try:
-        outcome = judge(job, descriptor, tell if job["share"] else lambda outcome: None)
-    except Exception as error:  # only what the program sent can have brought this about
+        outcome = run_tests(job, descriptor, tell if job["share"] else lambda outcome: None)
+    except Exception as error:  # can only be caused by data from the program
         passed, reason = [False] * len(job["tests"]), f"{type(error).__name__} in the tests: {error}"[:500]
         outcome = {"chosen": None, "passed": passed, "reason": reason, "unscorable": ""}
     tell(outcome)

@@ -1,7 +1,7 @@
-"""Values between tests and solution: plain data by value, everything else as the number of an object that stays.
+"""Values between tests and solution: plain data by value, everything else as the number of an object.
 
-The test process reads what a hostile program wrote, so decoding builds built-in types and nothing else, whatever the
-bytes are. (`pickle` calls what it is told to, `marshal` trusts its input, and both take milliseconds to import.)
+The test process reads data from a hostile program, so decoding builds only built-in types, for any bytes. (`pickle`
+calls functions named in its input, `marshal` trusts its input, and both take milliseconds to import.)
 """
 
 import builtins
@@ -61,7 +61,7 @@ def own(number):
 
 
 def theirs(number):
-    """Bytes for an object of the other side, which it gets back as itself."""
+    """Bytes for an object of the other side, which receives the object itself."""
     return b"y%d;" % number
 
 
@@ -69,7 +69,7 @@ def _put(value, refer, put, depth):
     kind = type(value)
     writer = _WRITERS.get(kind)
     if writer is None:
-        # a subclass counts as the built-in value it holds, without asking its own methods
+        # a subclass counts as its built-in value, without calling its own methods
         for base, base_writer in _WRITERS.items():
             if issubclass(kind, base):
                 writer = base_writer
@@ -174,7 +174,7 @@ def decode(data, resolve, mine=None):
     The value of some bytes.
 
     `resolve(number)` gives what stands for the other side's object, `mine` is the list of this side's objects.
-    Raises `WireError` for whatever `encode` could not have written.
+    Raises `WireError` for bytes that `encode` cannot have written.
     """
     reader = _Reader(data, resolve, mine)
     try:
@@ -222,13 +222,9 @@ class _Reader:
             if len(data) != count:
                 raise WireError("bytes are missing")
             self.at += count
-            return (
-                data.decode("utf-8", "surrogatepass")
-                if code == b"s"
-                else bytes(data)
-                if code == b"b"
-                else bytearray(data)
-            )
+            if code == b"s":
+                return data.decode("utf-8", "surrogatepass")
+            return bytes(data) if code == b"b" else bytearray(data)
         if code == b"d":
             return {self.read(depth + 1): self.read(depth + 1) for _ in range(count)}
         if code in b"ltSZ":

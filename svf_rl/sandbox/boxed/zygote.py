@@ -1,4 +1,5 @@
-"""A warm interpreter that turns each of its forks into a box. It starts before the first job, so it knows no test.
+"""A warm interpreter that turns each of its forks into a box. It starts before the first job, so it has never seen a
+test.
 
 With one bubblewrap and one new interpreter for each program, checking took almost twice the CPU time.
 """
@@ -18,27 +19,20 @@ from pathlib import Path
 import namespaces
 import solution_process
 
-# What programs import most: here already, as the standard library reads them from disk in milliseconds each.
+# The most common imports of programs, loaded once: reading them from disk takes milliseconds each.
 _WARM = (
     "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "math",
     "operator", "random", "re", "resource", "statistics", "string", "sys", "typing",
 )  # fmt: skip
 _MOST_DESCRIPTORS = 1024  # of the zygote, which opens a handful
 _OURS = (
-    "box",
-    "namespaces",
-    "output",
-    "solution_process",
-    "solution_proxy",
-    "system_calls",
-    "test_process",
-    "wire",
+    "box", "namespaces", "output", "solution_process", "solution_proxy", "system_calls", "test_process", "wire",
     "zygote",
-)
+)  # fmt: skip
 
 
 def start(settings):
-    """Fork the zygote; returns the socket that asks it for boxes. Only a process without threads and secrets may."""
+    """Fork the zygote; returns the socket for requesting boxes. The caller must have no threads and no secrets."""
     for name in _WARM:
         importlib.import_module(name)
     mine, theirs = socket.socketpair()
@@ -47,8 +41,8 @@ def start(settings):
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 0)
         os.dup2(nothing, 1)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
-        gc.freeze()  # collections of the forks shall not touch what they share
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the zygote does not wait for its children
+        gc.freeze()  # garbage collections in the forks must not touch shared pages
         try:
             _serve(theirs, settings)
         finally:
@@ -72,7 +66,8 @@ def _serve(asked, settings):
 
 
 def _keep_box(settings, link, stdin, stdout, info):
-    """Make a box and wait for its end; `info` gets a line with its process and one with its status, or an error."""
+    """Make a box and wait for its end; `info` gets a line with its process id and one with its exit status, or an
+    error."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     try:
@@ -102,7 +97,7 @@ def _keep_box(settings, link, stdin, stdout, info):
 
 
 def _live(settings, link, stdin, stdout, info):
-    """The first process of the box, which a program will have for itself."""
+    """The first process of the box, which runs one program."""
     os.setsid()
     try:
         if settings["boxed"]:
@@ -125,7 +120,7 @@ def _live(settings, link, stdin, stdout, info):
 
 
 def _status(function, *arguments):
-    """The exit status of an interpreter that ran this and ended."""
+    """The exit status of an interpreter that ran this function and ended."""
     status = 0
     try:
         function(*arguments)
@@ -137,6 +132,6 @@ def _status(function, *arguments):
         threading._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()
-    except BaseException:  # and so may what it left to be done
+    except BaseException:  # and so may its exit handlers
         status = status or 1
     return status & 0xFF

@@ -185,8 +185,8 @@ ndarray.__module__ = "numpy"
 def f(x):
     return Equal
 """,
-    "returns a stand-in of the test process's": "class Remote:\n    __eq__ = lambda *_: True\n"
-    "    _number = 0\ndef f(x):\n    return Remote()\n",
+    "returns a stand-in of the test process's": "class Proxy:\n    __eq__ = lambda *_: True\n"
+    "    _number = 0\ndef f(x):\n    return Proxy()\n",
     **{
         f"returns {base.replace('()', '')} that equals all": f"""
 class Equal({base}):
@@ -367,7 +367,7 @@ sys.path += ["/boxed", "."]
 try:
     import test_process
     test_process._failure = lambda *_: ""
-    test_process.judge = lambda *_: {"chosen": 0, "passed": [True] * 2, "reason": "", "unscorable": ""}
+    test_process.run_tests = lambda *_: {"chosen": 0, "passed": [True] * 2, "reason": "", "unscorable": ""}
 except ImportError:
     pass
 def f(x):
