@@ -44,6 +44,6 @@ assert (first["updates"], first["items"], first["recipe"]["use_vllm"]) == (2, 32
 assert 0.3 < first["base_accuracy"] <= 1, first
 assert (first["base_accuracy"], first["accuracy"]) == (second["base_accuracy"], second["accuracy"]), (first, second)
 PYTHON
-svf-rl eval --adapter runs/quickstart --tasks quickstart --limit 8 --backend transformers
+svf-rl eval quickstart --adapter runs/quickstart --tasks quickstart --limit 8 --backend transformers
 svf-rl report runs/quickstart runs/mine
 echo "the wheel works without the checkout"
