@@ -4,7 +4,6 @@ import atexit
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
-from svf_rl.training.callbacks import TIMING
+from fakes import child_processes, free_port, read_metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -33,9 +31,6 @@ class LaunchedRun:
     """
 
     def __init__(self, config: str, output: Path, log: Path, settings: Sequence[str], **environment: str):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
         launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
         own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
         if "zero" not in config:  # with it accelerate leaves DeepSpeed out; without it some launchers look for GPUs
@@ -45,7 +40,7 @@ class LaunchedRun:
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, *launcher, "--main_process_port", str(port), "svf_rl/train.py"),
+                    *(sys.executable, *launcher, "--main_process_port", str(free_port()), "svf_rl/train.py"),
                     *("recipes/quickstart.yaml", *settings, "--output_dir", str(output), "--resume"),
                 ],
                 cwd=REPOSITORY,
@@ -101,7 +96,7 @@ class LaunchedRun:
 
     def workers(self) -> list[int]:
         """The training processes; torchrun gives each a session of its own."""
-        return children(self.process.pid)
+        return child_processes(self.process.pid)
 
     def kill(self) -> None:
         """The training processes and their launcher, by SIGKILL."""
@@ -113,18 +108,11 @@ class LaunchedRun:
         self.process.wait()
 
 
-def children(pid: int) -> list[int]:
-    """The processes that `pid` has started and that are there."""
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(child) for child in listed.split()]
-
-
 def outcome(output: Path) -> dict[str, Any]:
     """All that must be the same, bit for bit, of a run that was interrupted and one that was not."""
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((output / "summary.json").read_text())
     return {
-        "metrics": [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in lines],
+        "metrics": read_metrics(output),
         "adapter": (output / "adapter_model.safetensors").read_bytes(),
         "completions": {p.name: pd.read_parquet(p).to_json() for p in sorted(output.glob("completions/*"))},
         "summary": {k: summary[k] for k in ("accuracy", "base_accuracy", "updates", "best_checkpoint", "rows")},

@@ -6,13 +6,13 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import fakes
 import psutil
 import pytest
 from launched_run import LaunchedRun, assert_same
@@ -134,17 +134,8 @@ FAULTS = {
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder whose subfolder `disk` is a file system of its own, so that it can be filled."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", disk], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a disk to fill cannot be mounted here: {mounted.stderr.strip()}")
-    try:
+    with fakes.small_disk(tmp_path / "disk", "256m", lazy=True):
         yield tmp_path
-    finally:
-        subprocess.run(["umount", "--lazy", disk], check=False)
 
 
 def undisturbed(folder: Path, updates: int) -> Soak:

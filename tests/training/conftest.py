@@ -1,11 +1,11 @@
 """A tiny model, scripted completions, and a trainer around them."""
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import ScriptedGenerator, tiny_llama_config
 
 
 @pytest.fixture(scope="session")
@@ -24,58 +24,12 @@ def tiny_llama(tokenizer: Any) -> Callable[..., Any]:
 
     def build(tied: bool = True) -> Any:
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import LlamaForCausalLM
 
         torch.manual_seed(7)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128, tie_word_embeddings=tied,
-            initializer_range=0.2, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        return LlamaForCausalLM(config).eval()
+        return LlamaForCausalLM(tiny_llama_config(tokenizer, tie_word_embeddings=tied)).eval()
 
     return build
-
-
-class ScriptedGenerator:
-    """
-    Completions that the seed alone decides: 1 to `longest` tokens, of which most end with EOS. Whatever is asked for
-    is recorded in `samples` (prompt, completion).
-    """
-
-    def __init__(
-        self, eos: int, longest: int = 6, logprobs: Callable[[list[int], list[int]], list[float]] | None = None
-    ):
-        self.eos, self.longest, self._logprobs = eos, longest, logprobs
-        self.samples: list[tuple[list[int], list[int]]] = []
-        self.requests: list[Any] = []
-        self.syncs, self.stale = 0, False
-
-    def generate(
-        self, prompts: Sequence[list[int]], sampling: Any, seeds: Sequence[int], progress: bool = False
-    ) -> Any:
-        from svf_rl.generation import Completion
-
-        self.requests.append(sampling)
-        result = []
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            draw = random.Random(seed)
-            length = draw.randint(1, self.longest)
-            tokens = [draw.randint(10, 400) for _ in range(length)]
-            finished = length < self.longest
-            if finished:
-                tokens[-1] = self.eos
-            self.samples.append((list(prompt), tokens))
-            logprobs = self._logprobs(list(prompt), tokens) if self._logprobs else None
-            result.append(Completion(tokens, logprobs, finished))
-        return result
-
-    def sync(self, model: Any, everything: bool = False) -> Any:
-        from svf_rl.generation import SyncReport
-
-        self.syncs += 1
-        return SyncReport()
 
 
 @pytest.fixture

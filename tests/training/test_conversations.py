@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from fakes import FakeGenerator
 
-from svf_rl.generation import Completion, SyncReport
+from svf_rl.generation import Completion
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
 from svf_rl.training.trainer import SVFReinforceTrainer
@@ -15,24 +16,11 @@ STOP = "\n```"
 PROMPT = [{"role": "user", "content": "Write f."}, {"role": "assistant", "content": "```python\n"}]
 
 
-class Fenced:
-    """CompletionGenerator of two kinds in turn: one that a stop string ended, and a longer one that was cut off."""
-
-    stale = False
-
-    def __init__(self, tokenizer: Any):
-        stopped, cut_off = tokenizer("x = 12" + STOP)["input_ids"], tokenizer("y = 123456789")["input_ids"]
-        self.kinds = [Completion(stopped, None, True), Completion(cut_off, None, False)]
-        self.prompts: list[list[int]] = []
-        self.requests: list[Any] = []
-
-    def generate(self, prompts: Any, sampling: Any, seeds: Any, progress: bool = False) -> list[Completion]:
-        self.prompts += prompts
-        self.requests.append(sampling)
-        return [self.kinds[i % 2] for i in range(len(prompts))]
-
-    def sync(self, model: Any, everything: bool = False) -> SyncReport:
-        return SyncReport()
+def fenced(tokenizer: Any) -> FakeGenerator:
+    """Completions of two kinds in turn: one that a stop string ended, and a longer one that was cut off."""
+    stopped, cut_off = tokenizer("x = 12" + STOP)["input_ids"], tokenizer("y = 123456789")["input_ids"]
+    kinds = [Completion(stopped, None, True), Completion(cut_off, None, False)]
+    return FakeGenerator(lambda prompts, *_: [kinds[i % 2] for i in range(len(prompts))])
 
 
 @pytest.fixture
@@ -46,7 +34,7 @@ def run(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Any) -> Callab
             seen.extend(completion[0]["content"] for completion in completions)
             return [float(index % 3) for index in range(len(completions))]
 
-        generator = Fenced(tokenizer)
+        generator = fenced(tokenizer)
         trainer = SVFReinforceTrainer(
             tiny_llama(),
             reward,
@@ -71,7 +59,7 @@ def run(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Any) -> Callab
 def test_a_begun_answer_is_part_of_the_prompt(run: Callable[..., Any], tokenizer: Any) -> None:
     trainer, generator, _ = run()
     trainer.evaluate()
-    assert {tokenizer.decode(ids) for ids in generator.prompts} == {
+    assert {tokenizer.decode(ids) for ids, _ in generator.samples} == {
         "<|begin|><|user|>Write f.<|end|><|assistant|>```python\n"
     }
     assert {request.stop for request in generator.requests} == {(STOP,)}
@@ -89,7 +77,7 @@ def test_a_stopped_completion_does_not_count_as_cut_off(run: Callable[..., Any])
     trainer, generator, _ = run()
     log = trainer.state.log_history[0]
     assert log["completions/clipped_ratio"] == 0.5
-    lengths = [len(kind.token_ids) for kind in generator.kinds]
+    lengths = [len(tokens) for _, tokens in generator.samples[:2]]
     for which in ("mean", "min", "max"):
         assert log[f"completions/{which}_terminated_length"] == lengths[0]
     assert log["completions/max_length"] == max(lengths)
@@ -110,7 +98,7 @@ def test_only_what_was_cut_off_is_left_out_of_training(
     monkeypatch.setattr(SVFReinforceTrainer, "_generate_and_score_completions", recorded)
     _, generator, _ = run(mask_truncated_completions=mask)
     trained = batches[0]["completion_mask"].sum(1).tolist()
-    lengths = [len(kind.token_ids) for kind in generator.kinds]
+    lengths = [len(tokens) for _, tokens in generator.samples[:2]]
     assert float(batches[0]["sequences"]) == sequences
     assert trained == ([lengths[0], 0] * 2 if mask else lengths * 2)
 

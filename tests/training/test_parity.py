@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import dense_gradients
+from fakes import FakeGenerator
 from torch import Tensor
 from transformers import TrainerCallback
 
+from svf_rl.generation import Completion
 from svf_rl.losses.objective import compute_advantages
 from svf_rl.svf import SVFConfig
 
@@ -183,24 +185,14 @@ def test_truncated_completions_can_be_left_out(make_trainer: Make, tiny_llama: M
 
 def test_a_lone_eos_has_a_gradient(make_trainer: Make, tiny_llama: Make, scripted: Make, z_of: Z) -> None:
     """The token that ends a completion takes part in the likelihood, also when it is all there is."""
-    generator = scripted(longest=2)
-    generator.generate = _only_eos(generator)
+    eos = scripted().eos
+    generator = FakeGenerator(lambda prompts, *_: [Completion([eos], None, True) for _ in prompts])
     trainer = make_trainer(generator=generator, reward=lambda completion_ids, **_: [1.0] * len(completion_ids))
     z = z_of(trainer)
     actual = _gradients(trainer, z_of)
-    assert all(completion == [generator.eos] for _, completion in generator.samples)
+    assert all(completion == [eos] for _, completion in generator.samples)
     expected, _, _ = dense_gradients(tiny_llama().double(), z, generator.samples, [1.0] * len(generator.samples))
     _assert_same(actual, expected)
-
-
-def _only_eos(generator: Any) -> Callable[..., Any]:
-    from svf_rl.generation import Completion
-
-    def generate(prompts: Any, sampling: Any, seeds: Any, progress: bool = False) -> Any:
-        generator.samples += [(list(p), [generator.eos]) for p in prompts]
-        return [Completion([generator.eos], None, True) for _ in prompts]
-
-    return generate
 
 
 def test_a_second_update_from_the_same_completions_is_corrected(

@@ -1,9 +1,7 @@
 """A run that was cut off and goes on is the run that was not cut off, to the bit."""
 
-import json
 import math
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -13,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fakes import read_metrics, small_disk
 from peft import LoraConfig
 from torch import Tensor
 from transformers import TrainerCallback
 
 from svf_rl.errors import Stopped, SVFError
-from svf_rl.training.callbacks import TIMING
 from svf_rl.training.resume import find_checkpoint
 
 Make = Callable[..., Any]
@@ -49,12 +47,6 @@ class CutOffAt(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step + 1 == self._step:
             raise CutOff
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """`metrics.jsonl`, less what measures seconds."""
-    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in read]
 
 
 def tables(folder: Path) -> dict[str, str]:
@@ -97,7 +89,7 @@ def assert_same(whole: Any, broken: Any, z_of: Z) -> None:
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert any(not torch.equal(z, torch.ones_like(z)) for z in expected.values())
     folders = [Path(trainer.args.output_dir) for trainer in (whole, broken)]
-    assert lines(folders[0]) == lines(folders[1])
+    assert read_metrics(folders[0]) == read_metrics(folders[1])
     assert tables(folders[0]) == tables(folders[1])
 
 
@@ -250,7 +242,7 @@ def test_lora_with_dropout(make_trainer: Make, make_generator: Make, tmp_path: P
     trained = {name: p for name, p in whole.model.named_parameters() if p.requires_grad}
     assert any("lora_B" in name and p.abs().max() > 0 for name, p in trained.items())
     assert all(torch.equal(p, found[name]) for name, p in trained.items())
-    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "cut")
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one(runs: Make, make_generator: Make, make_trainer: Make, z_of: Z) -> None:
@@ -261,7 +253,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(runs: Make, make_generator: Mak
     longer.train("auto")
     assert longer.state.global_step == 6
     assert (Path(longer.args.output_dir) / "checkpoint-6").is_dir()
-    steps = [line["step"] for line in lines(Path(longer.args.output_dir)) if "loss" in line]
+    steps = [line["step"] for line in read_metrics(Path(longer.args.output_dir)) if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert any(not torch.equal(z, z_of(longer)[name]) for name, z in z_of(whole).items())
 
@@ -275,7 +267,7 @@ def test_going_back_to_an_earlier_checkpoint_removes_the_later_ones(
     with pytest.raises(CutOff):
         again.train(str(folder / "checkpoint-2"))
     assert [path.name for path in sorted(folder.glob("checkpoint-*"))] == ["checkpoint-2"]
-    assert [line["step"] for line in lines(folder)] == [1, 2, 3]
+    assert [line["step"] for line in read_metrics(folder)] == [1, 2, 3]
 
 
 def test_other_rows_are_refused(runs: Make, make_generator: Make, make_trainer: Make) -> None:
@@ -322,32 +314,27 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 400 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"a file system can be mounted by root alone: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with small_disk(tmp_path / "disk", "400k") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("room", [0, 30_000, 90_000])
 def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(
-    make_trainer: Make, make_generator: Make, small_disk: Path, room: int
+    make_trainer: Make, make_generator: Make, disk: Path, room: int
 ) -> None:
     class Fill(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            left = shutil.disk_usage(small_disk).free - room
-            (small_disk / "filling").write_bytes(bytes(max(0, left)))
+            left = shutil.disk_usage(disk).free - room
+            (disk / "filling").write_bytes(bytes(max(0, left)))
 
-    own = {**EVERY_OTHER, "output_dir": str(small_disk / "run"), "save_steps": 1, "logging_strategy": "no"}
+    own = {**EVERY_OTHER, "output_dir": str(disk / "run"), "save_steps": 1, "logging_strategy": "no"}
     with pytest.raises(SVFError, match=r"cannot write .*checkpoint-2: .*resumes from .*checkpoint-1") as error:
         make_trainer(generator=make_generator(), **own, callbacks=[Fill()]).train()
     assert "\n" not in str(error.value)
-    (small_disk / "filling").unlink()
-    assert {path.name for path in (small_disk / "run").glob("*checkpoint-*")} == {"checkpoint-1"}
+    (disk / "filling").unlink()
+    assert {path.name for path in (disk / "run").glob("*checkpoint-*")} == {"checkpoint-1"}
     again = make_trainer(generator=make_generator(), **{**own, "max_steps": 2})
     again.train("auto")
     assert again.state.global_step == 2

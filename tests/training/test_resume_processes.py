@@ -1,21 +1,17 @@
 """Two processes stop together and go on together, and one goes on where two were."""
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from fakes import child_processes, free_port, read_metrics
 from safetensors.torch import load_file
-
-from svf_rl.training.callbacks import TIMING
 
 SMALL = [
     "recipes/quickstart.yaml", "--use_vllm", "false", "--max_steps", "6", "--eval_steps", "6", "--save_steps", "2",
@@ -31,13 +27,10 @@ def start(repository: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[st
     """`start("run", config="cpu_ddp", size=8)`: training into that folder, begun or gone on with."""
 
     def launch(name: str, *overrides: str, config: str = "cpu_ddp", size: int = 8) -> subprocess.Popen[str]:
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = str(probe.getsockname()[1])
         launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
         own = ["--per_device_train_batch_size", str(size), "--output_dir", str(tmp_path / name), *overrides]
         return subprocess.Popen(
-            [sys.executable, *launcher, "--main_process_port", port, "svf_rl/train.py", *SMALL, *own],
+            [sys.executable, *launcher, "--main_process_port", str(free_port()), "svf_rl/train.py", *SMALL, *own],
             cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(repository)},
         )  # fmt: skip
@@ -51,16 +44,6 @@ def finished(process: subprocess.Popen[str]) -> str:
     return printed
 
 
-def children(process: subprocess.Popen[str]) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    return [int(pid) for pid in listed.split()]
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in read]
-
-
 def test_a_signal_to_one_of_two_stops_both_after_the_same_update(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -69,15 +52,15 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_update(
     while not list((tmp_path / "cut").glob("checkpoint-2")):
         assert process.poll() is None
         time.sleep(0.01)
-    os.kill(children(process)[-1], signal.SIGUSR1)
+    os.kill(child_processes(process.pid)[-1], signal.SIGUSR1)
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 1  # accelerate's own; it names that of its processes:
     assert "exitcode  : 75" in printed
     assert printed.count("--resume resumes from") == 1
     assert not (tmp_path / "cut/summary.json").exists()
     assert "resuming after step" in finished(start("cut"))
-    assert any(line.get("grad_norm") for line in lines(tmp_path / "whole"))
-    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    assert any(line.get("grad_norm") for line in read_metrics(tmp_path / "whole"))
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "cut")
     name = "adapter_model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 

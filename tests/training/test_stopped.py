@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import read_metrics, wait_until
 
 import svf_rl.train
 from svf_rl.cli import main
 from svf_rl.storage.locks import hold_folder
-from svf_rl.training.callbacks import TIMING
 
 SMALL = [
     "--use_vllm", "false", "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--train_items", "32",
@@ -98,11 +98,6 @@ def test_one_process_of_several_speaks() -> None:
 # ---- real runs -------------------------------------------------------------------------------------------------------
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in read]
-
-
 @pytest.fixture(scope="module")
 def recipe(repository: Path) -> str:
     return str(repository / "recipes/quickstart.yaml")
@@ -118,18 +113,11 @@ def whole(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def wait_for(what: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
 def assert_same(whole: Path, other: Path) -> None:
     name = "adapter_model.safetensors"
     assert (whole / name).read_bytes() == (other / name).read_bytes()
-    assert any(line.get("grad_norm") for line in lines(whole))
-    assert lines(whole) == lines(other)
+    assert any(line.get("grad_norm") for line in read_metrics(whole))
+    assert read_metrics(whole) == read_metrics(other)
     expected, found = (json.loads((folder / "summary.json").read_text()) for folder in (whole, other))
     for key in ("accuracy", "base_accuracy", "items", "updates", "best_checkpoint", "rows"):
         assert expected[key] == found[key]
@@ -247,11 +235,11 @@ def test_the_launcher_gets_the_signal(
              "svf_rl/train.py", recipe, *SMALL, "--output_dir", str(output)],
             cwd=repository, stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    wait_for((output / "metrics.jsonl").is_file, 400)
+    wait_until((output / "metrics.jsonl").is_file, 400)
     time.sleep(0.5)
     launcher.send_signal(number)
     launcher.wait(60)
-    wait_for(lambda: "stopped by SIGTERM " in log.read_text(), 120)
+    wait_until(lambda: "stopped by SIGTERM " in log.read_text(), 120)
     with hold_folder(output, seconds=60):  # the process has ended
         assert log.read_text().count("stopped by SIGTERM ") == 1
         assert "Traceback" not in log.read_text().split("stopped by SIGTERM ")[1]

@@ -2,23 +2,23 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from fakes import FakeGenerator, read_metrics
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from svf_rl.errors import SVFError
-from svf_rl.generation import Completion, SyncReport
+from svf_rl.generation import Completion
 from svf_rl.rewards import load_reward
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
-from svf_rl.training.callbacks import TIMING
 from svf_rl.training.policy import reference
 from svf_rl.training.trainer import SVFReinforceTrainer
 
@@ -28,12 +28,6 @@ Z = Callable[[Any], dict[str, Tensor]]
 
 def _moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
     return all(not torch.equal(before[name], after[name]) for name in before)
-
-
-def _lines(trainer: Any) -> list[dict[str, Any]]:
-    """`metrics.jsonl`, less what measures seconds."""
-    lines = [json.loads(line) for line in (Path(trainer.args.output_dir) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in lines]
 
 
 # ---- what trains -----------------------------------------------------------------------------------------------------
@@ -77,7 +71,7 @@ def test_lora_trains_through_the_same_trainer(make_trainer: Make, scripted: Make
     kl = [line["kl"] for line in trainer.state.log_history if "kl" in line]
     assert kl[0] == pytest.approx(0, abs=1e-6)
     assert kl[1] > 1e-6
-    assert not any(key.startswith("z/") for line in _lines(trainer) for key in line)
+    assert not any(key.startswith("z/") for line in read_metrics(Path(trainer.args.output_dir)) for key in line)
 
 
 @pytest.mark.parametrize("module", ["norm", "lm_head"])
@@ -151,7 +145,7 @@ def test_when_nothing_can_be_scored_z_stays(make_trainer: Make, scripted: Make, 
     before = z_of(trainer)
     trainer.train()
     assert all(torch.equal(before[n], z) for n, z in z_of(trainer).items())
-    lines = _lines(trainer)[:2]
+    lines = read_metrics(Path(trainer.args.output_dir))[:2]
     assert [line["unscorable"] for line in lines] == [1.0, 1.0]
     assert [line["reward"] for line in lines] == [None, None]
 
@@ -304,21 +298,17 @@ def test_evaluation_without_items_is_refused(make_trainer: Make, scripted: Make)
         make_trainer(generator=scripted()).evaluate()
 
 
-class _Graded:
-    """CompletionGenerator whose evaluations have given accuracies, whatever the model: the odd answers are right."""
+def _graded(accuracies: list[float], training: Any) -> FakeGenerator:
+    """Evaluations have given accuracies, whatever the model: the odd answers are right."""
+    following = iter(accuracies)
 
-    def __init__(self, accuracies: list[float], training: Any):
-        self._accuracies: Iterator[float] = iter(accuracies)
-        self._training, self.stale = training, False
-
-    def generate(self, prompts: Any, sampling: Any, seeds: Any, progress: bool = False) -> list[Completion]:
+    def answer(prompts: Any, sampling: Any, seeds: Any) -> list[Completion]:
         if sampling.temperature > 0:
-            return self._training.generate(prompts, sampling, seeds)
-        right = round(next(self._accuracies) * len(prompts))
+            return training.generate(prompts, sampling, seeds)
+        right = round(next(following) * len(prompts))
         return [Completion([11 if i < right else 12, 2], None, True) for i in range(len(prompts))]
 
-    def sync(self, model: Any, everything: bool = False) -> SyncReport:
-        return SyncReport()
+    return FakeGenerator(answer)
 
 
 def _odd(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -344,7 +334,7 @@ def test_the_best_checkpoint_by_held_out_accuracy_is_loaded_at_the_end(
 ) -> None:
     history = _History(lambda: z_of(trainer))
     trainer = make_trainer(
-        generator=_Graded([0.3, 0.9, 0.9, 0.5], scripted()), callbacks=[history], max_steps=4, **EVALUATED
+        generator=_graded([0.3, 0.9, 0.9, 0.5], scripted()), callbacks=[history], max_steps=4, **EVALUATED
     )
     trainer.train()
     assert trainer.state.best_metric == pytest.approx(0.9)
@@ -356,7 +346,7 @@ def test_the_best_checkpoint_by_held_out_accuracy_is_loaded_at_the_end(
 
 def test_training_stops_when_it_no_longer_gets_better(make_trainer: Make, scripted: Make) -> None:
     trainer = make_trainer(
-        generator=_Graded([0.5, 0.6, 0.6, 0.4, 0.9], scripted()), max_steps=5, early_stopping_patience=2, **EVALUATED
+        generator=_graded([0.5, 0.6, 0.6, 0.4, 0.9], scripted()), max_steps=5, early_stopping_patience=2, **EVALUATED
     )
     trainer.train()
     assert trainer.state.global_step == 4
@@ -437,7 +427,7 @@ def test_one_seed_decides_everything(make_trainer: Make, z_of: Z) -> None:
             peft_config=SVFConfig(init="random", task_type="CAUSAL_LM"),
         )  # fmt: skip
         trainer.train()
-        runs.append((_lines(trainer), z_of(trainer)))
+        runs.append((read_metrics(Path(trainer.args.output_dir)), z_of(trainer)))
         torch.rand(17)  # whatever the process did in between
     assert runs[0][0] == runs[1][0]
     assert all(torch.equal(runs[0][1][n], z) for n, z in runs[1][1].items())

@@ -1,6 +1,5 @@
 """The quickstart's training with a real colocated vLLM."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from fakes import read_metrics
 from transformers import AutoModelForCausalLM
 
 from svf_rl.generation import SyncReport
@@ -16,7 +16,6 @@ from svf_rl.quickstart import make_rows, model_path
 from svf_rl.rewards import load_reward
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
-from svf_rl.training.callbacks import TIMING
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 pytestmark = pytest.mark.vllm
@@ -52,14 +51,9 @@ def quickstart(
     return build
 
 
-def _metrics(trainer: SVFReinforceTrainer) -> list[dict[str, Any]]:
-    lines = (Path(trainer.args.output_dir) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if not k.startswith(TIMING)} for x in lines]
-
-
 def _differences(trainer: SVFReinforceTrainer) -> list[float]:
     key = "sampling/logp_difference"
-    return [line[key] for line in _metrics(trainer) if key in line]
+    return [line[key] for line in read_metrics(Path(trainer.args.output_dir)) if key in line]
 
 
 def test_vllm_samples_from_the_policy_in_training_and_one_seed_decides_everything(quickstart: Any) -> None:
@@ -70,13 +64,18 @@ def test_vllm_samples_from_the_policy_in_training_and_one_seed_decides_everythin
         differences = _differences(trainer)
         assert len(differences) == 3
         assert max(differences) < 1e-4
-        runs.append((_metrics(trainer), [p.detach().clone() for p in trainer.model.parameters() if p.requires_grad]))
+        runs.append(
+            (
+                read_metrics(Path(trainer.args.output_dir)),
+                [p.detach().clone() for p in trainer.model.parameters() if p.requires_grad],
+            )
+        )
     assert runs[0][0] == runs[1][0]
     assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
     assert any((p - 1).abs().max() > 1e-3 for p in runs[0][1])
     other = quickstart("other", seed=43)
     other.train()
-    assert _metrics(other) != runs[0][0]
+    assert read_metrics(Path(other.args.output_dir)) != runs[0][0]
 
 
 def test_an_engine_that_is_not_synced_is_seen(quickstart: Any, monkeypatch: pytest.MonkeyPatch) -> None:
