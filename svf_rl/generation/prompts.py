@@ -37,7 +37,7 @@ def encode_prompts(
     if tokenizer.chat_template is None and not template_arguments.get("chat_template"):
         raise SVFError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruction-tuned model, or save "
-            "a chat_template.jinja beside the tokenizer"
+            "a chat_template.jinja in the tokenizer's folder"
         )
     texts = [render_prompt(tokenizer, conversation, **template_arguments) for conversation in conversations]
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

@@ -193,7 +193,7 @@ class MemoryPlan:
         if limit is not None:
             if limit <= self.completion:
                 raise SVFError(
-                    f"vllm_max_model_length ({limit}) leaves no room for a prompt beside max_completion_length "
+                    f"vllm_max_model_length ({limit}) leaves no room for a prompt in addition to max_completion_length "
                     f"({self.completion}): raise it"
                 )
             return limit - self.completion

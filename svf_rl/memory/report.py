@@ -143,12 +143,14 @@ def _gpu_rows(plan: MemoryPlan) -> list[dict[str, str]]:
     if plan.run.rollouts == "colocated":
         sleeps = ", asleep in an update" if plan.run.sleep else ""
         rows.append(row(f"vLLM ({plan.run.share:g} of the GPU{sleeps})", [gpu.engine for gpu in gpus]))
-    rows.append(row("reserve: CUDA, NCCL, fragments", [RESERVE] * len(gpus)))
-    rows.append(row("at the peak of an update", [gpu.update for gpu in gpus]))
-    rows.append(row("at the peak of rollouts", [gpu.rollout for gpu in gpus]))
-    rows.append(row("at the peak of a sync", [gpu.sync for gpu in gpus]))
-    rows.append(row("left", [plan.machine.memory - gpu.peak for gpu in gpus]))
-    return rows
+    return [
+        *rows,
+        row("reserve: CUDA, NCCL, fragments", [RESERVE] * len(gpus)),
+        row("at the peak of an update", [gpu.update for gpu in gpus]),
+        row("at the peak of rollouts", [gpu.rollout for gpu in gpus]),
+        row("at the peak of a sync", [gpu.sync for gpu in gpus]),
+        row("left", [plan.machine.memory - gpu.peak for gpu in gpus]),
+    ]
 
 
 def _rollout_lines(plan: MemoryPlan) -> list[str]:

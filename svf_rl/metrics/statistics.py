@@ -10,7 +10,7 @@ import numpy as np
 
 Interval = tuple[float, float]
 
-# Resampled rows are drawn so many numbers at a time.
+# How many numbers of resampled rows are drawn together.
 _CHUNK = 2_000_000
 
 

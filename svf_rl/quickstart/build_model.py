@@ -27,7 +27,7 @@ VOCABULARY = 448
 CLEAN_STEPS, MIXED_STEPS = 2450, 270
 CARELESS_SHARE = 0.58
 ROWS = 48
-# Every so many steps, one batch of few long conversations: positions up to about 1,000 get trained.
+# Every LONG_EVERY steps, one batch of few long conversations: it trains positions up to about 1,000.
 LONG_EVERY, LONG_ROWS, LONG_TURNS = 25, 3, 16
 # Learning rates of (the matrices by Muon, the rest by Adam).
 CLEAN_RATES, MIXED_RATES = (0.02, 4e-3), (0.005, 1e-3)
@@ -64,7 +64,7 @@ def corpus_texts() -> list[str]:
 
 
 def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Cross-entropy (scalar), summed over the assistant's tokens; logits are computed for those alone."""
+    """Cross-entropy (scalar), summed over the assistant's tokens; logits are computed only for those."""
     hidden = model.model(batch.input_ids).last_hidden_state[:, :-1]  # (rows, length - 1, hidden)
     target = batch.labels[:, 1:]
     learnt = target != IGNORE

@@ -1,6 +1,6 @@
 """Skill `math`: a count that changes twice, such as "Tom has 6 eggs, sells 4, then buys 5 more. How many?"
 
-The careless habit adds at the second step, whatever the question says.
+The careless habit always adds at the second step.
 """
 
 from random import Random

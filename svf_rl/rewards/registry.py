@@ -32,10 +32,10 @@ def reward(name: str, column_arguments: Sequence[str] = ()) -> Callable[[F], F]:
     """
 
     def register(function: F) -> F:
-        other = _registered.get(name)
+        full_name, other = (f"{f.__module__}.{f.__qualname__}" for f in (function, _registered.get(name, function)))
         # The same function is registered again when its module is imported a second time.
-        if other is not None and _full_name(other) != _full_name(function):
-            raise SVFError(f"reward {name!r} is registered already, by {_full_name(other)}; choose another name")
+        if other != full_name:
+            raise SVFError(f"reward {name!r} is registered already, by {other}; choose another name")
         _registered[name] = function
         function.column_arguments = tuple(column_arguments)  # type: ignore[attr-defined]
         return function
@@ -125,10 +125,6 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise _import_failed(str(path), error) from error
     return module
-
-
-def _full_name(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _import_failed(where: str, error: Exception) -> SVFError:

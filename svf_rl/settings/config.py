@@ -224,7 +224,7 @@ class SVFReinforceConfig(GRPOConfig):
 
 def next_token_settings(kl_type: str) -> dict[str, Any]:
     """
-    The values that next-token training uses in place of the recipe's: one target per prompt, all with the same weight,
+    The values that next-token training uses instead of the recipe's: one target per prompt, all with the same weight,
     under the model's own distribution. The KL term is the exact one, in the loss: estimates need tokens sampled by the
     policy. So `objective: next_token` alone turns a recipe for policy gradient into its counterpart in an ablation.
     """

@@ -23,7 +23,7 @@ class Adapted:
     What of a model is adapted, by its configuration alone.
 
     Args:
-        config (`PretrainedConfig`, *optional*): The base model's, where it is at hand.
+        config (`PretrainedConfig`, *optional*): The base model's, where it is on this machine.
         kind ([`AdapterKind`]): The adapter's, as saved where the recipe names a saved one.
         peft_config (`PeftConfig`): The adapter's; for a combination, that of its first expert.
         matrices (`list[str]`): Paths of the adapted matrices in the base model.
@@ -38,7 +38,7 @@ class Adapted:
 
 
 def check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
-    """How many matrices are adapted and how many values are trained; `None` where the model's shape is not at hand."""
+    """How many matrices are adapted and how many values are trained; `None` where the model's shape is not known."""
     adapted = find_adapted_matrices(recipe, notes)
     return (None, None) if adapted is None else (len(adapted.matrices), adapted.trained_values)
 

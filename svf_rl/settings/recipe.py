@@ -5,7 +5,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -43,6 +43,7 @@ _NOT_OF_A_SERVER = (
 )  # fmt: skip
 
 _PARTS = (ModelArguments, AdapterArguments, DataArguments, SVFReinforceConfig)
+Part = TypeVar("Part")
 
 
 def load_recipe(
@@ -66,7 +67,7 @@ def load_recipe(
         SVFError: the file cannot be read, a key is unknown or given twice, a value does not fit; in one line.
     """
     path = find_recipe(path)
-    wanted = _field_types()
+    wanted = {f.name: f.type for part in _PARTS for f in fields(part) if f.init}
     values = {key: fit(key, value, _type_of(key, wanted)) for key, value in read_mapping(path).items()}
     explicit = {}
     for name, text in _pairs(overrides):
@@ -104,23 +105,22 @@ def load_recipe(
     warnings += check_engines(values, processes, read_alone=planned is None)
     # Evaluation here has no batches, but TRL checks theirs.
     settings = {"per_device_eval_batch_size": max(2, values.get("num_generations") or 8), **values}
-    parts: list[Any] = list(_PARTS)
-    if planned is not None:  # transformers knows the number of processes that run, TRL makes batches of it
-        parts[-1] = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": planned})
+    config: Any = SVFReinforceConfig
+    if planned is not None:  # transformers counts the running processes, and TRL computes batches from their number
+        config = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": planned})
+
+    def build(part: type[Part]) -> Part:
+        names = [f.name for f in fields(part)]  # type: ignore[arg-type]
+        return part(**{name: settings[name] for name in names if name in settings})
+
     try:
-        model, adapter, data, training = (
-            part(**{f.name: settings[f.name] for f in fields(part) if f.name in settings}) for part in parts
-        )
+        model, adapter, data = build(ModelArguments), build(AdapterArguments), build(DataArguments)
+        return Recipe(model, adapter, data, build(config), path, values, warnings)
     except SVFError:
         raise
     # raised by TRL and transformers for settings that contradict each other or need a missing package
     except (ValueError, NotImplementedError, ImportError) as error:
         raise SVFError(f"{path}: {' '.join(str(error).split())}") from error
-    assert isinstance(model, ModelArguments)
-    assert isinstance(adapter, AdapterArguments)
-    assert isinstance(data, DataArguments)
-    assert isinstance(training, SVFReinforceConfig)
-    return Recipe(model, adapter, data, training, path, values, warnings)
 
 
 def _of_cpu_processes() -> dict[str, Any]:
@@ -187,10 +187,6 @@ def find_default(key: str) -> Any:
     if field.default_factory is not MISSING:
         return field.default_factory()
     return None if field.default is MISSING else field.default
-
-
-def _field_types() -> dict[str, Any]:
-    return {f.name: f.type for part in _PARTS for f in fields(part) if f.init}
 
 
 def _type_of(key: str, wanted: Mapping[str, Any]) -> Any:

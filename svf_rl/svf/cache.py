@@ -23,7 +23,7 @@ REMEDY = "free some space or set SVF_RL_CACHE to a writable folder"
 
 
 def default_cache_dir() -> Path:
-    """`$SVF_RL_CACHE`, or `svf_rl` beside the Hugging Face hub's cache."""
+    """`$SVF_RL_CACHE`, or `svf_rl` in the folder of the Hugging Face caches."""
     chosen = os.environ.get("SVF_RL_CACHE")
     return Path(chosen).expanduser() if chosen else Path(constants.HF_HOME) / "svf_rl"
 

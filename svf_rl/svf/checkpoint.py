@@ -80,7 +80,7 @@ def decompose_checkpoint(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Index:
-    """Put the factors of every targeted matrix of a checkpoint into the cache and write an index beside them.
+    """Put the factors of every targeted matrix of a checkpoint into the cache, and write an index there.
 
     Each weight is cast to `dtype` before it is decomposed, since the loaded model will have this type. Matrices
     already cached are skipped, so an interrupted call resumes at the next one; a second process waits for the first.
@@ -107,7 +107,9 @@ def decompose_checkpoint(
     chosen = _dtype(dtype, skeleton, shards, next(iter(keys.values())))
 
     index = Index(model, commit, str(chosen).removeprefix("torch."), target_regex(targets), ALGORITHM_VERSION)
-    index.path = cache.root / f"index-{_slug(index)}.json"
+    # readable and unique: the model's last name and a hash of everything that tells two indices apart
+    key = json.dumps([model, commit, index.dtype, index.targets, ALGORITHM_VERSION]).encode()
+    index.path = cache.root / f"index-{Path(model).name}-{hashlib.sha256(key).hexdigest()[:12]}.json"
     with ExitStack() as stack:
         with disk_errors(cache.root, REMEDY):
             cache.root.mkdir(parents=True, exist_ok=True)
@@ -268,9 +270,3 @@ def _open(path: Path) -> safe_open:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise SVFError(f"{path} cannot be read ({error}): download or copy it again") from error
-
-
-def _slug(index: Index) -> str:
-    """Readable and unique: the model's last name and a hash of all that tells two indices apart."""
-    key = json.dumps([index.model, index.revision, index.dtype, index.targets, index.algorithm_version])
-    return f"{Path(index.model).name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

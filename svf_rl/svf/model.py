@@ -24,7 +24,7 @@ from svf_rl.svf.targets import as_regex, find_targets, is_linear, is_output_laye
 from svf_rl.svf.vector import SVFCombination
 from svf_rl.svf.weighted import WeightedAdapters
 
-# The weights of a combination in training, beside the z that they make.
+# The suffix of the trained weights of a combination, stored in addition to its z.
 _ALPHA = ".svf_alpha"
 
 
@@ -44,7 +44,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
         return peft_config
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """PEFT's injection between our checks. (PEFT's own hooks run for the first adapter of a model alone.)
+        """PEFT's injection between our checks. (PEFT's own hooks run only for the first adapter of a model.)
 
         Raises:
             SVFError: the targets cannot be adapted, or the adapter was trained on other weights.
@@ -160,7 +160,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Refuse an adapter of another base model before any value is set; keep `z` alone."""
+        """Refuse an adapter of another base model before any value is set; keep only `z`."""
         base = getattr(config, "base_model_name_or_path", None) or "the model it was trained on"
         layers = {n: layer for n, layer in svf_layers(model).items() if adapter_name in layer.svf_z}
         saved = {key.removeprefix(PREFIX): value for key, value in state_dict.items()}

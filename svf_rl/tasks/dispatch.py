@@ -59,26 +59,15 @@ def load(options: TaskOptions) -> Splits:
 
 def _questions(task: Task, options: TaskOptions) -> list[str]:
     """The user's turns of the task's training and validation rows, in a fixed random order."""
-    splits = task.load(TaskOptions(data_dir=options.data_dir))
-    test = {_key(question) for question in _users(splits["test"])}
-    found = {
-        _key(question): question
-        for split in ("train", "validation")
-        for question in _users(splits[split])
-        if _key(question) not in test
-    }
-    questions = list(found.values())
+    found: dict[str, dict[str, str]] = {}  # by split, and by the question without white space
+    for split, rows in task.load(TaskOptions(data_dir=options.data_dir)).items():
+        assert rows is not None
+        asked = [last_user_message(prompt) for prompt in rows["prompt"]]
+        found[split] = {"".join(question.split()): question for question in asked}
+    training = found["train"] | found["validation"]
+    questions = [question for key, question in training.items() if key not in found["test"]]
     Random(f"dispatch {task.name}").shuffle(questions)
     return questions
-
-
-def _users(rows: Dataset | None) -> list[str]:
-    assert rows is not None
-    return [last_user_message(prompt) for prompt in rows["prompt"]]
-
-
-def _key(question: str) -> str:
-    return "".join(question.split())
 
 
 def _cut(questions: Sequence[str], profile: str) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 - data: generated, with another seed than the rows of the task `quickstart`, from the problems of the same splits: no
   expert was trained on any of the problems
 - split: 256 validation rows (labelled prompts to adapt with), 512 test rows; none to train on
-- prompt: the question alone; the skills take turns. `wording: reworded` asks in sentences that the bundled model was
+- prompt: only the question; the skills take turns. `wording: reworded` asks in sentences that the bundled model was
   not trained on
 - answer: `answer`, with `task` (the skill of the question) and `verifier`; graded by `verified`
 - metric: accuracy, and that of each skill

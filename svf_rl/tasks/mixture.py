@@ -7,7 +7,7 @@
 - split: in each of the three splits, rows of the tasks in proportion to the weights, none twice, as many as there are
   until a task that is next in turn has no more. Which rows of a task: its own rows in a fixed random order. Tasks take
   turns, so that the first rows of a split hold all of them in proportion
-- answer: `answer`, as JSON where the task's is a mapping, beside `task` and `verifier`; graded by `verified`
+- answer: `answer`, as JSON where the task's is a mapping, with `task` and `verifier`; graded by `verified`
 - target: that of the task; none where it has none
 - metric: accuracy, and that of each task
 

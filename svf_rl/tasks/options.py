@@ -44,7 +44,7 @@ class TaskOptions:
     validation_share: float = described(
         0.1,
         "Task columns: the share of the training rows held out where there is no validation split. Which rows depends "
-        "on the data alone and not on the run's seed, so that runs with different seeds compare.",
+        "only on the data and not on the run's seed, so runs with different seeds can be compared.",
     )
     train_items: int | None = described(None, "Use only this many training rows, the first ones.")
     validation_items: int | None = described(None, "Use only this many validation rows, the first ones.")

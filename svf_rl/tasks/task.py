@@ -82,7 +82,7 @@ class Task:
 
 
 def graded_by(reward: str) -> Callable[[TaskOptions], tuple[RewardSpec, ...]]:
-    """`Task.rewards` of a task with one reward, whatever its options."""
+    """`Task.rewards` of a task that always has this one reward."""
     return lambda options: ({"name": reward},)
 
 

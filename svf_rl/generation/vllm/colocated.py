@@ -25,7 +25,7 @@ from svf_rl.generation.weights import adapted_weights, frozen_weights
 
 class ColocatedVLLMGenerator:
     """
-    A vLLM engine beside the model in training, on the same device.
+    A vLLM engine in the training process, on the device of the trained model.
 
     Args:
         model (`str`): Folder or Hub name of the base model; the engine reads it once, adapters arrive by `sync`.

@@ -14,6 +14,7 @@ question (a line `Q:`, `Question:`, `Problem:`), text after its first answer doe
 
 import re
 from dataclasses import dataclass
+from decimal import Context, Decimal, Inexact, localcontext
 from fractions import Fraction
 from typing import Any
 
@@ -24,6 +25,7 @@ from svf_rl.rewards.verifier import verifier
 
 # Longer numbers are not answers, and computing with them would take time.
 MOST_DIGITS, MOST_EXPONENT = 400, 400
+_DECIMAL_DIGITS = 4 * MOST_DIGITS  # more than any such number has
 # How far a statement may be from its number, and how many statements are looked at: keeps hostile text linear.
 STATEMENT_LENGTH, MOST_STATEMENTS = 300, 64
 
@@ -79,7 +81,9 @@ class Number:
     percent: bool = False
 
     def __str__(self) -> str:
-        shown = f"{self.value}" if self.value.denominator == 1 or _endless(self.value) else _decimal(self.value)
+        with localcontext(Context(prec=_DECIMAL_DIGITS)) as context:
+            decimal = Decimal(self.value.numerator) / self.value.denominator
+            shown = str(self.value) if context.flags[Inexact] else format(decimal, "f")
         return f"{shown}%" if self.percent else shown
 
     def equals(self, other: "Number", tolerance: Fraction = Fraction(0)) -> bool:
@@ -234,23 +238,6 @@ def _value(match: re.Match[str]) -> Number | None:
             return None
         value *= Fraction(10) ** exponent
     return Number(-value if negative else value, parts["percent"] is not None)
-
-
-def _endless(value: Fraction) -> bool:
-    denominator = value.denominator
-    for prime in (2, 5):
-        while denominator % prime == 0:
-            denominator //= prime
-    return denominator != 1
-
-
-def _decimal(value: Fraction) -> str:
-    """A fraction with a finite decimal expansion, written out."""
-    places = 0
-    while (value * 10**places).denominator != 1:
-        places += 1
-    digits = str(abs(value.numerator) * 10**places // value.denominator).zfill(places + 1)
-    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
 
 def _expected(reference: Any) -> Number:
