@@ -99,7 +99,7 @@ def misused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 NO_EXPERT = [
-    ("nowhere", "nowhere"), ("empty", "adapter_config.json"), ("file", "neither a folder"), ("torn", "damaged"),
+    ("nowhere", "nowhere"), ("empty", "adapter_config.json"), ("file", "neither a local folder"), ("torn", "damaged"),
     ("nan", "not finite"), ("listed", "adapter_config.json is damaged"),
 ]  # fmt: skip
 APART = [("attention", "different targets"), ("other_base", "different base weights"), ("lora", "LORA")]

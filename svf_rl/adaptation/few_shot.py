@@ -33,6 +33,9 @@ from svf_rl.evaluation.items import TaskItems
 from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.svf.combine import normalize
 
+# As states of searches name them, those of earlier versions too.
+_GENERATORS = {"ColocatedVLLMGenerator": "ColocatedVLLM", "TransformersGenerator": "TransformersRollouts"}
+
 
 @dataclass(frozen=True)
 class FewShotResult:
@@ -196,7 +199,7 @@ def _settings(pool: ExpertPool, items: TaskItems, shots: Sequence[int], argument
         "reward": items.grader.describe(),
         "max_tokens": items.sampling.max_tokens,
         "stop": items.sampling.stop,
-        "generator": type(pool.generator).__name__,
+        "generator": _GENERATORS.get(type(pool.generator).__name__),
         "dtype": pool.model_arguments.dtype,
     }
 

@@ -103,9 +103,9 @@ def test_prompts_of_a_file_are_answered_by_a_trained_classifiers_choice(
     [
         ({"experts": {}}, "no class has an expert"),
         ({"experts": {"sports": "x"}}, "unknown class 'sports'"),
-        ({"experts": {"math": "nowhere/to/be/found"}}, "neither a folder nor an adapter"),
+        ({"experts": {"math": "nowhere/to/be/found"}}, "neither a local folder nor an adapter"),
         ({"experts": {"math": "LORA"}}, "svf|SVF"),
-        ({"classifier": "nowhere/to/be/found"}, "neither a folder nor an adapter"),
+        ({"classifier": "nowhere/to/be/found"}, "neither a local folder nor an adapter"),
         ({"prompts": "nowhere.txt"}, "cannot be read"),
         ({"prompts": "nowhere.txt", "reward": "numeric"}, "not graded"),
         ({"task": "nothing"}, "unknown task 'nothing'"),

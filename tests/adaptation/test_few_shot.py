@@ -219,6 +219,13 @@ def test_another_search_does_not_go_on_there(pool: ExpertPool, tmp_path: Path, c
     assert (tmp_path / "search.json").read_bytes() == before
 
 
+def test_a_search_names_its_generator_as_earlier_versions_did(pool: ExpertPool, tmp_path: Path) -> None:
+    """Or their searches would not be resumed."""
+    adapt(pool, exam(pool), replace(SMALL, generations=1), tmp_path)
+    state = json.loads((tmp_path / "search.json").read_text())
+    assert state["settings"]["generator"] == "TransformersRollouts"
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"kind": "other"}', '{"kind": 1, "settings": 2}'])
 def test_a_damaged_file_is_one_line(pool: ExpertPool, tmp_path: Path, content: str) -> None:
     (tmp_path / "search.json").write_text(content)

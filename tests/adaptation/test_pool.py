@@ -137,7 +137,7 @@ def test_a_pool_that_cannot_be_is_refused_in_one_line(folders: dict[str, str], t
     first = dict([next(iter(folders.items()))])
     cases: list[tuple[dict[str, str], str]] = [
         ({}, "name at least one expert"),
-        ({**first, "gone": str(tmp_path / "a" / "gone")}, "is neither a folder"),
+        ({**first, "gone": str(tmp_path / "a" / "gone")}, "is neither a local folder"),
         ({**first, "lora": str(tmp_path / "lora")}, "holds a LORA adapter"),
         ({**first, "attention": other}, "svf and attention have different targets"),
         ({**first, "moved": str(tmp_path / "moved")}, "different base weights"),

@@ -50,7 +50,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["quickstart", "--reward", "{name: numeric, column: gold}"], "needs the column 'gold'"),
         (["quickstart", "--reward", "{name: ["], "not a valid YAML mapping"),
         (["quickstart", "--chat-template-kwargs", "[1]"], "not a valid YAML mapping"),
-        (["quickstart", "--adapter", "missing"], "adapter missing is neither a folder nor"),
+        (["quickstart", "--adapter", "missing"], "adapter missing is neither a local folder nor"),
         (["gsm8k", "--data-dir", "missing"], "missing"),
         (["gsm8k", "--data-path", "missing"], "missing"),
         (["columns"], "no default reward: give --reward"),
