@@ -2,7 +2,8 @@
 #
 #   make demo        train the bundled model with SVF on the CPU, print held-out accuracy before and after
 #   make test        the tests            make test-slow   those that take long
-#   make lint        ruff, mypy, layers   make bench       the measurements of the README
+#   make lint        ruff, mypy, layers   make bench       the measurements in docs/
+#   make docs        the documentation in site/, strictly
 #   make test-wheel  the wheel in an environment of its own: what a user has who installs it, without a checkout
 #   make test-slurm  jobs on a SLURM of two nodes on this host, started for them (SLURM_TESTS picks some)
 #   make clean       remove the environment and caches (runs/ stays)
@@ -24,7 +25,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRA)
 TORCH_CPU := torch==2.13.0+cpu
 PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-slow test-wheel test-slurm lint bench install clean
+.PHONY: demo test test-slow test-wheel test-slurm lint docs bench install clean
 
 demo: export OMP_NUM_THREADS ?= 1
 demo: $(INSTALLED)
@@ -54,6 +55,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(INSTALLED)
+	$(BIN)/python -m mkdocs build --strict --site-dir site
 
 bench: $(INSTALLED)
 	mkdir -p benchmarks/results
@@ -92,5 +97,5 @@ endif
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find svf_rl tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

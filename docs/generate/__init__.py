@@ -1,0 +1,1 @@
+"""What mkdocs writes into pages while it builds them: recipe keys, help of the commands, measurements."""

@@ -1,0 +1,270 @@
+"""Tables of the page of measurements, from the JSON files that the benchmarks wrote."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
+MIB = 2**20
+Rows = list[dict[str, str]]
+
+
+def measurement(name: str) -> str:
+    """
+    The Markdown of one benchmark, or of one sentence about it.
+
+    Args:
+        name (`str`): a file in `benchmarks/results/` without its ending, with `.part` for another part of it; or
+            `machines`.
+    """
+    if name == "machines":
+        return _table(_machines())
+    found = _TABLES[name](json.loads((RESULTS / f"{name.partition('.')[0]}.json").read_text()))
+    return _table(found) if isinstance(found, list) else found
+
+
+def unused(pages: str) -> list[str]:
+    """Results that no page shows."""
+    return [path.stem for path in sorted(RESULTS.glob("*.json")) if f"generated: measurement {path.stem} " not in pages]
+
+
+def _table(rows: Rows) -> str:
+    heads = list(rows[0])
+    numbers = [all(re.fullmatch(r"[\d.,]*( ×)?", row[head]) for row in rows) for head in heads]
+    lines = [heads, ["---:" if right else "---" for right in numbers], *([row[head] for head in heads] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _machines() -> Rows:
+    rows: dict[str, list[str]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        found = json.loads(path.read_text())["hardware"]
+        if isinstance(found, str):
+            machine = found
+        else:
+            machine = f"{found.get('gpu', found['cpu'])}, {found['cores']} cores, {found['threads']} thread"
+            machine += "s" if found["threads"] > 1 else ""
+            machine += f"; torch {found['versions']['torch']}"
+        rows.setdefault(machine.replace("1 threads used", "1 thread"), []).append(path.stem)
+    return [{"machine": machine, "measured on it": ", ".join(names)} for machine, names in rows.items()]
+
+
+def _update_step(result: dict[str, Any]) -> Rows:
+    rows = []
+    for update in result["updates"]:
+        seconds, peaks, ratios = update["cpu_seconds"], update["peak_bytes"], update["ratios"]
+        rows.append(
+            {"": "with exact KL" if update["exact_kl"] else "without reference"}
+            | {f"{_METHODS[name]} (s)": f"{seconds[name]:.1f}" for name in _METHODS}
+            | {"SVF / LoRA": f"{ratios['svf / lora']:.2f}", "SVF / dense": f"{ratios['svf / dense']:.2f}"}
+            | {f"{_METHODS[name]} (MiB)": f"{peaks[name] / MIB:.0f}" for name in _METHODS}
+        )
+    return rows
+
+
+_METHODS = {"svf": "SVF", "lora": "LoRA", "dense": "dense"}
+
+
+def _training_step(result: dict[str, Any]) -> Rows:
+    return [
+        {"": _METHODS[name], "a step (s)": f"{result['seconds'][name]:.2f}"}
+        | {f"{part} (s)": f"{value:.3f}" for part, value in result["phases"][name].items()}
+        | {"SVF / LoRA": f"{result['ratio']:.2f}" if name == "svf" else ""}
+        for name in ("svf", "lora")
+    ]
+
+
+def _weight_sync(result: dict[str, Any]) -> Rows:
+    return [
+        {
+            "model": f"{sync['layers']} layers, {sync['dtype']}",
+            "here (s)": f"{sync['seconds']['ours']:.1f}",
+            "TRL (s)": f"{sync['seconds']['trl']:.1f}",
+            "ratio": f"{sync['ratio']:.2f}",
+            "here (MB)": f"{sync['bytes_pushed']['ours'] / 1e6:.0f}",
+            "TRL (MB)": f"{sync['bytes_pushed']['trl'] / 1e6:.0f}",
+            "peak here": f"{sync['peak_matrices_fp32']['ours']:.1f}",
+            "peak TRL": f"{sync['peak_matrices_fp32']['trl']:.1f}",
+        }
+        for sync in result["syncs"]
+    ]
+
+
+def _server_sync(result: dict[str, Any]) -> Rows:
+    return [
+        {
+            "model": f"{row['model']}, {row['dtype']}",
+            "z (kB)": f"{row['bytes']['z'] / 1e3:,.1f}",
+            "full (kB)": f"{row['bytes']['full'] / 1e3:,.0f}",
+            "z (s)": f"{row['seconds']['z']:.2f}",
+            "full (s)": f"{row['seconds']['full']:.2f}",
+            "full / z": f"{row['full_over_z']:.1f}",
+        }
+        for row in result["rows"]
+    ]
+
+
+def _rollouts(result: dict[str, Any]) -> Rows:
+    return [
+        {
+            "model": engine["model"],
+            "synced (tokens/s)": f"{engine['tokens_per_second']['synced']:.0f}",
+            "against untouched": f"{engine['ratios']['not synced']:.2f}",
+            "against vLLM as it comes": f"{engine['ratios']['vLLM as it comes']:.2f}",
+        }
+        for engine in result["engines"]
+    ]
+
+
+def _decompose(result: dict[str, Any]) -> Rows:
+    names = ("thin_svd", "torch.svd fp32", "torch.linalg.svd fp64", "cold start", "cached start")
+    return [
+        {"matrix (out × in)": f"{row['shape'][0]} × {row['shape'][1]}"}
+        | {f"{name} (s)": f"{row['seconds'][name]:.3f}" for name in names}
+        | {"cached start is faster by": f"{row['cached_speedup']:.0f} ×"}
+        for row in result["rows"]
+    ]
+
+
+def _verifiers(result: dict[str, Any]) -> Rows:
+    median = {name: sorted(values)[len(values) // 2] for name, values in result["checks_a_second"].items()}
+    ratios = result["ratios"]
+    return [
+        {"checks": "`unit_tests`", "a second": f"{median['unit_tests']:.0f}", "`unit_tests` / this": ""},
+        {
+            "checks": "one bubblewrap and one interpreter for each program",
+            "a second": f"{median['bubblewrap a program']:.0f}",
+            "`unit_tests` / this": f"{ratios['unit_tests / bubblewrap a program']:.2f}",
+        },
+        {
+            "checks": "one interpreter for each program, no sandbox",
+            "a second": f"{median['interpreter a program']:.0f}",
+            "`unit_tests` / this": f"{ratios['unit_tests / interpreter a program']:.2f}",
+        },
+    ]
+
+
+def _verifiers_math(result: dict[str, Any]) -> Rows:
+    median = {name: sorted(values)[len(values) // 2] for name, values in result["checks_a_second"].items()}
+    return [
+        {"checks": "`math`", "a second": f"{median['math']:.0f}", "`math` / this": ""},
+        {
+            "checks": "math-verify in one process, without a time limit",
+            "a second": f"{median['math-verify in process']:.0f}",
+            "`math` / this": f"{result['ratios']['math / math-verify in process']:.1f}",
+        },
+    ]
+
+
+def _evaluation(result: dict[str, Any]) -> Rows:
+    return [
+        {
+            "task": f"`{task['task']}`",
+            "items": str(task["items"]),
+            "`svf-rl eval` (items/s)": f"{task['items_per_second']['svf-rl eval']:.0f}",
+            "vLLM alone (items/s)": f"{task['items_per_second']['bare vLLM']:.0f}",
+            "ratio": f"{task['ratio']:.2f}",
+        }
+        for task in result["tasks"]
+    ]
+
+
+def _scaling(result: dict[str, Any]) -> Rows:
+    def whole(parts: dict[str, float]) -> float:
+        return sum(parts.values())
+
+    one = whole(result["seconds"]["1 process"])
+    return [
+        {
+            "processes": name.removesuffix(" process"),
+            "rollout (s)": f"{parts['rollout']:.2f}",
+            "sync (s)": f"{parts['sync']:.2f}",
+            "update (s)": f"{parts['update']:.2f}",
+            "together (s)": f"{whole(parts):.2f}",
+            "against one process": f"{whole(parts) / one:.2f}",
+            "peak of a process (MiB)": f"{result['peak_bytes'][name] / MIB:.0f}",
+        }
+        for name, parts in result["seconds"].items()
+    ]
+
+
+def _scaling_tokens(result: dict[str, Any]) -> Rows:
+    found = result["rollout_tokens_per_second"]
+    return [{"sequences together": "tokens/s"} | {number: f"{value:.0f}" for number, value in found.items()}]
+
+
+def _memory_plan(result: dict[str, Any]) -> Rows:
+    shallow, deep = result["layers"]
+    names = {
+        ("deep", "shallow"): f"{deep} layers − {shallow} layers",
+        ("deep, checkpointed", "shallow, checkpointed"): "the same, both with gradient checkpointing",
+        ("deep", "deep, checkpointed"): f"{deep} layers, without gradient checkpointing − with it",
+    }
+    return [_planned(names[tuple(pair["pair"])], pair) for pair in result["pairs"]]
+
+
+def _memory_processes(result: dict[str, Any]) -> Rows:
+    few, many = result["layers"]
+    return [
+        _planned(f"each of two processes, {kind}, {many} layers − {few} layers", pair)
+        for kind, pair in result["pairs"].items()
+    ]
+
+
+def _planned(name: str, pair: dict[str, Any]) -> dict[str, str]:
+    return {
+        "difference": name,
+        "measured (MiB)": f"{pair['measured_bytes'] / MIB:.0f}",
+        "planned (MiB)": f"{pair['planned_bytes'] / MIB:.0f}",
+        "planned / measured": f"{pair['ratio']:.3f}",
+    }
+
+
+def _expert_switch(result: dict[str, Any]) -> Rows:
+    names = {
+        "svf": "SVF, one sync",
+        "lora_one_slot": "vLLM's LoRA, one slot",
+        "lora_all_slots": "vLLM's LoRA, all loaded",
+    }
+    return [
+        {
+            "experts": name,
+            "switch (s)": f"{result['switch_seconds'][key]:.3f}",
+            "tokens/s": f"{result['tokens_a_second'][key]:.0f}",
+            "against SVF": f"{result['tokens_relative_to_svf'][key]:.2f}",
+        }
+        for key, name in names.items()
+    ]
+
+
+def _worth(result: dict[str, Any]) -> str:
+    """From how many tokens on a switch of SVF costs less than LoRA does at each token."""
+    switch, speed = result["switch_seconds"], result["tokens_a_second"]
+
+    def tokens(kind: str) -> int:
+        dearer = 1 / speed[kind] - 1 / speed["svf"]
+        return round((switch["svf"] - switch[kind]) / dearer / 100) * 100
+
+    one, every = tokens("lora_one_slot"), tokens("lora_all_slots")
+    return f"Here a switch is worth it from about {one:,} tokens on with one slot, and {every:,} with all loaded."
+
+
+_TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "decompose": _decompose,
+    "evaluation": _evaluation,
+    "expert_switch": _expert_switch,
+    "expert_switch.worth": _worth,
+    "memory_plan": _memory_plan,
+    "memory_processes": _memory_processes,
+    "rollouts": _rollouts,
+    "scaling": _scaling,
+    "scaling.tokens": _scaling_tokens,
+    "server_sync": _server_sync,
+    "training_step": _training_step,
+    "update_step": _update_step,
+    "verifiers": _verifiers,
+    "verifiers.math": _verifiers_math,
+    "weight_sync": _weight_sync,
+}
