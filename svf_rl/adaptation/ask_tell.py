@@ -79,6 +79,8 @@ class Search(ABC):
         SVFError: a setting is out of range.
     """
 
+    kind: str  # in the state
+
     def __init__(
         self,
         dimension: int,
@@ -170,9 +172,10 @@ class Search(ABC):
     def _learn(self, ranked: Vector) -> None:
         """Change the distribution after the candidates of a generation, best first."""
 
-    @abstractmethod
     def _settings(self) -> dict[str, Any]:
         """What decides the candidates beside what was told."""
+        names = ("dimension", "population", "low", "high", "seed")
+        return {"search": self.kind, **{name: getattr(self, name) for name in names}}
 
     def state_dict(self) -> dict[str, Any]:
         """All that the search needs to resume, as plain JSON."""

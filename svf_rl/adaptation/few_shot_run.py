@@ -1,29 +1,33 @@
 """`svf-rl few-shot`: from a model, its experts and a task to an adapter and a table."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from svf_rl import __version__
 from svf_rl.adaptation.arguments import FewShotArguments
-from svf_rl.adaptation.comparison import FEW_SHOT, check_names, compare, methods
 from svf_rl.adaptation.few_shot import FewShotResult, adapt, draw_shots, unseen
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE
+from svf_rl.evaluation.answers import answer_items
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.base_model import find_base_model
 from svf_rl.evaluation.items import TaskItems, check_lengths, load_items
-from svf_rl.evaluation.summary import Result
-from svf_rl.experts.pool import ExpertPool
+from svf_rl.evaluation.records import Answers
+from svf_rl.evaluation.summary import Result, summarize
+from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.summary import RunSummary
 from svf_rl.storage.files import write_json
 from svf_rl.storage.folders import check_writable
 from svf_rl.storage.locks import hold_folder
+from svf_rl.svf.combine import even_weights
 
 # Where the labelled prompts are drawn from: rows that no figure is reported on, where the task has such rows.
 LABELLED = ("validation", "test")
+
+MEAN, FEW_SHOT = "mean", "few-shot"
 
 
 @dataclass(frozen=True)
@@ -87,59 +91,102 @@ def few_shot(
         results = compare(
             pool, items, rows, methods(pool, found.mix), out / "completions", arguments.seed, arguments.batch_size
         )
-        write_json(out / "summary.json", _summary(arguments, experts, labelled, found, results, started))
-        _describe(out / "adapter", arguments, base.arguments.dtype, experts, found, search.seed, results)
+        summary = {
+            "model": arguments.model,
+            "task": labelled.name,
+            "experts": dict(experts),
+            "few_shot": found.to_dict(),
+            "labelled_prompts": [labelled.prompts[row] for row in found.shots],
+            "confidence": 0.95,
+            "results": [result.to_dict() for result in results],
+            "seconds": round(time.perf_counter() - started, 2),
+            "version": __version__,
+        }
+        write_json(out / "summary.json", summary)
+        # the summary and the card that every adapter has, so that it is listed and published like a trained one
+        accuracy = {result.label: result.accuracy.value if result.accuracy else None for result in results}
+        own = RunSummary(
+            recipe={
+                "model_name_or_path": arguments.model,
+                "dtype": base.arguments.dtype,
+                "adapter": "combination",
+                "experts": list(experts.values()),
+                "task": task,
+            },
+            base_accuracy=accuracy[BASE],
+            accuracy=accuracy[FEW_SHOT],
+            items=results[0].items,
+            seed=search.seed,
+            trained_values=found.alpha.numel(),
+        )
+        write_json(out / "adapter" / "summary.json", own.to_dict())
+        write_model_card(out / "adapter", own)
     return FewShotRun(found, results)
 
 
-def _summary(
-    arguments: EvaluationArguments,
-    experts: Mapping[str, str],
-    labelled: TaskItems,
-    found: FewShotResult,
-    results: list[Result],
-    started: float,
-) -> dict[str, object]:
+def check_names(experts: Iterable[str]) -> None:
+    """Raises `SVFError` for an expert with the label of another method, or with a name that no file can have."""
+    for name in experts:
+        if name in (BASE, MEAN, FEW_SHOT):
+            raise SVFError(f"an expert cannot be called {name}, which stands for something else: give it another name")
+        if "/" in name or name in ("", ".", ".."):
+            raise SVFError(
+                f"an expert cannot be called {name!r}, which is not a valid name of a file: give it another name"
+            )
+
+
+def methods(pool: ExpertPool, found: Mix) -> dict[str, str | Mix | None]:
+    """The base model, each expert, the mean of all and the combination that was found, by their labels. Raises
+    `SVFError` for the name of an expert that does not go with them."""
+    check_names(pool.names)
     return {
-        "model": arguments.model,
-        "task": labelled.name,
-        "experts": dict(experts),
-        "few_shot": found.to_dict(),
-        "labelled_prompts": [labelled.prompts[row] for row in found.shots],
-        "confidence": 0.95,
-        "results": [result.to_dict() for result in results],
-        "seconds": round(time.perf_counter() - started, 2),
-        "version": __version__,
+        BASE: None,
+        **{name: name for name in pool.names},
+        MEAN: Mix(even_weights(len(pool.names), 1)),
+        FEW_SHOT: found,
     }
 
 
-def _describe(
-    adapter: Path,
-    arguments: EvaluationArguments,
-    dtype: str,
-    experts: Mapping[str, str],
-    found: FewShotResult,
-    seed: int,
-    results: list[Result],
-) -> None:
-    """The summary and the card that every adapter has, so that it is listed and published like a trained one."""
-    accuracy = {result.label: result.accuracy.value if result.accuracy else None for result in results}
-    summary = RunSummary(
-        recipe={
-            "model_name_or_path": arguments.model,
-            "dtype": dtype,
-            "adapter": "combination",
-            "experts": list(experts.values()),
-            "task": arguments.tasks[0],
-        },
-        base_accuracy=accuracy[BASE],
-        accuracy=accuracy[FEW_SHOT],
-        items=results[0].items,
-        seed=seed,
-        trained_values=found.alpha.numel(),
-    )
-    write_json(adapter / "summary.json", summary.to_dict())
-    write_model_card(adapter, summary)
+def compare(
+    pool: ExpertPool,
+    items: TaskItems,
+    rows: Sequence[int],
+    methods: Mapping[str, str | Mix | None],
+    folder: Path | None = None,
+    seed: int = 0,
+    batch_size: int | None = 512,
+) -> list[Result]:
+    """
+    Let each method answer the same items.
+
+    Args:
+        pool ([`ExpertPool`]): generates.
+        items ([`TaskItems`]): of which `rows` are asked, such as [`svf_rl.adaptation.few_shot.unseen`] gives.
+        methods (`Mapping`): what generates, by label; where `"base"` is the first of them, each other one is compared
+            with it item by item.
+        folder (`Path`, *optional*): for the graded completions, `<label>.jsonl`. Those that are there are not made
+            again: it must be of the same pool and methods.
+        seed (`int`, *optional*, defaults to 0): of the items' sampling, where that is not greedy.
+        batch_size (`int`, *optional*, defaults to 512): completions written together.
+
+    Returns:
+        `list[Result]`: in the order of the methods.
+
+    Raises:
+        SVFError: no rows, records of other items, or too many checks that failed by themselves.
+    """
+    if not rows:
+        raise SVFError(f"task {items.name}: no items are left to report that the search has not seen")
+    results: list[Result] = []
+    base: Answers | None = None
+    for label, which in methods.items():
+        path = None if folder is None else folder / f"{label}.jsonl"
+        keys = [(row, 0) for row in rows]
+        answers = answer_items(pool, which, items, keys, path, label=label, seed=seed, batch_size=batch_size)
+        results.append(summarize(label, items.name, items.metric, answers, base=base))
+        if label == BASE:
+            base = answers
+    return results
 
 
 def alpha_table(found: FewShotResult) -> list[dict[str, str]]:

@@ -33,6 +33,8 @@ class CrossEntropySearch(Search):
         SVFError: a setting is out of range.
     """
 
+    kind = "cross_entropy"
+
     def __init__(
         self,
         dimension: int,
@@ -70,19 +72,8 @@ class CrossEntropySearch(Search):
         self.std = (self.momentum * self.std + (1 - self.momentum) * elites.std(axis=0)).clip(min=self.min_std)
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "search": "cross_entropy",
-            "dimension": self.dimension,
-            "population": self.population,
-            "elites": self.elites,
-            "mean": self.start.tolist(),
-            "std": self.first_std,
-            "low": self.low,
-            "high": self.high,
-            "momentum": self.momentum,
-            "min_std": self.min_std,
-            "seed": self.seed,
-        }
+        own = {"elites": self.elites, "mean": self.start.tolist(), "std": self.first_std}
+        return {**super()._settings(), **own, "momentum": self.momentum, "min_std": self.min_std}
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "mean": self.mean.tolist(), "std": self.std.tolist()}
@@ -105,6 +96,8 @@ class RandomSearch(Search):
         dimension, population, start, low, high, seed: see [`Search`].
     """
 
+    kind = "random"
+
     def _draw(self, generator: np.random.Generator, shape: tuple[int, int]) -> Vector:
         return generator.uniform(self.low, self.high, shape)
 
@@ -112,12 +105,4 @@ class RandomSearch(Search):
         pass
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "search": "random",
-            "dimension": self.dimension,
-            "population": self.population,
-            "start": self.start.tolist(),
-            "low": self.low,
-            "high": self.high,
-            "seed": self.seed,
-        }
+        return {**super()._settings(), "start": self.start.tolist()}

@@ -3,18 +3,19 @@
 import argparse
 from pathlib import Path
 
-from svf_rl.cli.evaluation import ANSWERING, add_evaluation, read_evaluation
+from svf_rl.cli.evaluation import ANSWERING, RESUMES, add_evaluation, read_evaluation
 from svf_rl.cli.flags import LazyParser, add_command, add_flags, read_flags
-from svf_rl.errors import SVFError
 
 _WEIGHTS = ("greedy", "sampled", "likelihood")
 
 
 def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
+    text = "find the weights of several experts on a few labelled prompts"
+    add_command(commands, "few-shot", text, _fill_few_shot, _few_shot, RESUMES)
+    left = "nothing of this call is kept but graded answers of the base model"
     add_command(
-        commands, "few-shot", "find the weights of several experts on a few labelled prompts", _fill_few_shot, _few_shot
+        commands, "dispatch", "answer each prompt with the expert for its class", _fill_dispatch, _dispatch, left
     )
-    add_command(commands, "dispatch", "answer each prompt with the expert for its class", _fill_dispatch, _dispatch)
 
 
 def _fill_few_shot(parser: LazyParser) -> None:
@@ -38,26 +39,19 @@ def _fill_few_shot(parser: LazyParser) -> None:
 
 
 def _few_shot(known: argparse.Namespace) -> None:
-    from svf_rl.train import quiet_libraries
-
-    quiet_libraries()
     arguments = read_evaluation(known, tasks=[known.task], samples=1)
     out = Path(known.out or f"runs/few-shot-{known.task.replace(':', '-')}").expanduser()
-    try:
-        from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
-        from svf_rl.adaptation.few_shot_run import alpha_table, experts_by_name, few_shot  # takes seconds
-        from svf_rl.evaluation.table import table
-        from svf_rl.text_table import aligned
+    from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
+    from svf_rl.adaptation.few_shot_run import alpha_table, experts_by_name, few_shot
+    from svf_rl.evaluation.table import table
+    from svf_rl.text_table import aligned
 
-        weights = FitnessWeights(**{name: getattr(known, f"{name}_weight") for name in _WEIGHTS})
-        search = read_flags(known, FewShotArguments, weights=weights)
-        run = few_shot(arguments, experts_by_name(known.experts), search, out)
-    except KeyboardInterrupt as error:
-        raise SVFError("interrupted; the same command resumes from here") from error
-    print(aligned(alpha_table(run.found)))
-    print()
-    print(table(run.results))
-    print(f"\nThe combination is the adapter {out / 'adapter'}")
+    weights = FitnessWeights(**{name: getattr(known, f"{name}_weight") for name in _WEIGHTS})
+    search = read_flags(known, FewShotArguments, weights=weights)
+    run = few_shot(arguments, experts_by_name(known.experts), search, out)
+    print(
+        f"{aligned(alpha_table(run.found))}\n\n{table(run.results)}\n\nThe combination is the adapter {out / 'adapter'}"
+    )
 
 
 def _fill_dispatch(parser: LazyParser) -> None:
@@ -82,16 +76,9 @@ def _fill_dispatch(parser: LazyParser) -> None:
 
 
 def _dispatch(known: argparse.Namespace) -> None:
-    from svf_rl.train import quiet_libraries
-
-    quiet_libraries()
     evaluation = read_evaluation(known, tasks=[known.task or "prompts"])
-    try:
-        from svf_rl.adaptation.arguments import DispatchArguments, named_by_class
-        from svf_rl.adaptation.dispatch_run import run_dispatch  # takes seconds
+    from svf_rl.adaptation.arguments import DispatchArguments, named_by_class
+    from svf_rl.adaptation.dispatch_run import run_dispatch
 
-        experts = named_by_class(known.experts)
-        report = run_dispatch(read_flags(known, DispatchArguments, evaluation=evaluation, experts=experts))
-    except KeyboardInterrupt as error:
-        raise SVFError("interrupted: nothing of this call is kept but graded answers of the base model") from error
-    print(report)
+    experts = named_by_class(known.experts)
+    print(run_dispatch(read_flags(known, DispatchArguments, evaluation=evaluation, experts=experts)))

@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from svf_rl.cli.flags import LazyParser, add_command, add_flags, read_flags
-from svf_rl.errors import SVFError
 
 if TYPE_CHECKING:
     from svf_rl.evaluation.arguments import EvaluationArguments
 
 _DATA = ("data_dir", "data_path", "dataset_name", "dataset_config", "prompt_column", "answer_column", "skill",
          "wording", "system_prompt", "profile")  # fmt: skip
+RESUMES = "the same command resumes from here"
 # Of every command that lets a model answer the items of a task.
 ANSWERING = ("limit", "backend", "max_tokens", "dtype", "batch_size", "chat_template_kwargs", "max_failed",
              "gpu_memory_utilization", "enforce_eager", "trust_remote_code")  # fmt: skip
 
 
 def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
-    add_command(commands, "eval", "grade a model and its adapters on tasks", _fill, _run)
+    add_command(commands, "eval", "grade a model and its adapters on tasks", _fill, _run, RESUMES)
 
 
 def add_evaluation(parser: LazyParser, names: Sequence[str]) -> None:
@@ -54,15 +54,8 @@ def _fill(parser: LazyParser) -> None:
 
 
 def _run(known: argparse.Namespace) -> None:
-    from svf_rl.train import quiet_libraries
+    arguments = read_evaluation(known)  # before what takes seconds
+    from svf_rl.evaluation.run import evaluate
+    from svf_rl.evaluation.table import table
 
-    quiet_libraries()
-    arguments = read_evaluation(known)
-    try:
-        from svf_rl.evaluation.run import evaluate  # takes seconds
-        from svf_rl.evaluation.table import table
-
-        results = evaluate(arguments)
-    except KeyboardInterrupt as error:
-        raise SVFError("interrupted; the same command resumes from here") from error
-    print(table(results))
+    print(table(evaluate(arguments)))

@@ -4,13 +4,12 @@ import argparse
 import json
 
 from svf_rl.cli.flags import LazyParser, add_command, add_flags, read_flags
-from svf_rl.errors import SVFError
 
 
 def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
     _add_experts(commands)
     text = "write a plain model: a base model with an adapter or several experts"
-    add_command(commands, "merge", text, _fill_merge, _merge)
+    add_command(commands, "merge", text, _fill_merge, _merge, "nothing was written")
     _add_push(commands)
 
 
@@ -56,18 +55,12 @@ def _fill_merge(parser: LazyParser) -> None:
 
 
 def _merge(known: argparse.Namespace) -> None:
-    from svf_rl.train import quiet_libraries
-
-    quiet_libraries()
     from svf_rl.experts.arguments import MergeArguments
     from svf_rl.experts.merged import merge
     from svf_rl.models.arguments import ModelArguments
 
     model = read_flags(known, ModelArguments, model_name_or_path=known.model, model_revision=known.revision)
-    try:
-        merged = merge(model, known.experts, known.out, read_flags(known, MergeArguments))
-    except KeyboardInterrupt as error:
-        raise SVFError("interrupted; nothing was written") from error
+    merged = merge(model, known.experts, known.out, read_flags(known, MergeArguments))
     print(f"{merged.folder}: {merged.matrices} weights changed, {merged.dtype}, {merged.bytes / 1e6:.1f} MB")
     if merged.dtype == "float32":
         print("note: vLLM runs float32 models in half precision unless it is given --dtype float32")

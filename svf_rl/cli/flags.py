@@ -69,11 +69,23 @@ def add_command(
     text: str,
     fill: Callable[[LazyParser], None],
     run: Callable[[argparse.Namespace], None],
+    interrupted: str,
 ) -> None:
-    """Add a sub-command: `fill` makes its flags, `run` does it."""
+    """Add a sub-command that works with models: `fill` makes its flags, `run` does it, and `interrupted` says what an
+    interrupt leaves."""
+
+    def run_quietly(known: argparse.Namespace) -> None:
+        from svf_rl.train import quiet_libraries
+
+        quiet_libraries()
+        try:
+            run(known)
+        except KeyboardInterrupt as error:
+            raise SVFError(f"interrupted; {interrupted}") from error
+
     parser = commands.add_parser(name, help=text)
     parser.fill = fill
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run_quietly)
 
 
 def split_names(text: str) -> list[str]:

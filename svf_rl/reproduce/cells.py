@@ -1,14 +1,17 @@
 """A cell: one training run, one evaluation or one seed's adaptation, made once and kept with what decided it."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.files import write_json
 from svf_rl.storage.json_files import read_json
 from svf_rl.storage.same_settings import check_same_settings, difference
+from svf_rl.tasks import TaskOptions
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,31 @@ def end(cell: Cell, out: Path, seconds: float) -> None:
 def read_result(path: Path) -> dict[str, Any]:
     """What a call has written to `path`; nothing where there is no file. Raises `SVFError` for one that is damaged."""
     return read_json(path, "remove it, and the same command makes it again", missing_ok=True)
+
+
+def evaluation_arguments(
+    spec: Mapping[str, Any], task: str, options: Mapping[str, Any], out: str | None = None
+) -> EvaluationArguments:
+    """
+    Greedy answers of the model of a cell to the items of a task.
+
+    Args:
+        spec (`Mapping`): of the cell; `model` holds the [`ModelArguments`], `evaluation` the [`EvaluationSettings`].
+        task (`str`): the task, as in `quickstart:choice`.
+        options (`Mapping`): the task's [`TaskOptions`].
+        out (`str`, *optional*): where records go.
+    """
+    model, settings = spec["model"], spec["evaluation"]
+    return EvaluationArguments(
+        model=model["model_name_or_path"],
+        tasks=[task],
+        adapters=list(spec.get("adapters", {}).values()) if out is not None else [],
+        options=TaskOptions(**options),
+        reward=spec.get("reward"),
+        out=out,
+        max_tokens=spec.get("max_tokens"),
+        dtype=model["dtype"],
+        trust_remote_code=model["trust_remote_code"],
+        chat_template_kwargs=dict(spec["chat_template_kwargs"]),
+        **settings,
+    )

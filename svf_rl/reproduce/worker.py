@@ -33,7 +33,7 @@ def _work(path: Path) -> None:
     if record["kind"] == "evaluation":
         from svf_rl.evaluation.run import evaluate
         from svf_rl.evaluation.table import table
-        from svf_rl.reproduce.evaluations import evaluation_arguments
+        from svf_rl.reproduce.cells import evaluation_arguments
 
         spec = record["spec"]
         print(table(evaluate(evaluation_arguments(spec, spec["task"], spec["options"], spec["out"]))))

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
-from svf_rl.adaptation.comparison import compare, methods
 from svf_rl.adaptation.few_shot import adapt, draw_shots, unseen
-from svf_rl.adaptation.few_shot_run import experts_by_name, few_shot
+from svf_rl.adaptation.few_shot_run import compare, experts_by_name, few_shot, methods
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.items import TaskItems, load_items
