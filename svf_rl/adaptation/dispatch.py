@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from svf_rl.adaptation.arguments import check_classes
+from svf_rl.adaptation.arguments import DispatchArguments, check_classes
 from svf_rl.adaptation.classifier import classification_ids
 from svf_rl.adaptation.strategies import Classified, find_strategy
 from svf_rl.errors import SVFError
@@ -64,8 +64,8 @@ class Dispatcher:
             A class that is left out is answered by the base model.
         system_prompt (`str`): asks for the class; see [`svf_rl.adaptation.classifier.default_system_prompt`].
         classifier (`str`, *optional*): name of the dispatch expert in the pool; default: the base model classifies.
-        method (`str`, *optional*, defaults to `"generate"`): a strategy, see [`svf_rl.adaptation.strategies`].
-        max_tokens (`int`, *optional*, defaults to 256): of what the classifier writes.
+        method (`str`, *optional*): a strategy, see [`svf_rl.adaptation.strategies`].
+        max_tokens (`int`, *optional*): of what the classifier writes.
         template_arguments (`Mapping`, *optional*): passed on to the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
@@ -79,8 +79,8 @@ class Dispatcher:
         system_prompt: str,
         *,
         classifier: str | None = None,
-        method: str = "generate",
-        max_tokens: int = 256,
+        method: str = DispatchArguments.method,
+        max_tokens: int = DispatchArguments.classifier_tokens,
         template_arguments: Mapping[str, Any] | None = None,
     ):
         check_classes(experts)

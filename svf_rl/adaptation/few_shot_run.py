@@ -154,7 +154,7 @@ def compare(
     methods: Mapping[str, str | Mix | None],
     folder: Path | None = None,
     seed: int = 0,
-    batch_size: int | None = 512,
+    batch_size: int | None = None,
 ) -> list[Result]:
     """
     Let each method answer the same items.
@@ -167,7 +167,7 @@ def compare(
         folder (`Path`, *optional*): for the graded completions, `<label>.jsonl`. Those that are there are not made
             again: it must be of the same pool and methods.
         seed (`int`, *optional*, defaults to 0): of the items' sampling, where that is not greedy.
-        batch_size (`int`, *optional*, defaults to 512): completions written together.
+        batch_size (`int`, *optional*): completions written together; default: all.
 
     Returns:
         `list[Result]`: in the order of the methods.

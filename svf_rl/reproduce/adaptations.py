@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
+from svf_rl.adaptation.arguments import DispatchArguments, FewShotArguments, FitnessWeights
 from svf_rl.adaptation.classifier import classification_ids, default_system_prompt
 from svf_rl.adaptation.dispatch import Dispatcher
 from svf_rl.adaptation.few_shot import adapt, unseen
@@ -30,9 +30,6 @@ from svf_rl.storage.json_files import normalize_json
 from svf_rl.storage.same_settings import check_same_settings
 from svf_rl.svf.combine import even_weights
 from svf_rl.tasks import TaskOptions, find_task
-
-# Of what the classifier writes.
-CLASS_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -100,6 +97,7 @@ class _Seed:
         if not (self._spec["compare"] and self._spec["classes"]):
             return 0
         folders = [None, *([Path(self._spec["dispatch"])] if self._spec["dispatch"] else [])]
+        strategy = find_strategy(DispatchArguments.method)
         asked = [default_system_prompt(self._base.arguments.location, folder) for folder in folders]
         return max(
             room(
@@ -110,7 +108,7 @@ class _Seed:
                     system_prompt,
                     self._spec["chat_template_kwargs"],
                 ),
-                find_strategy("generate").count_tokens(self._base.tokenizer, CLASS_TOKENS),
+                strategy.count_tokens(self._base.tokenizer, DispatchArguments.classifier_tokens),
                 self._base.positions,
             )
             for task in self.tasks
@@ -201,7 +199,7 @@ class _Seed:
 
         def make() -> dict[str, Any]:
             dispatcher = Dispatcher(
-                self.pool, classes, system_prompt, classifier=classifier, max_tokens=CLASS_TOKENS,
+                self.pool, classes, system_prompt, classifier=classifier,
                 template_arguments=self._spec["chat_template_kwargs"],
             )  # fmt: skip
             dispatched = dispatcher.answer_items(task.items, task.rows)

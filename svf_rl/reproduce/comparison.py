@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
 from svf_rl.errors import SVFError
-from svf_rl.experts.arguments import SHARE_ALONE
+from svf_rl.experts.arguments import SHARE_ALONE, EngineArguments
 from svf_rl.reproduce.methods import DISPATCH, RESERVED, is_few_shot
 from svf_rl.rewards.verifiers.dispatch_label import LABELS
 from svf_rl.settings.yaml_values import fit, read_mapping
@@ -40,21 +40,13 @@ class Unseen:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """
-    How answers are made and how many items are reported.
+    """How answers are made ([`svf_rl.experts.arguments.EngineArguments`]), and how many items of a task are reported:
+    the first `limit`, or all."""
 
-    Args:
-        backend (`str`, *optional*, defaults to `"vllm"`): `"vllm"` or `"transformers"`.
-        limit (`int`, *optional*): only the first so many items of a task.
-        enforce_eager (`bool`, *optional*, defaults to `False`): vLLM compiles nothing: a faster start.
-        batch_size (`int`, *optional*): completions written together; default: as in `svf-rl eval`.
-        gpu_memory_utilization (`float`, *optional*, defaults to 0.85): vLLM's share of the GPU.
-    """
-
-    backend: Literal["vllm", "transformers"] = "vllm"
+    backend: Literal["vllm", "transformers"] = EngineArguments.backend
     limit: int | None = None
-    enforce_eager: bool = False
-    batch_size: int | None = None
+    enforce_eager: bool = EngineArguments.enforce_eager
+    batch_size: int | None = EngineArguments.batch_size
     gpu_memory_utilization: float = SHARE_ALONE
 
 
