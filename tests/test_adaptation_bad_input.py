@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftConfig, get_peft_model
+from fakes import refused_command, save_adapter
+from peft import LoraConfig, PeftConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,18 +33,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of experts: good ones, and ones that are not what they should be."""
     folder = tmp_path_factory.mktemp("experts")
 
-    def save(name: str, config: PeftConfig, base: str | Path) -> None:
-        torch.manual_seed(0)
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.05 * torch.randn(parameter.shape)
-        model.save_pretrained(folder / name)
+    def save(name: str, config: PeftConfig, base: Path | None = None) -> None:
+        save_adapter(folder / name, config, by=0.05, base=base, dtype="auto")
 
-    save("math", SVFConfig(target_modules="mlp", task_type="CAUSAL_LM"), model_path())
-    save("attention", SVFConfig(target_modules="attention", task_type="CAUSAL_LM"), model_path())
-    save("lora", LoraConfig(target_modules=["up_proj"], task_type="CAUSAL_LM"), model_path())
+    save("math", SVFConfig(target_modules="mlp", task_type="CAUSAL_LM"))
+    save("attention", SVFConfig(target_modules="attention", task_type="CAUSAL_LM"))
+    save("lora", LoraConfig(target_modules=["up_proj"], task_type="CAUSAL_LM"))
     other = AutoModelForCausalLM.from_pretrained(model_path())
     with torch.no_grad():
         other.model.layers[1].mlp.up_proj.weight[0, 0] += 1
@@ -77,17 +72,7 @@ def in_place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a command that must be refused; the one line it ends with."""
 
-    def run(*arguments: str) -> str:
-        before = sorted(Path().rglob("*"))
-        assert main(list(arguments)) == 1
-        printed = capsys.readouterr().err
-        lines = [line for line in printed.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1
-        assert "Traceback" not in printed
-        assert sorted(Path().rglob("*")) == before
-        return lines[0]
-
-    return run
+    return lambda *arguments: refused_command(capsys, *arguments)
 
 
 def misused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

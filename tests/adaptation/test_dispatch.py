@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import torch
-from peft import get_peft_model
-from transformers import AutoModelForCausalLM
+from fakes import save_adapter
 
 from svf_rl.adaptation.classifier import classification_ids
 from svf_rl.adaptation.dispatch import Dispatcher
@@ -22,9 +20,8 @@ from svf_rl.experts.pool import ExpertPool
 from svf_rl.generation import Sampling
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.models.arguments import ModelArguments
-from svf_rl.quickstart import make_rows, model_path
+from svf_rl.quickstart import make_rows
 from svf_rl.quickstart.dispatch_skill import DISPATCH_PROMPT
-from svf_rl.svf import SVFConfig
 
 pytestmark = pytest.mark.vllm
 GREEDY = Sampling(max_tokens=12, temperature=0.0)
@@ -35,17 +32,9 @@ EXPERTS = {"math": "first", "code": "second"}  # a reasoning question has no exp
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Saved adapters whose answers differ from the base model's and from one another."""
     root = tmp_path_factory.mktemp("experts")
-    for seed, name in enumerate(("first", "second", "judge")):
-        base = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
-        model = get_peft_model(base, SVFConfig(target_modules="mlp", task_type="CAUSAL_LM"))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in (p for p in model.parameters() if p.requires_grad):
-                # the judge stays near the base model, so that it still names classes
-                by = 0.3 if name != "judge" else 0.02
-                parameter += by * torch.randn(parameter.shape, generator=generator)
-        model.save_pretrained(root / name)
-    return {name: str(root / name) for name in ("first", "second", "judge")}
+    # the judge stays near the base model, so that it still names classes
+    moved = {"first": 0.3, "second": 0.3, "judge": 0.02}
+    return {name: save_adapter(root / name, seed=seed, by=by) for seed, (name, by) in enumerate(moved.items())}
 
 
 @pytest.fixture(scope="module")

@@ -5,34 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from fakes import save_adapter
+from peft import LoraConfig
 
 from svf_rl.adaptation.arguments import DispatchArguments
 from svf_rl.adaptation.dispatch_run import run_dispatch
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
-from svf_rl.quickstart import model_path
-from svf_rl.svf import SVFConfig
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Two saved experts and an adapter of another method."""
     root = tmp_path_factory.mktemp("experts")
-    for seed, name in enumerate(("sums", "programs", "lora")):
-        base = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
-        config = SVFConfig(target_modules="mlp", task_type="CAUSAL_LM")
-        if name == "lora":
-            config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-        model = get_peft_model(base, config)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in (p for p in model.parameters() if p.requires_grad):
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-        model.save_pretrained(root / name)
-    return {name: str(root / name) for name in ("sums", "programs", "lora")}
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    configs = {"sums": None, "programs": None, "lora": lora}
+    return {
+        name: save_adapter(root / name, config, seed, by=0.1) for seed, (name, config) in enumerate(configs.items())
+    }
 
 
 def _arguments(folders: dict[str, str], out: Path, task: str = "exam", **options: Any) -> DispatchArguments:

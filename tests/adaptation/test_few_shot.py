@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import save_adapter
 
 from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
 from svf_rl.adaptation.few_shot import adapt, draw_shots, unseen
@@ -30,22 +31,8 @@ TOKENS = 6  # of a completion, where it does not matter what it says
 def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """One that spoils the model, `z = 1 + d`, and one that spoils it the other way, `z = 1 − d`: together they cancel
     out."""
-    from peft import get_peft_model
-
-    from svf_rl.models.loading import load_base
-    from svf_rl.svf import SVFConfig
-
-    folders = {}
-    for name, sign in (("there", 1), ("back", -1)):
-        torch.manual_seed(0)
-        model = get_peft_model(load_base(MODEL), SVFConfig(target_modules="mlp", task_type="CAUSAL_LM"))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter += sign * 0.5 * torch.randn(parameter.shape)
-        folders[name] = str(tmp_path_factory.mktemp("experts") / name)
-        model.save_pretrained(folders[name])
-    return folders
+    root = tmp_path_factory.mktemp("experts")
+    return {name: save_adapter(root / name, by=by) for name, by in (("there", 0.5), ("back", -0.5))}
 
 
 @pytest.fixture(scope="module")

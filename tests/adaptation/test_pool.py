@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import save_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -25,10 +26,7 @@ GREEDY = Sampling(max_tokens=16, temperature=0.0)
 
 def saved(folder: Path, seed: int, **config: object) -> str:
     """An expert far enough from the base to write something else."""
-    base = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
-    torch.manual_seed(seed)
-    get_peft_model(base, SVFConfig(init="random", init_std=0.3, **config)).save_pretrained(folder)
-    return str(folder)
+    return save_adapter(folder, SVFConfig(init="random", init_std=0.3, **config), seed)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import fakes
 import pytest
+from peft import LoraConfig
 
 
 @pytest.fixture(scope="session")
@@ -11,23 +13,9 @@ def save_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     """`save_adapter("svf", by=0.1, seed=0)`: a folder with an SVF or LoRA adapter whose values were moved at random."""
 
     def save(kind: str, by: float, seed: int = 0, name: str | None = None) -> Path:
-        import torch
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM
-
-        from svf_rl.quickstart import model_path
-        from svf_rl.svf import SVFConfig
-
-        torch.manual_seed(seed)
         lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        config = SVFConfig(target_modules="mlp", task_type="CAUSAL_LM") if kind == "svf" else lora
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32), config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter += by * torch.randn(parameter.shape)
         folder = tmp_path_factory.mktemp("adapters") / (name or kind)
-        model.save_pretrained(folder)
+        fakes.save_adapter(folder, lora if kind == "lora" else None, seed, by)
         return folder
 
     return save

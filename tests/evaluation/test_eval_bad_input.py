@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes import refused_command
 
 from svf_rl.cli import main
 from svf_rl.evaluation.arguments import EvaluationArguments
@@ -20,16 +21,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """`refused(arguments)`: the one line with which the command ends."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        assert main([*arguments, "--out", "new/out"]) == 1
-        lines = capsys.readouterr().err.splitlines()
-        messages = [line for line in lines if line.startswith("error: ")]
-        assert messages == lines[-1:]
-        assert sorted(tmp_path.rglob("*")) == before
-        return messages[0]
-
-    return call
+    return lambda *arguments: refused_command(capsys, *arguments, "--out", "new/out")
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import save_adapter, tiny_llama_config
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from svf_rl.quickstart import model_path
-from svf_rl.svf import SVFConfig, svf_layers
+from svf_rl.svf import SVFConfig
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +28,8 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:
         torch.manual_seed(seed)
-        config = {
-            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128,
-            "tie_word_embeddings": True, "initializer_range": 0.2, "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-        }  # fmt: skip
         folder = tmp_path_factory.mktemp("models") / "small"
-        LlamaForCausalLM(LlamaConfig(**{**config, **overrides})).to(dtype).save_pretrained(folder)
+        LlamaForCausalLM(tiny_llama_config(tokenizer, **overrides)).to(dtype).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder
 
@@ -51,14 +46,7 @@ def make_expert(base: Path, tmp_path: Path) -> Callable[..., Path]:
     """`make_expert(name, seed=1, size=0.2, on=base, dtype="auto", **SVFConfig)`: z = start + size·noise; its folder."""
 
     def make(name: str, seed: int = 1, size: float = 0.2, on: Path = base, dtype: str = "auto", **config: Any) -> Path:
-        plain = AutoModelForCausalLM.from_pretrained(on, dtype=dtype)
-        model = get_peft_model(plain, SVFConfig(task_type="CAUSAL_LM", **config))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for layer in svf_layers(model).values():
-                z = layer.svf_z["default"].weight
-                z.add_(size * torch.randn(z.shape, generator=generator))
-        model.save_pretrained(tmp_path / name)
+        save_adapter(tmp_path / name, SVFConfig(task_type="CAUSAL_LM", **config), seed, size, base=on, dtype=dtype)
         return tmp_path / name
 
     return make

@@ -3,13 +3,12 @@
 import json
 import re
 import shlex
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import huggingface_hub
 import pytest
 import torch
+from fakes import FakeServer, refusal, served
 from huggingface_hub import ModelCard
 
 from svf_rl.cli import main
@@ -105,26 +104,18 @@ def test_lora_is_published_too(make_lora, tmp_path):
     assert "LORA of rank 4" in (tmp_path / "out" / "README.md").read_text()
 
 
-def refused(adapter: Path, target: str) -> str:
-    """The one line that publishing ends with."""
-    with pytest.raises(SVFError) as caught:
-        publish(str(adapter), target)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_a_target_that_is_taken_or_none(trained, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")
-    assert "not empty" in refused(trained, str(tmp_path / "taken"))
-    assert "OWNER/sums" in refused(trained, "sums")
+    assert "not empty" in refusal(publish, str(trained), str(tmp_path / "taken"))
+    assert "OWNER/sums" in refusal(publish, str(trained), "sums")
 
 
 def test_a_folder_without_a_sound_adapter(trained, tmp_path):
     (trained / "adapter_model.safetensors").write_bytes(b"cut off")
-    assert "damaged" in refused(trained, str(tmp_path / "out"))
+    assert "damaged" in refusal(publish, str(trained), str(tmp_path / "out"))
     (trained / "adapter_config.json").unlink()
-    assert "no adapter" in refused(trained, str(tmp_path / "out"))
+    assert "no adapter" in refusal(publish, str(trained), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -137,7 +128,7 @@ def test_without_a_token_or_a_network_there_is_one_line(trained, monkeypatch):
         publish(str(trained), "me/sums")
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(FakeServer):
     """The few answers of the Hub that an upload asks for; what is sent is kept in `commits`."""
 
     commits: list[str]
@@ -160,29 +151,17 @@ class Hub(BaseHTTPRequestHandler):
             self._answer({})
 
     def _answer(self, content: dict) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer(json.dumps(content).encode())
 
 
 def test_the_same_files_go_to_the_hub(trained, monkeypatch):
     """Through the real client, to a server that answers as the Hub does."""
     Hub.commits = []
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_token")
-    try:
+    with served(Hub) as url:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
         published = publish(str(trained), "me/sums")
-    finally:
-        server.shutdown()
     assert published.where.endswith("me/sums")
     lines = [json.loads(line) for line in Hub.commits[0].splitlines()]
     sent = sorted(line["value"]["path"] for line in lines if line["key"] == "file")

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
-from weight_check import move
+from fakes import adapted_model
+from peft import PeftConfig, PeftModel
 
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.quickstart import model_path
@@ -47,9 +46,7 @@ def adapted() -> Callable[..., PeftModel]:
     """`adapted(config, dtype)`: the bundled model with an adapter whose trained values are all away from the start."""
 
     def build(config: PeftConfig | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> PeftModel:
-        base = AutoModelForCausalLM.from_pretrained(model_path(), dtype=dtype)
-        model = get_peft_model(base, config or SVFConfig(target_modules="mlp+attention", task_type="CAUSAL_LM"))
-        move(model, seed)
-        return model.eval()
+        config = config or SVFConfig(target_modules="mlp+attention", task_type="CAUSAL_LM")
+        return adapted_model(config, seed, by=0.2, dtype=dtype)
 
     return build

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from fakes import move
 from peft import PeftModel, get_peft_model
 from torch import distributed
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from weight_check import expected_weights, move, wrong_weights
+from weight_check import expected_weights, wrong_weights
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Sampling

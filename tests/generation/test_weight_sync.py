@@ -5,8 +5,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from fakes import move
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig
-from weight_check import expected_weights, fused, move, wrong_weights
+from weight_check import expected_weights, fused, wrong_weights
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.vllm import colocated as colocated_vllm

@@ -9,15 +9,6 @@ from svf_rl.svf import svf_layers
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
-def move(model: torch.nn.Module, seed: int, by: float = 0.2) -> None:
-    """Move every trained value at random."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += by * torch.randn(parameter.shape, generator=generator).to(parameter)
-
-
 def expected_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     """
     What every parameter of vLLM must hold, by its name there: `W + U diag(s(m − 1)) Vᵀ` of the model's factors in fp64,

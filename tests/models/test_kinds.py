@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from fakes import save_adapter
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoModelForCausalLM
 
 from svf_rl.errors import SVFError
 from svf_rl.memory.model import PlannedModel
@@ -16,7 +16,6 @@ from svf_rl.models.arguments import AdapterArguments, ModelArguments
 from svf_rl.models.kinds import find_kind, kind_of, kind_of_model, load_saved
 from svf_rl.models.kinds.kind import all_kinds
 from svf_rl.models.loading import load_adapted, load_base
-from svf_rl.quickstart import model_path
 from svf_rl.settings.dry_run_model import find_adapted_matrices
 from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf import SVFConfig
@@ -29,11 +28,8 @@ MODEL = ModelArguments(dtype="float32")
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("experts")
-    for seed, name in enumerate(["one", "two"]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
-        get_peft_model(model, SVFConfig(init="random", init_std=0.05)).save_pretrained(root / name)
-    return [str(root / "one"), str(root / "two")]
+    config = SVFConfig(init="random", init_std=0.05)
+    return [save_adapter(root / name, config, seed) for seed, name in enumerate(["one", "two"])]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes import wait_until
 
 from svf_rl.errors import SVFError
 from svf_rl.reproduce.cells import Cell, is_done, log_path, record_path
@@ -148,7 +149,7 @@ def test_the_processes_of_a_killed_call_end_too_and_the_next_call_goes_on(tmp_pa
     script = KILLED.format(tests=str(Path(__file__).parent), out=str(tmp_path))
     call = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, start_new_session=True)
     log = log_path(tmp_path, "slow")
-    wait_for(lambda: log.is_file() and "begun" in log.read_text(), 60)
+    wait_until(lambda: log.is_file() and "begun" in log.read_text(), 60)
     os.killpg(call.pid, number)
     call.wait()
     start = time.monotonic()
@@ -157,13 +158,6 @@ def test_the_processes_of_a_killed_call_end_too_and_the_next_call_goes_on(tmp_pa
     assert time.monotonic() - start < 30
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path / "runs" / "slow") not in left
-
-
-def wait_for(condition, seconds):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_the_reason_of_a_failure_is_the_last_error_of_its_log(tmp_path):

@@ -4,13 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from peft import PeftConfig, PeftModel, get_peft_model
-from server_process import Server, free_port, move
-from transformers import AutoModelForCausalLM
+from fakes import adapted_model, free_port
+from peft import PeftConfig, PeftModel
+from server_process import Server
 
 from svf_rl.generation.server.generator import VLLMServersGenerator
-from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
 
 Start = Callable[..., Server]
@@ -69,9 +67,6 @@ def adapted() -> Callable[..., PeftModel]:
     answers come to an end."""
 
     def build(seed: int = 0, config: PeftConfig | None = None) -> PeftModel:
-        base = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
-        model = get_peft_model(base, config or SVFConfig(target_modules="mlp+attention", task_type="CAUSAL_LM"))
-        move(model, seed)
-        return model.eval()
+        return adapted_model(config or SVFConfig(target_modules="mlp+attention", task_type="CAUSAL_LM"), seed, by=0.05)
 
     return build

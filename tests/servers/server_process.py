@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -50,23 +49,6 @@ class Server:
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def move(model: torch.nn.Module, seed: int, by: float = 0.05, start: float | None = None) -> None:
-    """Move every trained value at random, from where it is or from `start`."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                if start is not None:
-                    parameter.fill_(start)
-                parameter += by * torch.randn(parameter.shape, generator=generator)
 
 
 @torch.no_grad()

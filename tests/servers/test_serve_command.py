@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_process import free_port
+from fakes import free_port
 
 from svf_rl.errors import SVFError
 from svf_rl.launch.serving import server_command

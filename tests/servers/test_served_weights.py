@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import move
 from peft import PeftModel, get_peft_model
-from server_process import move
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from svf_rl.errors import SVFError
@@ -91,7 +91,7 @@ def test_weights_stored_as_in_by_out(worker: Worker, tmp_path: Path) -> None:
     base = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=50, n_positions=16)).eval()
     base.save_pretrained(tmp_path)
     model = get_peft_model(base, SVFConfig(target_modules="mlp", task_type="CAUSAL_LM"))
-    move(model, 0)
+    move(model, 0, by=0.05)
     update(ServedWeights(worker, str(tmp_path), None, torch.float32), model)
     assert set(worker.loaded) == {f"transformer.h.0.mlp.{name}.weight" for name in ("c_fc", "c_proj")}
     assert all(torch.equal(worker.loaded[name], weight) for name, weight in adapted_weights(model))
@@ -100,7 +100,7 @@ def test_weights_stored_as_in_by_out(worker: Worker, tmp_path: Path) -> None:
 def test_a_bfloat16_server(worker: Worker) -> None:
     base = LlamaForCausalLM.from_pretrained(model_path(), dtype=torch.bfloat16)
     model = get_peft_model(base, SVFConfig(task_type="CAUSAL_LM"))
-    move(model, 0)
+    move(model, 0, by=0.05)
     update(ServedWeights(worker, str(model_path()), None, torch.bfloat16), model)
     assert all(torch.equal(worker.loaded[name], weight) for name, weight in adapted_weights(model))
 
@@ -131,7 +131,7 @@ def test_an_update_that_fails_half_way_is_known_and_mended_by_the_next(
 ) -> None:
     model = adapted(1)
     update(served, model)
-    move(model, 2)
+    move(model, 2, by=0.05)
     worker.fails_after = 4
     with pytest.raises(RuntimeError):
         update(served, model)

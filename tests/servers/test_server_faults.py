@@ -1,6 +1,5 @@
 """Servers that die, come back, or never were what they should be."""
 
-import http.server
 import os
 import signal
 import threading
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import FakeServer, free_port, move, served
 from peft import PeftModel, get_peft_model
-from server_process import Server, free_port, move, wrong_tokens
+from server_process import Server, wrong_tokens
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from svf_rl.errors import SVFError
@@ -146,13 +146,11 @@ def test_a_server_over_two_workers_rebuilds_its_shards(
 @pytest.fixture
 def no_vllm() -> Iterator[str]:
     """The address of a web server that is no vLLM."""
-    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page)
-    threading.Thread(target=web.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{web.server_address[1]}"
-    web.shutdown()
+    with served(_Page) as url:
+        yield url
 
 
-class _Busy(http.server.BaseHTTPRequestHandler):
+class _Busy(FakeServer):
     """Well, and slow to answer the first time."""
 
     asked = 0
@@ -161,34 +159,20 @@ class _Busy(http.server.BaseHTTPRequestHandler):
         if self.path != "/health":
             type(self).asked += 1
             time.sleep(2.0 if self.asked == 1 else 0.0)
-        self.send_response(200)
-        self.end_headers()
         with suppress(BrokenPipeError):
-            self.wfile.write(b"" if self.path == "/health" else b'{"is_paused": false}')
-
-    def log_message(self, *_: object) -> None:
-        pass
+            self.answer(b"" if self.path == "/health" else b'{"is_paused": false}')
 
 
 def test_a_server_that_is_busy_and_well_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_connection, "_SHORT", 0.5)
-    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Busy)
-    threading.Thread(target=web.serve_forever, daemon=True).start()
-    try:
-        assert server_connection.ServerConnection(f"http://127.0.0.1:{web.server_address[1]}").is_paused() is False
+    with served(_Busy) as url:
+        assert server_connection.ServerConnection(url).is_paused() is False
         assert _Busy.asked == 2
-    finally:
-        web.shutdown()
 
 
-class _Page(http.server.BaseHTTPRequestHandler):
+class _Page(FakeServer):
     def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"<html>welcome</html>" if self.path != "/health" else b"")
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer(b"<html>welcome</html>" if self.path != "/health" else b"", kind="text/html")
 
 
 def test_an_address_that_is_no_server_is_said_in_one_line(no_vllm: str, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from fakes import move
 from peft import LoraConfig, PeftModel
-from server_process import move, wrong_tokens
+from server_process import wrong_tokens
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Sampling
@@ -50,7 +51,7 @@ def test_an_update_is_z_and_little_else(generator: VLLMServersGenerator, adapted
     model = adapted(3)
     values = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for _ in range(2):
-        move(model, 4)
+        move(model, 4, by=0.05)
         assert 4 * values < generator.sync(model).bytes < 4 * values * 4 / 3 + 200
     pushed = sum(layer.base_weight().numel() * 4 for layer in svf_layers(model).values())
     assert pushed > 100 * 4 * values

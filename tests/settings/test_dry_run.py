@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fakes import refusal
 
-from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.dry_run import DryRun, check_recipe, count_updates
@@ -22,14 +22,6 @@ def plan(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return check_recipe(load_recipe(repository / "recipes" / "quickstart.yaml", overrides))
 
     return plan
-
-
-def refusal(plan, *overrides: str) -> str:
-    with pytest.raises(SVFError) as caught:
-        plan(*overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_the_quickstart_plan_says_what_a_run_would_do(plan, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fakes import refusal
 
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
@@ -28,14 +29,6 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return load_recipe(path, overrides)
 
     return write
-
-
-def refusal(write, text: str, *overrides: str) -> str:
-    with pytest.raises(SVFError) as caught:
-        write(text, *overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_an_empty_recipe_trains_the_bundled_model_with_svf(write) -> None:

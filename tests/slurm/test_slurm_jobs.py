@@ -7,11 +7,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from cluster import ENDED, Cluster, Job
+from fakes import wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
@@ -86,13 +87,6 @@ def job(cluster: Cluster, repository: Path, tmp_path: Path) -> Submission:
     return Submission(cluster, repository, tmp_path)
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 500) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def updates_written(job: Submission, number: str, at_least: int) -> None:
     """Wait until the job has logged so many updates."""
 
@@ -100,7 +94,7 @@ def updates_written(job: Submission, number: str, at_least: int) -> None:
         assert job.cluster.facts(number)["JobState"] not in ENDED, job.cluster.job_log(number)[-4000:]
         return len(job.updates()) >= at_least
 
-    wait_until(far_enough)
+    wait_until(far_enough, 500)
 
 
 @pytest.mark.distributed
@@ -176,7 +170,7 @@ def test_a_time_limit_costs_no_more_than_a_requeue(job: Submission, cluster: Clu
 @pytest.mark.distributed
 def test_a_job_stopped_before_its_first_update_is_not_requeued_for_ever(job: Submission, cluster: Cluster) -> None:
     number = job.submit(*LONG)
-    wait_until(lambda: len(cluster.processes(command=RANK)) >= 2)
+    wait_until(lambda: len(cluster.processes(command=RANK)) >= 2, 500)
     cluster.run("scancel", "--batch", "--signal=USR1", number)
     ended = job.wait(number)
     assert (ended.state, ended.restarts) == ("FAILED", 0)

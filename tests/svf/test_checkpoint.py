@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import wait_until
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -220,19 +221,12 @@ def start(folder: Path, cache: FactorCache, log: Path) -> "multiprocessing.conte
     return process
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the other process did not get there in time"
-        time.sleep(0.02)
-
-
 @pytest.mark.distributed
 def test_a_killed_run_resumes_at_the_next_matrix(
     llama: Path, cache: FactorCache, decomposed: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
     process = start(llama, cache, tmp_path / "log")
-    wait_until(lambda: len(list(cache.root.glob("*.safetensors"))) >= 2)
+    wait_until(lambda: len(list(cache.root.glob("*.safetensors"))) >= 2, 120)
     process.kill()
     process.join()
     done = len(list(cache.root.glob("*.safetensors")))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fakes import save_adapter
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -21,11 +22,8 @@ from svf_rl.train import run
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("experts")
-    for seed, name in enumerate(["one", "two"]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
-        get_peft_model(model, SVFConfig(init="random", init_std=0.05)).save_pretrained(root / name)
-    return [str(root / "one"), str(root / "two")]
+    config = SVFConfig(init="random", init_std=0.05)
+    return [save_adapter(root / name, config, seed) for seed, name in enumerate(["one", "two"])]
 
 
 @pytest.fixture

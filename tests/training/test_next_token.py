@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from fakes import refusal
 from peft import LoraConfig, PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -211,13 +212,6 @@ def plan(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.chdir(tmp_path)
     recipe = repository / "recipes" / "quickstart.yaml"
     return lambda *overrides: check_recipe(load_recipe(recipe, ["--objective", "next_token", *overrides]))
-
-
-def refusal(plan: Callable[..., DryRun], *overrides: str) -> str:
-    with pytest.raises(SVFError) as caught:
-        plan(*overrides)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_recipe_for_policy_gradient_becomes_its_counterpart_and_says_what_changed(plan: Any) -> None:
