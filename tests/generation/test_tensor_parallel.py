@@ -1,6 +1,7 @@
 """One vLLM over two processes: each holds half of every weight, and both give the answers of the whole model."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,9 @@ def test_two_processes_are_one_engine(even_model: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("shared_engine.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, str(script), str(even_model), str(tmp_path)], capture_output=True, text=True, timeout=550
-    )
+        [*command, str(script), str(even_model), str(tmp_path)], capture_output=True, text=True, timeout=550,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     assert "leaked" not in done.stderr
     for rank in (0, 1):

@@ -136,7 +136,7 @@ def test_two_calls_do_not_share_a_folder(tmp_path, monkeypatch):
 
 KILLED = """
 import os, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests}
 from pathlib import Path
 from test_cells import run, writing_cell
 out = Path({out!r})
@@ -146,7 +146,7 @@ run([writing_cell(out, "slow", code="print('begun', flush=True); time.sleep(60)"
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_processes_of_a_killed_call_end_too_and_the_next_call_goes_on(tmp_path, number):
-    script = KILLED.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+    script = KILLED.format(tests=[str(folder) for folder in Path(__file__).parents[:2]], out=str(tmp_path))
     call = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, start_new_session=True)
     log = log_path(tmp_path, "slow")
     wait_until(lambda: log.is_file() and "begun" in log.read_text(), 60)
