@@ -79,15 +79,22 @@ class ScriptedGenerator(FakeGenerator):
 # ---- models and adapters ---------------------------------------------------------------------------------------------
 
 
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 0,
+}  # fmt: skip
+
+
 def tiny_llama_config(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> LlamaConfig:
     """Two layers for this tokenizer, with weights large enough for opinions of their own."""
-    sizes = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128, "initializer_range": 0.2,
-        "tie_word_embeddings": True, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+    own = {
+        "vocab_size": len(tokenizer), "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": 128, "initializer_range": 0.2, "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
-    return LlamaConfig(**{**sizes, **changes})
+    return LlamaConfig(**{**SIZES, **own, **changes})
 
 
 def move(model: torch.nn.Module, seed: int, by: float, start: float | None = None) -> None:

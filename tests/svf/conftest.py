@@ -4,23 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from fakes import SIZES
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from svf_rl.svf import svf_layers
-
-LLAMA = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +22,7 @@ def make_llama() -> Callable[..., PreTrainedModel]:
 
     def make(seed: int = 0, **overrides: object) -> PreTrainedModel:
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(LlamaConfig(**{**LLAMA, **overrides})).eval()
+        return AutoModelForCausalLM.from_config(LlamaConfig(**{**SIZES, **overrides})).eval()
 
     return make
 

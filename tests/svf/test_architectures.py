@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import SIZES
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
@@ -28,18 +29,6 @@ from transformers import (
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFConfig, svf_layers
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
     "llama, biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
