@@ -10,7 +10,7 @@ from svf_rl.rewards import Reward, load_reward, required_columns
 from svf_rl.rewards.check_answers import check_answers
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.data import DataArguments
-from svf_rl.settings.dry_run_model import check_model
+from svf_rl.settings.dry_run_model import find_adapted_matrices
 from svf_rl.settings.recipe import Recipe
 from svf_rl.tasks import Splits, find_task
 from svf_rl.tasks.targets import check_targets, target_column
@@ -73,7 +73,7 @@ def check_recipe(recipe: Recipe) -> DryRun:
     rows = _check_data(recipe, rewards, notes)
     if any(reward.__name__ in ("unit_tests", "verified") for reward in rewards) and shutil.which("bwrap") is None:
         notes.append("bubblewrap is not installed on this machine: model-written code cannot be run in a sandbox")
-    matrices, values = check_model(recipe, notes)
+    adapted = find_adapted_matrices(recipe, notes)
     training = recipe.training
     steps = training.gradient_accumulation_steps
     sequences = training.per_device_train_batch_size * training.world_size * steps
@@ -90,8 +90,8 @@ def check_recipe(recipe: Recipe) -> DryRun:
     return DryRun(
         model=f"{recipe.model.model_name_or_path} ({recipe.model.dtype})",
         adapter=recipe.adapter.kind.describe(recipe.adapter) + start,
-        matrices=matrices,
-        trainable_values=values,
+        matrices=None if adapted is None else len(adapted.matrices),
+        trainable_values=None if adapted is None else adapted.trained_values,
         task=recipe.data.task + (f" {recipe.data.skill}" if recipe.data.task == "quickstart" else ""),
         rows=rows,
         rewards=[(reward.__name__, reward.weight) for reward in rewards],

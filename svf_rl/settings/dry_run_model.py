@@ -37,12 +37,6 @@ class Adapted:
     trained_values: int
 
 
-def check_model(recipe: Recipe, notes: list[str]) -> tuple[int | None, int | None]:
-    """How many matrices are adapted and how many values are trained; `None` where the model's shape is not known."""
-    adapted = find_adapted_matrices(recipe, notes)
-    return (None, None) if adapted is None else (len(adapted.matrices), adapted.trained_values)
-
-
 def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
     """
     Which matrices the recipe adapts; `None`, and a note that says why, where that cannot be known here.

@@ -80,20 +80,9 @@ class AdapterKind:
     def find_matrices(
         self, arguments: "AdapterArguments", config: PeftConfig, model: nn.Module | None
     ) -> tuple[list[str], int] | None:
-        """
-        Paths of the matrices that are adapted, and how many values are trained, those of `modules_to_save` apart.
-
-        Args:
-            arguments ([`AdapterArguments`]): The recipe's.
-            config (`PeftConfig`): The adapter's, fresh or saved.
-            model (`nn.Module`, *optional*): The base model, without values; `None` where it is not at hand.
-
-        Returns:
-            `tuple`, or `None` where this cannot be known without the model.
-
-        Raises:
-            SVFError: the targets match nothing that can be adapted.
-        """
+        """Paths of the matrices that an adapter of `config`, fresh or saved, adapts, and how many values are trained,
+        those of `modules_to_save` apart; `None` where this cannot be known without the base `model`, of which no
+        values are read. Raises `SVFError` where the targets match nothing that can be adapted."""
         if model is None:
             return None
         targets = self.targets(arguments) if arguments.adapter_path is None else config.target_modules
