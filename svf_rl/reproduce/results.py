@@ -9,7 +9,7 @@ from svf_rl.evaluation.records import read_records
 from svf_rl.metrics.statistics import as_json
 from svf_rl.reproduce.cell_plans import shot_counts
 from svf_rl.reproduce.cells import read_result
-from svf_rl.reproduce.comparison import slug
+from svf_rl.reproduce.comparison import Unseen, slug
 from svf_rl.reproduce.estimates import Verdicts, compared, estimate, oracle
 from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF, few_shot_label
 from svf_rl.reproduce.plan import Plan, evaluated
@@ -47,7 +47,7 @@ def collect(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
             for expert in comparison.experts
         ]
     if "adaptation" in plan.parts and comparison.unseen:
-        results["adaptation"] = [_adaptation(plan, label, failed) for label in _labels(plan)]
+        results["adaptation"] = [_adaptation(plan, task, failed) for task in comparison.unseen]
         if DISPATCH in evaluations:
             results["classification"] = {
                 "task": plan.task_of(DISPATCH),
@@ -60,14 +60,10 @@ def collect(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
             for expert in comparison.ablations.experts
         ]
         if comparison.unseen and len(shot_counts(comparison, plan.parts)) > 1:
-            results["shots"] = [_shots(plan, label, failed) for label in _labels(plan)]
+            results["shots"] = [_shots(plan, task, failed) for task in comparison.unseen]
     if comparison.unseen and any(cell.kind == "adaptation" for cell in plan.cells):
-        results["timing"] = [_timing(plan, label, failed) for label in _labels(plan)]
+        results["timing"] = [_timing(plan, task, failed) for task in comparison.unseen]
     return results
-
-
-def _labels(plan: Plan) -> list[str]:
-    return [task.label for task in plan.comparison.unseen]
 
 
 def _evaluation(plan: Plan, expert: str, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -123,11 +119,11 @@ def _row(method: str, by_seed: BySeed, base: BySeed) -> dict[str, Any]:
     return row
 
 
-def _adaptation(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]:
+def _adaptation(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str, Any]:
     """All methods on one unseen task."""
     comparison = plan.comparison
-    verdicts = _adapted(plan, label)
-    summaries = _summaries(plan, label, failed)
+    verdicts = _adapted(plan, task.label)
+    summaries = _summaries(plan, task.label, failed)
     base = verdicts.get(BASE, {})
     few_shot = few_shot_label(comparison.few_shot.shots)
     methods = [BASE, *comparison.experts, MEAN]
@@ -157,15 +153,15 @@ def _adaptation(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, 
                 )
     best = max((row for row in rows if row["method"] in comparison.experts and row["accuracy"] is not None),
                key=lambda row: row["accuracy"], default=None)  # fmt: skip
-    result: dict[str, Any] = {"label": label, "task": _task(plan, label), "few_shot": few_shot, "rows": rows}
+    result: dict[str, Any] = {"label": task.label, "task": task.task, "few_shot": few_shot, "rows": rows}
     if best is not None and (against := compared(verdicts.get(few_shot, {}), verdicts[best["method"]])):
         result["few_shot_against_best_expert"] = {"expert": best["method"], **as_json(against)}
     result["alpha"] = {seed: _search(summary, few_shot).get("alpha") for seed, summary in summaries.items()}
     return result
 
 
-def _shots(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]:
-    verdicts, summaries = _adapted(plan, label), _summaries(plan, label, failed)
+def _shots(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str, Any]:
+    verdicts, summaries = _adapted(plan, task.label), _summaries(plan, task.label, failed)
     rows = []
     for shots in shot_counts(plan.comparison, plan.parts):
         method = few_shot_label(shots)
@@ -173,12 +169,12 @@ def _shots(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]:
         row["shots"] = shots
         row["search_seconds"] = _mean([_search(summary, method).get("seconds") for summary in summaries.values()])
         rows.append(row)
-    return {"label": label, "task": _task(plan, label), "base": _row(BASE, verdicts.get(BASE, {}), {}), "rows": rows}
+    return {"label": task.label, "task": task.task, "base": _row(BASE, verdicts.get(BASE, {}), {}), "rows": rows}
 
 
-def _timing(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]:
+def _timing(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str, Any]:
     """Seconds of each pass over the reported items, and of the search, as means over the seeds."""
-    summaries = _summaries(plan, label, failed)
+    summaries = _summaries(plan, task.label, failed)
     made = {}
     for method in (PROMPT, DISPATCH):
         made[method] = [
@@ -199,7 +195,7 @@ def _timing(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[str, Any]
         if found
     ]
     items = max((len(summary["rows"]) for summary in summaries.values()), default=0)
-    return {"label": label, "items": items, "rows": rows}
+    return {"label": task.label, "items": items, "rows": rows}
 
 
 def _adapted(plan: Plan, label: str) -> Mapping[str, BySeed]:
@@ -234,10 +230,6 @@ def _share_right(summary: Mapping[str, Any], method: str, owners: Mapping[str, s
     if not chosen:
         return None
     return sum(chosen[row] == expert for row, expert in owners.items()) / len(owners)
-
-
-def _task(plan: Plan, label: str) -> str:
-    return next(task.task for task in plan.comparison.unseen if task.label == label)
 
 
 def _verdicts(path: Path) -> dict[int, bool | None]:
