@@ -28,7 +28,9 @@ class LivingEngines:
     def add(self, llm: Any) -> None:
         """Control the shutdown of `llm`, a `vllm.LLM` of this process."""
         client = llm.llm_engine.engine_core
-        client._finalizer.detach()
+        finalizer = getattr(client, "_finalizer", None)  # vLLM before 0.31 has none
+        if finalizer is not None:
+            finalizer.detach()
         self._cores.append(client.engine_core)
         weakref.finalize(client, self._end, client.engine_core)
 
