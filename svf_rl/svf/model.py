@@ -206,7 +206,7 @@ def _check_saved(name: str, layer: SVFLinear, adapter_name: str, saved: dict[str
     if not agrees(layer.projections, m, saved[name + PROBE].float().cpu()):
         raise SVFError(
             f"the factors of {name} are not those of the adapter's training (their probe differs by more than 1e-3): "
-            "use the factor cache of the training run"
+            "use the dtype and the factor cache of the training run"
         )
 
 
