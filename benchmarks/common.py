@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,16 +79,16 @@ def random_llama(config: LlamaConfig, dtype: torch.dtype, device: str) -> LlamaF
     return model.eval()
 
 
-def saved_model(folder: str, config: LlamaConfig, dtype: torch.dtype) -> None:
-    """A random model as a folder that vLLM can read."""
-    random_llama(config, dtype, "cpu").save_pretrained(folder)
+def saved_model(folder: str, config: LlamaConfig, dtype: torch.dtype, device: str = "cpu") -> None:
+    """A random model, made on `device`, as a folder that vLLM can read."""
+    random_llama(config, dtype, device).save_pretrained(folder)
     AutoTokenizer.from_pretrained(model_path()).save_pretrained(folder)
 
 
 def decompose_once(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Fill the factor cache for the MLP weights of `random_llama`, each distinct one once."""
+    """Fill the factor cache for the MLP weights of `random_llama`, whose layers are all the same."""
     cache = FactorCache()
-    for layer in linears(model, MLP).values():
+    for layer in linears(model.model.layers[0], MLP).values():
         weight, key = layer.weight.detach(), fingerprint(layer.weight)
         if cache.load(key, weight.dtype) is None:
             cache.store(key, thin_svd(weight).to(weight.dtype))
@@ -125,13 +126,14 @@ def synchronize() -> None:
 
 @contextmanager
 def running(
-    life: Callable[..., None], contenders: dict[str, tuple[Any, ...]]
+    life: Callable[..., None], contenders: dict[str, tuple[Any, ...]], started: dict[str, Any] | None = None
 ) -> Iterator[dict[str, Callable[[Any], Any]]]:
     """
     Starts `life(pipe, *arguments)` in a fresh process for each contender; it sends once when it is ready, then answers
     each order that it receives, until the order is `None` or it has seen enough.
 
-    Yields for each contender a function that sends an order and waits for the answer.
+    Yields for each contender a function that sends an order and waits for the answer. What each one sent when it was
+    ready goes into `started`.
     """
     context = get_context("spawn")
     processes: list[Any] = []
@@ -142,7 +144,9 @@ def running(
             processes.append(context.Process(target=life, args=(other, *arguments)))
             processes[-1].start()
             other.close()  # so that a contender that dies ends the wait for its answer
-            pipes[name].recv()
+            ready = pipes[name].recv()
+            if started is not None:
+                started[name] = ready
         yield {name: partial(_ask, pipe) for name, pipe in pipes.items()}
     finally:
         for pipe in pipes.values():
@@ -206,8 +210,21 @@ def hardware(device: str) -> dict[str, Any]:
         | {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
     }
     if device == "cuda":
-        result["gpu"] = torch.cuda.get_device_name()
+        result |= gpu()
     return result
+
+
+def gpu() -> dict[str, Any]:
+    """The GPU's name and memory, its driver, and the CUDA that torch was built for."""
+    properties = torch.cuda.get_device_properties()
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    return {
+        "gpu": properties.name,
+        "gpu_bytes": properties.total_memory,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+    }
 
 
 def arguments(doc: str | None, script: str) -> argparse.Namespace:

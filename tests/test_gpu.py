@@ -9,7 +9,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from svf_rl.generation.sampling import Sampling
-from svf_rl.generation.transformers_rollouts import TransformersRollouts
+from svf_rl.generation.transformers_generator import TransformersGenerator
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
 from svf_rl.svf.decompose import thin_svd
@@ -80,14 +80,14 @@ def test_the_quickstart_trains(dtype: str, repository: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(("dtype", "sleep"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)])
 def test_a_synced_vllm_answers_as_the_model_does(dtype: torch.dtype, sleep: bool, prompts: list[list[int]]) -> None:
     pytest.importorskip("vllm")
-    from svf_rl.generation.colocated_vllm import ColocatedVLLM
+    from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 
-    engine = ColocatedVLLM(
+    engine = ColocatedVLLMGenerator(
         str(model_path()), dtype=dtype, seed=0, max_model_len=256, max_num_seqs=64, enforce_eager=True,
         gpu_memory_utilization=0.1, enable_sleep_mode=sleep,
     )  # fmt: skip
     model = adapted("cuda", dtype)
-    tokenless = TransformersRollouts(model, eos_token_ids=[1], pad_token_id=0)
+    tokenless = TransformersGenerator(model, eos_token_ids=[1], pad_token_id=0)
     for _ in range(2):  # asleep between: the weights come back
         assert engine.stale is sleep
         engine.sync(model)
