@@ -43,8 +43,10 @@ def _machines() -> Rows:
         found = json.loads(path.read_text())["hardware"]
         if isinstance(found, str):
             machine = found
+        elif "gpu" in found:
+            machine = f"{found['gpu']}, driver {found['driver']}, CUDA {found['cuda']}"
         else:
-            machine = f"{found.get('gpu', found['cpu'])}, {found['cores']} cores, {found['threads']} thread"
+            machine = f"{found['cpu']}, {found['cores']} cores, {found['threads']} thread"
             machine += "s" if found["threads"] > 1 else ""
             machine += f"; torch {found['versions']['torch']}"
         rows.setdefault(machine.replace("1 threads used", "1 thread"), []).append(path.stem)
@@ -53,11 +55,13 @@ def _machines() -> Rows:
 
 def _update_step(result: dict[str, Any]) -> Rows:
     rows = []
+    on_gpu = "gpu" in result["hardware"]
     for update in result["updates"]:
-        seconds, peaks, ratios = update["cpu_seconds"], update["peak_bytes"], update["ratios"]
+        seconds = update["seconds" if on_gpu else "cpu_seconds"]
+        peaks, ratios = update["peak_bytes"], update["ratios"]
         rows.append(
             {"": "with exact KL" if update["exact_kl"] else "without reference"}
-            | {f"{_METHODS[name]} (s)": f"{seconds[name]:.1f}" for name in _METHODS}
+            | {f"{_METHODS[name]} (s)": f"{seconds[name]:.{2 if on_gpu else 1}f}" for name in _METHODS}
             | {"SVF / LoRA": f"{ratios['svf / lora']:.2f}", "SVF / dense": f"{ratios['svf / dense']:.2f}"}
             | {f"{_METHODS[name]} (MiB)": f"{peaks[name] / MIB:.0f}" for name in _METHODS}
         )
@@ -65,6 +69,14 @@ def _update_step(result: dict[str, Any]) -> Rows:
 
 
 _METHODS = {"svf": "SVF", "lora": "LoRA", "dense": "dense"}
+
+
+def _update_step_held(result: dict[str, Any]) -> str:
+    """What each contender holds on the GPU between updates."""
+    held = {name: result["loading"][name]["held_bytes"] / 1e9 for name in _METHODS}
+    return (
+        f"Between updates SVF holds {held['svf']:.1f} GB, LoRA {held['lora']:.1f} GB and dense {held['dense']:.1f} GB."
+    )
 
 
 def _training_step(result: dict[str, Any]) -> Rows:
@@ -251,20 +263,82 @@ def _worth(result: dict[str, Any]) -> str:
     return f"Here a switch is worth it from about {one:,} tokens on with one slot, and {every:,} with all loaded."
 
 
+def _numerics(result: dict[str, Any]) -> Rows:
+    return [
+        {"matrix (out × in)": f"`{row['matrix']}`, {row['shape'][0]} × {row['shape'][1]}"}
+        | {head: f"{row[key]:.5f}" for head, key in _OUTPUTS.items()}
+        for row in result["relative_errors"]
+    ]
+
+
+_OUTPUTS = {
+    "factored": "factored",
+    "merged": "merged",
+    "factored at z = 1": "factored_at_1",
+    "base": "base",
+    "weight, merged": "merged_weight",
+}
+
+
+def _numerics_log_probabilities(result: dict[str, Any]) -> Rows:
+    return [
+        {
+            "difference of log-probabilities": name.replace("m = 1", "z = 1"),
+            "mean": f"{found['mean']:.3f}",
+            "99th percentile": f"{found['p99']:.2f}",
+            "largest": f"{found['max']:.2f}",
+            "mean KL": f"{found['mean_kl']:.4f}",
+        }
+        for name, found in result["log_probabilities"].items()
+    ]
+
+
+def _quickstart(result: dict[str, Any]) -> Rows:
+    return [
+        {
+            "generation": run["generation"],
+            "dtype": run["dtype"],
+            "accuracy before": f"{run['base_accuracy']:.3f}",
+            "after": f"{run['accuracy']:.3f}",
+        }
+        for run in result["runs"]
+    ]
+
+
+def _vllm_agreement(result: dict[str, Any]) -> Rows:
+    return [
+        {
+            "dtype": row["dtype"],
+            "sleep mode": "on" if row["sleep"] else "off",
+            "vLLM's attention": f"`{row['attention']}`",
+            "largest difference": f"{max(row['largest_difference']):.4f}",
+        }
+        for row in result["rows"]
+    ]
+
+
 _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "decompose": _decompose,
+    "decompose_h100_8b": _decompose,
     "evaluation": _evaluation,
     "expert_switch": _expert_switch,
     "expert_switch.worth": _worth,
     "memory_plan": _memory_plan,
+    "memory_plan_h100_8b": _memory_plan,
     "memory_processes": _memory_processes,
+    "numerics_h100_8b": _numerics,
+    "numerics_h100_8b.log_probabilities": _numerics_log_probabilities,
+    "quickstart_h100": _quickstart,
     "rollouts": _rollouts,
     "scaling": _scaling,
     "scaling.tokens": _scaling_tokens,
     "server_sync": _server_sync,
     "training_step": _training_step,
     "update_step": _update_step,
+    "update_step_h100_8b": _update_step,
+    "update_step_h100_8b.held": _update_step_held,
     "verifiers": _verifiers,
     "verifiers.math": _verifiers_math,
+    "vllm_agreement_h100": _vllm_agreement,
     "weight_sync": _weight_sync,
 }
