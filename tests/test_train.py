@@ -26,7 +26,7 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_c
 
 
 def launch(repository: Path, *arguments: str, launcher: Sequence[str] = ACCELERATE) -> str:
-    """`accelerate launch … svf_rl/train.py …` from the repository; its output."""
+    """`accelerate launch … svf_rl/train.py recipes/…` from the repository, in processes of its own; its output."""
     done = subprocess.run(
         [sys.executable, *launcher, "svf_rl/train.py", *arguments],
         cwd=repository,
@@ -37,6 +37,11 @@ def launch(repository: Path, *arguments: str, launcher: Sequence[str] = ACCELERA
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
+
+
+def train(repository: Path, recipe: str, *arguments: str) -> None:
+    """`svf-rl train recipes/…`, in this process."""
+    assert main(["train", str(repository / "recipes" / recipe), *arguments]) == 0
 
 
 def metrics_lines(output: Path) -> list[dict]:
@@ -91,8 +96,10 @@ def test_the_reported_accuracy_is_that_of_the_saved_adapter(quickstart):
 
 @pytest.mark.vllm
 def test_one_seed_decides_everything(repository, tmp_path):
-    for name in ("first", "second"):
-        launch(repository, "recipes/quickstart.yaml", *SMALL, "--seed", "3", "--output_dir", str(tmp_path / name))
+    """In a process of its own, and in this one, after whatever was done in it before."""
+    own = [*SMALL, "--seed", "3", "--output_dir"]
+    launch(repository, "recipes/quickstart.yaml", *own, str(tmp_path / "first"))
+    train(repository, "quickstart.yaml", *own, str(tmp_path / "second"))
     assert metrics_lines(tmp_path / "first") == metrics_lines(tmp_path / "second")
     assert len(metrics_lines(tmp_path / "first")) >= 4
     adapters = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("first", "second")]
@@ -101,9 +108,9 @@ def test_one_seed_decides_everything(repository, tmp_path):
 
 @pytest.mark.vllm
 def test_llama3_math_on_real_gsm8k_rows_with_only_model_data_and_sizes_changed(repository, shared_data, tmp_path):
-    launch(
+    train(
         repository,
-        "recipes/llama3_math.yaml",
+        "llama3_math.yaml",
         *("--model_name_or_path", "quickstart", "--data_path", str(shared_data / "gsm8k")),
         *("--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2", "--max_steps", "20"),
         *("--max_completion_length", "48", "--validation_items", "16", "--test_items", "32"),
@@ -126,9 +133,9 @@ def test_llama3_math_on_real_gsm8k_rows_with_only_model_data_and_sizes_changed(r
 def test_other_recipes_on_real_rows_with_only_model_data_and_sizes_changed(
     recipe, length, reward, repository, shared_data, tmp_path
 ):
-    launch(
+    train(
         repository,
-        f"recipes/{recipe}.yaml",
+        f"{recipe}.yaml",
         *("--model_name_or_path", "quickstart", "--data_dir", str(shared_data)),
         *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--max_steps", "2"),
         *("--max_completion_length", length, "--validation_items", "4", "--test_items", "8"),
@@ -150,7 +157,7 @@ def test_other_recipes_on_real_rows_with_only_model_data_and_sizes_changed(
 @pytest.mark.vllm
 def test_the_same_trainer_trains_lora(repository, tmp_path):
     lora = ["--adapter", "lora", "--lora_r", "8", "--learning_rate", "2e-3"]
-    launch(repository, "recipes/quickstart.yaml", *SMALL, *lora, "--output_dir", str(tmp_path / "run"))
+    train(repository, "quickstart.yaml", *SMALL, *lora, "--output_dir", str(tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     updates = [line for line in metrics_lines(tmp_path / "run") if "reward" in line]
     # vLLM holds the LoRA-merged weights: on the second update they are no longer those of the base
@@ -164,7 +171,7 @@ TINY = ["--use_vllm", "false", "--per_device_train_batch_size", "8", "--max_comp
 def test_a_mixture_trains_and_says_how_each_task_does(tmp_path, repository):
     mixture = "{'quickstart:math': 1, 'quickstart:choice': 1}"
     own = ["--task", "mixture", "--mixture", mixture, "--train_items", "64", "--output_dir", str(tmp_path / "run")]
-    assert main(["train", str(repository / "recipes/quickstart.yaml"), *TINY, *own]) == 0
+    train(repository, "quickstart.yaml", *TINY, *own)
     evaluations = [line for line in metrics_lines(tmp_path / "run") if "eval_accuracy" in line]
     assert evaluations
     for line in evaluations:
@@ -180,8 +187,7 @@ def test_the_seed_decides_a_random_start_too(adapter, tmp_path, repository):
     for name, noise in (("first", 1), ("second", 2)):
         torch.manual_seed(noise)  # whatever went on in the process before
         output = tmp_path / name
-        arguments = [str(repository / "recipes/quickstart.yaml"), *TINY, *adapter, "--output_dir", str(output)]
-        assert main(["train", *arguments]) == 0
+        train(repository, "quickstart.yaml", *TINY, *adapter, "--output_dir", str(output))
         saved.append((output / "adapter_model.safetensors").read_bytes())
     assert saved[0] == saved[1]
 
@@ -190,16 +196,16 @@ def test_the_seed_decides_a_random_start_too(adapter, tmp_path, repository):
 def test_two_processes_train_what_one_does(repository, tmp_path):
     """Greedy rollouts, which do not depend on how prompts are cut over processes."""
     greedy = ["--temperature", "0", "--num_generations", "1", "--advantage", "batch_mean", "--load_best_model_at_end"]
-    common = ["recipes/quickstart.yaml", *TINY, *greedy, "false", "--learning_rate", "1e-3"]
+    common = [*TINY, *greedy, "false", "--learning_rate", "1e-3"]
     z = {}
     for processes, size in ((1, 16), (2, 8)):
         output = tmp_path / str(processes)
-        launch(
-            repository,
-            *common,
-            *("--per_device_train_batch_size", str(size), "--output_dir", str(output)),
-            launcher=["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)],
-        )
+        own = ["--per_device_train_batch_size", str(size), "--output_dir", str(output)]
+        if processes == 1:
+            train(repository, "quickstart.yaml", *common, *own)
+        else:
+            two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+            launch(repository, "recipes/quickstart.yaml", *common, *own, launcher=two)
         z[processes] = {k: v for k, v in load_file(output / "adapter_model.safetensors").items() if "svf_z" in k}
         assert json.loads((output / "summary.json").read_text())["items"] == 32
     moved = max((value - 1).abs().max().item() for value in z[1].values())

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from svf_rl.cli import main
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.run import evaluate
 from svf_rl.evaluation.summary import Result
@@ -205,19 +206,19 @@ def test_real_rows(shared_data: Path, tmp_path: Path, task: str) -> None:
     assert all(r["reason"] for r in records(tmp_path / "out", "base", task))
 
 
-def test_ones_own_file_is_evaluated_whole(tmp_path: Path) -> None:
+def test_ones_own_file_is_evaluated_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from svf_rl.quickstart import make_rows
 
     rows = [{"question": row["prompt"], "gold": row["answer"]} for row in make_rows("math", "test", 10)]
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "svf_rl.cli", "eval", "quickstart", "--tasks", "columns", "--data-path", str(data),
-               "--prompt-column", "question", "--answer-column", "gold", "--reward", "numeric",
-               "--backend", "transformers", "--out", str(out)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = ["eval", "quickstart", "--tasks", "columns", "--data-path", str(data), "--prompt-column", "question",
+               "--answer-column", "gold", "--reward", "numeric", "--backend", "transformers",
+               "--out", str(out)]  # fmt: skip
+    assert main(command) == 0
     assert len(records(out, "base", "columns")) == 10
-    assert "columns" in done.stdout
+    assert "columns" in capsys.readouterr().out
 
 
 def test_a_plain_reward_function_grades_too(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from server_process import Server
 
+from svf_rl.train import main
+
 pytestmark = pytest.mark.vllm
 SMALL = (
     "--max_steps 3 --validation_items 16 --test_items 32 --per_device_train_batch_size 16 --eval_strategy no "
@@ -19,7 +21,7 @@ SMALL = (
 
 
 def train(repository: Path, output: Path, *options: str, processes: int = 1) -> list[dict]:
-    """The lines of `metrics.jsonl` of a small run of the quickstart."""
+    """The lines of `metrics.jsonl` of a small run of the quickstart, in processes of its own."""
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
     arguments = [sys.executable, *launch, "svf_rl/train.py", "recipes/quickstart.yaml", *SMALL, *options]
     done = subprocess.run(
@@ -31,6 +33,10 @@ def train(repository: Path, output: Path, *options: str, processes: int = 1) -> 
         timeout=500,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return metrics_lines(output)
+
+
+def metrics_lines(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -40,7 +46,9 @@ def trained(output: Path) -> torch.Tensor:
 
 
 def test_a_run_with_a_server_sends_z_alone(repository: Path, server: Server, tmp_path: Path) -> None:
-    lines = train(repository, tmp_path / "server", "--vllm_mode", "server", "--vllm_server_base_url", server.url)
+    own = ["--vllm_mode", "server", "--vllm_server_base_url", server.url, "--output_dir", str(tmp_path / "server")]
+    assert main([str(repository / "recipes/quickstart.yaml"), *SMALL, *own]) == 0
+    lines = metrics_lines(tmp_path / "server")
     sent = [line["sync/bytes"] for line in lines if "sync/bytes" in line]
     assert sent
     assert max(sent) < 4 * 864 * 4 / 3 + 200
