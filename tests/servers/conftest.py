@@ -39,6 +39,13 @@ def first_server(start_server: Start) -> Server:
     return start_server()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _start_early(request: pytest.FixtureRequest) -> None:
+    """A server that a later test wants comes up while others run."""
+    if any("first_server" in item.fixturenames for item in request.session.items if isinstance(item, pytest.Function)):
+        request.getfixturevalue("first_server")
+
+
 @pytest.fixture
 def server(first_server: Server) -> Server:
     """One server for all tests; a test that killed it leaves the next one to wait for another."""
