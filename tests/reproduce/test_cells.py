@@ -10,30 +10,13 @@ from pathlib import Path
 
 import pytest
 from fakes import wait_until
+from written_cells import run, writing_cell
 
 from svf_rl.errors import SVFError
 from svf_rl.reproduce.cells import Cell, is_done, log_path, record_path
-from svf_rl.reproduce.launch import hold_results, last_error, run_cells
+from svf_rl.reproduce.launch import hold_results, last_error
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def writing_cell(out, name, *, code="", needs=(), kind="training", **settings):
-    """A cell whose process writes when it ran into `summary.json`, after `code`."""
-    folder = out / "runs" / name
-    script = (
-        f"import json, pathlib, sys, time; start = time.time(); folder = pathlib.Path({str(folder)!r})\n{code}\n"
-        "folder.mkdir(parents=True, exist_ok=True)\n"
-        "times = {'base_accuracy': 0, 'accuracy': 1, 'start': start, 'end': time.time()}\n"
-        "(folder / 'summary.json').write_text(json.dumps(times))"
-    )
-    command = [sys.executable, "-S", "-c", script]
-    return Cell(name, kind, folder, {"seed": 0, **settings}, command, tuple(needs))
-
-
-def run(cells, out, jobs=2):
-    with hold_results(out) as lock:
-        return run_cells(cells, out, jobs, os.environ, lock)
 
 
 def summary(cell):
@@ -135,10 +118,10 @@ def test_two_calls_do_not_share_a_folder(tmp_path, monkeypatch):
 
 
 KILLED = """
-import os, sys
-sys.path[:0] = {tests}
+import sys
+sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_cells import run, writing_cell
+from written_cells import run, writing_cell
 out = Path({out!r})
 run([writing_cell(out, "slow", code="print('begun', flush=True); time.sleep(60)")], out)
 """
@@ -146,7 +129,7 @@ run([writing_cell(out, "slow", code="print('begun', flush=True); time.sleep(60)"
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_processes_of_a_killed_call_end_too_and_the_next_call_goes_on(tmp_path, number):
-    script = KILLED.format(tests=[str(folder) for folder in Path(__file__).parents[:2]], out=str(tmp_path))
+    script = KILLED.format(here=str(Path(__file__).parent), out=str(tmp_path))
     call = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, start_new_session=True)
     log = log_path(tmp_path, "slow")
     wait_until(lambda: log.is_file() and "begun" in log.read_text(), 60)
