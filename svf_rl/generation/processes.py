@@ -1,7 +1,7 @@
 """Work that one process does for all of them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import distributed
 
@@ -29,7 +29,7 @@ def run_on_main_process(act: Callable[[], dict[str, Any]], meanwhile: Callable[[
     distributed.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise SVFError(outcome[1])
-    return outcome[0]
+    return cast("dict[str, Any]", outcome[0])
 
 
 def process_count() -> int:

@@ -124,7 +124,8 @@ class _Worker:
                 rest = rest[os.write(descriptor, rest) :]
         except BrokenPipeError:
             raise self._failure("died") from None
-        return json.loads(self._read_line(deadline, timeout))
+        reply: dict[str, Any] = json.loads(self._read_line(deadline, timeout))
+        return reply
 
     def is_alive(self) -> bool:
         return self._process.poll() is None

@@ -55,13 +55,13 @@ def end_of_turn(
 ) -> int:
     """The token that ends an assistant's turn in the chat template, which may differ from the tokenizer's
     end-of-sequence token (as for Gemma). For a tokenizer without a template it is the latter."""
-    mark = "answer"
+    mark, eos = "answer", tokenizer.eos_token_id
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": mark}]
     if tokenizer.chat_template is None and not template_arguments.get("chat_template"):
-        return tokenizer.eos_token_id
+        return eos
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, **template_arguments)
     except TemplateError:
-        return tokenizer.eos_token_id
+        return eos
     after = tokenizer(text.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
-    return next((token for token in after if token in eos_token_ids), tokenizer.eos_token_id)
+    return next((token for token in after if token in eos_token_ids), eos)

@@ -121,7 +121,8 @@ class AdapterKind:
 
     def reference(self, model: PeftModel) -> AbstractContextManager[None]:
         """Within it, `model` is the reference policy of the KL term."""
-        return model.disable_adapter()
+        reference: AbstractContextManager[None] = model.disable_adapter()
+        return reference
 
     def rebuilt_weight(self, layer: Any) -> Tensor | None:
         """A new tensor: the weight that `layer` acts as, in the layout and type of its base layer's; `None` where no
