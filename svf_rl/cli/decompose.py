@@ -37,6 +37,6 @@ def _run(known: argparse.Namespace) -> None:
         trust_remote_code=known.trust_remote_code,
     )
     print(
-        f"{index.count} matrices, {index.cached} of them cached before; {index.bytes / 1e6:.1f} MB of factors, "
+        f"{len(index.modules)} matrices, {index.cached} of them cached before; {index.bytes / 1e6:.1f} MB of factors, "
         f"{index.seconds:.1f} s; index: {index.path}"
     )

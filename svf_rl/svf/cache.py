@@ -52,7 +52,7 @@ class FactorCache:
             return None
         try:
             factors = _read(path, fingerprint, dtype)
-        except (SafetensorError, OSError, _DamagedError) as error:
+        except (SafetensorError, OSError) as error:
             warnings.warn(f"factor cache file {path} is not usable ({error}): decomposing again", stacklevel=2)
             with contextlib.suppress(OSError):  # in a read-only cache the file stays there, unused
                 path.unlink(missing_ok=True)
@@ -84,24 +84,21 @@ class FactorCache:
         return path
 
 
-class _DamagedError(Exception):
-    """A cache file that can be parsed but is not what was stored."""
-
-
 def _read(path: Path, fingerprint: str, dtype: torch.dtype) -> Factors:
+    """Raises `SafetensorError` also for a file that can be parsed but is not what was stored."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if set(file.keys()) != {"U", "s", "Vt"} or metadata.get("fingerprint") != fingerprint:
-            raise _DamagedError("it holds something else")
+            raise SafetensorError("it holds something else")
         # Copied out of the memory map first: the verified values are then the ones used, even if the file changes.
         tensors = {name: file.get_tensor(name).clone() for name in ("U", "s", "Vt")}
     U, s, Vt = tensors["U"], tensors["s"], tensors["Vt"]
     if metadata.get("sha256") != _checksum(tensors):
-        raise _DamagedError("its checksum does not match")
+        raise SafetensorError("its checksum does not match")
     r = s.numel()
     shapes_fit = U.dim() == 2 and Vt.dim() == 2 and U.shape[1] == Vt.shape[0] == r == min(U.shape[0], Vt.shape[1])
     if not shapes_fit or (U.dtype, s.dtype, Vt.dtype) != (dtype, torch.float32, dtype):
-        raise _DamagedError("its shapes or dtypes do not fit")
+        raise SafetensorError("its shapes or dtypes do not fit")
     return Factors(U, s, Vt)
 
 

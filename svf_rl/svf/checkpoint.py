@@ -9,12 +9,13 @@ import hashlib
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -31,6 +32,8 @@ from svf_rl.svf.decompose import ALGORITHM_VERSION, fingerprint, thin_svd
 from svf_rl.svf.sharding import without_values
 from svf_rl.svf.targets import find_targets, logical_weight, target_regex
 
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True)
 class IndexEntry:
@@ -41,33 +44,15 @@ class IndexEntry:
     file: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Index:
-    """What one call of `decompose_checkpoint` covers. `modules` maps module paths; equal weights share a file."""
+    """What one call of `decompose_checkpoint` covers, and its figures for the command line."""
 
-    model: str
-    revision: str | None
-    dtype: str
-    targets: str
-    algorithm_version: int
-    modules: dict[str, IndexEntry] = field(default_factory=dict)
-    # Figures of this call, for the command line; not written to the index file.
-    path: Path = Path()
-    seconds: float = 0.0
-    bytes: int = 0
-    cached: int = 0
-
-    @property
-    def count(self) -> int:
-        """Modules covered, `cached` of which needed no decomposition."""
-        return len(self.modules)
-
-    def to_json(self) -> str:
-        """The index file's text: the same for the same content, so that a complete cache is never rewritten."""
-        content = asdict(self)
-        for figure in ("path", "seconds", "bytes", "cached"):
-            del content[figure]
-        return json.dumps(content, indent=1) + "\n"
+    modules: dict[str, IndexEntry]  # by module path; equal weights share a file
+    path: Path  # the index file
+    seconds: float
+    bytes: int  # of all factors
+    cached: int  # modules that needed no decomposition
 
 
 def decompose_checkpoint(
@@ -98,40 +83,46 @@ def decompose_checkpoint(
     """
     started = time.perf_counter()
     cache = cache or FactorCache()
-    folder, commit = _local_folder(model, revision)
+    folder, commit = local_folder(model, revision)
     skeleton = _skeleton(model, folder, trust_remote_code)
-    modules = find_targets(skeleton, targets)
-    shards = _shards(model, folder)
-    prefix = getattr(skeleton, "base_model_prefix", "")
-    keys = {name: _key(f"{name}.weight", shards, prefix, model) for name in modules}
-    chosen = _dtype(dtype, skeleton, shards, next(iter(keys.values())))
+    targeted = find_targets(skeleton, targets)
+    stored = StoredWeights(model, folder, getattr(skeleton, "base_model_prefix", ""))
+    for name in targeted:  # all are there before the first is decomposed
+        stored.find(f"{name}.weight")
+    chosen = _dtype(dtype, skeleton, stored, f"{next(iter(targeted))}.weight")
 
-    index = Index(model, commit, str(chosen).removeprefix("torch."), target_regex(targets), ALGORITHM_VERSION)
+    modules: dict[str, IndexEntry] = {}
+    cached = 0
+    content: dict[str, Any] = {
+        "model": model,
+        "revision": commit,
+        "dtype": str(chosen).removeprefix("torch."),
+        "targets": target_regex(targets),
+        "algorithm_version": ALGORITHM_VERSION,
+    }
     # readable and unique: the model's last name and a hash of everything that tells two indices apart
-    key = json.dumps([model, commit, index.dtype, index.targets, ALGORITHM_VERSION]).encode()
-    index.path = cache.root / f"index-{Path(model).name}-{hashlib.sha256(key).hexdigest()[:12]}.json"
+    digest = hashlib.sha256(json.dumps(list(content.values())).encode()).hexdigest()
+    path = cache.root / f"index-{Path(model).name}-{digest[:12]}.json"
     with ExitStack() as stack:
         with disk_errors(cache.root, REMEDY):
             cache.root.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # read-only: what is cached can be used, and the first `store` says it
-            file = index.path.with_suffix(".lock")
+            file = path.with_suffix(".lock")
             waiting = f"another process is decomposing this model; waiting for {file}"
             stack.enter_context(lock(file, cache.root, seconds=None, notice=waiting))
         remove_partials(cache.root, older_than=3600.0)  # a file is written in seconds: an old one has no owner
-        with tqdm(modules.items(), unit="matrix", disable=not progress) as bar:
+        with tqdm(targeted.items(), unit="matrix", disable=not progress) as bar:
             for name, module in bar:
                 bar.set_description(name)
-                weight = _read(shards[keys[name]], keys[name], module).to(chosen)  # (out, in)
-                entry, was_cached = _ensure(cache, weight, device, name)
-                del weight  # before the next one is read
-                index.modules[name] = entry
-                index.cached += was_cached
-        text = index.to_json().encode()
-        if not index.path.is_file() or index.path.read_bytes() != text:
-            write_file(index.path, text, REMEDY)
-    index.bytes = sum((cache.root / file).stat().st_size for file in {entry.file for entry in index.modules.values()})
-    index.seconds = time.perf_counter() - started
-    return index
+                # the weight is gone before the next one is read
+                modules[name], was_cached = _ensure(cache, _read(stored, name, module).to(chosen), device, name)
+                cached += was_cached
+        content["modules"] = {name: asdict(entry) for name, entry in modules.items()}
+        text = (json.dumps(content, indent=1) + "\n").encode()
+        if not path.is_file() or path.read_bytes() != text:  # a complete cache is never rewritten
+            write_file(path, text, REMEDY)
+    size = sum((cache.root / file).stat().st_size for file in {entry.file for entry in modules.values()})
+    return Index(modules, path, time.perf_counter() - started, size, cached)
 
 
 class StoredWeights:
@@ -139,26 +130,50 @@ class StoredWeights:
     The weights of a checkpoint on disk, read one by one under the names of a loaded model.
 
     Args:
-        model (`str`): A local folder with safetensors, or a name on the Hugging Face Hub.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        model (`str`): Its name in errors.
+        folder (`Path`): The folder with its safetensors, see [`local_folder`].
         prefix (`str`, *optional*, defaults to `""`): The model's `base_model_prefix`, which files may lack or add.
 
     Raises:
-        SVFError: no such model, or no safetensors.
+        SVFError: no safetensors.
     """
 
-    def __init__(self, model: str, revision: str | None = None, prefix: str = ""):
+    def __init__(self, model: str, folder: Path, prefix: str = ""):
         self._model, self._prefix = model, prefix
-        self._shards = _shards(model, _local_folder(model, revision)[0])
+        index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+        # tensor name → the file that holds it
+        self._shards: dict[str, Path]
+        if index.is_file():
+            files = read_json(index, "download or copy it again", {"weight_map": dict})["weight_map"]
+            self._shards = {key: folder / file for key, file in files.items()}
+        elif single.is_file():
+            with _open(single) as file:
+                self._shards = dict.fromkeys(file.keys(), single)
+        else:
+            raise SVFError(
+                f"{model} holds no model.safetensors; convert it with "
+                "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER) and name that folder"
+            )
+
+    def find(self, name: str) -> tuple[Path, str]:
+        """The file of the parameter `name` (`model.layers.0.mlp.up_proj.weight`), and its name there. Raises `SVFError`
+        where the files lack it."""
+        for key in (name, name.removeprefix(f"{self._prefix}."), f"{self._prefix}.{name}"):
+            if key in self._shards:
+                return self._shards[key], key
+        raise SVFError(
+            f"{self._model}: the files lack {name}, which the targets match; the checkpoint is incomplete or renamed"
+        )
 
     def read(self, name: str) -> Tensor:
-        """The parameter `name` (`model.layers.0.mlp.up_proj.weight`) as it is stored: a map of the file, not a copy.
-
-        Raises:
-            SVFError: the files lack it, or are damaged.
-        """
-        key = _key(name, self._shards, self._prefix, self._model)
-        return _stored(self._shards[key], key)
+        """The parameter `name` as it is stored: a map of the file, not a copy. Raises `SVFError` where the files lack
+        it, or are damaged."""
+        path, key = self.find(name)
+        with _open(path) as file:
+            try:
+                return file.get_tensor(key)
+            except SafetensorError as error:
+                raise SVFError(f"{path} is damaged at {key} ({error}): download it again") from error
 
 
 def _ensure(cache: FactorCache, weight: Tensor, device: str | torch.device, name: str) -> tuple[IndexEntry, bool]:
@@ -175,7 +190,7 @@ def _ensure(cache: FactorCache, weight: Tensor, device: str | torch.device, name
     return IndexEntry(key, (weight.shape[0], weight.shape[1]), cache.path(key, weight.dtype).name), was_cached
 
 
-def _local_folder(model: str, revision: str | None) -> tuple[Path, str | None]:
+def local_folder(model: str, revision: str | None) -> tuple[Path, str | None]:
     """Folder of the checkpoint's files and, for a Hub model, the commit that they belong to."""
     if Path(model).is_dir():
         return Path(model), None
@@ -183,7 +198,7 @@ def _local_folder(model: str, revision: str | None) -> tuple[Path, str | None]:
         # Not "*.safetensors": some repositories hold the whole model a second time (consolidated.safetensors).
         patterns = ["*.json", "model*.safetensors", "*.bin.index.json"]
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (OSError, HFValidationError) as error:
         reason = str(error).strip().split("\n")[0]
         raise SVFError(
             f"{model} is neither a local folder nor a model that can be downloaded from the Hub: {reason}"
@@ -204,65 +219,33 @@ def _skeleton(model: str, folder: Path, trust_remote_code: bool) -> nn.Module:
         raise SVFError(f"{model} is not a causal language model that transformers can build: {reason}") from error
 
 
-def _shards(model: str, folder: Path) -> dict[str, Path]:
-    """Tensor name → the safetensors file that holds it."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if index.is_file():
-        files = read_json(index, "download or copy it again", {"weight_map": dict})["weight_map"]
-        return {key: folder / file for key, file in files.items()}
-    if single.is_file():
-        with _open(single) as file:
-            return dict.fromkeys(file.keys(), single)
-    raise SVFError(
-        f"{model} holds no model.safetensors; convert it with "
-        "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER) and name that folder"
-    )
-
-
-def _key(key: str, shards: dict[str, Path], prefix: str, model: str) -> str:
-    """Name in the files of a model's parameter: files may lack the base model's prefix (GPT-2) or the model may."""
-    for candidate in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}"):
-        if candidate in shards:
-            return candidate
-    raise SVFError(f"{model}: the files lack {key}, which the targets match; the checkpoint is incomplete or renamed")
-
-
-def _dtype(dtype: torch.dtype | str | None, skeleton: nn.Module, shards: dict[str, Path], key: str) -> torch.dtype:
+def _dtype(dtype: torch.dtype | str | None, skeleton: nn.Module, stored: StoredWeights, name: str) -> torch.dtype:
     """As `from_pretrained` chooses: the caller's, the config's, the files'."""
     if dtype is None:
         dtype = getattr(getattr(skeleton, "config", None), "dtype", None)
     if dtype is None:
-        with _open(shards[key]) as file:
-            dtype = file.get_tensor(key).dtype
+        dtype = stored.read(name).dtype
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
-    if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in _DTYPES:
         raise SVFError(f"dtype {dtype} is not one of float32, bfloat16, float16, float64")
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
-def _read(path: Path, key: str, module: nn.Module) -> Tensor:
-    """One weight from a shard, in logical orientation (out, in)."""
-    stored = _stored(path, key)
-    if stored.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        raise SVFError(f"{key} is quantised ({stored.dtype}); decompose the unquantised checkpoint")
-    weight = stored.T if isinstance(module, Conv1D) else stored
+def _read(stored: StoredWeights, name: str, module: nn.Module) -> Tensor:
+    """The weight of one module, in logical orientation (out, in)."""
+    weight, (path, key) = stored.read(f"{name}.weight"), stored.find(f"{name}.weight")
+    if weight.dtype not in _DTYPES:
+        raise SVFError(f"{key} is quantised ({weight.dtype}); decompose the unquantised checkpoint")
+    if isinstance(module, Conv1D):
+        weight = weight.T
     expected = logical_weight(module).shape
     if weight.shape != expected:
         raise SVFError(
             f"{key} in {path} has shape (out, in) {tuple(weight.shape)}, but the config asks for {tuple(expected)}"
         )
     return weight
-
-
-def _stored(path: Path, key: str) -> Tensor:
-    with _open(path) as file:
-        try:
-            return file.get_tensor(key)
-        except SafetensorError as error:
-            raise SVFError(f"{path} is damaged at {key} ({error}): download it again") from error
 
 
 def _open(path: Path) -> safe_open:

@@ -50,12 +50,6 @@ def normalize(alpha: Tensor) -> Tensor:
     return alpha / total
 
 
-def check_scope(scope: str) -> None:
-    """Raises `SVFError` for an unknown scope."""
-    if scope not in SCOPES:
-        raise SVFError(f"scope of the weights must be one of {', '.join(SCOPES)}, not {scope!r}")
-
-
 def check_form(form: str) -> None:
     """Raises `SVFError` for an unknown form."""
     if form not in FORMS:
@@ -64,17 +58,14 @@ def check_form(form: str) -> None:
 
 def assign_groups(names: Sequence[str], scope: str) -> list[int]:
     """
-    Which row of the weights each matrix uses.
-
-    Args:
-        names (`Sequence[str]`): Module paths of the adapted matrices, such as `model.layers.0.mlp.gate_proj`.
-        scope (`str`): `"global"` has one row for all, `"layer"` one a layer (the first number in a path), `"matrix"`
-            one a matrix.
+    Which row of the weights each of the adapted matrices uses, by their module paths: scope `"global"` has one row for
+    all, `"layer"` one a layer (the first number in a path), `"matrix"` one a matrix.
 
     Raises:
         SVFError: an unknown scope, or a matrix outside of the layers where there is to be one row a layer.
     """
-    check_scope(scope)
+    if scope not in SCOPES:
+        raise SVFError(f"scope of the weights must be one of {', '.join(SCOPES)}, not {scope!r}")
     if scope == "global":
         return [0] * len(names)
     if scope == "matrix":
@@ -95,17 +86,12 @@ def check_weights(
     weights: "Sequence[float] | Sequence[Sequence[float]] | Tensor", experts: int, groups: int, normalized: bool
 ) -> Tensor:
     """
-    The weights as a table, one row a group.
+    The weights as a table (groups, K), fp32: one row for each of the `groups` that the scope asks for.
 
     Args:
-        weights (`Sequence` or `Tensor` of shape `(K,)` or `(groups, K)`): One weight an expert, for all groups alike
-            or for each.
-        experts (`int`): `K`.
-        groups (`int`): Rows that the scope asks for.
-        normalized (`bool`): Whether each row has to sum to 1.
-
-    Returns:
-        `Tensor` of shape `(groups, K)`, fp32.
+        weights: (K,) or (groups, K): one weight an expert, for all groups alike or for each.
+        experts: `K`.
+        normalized: whether each row has to sum to 1.
 
     Raises:
         SVFError: another number of weights, one that is not finite, or a row that does not sum to 1 and has to.

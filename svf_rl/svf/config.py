@@ -1,7 +1,6 @@
 """`SVFConfig`: what is adapted, and how `z` becomes a multiplier of the singular values."""
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ from peft import PeftConfig
 
 from svf_rl.described import described
 from svf_rl.errors import SVFError
-from svf_rl.svf.targets import TARGETS
+from svf_rl.svf.targets import target_regex
 
 
 class _PeftTypeSVF(str):
@@ -70,12 +69,11 @@ class SVFConfig(PeftConfig):
         # the configuration of one model can be used for another.
         self._live_fingerprint: str | None = None
         if isinstance(self.target_modules, str):
-            self.target_modules = TARGETS.get(self.target_modules, self.target_modules)
-            _compile(self.target_modules, "target_modules")
+            self.target_modules = target_regex(self.target_modules, "target_modules")
         elif self.target_modules is not None:
             self.target_modules = sorted(set(self.target_modules))
         if isinstance(self.exclude_modules, str):
-            _compile(self.exclude_modules, "exclude_modules")
+            target_regex(self.exclude_modules, "exclude_modules")
         if self.parameterization not in ("direct", "sigmoid"):
             raise SVFError(f"parameterization must be 'direct' or 'sigmoid', not {self.parameterization!r}")
         if self.init not in ("identity", "random"):
@@ -91,10 +89,3 @@ class SVFConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "base_fingerprint": self._live_fingerprint or self.base_fingerprint}
-
-
-def _compile(pattern: str, name: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise SVFError(f"{name}={pattern!r} is not a valid regular expression: {error}") from None

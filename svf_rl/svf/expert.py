@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -22,25 +22,16 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Expert:
-    """
-    A saved SVF adapter.
+    """A saved SVF adapter."""
 
-    Args:
-        name (`str`): Its name in tables and weights.
-        folder (`Path`): Its folder.
-        config ([`SVFConfig`]): Its configuration.
-        z (`dict[str, Tensor]`): By module path of the base model, such as `model.layers.0.mlp.gate_proj`: the trained
-            vector (r,), fp32, as it is stored (with `parameterization: sigmoid`, before the sigmoid).
-        fingerprints (`dict[str, str]`): By the same paths: hex digest of the base weight.
-        bytes (`int`): Size of the file with the vectors.
-    """
-
-    name: str
+    name: str  # in tables and weights
     folder: Path
     config: SVFConfig
+    # By module path of the base model, such as `model.layers.0.mlp.gate_proj`: the trained vector (r,), fp32, as it is
+    # stored (with `parameterization: sigmoid`, before the sigmoid).
     z: dict[str, Tensor]
-    fingerprints: dict[str, str]
-    bytes: int
+    fingerprints: dict[str, str]  # by the same paths: hex digest of the base weight
+    bytes: int  # of the file with the vectors
 
 
 def expert_folder(path: str | Path) -> Path:
@@ -49,7 +40,7 @@ def expert_folder(path: str | Path) -> Path:
         return Path(path).expanduser()
     try:
         return Path(snapshot_download(str(path)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (OSError, HFValidationError) as error:
         raise SVFError(
             f"adapter {path} is neither a local folder nor an adapter that can be downloaded from the Hub"
         ) from error
@@ -70,7 +61,15 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
     file = folder / WEIGHTS
     if not (folder / CONFIG).is_file() or not file.is_file():
         raise SVFError(f"no adapter in {path}: it needs {CONFIG} and {WEIGHTS}")
-    config = _read_expert_config(folder, path)
+    config = read_config(folder)
+    if not isinstance(config, SVFConfig):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise SVFError(f"{path} holds a {kind} adapter: experts that are combined must be SVF adapters")
+    if config.modules_to_save:
+        raise SVFError(
+            f"{path} also holds whole modules ({', '.join(config.modules_to_save)}), which cannot be combined: "
+            "train the expert without modules_to_save"
+        )
     z: dict[str, Tensor] = {}
     fingerprints: dict[str, str] = {}
     try:
@@ -101,19 +100,6 @@ def read_config(path: str | Path) -> PeftConfig:
     except (OSError, ValueError, TypeError, KeyError) as error:
         detail = " ".join(str(error).split())[:300]
         raise SVFError(f"{Path(path) / CONFIG} is not a valid adapter configuration: {detail}") from error
-
-
-def _read_expert_config(folder: Path, path: str | Path) -> SVFConfig:
-    config = read_config(folder)
-    if not isinstance(config, SVFConfig):
-        kind = getattr(config.peft_type, "value", config.peft_type)
-        raise SVFError(f"{path} holds a {kind} adapter: experts that are combined must be SVF adapters")
-    if config.modules_to_save:
-        raise SVFError(
-            f"{path} also holds whole modules ({', '.join(config.modules_to_save)}), which cannot be combined: "
-            "train the expert without modules_to_save"
-        )
-    return config
 
 
 def adapter_name(name: str) -> str:

@@ -17,7 +17,7 @@ from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask, change_of_singular_values, initial_z
 from svf_rl.svf.merge import merged_weight
 from svf_rl.svf.probe import Projections
-from svf_rl.svf.sharding import fetch_with, full_shape, shard_like
+from svf_rl.svf.sharding import full_shape, is_sharded, shard_like
 from svf_rl.svf.vector import SVFVector, keeping_type
 
 
@@ -142,8 +142,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(f"NaN or infinity in the merged weight: adapter {names} seems to be broken")
         base = self.get_base_layer()
-        if self._unmerged_weight is None:
-            self._unmerged_weight = base.weight.data
+        self._unmerged_weight = self.base_weight()
         base.weight.data = merged
         self.merged_adapters.extend(names)
 
@@ -172,7 +171,7 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
     This is the reference policy of the KL term. It differs from `disable_adapter`, which runs the base weight itself:
     the same factored operations at `m = 1` make the divergence exactly 0 at the start, in every floating-point type.
     """
-    layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
+    layers = list(svf_layers(model).values())
     saved = [m for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) and not m.disable_adapters]
     for layer in layers:
         layer.reference = True
@@ -190,10 +189,14 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
 
 def fetch_with_layers(model: nn.Module) -> None:
     """Under ZeRO-3, after DeepSpeed has taken over `model`: gather the parameters of each SVF layer while it runs,
-    except `W`, which the factored form does not need."""
+    though they belong to submodules that are never called; except `W`, which the factored form does not need."""
     for layer in svf_layers(model).values():
         weight = layer.get_base_layer().weight
-        fetch_with(layer, [parameter for parameter in layer.parameters() if parameter is not weight])
+        for parameter in layer.parameters():
+            if is_sharded(parameter) and parameter is not weight:
+                import deepspeed
+
+                deepspeed.zero.register_external_parameter(layer, parameter)
 
 
 def svf_layers(model: nn.Module) -> dict[str, SVFLinear]:

@@ -28,16 +28,7 @@ class Mask:
         return 1.0 if self.parameterization == "direct" else -math.log(self.max_multiplier - 1)
 
     def __call__(self, z: Tensor, s: Tensor) -> Tensor:
-        """
-        The multiplier `m` of the singular values.
-
-        Args:
-            z (`Tensor` of shape `(r,)`): The trained vector.
-            s (`Tensor` of shape `(r,)`): The singular values.
-
-        Returns:
-            `Tensor` of shape `(r,)`, in the type of `z`.
-        """
+        """The multiplier `m` (r,) of the singular values `s` (r,), in the type of the trained `z` (r,)."""
         m = z if self.parameterization == "direct" else self.max_multiplier * torch.sigmoid(z)
         if self.renormalize:
             total, target = (s * m).sum(), s.sum()
@@ -57,17 +48,11 @@ def initial_z(size: int, config: SVFConfig) -> Tensor:
 
 def change_of_singular_values(s: Tensor, adapters: Iterable[tuple[Mask, Tensor]]) -> Tensor:
     """
-    `s·(m − 1)`, added up over adapters: what `W'` is rebuilt from.
+    `s·(m − 1)` (r,) of the singular values `s` (r,), added up over adapters (the mask and the `z` (r,) of each): what
+    `W'` is rebuilt from.
 
     In fp64: the rounding of an fp32 change moves one element in eight of an fp32 `W'` by a bit or more. Whoever
     computes it from the same `z` gets the same bits.
-
-    Args:
-        s (`Tensor` of shape `(r,)`): The singular values.
-        adapters (`Iterable[tuple[Mask, Tensor]]`): The mask and the `z` (r,) of each adapter.
-
-    Returns:
-        `Tensor` of shape `(r,)`, fp64.
     """
     s = s.double()
     change = torch.zeros_like(s)

@@ -7,19 +7,12 @@ from torch import Tensor
 @torch.no_grad()
 def merged_weight(weight: Tensor, U: Tensor, Vt: Tensor, delta: Tensor) -> Tensor:
     """
-    `W + U diag(delta) Vᵀ`, accumulated above the type of `W` and rounded once; bit-equal to `W` where `delta` is 0.
+    `W + U diag(delta) Vᵀ` in the type of `weight` (out, in), which is only read; U (out, r), Vt (r, in), and `delta`
+    (r,) is `s·(m − 1)`. Accumulated above that type and rounded once; bit-equal to `W` where `delta` is 0.
 
     Adding to the stored `W` (instead of multiplying the factors out) keeps the rounding of the factors out of the
-    part of the weight that training did not touch.
-
-    Args:
-        weight (`Tensor` of shape `(out, in)`): The frozen weight; it is only read.
-        U (`Tensor` of shape `(out, r)`), Vt (`Tensor` of shape `(r, in)`): The factors.
-        delta (`Tensor` of shape `(r,)`): `s·(m − 1)`.
-
-    Returns:
-        `Tensor` of shape `(out, in)` in the type of `weight`. Extra memory: the result, and work space of about
-        one matrix in fp32 at most (`4·r²` bytes with fp64 sums, half of it with fp32 sums).
+    part of the weight that training did not touch. Extra memory: the result, and work space of about one matrix in
+    fp32 at most (`4·r²` bytes with fp64 sums, half of it with fp32 sums).
     """
     # bf16 needs fp32 sums; an fp32 weight needs fp64, or the sum over r terms already moves the last bit.
     wide = torch.float64 if weight.dtype in (torch.float32, torch.float64) else torch.float32

@@ -20,7 +20,7 @@ from svf_rl.svf.expert import FINGERPRINT, PREFIX, PROBE, Z
 from svf_rl.svf.layer import SVFLinear, svf_layers
 from svf_rl.svf.probe import agrees, probe, project
 from svf_rl.svf.sharding import gather_parameters
-from svf_rl.svf.targets import as_regex, find_targets, is_linear, is_output_layer, logical_weight
+from svf_rl.svf.targets import find_targets, is_linear, is_output_layer, logical_weight, target_regex
 from svf_rl.svf.vector import SVFCombination
 from svf_rl.svf.weighted import WeightedAdapters
 
@@ -40,9 +40,6 @@ class SVFModel(WeightedAdapters, BaseTuner):
     tuner_layer_cls = SVFLinear
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
-    def _prepare_adapter_config(self, peft_config: SVFConfig, model_config: dict[str, Any]) -> SVFConfig:
-        return peft_config
-
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's injection between our checks. (PEFT's own hooks run only for the first adapter of a model.)
 
@@ -56,9 +53,9 @@ class SVFModel(WeightedAdapters, BaseTuner):
         config = self.peft_config[adapter_name] = _maybe_include_all_linear_layers(config, model)
         total = None
         if not svf_layers(model):  # the first adapter: refuse what cannot be adapted before anything is changed
-            targets = as_regex(config.target_modules)
+            targets = target_regex(config.target_modules)
             if config.exclude_modules:
-                targets = rf"(?!(?:{as_regex(config.exclude_modules)})\Z)(?:{targets})"
+                targets = rf"(?!(?:{target_regex(config.exclude_modules)})\Z)(?:{targets})"
             total = len(find_targets(model, targets))
         with tqdm(total=total, desc="Factors of the weights", unit="matrix", delay=3, leave=False) as self._progress:
             try:
@@ -100,7 +97,6 @@ class SVFModel(WeightedAdapters, BaseTuner):
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        parameter_name: str | None = None,
     ) -> None:
         if isinstance(target, SVFLinear):
             target.update_layer(adapter_name, peft_config)
@@ -114,12 +110,9 @@ class SVFModel(WeightedAdapters, BaseTuner):
         layer.update_layer(adapter_name, peft_config)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+        # not by _replace_module, which also moves the new module: factors are made where the weight is
+        setattr(parent, target_name, layer)
         self._progress.update()
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # Unlike PEFT's own, without moving the new module: factors are made where the weight is.
-        setattr(parent, child_name, new_module)
 
     @classmethod
     def _get_adapter_state_dict(
@@ -130,9 +123,9 @@ class SVFModel(WeightedAdapters, BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """`z` of every layer, with the fingerprint of its `W` (32 bytes) and the probe of its change (16 numbers)."""
-        cls._record_alpha(model, config, adapter_name)
-        result = {}
+        """`z` of every layer, with the fingerprint of its `W` (32 bytes) and the probe of its change (16 numbers). The
+        current weights of a combination in training are written into its configuration."""
+        result, rows = {}, {}
         for name, layer in svf_layers(model).items():
             if adapter_name not in layer.svf_z:
                 continue
@@ -140,21 +133,15 @@ class SVFModel(WeightedAdapters, BaseTuner):
             if isinstance(vector, SVFCombination):  # saved as the plain adapter that it makes
                 z = vector.weight.detach()
                 result[name + _ALPHA] = vector.alpha.detach().clone()  # several matrices may share it
+                rows[id(vector.alpha)] = [round(value, 6) for value in vector.used_alpha.tolist()]
             else:
                 z = state_dict[f"{name}.svf_z.{adapter_name}.weight"]
             result[f"{name}.svf_z.{adapter_name}.weight"] = z
             result[name + FINGERPRINT] = torch.frombuffer(bytearray.fromhex(layer.weight_id), dtype=torch.uint8)
             result[name + PROBE] = probe(layer.projections, layer.multiplier(adapter_name, z).detach())
-        return result
-
-    @staticmethod
-    def _record_alpha(model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        """Write the current weights of a combination in training into its configuration."""
-        vectors = [layer.svf_z[adapter_name] for layer in svf_layers(model).values() if adapter_name in layer.svf_z]
-        rows = {id(v.alpha): v.used_alpha.tolist() for v in vectors if isinstance(v, SVFCombination)}
         if rows:
-            alpha = [[round(value, 6) for value in row] for row in rows.values()]
-            config.combination = {**config.combination, "alpha": alpha}
+            config.combination = {**config.combination, "alpha": list(rows.values())}
+        return result
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -162,32 +149,30 @@ class SVFModel(WeightedAdapters, BaseTuner):
     ) -> dict[str, Tensor]:
         """Refuse an adapter of another base model before any value is set; keep only `z`."""
         base = getattr(config, "base_model_name_or_path", None) or "the model it was trained on"
-        layers = {n: layer for n, layer in svf_layers(model).items() if adapter_name in layer.svf_z}
+        layers = {
+            name.removeprefix(PREFIX): layer for name, layer in svf_layers(model).items() if adapter_name in layer.svf_z
+        }
         saved = {key.removeprefix(PREFIX): value for key, value in state_dict.items()}
-        names = {name.removeprefix(PREFIX): name for name in layers}
-        extra = sorted({k.removesuffix(Z) for k in saved if k.endswith(Z)} - set(names))
+        extra = sorted({k.removesuffix(Z) for k in saved if k.endswith(Z)} - layers.keys())
         if extra:
             few = ", ".join(extra[:2]) + (f" and {len(extra) - 2} more" if len(extra) > 2 else "")
             raise SVFError(f"the adapter has z for {few}, not adapted in this model: load it onto {base}")
-        for name, path in names.items():
-            _check_saved(name, layers[path], adapter_name, saved, base)
-        kept = {key: value for key, value in state_dict.items() if not key.endswith((FINGERPRINT, PROBE, _ALPHA))}
-        for name, path in names.items():
-            if isinstance(layers[path].svf_z[adapter_name], SVFCombination):
-                kept = _replace_z_by_alpha(name, kept, state_dict)
+        for name, layer in layers.items():
+            _check_saved(name, layer, adapter_name, saved, base)
+        in_training = any(isinstance(layer.svf_z[adapter_name], SVFCombination) for layer in layers.values())
+        if in_training and any(name + _ALPHA not in saved for name in layers):
+            raise SVFError(
+                "the adapter is not a combination with trained weights: training a combination cannot resume from it"
+            )
+        # A combination in training resumes from its weights, not from the z computed from them.
+        left_out = (FINGERPRINT, PROBE, Z if in_training else _ALPHA)
+        kept = {
+            key.replace(_ALPHA, ".svf_z.alpha"): value
+            for key, value in state_dict.items()
+            if not key.endswith(left_out)
+        }
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, kept)
         return remapped
-
-
-def _replace_z_by_alpha(name: str, kept: dict[str, Tensor], saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A combination in training resumes from its weights, not from the `z` computed from them."""
-    key = next(key for key in kept if key.removeprefix(PREFIX) == name + Z)
-    head = key.removesuffix(Z)
-    if head + _ALPHA not in saved:
-        raise SVFError(
-            "the adapter is not a combination with trained weights: training a combination cannot resume from it"
-        )
-    return {k: v for k, v in kept.items() if k != key} | {f"{head}.svf_z.alpha": saved[head + _ALPHA]}
 
 
 def _check_saved(name: str, layer: SVFLinear, adapter_name: str, saved: dict[str, Tensor], base: str) -> None:

@@ -24,13 +24,10 @@ class Projections:
 @torch.no_grad()
 def project(factors: Factors, weight: Tensor) -> Projections:
     """
-    Project a matrix on fixed random signs `A` (4, out) and `B` (in, 4), scaled by `1 / √(out·in)`.
+    Project the frozen `weight` (out, in) and its factors on fixed random signs `A` (4, out) and `B` (in, 4), scaled by
+    `1 / √(out·in)`.
 
-    They are computed once, while the whole matrix is available, and replace it when adapters are saved and loaded.
-
-    Args:
-        factors ([`Factors`]): The factors, U (out, r) and Vt (r, in).
-        weight (`Tensor` of shape `(out, in)`): The frozen weight.
+    This is done once, while the whole matrix is available, and replaces it when adapters are saved and loaded.
     """
     generator = torch.Generator().manual_seed(0)
     (rows, columns), device = weight.shape, weight.device
@@ -48,7 +45,7 @@ def project(factors: Factors, weight: Tensor) -> Projections:
 @torch.no_grad()
 def probe(matrix: Projections, m: Tensor) -> Tensor:
     """
-    `A (W' − W) B` of the multiplier `m` (r,): `Tensor` of shape `(16,)`, fp32, on the CPU.
+    `A (W' − W) B` of the multiplier `m` (r,): shape (16,), fp32, on the CPU.
 
     The factors of one `W` are not unique (equal singular values, other hardware), and where they differ the same `z`
     gives another `W'`; random projections keep the size of such a difference. `W` itself is left out: fingerprints

@@ -48,14 +48,3 @@ def shard_like(module: nn.Module, parameter: Tensor) -> None:
         import deepspeed
 
         deepspeed.zero.Init(module=module, config_dict_or_path=integration.deepspeed_config())
-
-
-def fetch_with(layer: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Let ZeRO-3 gather the sharded ones of `parameters` for the forward and backward pass of `layer`, which computes
-    with them although they belong to submodules that are never called."""
-    sharded = [parameter for parameter in parameters if is_sharded(parameter)]
-    if sharded:
-        import deepspeed
-
-        for parameter in sharded:
-            deepspeed.zero.register_external_parameter(layer, parameter)

@@ -28,28 +28,23 @@ _ATTENTION = (
 TARGETS = {"mlp": _MLP, "attention": _ATTENTION, "mlp+attention": f"{_MLP}|{_ATTENTION}"}
 
 
-def target_regex(targets: str) -> str:
-    """The regular expression of a preset's name, or the user's own expression, checked.
+def target_regex(targets: str | Iterable[str] | None, key: str = "targets") -> str:
+    """`targets` as one expression: a string is a preset's name or the user's own expression, a list contains endings of
+    module paths, as in PEFT.
 
     Raises:
-        SVFError: not a valid regular expression.
+        SVFError: not a valid regular expression; the message names the setting `key`.
     """
+    if not isinstance(targets, str):
+        return rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(targets or ())))})"
     regex = TARGETS.get(targets, targets)
     try:
         re.compile(regex)
     except re.error as error:
         raise SVFError(
-            f"targets {targets!r} is neither a preset ({', '.join(TARGETS)}) nor a valid regular expression: {error}"
+            f"{key} {targets!r} is neither a preset ({', '.join(TARGETS)}) nor a valid regular expression: {error}"
         ) from error
     return regex
-
-
-def as_regex(targets: str | Iterable[str] | None) -> str:
-    """`targets` as one expression: a list contains endings of module paths, as in PEFT; a string is a preset or already
-    an expression."""
-    if isinstance(targets, str):
-        return target_regex(targets)
-    return rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(targets or ())))})"
 
 
 def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:

@@ -7,20 +7,24 @@ from torch import Tensor, nn
 from svf_rl.svf.combine import combine, normalize
 
 
-class SVFVector(nn.Module):
-    """One trained vector. It stays fp32 when the model is cast: bf16 around 1 has steps of 2⁻⁷, more than `z` moves in
-    a whole training run."""
+class _InFloat32(nn.Module):
+    """It stays fp32 when the model is cast: bf16 around 1 has steps of 2⁻⁷, more than `z` moves in a whole training
+    run."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_InFloat32":
+        super()._apply(keeping_type(fn), recurse)
+        return self
+
+
+class SVFVector(_InFloat32):
+    """One trained vector."""
 
     def __init__(self, z: Tensor):
         super().__init__()
         self.weight = nn.Parameter(z)  # (r,)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFVector":
-        super()._apply(keeping_type(fn), recurse)
-        return self
 
-
-class SVFCombination(nn.Module):
+class SVFCombination(_InFloat32):
     """
     A `z` that is computed: the combination of the fixed masks of `K` experts with trained weights.
 
@@ -45,10 +49,6 @@ class SVFCombination(nn.Module):
     def weight(self) -> Tensor:
         """`z'` of shape `(r,)`, with a gradient to `alpha`."""
         return combine(self.masks, self.used_alpha, self._form)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFCombination":
-        super()._apply(keeping_type(fn), recurse)
-        return self
 
 
 def keeping_type(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

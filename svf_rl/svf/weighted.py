@@ -56,7 +56,7 @@ class WeightedAdapters:
             raise SVFError(
                 f"the weights of adapter {adapter_name!r} are being trained: give the combination another name"
             )
-        self._add_plain(adapters, adapter_name, describe_combination(adapters, table, scope, form, normalized))
+        self._add_plain(adapters, adapter_name, table, scope, form, normalized)
         with torch.no_grad():
             for layer, z in zip(layers, vectors, strict=True):
                 layer.svf_z[adapter_name].weight.copy_(z)
@@ -78,7 +78,7 @@ class WeightedAdapters:
         layers, rows = self._combined_layers(adapters, adapter_name, scope, form)
         table = even_weights(len(adapters), max(rows) + 1)
         masks = [_masks(layer, adapters).clone() for layer in layers]
-        self._add_plain(adapters, adapter_name, describe_combination(adapters, table, scope, form, normalized))
+        self._add_plain(adapters, adapter_name, table, scope, form, normalized)
         alphas = [nn.Parameter(row.clone()) for row in table.to(layers[0].svf_factors.s.device)]
         for layer, row, stack in zip(layers, rows, masks, strict=True):
             layer.svf_z[adapter_name] = SVFCombination(stack, alphas[row], form, normalized)
@@ -120,8 +120,18 @@ class WeightedAdapters:
             )
         return list(layers.values()), assign_groups(list(layers), scope)
 
-    def _add_plain(self, adapters: Sequence[str], adapter_name: str, combination: dict[str, Any]) -> None:
-        """An adapter with `z = 1` and the targets of the first of `adapters`."""
+    def _add_plain(
+        self, adapters: Sequence[str], adapter_name: str, table: Tensor, scope: str, form: str, normalized: bool
+    ) -> None:
+        """An adapter with `z = 1` and the targets of the first of `adapters`, whose configuration records the
+        combination."""
+        combination = {
+            "experts": list(adapters),
+            "scope": scope,
+            "form": form,
+            "normalized": normalized,
+            "alpha": [[round(value, 6) for value in row] for row in table.tolist()],
+        }
         if adapter_name in self.peft_config:
             self.peft_config[adapter_name].combination = combination
             return
@@ -130,19 +140,6 @@ class WeightedAdapters:
             first, parameterization="direct", renormalize=False, init="identity", combination=combination
         )
         self.inject_adapter(self.model, adapter_name)  # type: ignore[attr-defined]  # of SVFModel
-
-
-def describe_combination(
-    adapters: Sequence[str], table: Tensor, scope: str, form: str, normalized: bool
-) -> dict[str, Any]:
-    """The record of a combination in `adapter_config.json`."""
-    return {
-        "experts": list(adapters),
-        "scope": scope,
-        "form": form,
-        "normalized": normalized,
-        "alpha": [[round(value, 6) for value in row] for row in table.tolist()],
-    }
 
 
 def _masks(layer: SVFLinear, adapters: Sequence[str]) -> Tensor:

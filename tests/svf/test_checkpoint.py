@@ -102,7 +102,7 @@ def test_the_live_model_finds_all_its_factors(
 
 def test_the_index_says_what_it_covers(llama: Path, cache: FactorCache) -> None:
     index = run(llama, cache)
-    assert (index.count, index.cached) == (MATRICES, 0)
+    assert (len(index.modules), index.cached) == (MATRICES, 0)
     assert index.seconds > 0
     content = json.loads(index.path.read_text())
     assert content["model"] == str(llama)
@@ -117,8 +117,9 @@ def test_the_index_says_what_it_covers(llama: Path, cache: FactorCache) -> None:
 
 def test_the_dtype_is_the_checkpoints_unless_told(llama: Path, cache: FactorCache, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).save_pretrained(tmp_path / "bf16")
-    assert run(tmp_path / "bf16", cache).dtype == "bfloat16"
-    assert run(tmp_path / "bf16", cache, dtype="float32").dtype == "float32"
+    for dtype, written in ((None, "bfloat16"), ("float32", "float32")):
+        index = run(tmp_path / "bf16", cache, dtype=dtype)
+        assert json.loads(index.path.read_text())["dtype"] == written
     with pytest.raises(SVFError, match="int8"):
         run(tmp_path / "bf16", cache, dtype="int8")
 
@@ -143,7 +144,7 @@ def test_equal_weights_share_one_file(
         layer.mlp.load_state_dict(model.model.layers[0].mlp.state_dict())
     model.save_pretrained(tmp_path / "equal")
     index = run(tmp_path / "equal", cache)
-    assert index.count == MATRICES
+    assert len(index.modules) == MATRICES
     assert len(decomposed) == len(list(cache.root.glob("*.safetensors"))) == 3
 
 
@@ -164,13 +165,13 @@ def test_one_matrix_is_alive_at_a_time(llama: Path, cache: FactorCache, monkeypa
 
 def test_only_the_targeted_tensors_are_read(llama: Path, cache: FactorCache, monkeypatch: pytest.MonkeyPatch) -> None:
     keys: list[str] = []
-    real = checkpoint._read
+    real = checkpoint.StoredWeights.read
 
-    def watched(path: Path, key: str, module: torch.nn.Module) -> torch.Tensor:
+    def watched(stored: checkpoint.StoredWeights, key: str) -> torch.Tensor:
         keys.append(key)
-        return real(path, key, module)
+        return real(stored, key)
 
-    monkeypatch.setattr(checkpoint, "_read", watched)
+    monkeypatch.setattr(checkpoint.StoredWeights, "read", watched)
     run(llama, cache, targets=r".*layers\.1\.mlp\.up_proj")
     assert keys == ["model.layers.1.mlp.up_proj.weight"]
 
@@ -212,7 +213,7 @@ def slow_run(folder: Path, root: Path, log: Path) -> None:
 
         checkpoint.thin_svd = slow  # type: ignore[assignment]
         index = run(folder, FactorCache(root))
-        print(f"cached {index.cached} of {index.count}", file=sys.stderr)
+        print(f"cached {index.cached} of {len(index.modules)}", file=sys.stderr)
 
 
 def start(folder: Path, cache: FactorCache, log: Path) -> "multiprocessing.context.ForkServerProcess":

@@ -78,8 +78,8 @@ def test_z_starts_in_fp32_whatever_the_default_type(init: str) -> None:
         ({"init_std": -0.1}, "init_std"),
         ({"init_std": math.nan}, "init_std"),
         ({"init_mean": math.inf}, "init_mean"),
-        ({"target_modules": "mlp.(up"}, "not a valid regular expression"),
-        ({"exclude_modules": "*"}, "not a valid regular expression"),
+        ({"target_modules": "mlp.(up"}, "target_modules .* nor a valid regular expression"),
+        ({"exclude_modules": "*"}, "exclude_modules .* nor a valid regular expression"),
         ({"layers_pattern": "layers"}, "layers_to_transform"),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from svf_rl.errors import SVFError
 from svf_rl.generation.server.z_update import AdaptedMatrix, Layout
 from svf_rl.svf.cache import FactorCache
-from svf_rl.svf.checkpoint import StoredWeights
+from svf_rl.svf.checkpoint import StoredWeights, local_folder
 from svf_rl.svf.decompose import Factors, fingerprint
 from svf_rl.svf.mask import change_of_singular_values
 from svf_rl.svf.merge import merged_weight
@@ -82,7 +82,7 @@ class ServedWeights:
                 f"it serves {self._model} in {served}, and the trained model has {layout.dtype}: start it with "
                 f"--dtype {layout.dtype}"
             )
-        stored = StoredWeights(self._model, self._revision, layout.prefix)
+        stored = StoredWeights(self._model, local_folder(self._model, self._revision)[0], layout.prefix)
         cache = FactorCache(layout.cache)
         if layout.matrices and not cache.root.is_dir():
             raise SVFError(
@@ -147,7 +147,7 @@ class ServedWeights:
     def _restore(self, names: set[str]) -> None:
         """Restore weights that an earlier adapter changed."""
         if names:
-            stored = StoredWeights(self._model, self._revision, self._prefix)
+            stored = StoredWeights(self._model, local_folder(self._model, self._revision)[0], self._prefix)
             for name in names:
                 self._load(name, stored.read(name).to(device=self._device, dtype=self._dtype))
                 self._changed.discard(name)

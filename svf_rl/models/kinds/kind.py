@@ -20,7 +20,7 @@ from svf_rl.markdown import code
 from svf_rl.storage.same_settings import check_same_settings
 from svf_rl.svf.expert import WEIGHTS, Expert, read_config
 from svf_rl.svf.model import SVFModel
-from svf_rl.svf.targets import TARGETS, as_regex, find_targets, logical_weight
+from svf_rl.svf.targets import TARGETS, find_targets, logical_weight, target_regex
 
 if TYPE_CHECKING:
     from svf_rl.models.arguments import AdapterArguments, ModelArguments
@@ -86,7 +86,7 @@ class AdapterKind:
         if model is None:
             return None
         targets = self.targets(arguments) if arguments.adapter_path is None else config.target_modules
-        found = find_targets(model, targets if isinstance(targets, str) else as_regex(targets))
+        found = find_targets(model, targets if isinstance(targets, str) else target_regex(targets))
         # PEFT's and our own rule for what is excluded and which layers are meant
         adapted = {n: m for n, m in found.items() if SVFModel._check_target_module_exists(config, n)}
         shapes = [tuple(logical_weight(module).shape) for module in adapted.values()]

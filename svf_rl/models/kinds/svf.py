@@ -17,7 +17,7 @@ from svf_rl.svf.decompose import Factors
 from svf_rl.svf.expert import FINGERPRINT, PROBE, Expert, read_expert
 from svf_rl.svf.merge import rebuild_bytes
 from svf_rl.svf.probe import Projections
-from svf_rl.svf.targets import as_regex, logical_weight
+from svf_rl.svf.targets import logical_weight, target_regex
 
 if TYPE_CHECKING:
     from svf_rl.models.arguments import AdapterArguments, ModelArguments
@@ -64,7 +64,7 @@ class SVFKind(AdapterKind):
         )
 
     def decomposed_targets(self, config: PeftConfig) -> str:
-        return as_regex(config.target_modules)
+        return target_regex(config.target_modules)
 
     def reference(self, model: nn.Module) -> AbstractContextManager[None]:
         return reference_mode(model)
