@@ -42,9 +42,9 @@ def _memory(known: argparse.Namespace, overrides: Sequence[str]) -> bool:
     from svf_rl.train import quiet_libraries
 
     quiet_libraries()
-    from svf_rl.memory.plan import Machine, MemoryPlan  # takes seconds
+    from svf_rl.memory.arithmetic import parse_memory  # takes seconds
+    from svf_rl.memory.plan import Machine, MemoryPlan
     from svf_rl.memory.report import as_text, as_values, decide
-    from svf_rl.memory.text import parse_memory
     from svf_rl.settings.dry_run import check_recipe
     from svf_rl.settings.recipe import load_recipe
 

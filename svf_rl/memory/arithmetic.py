@@ -1,10 +1,13 @@
-"""The memory of a training run as pure functions: bytes by kind of tensor, their share of a GPU, and what is left.
+"""The memory of a training run as pure functions: bytes by kind of tensor, their share of a GPU, and what is left; and
+sizes as text.
 
 Bytes of tensors are exact. Constants of other programs are named here, with their source.
 """
 
+import re
 from dataclasses import dataclass, fields
 
+from svf_rl.errors import SVFError
 from svf_rl.training.gradient_buffer import REDUCE_BUCKET_VALUES
 
 # DeepSpeed's default (runtime/zero/config.py) for the largest number of gathered values that stage 3 keeps alive.
@@ -22,31 +25,24 @@ _OPTIMIZER_STATES = {
     "schedule_free": 2,
 }  # fmt: skip
 
+_UNITS = {
+    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TensorBytes:
-    """
-    Bytes of a whole model in training by kind of tensor, before anything is sharded.
+    """Bytes of a whole model in training by kind of tensor, before anything is sharded."""
 
-    Args:
-        base (`int`): The frozen weights `W` and everything else of the base model, tied weights once.
-        buffers (`int`): Buffers of the base model, such as rotary frequencies.
-        factors (`int`): `U` and `Vt`, in the model's type.
-        singular_values (`int`): `s`, in fp32.
-        masks (`int`): The experts' masks of a combination, in fp32.
-        trained (`int`): `z` in fp32; `A` and `B` of LoRA; `α` of a combination; whole modules (`modules_to_save`).
-        gradients (`int`): Of what is trained, in its type.
-        optimizer (`int`): State of the optimiser.
-    """
-
-    base: int = 0
-    buffers: int = 0
-    factors: int = 0
-    singular_values: int = 0
-    masks: int = 0
-    trained: int = 0
-    gradients: int = 0
-    optimizer: int = 0
+    base: int = 0  # the frozen weights `W` and everything else of the base model, tied weights once
+    buffers: int = 0  # of the base model, such as rotary frequencies
+    factors: int = 0  # `U` and `Vt`, in the model's type
+    singular_values: int = 0  # `s`, in fp32
+    masks: int = 0  # the experts' masks of a combination, in fp32
+    trained: int = 0  # `z` in fp32; `A` and `B` of LoRA; `α` of a combination; whole modules (`modules_to_save`)
+    gradients: int = 0  # of what is trained, in its type
+    optimizer: int = 0  # its state
 
     @property
     def total(self) -> int:
@@ -66,30 +62,17 @@ def optimizer_bytes(optimizer: str, trained_bytes: int) -> tuple[int, bool]:
 
 @dataclass(frozen=True)
 class Run:
-    """
-    How a run uses its GPUs.
+    """How a run uses its GPUs."""
 
-    Args:
-        processes (`int`): GPUs of all nodes.
-        stage (`int`): ZeRO stage, 0 without.
-        micro_batch (`int`): Sequences of one forward pass on one GPU.
-        accumulation (`int`): Micro-batches of an update.
-        checkpointing (`bool`): Gradient checkpointing.
-        rollouts (`str`): `"colocated"` or `"server"` vLLM, or `"transformers"`.
-        share (`float`): Of a GPU's memory that a colocated vLLM takes.
-        sleep (`bool`): Whether it gives that back while the model is trained.
-        tensor_parallel (`int`): GPUs that share one colocated vLLM.
-    """
-
-    processes: int
-    stage: int
-    micro_batch: int
-    accumulation: int
-    checkpointing: bool
-    rollouts: str
-    share: float
-    sleep: bool
-    tensor_parallel: int
+    processes: int  # GPUs of all nodes
+    stage: int  # of ZeRO, 0 without
+    micro_batch: int  # sequences of one forward pass on one GPU
+    accumulation: int  # micro-batches of an update
+    checkpointing: bool  # of gradients
+    rollouts: str  # "colocated" or "server" vLLM, or "transformers"
+    share: float  # of a GPU's memory that a colocated vLLM takes
+    sleep: bool  # whether it gives that back while the model is trained
+    tensor_parallel: int  # GPUs that share one colocated vLLM
 
 
 def held_bytes(tensors: TensorBytes, run: Run) -> dict[str, int]:
@@ -132,23 +115,14 @@ def gathered_bytes(tensors: TensorBytes, run: Run, output_layer: int, itemsize: 
 
 @dataclass(frozen=True)
 class GPU:
-    """
-    One GPU of a run, in bytes.
+    """One GPU of a run, in bytes."""
 
-    Args:
-        held (`dict[str, int]`): See [`held_bytes`].
-        buckets (`int`): See [`bucket_bytes`].
-        gathered (`int`): See [`gathered_bytes`].
-        activations (`int`, *optional*): At the peak of one micro-batch; `None` where that is not known.
-        engine (`int`): A colocated vLLM's share of the GPU.
-        update (`int`), rollout (`int`), sync (`int`): At the peak of each part of a step, the reserve included.
-    """
-
-    held: dict[str, int]
-    buckets: int
-    gathered: int
-    activations: int | None
-    engine: int
+    held: dict[str, int]  # of [`held_bytes`]
+    buckets: int  # of [`bucket_bytes`]
+    gathered: int  # of [`gathered_bytes`]
+    activations: int | None  # at the peak of one micro-batch; `None` where that is not known
+    engine: int  # a colocated vLLM's share
+    # at the peak of each part of a step, the reserve included
     update: int
     rollout: int
     sync: int
@@ -160,11 +134,10 @@ class GPU:
 
 @dataclass(frozen=True)
 class KVCache:
-    """What is left for the cache of a colocated vLLM: bytes of one GPU, and of one token on one GPU (`None`:
-    unknown)."""
+    """What is left for the cache of a colocated vLLM on one GPU."""
 
     bytes: int
-    bytes_a_token: int | None
+    bytes_a_token: int | None  # `None` where that is not known
 
     @property
     def tokens(self) -> int | None:
@@ -177,3 +150,27 @@ class KVCache:
 def kv_cache(run: Run, memory: int, engine_weights: int, bytes_a_token: int | None) -> KVCache:
     """A colocated vLLM's share of a GPU minus its copy of the weights (`engine_weights` bytes over all its GPUs)."""
     return KVCache(int(run.share * memory) - -(-engine_weights // run.tensor_parallel), bytes_a_token)
+
+
+def parse_memory(text: str) -> int:
+    """
+    Bytes of a size such as `80GB` (10⁹ bytes) or `80GiB` (2³⁰ bytes); capitals and spaces do not matter.
+
+    Raises:
+        SVFError: no positive number with a known unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise SVFError(
+            f"--gpu-memory {text!r} is not a valid size: give a number and MB, GB, TB, MiB, GiB or TiB, as in 80GB"
+        )
+    size = int(float(match[1]) * _UNITS[match[2].upper()])
+    if size <= 0:
+        raise SVFError(f"--gpu-memory must be more than 0, not {text}")
+    return size
+
+
+def gib(size: int) -> str:
+    """Bytes in units of 2³⁰, with two decimals, or four where the number is small."""
+    value = size / 2**30
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.4f}"

@@ -26,9 +26,6 @@ class PlannedModel:
     """
     The adapted model of a recipe on fake tensors, which have shapes and types but no memory.
 
-    Args:
-        recipe ([`Recipe`]): The recipe.
-
     Raises:
         SVFError: its dry run refuses the recipe, or the model's or an expert's configuration is not on this machine.
     """
@@ -50,23 +47,23 @@ class PlannedModel:
         with torch.device("meta"):
             model = _base(recipe, adapted.config, self.dtype)
             self.base_parameters = sum(p.numel() for p in model.parameters())
-            base = sum(p.numel() * p.element_size() for p in model.parameters())
-            buffers = sum(b.numel() * b.element_size() for b in model.buffers())
+            base = sum(p.nbytes for p in model.parameters())
+            buffers = sum(b.nbytes for b in model.buffers())
             head = model.get_output_embeddings()
-            self.output_layer = 0 if head is None else head.weight.numel() * head.weight.element_size()
+            self.output_layer = 0 if head is None else head.weight.nbytes
             self.vocabulary = 0 if head is None else head.weight.shape[0]
             modules = dict(model.named_modules())
             missing = [name for name in adapted.matrices if name not in modules]
             if missing:
                 raise SVFError(f"the experts adapt {missing[0]}, which {recipe.model.location} does not have")
-            found = {name: modules[name] for name in adapted.matrices}
-            self.shapes = {name: _shape(module) for name, module in found.items()}
+            weights = {name: logical_weight(modules[name]) for name in adapted.matrices}
+            self.shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()}
             model = self.kind.put_on_empty(model, adapted.matrices, adapted.peft_config, recipe.adapter)
         with self._fake:
             self.model = _on_fake_tensors(model)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.trained_values = sum(p.numel() for p in trained)
-        trained_bytes = sum(p.numel() * p.element_size() for p in trained)
+        trained_bytes = sum(p.nbytes for p in trained)
         state, known = optimizer_bytes(str(recipe.training.optim.value), trained_bytes)
         if not known:
             self.notes.append(f"optim {recipe.training.optim.value}: its state is not known here, taken for Adam's")
@@ -214,8 +211,3 @@ def _on_fake_tensors(model: Any) -> Any:
                 if isinstance(tensor, Tensor):
                     tensors[name] = fake(tensor)
     return model
-
-
-def _shape(module: nn.Module) -> tuple[int, int]:
-    rows, columns = logical_weight(module).shape
-    return rows, columns

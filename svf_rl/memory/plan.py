@@ -12,11 +12,11 @@ from svf_rl.memory.arithmetic import (
     Run,
     bucket_bytes,
     gathered_bytes,
+    gib,
     held_bytes,
     kv_cache,
 )
 from svf_rl.memory.model import PlannedModel, kv_bytes_a_token
-from svf_rl.memory.text import gib
 from svf_rl.memory.trace import Activations
 from svf_rl.settings.recipe import Recipe
 from svf_rl.settings.recipe_checks import check_zero
@@ -51,7 +51,6 @@ class MemoryPlan:
 
     Args:
         recipe ([`Recipe`]): Read for as many processes as the machine has GPUs.
-        machine ([`Machine`]): The machine.
         stage (`int`, *optional*): ZeRO stage; default: the lowest of 0, 2 and 3 with which the run fits, or 0.
         prompt (`int`, *optional*): Tokens of the longest prompt; default: what `vllm_max_model_length` leaves, or 512.
 

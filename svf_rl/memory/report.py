@@ -5,9 +5,8 @@ from typing import Any
 
 from svf_rl.losses.token_logprobs import CHUNK
 from svf_rl.memory.advice import suggest
-from svf_rl.memory.arithmetic import RESERVE
+from svf_rl.memory.arithmetic import RESERVE, gib
 from svf_rl.memory.plan import MemoryPlan
-from svf_rl.memory.text import gib
 from svf_rl.text_table import aligned
 
 _KINDS = {

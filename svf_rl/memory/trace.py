@@ -24,16 +24,10 @@ from svf_rl.training.policy import hidden_states, output_layer, reference
 
 @dataclass(frozen=True)
 class Activations:
-    """
-    Bytes alive in one micro-batch, without the model and its gradients.
+    """Bytes alive in one micro-batch, without the model and its gradients."""
 
-    Args:
-        saved (`int`): After the policy's forward pass: what the backward pass needs.
-        reference (`int`): At the peak of the reference pass, which comes before the policy's.
-        forward (`int`), loss (`int`), backward (`int`): At the peak of each part, `saved` included.
-    """
-
-    saved: int
+    saved: int  # after the policy's forward pass: what the backward pass needs
+    # at the peak of each part, `saved` included; the reference pass comes before the policy's
     forward: int
     reference: int
     loss: int
@@ -55,22 +49,14 @@ class Activations:
 
 @dataclass(frozen=True)
 class Batch:
-    """
-    What a micro-batch is.
-
-    Args:
-        sequences (`int`), prompt (`int`), completion (`int`): Its shape, in tokens; every position counts.
-        checkpointing (`bool`): Gradient checkpointing.
-        reference (`bool`): Whether the loss has a KL term.
-        direction (`str`, *optional*): Of the exact divergence, as in [`token_statistics`].
-    """
+    """What a micro-batch is."""
 
     sequences: int
-    prompt: int
+    prompt: int  # tokens; every position counts
     completion: int
-    checkpointing: bool
-    reference: bool
-    direction: str | None
+    checkpointing: bool  # of gradients
+    reference: bool  # whether the loss has a KL term
+    direction: str | None  # of the exact divergence, as in [`token_statistics`]
 
 
 def trace(model: Any, batch: Batch, checkpointing_kwargs: dict[str, Any] | None = None) -> Activations:

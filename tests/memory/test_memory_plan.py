@@ -13,10 +13,9 @@ from transformers import DeepseekV3Config, GPT2Config, LlamaConfig, MixtralConfi
 
 from svf_rl.errors import SVFError
 from svf_rl.memory.advice import suggest
-from svf_rl.memory.arithmetic import RESERVE, Run, TensorBytes, held_bytes, kv_cache, optimizer_bytes
+from svf_rl.memory.arithmetic import RESERVE, Run, TensorBytes, held_bytes, kv_cache, optimizer_bytes, parse_memory
 from svf_rl.memory.model import kv_bytes_a_token
 from svf_rl.memory.plan import Machine, MemoryPlan
-from svf_rl.memory.text import parse_memory
 from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf.merge import rebuild_bytes
 
