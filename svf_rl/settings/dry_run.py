@@ -21,43 +21,21 @@ _HIDDEN_COLUMNS = {"prompt", "completion"}
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run of the recipe would do. `str()` of it is what `--dry-run` prints."""
+    """What a run of the recipe would do. `str()` of it is what `--dry-run` prints. `None`: cannot be known here."""
 
-    model: str
-    adapter: str
     matrices: int | None
     trainable_values: int | None
-    task: str
     rows: dict[str, int] | None
     rewards: list[tuple[str, float]]
     prompts_per_update: float
     sequences_per_update: int
-    batch: str
     updates: int | None
-    objective: str
-    generation: str
-    output_dir: str
+    lines: dict[str, str]  # what is printed, by its name
     notes: list[str]
 
     def __str__(self) -> str:
-        sizes = "not checked" if self.rows is None else ", ".join(f"{split} {n}" for split, n in self.rows.items())
-        values = "not checked"
-        if self.matrices is not None:
-            values = f"{self.trainable_values:,} in {self.matrices} matrices"
-        lines = {
-            "model": self.model,
-            "adapter": self.adapter,
-            "trained values": values,
-            "task": f"{self.task} (rows: {sizes})",
-            "rewards": ", ".join(f"{name} × {weight:g}" for name, weight in self.rewards),
-            "an update": f"{self.prompts_per_update:g} prompts, {self.sequences_per_update} sequences = {self.batch}",
-            "updates": "not checked" if self.updates is None else str(self.updates),
-            "objective": self.objective,
-            "generation": self.generation,
-            "output": self.output_dir,
-        }
-        notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([*(f"{name + ':':16}{text}" for name, text in lines.items()), *notes])
+        lines = [f"{name + ':':16}{text}" for name, text in self.lines.items()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def check_recipe(recipe: Recipe) -> DryRun:
@@ -74,38 +52,52 @@ def check_recipe(recipe: Recipe) -> DryRun:
     if any(reward.__name__ in ("unit_tests", "verified") for reward in rewards) and shutil.which("bwrap") is None:
         notes.append("bubblewrap is not installed on this machine: model-written code cannot be run in a sandbox")
     adapted = find_adapted_matrices(recipe, notes)
-    training = recipe.training
-    steps = training.gradient_accumulation_steps
-    sequences = training.per_device_train_batch_size * training.world_size * steps
-    correction, signal, draws = "", "next-token", "only of held-out answers"
-    start = f", from {recipe.adapter.adapter_path}" if recipe.adapter.adapter_path else ""
+    training, data, adapter = recipe.training, recipe.data, recipe.adapter
+    size, steps, processes = (
+        training.per_device_train_batch_size,
+        training.gradient_accumulation_steps,
+        training.world_size,
+    )
+    sequences = size * processes * steps
+    prompts = sequences / training.num_generations
+    updates = count_updates(training, None if rows is None else rows["train"])
+    matrices, values = (None, None) if adapted is None else (len(adapted.matrices), adapted.trained_values)
+    weights = [(reward.__name__, reward.weight) for reward in rewards]
+    start = f", from {adapter.adapter_path}" if adapter.adapter_path else ""
+    skill = f" {data.skill}" if data.task == "quickstart" else ""
+    sizes = "not checked" if rows is None else ", ".join(f"{split} {n}" for split, n in rows.items())
+    lines = {
+        "model": f"{recipe.model.model_name_or_path} ({recipe.model.dtype})",
+        "adapter": adapter.kind.describe(adapter) + start,
+        "trained values": "not checked" if matrices is None else f"{values:,} in {matrices} matrices",
+        "task": f"{data.task}{skill} (rows: {sizes})",
+        "rewards": ", ".join(f"{name} × {weight:g}" for name, weight in weights),
+        "an update": f"{prompts:g} prompts, {sequences} sequences = {size} × {processes} (processes) × {steps} "
+        "(accumulated)",
+        "updates": "not checked" if updates is None else str(updates),
+        **_describe_objective(training),
+        "output": training.output_dir,
+    }
+    return DryRun(matrices, values, rows, weights, prompts, sequences, updates, lines, notes)
+
+
+def _describe_objective(training: SVFReinforceConfig) -> dict[str, str]:
+    signal, draws, correction = "next-token", "only of held-out answers", ""
     if training.objective == "policy_gradient":
         signal = f"advantage {training.advantage}"
         draws = f"{training.num_generations} per prompt, temperature {training.temperature:g}"
         if training.use_vllm:
             corrected = training.vllm_importance_sampling_correction
             correction = f", mismatch correction {training.vllm_importance_sampling_mode if corrected else 'off'}"
+    backend = training.generation_backend
     generators = {"colocated": "vLLM", "server": f"vLLM at {', '.join(training.server_urls)}"}
     kl = f"KL {training.beta:g} × {training.kl_type} in the {training.kl_placement}" if training.beta else "no KL"
-    return DryRun(
-        model=f"{recipe.model.model_name_or_path} ({recipe.model.dtype})",
-        adapter=recipe.adapter.kind.describe(recipe.adapter) + start,
-        matrices=None if adapted is None else len(adapted.matrices),
-        trainable_values=None if adapted is None else adapted.trained_values,
-        task=recipe.data.task + (f" {recipe.data.skill}" if recipe.data.task == "quickstart" else ""),
-        rows=rows,
-        rewards=[(reward.__name__, reward.weight) for reward in rewards],
-        prompts_per_update=sequences / training.num_generations,
-        sequences_per_update=sequences,
-        batch=f"{training.per_device_train_batch_size} × {training.world_size} (processes) × {steps} (accumulated)",
-        updates=count_updates(training, None if rows is None else rows["train"]),
-        objective=f"{signal}, log-likelihood {training.loss_reduction}, {kl}, "
-        f"learning rate {training.learning_rate:g}, clip {training.max_grad_norm:g}",
-        generation=f"{generators.get(training.generation_backend, training.generation_backend)}, {draws}, "
-        f"at most {training.max_completion_length} tokens{correction}",
-        output_dir=training.output_dir,
-        notes=notes,
-    )
+    return {
+        "objective": f"{signal}, log-likelihood {training.loss_reduction}, {kl}, learning rate "
+        f"{training.learning_rate:g}, clip {training.max_grad_norm:g}",
+        "generation": f"{generators.get(backend, backend)}, {draws}, at most {training.max_completion_length} tokens"
+        f"{correction}",
+    }
 
 
 def load_rewards(data: DataArguments) -> list[Reward]:

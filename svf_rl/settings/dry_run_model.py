@@ -19,22 +19,13 @@ from svf_rl.svf.sharding import without_values
 
 @dataclass(frozen=True)
 class Adapted:
-    """
-    What of a model is adapted, by its configuration alone.
+    """What of a model is adapted, by its configuration alone."""
 
-    Args:
-        config (`PretrainedConfig`, *optional*): The base model's, where it is on this machine.
-        kind ([`AdapterKind`]): The adapter's, as saved where the recipe names a saved one.
-        peft_config (`PeftConfig`): The adapter's; for a combination, that of its first expert.
-        matrices (`list[str]`): Paths of the adapted matrices in the base model.
-        trained_values (`int`): How many values are trained, those of `modules_to_save` apart.
-    """
-
-    config: PretrainedConfig | None
-    kind: AdapterKind
-    peft_config: PeftConfig
-    matrices: list[str]
-    trained_values: int
+    config: PretrainedConfig | None  # the base model's, where it is on this machine
+    kind: AdapterKind  # as saved where the recipe names a saved adapter
+    peft_config: PeftConfig  # for a combination, that of its first expert
+    matrices: list[str]  # paths in the base model
+    trained_values: int  # those of `modules_to_save` apart
 
 
 def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:

@@ -40,13 +40,8 @@ def check_engines(values: Mapping[str, Any], processes: int, read_alone: bool) -
 
 
 def check_batch(values: Mapping[str, Any], processes: int) -> None:
-    """Check that the sequences of one generation divide into groups of one prompt each.
-
-    TRL checks the same, but its message has numbers that are not in the recipe.
-
-    Raises:
-        SVFError: they do not; the message gives the numbers and what to change.
-    """
+    """Raises `SVFError` unless the sequences of one generation divide into groups of one prompt each. TRL checks the
+    same, but its message has numbers that are not in the recipe."""
     defaults = {f.name: f.default for f in fields(SVFReinforceConfig)}
 
     def get(key: str) -> Any:

@@ -65,8 +65,8 @@ def parse_override(key: str, text: str | None, wanted: Any) -> Any:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         value = text
-    takes_text = str in members and not any(_is_enum(member) for member in members)
-    if takes_text and not text.startswith(("'", '"')) and (isinstance(value, str) or _fit(value, members) is _MISFIT):
+    quoted = text.startswith(("'", '"'))
+    if str in members and not quoted and (isinstance(value, str) or _fit(value, members) is _MISFIT):
         return text
     return fit(key, value, wanted)
 
@@ -86,26 +86,27 @@ def fit(key: str, value: Any, wanted: Any) -> Any:
 
 
 def _members(wanted: Any) -> tuple[Any, ...]:
+    """The types that `wanted` allows. `IntervalStrategy | str` means the strategies' names, and not any string."""
     union = typing.get_origin(wanted) in (typing.Union, types.UnionType)
-    return typing.get_args(wanted) if union else (wanted,)
+    members = typing.get_args(wanted) if union else (wanted,)
+    has_enum = any(isinstance(member, type) and issubclass(member, Enum) for member in members)
+    return tuple(member for member in members if not (has_enum and member is str))
 
 
-def _is_enum(member: Any) -> bool:
-    return isinstance(member, type) and issubclass(member, Enum)
+def _choices(member: Any) -> tuple[Any, ...]:
+    """The values of an enum or a `Literal`."""
+    if isinstance(member, type) and issubclass(member, Enum):
+        return tuple(choice.value for choice in member)
+    return typing.get_args(member) if typing.get_origin(member) is typing.Literal else ()
 
 
 def _fit(value: Any, members: tuple[Any, ...]) -> Any:
-    # `IntervalStrategy | str` means the names of the strategies, and not any string
-    if any(_is_enum(member) for member in members):
-        members = tuple(member for member in members if member is not str)
-    for member in members:
-        if (fitted := _fit_one(value, member)) is not _MISFIT:
-            return fitted
-    return _MISFIT
+    fitted = (_fit_one(value, member) for member in members)
+    return next((each for each in fitted if each is not _MISFIT), _MISFIT)
 
 
 def _fit_one(value: Any, member: Any) -> Any:
-    origin = typing.get_origin(member)
+    plain = typing.get_origin(member) or member
     if member is Any:
         return value
     if member is types.NoneType:
@@ -115,36 +116,26 @@ def _fit_one(value: Any, member: Any) -> Any:
     if member is int:
         is_integer = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         return int(value) if is_integer and not isinstance(value, bool) else _MISFIT
-    if _is_enum(member):
-        name = "no" if value is False else value  # YAML reads a bare `no` as false
-        return name if name in [choice.value for choice in member] else _MISFIT
-    if origin is typing.Literal:
-        return value if value in typing.get_args(member) else _MISFIT
-    if member is list or origin is list:
+    if choices := _choices(member):
+        name = "no" if value is False and "no" in choices else value  # YAML reads a bare `no` as false
+        return name if name in choices else _MISFIT
+    if plain is list:
         (item,) = typing.get_args(member) or (Any,)
         items = [_fit(each, _members(item)) for each in value] if isinstance(value, list) else [_MISFIT]
         return _MISFIT if any(each is _MISFIT for each in items) else items
-    plain = origin or member
     return value if plain in (bool, str, dict) and isinstance(value, plain) else _MISFIT
 
 
 _NAMES = {
     bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list", dict: "a mapping",
-    types.NoneType: "null",
+    types.NoneType: "null", list[int]: "a list of integers", list[float]: "a list of numbers",
+    list[str]: "a list of strings",
 }  # fmt: skip
-_LISTS = {int: "a list of integers", float: "a list of numbers", str: "a list of strings"}
 
 
 def _described(members: tuple[Any, ...]) -> str:
     parts: list[str] = []
-    has_enum = any(_is_enum(member) for member in members)
     for member in members:
-        if _is_enum(member):
-            parts += [str(choice.value) for choice in member]
-        elif typing.get_origin(member) is typing.Literal:
-            parts += [str(choice) for choice in typing.get_args(member)]
-        elif typing.get_origin(member) is list and typing.get_args(member)[0] in _LISTS:
-            parts.append(_LISTS[typing.get_args(member)[0]])
-        elif not (has_enum and member is str):
-            parts.append(_NAMES.get(typing.get_origin(member) or member, str(member)))
+        plain = typing.get_origin(member) or member
+        parts += [str(choice) for choice in _choices(member)] or [_NAMES.get(member, _NAMES.get(plain, str(member)))]
     return " or ".join(dict.fromkeys(parts))
