@@ -6,10 +6,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from svf_rl.rewards import Verdict, load_reward, verify_all
-from svf_rl.rewards.check_answers import check_answers
+from svf_rl.rewards import Verdict, load_reward
 from svf_rl.rewards.reward import AsyncReward
-from svf_rl.rewards.verified import parse_reference, verified
+from svf_rl.rewards.verified import check_answers, parse_reference, verified, verify_rows
 from svf_rl.rewards.verifier import Verifier, check_failed_share
 from svf_rl.settings.dry_run import check_columns
 from svf_rl.storage.json_files import normalize_json
@@ -82,13 +81,7 @@ class Grader:
         if self._verifier is not None:
             options = {k: v for k, v in self.reward.arguments.items() if k in self._verifier.options}
         names = [self._verifier.name if self._verifier else str(row[self._verifier_column]) for row in rows]
-        verdicts: dict[int, Verdict] = {}
-        for name in dict.fromkeys(names):
-            own = [i for i, other in enumerate(names) if other == name]
-            references = [self.reference(rows[i]) for i in own]
-            found = verify_all(name, [completions[i] for i in own], references, **options)
-            verdicts.update(zip(own, found, strict=True))
-        return [verdicts[i] for i in range(len(rows))]
+        return verify_rows(names, completions, [self.reference(row) for row in rows], **options)
 
     def _call(
         self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str], token_ids: Sequence[list[int]]

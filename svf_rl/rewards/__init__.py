@@ -8,8 +8,7 @@ written as a verifier (copy `verifiers/exact_match.py`), which is a reward of th
 from svf_rl.errors import InfrastructureError
 from svf_rl.rewards.registry import load_reward, reward
 from svf_rl.rewards.reward import Reward, completion_text, required_columns
-from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verifier import verifier, verify, verify_all
+from svf_rl.rewards.verifier import Verdict, verifier, verify, verify_all
 
 __all__ = [
     "InfrastructureError", "Reward", "Verdict", "completion_text", "load_reward", "required_columns", "reward",

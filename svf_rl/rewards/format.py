@@ -1,11 +1,9 @@
 r"""`format`: the completion has the required form; its content does not matter. A shaping reward, to add to another."""
 
 import re
-from functools import lru_cache
 
 from svf_rl.errors import SVFError
-from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verifier import verifier
+from svf_rl.rewards.verifier import Verdict, verifier
 
 # Named forms, for `pattern`; possessive (`*+`), so that hostile text takes linear time
 PATTERNS = {
@@ -35,19 +33,14 @@ def format(completion: str, reference: None = None, *, pattern: str = "boxed", f
     Raises:
         SVFError: the pattern is not a valid regular expression.
     """
-    expression = _compiled(pattern)
-    match = expression.fullmatch(completion) if full else expression.search(completion)
-    return Verdict(match is not None, None, "the form is right" if match else f"not of the form {pattern!r}")
-
-
-@lru_cache(maxsize=64)
-def _compiled(pattern: str) -> re.Pattern[str]:
     if not isinstance(pattern, str):
         raise SVFError(f"format: pattern must be text, got {pattern!r}")
     try:
-        return re.compile(PATTERNS.get(pattern, pattern), re.DOTALL)
+        expression = re.compile(PATTERNS.get(pattern, pattern), re.DOTALL)
     except re.error as error:
         known = ", ".join(PATTERNS)
         raise SVFError(
             f"format: pattern {pattern!r} is neither one of {known} nor a valid expression: {error}"
         ) from error
+    match = expression.fullmatch(completion) if full else expression.search(completion)
+    return Verdict(match is not None, None, "the form is right" if match else f"not of the form {pattern!r}")

@@ -7,8 +7,7 @@ and 1: full reward up to `target`, none from `maximum` on, and linear in between
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verifier import verifier
+from svf_rl.rewards.verifier import Verdict, verifier
 
 
 @verifier("length", column="completion_ids")

@@ -80,7 +80,17 @@ def _find(name: str) -> Callable[..., Any]:
         if name not in _registered:
             raise SVFError(f"unknown reward {name!r}{nearest(name, _registered)}")
         return _registered[name]
-    module = _import_file(Path(location)) if location.endswith(".py") else _import_module(location)
+    is_file = location.endswith(".py")
+    # `accelerate launch` puts the script's folder on the path, but users keep their modules in the working directory.
+    if not is_file and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        module = _import_file(Path(location)) if is_file else importlib.import_module(location)
+    except SVFError:
+        raise
+    except Exception as error:  # the user's module may fail in any way while it is imported
+        detail = " ".join(str(error).split())[:300]
+        raise SVFError(f"could not import reward {location}: {type(error).__name__}: {detail}") from error
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if function is None:
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
@@ -94,16 +104,6 @@ def import_built_ins() -> None:
     """Import every module of this room: a new reward is one new file, and no list of imports has to grow."""
     for module in pkgutil.walk_packages([str(Path(__file__).parent)], f"{__package__}."):
         importlib.import_module(module.name)
-
-
-def _import_module(name: str) -> ModuleType:
-    # `accelerate launch` puts the script's folder on the path, but users keep their modules in the working directory.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # the user's module may fail in any way while it is imported
-        raise _import_failed(name, error) from error
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -121,13 +121,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's file may fail in any way while it is run
+    except BaseException:
         del sys.modules[name]
-        raise _import_failed(str(path), error) from error
+        raise
     return module
-
-
-def _import_failed(where: str, error: Exception) -> SVFError:
-    if isinstance(error, SVFError):
-        return error
-    return SVFError(f"could not import reward {where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")

@@ -52,6 +52,8 @@ class Reward:
         self.function = function
         self.weight = float(weight)
         self.arguments = dict(arguments or {})
+        # those whose value is the name of a dataset column, as `@reward` says
+        self.column_arguments: tuple[str, ...] = getattr(function, "column_arguments", ())
         try:
             self.parameters = inspect.signature(function).parameters
         except ValueError as error:  # a few built-ins have no signature
@@ -78,7 +80,7 @@ class Reward:
             if typing.get_origin(annotation) is typing.Literal and value not in typing.get_args(annotation):
                 choices = ", ".join(map(repr, typing.get_args(annotation)))
                 raise SVFError(f"reward {self.__name__!r}: {name} must be one of {choices}, got {value!r}")
-        for name in column_arguments(self.function):
+        for name in self.column_arguments:
             if not isinstance(value := self.arguments.get(name, ""), str):
                 raise SVFError(f"reward {self.__name__!r}: {name} must be the name of a column, got {value!r}")
 
@@ -89,18 +91,16 @@ class Reward:
             present = ", ".join(sorted(columns.keys() - TRAINER_ARGUMENTS)) or "none"
             raise SVFError(f"reward {self.__name__!r} needs the column {missing[0]!r}; the dataset has: {present}")
         takes_all = any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
-        offered = {"completions": completions, **columns}
-        keywords = {}
-        for name, value in offered.items():
+
+        def takes(name: str) -> bool:
             parameter = self.parameters.get(name)
             if parameter is None:
-                taken = takes_all
-            else:
-                is_argument = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
-                taken = name in TRAINER_ARGUMENTS or not is_argument
-            if taken:
-                keywords[name] = value
-        return {**keywords, **self.arguments}
+                return takes_all
+            is_argument = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+            return name in TRAINER_ARGUMENTS or not is_argument
+
+        offered = {"completions": completions, **columns}
+        return {**{name: value for name, value in offered.items() if takes(name)}, **self.arguments}
 
     @contextmanager
     def _errors_of_the_function(self) -> Iterator[None]:
@@ -161,13 +161,8 @@ def required_columns(reward: Reward) -> set[str]:
         for name in _own_parameters(parameters)
         if parameters[name].default is inspect.Parameter.empty and name not in reward.arguments
     }
-    named = {reward.arguments.get(name, parameters[name].default) for name in column_arguments(reward.function)}
+    named = {reward.arguments.get(name, parameters[name].default) for name in reward.column_arguments}
     return unfilled | named
-
-
-def column_arguments(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The arguments of `function` whose value is the name of a dataset column."""
-    return getattr(function, "column_arguments", ())
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:

@@ -1,12 +1,13 @@
-"""`verified`: each row is graded by the verifier that it names, for rows of several tasks."""
+"""Rows that name their verifiers: how they are graded, and whether the answers in the data can be used at all."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from svf_rl.errors import SVFError
 from svf_rl.rewards.registry import reward
-from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verifier import check_failed_share, scale_verdicts, verify_all
+from svf_rl.rewards.reward import Reward
+from svf_rl.rewards.verifier import Verdict, Verifier, check_failed_share, find_verifier, scale_verdicts, verify_all
 
 
 @reward("verified", column_arguments=("column", "verifier_column"))
@@ -30,15 +31,21 @@ def verified(
         max_failed (`float`, *optional*, defaults to 0.25):
             the share of a batch whose checks may fail for a reason of the infrastructure before the run stops.
     """
-    names, references = columns[verifier_column], [parse_reference(answer) for answer in columns[column]]
+    verdicts = verify_rows(columns[verifier_column], completions, [parse_reference(a) for a in columns[column]])
+    check_failed_share("verified", verdicts, max_failed, columns.get("log_metric"))
+    return scale_verdicts(verdicts, correct, wrong)
+
+
+def verify_rows(
+    names: Sequence[str], completions: Sequence[Any], references: Sequence[Any], **options: Any
+) -> list[Verdict]:
+    """`verify_all` for rows of several verifiers; those of one verifier are checked together."""
     verdicts: dict[int, Verdict] = {}
     for name in dict.fromkeys(names):
         rows = [row for row, other in enumerate(names) if other == name]
-        found = verify_all(name, [completions[row] for row in rows], [references[row] for row in rows])
+        found = verify_all(name, [completions[row] for row in rows], [references[row] for row in rows], **options)
         verdicts.update(zip(rows, found, strict=True))
-    in_order = [verdicts[row] for row in range(len(completions))]
-    check_failed_share("verified", in_order, max_failed, columns.get("log_metric"))
-    return scale_verdicts(in_order, correct, wrong)
+    return [verdicts[row] for row in range(len(completions))]
 
 
 def parse_reference(answer: Any) -> Any:
@@ -49,3 +56,34 @@ def parse_reference(answer: Any) -> Any:
         return json.loads(answer)
     except json.JSONDecodeError:
         return answer
+
+
+def check_answers(reward: Reward, columns: Mapping[str, Sequence[Any]], where: str) -> None:
+    """
+    Raises `SVFError` for the first row whose reference the reward's verifier cannot use (empty, not text, without a
+    number, ...). Rewards that are not made from a verifier are not checked; equal references are checked once.
+
+    Args:
+        reward ([`Reward`]): as loaded.
+        columns (`Mapping`): the rows by column, with the columns that the reward needs.
+        where (`str`): which rows these are, for the message.
+    """
+    column, found = reward.arguments.get("column", "answer"), getattr(reward.function, "verifier", None)
+    rows: Iterable[tuple[Verifier, Any]] = ()
+    if reward.function is verified:
+        names = columns[reward.arguments.get("verifier_column", "verifier")]
+        pairs = zip(names, columns[column], strict=True)
+        rows = ((find_verifier(name), parse_reference(answer)) for name, answer in pairs)
+    elif found is not None and found.check_reference is not None:
+        rows = ((found, reference) for reference in columns[column])
+    seen = set()
+    for row, (found, reference) in enumerate(rows):
+        key = (found.name, json.dumps(reference, sort_keys=True, default=repr))
+        if found.check_reference is None or key in seen:
+            continue
+        seen.add(key)
+        options = {name: value for name, value in reward.arguments.items() if name in found.options}
+        try:
+            found.check_reference(reference, **options)
+        except SVFError as error:
+            raise SVFError(f"{where}, row {row}: {error}") from error

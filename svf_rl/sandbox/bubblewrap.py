@@ -1,10 +1,4 @@
-"""Running model-written code: under bubblewrap, each program in its own namespaces, under limits.
-
-bubblewrap makes the outer box, once per worker: a read-only system, no network, no home directory, no environment. In
-it the supervisor (`boxed/supervisor.py`) gives each program its own box: a fork of a warm interpreter, with its own
-user, process, network, mount and IPC namespaces, a small private `/tmp` and no `/proc`. The process that decides about
-a program stays outside its box.
-"""
+"""Running model-written code: bubblewrap's outer box, in which `boxed/supervisor.py` gives each program its own."""
 
 import json
 import logging
@@ -15,7 +9,6 @@ import shutil
 import sys
 import sysconfig
 import threading
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,65 +19,50 @@ from svf_rl.sandbox.workers import WorkerPool, parallel_checks
 logger = logging.getLogger(__name__)
 
 BOXED = Path(__file__).parent / "boxed"
+PACKAGES = sysconfig.get_paths()["purelib"]  # what is installed, which programs may import
 _MB = 1 << 20
 
+SECONDS = 10.0  # of CPU time of a process, where the caller does not say
+MEMORY_MB = 1024  # address space per process, and memory of all processes of a program, likewise
+PROCESSES = 32  # processes and threads
+FILE_BYTES = 16 * _MB  # size of a file, and of the private `/tmp`
+OPEN_FILES = 64  # per process
+OUTPUT_BYTES = 16 * _MB  # standard output that is read
+# By the clock a program may take this many times as long, so that other load on the machine does not make a correct
+# program wrong; one that sleeps gets less.
+WALL_FACTOR = 3
 # Seconds to start a program again for the next input, without the time of the program itself.
 START_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
-class Limits:
-    """
-    What one program may use.
-
-    Args:
-        seconds (`float`, *optional*, defaults to `10.0`):
-            CPU time of a process. By the clock it may take three times as long, so that other load on the machine does
-            not make a correct program wrong; a program that sleeps gets less.
-        memory_mb (`int`, *optional*, defaults to `1024`): address space per process, and memory of all its processes.
-        processes (`int`, *optional*, defaults to `32`): processes and threads.
-        file_mb (`int`, *optional*, defaults to `16`): size of a file, and of the private `/tmp`.
-        open_files (`int`, *optional*, defaults to `64`): descriptors per process.
-        output_mb (`int`, *optional*, defaults to `16`): standard output that is read.
-    """
-
-    seconds: float = 10.0
-    memory_mb: int = 1024
-    processes: int = 32
-    file_mb: int = 16
-    open_files: int = 64
-    output_mb: int = 16
-
-    @property
-    def wall_seconds(self) -> float:
-        return 3 * self.seconds
-
-    def as_request(self) -> dict[str, Any]:
-        """The part of a request to the supervisor with the limits."""
-        return {
-            "seconds": self.wall_seconds,
-            "idle_seconds": self.seconds,
-            "memory": self.memory_mb * _MB,
-            "processes": self.processes + 4,  # the box itself has some
-            "output": self.output_mb * _MB,
-            "limits": {
-                "RLIMIT_AS": self.memory_mb * _MB,
-                "RLIMIT_CPU": math.ceil(self.seconds),
-                "RLIMIT_FSIZE": self.file_mb * _MB,
-                "RLIMIT_NOFILE": self.open_files,
-                "RLIMIT_NPROC": self.processes,
-                "RLIMIT_CORE": 0,
-            },
-        }
+def _limits(seconds: float, memory_mb: int) -> dict[str, Any]:
+    """The part of a request to the supervisor with the limits."""
+    return {
+        "seconds": WALL_FACTOR * seconds,
+        "idle_seconds": seconds,
+        "memory": memory_mb * _MB,
+        "processes": PROCESSES + 4,  # the box itself has some
+        "output": OUTPUT_BYTES,
+        "limits": {
+            "RLIMIT_AS": memory_mb * _MB,
+            "RLIMIT_CPU": math.ceil(seconds),
+            "RLIMIT_FSIZE": FILE_BYTES,
+            "RLIMIT_NOFILE": OPEN_FILES,
+            "RLIMIT_NPROC": PROCESSES,
+            "RLIMIT_CORE": 0,
+        },
+    }
 
 
-def run_program(request: dict[str, Any], limits: Limits, allow_unsandboxed: bool = False) -> dict[str, Any]:
+def run_program(
+    request: dict[str, Any], seconds: float, memory_mb: int, allow_unsandboxed: bool = False
+) -> dict[str, Any]:
     """
     Run one program in its own box.
 
     Args:
         request (`dict`): as `boxed/supervisor.py` describes it, without the limits.
-        limits ([`Limits`]): what it may use.
+        seconds (`float`), memory_mb (`int`): what it may use, as `SECONDS` and `MEMORY_MB`.
         allow_unsandboxed (`bool`, *optional*, defaults to `False`): run it without bubblewrap if it is missing.
 
     Returns:
@@ -98,7 +76,8 @@ def run_program(request: dict[str, Any], limits: Limits, allow_unsandboxed: bool
     with _starting:
         pool = _pool(allow_unsandboxed)
     # the run itself, its start and its end
-    return pool.call({**request, **limits.as_request(), "starts": starts}, limits.wall_seconds + starts + 30)
+    patience = WALL_FACTOR * seconds + starts + 30
+    return pool.call({**request, **_limits(seconds, memory_mb), "starts": starts}, patience)
 
 
 _starting = threading.Lock()  # with `cache` alone, several threads could make a pool at the same time
@@ -118,7 +97,9 @@ def _pool(allow_unsandboxed: bool) -> WorkerPool:
             "network; only time and memory are limited. (%s)",
             error,
         )
-        return WorkerPool("unit_tests, without a sandbox", _plain_command(), parallel_checks())
+        settings = {"boxed": False, "uid": 0, "packages": PACKAGES}
+        command = [sys.executable, "-I", "-S", str(BOXED / "supervisor.py"), json.dumps(settings)]
+        return WorkerPool("unit_tests, without a sandbox", command, parallel_checks())
 
 
 def _sandbox() -> WorkerPool:
@@ -131,7 +112,7 @@ def _sandbox() -> WorkerPool:
     for privileged in ([True] if os.getuid() == 0 else []) + [False]:
         pool = WorkerPool("the sandbox", partial(_boxed_command, privileged), parallel_checks())
         try:
-            reply = pool.call(_PROBE | Limits().as_request(), 60)
+            reply = pool.call(_PROBE | _limits(SECONDS, MEMORY_MB), 60)
             if reply.get("passed") == [True]:
                 return pool
             failure = failure or str(reply)
@@ -150,11 +131,6 @@ _PROBE = {
 }  # fmt: skip
 
 
-def _plain_command() -> list[str]:
-    settings = {"boxed": False, "uid": 0, "packages": _packages()}
-    return [sys.executable, "-I", "-S", str(BOXED / "supervisor.py"), json.dumps(settings)]
-
-
 def _boxed_command(privileged: bool) -> list[str]:
     """
     bubblewrap with the supervisor in it, on a file system that is completely read-only.
@@ -163,14 +139,11 @@ def _boxed_command(privileged: bool) -> list[str]:
     does not run as root, a user namespace does the same.
     """
     interpreter, prefix = _interpreter()
-    packages = ["/packages"] if _packages() else []
     command = ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--hostname", "sandbox"]
     command += [] if privileged else ["--unshare-user"]
-    command += [*_system(), *prefix, "--ro-bind", str(BOXED), "/boxed"]
+    command += [*_system(), *prefix, "--ro-bind", str(BOXED), "/boxed", "--ro-bind-try", PACKAGES, "/packages"]
     # explicit, or bubblewrap creates these mount points with access only for root
     command += ["--dir", "/tmp", "--dir", "/dev", "--proc", "/proc"]
-    for inside, outside in zip(packages, _packages(), strict=True):
-        command += ["--ro-bind", outside, inside]
     for device in ("null", "zero", "urandom"):
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     command += ["--remount-ro", "/", "--clearenv", "--chdir", "/"]
@@ -178,8 +151,8 @@ def _boxed_command(privileged: bool) -> list[str]:
     settings = {
         "boxed": True,
         "uid": random.SystemRandom().randrange(1 << 24, 1 << 30) if privileged else 0,
-        "packages": packages,
-        "tmp_bytes": Limits().file_mb * _MB,
+        "packages": "/packages",
+        "tmp_bytes": FILE_BYTES,
     }
     return [*command, interpreter, "-I", "-S", "/boxed/supervisor.py", json.dumps(settings)]
 
@@ -188,14 +161,9 @@ def _system() -> list[str]:
     """Mounts of the read-only system."""
     mounts = ["--ro-bind", "/usr", "/usr"]
     for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
-        path = Path(name)
-        if path.is_symlink():
-            mounts += ["--symlink", str(path.readlink()), name]
-        elif path.is_dir():
-            mounts += ["--ro-bind", name, name]
-    if Path("/etc/ld.so.cache").exists():
-        mounts += ["--dir", "/etc", "--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    return mounts
+        is_link = Path(name).is_symlink()
+        mounts += ["--symlink", str(Path(name).readlink()), name] if is_link else ["--ro-bind-try", name, name]
+    return [*mounts, "--dir", "/etc", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
 
 
 def _interpreter() -> tuple[str, list[str]]:
@@ -206,9 +174,3 @@ def _interpreter() -> tuple[str, list[str]]:
     if prefix.is_relative_to("/usr"):
         return str(executable), []
     return str("/python" / executable.relative_to(prefix)), ["--ro-bind", str(prefix), "/python"]
-
-
-def _packages() -> list[str]:
-    """The installed packages, which programs may import."""
-    folder = sysconfig.get_paths()["purelib"]
-    return [folder] if Path(folder).is_dir() else []

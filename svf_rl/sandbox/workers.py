@@ -9,8 +9,8 @@ import atexit
 import contextlib
 import json
 import os
-import select
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -41,10 +41,14 @@ class WorkerPool:
 
     def __init__(self, name: str, command: Sequence[str] | Callable[[], Sequence[str]], size: int):
         self.name, self._command, self._size = name, command, size
-        self._idle: list[_Worker] = []
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
         atexit.register(self.close)
+
+    def _forget(self) -> None:
+        """A forked child has none of its parent's workers."""
+        self._lock, self._free = threading.Lock(), threading.BoundedSemaphore(self._size)
+        self._idle: list[_Worker] = []
 
     def call(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         """
@@ -54,22 +58,21 @@ class WorkerPool:
             InfrastructureError: two workers, one after the other, died or did not answer.
         """
         with self._free:
-            for attempt in (1, 2):
-                worker = None
-                try:
-                    # the second is a new one: the cause of the first one's death may have killed all idle ones
-                    worker = self._take() if attempt == 1 else self._start()
-                    reply = worker.call(request, timeout)
-                except BaseException as error:  # an interrupt would leave a reply without a reader
-                    if worker is not None:
-                        worker.kill()
-                    if attempt == 2 or not isinstance(error, InfrastructureError):
-                        raise
-                else:
-                    with self._lock:
-                        self._idle.append(worker)
-                    return reply
-        raise AssertionError("unreachable")
+            try:
+                return self._ask(self._take(), request, timeout)
+            except InfrastructureError:
+                # a new one: the cause of the first one's death may have killed all idle ones
+                return self._ask(self._start(), request, timeout)
+
+    def _ask(self, worker: "_Worker", request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        try:
+            reply: dict[str, Any] = json.loads(worker.exchange(json.dumps(request).encode() + b"\n", timeout))
+        except BaseException:  # an interrupt would leave a reply without a reader
+            worker.kill()
+            raise
+        with self._lock:
+            self._idle.append(worker)
+        return reply
 
     def close(self) -> None:
         """End all idle workers."""
@@ -93,39 +96,40 @@ class WorkerPool:
         except OSError as error:  # no descriptor, process or memory left
             raise InfrastructureError(f"a worker of {self.name} could not be started: {error}") from error
 
-    def _forget(self) -> None:
-        """A forked child has none of its parent's workers."""
-        self._lock, self._free = threading.Lock(), threading.BoundedSemaphore(self._size)
-        self._idle = []
-
 
 class _Worker:
     def __init__(self, name: str, command: Sequence[str]):
-        self._name, self._rest = name, b""
+        self._name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
-        # in its own session: Ctrl-C reaches only the run, and `kill` reaches the worker's children
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True
-        )
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            # in its own session: Ctrl-C reaches only the run, and `kill` reaches the worker's children
+            self._process = subprocess.Popen(
+                command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors, start_new_session=True
+            )
         try:
-            os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]
-            self._read_line(time.monotonic() + START_SECONDS, START_SECONDS)
+            self.exchange(b"", START_SECONDS)
         except BaseException:  # after any error, since nothing else refers to this process yet
             self.kill()
             raise
 
-    def call(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        deadline = time.monotonic() + timeout
-        descriptor, rest = self._process.stdin.fileno(), memoryview(json.dumps(request).encode() + b"\n")
+    def exchange(self, data: bytes, timeout: float) -> bytes:
+        """Send `data` and read one line, both within `timeout` seconds."""
+        deadline, line = time.monotonic() + timeout, bytearray()
         try:
-            while rest:
-                self._wait_for(descriptor, select.POLLOUT, deadline, timeout)
-                rest = rest[os.write(descriptor, rest) :]
-        except BrokenPipeError:
+            self._socket.settimeout(timeout)
+            self._socket.sendall(data)
+            while not line.endswith(b"\n"):
+                self._socket.settimeout(max(0.001, deadline - time.monotonic()))  # 0 would not wait at all
+                part = self._socket.recv(1 << 16)
+                if not part:
+                    raise ConnectionError
+                line += part
+        except TimeoutError:
+            raise self._failure(f"did not answer within {timeout:g} s") from None
+        except ConnectionError:
             raise self._failure("died") from None
-        reply: dict[str, Any] = json.loads(self._read_line(deadline, timeout))
-        return reply
+        return bytes(line)
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -134,26 +138,8 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for file in (self._process.stdin, self._process.stdout, self._errors):
-            file.close()  # type: ignore[union-attr]
-
-    def _wait_for(self, descriptor: int, event: int, deadline: float, timeout: float) -> None:
-        poll = select.poll()  # `select` does not support descriptors above 1023
-        poll.register(descriptor, event)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise self._failure(f"did not answer within {timeout:g} s")
-
-    def _read_line(self, deadline: float, timeout: float) -> bytes:
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        parts = [self._rest]
-        while b"\n" not in parts[-1]:
-            self._wait_for(descriptor, select.POLLIN, deadline, timeout)
-            parts.append(os.read(descriptor, 1 << 16))
-            if not parts[-1]:
-                raise self._failure("died")
-        line, _, self._rest = b"".join(parts).partition(b"\n")
-        return line
+        self._socket.close()
+        self._errors.close()
 
     def _failure(self, what: str) -> InfrastructureError:
         self._errors.seek(0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import Reward, load_reward, required_columns
-from svf_rl.rewards.check_answers import check_answers
+from svf_rl.rewards.verified import check_answers
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.data import DataArguments
 from svf_rl.settings.dry_run_model import find_adapted_matrices

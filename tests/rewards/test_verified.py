@@ -7,10 +7,8 @@ import pytest
 
 from svf_rl.errors import InfrastructureError, SVFError
 from svf_rl.rewards import load_reward, required_columns
-from svf_rl.rewards.check_answers import check_answers
-from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verified import parse_reference
-from svf_rl.rewards.verifier import verifier
+from svf_rl.rewards.verified import check_answers, parse_reference
+from svf_rl.rewards.verifier import Verdict, verifier
 
 ROWS = {"verifier": ["numeric", "choice", "numeric", "exact_match"], "answer": ["5", "B", "#### 7", "B"]}
 

@@ -19,8 +19,7 @@ from typing import Any
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards.references import reference_text, shorten
-from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verifier import verifier
+from svf_rl.rewards.verifier import Verdict, verifier
 
 # Repetitions are bounded, so that hostile text takes linear time at most.
 _DECORATION = r"[\s*_:\"'`$“‘]{0,8}"

@@ -9,8 +9,7 @@ from typing import Any
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards.references import reference_text, shorten
-from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verifier import verifier
+from svf_rl.rewards.verifier import Verdict, verifier
 
 LABELS = ("code", "math", "reasoning", "other")
 # Other words for the same, as models write them

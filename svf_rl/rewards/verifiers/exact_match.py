@@ -4,8 +4,7 @@ import unicodedata
 from typing import Any
 
 from svf_rl.rewards.references import reference_text
-from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verifier import verifier
+from svf_rl.rewards.verifier import Verdict, verifier
 
 
 @verifier("exact_match", check_reference=lambda reference, **_: reference_text("exact_match", reference, numbers=True))

@@ -15,8 +15,7 @@ from typing import Any
 
 from svf_rl.errors import InfrastructureError, SVFError
 from svf_rl.rewards.references import is_number, reference_text, shorten
-from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verifier import verifier
+from svf_rl.rewards.verifier import Verdict, verifier
 from svf_rl.rewards.verifiers.math_text import (
     MOST_CHARACTERS,
     TAIL,

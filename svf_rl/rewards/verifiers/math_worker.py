@@ -22,6 +22,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -50,23 +51,25 @@ _TARGETS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig(
 def main() -> None:
     """Answer requests until the standard input ends."""
     logging.disable(logging.WARNING)
-    _warm_up()
+    # Let sympy import and build, once for all children, what it otherwise does at first use.
+    for gold, prediction in (
+        ("$2x + 4y = 3$", "$y = 3/4 - x/2$"),
+        (r"$\tan^2 y + 1$", r"$\sec^2 y$"),
+        ("$0<x<1$", "$(0,1)$"),
+    ):
+        _equal(_read(gold), _read(prediction))
     _only_arithmetic_is_evaluated()
-    output = sys.stdout.buffer
-    output.write(b"{}\n")  # ready
-    output.flush()
+    print("{}", flush=True)  # ready
     child = _Child()
     for line in sys.stdin.buffer:
-        outcome = child.outcome(line)
-        if outcome == "died":
-            child.end()
-            child = _Child()
+        for _ in range(2):  # again with a new child where one died
             outcome = child.outcome(line)
-        if outcome in ("died", "late", "gold late") or child.checks >= CHECKS_A_CHILD:
-            child.end()
-            child = _Child()
-        output.write(json.dumps({"outcome": outcome}).encode() + b"\n")
-        output.flush()
+            if outcome not in ("equal", "different") or child.checks >= CHECKS_A_CHILD:
+                child.end()
+                child = _Child()
+            if outcome != "died":
+                break
+        print(json.dumps({"outcome": outcome}), flush=True)
     child.end()
 
 
@@ -75,28 +78,24 @@ class _Child:
 
     def __init__(self) -> None:
         self.checks = 0
-        requests, self._requests = os.pipe()
-        self._replies, replies = os.pipe()
+        self._link, link = socket.socketpair()
         self._pid = os.fork()
         if self._pid == 0:
-            os.close(self._requests)
-            os.close(self._replies)
-            _serve(requests, replies)
-        os.close(requests)
-        os.close(replies)
+            self._link.close()
+            _serve(link)
+        link.close()
 
     def outcome(self, line: bytes) -> str:
         """The child's answer to a request, or "late", "gold late", "died"."""
         self.checks += 1
         timeout = json.loads(line)["timeout"]
         try:
-            _write(self._requests, line)
-        except BrokenPipeError:
+            self._link.sendall(line)
+            reply = self._receive(timeout)
+            if reply == GOLD_READ:
+                return _OUTCOMES[self._receive(timeout)]
+        except ConnectionError:
             return "died"
-        reply = self._read(timeout)
-        if reply == GOLD_READ:
-            reply = self._read(timeout)
-            return _OUTCOMES[reply]
         return "gold late" if reply == LATE else _OUTCOMES[reply]
 
     def end(self) -> None:
@@ -104,39 +103,38 @@ class _Child:
         with suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
-        os.close(self._requests)
-        os.close(self._replies)
+        self._link.close()
 
-    def _read(self, timeout: float) -> bytes:
+    def _receive(self, timeout: float) -> bytes:
         """One byte, nothing when the child died or does not get to run, or `LATE`."""
-        clock = _cpu_clock(self._pid)
+        clock = ~self._pid << 3 | 2  # that of its CPU time, as the C library's `clock_getcpuclockid` forms it
         cpu_end, wall_end = time.clock_gettime(clock) + timeout, time.monotonic() + WALL_FACTOR * timeout
         while (left := cpu_end - time.clock_gettime(clock)) > 0:
             if (wall_left := wall_end - time.monotonic()) <= 0:
                 return b""
-            ready, _, _ = select.select([self._replies], [], [], min(max(left, 0.01), wall_left))
+            ready, _, _ = select.select([self._link], [], [], min(max(left, 0.01), wall_left))
             if ready:
-                return os.read(self._replies, 1)
+                return self._link.recv(1)
         return LATE
 
 
-def _serve(requests: int, replies: int) -> NoReturn:
+def _serve(link: socket.socket) -> NoReturn:
     """The life of a child."""
     # without this, a child in an endless computation would outlive its supervisor
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for limit, value in ((resource.RLIMIT_AS, CHILD_BYTES), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
         resource.setrlimit(limit, (value, value))
-    with os.fdopen(requests, "rb") as lines:
+    with link.makefile("rb") as lines:
         for line in lines:
             request = json.loads(line)
             try:
                 gold = _all_read(tuple(request["gold"]))
-                os.write(replies, GOLD_READ)
+                link.sendall(GOLD_READ)
                 equal = any(_equal(gold, _read(text)) for text in request["prediction"])
             # A model's answer must not end the child: what cannot be computed is not equal to anything.
             except (Exception, RecursionError, MemoryError):  # noqa: BLE001
                 equal = False
-            os.write(replies, b"1" if equal else b"0")
+            link.sendall(b"1" if equal else b"0")
     os._exit(0)
 
 
@@ -172,16 +170,6 @@ def _difference_vanishes(one: Any, other: Any) -> bool:
     return bool(sympy.simplify(sympy.expand((one - other).subs(unit))) == 0)
 
 
-def _warm_up() -> None:
-    """Let sympy import and build, once for all children, what it otherwise does at first use."""
-    for gold, prediction in (
-        ("$2x + 4y = 3$", "$y = 3/4 - x/2$"),
-        (r"$\tan^2 y + 1$", r"$\sec^2 y$"),
-        ("$0<x<1$", "$(0,1)$"),
-    ):
-        _equal(_read(gold), _read(prediction))
-
-
 def _far_apart(one: Any, other: Any) -> bool:
     """Whether two numbers differ that math-verify considers equal because both are 0 at its absolute precision."""
     for value in (one, other):
@@ -214,16 +202,6 @@ def _only_arithmetic_is_evaluated() -> None:
         return evaluate(code, local_dict, global_dict)
 
     sympy_parser.eval_expr = checked
-
-
-def _cpu_clock(pid: int) -> int:
-    """The clock of a process's CPU time, as the C library's `clock_getcpuclockid` forms it."""
-    return ~pid << 3 | 2
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from typing import Any
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards.references import is_number, reference_text, shorten
-from svf_rl.rewards.verdict import Verdict
-from svf_rl.rewards.verifier import verifier
+from svf_rl.rewards.verifier import Verdict, verifier
 
 # Longer numbers are not answers, and computing with them would take time.
 MOST_DIGITS, MOST_EXPONENT = 400, 400

@@ -1,5 +1,6 @@
 """The supervisor's side of a box: requesting it, watching it and ending it."""
 
+import contextlib
 import os
 import select
 import signal
@@ -18,19 +19,12 @@ class Stopped(Exception):
     read = b""
 
 
-class Boxes:
+def make_boxes(zygote):
     """Boxes one after another. The next one is made while a program runs in the previous one."""
-
-    def __init__(self, zygote):
-        self._zygote, self._prepared = zygote, None
-
-    def next(self):
-        box, self._prepared = self._prepared, None
-        return box or Box(self._zygote)
-
-    def prepare(self):
-        if self._prepared is None:
-            self._prepared = Box(self._zygote)
+    prepared = Box(zygote)
+    while True:
+        box, prepared = prepared, Box(zygote)
+        yield box
 
 
 class Box:
@@ -97,8 +91,11 @@ class Box:
         """Kill every process in the box and wait until they are gone."""
         ended = self._ended(0)
         while not ended:
-            if self._pid():
-                _kill(self._pid())
+            if pid := self._pid():
+                # all processes of a process namespace die with its first one; without a namespace, kill its session
+                for kill in (os.kill, os.killpg):
+                    with contextlib.suppress(ProcessLookupError):
+                        kill(pid, signal.SIGKILL)
             ended = self._ended()
         for descriptor in (self.link, self.stdin, self.stdout, self._info):
             os.close(descriptor)
@@ -151,15 +148,6 @@ class Box:
             idle = job["idle_seconds"]
             if seconds > idle and spent + (measure_usage(test_process)[2] if test_process else 0) < idle / 10:
                 raise Stopped(f"timed out after {idle:.3g} s, most of them asleep")
-
-
-def _kill(pid):
-    """End a box: all processes of a process namespace die with its first one; without a namespace, kill its session."""
-    for kill in (os.kill, os.killpg):
-        try:
-            kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 def count_memory_kills():

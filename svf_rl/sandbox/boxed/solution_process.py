@@ -25,14 +25,15 @@ def main(descriptor):
     link = Link(descriptor, refer, lambda number: stand_in(link, number), objects)
     link.send(("started", None, ""))
     job = link.receive()
-    set_limits(job["limits"])
+    for name, most in job["limits"].items():  # soft and hard, so that they cannot be raised again
+        resource.setrlimit(getattr(resource, name), (most, most))
     if not job["main"]:
         nothing = posix.open("/dev/null", posix.O_RDWR)
         for standard in (0, 1):
             posix.dup2(nothing, standard)
-    chosen = choose(job["candidates"], job["wanted"])
+    chosen, problem = choose(job["candidates"], job["wanted"])
     if chosen is None:
-        link.send(("broken", None, syntax_error(job["candidates"][0])))
+        link.send(("broken", None, problem))
         return
     link.send(("chosen", chosen, ""))
     name = "__main__" if job["main"] else "solution"
@@ -43,47 +44,41 @@ def main(descriptor):
     for part, source in (("imports", job["imports"]), ("solution", job["candidates"][chosen]), ("setup", job["setup"])):
         if not source:
             continue
-        if job["main"]:
-            exec(compile(source, f"<{part}>", "exec"), module.__dict__)
-            continue
         try:
             exec(compile(source, f"<{part}>", "exec"), module.__dict__)
-        except BaseException as error:  # the test process must know everything it raises, including `SystemExit`
-            link.send(("broken", None, described(error)))
+        except BaseException as error:
+            if job["main"]:
+                raise
+            link.send(("broken", None, described(error)))  # the test process must know of everything, `SystemExit` too
             return
     if not job["main"]:
         link.send(("loaded", None, ""))
-        serve(link, module.__dict__)
-
-
-def serve(link, namespace):
-    """Answer until the test process hangs up. A request is (operation, operands); a reply (what, value, arguments)."""
-    while True:
-        operation, operands, keywords = link.receive()
-        answer(link, namespace, operation, operands, keywords)
+        while True:  # until the test process hangs up
+            answer(link, module.__dict__, *link.receive())
 
 
 def answer(link, namespace, operation, operands, keywords):
+    """Carry out what the test process asks for, and reply with (what, value, arguments)."""
     try:
         if operation == "globals":
-            value = {name: exported(namespace[name]) for name in operands if name in namespace}
+            found = {name: namespace[name] for name in operands if name in namespace}
+            value = {
+                name: ("module", item.__name__) if type(item) is ModuleType else ("value", item)
+                for name, item in found.items()
+            }
         else:
             value = OPERATIONS[operation](*operands, **keywords)
         # the caller must see what a function did to its arguments
-        changed = list(operands[1:]) if operation == "call" and any(map(is_mutable, operands[1:])) else None
+        mutable = (operand for operand in operands[1:] if isinstance(operand, list | dict | set | bytearray))
+        changed = list(operands[1:]) if operation == "call" and any(True for _ in mutable) else None
         reply = ("value", value, changed)
     except BaseException as error:  # the test process raises it again on its side
-        reply = ("raised", kind_of(error), described(error))
+        kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+        reply = ("raised", next(kinds, "Exception"), described(error))  # the nearest built-in class
     try:
         link.send(reply)
     except (WireError, RecursionError, MemoryError) as error:
         link.send(("raised", "ValueError", f"the result cannot be passed on: {error}"))
-
-
-def exported(value):
-    if type(value) is ModuleType:
-        return ("module", value.__name__)
-    return ("value", value)
 
 
 def stand_in(link, number):
@@ -119,18 +114,6 @@ OPERATIONS = {
 }
 
 
-def is_mutable(value):
-    return isinstance(value, list | dict | set | bytearray)
-
-
-def kind_of(error):
-    """The nearest built-in class of an exception."""
-    for kind in type(error).__mro__:
-        if kind.__module__ == "builtins":
-            return kind.__name__
-    return "Exception"
-
-
 def described(error):
     try:
         return f"{type(error).__name__}: {error}"[:500]
@@ -139,17 +122,19 @@ def described(error):
 
 
 def choose(candidates, wanted):
-    """The first candidate that compiles and defines one of the wanted names, else the first that compiles."""
-    compiling = []
+    """The first candidate that compiles and defines one of the wanted names, else the first that compiles, else `None`
+    and why the first of all does not."""
+    compiling, problems = [], []
     for number, source in enumerate(candidates):
         try:
             tree = compile(source, "<solution>", "exec", 0x400)  # the flag of `ast.parse`, without importing it
-        except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
+        except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
+            problems.append(described(error))
             continue
         if not wanted or any(name in wanted for statement in tree.body for name in defined(statement)):
-            return number
+            return number, ""
         compiling.append(number)
-    return compiling[0] if compiling else None
+    return (compiling[0], "") if compiling else (None, problems[0])
 
 
 def defined(statement):
@@ -159,17 +144,3 @@ def defined(statement):
     targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
     names = [target.id for target in targets if hasattr(target, "id")]
     return names + [alias.asname or alias.name for alias in getattr(statement, "names", []) if hasattr(alias, "name")]
-
-
-def syntax_error(source):
-    try:
-        compile(source, "<solution>", "exec")
-    except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
-        return described(error)
-    return "no code"
-
-
-def set_limits(limits):
-    """Soft and hard, so that they cannot be raised again."""
-    for name, most in limits.items():
-        resource.setrlimit(getattr(resource, name), (most, most))

@@ -15,6 +15,11 @@ class CannotPass(BaseException):
     """The tests pass something to the solution that cannot be sent, so they say nothing about the solution."""
 
 
+def _asks(operation):
+    """A method that the object itself carries out, in its process."""
+    return lambda self, *operands, **keywords: self._ask(operation, self, *operands, **keywords)
+
+
 class Proxy:
     """An object of the solution's process that is not plain data. It is equal only to objects of that process, so that
     an `__eq__` of the solution is never called with an expected value."""
@@ -25,38 +30,17 @@ class Proxy:
         object.__setattr__(self, "_ask", ask)
         object.__setattr__(self, "_number", number)
 
-    def __call__(self, *arguments, **keywords):
-        return self._ask("call", self, *arguments, **keywords)
-
-    def __getattr__(self, name):
-        return self._ask("getattr", self, name)
-
-    def __setattr__(self, name, value):
-        self._ask("setattr", self, name, value)
-
-    def __getitem__(self, key):
-        return self._ask("getitem", self, key)
-
-    def __setitem__(self, key, value):
-        self._ask("setitem", self, key, value)
-
-    def __iter__(self):
-        return self._ask("iter", self)
-
-    def __next__(self):
-        return self._ask("next", self)
-
-    def __len__(self):
-        return self._ask("len", self)
-
-    def __bool__(self):
-        return self._ask("bool", self)
-
-    def __str__(self):
-        return self._ask("str", self)
-
-    def __repr__(self):
-        return self._ask("repr", self)
+    __call__ = _asks("call")
+    __getattr__ = _asks("getattr")
+    __setattr__ = _asks("setattr")
+    __getitem__ = _asks("getitem")
+    __setitem__ = _asks("setitem")
+    __iter__ = _asks("iter")
+    __next__ = _asks("next")
+    __len__ = _asks("len")
+    __bool__ = _asks("bool")
+    __str__ = _asks("str")
+    __repr__ = _asks("repr")
 
     def __instancecheck__(self, value):
         return type(value) is Proxy and self._ask("isinstance", value, self) is True

@@ -2,8 +2,8 @@
 
     python supervisor.py SETTINGS
 
-SETTINGS is JSON: `boxed` (whether programs get namespaces), `uid` (the user to become; 0: none), `packages` (folders
-that programs import from), `tmp_bytes` (the size of their /tmp).
+SETTINGS is JSON: `boxed` (whether programs get namespaces), `uid` (the user to become; 0: none), `packages` (the
+folder that programs import from), `tmp_bytes` (the size of their /tmp).
 
 One JSON line a request on standard input, one a reply on standard output (`svf_rl/sandbox/workers.py`). A request holds
 `candidates`, `wanted`, `imports`, `setup`, `prompt`, `entry_point`, `share`, `limits`, `seconds`, `memory`,
@@ -23,8 +23,7 @@ sys.path.insert(0, str(HERE))  # the interpreter is isolated and looks nowhere
 import namespaces  # noqa: E402
 import test_process  # noqa: E402
 import zygote  # noqa: E402
-from box import Boxes, Stopped  # noqa: E402
-from output import outputs_match  # noqa: E402
+from box import Stopped, make_boxes  # noqa: E402
 from solution_proxy import ENDED  # noqa: E402
 from wire import Link  # noqa: E402
 
@@ -34,11 +33,10 @@ OUT_OF_TIME = "timed out: its CPU time is used up"
 def main(settings):
     if settings["uid"]:
         namespaces.become(settings["uid"])
-    os.environ["OMP_NUM_THREADS"] = (
-        "1"  # or numpy starts one thread per core, which exceeds the limits on large machines
-    )
-    boxes = Boxes(zygote.start({**settings, "here": str(HERE)}))
-    sys.path += settings["packages"]  # tests may import them too
+    # or numpy starts one thread per core, which exceeds the limits on large machines
+    os.environ["OMP_NUM_THREADS"] = "1"
+    boxes = make_boxes(zygote.start({**settings, "here": str(HERE)}))
+    sys.path.append(settings["packages"])  # tests may import them too
     print("{}", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -50,7 +48,7 @@ def main(settings):
 
 
 def run_with_tests(boxes, job):
-    with boxes.next() as box:
+    with next(boxes) as box:
         report, written = os.pipe()
         pid = os.fork()
         if not pid:
@@ -62,7 +60,6 @@ def run_with_tests(boxes, job):
                 os._exit(status)
         os.close(written)
         try:
-            boxes.prepare()
             text = box.watch(job, report, 1 << 20, enough=b"\n\n", test_process=pid)
         except Stopped as stopped:
             return {**failed(job, str(stopped)), **(last_line(stopped.read) or {}), "reason": str(stopped)}
@@ -108,7 +105,7 @@ def run_with_inputs(boxes, job):
 
 def run_once(boxes, job, given, expected, outcome):
     """Why the program fails on this input, or `""`."""
-    with boxes.next() as box:
+    with next(boxes) as box:
         box.give_input(given)
         link = Link(box.link)
         try:
@@ -116,7 +113,6 @@ def run_once(boxes, job, given, expected, outcome):
             link.send(test_process.for_solution(job))
         except (EOFError, OSError) as error:
             raise OSError(f"a box did not start: {box.complaint()}") from error
-        boxes.prepare()
         try:
             got = box.watch(job, box.stdout, job["output"])
             status = box.wait(job)
@@ -128,6 +124,14 @@ def run_once(boxes, job, given, expected, outcome):
         if status:
             return OUT_OF_TIME if box.ran_out_of_time() else f"exit status {status}"
         return "" if outputs_match(got.decode(errors="replace"), expected) else "the output differs"
+
+
+def outputs_match(got, expected):
+    """Whether two texts are the same in all lines, ignoring white space at their ends and empty lines at the end."""
+    got, expected = (
+        [line.rstrip() for line in text.replace("\r\n", "\n").rstrip().split("\n")] for text in (got, expected)
+    )
+    return got == expected
 
 
 def failed(job, reason):

@@ -61,7 +61,10 @@ def _checked(job, trees, namespace, solution, tell):
 
         def count(number, condition):
             before = counts[number]
-            counts[number] = _holds(condition) and before is not False
+            try:
+                counts[number] = bool(condition()) and before is not False
+            except Exception:  # an assertion that raises does not hold
+                counts[number] = False
             if counts[number] is not before:
                 tell({"passed": [holds is True for holds in counts.values()]})
 
@@ -103,13 +106,6 @@ class _Counted(ast.NodeTransformer):
         return ast.fix_missing_locations(ast.copy_location(call, node))
 
 
-def _holds(condition):
-    try:
-        return bool(condition())
-    except Exception:  # an assertion that raises does not hold
-        return False
-
-
 def _namespace(job, trees, solution):
     """
     The names that tests can use: their imports, and what the solution defines.
@@ -132,13 +128,12 @@ def _namespace(job, trees, solution):
             values[name] = value
         elif value in sys.stdlib_module_names or value == "numpy":
             modules[name] = __import__(value, fromlist=["_"])
-    shadowing = {name: value for name, value in values.items() if hasattr(builtins, name)}
-    plain = {name: value for name, value in values.items() if name not in shadowing}
+    plain = {name: value for name, value in values.items() if not hasattr(builtins, name)}
     if job["entry_point"]:
-        chosen = {name: value for name, value in values.items() if name == job["entry_point"]}
-    else:
-        chosen = {} if any(callable(value) for value in plain.values()) else shadowing
-    namespace = {**modules, **plain, **chosen, "__name__": "tests", "__builtins__": builtins}
+        plain |= {name: value for name, value in values.items() if name == job["entry_point"]}
+    elif not any(callable(value) for value in plain.values()):
+        plain = values
+    namespace = {**modules, **plain, "__name__": "tests", "__builtins__": builtins}
     if job["prompt"]:
         namespace.update(_helpers(job["prompt"], job["entry_point"], loaded))
     exec(compile(job["imports"], "<imports>", "exec"), namespace)

@@ -16,26 +16,40 @@ class WireError(Exception):
 
 
 class Link:
-    """Values over one end of a socket pair, each as its length and its bytes."""
+    """
+    Values over one end of a socket pair, each as its length and its bytes.
+
+    `refer(object)` gives the bytes for what is not plain data: `own(n)` or `theirs(n)`. `resolve(number)` gives what
+    stands for the other side's object, and `mine` is the list of this side's objects.
+    """
 
     def __init__(self, descriptor, refer=None, resolve=None, mine=None):
         self.descriptor, self.refer, self.resolve, self.mine = descriptor, refer, resolve, mine
 
     def send(self, value):
         """Raises `WireError` for what cannot pass; nothing is sent then."""
-        data = encode(value, self.refer)
-        if len(data) > MOST_BYTES:
-            raise WireError(f"a value of {len(data)} bytes is too large")
-        data = b"%08x" % len(data) + data
+        parts = []
+        _put(value, self.refer, parts.append, 0)
+        length = sum(map(len, parts))
+        if length > MOST_BYTES:
+            raise WireError(f"a value of {length} bytes is too large")
+        data = memoryview(b"".join([b"%08x" % length, *parts]))
         while data:
             data = data[posix.write(self.descriptor, data) :]
 
     def receive(self):
-        """Raises `EOFError` when the other side is gone."""
+        """Raises `EOFError` when the other side is gone, `WireError` for bytes that `send` cannot have written."""
         length = int(self._read(8), 16)
         if not 0 <= length <= MOST_BYTES:
             raise WireError("not a length")
-        return decode(self._read(length), self.resolve, self.mine)
+        reader = _Reader(self._read(length), self.resolve, self.mine)
+        try:
+            value = reader.read(0)
+        except (ValueError, TypeError, IndexError, KeyError, OverflowError, ImportError, ArithmeticError) as error:
+            raise WireError(f"not a value: {type(error).__name__}: {error}") from None
+        if reader.at != length:
+            raise WireError("more bytes than one value")
+        return value
 
     def _read(self, count):
         parts = []
@@ -46,13 +60,6 @@ class Link:
             parts.append(part)
             count -= len(part)
         return b"".join(parts)
-
-
-def encode(value, refer):
-    """The bytes of `value`. `refer(object)` gives the bytes for what is not plain data: `own(n)` or `theirs(n)`."""
-    parts = []
-    _put(value, refer, parts.append, 0)
-    return b"".join(parts)
 
 
 def own(number):
@@ -67,90 +74,57 @@ def theirs(number):
 
 def _put(value, refer, put, depth):
     kind = type(value)
-    writer = _WRITERS.get(kind)
-    if writer is None:
-        # a subclass counts as its built-in value, without calling its own methods
-        for base, base_writer in _WRITERS.items():
-            if issubclass(kind, base):
-                writer = base_writer
-                break
+    # a subclass counts as its built-in value, without calling its own methods
+    base = kind if kind in _PLAIN else next((base for base in _PLAIN if issubclass(kind, base)), None)
+    if base is None:
+        known = _KNOWN.get((kind.__module__, kind.__qualname__))
+        if known is not None:
+            put(b"x")
+            _put((kind.__qualname__, known(value)), refer, put, depth + 1)
+        elif kind.__module__ == "numpy" and hasattr(value, "tolist"):
+            _put(value.tolist(), refer, put, depth + 1)
         else:
-            known = _KNOWN.get((kind.__module__, kind.__qualname__))
-            if known is not None:
-                put(b"x")
-                _put((kind.__qualname__, known(value)), refer, put, depth + 1)
-            elif kind.__module__ == "numpy" and hasattr(value, "tolist"):
-                _put(value.tolist(), refer, put, depth + 1)
-            else:
-                put(refer(value))
-            return
+            put(refer(value))
+        return
     if depth > _DEEPEST:
         raise WireError("a value is nested too deeply")
-    writer(value, refer, put, depth)
-
-
-def _put_int(value, refer, put, depth):
-    put(b"i%s;" % int.__format__(value, "x").encode())
-
-
-def _put_str(value, refer, put, depth):
-    data = str.encode(value, "utf-8", "surrogatepass")
-    put(b"s%d;" % len(data))
-    put(data)
-
-
-def _put_bytes(code):
-    def write(value, refer, put, depth):
-        put(b"%c%d;" % (code, len(value)))
-        put(bytes(value))
-
-    return write
-
-
-def _put_items(code, base):
-    def write(value, refer, put, depth):
+    if (write := _SCALARS.get(base)) is not None:
+        put(write(value))
+    elif base is type:
+        is_builtin = getattr(builtins, value.__name__, None) is value
+        put(b"k%s;" % value.__name__.encode() if is_builtin else refer(value))
+    elif base is dict:
+        items = list(dict.items(value))
+        put(b"d%d;" % len(items))
+        for key, item in items:
+            _put(key, refer, put, depth + 1)
+            _put(item, refer, put, depth + 1)
+    else:
         items = list(base.__iter__(value))
-        put(b"%c%d;" % (code, len(items)))
+        put(b"%s%d;" % (_SEQUENCES[base], len(items)))
         for item in items:
             _put(item, refer, put, depth + 1)
 
-    return write
+
+def _text(value):
+    data = str.encode(value, "utf-8", "surrogatepass")
+    return b"s%d;%s" % (len(data), data)
 
 
-def _put_dict(value, refer, put, depth):
-    items = list(dict.items(value))
-    put(b"d%d;" % len(items))
-    for key, item in items:
-        _put(key, refer, put, depth + 1)
-        _put(item, refer, put, depth + 1)
-
-
-def _put_float(value, refer, put, depth):
-    put(b"f%s;" % float.hex(value).encode())
-
-
-def _put_complex(value, refer, put, depth):
-    put(b"c%s,%s;" % (float.hex(value.real).encode(), float.hex(value.imag).encode()))
-
-
-def _put_constant(value, refer, put, depth):
-    put({None: b"N", True: b"T", False: b"F", Ellipsis: b"E"}[value])
-
-
-def _put_type(value, refer, put, depth):
-    if getattr(builtins, value.__name__, None) is value:
-        put(b"k%s;" % value.__name__.encode())
-    else:
-        put(refer(value))
-
-
-_WRITERS = {
-    type: _put_type,
-    bool: _put_constant, int: _put_int, str: _put_str, float: _put_float,
-    list: _put_items(b"l", list), tuple: _put_items(b"t", tuple), dict: _put_dict,
-    type(None): _put_constant, set: _put_items(b"S", set), frozenset: _put_items(b"Z", frozenset),
-    bytes: _put_bytes(b"b"), bytearray: _put_bytes(b"B"), complex: _put_complex, type(Ellipsis): _put_constant,
-}  # fmt: skip
+_CONSTANTS = {None: b"N", True: b"T", False: b"F", Ellipsis: b"E"}
+_SCALARS = {
+    bool: _CONSTANTS.get,
+    type(None): _CONSTANTS.get,
+    type(Ellipsis): _CONSTANTS.get,
+    int: lambda value: b"i%s;" % int.__format__(value, "x").encode(),
+    float: lambda value: b"f%s;" % float.hex(value).encode(),
+    complex: lambda value: b"c%s,%s;" % (float.hex(value.real).encode(), float.hex(value.imag).encode()),
+    str: _text,
+    bytes: lambda value: b"b%d;%s" % (len(value), bytes(value)),
+    bytearray: lambda value: b"B%d;%s" % (len(value), bytes(value)),
+}
+_SEQUENCES = {list: b"l", tuple: b"t", set: b"S", frozenset: b"Z"}
+_PLAIN = dict.fromkeys([type, dict, *_SCALARS, *_SEQUENCES])  # in their order, and quick to look up
 
 # Values of the standard library that compare by value: how each is written, and (in the test process) read again.
 _KNOWN = {
@@ -166,24 +140,8 @@ _KNOWN = {
     ("datetime", "timedelta"): lambda value: (value.days, value.seconds, value.microseconds),
 }  # fmt: skip
 _MODULES = {name: module for module, name in _KNOWN}
-_CONSTANTS = {b"N": None, b"T": True, b"F": False, b"E": Ellipsis}
-
-
-def decode(data, resolve, mine=None):
-    """
-    The value of some bytes.
-
-    `resolve(number)` gives what stands for the other side's object, `mine` is the list of this side's objects.
-    Raises `WireError` for bytes that `encode` cannot have written.
-    """
-    reader = _Reader(data, resolve, mine)
-    try:
-        value = reader.read(0)
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError, ImportError, ArithmeticError) as error:
-        raise WireError(f"not a value: {type(error).__name__}: {error}") from None
-    if reader.at != len(data):
-        raise WireError("more bytes than one value")
-    return value
+_CONSTANT_OF = {code: value for value, code in _CONSTANTS.items()}
+_SEQUENCE_OF = {code: base for base, code in _SEQUENCES.items()}
 
 
 class _Reader:
@@ -195,8 +153,8 @@ class _Reader:
             raise WireError("a value is nested too deeply")
         code = self.data[self.at : self.at + 1]
         self.at += 1
-        if code in _CONSTANTS:
-            return _CONSTANTS[code]
+        if code in _CONSTANT_OF:
+            return _CONSTANT_OF[code]
         if code == b"x":
             name, arguments = self.read(depth + 1)
             return getattr(__import__(_MODULES[name]), name)(*arguments)
@@ -227,9 +185,9 @@ class _Reader:
             return bytes(data) if code == b"b" else bytearray(data)
         if code == b"d":
             return {self.read(depth + 1): self.read(depth + 1) for _ in range(count)}
-        if code in b"ltSZ":
+        if code in _SEQUENCE_OF:
             items = [self.read(depth + 1) for _ in range(count)]
-            return items if code == b"l" else {b"t": tuple, b"S": set, b"Z": frozenset}[code](items)
+            return items if code == b"l" else _SEQUENCE_OF[code](items)
         if code == b"o":
             return self.resolve(count)
         if code == b"y" and self.mine is not None:

@@ -25,10 +25,7 @@ _WARM = (
     "operator", "random", "re", "resource", "statistics", "string", "sys", "typing",
 )  # fmt: skip
 _MOST_DESCRIPTORS = 1024  # of the zygote, which opens a handful
-_OURS = (
-    "box", "namespaces", "output", "solution_process", "solution_proxy", "system_calls", "test_process", "wire",
-    "zygote",
-)  # fmt: skip
+_OURS = [path.stem for path in Path(__file__).parent.glob("*.py")]
 
 
 def start(settings):
@@ -114,7 +111,7 @@ def _live(settings, link, stdin, stdout, info):
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in _OURS:
         sys.modules.pop(name, None)
-    sys.path[:] = [*(path for path in sys.path if path != settings["here"]), *settings["packages"]]
+    sys.path[:] = [*(path for path in sys.path if path != settings["here"]), settings["packages"]]
     sys.stdin, sys.stdout, sys.stderr = (open(n, "w" if n else "r", closefd=False) for n in range(3))  # noqa: SIM115
     os._exit(_status(solution_process.main, 3))
 
