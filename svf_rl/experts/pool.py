@@ -16,12 +16,12 @@ from svf_rl.experts.backends import start_transformers, start_vllm
 from svf_rl.generation import Completion, CompletionGenerator, Sampling
 from svf_rl.generation.weights import adapted_weights
 from svf_rl.models.arguments import ModelArguments
-from svf_rl.models.kinds import kind_of, load_saved
+from svf_rl.models.kinds import load_saved
 from svf_rl.models.loading import load_base, load_tokenizer
 from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf import svf_layers
 from svf_rl.svf.combine import assign_groups
-from svf_rl.svf.expert import check_same_base, distinct_adapter_names, expert_folder, read_config, read_expert
+from svf_rl.svf.expert import check_same_base, distinct_adapter_names, expert_folder, read_expert
 
 _MIX = "mix"  # the adapter on the model that holds whatever was asked for last
 
@@ -124,15 +124,9 @@ class ExpertPool:
         if self.model is not None and self._held == wanted:
             return self.model
         self.model = None  # before the next one is read
-        model = load_base(self.model_arguments).eval().requires_grad_(False)
+        model: Any = load_base(self.model_arguments).eval().requires_grad_(False)
         for name in wanted:
-            folder, adapter = self.folders[name], self._adapters[name]
-            if name == wanted[0]:
-                model = load_saved(model, self.model_arguments, folder, adapter)
-            else:
-                config = read_config(folder)
-                kind_of(config).prepare(self.model_arguments, config, model.dtype)
-                model.load_adapter(str(folder), adapter)
+            model = load_saved(model, self.model_arguments, self.folders[name], self._adapters[name])
         if wanted and self._engine.backend == "vllm":
             next(adapted_weights(model))  # refuses what cannot be brought to the engine
         model.eval().requires_grad_(False)

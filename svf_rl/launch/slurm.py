@@ -8,7 +8,9 @@ from svf_rl.errors import SVFError
 from svf_rl.settings.recipe import Recipe
 from svf_rl.settings.yaml_values import read_mapping
 from svf_rl.storage.bundled import find_recipe
+from svf_rl.svf import SVFConfig
 from svf_rl.svf.cache import default_cache_dir
+from svf_rl.svf.targets import target_regex
 
 
 def add_servers(path: str | Path, overrides: Sequence[str], rollout_nodes: int) -> list[str]:
@@ -53,10 +55,10 @@ def read_slurm_values(recipe: Recipe) -> dict[str, str]:
 
 
 def _decompose_arguments(recipe: Recipe) -> str:
-    targets = recipe.adapter.kind.decomposed_targets(recipe.adapter.kind.config(recipe.adapter))
-    if targets is None:
+    config = recipe.adapter.kind.config(recipe.adapter)
+    if not isinstance(config, SVFConfig):
         return ""
-    arguments = [recipe.model.location, f"--targets={targets}"]
+    arguments = [recipe.model.location, f"--targets={target_regex(config.target_modules)}"]
     if recipe.model.dtype != "auto":
         arguments.append(f"--dtype={recipe.model.dtype}")
     if recipe.model.model_revision:

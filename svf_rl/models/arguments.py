@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from svf_rl.described import described
-from svf_rl.models.kinds import AdapterKind, find_kind
+from svf_rl.models.kinds import find_kind
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
 
@@ -66,9 +66,5 @@ class AdapterArguments:
     alpha_normalized: bool = described(False, "Adapter combination: divide the weights by their sum.")
 
     def __post_init__(self) -> None:
+        self.kind = find_kind(self.adapter)
         self.kind.check_arguments(self)
-
-    @property
-    def kind(self) -> AdapterKind:
-        """The kind that `adapter` names. Raises `SVFError` where there is none."""
-        return find_kind(self.adapter)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from svf_rl.errors import SVFError
-from svf_rl.models.kinds import kind_of_model
-from svf_rl.svf import svf_layers
+from svf_rl.svf import reference_mode, svf_layers
 from svf_rl.svf.sharding import gather_parameters, is_sharded
 
 
@@ -63,9 +62,9 @@ def output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
         return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
-def reference(model: nn.Module) -> AbstractContextManager[None]:
-    """Within it, `model` (unwrapped) is the reference policy, as its adapter's kind has it."""
-    return kind_of_model(model).reference(model)
+def reference(model: Any) -> AbstractContextManager[None]:
+    """Within it, `model` (unwrapped) is the reference policy of the KL term."""
+    return reference_mode(model) if svf_layers(model) else model.disable_adapter()
 
 
 def trainable_digest(model: nn.Module) -> str:

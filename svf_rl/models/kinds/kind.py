@@ -1,16 +1,15 @@
 """What an adapter kind is: how it is configured, put onto a model, saved, planned and described."""
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,12 +17,14 @@ from transformers import PreTrainedModel
 from svf_rl.errors import SVFError
 from svf_rl.markdown import code
 from svf_rl.storage.same_settings import check_same_settings
-from svf_rl.svf.expert import WEIGHTS, Expert, read_config
+from svf_rl.svf.expert import FINGERPRINT, PROBE, WEIGHTS, Expert, read_config
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.targets import TARGETS, find_targets, logical_weight, target_regex
 
 if TYPE_CHECKING:
     from svf_rl.models.arguments import AdapterArguments, ModelArguments
+
+PRESETS = {regex: name for name, regex in TARGETS.items()}
 
 
 class AdapterKind:
@@ -36,11 +37,10 @@ class AdapterKind:
         name (`str`): The name in recipes.
         peft_type (`str`, *optional*): PEFT's name, in `adapter_config.json`; `None` where what is saved is an adapter
             of another kind.
-        layer_type (`type`, *optional*): PEFT's class of an adapted layer.
     """
 
-    title: str
-    """What a model card calls the method."""
+    title: str = ""
+    """What a model card calls the method; by default PEFT's name."""
     limits: tuple[str, ...] = ()
     """What a model card says about using such an adapter, a point each."""
     import_line: str | None = None
@@ -50,10 +50,9 @@ class AdapterKind:
     not_read: tuple[str, ...] = ()
     """Recipe keys that other kinds read, and this one takes from elsewhere."""
 
-    def __init__(self, name: str, peft_type: str | None = None, layer_type: type[BaseTunerLayer] | None = None):
-        self.name, self.peft_type, self.layer_type = name, peft_type, layer_type
-        if not hasattr(self, "title"):
-            self.title = str(peft_type)
+    def __init__(self, name: str, peft_type: str | None = None):
+        self.name, self.peft_type = name, peft_type
+        self.title = self.title or str(peft_type)
 
     # ---- in a recipe
 
@@ -69,10 +68,6 @@ class AdapterKind:
         """The PEFT configuration that the recipe asks for. Raises `SVFError` for values that do not suit."""
         raise NotImplementedError
 
-    def targets(self, arguments: "AdapterArguments") -> str | list[str]:
-        """The targets as the recipe names them."""
-        return arguments.target_modules
-
     def describe(self, arguments: "AdapterArguments") -> str:
         """A few words for the dry run."""
         raise NotImplementedError
@@ -85,8 +80,8 @@ class AdapterKind:
         values are read. Raises `SVFError` where the targets match nothing that can be adapted."""
         if model is None:
             return None
-        targets = self.targets(arguments) if arguments.adapter_path is None else config.target_modules
-        found = find_targets(model, targets if isinstance(targets, str) else target_regex(targets))
+        targets = target_regex(config.target_modules)
+        found = find_targets(model, PRESETS.get(targets, targets))
         # PEFT's and our own rule for what is excluded and which layers are meant
         adapted = {n: m for n, m in found.items() if SVFModel._check_target_module_exists(config, n)}
         shapes = [tuple(logical_weight(module).shape) for module in adapted.values()]
@@ -101,10 +96,6 @@ class AdapterKind:
     def prepare(self, model: "ModelArguments", config: PeftConfig, dtype: torch.dtype) -> None:
         """What is done once for all processes before an adapter of `config` is put onto the base model in `dtype`."""
 
-    def decomposed_targets(self, config: PeftConfig) -> str | None:
-        """The expression of the weights that [`prepare`] decomposes; `None` where there are none."""
-        return None
-
     def put_on(self, base: PreTrainedModel, model: "ModelArguments", arguments: "AdapterArguments") -> PeftModel:
         """`base` with the adapter that is to be trained: a new one, or that of `adapter_path`, which must be the one
         that the recipe describes (`SVFError`)."""
@@ -118,11 +109,6 @@ class AdapterKind:
         there, here = ({name: getattr(each, name) for name in self.same_as_saved} for each in (saved, config))
         check_same_settings(there, here, f"the adapter in {path} was trained", "give the recipe the same values")
         return load_saved(base, model, path)
-
-    def reference(self, model: PeftModel) -> AbstractContextManager[None]:
-        """Within it, `model` is the reference policy of the KL term."""
-        reference: AbstractContextManager[None] = model.disable_adapter()
-        return reference
 
     def rebuilt_weight(self, layer: Any) -> Tensor | None:
         """A new tensor: the weight that `layer` acts as, in the layout and type of its base layer's; `None` where no
@@ -167,16 +153,20 @@ class AdapterKind:
 
     def count_values(self, folder: Path, config: Mapping[str, Any]) -> int:
         """How many values were trained, from the saved weights. Raises `SVFError` where they are missing or damaged."""
-        return sum(shape.numel() for _, shape in saved_shapes(folder))
+        file = folder / WEIGHTS
+        try:
+            with safe_open(file, framework="pt") as saved:
+                names = [name for name in saved.keys() if not name.endswith((FINGERPRINT, PROBE))]  # noqa: SIM118
+                return sum(math.prod(saved.get_slice(name).get_shape()) for name in names)
+        except (OSError, SafetensorError) as error:
+            raise SVFError(f"{file} is missing or damaged: save the adapter again") from error
 
 
 @cache
 def all_kinds() -> dict[str, AdapterKind]:
     """Every `KIND` of the modules in this folder, by name."""
-    modules = [
-        importlib.import_module(f"{__package__}.{module.name}")
-        for module in pkgutil.iter_modules([str(Path(__file__).parent)])
-    ]
+    names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    modules = [importlib.import_module(f"{__package__}.{name}") for name in names]
     return {module.KIND.name: module.KIND for module in modules if hasattr(module, "KIND")}
 
 
@@ -196,23 +186,20 @@ def kind_of(config: PeftConfig | Mapping[str, Any]) -> AdapterKind:
     return next(found, AdapterKind(peft_type.lower(), peft_type))
 
 
-def kind_of_layer(layer: nn.Module) -> AdapterKind:
-    """The kind whose adapters make such a layer."""
-    found = (kind for kind in all_kinds().values() if kind.layer_type and isinstance(layer, kind.layer_type))
-    return next(found, AdapterKind(type(layer).__name__))
+def kind_of_model(model: Any) -> AdapterKind:
+    """The kind of the adapters of a model."""
+    return kind_of(next(iter(model.peft_config.values())))
 
 
-def kind_of_model(model: nn.Module) -> AdapterKind:
-    """The kind of the adapters of a model, by the first adapted layer."""
-    return kind_of_layer(next((layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)), model))
-
-
-def load_saved(base: PreTrainedModel, model: "ModelArguments", path: str | Path, name: str = "default") -> PeftModel:
-    """`base`, which is of `model`, with a saved adapter, to be trained further. Raises `SVFError` for one that is
-    missing, damaged, or of another base model."""
+def load_saved(base: Any, model: "ModelArguments", path: str | Path, name: str = "default") -> PeftModel:
+    """`base`, a model of `model` with or without other adapters, with a saved adapter, to be trained further. Raises
+    `SVFError` for one that is missing, damaged, or of another base model."""
     config = read_config(path)
     kind_of(config).prepare(model, config, base.dtype)
     try:
+        if isinstance(base, PeftModel):
+            base.load_adapter(str(path), name, is_trainable=True)
+            return base
         return PeftModel.from_pretrained(base, str(path), adapter_name=name, is_trainable=True)
     except SVFError:
         raise
@@ -233,15 +220,4 @@ def first_line(error: BaseException) -> str:
 def named_targets(config: Mapping[str, Any]) -> str:
     """The targets of a saved adapter in Markdown: a preset's name, an expression, or names of modules."""
     targets = config.get("target_modules")
-    presets = {regex: name for name, regex in TARGETS.items()}
-    return f"`{presets.get(targets, targets)}`" if isinstance(targets, str) else code(sorted(targets or []))
-
-
-def saved_shapes(folder: Path) -> Iterator[tuple[str, torch.Size]]:
-    """Name and shape of each saved tensor. Raises `SVFError` where the file is missing or damaged."""
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (no mapping)
-                yield key, torch.Size(file.get_slice(key).get_shape())
-    except (OSError, SafetensorError) as error:
-        raise SVFError(f"{folder / WEIGHTS} is missing or damaged: save the adapter again") from error
+    return f"`{PRESETS.get(targets, targets)}`" if isinstance(targets, str) else code(sorted(targets or []))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftConfig
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from svf_rl.models.kinds.kind import AdapterKind
@@ -20,7 +19,7 @@ class LoraKind(AdapterKind):
     same_as_saved = ("target_modules", "r")
 
     def config(self, arguments: "AdapterArguments") -> LoraConfig:
-        targets = self.targets(arguments)
+        targets = arguments.lora_target_modules or arguments.target_modules
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=arguments.lora_r,
@@ -32,23 +31,17 @@ class LoraKind(AdapterKind):
             target_modules=target_regex(targets) if isinstance(targets, str) else targets,
         )
 
-    def targets(self, arguments: "AdapterArguments") -> str | list[str]:
-        return arguments.lora_target_modules or arguments.target_modules
-
     def describe(self, arguments: "AdapterArguments") -> str:
-        return f"LoRA r = {arguments.lora_r}, alpha = {arguments.lora_alpha} on {self.targets(arguments)}"
+        targets = arguments.lora_target_modules or arguments.target_modules
+        return f"LoRA r = {arguments.lora_r}, alpha = {arguments.lora_alpha} on {targets}"
 
     def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
         return sum(config.r * sum(shape) for shape in shapes)
 
     def rebuilt_weight(self, layer: Any) -> Tensor | None:
         # variants (DoRA and others) and LoRA's own bias change more than the weight by B·A
-        if (
-            layer.merged
-            or layer.lora_variant
-            or any(layer.lora_bias.values())
-            or not hasattr(layer, "get_delta_weight")
-        ):
+        plain = hasattr(layer, "get_delta_weight") and not layer.lora_variant and not any(layer.lora_bias.values())
+        if layer.merged or not plain:
             return None
         weight = layer.get_base_layer().weight
         total = weight.float()
@@ -58,4 +51,4 @@ class LoraKind(AdapterKind):
         return total.to(weight.dtype)
 
 
-KIND = LoraKind("lora", "LORA", LoraLayer)
+KIND = LoraKind("lora", "LORA")

@@ -1,7 +1,6 @@
 """SVF: the singular values of each weight are scaled by a trained vector."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +9,11 @@ from peft import PeftConfig
 from torch import Tensor, nn
 
 from svf_rl.markdown import code, markdown_table
-from svf_rl.models.kinds.kind import AdapterKind, named_targets, saved_shapes
-from svf_rl.svf import SVFConfig, SVFLinear, reference_mode
+from svf_rl.models.kinds.kind import AdapterKind, named_targets
+from svf_rl.svf import SVFConfig, SVFLinear
 from svf_rl.svf.checkpoint import decompose_checkpoint
 from svf_rl.svf.decompose import Factors
-from svf_rl.svf.expert import FINGERPRINT, PROBE, Expert, read_expert
+from svf_rl.svf.expert import Expert, read_expert
 from svf_rl.svf.merge import rebuild_bytes
 from svf_rl.svf.probe import Projections
 from svf_rl.svf.targets import logical_weight, target_regex
@@ -56,18 +55,12 @@ class SVFKind(AdapterKind):
         finds them."""
         decompose_checkpoint(
             model.location,
-            self.decomposed_targets(config),
+            target_regex(config.target_modules),
             dtype,
             device="cuda" if torch.cuda.is_available() else "cpu",
             revision=model.model_revision,
             trust_remote_code=model.trust_remote_code,
         )
-
-    def decomposed_targets(self, config: PeftConfig) -> str:
-        return target_regex(config.target_modules)
-
-    def reference(self, model: nn.Module) -> AbstractContextManager[None]:
-        return reference_mode(model)
 
     def rebuilt_weight(self, layer: Any) -> Tensor:
         return layer.merged_weight()
@@ -79,11 +72,8 @@ class SVFKind(AdapterKind):
             module = model.get_submodule(name)
             rows, columns = logical_weight(module).shape
             r, dtype = min(rows, columns), module.weight.dtype
-            empty = Factors(
-                torch.empty(rows, r, dtype=dtype),
-                torch.empty(r, dtype=torch.float32),
-                torch.empty(r, columns, dtype=dtype),
-            )
+            U, Vt = torch.empty(rows, r, dtype=dtype), torch.empty(r, columns, dtype=dtype)
+            empty = Factors(U, torch.empty(r, dtype=torch.float32), Vt)
             layer = SVFLinear(module, empty, "", Projections(*(torch.empty(0) for _ in range(4))))
             layer.update_layer("default", config)
             layer.requires_grad_(False)
@@ -130,7 +120,7 @@ class SVFKind(AdapterKind):
         """Of a combination its weights α, else `z` and whole modules."""
         if config.get("combination"):
             return sum(len(row) for row in config["combination"]["alpha"])
-        return sum(size.numel() for name, size in saved_shapes(folder) if not name.endswith((FINGERPRINT, PROBE)))
+        return super().count_values(folder, config)
 
 
 def _describe_combination(combination: Mapping[str, Any]) -> str:
@@ -142,4 +132,4 @@ def _describe_combination(combination: Mapping[str, Any]) -> str:
     return f"{text}:\n\n" + markdown_table(names, [[f"{value:.4g}" for value in row] for row in rows])
 
 
-KIND = SVFKind("svf", "SVF", SVFLinear)
+KIND = SVFKind("svf", "SVF")
