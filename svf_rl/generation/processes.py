@@ -9,13 +9,8 @@ from svf_rl.errors import SVFError
 
 
 def run_on_main_process(act: Callable[[], dict[str, Any]], meanwhile: Callable[[], None]) -> dict[str, Any]:
-    """
-    The result of `act`, called on the first process of the run and returned on every process. The others call
-    `meanwhile`, then wait.
-
-    Raises:
-        SVFError: on every process, when `act` raises one.
-    """
+    """The result of `act`, called on the first process of the run and returned on every process. The others call
+    `meanwhile`, then wait. An `SVFError` of `act` is raised on every process."""
     if process_count() == 1:
         return act()
     outcome: list[Any] = [None, None]

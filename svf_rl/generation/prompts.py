@@ -8,28 +8,22 @@ from transformers import PreTrainedTokenizerBase
 
 from svf_rl.errors import SVFError
 
-Conversation = Sequence[Mapping[str, str]]
+Conversation = Sequence[Mapping[str, str]]  # messages of "role" and "content"
 
 
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], **template_arguments: Any
 ) -> list[list[int]]:
     """
-    The tokens after which a model writes its answer.
+    The tokens after which a model writes its answer, a list for each conversation, with the special tokens of the
+    tokenizer's chat template and no others. `template_arguments` are passed to the template, such as
+    `enable_thinking=False`; `chat_template` replaces it.
 
     A conversation that ends with the user's turn is followed by the head of the assistant's turn. One that ends with an
     assistant's turn is left open after it, including trailing white space, so that the model continues there.
 
     Some templates refuse a system message (Gemma), some silently drop it. For these it becomes the first paragraph of
     the first user turn, as the authors of these models advise.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): its chat template is used.
-        conversations (`Sequence`): each a list of `{"role", "content"}` messages.
-        **template_arguments: passed to the template, such as `enable_thinking=False`, or `chat_template`.
-
-    Returns:
-        `list[list[int]]`: one list for each conversation, with the template's special tokens and no others.
 
     Raises:
         SVFError: no chat template, or one that refuses the conversation.
@@ -98,16 +92,8 @@ def check_prompt_lengths(prompts: Sequence[list[int]], limit: int) -> None:
 def join_continuations(
     prompts: Sequence[list[int]], continuations: Sequence[list[int]], limit: int | None
 ) -> list[list[int]]:
-    """
-    Each prompt followed by its continuation.
-
-    Args:
-        prompts (`Sequence[list[int]]`), continuations (`Sequence[list[int]]`): token ids, one continuation per prompt.
-        limit (`int`, *optional*): the most tokens of both together; `None` for no limit.
-
-    Raises:
-        SVFError: their numbers differ, one is empty, or both together are longer than `limit`.
-    """
+    """Each prompt's token ids followed by those of its continuation. Raises `SVFError` where their numbers differ, one
+    is empty, or both together are longer than `limit` tokens (`None`: no limit)."""
     if len(prompts) != len(continuations):
         raise SVFError(f"{len(prompts)} prompts and {len(continuations)} continuations: give one for each prompt")
     sequences = []

@@ -8,23 +8,27 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
-from svf_rl.models.kinds import kind_of_layer
+from svf_rl.models.kinds import kind_of_model
 from svf_rl.svf.sharding import gather_parameters
 
 _REMEDY = "use an SVF or LoRA adapter, plain and unmerged"
 
 
-def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def adapted_weights(model: nn.Module, everything: bool = False) -> Iterator[tuple[str, Tensor]]:
     """
-    Every weight that the active adapters change, as `(checkpoint name, W')`, in the type of `W`.
+    Every weight that the active adapters change, as `(checkpoint name, W')`, in the type of `W`; then, with
+    `everything`, all others of the base model.
 
-    Each is rebuilt from the untouched `W` when the iterator reaches it, so that only one of them is in memory.
+    Each `W'` is rebuilt from the untouched `W` when the iterator reaches it, so that only one of them is in memory.
     """
     refuse_other_trained_parameters(model)
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            with gather_parameters(module.parameters()):
-                weight = _rebuild(name, module)
+            # no_grad here and not on the whole iterator, which would then keep the last weight in memory
+            with torch.no_grad(), gather_parameters(module.parameters()):
+                weight = kind_of_model(model).rebuilt_weight(module)
+            if weight is None:
+                raise SVFError(f"{name} is a {type(module).__name__}, whose weight cannot be rebuilt: {_REMEDY}")
             yield f"{checkpoint_name(name)}.weight", weight
             del weight  # or it would still be in memory while the next one is rebuilt
         elif isinstance(module, ModulesToSaveWrapper):
@@ -33,35 +37,25 @@ def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     for key, parameter in module.modules_to_save[adapter].named_parameters():
                         with gather_parameters([parameter]):
                             yield f"{checkpoint_name(name)}.{key}", parameter.data
-
-
-def frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every other weight of the base model, as `(checkpoint name, tensor)`."""
-    tuners = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    saved = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper))
-    inner = tuple(f"{name}." for name in tuners)
-    biases = {f"{name}.base_layer.bias" for name in tuners}
-    for name, parameter in model.named_parameters():
-        if name in biases or not name.startswith(inner + saved):
-            with gather_parameters([parameter]):
-                yield checkpoint_name(name), parameter.data
+    for name, parameter in _outside_of_adapters(model) if everything else ():
+        with gather_parameters([parameter]):
+            yield checkpoint_name(name), parameter.data
 
 
 def refuse_other_trained_parameters(model: nn.Module) -> None:
-    """Raises `SVFError` for a trained parameter that no rebuilt weight contains: the generator would not get it."""
-    kinds = (BaseTunerLayer, ModulesToSaveWrapper)
-    covered = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, kinds))
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and (not name.startswith(covered) or name.endswith("base_layer.bias")):
+    """Raises `SVFError` for a trained parameter outside of what is adapted: the generator would not get it."""
+    for name, parameter in _outside_of_adapters(model):
+        if parameter.requires_grad:
             raise SVFError(f"{name} is trained but cannot be sent to the generator: {_REMEDY}")
 
 
-@torch.no_grad()  # not on the iterators above: it would keep the last weight in memory
-def _rebuild(name: str, layer: BaseTunerLayer) -> Tensor:
-    weight = kind_of_layer(layer).rebuilt_weight(layer)
-    if weight is None:
-        raise SVFError(f"{name} is a {type(layer).__name__}, whose weight cannot be rebuilt: {_REMEDY}")
-    return weight
+def _outside_of_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that no rebuilt weight contains; the bias of an adapted layer is one of them."""
+    kinds = (BaseTunerLayer, ModulesToSaveWrapper)
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, kinds))
+    for name, parameter in model.named_parameters():
+        if not name.startswith(inside) or name.endswith(".base_layer.bias"):
+            yield name, parameter
 
 
 def checkpoint_name(name: str) -> str:

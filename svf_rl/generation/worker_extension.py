@@ -17,7 +17,7 @@ import torch
 from svf_rl.errors import SVFError
 from svf_rl.generation.server.served_weights import ServedWeights
 from svf_rl.generation.server.z_update import Layout
-from svf_rl.generation.vllm.cpu import plain_cpu_weights
+from svf_rl.generation.vllm.cpu import check_not_repacked, plain_cpu_weights
 
 # For the whole life of the process: no update could replace what vLLM repacks when it loads the model.
 _PLAIN = plain_cpu_weights()
@@ -26,8 +26,9 @@ _PLAIN.__enter__()
 
 class SVFWorkerExtension:
     """
-    Mixed into vLLM's worker class. Every method takes and returns plain data; an error is returned as
-    `{"error": "..."}`, since vLLM would hide the text of an exception.
+    Mixed into vLLM's worker class. `svf_X` is `ServedWeights.X` for callers over HTTP: it takes and returns plain data,
+    with bytes in base64, and returns the status afterwards. An error is returned as `{"error": "..."}`, since vLLM
+    would hide the text of an exception.
     """
 
     svf_weights: ServedWeights | None = None
@@ -38,48 +39,9 @@ class SVFWorkerExtension:
 
     def svf_status(self) -> dict[str, Any]:
         """What is served: `ServedWeights.status`, and the server's settings that decide what a client gets."""
-        return _answer(lambda: {**self._svf_served().status(), **self._svf_settings()})
-
-    def svf_setup(self, layout: dict[str, Any]) -> dict[str, Any]:
-        """See `ServedWeights.set_up`; `layout` is `Layout.to_json()`."""
-        return self._svf_do(lambda served: served.set_up(Layout.from_json(layout)))
-
-    def svf_update(self, version: str, z: str) -> dict[str, Any]:
-        """See `ServedWeights.update`; `z` comes in base64."""
-        return self._svf_do(lambda served: served.update(version, base64.b64decode(z)))
-
-    def svf_begin_push(self, prefix: str, run: str) -> dict[str, Any]:
-        """See `ServedWeights.begin_push`."""
-        return self._svf_do(lambda served: served.begin_push(prefix, run))
-
-    def svf_push(self, name: str, dtype: str, shape: list[int], data: str) -> dict[str, Any]:
-        """See `ServedWeights.push`; the bytes of the weight come in base64."""
-        return self._svf_do(lambda served: served.push(name, _tensor(dtype, shape, base64.b64decode(data))))
-
-    def svf_commit(self, version: str, tensors: int) -> dict[str, Any]:
-        """See `ServedWeights.commit`."""
-        return self._svf_do(lambda served: served.commit(version, tensors))
-
-    def _svf_do(self, action: Callable[[ServedWeights], None]) -> dict[str, Any]:
-        def act() -> dict[str, Any]:
-            served = self._svf_served()
-            action(served)
-            return served.status()
-
-        return _answer(act)
-
-    def _svf_served(self) -> ServedWeights:
-        if self.svf_weights is None:
-            module, config = self.model_runner.get_model(), self.vllm_config.model_config
-            empty = [name for name, p in module.named_parameters() if p.numel() == 0]
-            if empty:
-                raise SVFError(f"vLLM repacked {empty[0]}, so that no weight can be synced: report this with your CPU")
-            self.svf_weights = ServedWeights(module, config.model, config.revision, config.dtype)
-        return self.svf_weights
-
-    def _svf_settings(self) -> dict[str, Any]:
         config = self.vllm_config
         return {
+            **self._svf_do(lambda served: None),
             "model": config.model_config.model,
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "max_model_len": config.model_config.max_model_len,
@@ -90,13 +52,32 @@ class SVFWorkerExtension:
             "replicas": config.parallel_config.data_parallel_size,
         }
 
+    def svf_setup(self, layout: dict[str, Any]) -> dict[str, Any]:
+        return self._svf_do(lambda served: served.set_up(Layout.from_json(layout)))
 
-def _answer(act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return act()
-    except (SVFError, RuntimeError, OSError) as error:  # torch's own, memory among them, are RuntimeErrors
-        return {"error": " ".join(str(error).split())[:500]}
+    def svf_update(self, version: str, z: str) -> dict[str, Any]:
+        return self._svf_do(lambda served: served.update(version, base64.b64decode(z)))
 
+    def svf_begin_push(self, prefix: str, run: str) -> dict[str, Any]:
+        return self._svf_do(lambda served: served.begin_push(prefix, run))
 
-def _tensor(dtype: str, shape: list[int], data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).view(shape)
+    def svf_push(self, name: str, dtype: str, shape: list[int], data: str) -> dict[str, Any]:
+        def push(served: ServedWeights) -> None:
+            weight = torch.frombuffer(bytearray(base64.b64decode(data)), dtype=getattr(torch, dtype))
+            served.push(name, weight.view(shape))
+
+        return self._svf_do(push)
+
+    def svf_commit(self, version: str, tensors: int) -> dict[str, Any]:
+        return self._svf_do(lambda served: served.commit(version, tensors))
+
+    def _svf_do(self, action: Callable[[ServedWeights], None]) -> dict[str, Any]:
+        try:
+            if self.svf_weights is None:
+                module, config = self.model_runner.get_model(), self.vllm_config.model_config
+                check_not_repacked(module)
+                self.svf_weights = ServedWeights(module, config.model, config.revision, config.dtype)
+            action(self.svf_weights)
+            return self.svf_weights.status()
+        except (SVFError, RuntimeError, OSError) as error:  # torch's own, memory among them, are RuntimeErrors
+            return {"error": " ".join(str(error).split())[:500]}

@@ -12,7 +12,7 @@ from weight_check import expected_weights, fused, wrong_weights
 from svf_rl.errors import SVFError
 from svf_rl.generation.vllm import colocated as colocated_vllm
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
-from svf_rl.generation.weights import adapted_weights, frozen_weights
+from svf_rl.generation.weights import adapted_weights
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
 
@@ -127,7 +127,7 @@ def test_modules_to_save_are_synced_without_a_full_sync(vllm_engine: ColocatedVL
 def test_every_weight_comes_once_under_its_checkpoint_name(adapted: Adapted) -> None:
     config = SVFConfig(modules_to_save=["post_attention_layernorm"], task_type="CAUSAL_LM")
     model = adapted(config)
-    names = [name for source in (adapted_weights, frozen_weights) for name, _ in source(model)]
+    names = [name for name, _ in adapted_weights(model, everything=True)]
     checkpoint = {n for n, _ in type(model.get_base_model()).from_pretrained(model_path()).named_parameters()}
     assert sorted(names) == sorted(checkpoint)
 

@@ -48,7 +48,7 @@ def served(worker: Worker) -> ServedWeights:
 
 
 def update(served: ServedWeights, model: PeftModel) -> str:
-    layout = Layout.from_json(describe_layout(model).to_json())
+    layout = Layout.from_json(dataclasses.asdict(describe_layout(model)))
     served.set_up(layout)
     z = pack(model)
     served.update(layout.version(z), z)

@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -28,20 +29,16 @@ class NoExtensionError(SVFError):
 
 
 class ServerConnection:
-    """
-    A vLLM server with this package's worker extension.
+    """A vLLM server with this package's worker extension, at an address such as `http://localhost:8000`."""
 
-    Args:
-        url (`str`): Such as `http://localhost:8000`.
-    """
+    takes_z = True
+    max_model_len = 0
+    max_num_seqs = 256
+    request_keys: frozenset[str] = frozenset()
+    """What `/v1/completions` accepts, by the server's own description."""
 
     def __init__(self, url: str):
         self.url = url
-        self.takes_z = True
-        self.max_model_len = 0
-        self.max_num_seqs = 256
-        self.request_keys: frozenset[str] = frozenset()
-        """What `/v1/completions` accepts, by the server's own description."""
         # No connection is kept open: one that the server is just closing would look like a dead server.
         self._http = httpx.Client(
             base_url=url,
@@ -60,10 +57,7 @@ class ServerConnection:
 
     def check(self, dtype: str) -> None:
         """
-        Read what is served, and check that training can use it.
-
-        Args:
-            dtype (`str`): Type of the trained model's weights, such as `"bfloat16"`.
+        Read what is served, and check that a model with weights of `dtype` (`"bfloat16"`) can be trained with it.
 
         Raises:
             SVFError: not a vLLM server, one without the extension, or one with unsuitable settings; in one line.
@@ -94,10 +88,13 @@ class ServerConnection:
         return self.status()
 
     def status(self) -> dict[str, Any]:
-        """
-        The workers' `svf_status`. `version` and `layout` are `None` unless all workers agree; `instance` joins theirs.
-        """
-        return self._merge(self._call("svf_status")[0])
+        """The workers' `svf_status`, see `_call`."""
+        return self._call("svf_status")[0]
+
+    def state(self) -> tuple[Any, ...]:
+        """Instance, version, and number of updates, in which those of other runs count too."""
+        status = self.status()
+        return tuple(status.get(key) for key in ("instance", "version", "updates"))
 
     def is_paused(self) -> bool:
         """Whether requests wait for `resume`."""
@@ -117,7 +114,7 @@ class ServerConnection:
 
     def set_up(self, layout: Layout) -> None:
         """Send the layout of the next updates to the workers. Raises `SVFError` where they cannot use it."""
-        self._call("svf_setup", layout.to_json())
+        self._call("svf_setup", asdict(layout))
 
     def update(self, version: str, z: bytes) -> int:
         """Let the workers rebuild their weights; returns the number of bytes sent, as the next three methods do."""
@@ -139,27 +136,25 @@ class ServerConnection:
 
     def _send(self, method: str, *arguments: Any, version: str | None = None) -> int:
         """Call `method` on the workers; returns the bytes sent. Raises `SVFError` unless they then have `version`."""
-        answers, size = self._call(method, *arguments)
-        if version is not None and self._merge(answers)["version"] != version:
+        status, size = self._call(method, *arguments)
+        if version is not None and status["version"] != version:
             raise SVFError(f"the workers of the vLLM server {self.url} have different weights: restart it")
         return size
 
-    def _call(self, method: str, *arguments: Any) -> tuple[list[dict[str, Any]], int]:
-        """The answer of each worker, and the bytes sent."""
+    def _call(self, method: str, *arguments: Any) -> tuple[dict[str, Any], int]:
+        """The workers' answer, and the bytes sent. `version` and `layout` are `None` unless all workers agree;
+        `instance` joins theirs."""
         body = json.dumps({"method": method, "args": arguments}).encode()
         limit = _SHORT if method == "svf_status" else _LONG
         answers = self._request("POST", "/collective_rpc", content=body, timeout=limit)["results"]
         for answer in answers:
             if "error" in answer:
                 raise SVFError(f"the vLLM server {self.url} cannot be used: {answer['error']}")
-        return answers, len(body)
-
-    def _merge(self, answers: list[dict[str, Any]]) -> dict[str, Any]:
-        first = answers[0]
-        together: dict[str, Any] = {"instance": "+".join(answer["instance"] for answer in answers)}
+        together = {**answers[0], "instance": "+".join(answer["instance"] for answer in answers)}
         for key in ("version", "layout"):
-            together[key] = first[key] if all(answer[key] == first[key] for answer in answers) else None
-        return {**first, **together}
+            if any(answer[key] != together[key] for answer in answers):
+                together[key] = None
+        return together, len(body)
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         end = time.monotonic() + _LONG

@@ -15,7 +15,7 @@ from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.server.connection import NoExtensionError, ServerConnection, ServerGoneError
 from svf_rl.generation.server.requests import send_requests
 from svf_rl.generation.server.trl_push import TRLPushConnection
-from svf_rl.generation.server.update import FullPush, ServerState, Update, ZUpdate, read_state
+from svf_rl.generation.server.update import FullPush, Update, ZUpdate
 from svf_rl.generation.server.z_update import has_only_svf
 from svf_rl.generation.weights import refuse_other_trained_parameters
 
@@ -126,25 +126,22 @@ class VLLMServersGenerator:
             }
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        return [
-            Completion(
-                answer["token_ids"], (answer["logprobs"] or {}).get("token_logprobs"), answer["finish_reason"] == "stop"
-            )
-            for answer in self._send(bodies, progress)
-        ]
+        completions = []
+        for answer in self._send(bodies, progress):
+            logprobs = (answer["logprobs"] or {}).get("token_logprobs")
+            completions.append(Completion(answer["token_ids"], logprobs, answer["finish_reason"] == "stop"))
+        return completions
 
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
         # one token must be left to generate: vLLM refuses a request without one
         sequences = join_continuations(prompts, continuations, self._max_model_len - 1)
         asked = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         answers = self._send([{"prompt": sequence, **asked} for sequence in sequences], progress=False)
-        return [
-            [
-                step[str(token)]["logprob"]
-                for step, token in zip(answer["prompt_logprobs"][-len(ids) :], ids, strict=True)
-            ]
-            for answer, ids in zip(answers, continuations, strict=True)
-        ]
+        scores = []
+        for answer, ids in zip(answers, continuations, strict=True):
+            steps = zip(answer["prompt_logprobs"][-len(ids) :], ids, strict=True)
+            scores.append([step[str(token)]["logprob"] for step, token in steps])
+        return scores
 
     @property
     def _known(self) -> list[ServerConnection]:
@@ -168,10 +165,13 @@ class VLLMServersGenerator:
             shares = {server: waiting[place :: len(ready)] for place, server in enumerate(ready)}
             requests = {server: [bodies[i] for i in share] for server, share in shares.items()}
             for server, outcome in send_requests(requests, progress).items():
-                if isinstance(outcome, ServerGoneError):
-                    self._failed(server, outcome)
-                elif self._is_unchanged(server, ready[server]):
-                    answers.update(zip(shares[server], outcome, strict=True))
+                try:
+                    if isinstance(outcome, ServerGoneError):
+                        raise outcome
+                    if server.state() == ready[server]:
+                        answers.update(zip(shares[server], outcome, strict=True))
+                except ServerGoneError as error:
+                    self._failed(server, error)
             if len(answers) == len(bodies):
                 return [answers[i] for i in range(len(bodies))]
         raise SVFError(
@@ -179,7 +179,7 @@ class VLLMServersGenerator:
             "use one server for several runs"
         )
 
-    def _ready_servers(self) -> dict[ServerConnection, ServerState]:
+    def _ready_servers(self) -> dict[ServerConnection, tuple[Any, ...]]:
         """The servers that have the weights of the last sync, with their state."""
         assert self._update is not None
         ready = {}
@@ -192,13 +192,6 @@ class VLLMServersGenerator:
             except ServerGoneError as error:
                 self._failed(server, error)
         return ready
-
-    def _is_unchanged(self, server: ServerConnection, before: ServerState) -> bool:
-        try:
-            return read_state(server) == before
-        except ServerGoneError as error:
-            self._failed(server, error)
-            return False
 
     # ---- weights ------------------------------------------------------------------------------------------------
 
@@ -240,12 +233,8 @@ class VLLMServersGenerator:
         self._take_back()
 
     def _take_back(self) -> None:
-        """
-        Use the left-out servers that answer again. Where the run cannot continue without them, wait.
-
-        Raises:
-            SVFError: they do not answer in time.
-        """
+        """Use the left-out servers that answer again. Where the run cannot continue without them, wait, and raise
+        `SVFError` when they do not answer in time."""
         end = time.monotonic() + self._timeout
         while self._left_out:
             for server in list(self._left_out):

@@ -21,36 +21,23 @@ Answer = dict[str, Any]
 def send_requests(
     requests: Mapping[ServerConnection, Sequence[dict[str, Any]]], progress: bool = False
 ) -> dict[ServerConnection, list[Answer] | ServerGoneError]:
-    """
-    Send each server its requests, all at once.
-
-    Args:
-        requests (`Mapping`): Bodies for `/v1/completions`, one prompt each.
-        progress (`bool`, *optional*, defaults to `False`): Show a bar.
-
-    Returns:
-        `dict`: for each server the first choice of each answer, in order, or why it failed.
-
-    Raises:
-        SVFError: a server refused a request.
-    """
+    """Send each server its requests, bodies for `/v1/completions` with one prompt each, all at once. Returns for each
+    server the first choice of each answer, in order, or why it failed. Raises `SVFError` where a server refused a
+    request."""
     total = sum(map(len, requests.values()))
     with tqdm(total=total, unit="request", disable=not progress, leave=False) as bar:
-        return _run(_send_all(requests, bar))
-
-
-async def _send_all(requests: Mapping[ServerConnection, Sequence[dict[str, Any]]], bar: Any) -> dict[Any, Any]:
-    outcomes = await asyncio.gather(
-        *(_send_watched(server, bodies, bar) for server, bodies in requests.items()), return_exceptions=True
-    )
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException) and not isinstance(outcome, ServerGoneError):
-            raise outcome
+        outcomes = _run(_gather(*(_send_watched(server, bodies, bar) for server, bodies in requests.items())))
     return dict(zip(requests, outcomes, strict=True))
 
 
-async def _send_watched(server: ServerConnection, bodies: Sequence[dict[str, Any]], bar: Any) -> list[Answer]:
-    """The answers of one server; fails when the server no longer answers health checks."""
+async def _gather(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    return await asyncio.gather(*work)
+
+
+async def _send_watched(
+    server: ServerConnection, bodies: Sequence[dict[str, Any]], bar: Any
+) -> list[Answer] | ServerGoneError:
+    """The answers of one server, or why it failed; it must answer health checks meanwhile."""
     # aiohttp: with hundreds of connections httpx takes ten times the CPU time
     connector = aiohttp.TCPConnector(limit=server.max_num_seqs)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_PATIENCE)
@@ -60,6 +47,8 @@ async def _send_watched(server: ServerConnection, bodies: Sequence[dict[str, Any
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
             return work.result() if work.done() else watch.result()
+        except ServerGoneError as error:
+            return error
         finally:
             work.cancel()
             watch.cancel()

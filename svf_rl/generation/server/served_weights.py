@@ -1,7 +1,6 @@
 """The weights of one worker of a vLLM server, rebuilt from `z`."""
 
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,23 +15,12 @@ from svf_rl.svf.mask import change_of_singular_values
 from svf_rl.svf.merge import merged_weight
 
 
-@dataclass(frozen=True)
-class _Matrix:
-    """An adapted weight and its factors, both mapped from files."""
-
-    about: AdaptedMatrix
-    weight: Tensor  # as stored: (out, in), or (in, out) where `about.transposed`
-    factors: Factors
-
-
 class ServedWeights:
     """
     The module of one worker and its weights.
 
-    The untouched `W` and the factors stay in their files, the checkpoint and the factor cache, which are mapped into
-    memory: the workers of a machine share the cached pages. An update rebuilds the full `W'` of one matrix after the
-    other on the worker's device and passes it to vLLM's loader, which takes the worker's shard of it. So it needs
-    memory for one matrix, its factors and the result, for models of any size.
+    An update needs memory for one matrix, its factors and the result, for models of any size: files are mapped, so that
+    the workers of a machine share the cached pages.
 
     Args:
         module (`nn.Module`): vLLM's model in this worker.
@@ -46,7 +34,8 @@ class ServedWeights:
         self._device = next(module.parameters()).device
         self._prefix = ""
         self._layout: Layout | None = None
-        self._matrices: list[_Matrix] = []
+        # with the weight, as it is stored, and its factors, both mapped from files
+        self._matrices: list[tuple[AdaptedMatrix, Tensor, Factors]] = []
         self._changed: set[str] = set()  # the weights that are not those of the checkpoint
         self._run = ""  # the run that pushed last
         self._foreign: set[str] = set()  # weights that other runs changed and that are not restored yet
@@ -69,13 +58,8 @@ class ServedWeights:
         }
 
     def set_up(self, layout: Layout) -> None:
-        """
-        Find the weights and the factors of `layout`, and check that they are those of the trained model. The served
-        weights do not change.
-
-        Raises:
-            SVFError: other weights, another type, or factors that this machine cannot read.
-        """
+        """Find the weights and the factors of `layout`. The served weights do not change. Raises `SVFError` where they
+        are not those of the trained model, of another type, or factors that this machine cannot read."""
         served = str(self._dtype).removeprefix("torch.")
         if layout.dtype != served:
             raise SVFError(
@@ -89,10 +73,10 @@ class ServedWeights:
                 f"it does not see the factor cache {layout.cache}: set SVF_RL_CACHE, where the training runs, to a "
                 "folder on a file system that the machine of the server has too"
             )
-        matrices = [self._find(matrix, stored, cache) for matrix in layout.matrices]
+        matrices = [(matrix, *self._find(matrix, stored, cache)) for matrix in layout.matrices]
         self._prefix, self._layout, self._matrices = layout.prefix, layout, matrices
 
-    def _find(self, matrix: AdaptedMatrix, stored: StoredWeights, cache: FactorCache) -> _Matrix:
+    def _find(self, matrix: AdaptedMatrix, stored: StoredWeights, cache: FactorCache) -> tuple[Tensor, Factors]:
         try:
             weight = stored.read(matrix.name)
         except SVFError as error:
@@ -108,17 +92,13 @@ class ServedWeights:
             raise SVFError(
                 f"it finds no sound factors of {matrix.name} in {cache.root}: fill the cache again (svf-rl decompose)"
             )
-        return _Matrix(matrix, weight, factors)
+        return weight, factors
 
     @torch.no_grad()
     def update(self, version: str, z: bytes) -> None:
-        """
-        Serve the weights of `z`. After a failure `version` is `None`; the next update repairs it, since every weight is
-        rebuilt from the untouched one.
-
-        Raises:
-            SVFError: no layout yet, or `z` is not what `version` names.
-        """
+        """Serve the weights of `z`. After a failure `version` is `None`; the next update repairs it, since every weight
+        is rebuilt from the untouched one. Raises `SVFError` without a layout, or where `z` is not what `version`
+        names."""
         if self._layout is None:
             raise SVFError("it does not have the layout of the adapter: call svf_setup first")
         parts = self._layout.split(z)
@@ -127,18 +107,19 @@ class ServedWeights:
         if version == self.version:
             return
         self.version, self._run = None, ""
-        self._restore(self._changed - {matrix.about.name for matrix in self._matrices})
-        for matrix, masks_and_z in zip(self._matrices, parts, strict=True):
-            change = change_of_singular_values(matrix.factors.s.to(self._device), masks_and_z)
-            self._load(matrix.about.name, self._rebuild(matrix, change))
+        self._restore(self._changed - {matrix.name for matrix, _, _ in self._matrices})
+        for (matrix, weight, factors), masks_and_z in zip(self._matrices, parts, strict=True):
+            change = change_of_singular_values(factors.s.to(self._device), masks_and_z)
+            self._load(matrix.name, self._rebuild(matrix, weight, factors, change))
         self.version = version
         self.updates += 1
 
-    def _rebuild(self, matrix: _Matrix, change: Tensor) -> Tensor:
-        """`W'` as `W` is stored, in the server's type, on its device."""
-        weight = matrix.weight.to(device=self._device, dtype=self._dtype)
-        U, Vt = matrix.factors.U.to(self._device), matrix.factors.Vt.to(self._device)
-        return merged_weight(weight, *((Vt.T, U.T) if matrix.about.transposed else (U, Vt)), change)
+    def _rebuild(self, matrix: AdaptedMatrix, weight: Tensor, factors: Factors, change: Tensor) -> Tensor:
+        """`W'` as `W` is stored, in the server's type, on its device. (A function, so that nothing of it stays in
+        memory while the next one is rebuilt.)"""
+        U, Vt = factors.U.to(self._device), factors.Vt.to(self._device)
+        left, right = (Vt.T, U.T) if matrix.transposed else (U, Vt)
+        return merged_weight(weight.to(device=self._device, dtype=self._dtype), left, right, change)
 
     def _load(self, name: str, weight: Tensor) -> None:
         self._changed.add(name)
@@ -153,14 +134,9 @@ class ServedWeights:
                 self._changed.discard(name)
 
     def begin_push(self, prefix: str, run: str) -> None:
-        """
-        Announce full weights, in any order, until `commit`: for adapters that `z` does not describe, and for
-        comparison.
-
-        Args:
-            prefix (`str`): The base model's `base_model_prefix`.
-            run (`str`): Who pushes. Weights that others changed and this push does not are restored at the end.
-        """
+        """Announce full weights, in any order, until `commit`: for adapters that `z` does not describe, and for
+        comparison. Weights that other runs than `run` changed and this push does not are restored at the end; `prefix`
+        is the base model's `base_model_prefix`."""
         self.version, self._pushed, self._prefix = None, set(), prefix
         if run != self._run:
             self._run, self._foreign = run, set(self._changed)
@@ -171,16 +147,8 @@ class ServedWeights:
         self._load(name, weight.to(self._device))
 
     def commit(self, version: str, tensors: int) -> None:
-        """
-        The push is complete.
-
-        Args:
-            version (`str`): A name for the weights.
-            tensors (`int`): How many were pushed.
-
-        Raises:
-            SVFError: not all of them arrived.
-        """
+        """The push of `tensors` weights is complete; they are now called `version`. Raises `SVFError` where not all of
+        them arrived."""
         if self.version is not None or len(self._pushed) != tensors:
             raise SVFError(f"{len(self._pushed)} of {tensors} weights arrived: another run pushes to this server too")
         self._restore(self._foreign - self._pushed)

@@ -14,18 +14,16 @@ from svf_rl.generation.server.connection import ServerConnection, ServerGoneErro
 class TRLPushConnection(ServerConnection):
     """
     A vLLM server that was started for TRL: with `VLLM_SERVER_DEV_MODE=1` and
-    `--weight-transfer-config '{"backend": "nccl"}'`.
+    `--weight-transfer-config '{"backend": "nccl"}'`. `group_port`, of the trainer's connection to the server's workers,
+    is a different one for each server.
 
     vLLM stores the version of the weights; a restarted server has lost it.
-
-    Args:
-        url (`str`): Such as `http://localhost:8000`.
-        group_port (`int`): Port of the trainer's connection to the server's workers; a different one for each server.
     """
+
+    takes_z = False
 
     def __init__(self, url: str, group_port: int):
         super().__init__(url)
-        self.takes_z = False
         self._group_port = group_port
         self._client: Any = None
         self._push = ExitStack()
@@ -64,7 +62,7 @@ class TRLPushConnection(ServerConnection):
 
     def push(self, name: str, weight: Tensor) -> int:
         self._client.update_named_param(name, weight)
-        return weight.numel() * weight.element_size()
+        return weight.nbytes
 
     def commit(self, version: str, tensors: int) -> int:
         self._push.close()

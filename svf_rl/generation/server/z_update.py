@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.weights import checkpoint_name
-from svf_rl.svf import svf_layers
+from svf_rl.svf import SVFLinear, svf_layers
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask
@@ -45,12 +45,9 @@ class Layout:
     dtype: str
     matrices: tuple[AdaptedMatrix, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, which `from_json` reads back."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Layout":
+        """From what `dataclasses.asdict` makes of it."""
         matrices = [
             AdaptedMatrix(**{**matrix, "masks": tuple(Mask(**mask) for mask in matrix["masks"])})
             for matrix in data["matrices"]
@@ -60,25 +57,15 @@ class Layout:
     @property
     def digest(self) -> str:
         """Hex SHA-256 of all of it."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def version(self, z: bytes) -> str:
         """The name of the weights of this layout and these `z`: equal exactly where the weights are equal."""
         return hashlib.sha256(self.digest.encode() + z).hexdigest()
 
     def split(self, z: bytes) -> list[list[tuple[Mask, Tensor]]]:
-        """
-        Undo `pack`.
-
-        Args:
-            z (`bytes`): fp32, little-endian, matrix after matrix.
-
-        Returns:
-            `list`: for each matrix the mask and the `z` (r,) of each of its adapters.
-
-        Raises:
-            SVFError: another number of values than the layout has, or one that is not finite.
-        """
+        """Undo `pack`: for each matrix the mask and the `z` (r,) of each of its adapters. Raises `SVFError` for another
+        number of values than the layout has, or one that is not finite."""
         sizes = [matrix.rank for matrix in self.matrices for _ in matrix.masks]
         if len(z) != 4 * sum(sizes):
             raise SVFError(f"an update has {len(z)} bytes instead of the {4 * sum(sizes)} of the layout")
@@ -91,35 +78,24 @@ class Layout:
 
 def has_only_svf(model: nn.Module) -> bool:
     """Whether `z` describes every change by the adapters of `model`; true for a model without adapters."""
-    svf = {id(layer) for layer in svf_layers(model).values()}
-    kinds = (BaseTunerLayer, ModulesToSaveWrapper)
-    return all(id(module) in svf for module in model.modules() if isinstance(module, kinds))
+    adapted = (m for m in model.modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper))
+    return all(isinstance(module, SVFLinear) for module in adapted)
 
 
-def describe_layout(model: nn.Module, cache: FactorCache | None = None) -> Layout:
-    """
-    The layout of the active SVF adapters of `model`. Factors that were computed on injection and are missing in the
-    cache are stored there.
-
-    Raises:
-        SVFError: the factor cache cannot be written.
-    """
-    cache = cache or FactorCache()
+def describe_layout(model: nn.Module) -> Layout:
+    """The layout of the active SVF adapters of `model`. Factors that were computed on injection and are missing in the
+    cache are stored there; raises `SVFError` where that cannot be done."""
+    cache, dtype = FactorCache(), next(model.parameters()).dtype
     matrices = []
-    dtype = next(model.parameters()).dtype
     for name, layer in svf_layers(model).items():
         factors, dtype = layer.svf_factors, layer.base_weight().dtype
         # factors that ZeRO-3 has sharded are in the cache already
         if not is_sharded(factors.U) and not cache.contains(layer.weight_id, dtype):
             cache.store(layer.weight_id, Factors(factors.U.detach(), factors.s, factors.Vt.detach()))
         masks = tuple(mask for mask, _ in layer.masks_and_z())
-        matrices.append(
-            AdaptedMatrix(
-                f"{checkpoint_name(name)}.weight", layer.weight_id, layer.transposed, factors.s.numel(), masks
-            )
-        )
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    prefix = getattr(base, "base_model_prefix", "")
+        weight, r = f"{checkpoint_name(name)}.weight", factors.s.numel()
+        matrices.append(AdaptedMatrix(weight, layer.weight_id, layer.transposed, r, masks))
+    prefix = getattr(model, "base_model_prefix", "")
     return Layout(str(cache.root.resolve()), prefix, str(dtype).removeprefix("torch."), tuple(matrices))
 
 

@@ -1,8 +1,8 @@
 """CompletionGenerator from a vLLM engine in the training process."""
 
+import importlib
 import os
 import random
-import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.other import get_free_port
 from torch import nn
 
 from svf_rl.errors import SVFError
@@ -17,10 +18,10 @@ from svf_rl.generation.processes import process_count
 from svf_rl.generation.prompts import check_prompt_lengths, join_continuations
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.vllm import require_vllm
-from svf_rl.generation.vllm.cpu import plain_cpu_collectives, plain_cpu_weights
+from svf_rl.generation.vllm.cpu import check_not_repacked, plain_cpu_collectives, plain_cpu_weights
 from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
 from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_processes
-from svf_rl.generation.weights import adapted_weights, frozen_weights
+from svf_rl.generation.weights import adapted_weights
 
 
 class ColocatedVLLMGenerator:
@@ -66,6 +67,7 @@ class ColocatedVLLMGenerator:
         check_processes(tensor_parallel_size, process_count())
         # The engine must be in this process, or its weights cannot be reached.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        require_vllm()
         llm_class = _import_llm()
         LIVING_ENGINES.before_start()
         self._sleeps = enable_sleep_mode
@@ -99,11 +101,7 @@ class ColocatedVLLMGenerator:
             )
         LIVING_ENGINES.add(self.llm)
         self._ranks = EngineRanks(tensor_parallel_size)
-        empty = [name for name, p in self.model.named_parameters() if p.numel() == 0]
-        if empty:
-            raise SVFError(
-                f"vLLM repacked {empty[0]}, so that no weight can be synced: report this with your CPU's name"
-            )
+        check_not_repacked(self.model)
         self.stale = False
         self._sleep()
 
@@ -131,7 +129,7 @@ class ColocatedVLLMGenerator:
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
         from vllm import SamplingParams
 
-        (prompts, own), (continuations, _) = map(self._ranks.gather, (prompts, continuations))
+        (prompts, own), (continuations, _) = self._ranks.gather(prompts), self._ranks.gather(continuations)
         # one token must be left to generate: vLLM refuses a request without one
         sequences = join_continuations(prompts, continuations, self._max_model_len - 1)
         if not sequences:
@@ -174,11 +172,10 @@ class ColocatedVLLMGenerator:
             torch.cuda.empty_cache()
             self.llm.wake_up(tags=["weights"])
         tensors = pushed = 0
-        for source in (adapted_weights, frozen_weights) if everything or self._sleeps else (adapted_weights,):
-            for name, weight in source(model):
-                self.model.load_weights([(name, weight)])
-                tensors, pushed = tensors + 1, pushed + weight.numel() * weight.element_size()
-                del weight  # before the next one is rebuilt
+        for name, weight in adapted_weights(model, everything or self._sleeps):
+            self.model.load_weights([(name, weight)])
+            tensors, pushed = tensors + 1, pushed + weight.nbytes
+            del weight  # before the next one is rebuilt
         self.llm.reset_prefix_cache()
         self.stale = False
         return SyncReport(tensors, pushed)
@@ -195,15 +192,8 @@ def _import_llm() -> Any:
     `vllm.LLM`, imported in a thread: vLLM keeps the traceback of a missing optional package, and with it every frame of
     the thread and the models in it, for the whole life of the process.
     """
-
-    def import_it() -> Any:
-        require_vllm()
-        from vllm import LLM
-
-        return LLM
-
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(import_it).result()
+        return thread.submit(lambda: importlib.import_module("vllm").LLM).result()
 
 
 def _sampling_params(sampling: Sampling, seed: int) -> Any:
@@ -219,10 +209,8 @@ def _sampling_params(sampling: Sampling, seed: int) -> Any:
 def _launched() -> Iterator[None]:
     """The engine reads its rank and address from torchrun's variables; set those of a single process if they are
     missing."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    port = str(get_free_port())
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     missing = {key: value for key, value in alone.items() if key not in os.environ}
     os.environ.update(missing)
     try:

@@ -1,4 +1,4 @@
-"""Changes to vLLM on the CPU for an engine in the training process."""
+"""Changes to vLLM on the CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,8 @@ from unittest.mock import patch
 
 from torch import nn
 from torch.nn import functional as F
+
+from svf_rl.errors import SVFError
 
 
 @contextmanager
@@ -28,6 +30,13 @@ def plain_cpu_weights() -> Iterator[None]:
 
     with patch.object(utils, "dispatch_cpu_unquantized_gemm", dispatch):
         yield
+
+
+def check_not_repacked(model: nn.Module) -> None:
+    """Raises `SVFError` where vLLM repacked a weight of its `model` all the same."""
+    empty = [name for name, parameter in model.named_parameters() if parameter.numel() == 0]
+    if empty:
+        raise SVFError(f"vLLM repacked {empty[0]}, so that no weight can be synced: report this with your CPU's name")
 
 
 @contextmanager

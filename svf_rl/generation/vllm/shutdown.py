@@ -9,12 +9,8 @@ import torch
 
 
 class LivingEngines:
-    """
-    The vLLM engines of this process.
-
-    A vLLM engine that is garbage-collected destroys every process group: those of the other engines, and those of the
-    training. Here the last engine destroys them, and only if the first one created them.
-    """
+    """The vLLM engines of this process. One that is garbage-collected destroys every process group: those of the other
+    engines, and those of the training. Here the last engine destroys them, and only if the first one created them."""
 
     def __init__(self) -> None:
         self._cores: list[Any] = []
@@ -46,8 +42,7 @@ class LivingEngines:
 
 def _free_memory() -> None:
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 LIVING_ENGINES = LivingEngines()

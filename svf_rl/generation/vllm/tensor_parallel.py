@@ -8,25 +8,16 @@ from torch import distributed
 from transformers import PretrainedConfig
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.processes import process_count
 
 # vLLM pads a vocabulary to a multiple of this before it divides it.
 _VOCABULARY_PADDING = 64
 
 
 class EngineRanks:
-    """
-    The processes of this process's engine: `size` consecutive ranks, which make each of its calls together.
-
-    Args:
-        size (`int`): vLLM's tensor-parallel size; 1 for an engine of only this process.
-
-    Raises:
-        SVFError: the processes of the run do not divide into groups of `size`.
-    """
+    """The processes of this process's engine: consecutive ranks, as many as vLLM's tensor-parallel size, which make
+    each of its calls together."""
 
     def __init__(self, size: int):
-        check_processes(size, process_count())
         self.size = size
         self.first = True
         if size > 1:
@@ -89,4 +80,4 @@ def find_undivided_part(config: PretrainedConfig, size: int) -> str | None:
         "MLP columns": getattr(text, "intermediate_size", None),
         "tokens of the padded vocabulary": padded,
     }
-    return next((f"{count} {name}" for name, count in parts.items() if count is not None and count % size), None)
+    return next((f"{count} {name}" for name, count in parts.items() if count and count % size), None)
