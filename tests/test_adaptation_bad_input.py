@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from svf_rl.adaptation.search_file import SearchFile
+from svf_rl.adaptation import few_shot
 from svf_rl.cli import main
 from svf_rl.quickstart import model_path
 from svf_rl.storage.locks import hold_folder
@@ -261,14 +261,14 @@ def test_an_interrupted_search_ends_with_the_same_weights(
 ) -> None:
     call = [*FEW_SHOT, *SMALL, "--task", "exam", "--expert", "x/math", "--expert", "x/code"]
     assert main([*call, "--out", "whole"]) == 0
-    write = SearchFile.write
+    write = few_shot.write_json
 
     def interrupted(*arguments: Any) -> None:
         write(*arguments)
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SearchFile, "write", interrupted)
+        patch.setattr(few_shot, "write_json", interrupted)
         assert main(call) == 1
     assert "resumes from here" in capsys.readouterr().err
     assert len(json.loads((Path("out") / "search.json").read_text())["history"]) == 1

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-from svf_rl.adaptation.ask_tell import Search
-from svf_rl.adaptation.search import CrossEntropySearch, RandomSearch
+from svf_rl.adaptation.search import CrossEntropySearch, RandomSearch, Search
+from svf_rl.described import described
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.rewards.verifiers.dispatch_label import LABELS
@@ -23,12 +23,10 @@ class FitnessWeights:
         SVFError: a weight below 0 or not finite, or no weight above 0.
     """
 
-    greedy: float = field(
-        default=1.0, metadata={"help": "Weight in the fitness of the accuracy of one greedy completion a prompt."}
-    )
-    sampled: float = field(default=1.0, metadata={"help": "Weight of the accuracy of the sampled completions."})
+    greedy: float = described(1.0, "Weight in the fitness of the accuracy of one greedy completion a prompt.")
+    sampled: float = described(1.0, "Weight of the accuracy of the sampled completions.")
     # a right completion counts with the geometric mean of its tokens' probabilities, between 0 and 1, in place of 1
-    likelihood: float = field(default=1.0, metadata={"help": "Weight of the likelihood of the right completions."})
+    likelihood: float = described(1.0, "Weight of the likelihood of the right completions.")
 
     def __post_init__(self) -> None:
         values = (self.greedy, self.sampled, self.likelihood)
@@ -49,30 +47,26 @@ class FewShotArguments:
         SVFError: a value is out of range, or two do not go together.
     """
 
-    shots: int = field(default=10, metadata={"help": "Labelled prompts that the search sees."})
-    scope: Literal["global", "layer", "matrix"] = field(
-        default="global", metadata={"help": "What has its own α: the whole model, a layer, or a matrix."}
+    shots: int = described(10, "Labelled prompts that the search sees.")
+    scope: Literal["global", "layer", "matrix"] = described(
+        "global", "What has its own α: the whole model, a layer, or a matrix."
     )
-    form: Literal["mask", "deviation"] = field(
-        default="deviation", metadata={"help": "mask: Σ α m; deviation: 1 + Σ α (m - 1); the same where Σ α is 1."}
+    form: Literal["mask", "deviation"] = described(
+        "deviation", "mask: Σ α m; deviation: 1 + Σ α (m - 1); the same where Σ α is 1."
     )
-    normalized: bool = field(default=False, metadata={"help": "Divide the α by their sum."})
-    method: Literal["cem", "random"] = field(
-        default="cem", metadata={"help": "Of searching: the cross-entropy method, or random search."}
-    )
-    population: int = field(default=16, metadata={"help": "Candidates a generation."})
-    generations: int = field(default=5, metadata={"help": "Generations of the search."})
+    normalized: bool = described(False, "Divide the α by their sum.")
+    method: Literal["cem", "random"] = described("cem", "Of searching: the cross-entropy method, or random search.")
+    population: int = described(16, "Candidates a generation.")
+    generations: int = described(5, "Generations of the search.")
     std: float = 0.5
     momentum: float = 0.0
     min_std: float = 0.05
     high: float = 1.0
-    chosen: Literal["best", "mean"] = field(
-        default="best", metadata={"help": "The best candidate, or the mean of the last elites."}
-    )
-    samples: int = field(default=2, metadata={"help": "Completions of each prompt beside the greedy one."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
+    chosen: Literal["best", "mean"] = described("best", "The best candidate, or the mean of the last elites.")
+    samples: int = described(2, "Completions of each prompt beside the greedy one.")
+    temperature: float = described(1.0, "Of the samples.")
     weights: FitnessWeights = field(default_factory=FitnessWeights)
-    seed: int = field(default=0, metadata={"help": "Of the labelled prompts, the candidates and the samples."})
+    seed: int = described(0, "Of the labelled prompts, the candidates and the samples.")
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -119,22 +113,16 @@ class DispatchArguments:
 
     evaluation: EvaluationArguments
     experts: Mapping[str, str]
-    classifier: str | None = field(
-        default=None, metadata={"help": "A trained dispatch expert (default: the base model classifies)."}
+    classifier: str | None = described(None, "A trained dispatch expert (default: the base model classifies).")
+    method: str = described(
+        "generate", "generate: read the class from what the classifier writes; loglikelihood: the likeliest one."
     )
-    method: str = field(
-        default="generate",
-        metadata={
-            "help": "generate: read the class from what the classifier writes; loglikelihood: the likeliest one."
-        },
+    classifier_prompt: str | None = described(
+        None, "System message that asks for the class (default: the classifier's own)."
     )
-    classifier_prompt: str | None = field(
-        default=None, metadata={"help": "System message that asks for the class (default: the classifier's own)."}
-    )
-    classifier_tokens: int = field(default=256, metadata={"help": "Of what the classifier writes."})
-    prompts: str | None = field(
-        default=None,
-        metadata={"help": "A file with a prompt a line, or rows with a column prompt (.jsonl, .csv, ...)."},
+    classifier_tokens: int = described(256, "Of what the classifier writes.")
+    prompts: str | None = described(
+        None, "A file with a prompt a line, or rows with a column prompt (.jsonl, .csv, ...)."
     )
 
     def __post_init__(self) -> None:
@@ -143,6 +131,8 @@ class DispatchArguments:
             raise SVFError(f"dispatch takes one task, not {len(self.evaluation.tasks)}")
         if self.evaluation.samples != 1:
             raise SVFError("dispatch answers each prompt once: leave samples out")
+        if self.classifier_tokens < 1:
+            raise SVFError(f"--classifier-tokens must be at least 1, not {self.classifier_tokens}")
         if self.prompts is not None and self.evaluation.reward is not None:
             raise SVFError("prompts of a file are not graded: for rows with answers give task columns and data_path")
 

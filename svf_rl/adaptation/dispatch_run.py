@@ -1,15 +1,14 @@
 """A dispatch from its arguments to its results: the items of a task, graded and compared with the base model, or the
 prompts of a file."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from svf_rl import __version__
 from svf_rl.adaptation.arguments import DispatchArguments
-from svf_rl.adaptation.classifier import classification_ids, default_system_prompt
-from svf_rl.adaptation.dispatch import Dispatcher
-from svf_rl.adaptation.dispatch_report import DISPATCH, DispatchReport, report, write_dispatched
+from svf_rl.adaptation.dispatch import Dispatched, Pass, classification_ids, default_system_prompt, dispatch
 from svf_rl.adaptation.prompt_file import read_prompts, ungraded_items
 from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.evaluation.adapters import BASE, Adapter, find_adapters
@@ -18,13 +17,59 @@ from svf_rl.evaluation.base_model import BaseModel, find_base_model
 from svf_rl.evaluation.folder import ResultFolder, Settings
 from svf_rl.evaluation.items import TaskItems, load_items, room
 from svf_rl.evaluation.records import Answers
+from svf_rl.evaluation.summary import Result, summarize
+from svf_rl.evaluation.table import table
 from svf_rl.experts.pool import ExpertPool
 from svf_rl.generation import Sampling
-from svf_rl.metrics.statistics import as_json
-from svf_rl.storage.files import write_json
+from svf_rl.metrics.statistics import Estimate, as_json, estimate_share
+from svf_rl.storage.files import write_file, write_json
+from svf_rl.text_table import aligned
 
+DISPATCH = "dispatch"
 # Tokens of an answer to a prompt of a file, which no task limits.
 ANSWER_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Share:
+    """The prompts of one class. `accuracy` is `None` where nothing was graded."""
+
+    label: str | None
+    expert: str
+    prompts: int
+    accuracy: Estimate | None
+
+
+@dataclass(frozen=True)
+class DispatchReport:
+    """
+    Args:
+        results (`list[Result]`): the base model and dispatch on the items of a task; empty for prompts of a file.
+        shares (`list[Share]`): class by class, the most frequent first.
+        first ([`Pass`]), second ([`Pass`]): what classifying and answering took.
+        folder (`Path`): where the answers are.
+    """
+
+    results: list[Result]
+    shares: list[Share]
+    first: Pass
+    second: Pass
+    folder: Path
+
+    def __str__(self) -> str:
+        rows = []
+        for share in self.shares:
+            row = {"class": share.label or "unreadable", "expert": share.expert, "prompts": str(share.prompts)}
+            if (found := share.accuracy) is not None:
+                row |= {"accuracy": f"{found.value:.3f}", "95 %": f"{found.low:.3f}-{found.high:.3f}"}
+            rows.append(row)
+        passes = [
+            {"pass": name, "seconds": f"{one.seconds:.2f}", "weight syncs": str(one.syncs)}
+            for name, one in (("first (classes)", self.first), ("second (answers)", self.second))
+        ]
+        parts = [table(self.results)] if self.results else []
+        parts += [aligned(rows, left=("class", "expert")), aligned(passes, left=("pass",))]
+        return "\n\n".join([*parts, f"answers: {self.folder}"])
 
 
 def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
@@ -48,7 +93,7 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
         base.arguments.location, None if classifier is None else classifier.folder
     )
     template = evaluation.chat_template_kwargs
-    classes = classification_ids(base.tokenizer, [row["prompt"] for row in items.rows], system_prompt, template)
+    classes = classification_ids(base.tokenizer, [row["prompt"] for row in items.rows], system_prompt, **template)
     class_tokens = find_strategy(arguments.method).count_tokens(base.tokenizer, arguments.classifier_tokens)
     title = arguments.prompts or f"task {items.name}"
     length = max(
@@ -68,15 +113,6 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
         engine=evaluation,
         max_length=length,
     )
-    dispatcher = Dispatcher(
-        pool,
-        answering,
-        system_prompt,
-        classifier=None if classifier is None else classifier.label,
-        method=arguments.method,
-        max_tokens=arguments.classifier_tokens,
-        template_arguments=template,
-    )
     with folder.writing():
         plain: Answers | None = None
         if arguments.prompts is None:  # the base model comes first: it is in the engine already
@@ -84,9 +120,19 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
                 pool, None, items, [(index, 0) for index in range(len(items.rows))],
                 folder.records(BASE, items.file), label=BASE, seed=evaluation.seed, batch_size=evaluation.batch_size,
             )  # fmt: skip
-        dispatched = dispatcher.answer_items(items, seed=evaluation.seed)
-        made = report(dispatched, items, plain, folder.path)
-        write_dispatched(folder.records(DISPATCH, items.file), dispatched)
+        dispatched = dispatch(
+            pool,
+            items,
+            answering,
+            system_prompt,
+            classifier=None if classifier is None else classifier.label,
+            method=arguments.method,
+            max_tokens=arguments.classifier_tokens,
+            template_arguments=template,
+            seed=evaluation.seed,
+        )
+        made = _report(dispatched, items, plain, folder.path)
+        _write_answers(folder.records(DISPATCH, items.file), dispatched)
         write_json(
             folder.path / "summary.json",
             {
@@ -114,7 +160,39 @@ def _items(arguments: DispatchArguments, base: BaseModel) -> TaskItems:
         return load_items(evaluation.tasks[0], evaluation, base.tokenizer)
     conversations = read_prompts(Path(arguments.prompts), evaluation.options, evaluation.limit)
     greedy = Sampling(evaluation.max_tokens or ANSWER_TOKENS, temperature=0.0, logprobs=False)
-    return ungraded_items(base.tokenizer, conversations, greedy, evaluation.chat_template_kwargs)
+    return ungraded_items(base.tokenizer, conversations, greedy, **evaluation.chat_template_kwargs)
+
+
+def _report(dispatched: Dispatched, items: TaskItems, base: Answers | None, folder: Path) -> DispatchReport:
+    """The figures of a dispatch; `base` is `None` without verdicts."""
+    results: list[Result] = []
+    if base is not None:
+        answers = Answers(dispatched.answers, dispatched.first.seconds + dispatched.second.seconds, reused=0)
+        results = [
+            summarize(BASE, items.name, items.metric, base),
+            summarize(DISPATCH, items.name, items.metric, answers, base=base),
+        ]
+    verdicts: dict[tuple[str | None, str], list[bool | None]] = {}
+    for classified, expert, record in zip(dispatched.classes, dispatched.experts, dispatched.answers, strict=True):
+        verdicts.setdefault((classified.label, expert or BASE), []).append(record.correct)
+    shares = []
+    for (label, expert), found in verdicts.items():
+        scorable = len(found) - found.count(None)
+        accuracy = estimate_share(found.count(True) / scorable, scorable) if scorable else None
+        shares.append(Share(label, expert, len(found), accuracy))
+    shares.sort(key=lambda share: -share.prompts)
+    return DispatchReport(results, shares, dispatched.first, dispatched.second, folder)
+
+
+def _write_answers(path: Path, dispatched: Dispatched) -> None:
+    """A line for each answer, with its class, the expert that gave it, and what the classifier said; the whole file or
+    nothing."""
+    lines = []
+    for record, classified, expert in zip(dispatched.answers, dispatched.classes, dispatched.experts, strict=True):
+        said = classified.text if classified.logprobs is None else dict(classified.logprobs)
+        extra = {"class": classified.label, "expert": expert or BASE, "classification": said}
+        lines.append(json.dumps({**asdict(record), **extra}, ensure_ascii=False, default=str) + "\n")
+    write_file(path, "".join(lines))
 
 
 def _settings(

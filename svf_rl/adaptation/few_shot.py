@@ -22,17 +22,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from svf_rl.adaptation.arguments import FewShotArguments
-from svf_rl.adaptation.ask_tell import Search
-from svf_rl.adaptation.fitness import Fitness
-from svf_rl.adaptation.search import CrossEntropySearch
-from svf_rl.adaptation.search_file import SearchFile
-from svf_rl.adaptation.trial import Trial
+from svf_rl.adaptation.fitness import Fitness, evaluate_candidate
+from svf_rl.adaptation.search import CrossEntropySearch, Search
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.base_model import model_fingerprint
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.experts.pool import ExpertPool, Mix
+from svf_rl.storage.disk_errors import disk_errors
+from svf_rl.storage.files import write_json
+from svf_rl.storage.folders import is_unused
+from svf_rl.storage.json_files import normalize_json, read_json
+from svf_rl.storage.same_settings import check_same_settings
 from svf_rl.svf.combine import normalize
 
+# The state of a search on disk, from which one that was killed resumes.
+STATE = "search.json"
+_KIND = "svf-rl few-shot search"
 # As states of searches name them, those of earlier versions too.
 _GENERATORS = {"ColocatedVLLMGenerator": "ColocatedVLLM", "TransformersGenerator": "TransformersRollouts"}
 
@@ -101,16 +106,14 @@ def unseen(items: TaskItems, labelled: TaskItems, shots: Sequence[int]) -> list[
     return [row for row, prompt in enumerate(items.prompts) if prompt not in seen]
 
 
-def adapt(
-    pool: ExpertPool, items: TaskItems, arguments: FewShotArguments | None = None, out: Path | None = None
-) -> FewShotResult:
+def adapt(pool: ExpertPool, items: TaskItems, arguments: FewShotArguments, out: Path | None = None) -> FewShotResult:
     """
     Search for the weights of the pool's experts on a few of the labelled items.
 
     Args:
         pool ([`ExpertPool`]): the base model, its experts and a generator.
         items ([`TaskItems`]): labelled prompts to draw from.
-        arguments ([`FewShotArguments`], *optional*): how many prompts, and how to search.
+        arguments ([`FewShotArguments`]): how many prompts, and how to search.
         out (`Path`, *optional*): a folder for the state of the search, written after each generation: the same call
             after an interruption resumes there, and ends as it would have without.
 
@@ -118,17 +121,12 @@ def adapt(
         SVFError: fewer labelled prompts than shots, a folder of something else or of another search, or too many
             checks that failed by themselves.
     """
-    arguments = arguments or FewShotArguments()
     shots = draw_shots(items, arguments.shots, arguments.seed)
-    trial = Trial(pool, items, shots, arguments.samples, arguments.temperature, arguments.weights, arguments.seed)
+    labelled = items.only(shots)
     groups = pool.combination_groups(arguments.scope)
     search = arguments.search(groups, len(pool.names))
-    file = None if out is None else SearchFile(out, _settings(pool, items, shots, arguments))
-    history = [] if file is None else file.resume(search)
-
-    def mix(vector: Sequence[float]) -> Mix:
-        return _mix(vector, groups, arguments)
-
+    settings = normalize_json(_settings(pool, labelled, arguments))
+    history = [] if out is None else _resume(search, out, settings)
     count = arguments.population
     with tqdm(
         total=arguments.generations * count, initial=len(history) * count, desc="few-shot search", unit="candidate"
@@ -137,19 +135,22 @@ def adapt(
             started, syncs = time.perf_counter(), pool.syncs
             found = []
             for candidate in search.ask().tolist():
-                found.append(trial.evaluate(mix(candidate), search.generation))
+                mix = _mix(candidate, groups, arguments)
+                found.append(evaluate_candidate(pool, labelled, mix, arguments, search.generation))
                 bar.update()
             search.tell([f.value for f in found], [f.tie_break for f in found])
             history.append(_entry(search, found, pool.syncs - syncs, time.perf_counter() - started))
             bar.set_postfix_str(f"generation {search.generation}, best {search.best.fitness:.3f}")
-            if file is not None:
-                file.write(search, history)
+            if out is not None:
+                state = {"kind": _KIND, "settings": settings, "search": search.state_dict(), "history": history}
+                write_json(out / STATE, state)
 
-    centred = arguments.chosen == "mean" and isinstance(search, CrossEntropySearch)
-    chosen = search.mean.tolist() if centred else search.best.vector  # type: ignore[attr-defined]
+    chosen = search.best.vector
+    if arguments.chosen == "mean" and isinstance(search, CrossEntropySearch):
+        chosen = search.mean.tolist()
     return FewShotResult(
         experts=list(pool.names),
-        mix=mix(chosen),
+        mix=_mix(chosen, groups, arguments),
         fitness=search.best.fitness,
         shots=shots,
         history=history,
@@ -180,25 +181,44 @@ def _entry(search: Search, found: Sequence[Fitness], syncs: int, seconds: float)
         "syncs": syncs,
         "seconds": seconds,
     }
-    return entry | (
-        {"elites": search.mean.tolist(), "std": search.std.tolist()} if isinstance(search, CrossEntropySearch) else {}
-    )
+    if isinstance(search, CrossEntropySearch):
+        entry |= {"elites": search.mean.tolist(), "std": search.std.tolist()}
+    return entry
 
 
-def _settings(pool: ExpertPool, items: TaskItems, shots: Sequence[int], arguments: FewShotArguments) -> dict[str, Any]:
+def _resume(search: Search, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Set `search` to the state that an earlier call has stored, and give the history up to there; empty where there is
+    none. Raises `SVFError` where the folder holds something else, a damaged file, or a search with other settings."""
+    path = folder / STATE
+    with disk_errors(path):
+        if not path.is_file():
+            if folder.exists() and not (folder.is_dir() and is_unused(folder)):
+                raise SVFError(f"{folder} holds something else than a search: give a new or empty folder")
+            return []
+    shape = {"kind": str, "settings": dict, "search": dict, "history": list}
+    content = read_json(path, "remove it, or give another folder", shape)
+    if content["kind"] != _KIND:
+        raise SVFError(f"{path} is not of a few-shot search: give another folder")
+    check_same_settings(content["settings"], settings, f"{path} is of a search", "give the same, or another folder")
+    search.load_state_dict(content["search"])
+    return list(content["history"])
+
+
+def _settings(pool: ExpertPool, labelled: TaskItems, arguments: FewShotArguments) -> dict[str, Any]:
     """What decides the outcome: a search does not resume from a state of other settings."""
-    asked = [[items.prompts[row], items.grader.reference(items.rows[row])] for row in shots]
+    references = [labelled.grader.reference(row) for row in labelled.rows]
+    asked = list(zip(labelled.prompts, references, strict=True))
     return {
         **asdict(arguments),
         "model": model_fingerprint(pool.model_arguments.location, pool.model.config),
         "experts": {
             name: _digest((pool.folders[name] / "adapter_model.safetensors").read_bytes()) for name in pool.names
         },
-        "task": items.name,
+        "task": labelled.name,
         "labelled_prompts": _digest(json.dumps(asked, default=str).encode()),
-        "reward": items.grader.describe(),
-        "max_tokens": items.sampling.max_tokens,
-        "stop": items.sampling.stop,
+        "reward": labelled.grader.describe(),
+        "max_tokens": labelled.sampling.max_tokens,
+        "stop": labelled.sampling.stop,
         "generator": _GENERATORS.get(type(pool.generator).__name__),
         "dtype": pool.model_arguments.dtype,
     }

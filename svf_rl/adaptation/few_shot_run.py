@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from svf_rl import __version__
@@ -30,14 +30,6 @@ LABELLED = ("validation", "test")
 MEAN, FEW_SHOT = "mean", "few-shot"
 
 
-@dataclass(frozen=True)
-class FewShotRun:
-    """What a call found: the combination, and how it, the mean, each expert and the base did on unseen items."""
-
-    found: FewShotResult
-    results: list[Result]
-
-
 def experts_by_name(given: list[str]) -> dict[str, str]:
     """`NAME=DIR` or `DIR`, which is called by its last part. Raises `SVFError` for a name given twice."""
     experts: dict[str, str] = {}
@@ -55,7 +47,7 @@ def experts_by_name(given: list[str]) -> dict[str, str]:
 
 def few_shot(
     arguments: EvaluationArguments, experts: Mapping[str, str], search: FewShotArguments, out: Path
-) -> FewShotRun:
+) -> tuple[FewShotResult, list[Result]]:
     """
     Find the weights of the experts on a few labelled prompts of a task, save the combination as an adapter, and compare
     it with the base, each expert and their mean on the items that the search did not see.
@@ -69,11 +61,14 @@ def few_shot(
         search ([`FewShotArguments`]): how to search.
         out (`Path`): a new or empty folder, or that of an earlier call.
 
+    Returns:
+        The combination, and how the base, each expert, their mean and the combination did on the unseen items.
+
     Raises:
         SVFError: bad input. All of it is checked before anything is written.
     """
     started = time.perf_counter()
-    check_names(experts)
+    _check_names(experts)
     check_writable(out, "give another --out")
     (task,) = arguments.tasks
     base = find_base_model(arguments)
@@ -88,9 +83,8 @@ def few_shot(
         found = adapt(pool, labelled, search, out)
         if not (out / "adapter").exists():  # as an earlier call with the same outcome wrote it
             pool.save(found.mix, out / "adapter")
-        results = compare(
-            pool, items, rows, methods(pool, found.mix), out / "completions", arguments.seed, arguments.batch_size
-        )
+        folder = out / "completions"
+        results = compare(pool, items, rows, found.mix, folder, arguments.seed, arguments.batch_size)
         summary = {
             "model": arguments.model,
             "task": labelled.name,
@@ -121,10 +115,10 @@ def few_shot(
         )
         write_json(out / "adapter" / "summary.json", own.to_dict())
         write_model_card(out / "adapter", own)
-    return FewShotRun(found, results)
+    return found, results
 
 
-def check_names(experts: Iterable[str]) -> None:
+def _check_names(experts: Iterable[str]) -> None:
     """Raises `SVFError` for an expert with the label of another method, or with a name that no file can have."""
     for name in experts:
         if name in (BASE, MEAN, FEW_SHOT):
@@ -135,57 +129,43 @@ def check_names(experts: Iterable[str]) -> None:
             )
 
 
-def methods(pool: ExpertPool, found: Mix) -> dict[str, str | Mix | None]:
-    """The base model, each expert, the mean of all and the combination that was found, by their labels. Raises
-    `SVFError` for the name of an expert that does not go with them."""
-    check_names(pool.names)
-    return {
-        BASE: None,
-        **{name: name for name in pool.names},
-        MEAN: Mix(even_weights(len(pool.names), 1)),
-        FEW_SHOT: found,
-    }
-
-
 def compare(
     pool: ExpertPool,
     items: TaskItems,
     rows: Sequence[int],
-    methods: Mapping[str, str | Mix | None],
-    folder: Path | None = None,
+    found: Mix,
+    folder: Path,
     seed: int = 0,
     batch_size: int | None = None,
 ) -> list[Result]:
     """
-    Let each method answer the same items.
+    Let the base model, each expert, the mean of all and the combination that was found answer the same items.
 
     Args:
         pool ([`ExpertPool`]): generates.
         items ([`TaskItems`]): of which `rows` are asked, such as [`svf_rl.adaptation.few_shot.unseen`] gives.
-        methods (`Mapping`): what generates, by label; where `"base"` is the first of them, each other one is compared
-            with it item by item.
-        folder (`Path`, *optional*): for the graded completions, `<label>.jsonl`. Those that are there are not made
-            again: it must be of the same pool and methods.
+        found ([`Mix`]): the combination.
+        folder (`Path`): for the graded completions, `<label>.jsonl`. Those that are there are not made again: it must
+            be of the same pool and combination.
         seed (`int`, *optional*, defaults to 0): of the items' sampling, where that is not greedy.
         batch_size (`int`, *optional*): completions written together; default: all.
 
     Returns:
-        `list[Result]`: in the order of the methods.
+        `list[Result]`: in this order; each but the first is compared with the base model item by item.
 
     Raises:
-        SVFError: no rows, records of other items, or too many checks that failed by themselves.
+        SVFError: records of other items, or too many checks that failed by themselves.
     """
-    if not rows:
-        raise SVFError(f"task {items.name}: no items are left to report that the search has not seen")
+    mean = Mix(even_weights(len(pool.names), 1))
+    methods = {BASE: None, **{name: name for name in pool.names}, MEAN: mean, FEW_SHOT: found}
+    keys = [(row, 0) for row in rows]
     results: list[Result] = []
     base: Answers | None = None
     for label, which in methods.items():
-        path = None if folder is None else folder / f"{label}.jsonl"
-        keys = [(row, 0) for row in rows]
+        path = folder / f"{label}.jsonl"
         answers = answer_items(pool, which, items, keys, path, label=label, seed=seed, batch_size=batch_size)
         results.append(summarize(label, items.name, items.metric, answers, base=base))
-        if label == BASE:
-            base = answers
+        base = base or answers
     return results
 
 

@@ -1,4 +1,4 @@
-"""How good a candidate is, from its graded completions of the few labelled prompts. Pure functions.
+"""How good a candidate is: the model that it makes answers the few labelled prompts, and is graded.
 
 Greedy accuracy on ten prompts takes eleven values, and soon several candidates reach the highest of them: from then on
 the search drifts. The accuracy of sampled completions is finer, and it rewards a margin: a model that is just about
@@ -9,11 +9,15 @@ the unluckiest ten), the one that all three parts prefer 0.92 (0.91), and the be
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from svf_rl.adaptation.arguments import FitnessWeights
+from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
+from svf_rl.evaluation.answers import decode_completions
+from svf_rl.evaluation.items import TaskItems
+from svf_rl.experts.pool import ExpertPool, Mix
+from svf_rl.generation import Completion, sample_seed
 
 
 @dataclass(frozen=True)
@@ -42,32 +46,68 @@ class Fitness(NamedTuple):
     tie_break: float
 
 
+def evaluate_candidate(
+    pool: ExpertPool, labelled: TaskItems, mix: Mix, arguments: FewShotArguments, generation: int
+) -> Fitness:
+    """
+    Let a candidate answer the labelled prompts, once greedily and some times sampled.
+
+    The candidates of a generation are sampled with the same seeds, so that luck is the same for all of them; the next
+    generation has other seeds, so that none wins by suiting one draw.
+    """
+    greedy = replace(labelled.sampling.greedy(), logprobs=True)
+    prompts = labelled.prompt_ids
+    count = len(prompts)
+    pool.use(mix)
+    completions = pool.generate(prompts, greedy, [0] * count)
+    drawn = [(prompt, sample) for prompt in range(count) for sample in range(arguments.samples)]
+    if drawn:
+        completions = completions + pool.generate(
+            [prompts[prompt] for prompt, _ in drawn],
+            replace(labelled.sampling, temperature=arguments.temperature, logprobs=True),
+            [sample_seed(arguments.seed, f"few_shot/{generation}", prompt, sample) for prompt, sample in drawn],
+        )
+    of = [*range(count), *(prompt for prompt, _ in drawn)]
+    texts = decode_completions(pool.tokenizer, completions, greedy.stop)
+    rows, tokens = [labelled.rows[prompt] for prompt in of], [completion.token_ids for completion in completions]
+    verdicts = labelled.grader.grade(rows, texts, tokens)
+    right = [i for i, verdict in enumerate(verdicts) if verdict.correct]
+    logps = _logps(pool, [prompts[of[i]] for i in right], [completions[i] for i in right])
+    logp = dict(zip(right, logps, strict=True))
+    scored = [
+        Scored(prompt, i < count, verdict.correct, logp.get(i))
+        for i, (prompt, verdict) in enumerate(zip(of, verdicts, strict=True))
+    ]
+    return fitness(scored, arguments.weights)
+
+
+def _logps(pool: ExpertPool, prompts: list[list[int]], completions: list[Completion]) -> list[float | None]:
+    """Mean log-probability of the tokens; asked of the model where the generator does not tell it by itself."""
+    known = [completion.logprobs for completion in completions]
+    if any(values is None for values in known):
+        known = list(pool.loglikelihood(prompts, [completion.token_ids for completion in completions]))
+    return [sum(values) / len(values) if values else None for values in known]
+
+
 def fitness(scored: Sequence[Scored], weights: FitnessWeights) -> Fitness:
     """The fitness of a candidate. Each prompt counts the same, however many of its completions could be graded."""
+    graded = [s for s in scored if s.correct is not None]
+    likelihoods = [(s.prompt, math.exp(s.logp) if s.correct and s.logp is not None else 0.0) for s in graded]
     parts = [
-        (weights.greedy, _accuracy([s for s in scored if s.greedy], likelihood=False)),
-        (weights.sampled, _accuracy([s for s in scored if not s.greedy], likelihood=False)),
-        (weights.likelihood, _accuracy(scored, likelihood=True)),
+        (weights.greedy, _mean((s.prompt, float(s.correct is True)) for s in graded if s.greedy)),
+        (weights.sampled, _mean((s.prompt, float(s.correct is True)) for s in graded if not s.greedy)),
+        (weights.likelihood, _mean(likelihoods)),
     ]
     used = [(weight, value) for weight, value in parts if weight > 0]
     total = sum(weight * value for weight, value in used) / sum(weight for weight, _ in used)
-    right = [s.logp for s in scored if s.correct and s.logp is not None]
+    right = [s.logp for s in graded if s.correct and s.logp is not None]
     return Fitness(total, sum(right) / len(right) if right else math.nan)
 
 
-def _accuracy(scored: Sequence[Scored], likelihood: bool) -> float:
+def _mean(credits: Iterable[tuple[int, float]]) -> float:
     """Mean over the prompts of the mean over their completions; NaN without any."""
     by_prompt: dict[int, list[float]] = defaultdict(list)
-    for s in scored:
-        if s.correct is not None:
-            by_prompt[s.prompt].append(_credit(s, likelihood))
-    shares = [sum(credits) / len(credits) for credits in by_prompt.values()]
+    for prompt, credit in credits:
+        by_prompt[prompt].append(credit)
+    shares = [sum(values) / len(values) for values in by_prompt.values()]
     return sum(shares) / len(shares) if shares else math.nan
-
-
-def _credit(scored: Scored, likelihood: bool) -> float:
-    if not scored.correct:
-        return 0.0
-    if not likelihood:
-        return 1.0
-    return 0.0 if scored.logp is None else math.exp(scored.logp)

@@ -1,6 +1,6 @@
 """A user's own prompts from a file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,14 @@ def ungraded_items(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     sampling: Sampling,
-    template_arguments: Mapping[str, Any] | None = None,
+    **template_arguments: Any,
 ) -> TaskItems:
     """Conversations as items whose answers get no verdict."""
-    template = template_arguments or {}
     return TaskItems(
         name=PROMPTS,
         rows=[{"prompt": conversation} for conversation in conversations],
-        prompts=[render_prompt(tokenizer, conversation, **template) for conversation in conversations],
-        prompt_ids=encode_prompts(tokenizer, conversations, **template),
+        prompts=[render_prompt(tokenizer, conversation, **template_arguments) for conversation in conversations],
+        prompt_ids=encode_prompts(tokenizer, conversations, **template_arguments),
         grader=Ungraded(),
         sampling=sampling,
         metric="accuracy",

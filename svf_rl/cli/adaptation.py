@@ -4,21 +4,12 @@ import argparse
 from pathlib import Path
 
 from svf_rl.cli.evaluation import ANSWERING, RESUMES, add_evaluation, read_evaluation
-from svf_rl.cli.flags import LazyParser, add_command, add_flags, read_flags
+from svf_rl.cli.flags import Command, add_flags, read_flags
 
 _WEIGHTS = ("greedy", "sampled", "likelihood")
 
 
-def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
-    text = "find the weights of several experts on a few labelled prompts"
-    add_command(commands, "few-shot", text, _fill_few_shot, _few_shot, RESUMES)
-    left = "nothing of this call is kept but graded answers of the base model"
-    add_command(
-        commands, "dispatch", "answer each prompt with the expert for its class", _fill_dispatch, _dispatch, left
-    )
-
-
-def _fill_few_shot(parser: LazyParser) -> None:
+def _fill_few_shot(parser: argparse.ArgumentParser) -> None:
     from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
 
     add = parser.add_argument
@@ -48,13 +39,11 @@ def _few_shot(known: argparse.Namespace) -> None:
 
     weights = FitnessWeights(**{name: getattr(known, f"{name}_weight") for name in _WEIGHTS})
     search = read_flags(known, FewShotArguments, weights=weights)
-    run = few_shot(arguments, experts_by_name(known.experts), search, out)
-    print(
-        f"{aligned(alpha_table(run.found))}\n\n{table(run.results)}\n\nThe combination is the adapter {out / 'adapter'}"
-    )
+    found, results = few_shot(arguments, experts_by_name(known.experts), search, out)
+    print(f"{aligned(alpha_table(found))}\n\n{table(results)}\n\nThe combination is the adapter {out / 'adapter'}")
 
 
-def _fill_dispatch(parser: LazyParser) -> None:
+def _fill_dispatch(parser: argparse.ArgumentParser) -> None:
     from svf_rl.adaptation.arguments import DispatchArguments
 
     add = parser.add_argument
@@ -82,3 +71,12 @@ def _dispatch(known: argparse.Namespace) -> None:
 
     experts = named_by_class(known.experts)
     print(run_dispatch(read_flags(known, DispatchArguments, evaluation=evaluation, experts=experts)))
+
+
+FEW_SHOT = Command(
+    "few-shot", "find the weights of several experts on a few labelled prompts", _fill_few_shot, _few_shot, RESUMES
+)
+DISPATCH = Command(
+    "dispatch", "answer each prompt with the expert for its class", _fill_dispatch, _dispatch,
+    "nothing of this call is kept but graded answers of the base model",
+)  # fmt: skip

@@ -1,21 +1,27 @@
 """`svf-rl decompose`."""
 
 import argparse
+from dataclasses import asdict, dataclass
 
-from svf_rl.cli.flags import LazyParser
+from svf_rl.cli.flags import Command, add_flags, read_flags
+from svf_rl.described import described
 from svf_rl.errors import SVFError
 
 
-def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
-    parser = commands.add_parser("decompose", help="put the factors of a model's weights into the cache")
-    add = parser.add_argument
-    add("model", help="local folder or Hub name; 'quickstart' is the bundled model")
-    add("--targets", default="mlp", help="mlp, attention, mlp+attention, or a regular expression (default: mlp)")
-    add("--dtype", help="type the model will be loaded in (default: that of the checkpoint)")
-    add("--device", default="cpu", help="where to compute: cpu or cuda (default: cpu)")
-    add("--revision", help="branch, tag or commit on the Hub")
-    add("--trust-remote-code", action="store_true", help="run model code that comes from the Hub")
-    parser.set_defaults(run=_run)
+@dataclass
+class DecomposeArguments:
+    """What of a model is decomposed, and where: those of [`svf_rl.svf.checkpoint.decompose_checkpoint`]."""
+
+    targets: str = described("mlp", "mlp, attention, mlp+attention, or a regular expression")
+    dtype: str | None = described(None, "type the model will be loaded in (default: that of the checkpoint)")
+    device: str = described("cpu", "where to compute: cpu or cuda")
+    revision: str | None = described(None, "branch, tag or commit on the Hub")
+    trust_remote_code: bool = described(False, "run model code that comes from the Hub")
+
+
+def _fill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="local folder or Hub name; 'quickstart' is the bundled model")
+    add_flags(parser, DecomposeArguments)
 
 
 def _run(known: argparse.Namespace) -> None:
@@ -28,15 +34,11 @@ def _run(known: argparse.Namespace) -> None:
     if known.device not in devices:
         raise SVFError(f"device {known.device!r} is not there: use {' or '.join(devices)}")
     model = str(model_path()) if known.model == "quickstart" else known.model
-    index = decompose_checkpoint(
-        model,
-        known.targets,
-        dtype=known.dtype,
-        device=known.device,
-        revision=known.revision,
-        trust_remote_code=known.trust_remote_code,
-    )
+    index = decompose_checkpoint(model, **asdict(read_flags(known, DecomposeArguments)))
     print(
         f"{len(index.modules)} matrices, {index.cached} of them cached before; {index.bytes / 1e6:.1f} MB of factors, "
         f"{index.seconds:.1f} s; index: {index.path}"
     )
+
+
+DECOMPOSE = Command("decompose", "put the factors of a model's weights into the cache", _fill, _run)

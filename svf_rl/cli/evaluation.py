@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from svf_rl.cli.flags import LazyParser, add_command, add_flags, read_flags
+from svf_rl.cli.flags import Command, add_flags, read_flags
 
 if TYPE_CHECKING:
     from svf_rl.evaluation.arguments import EvaluationArguments
@@ -17,11 +17,7 @@ ANSWERING = ("limit", "backend", "max_tokens", "dtype", "batch_size", "chat_temp
              "gpu_memory_utilization", "enforce_eager", "trust_remote_code")  # fmt: skip
 
 
-def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
-    add_command(commands, "eval", "grade a model and its adapters on tasks", _fill, _run, RESUMES)
-
-
-def add_evaluation(parser: LazyParser, names: Sequence[str]) -> None:
+def add_evaluation(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """The model, those fields of [`EvaluationArguments`] and, in a group, where the rows come from."""
     from svf_rl.evaluation.arguments import EvaluationArguments
     from svf_rl.tasks import TaskOptions
@@ -41,7 +37,7 @@ def read_evaluation(known: argparse.Namespace, **others: Any) -> "EvaluationArgu
     return read_flags(known, EvaluationArguments, options=read_flags(known, TaskOptions), **others)
 
 
-def _fill(parser: LazyParser) -> None:
+def _fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter",
         action="append",
@@ -59,3 +55,6 @@ def _run(known: argparse.Namespace) -> None:
     from svf_rl.evaluation.table import table
 
     print(table(evaluate(arguments)))
+
+
+EVAL = Command("eval", "grade a model and its adapters on tasks", _fill, _run, RESUMES)

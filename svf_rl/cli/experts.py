@@ -3,23 +3,12 @@
 import argparse
 import json
 
-from svf_rl.cli.flags import LazyParser, add_command, add_flags, read_flags
+from svf_rl.cli.flags import Command, add_flags, read_flags
 
 
-def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
-    _add_experts(commands)
-    text = "write a plain model: a base model with an adapter or several experts"
-    add_command(commands, "merge", text, _fill_merge, _merge, "nothing was written")
-    _add_push(commands)
-
-
-def _add_experts(commands: "argparse._SubParsersAction[LazyParser]") -> None:
-    parser = commands.add_parser(
-        "experts", help="compare saved adapters: task, accuracy, size, multipliers, similarity"
-    )
+def _fill_experts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", metavar="DIR", help="a saved adapter: folder or Hub name")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
-    parser.set_defaults(run=_experts)
 
 
 def _experts(known: argparse.Namespace) -> None:
@@ -29,7 +18,7 @@ def _experts(known: argparse.Namespace) -> None:
     print(json.dumps(table.to_dict(), indent=2, ensure_ascii=False) if known.json else table)
 
 
-def _fill_merge(parser: LazyParser) -> None:
+def _fill_merge(parser: argparse.ArgumentParser) -> None:
     from svf_rl.experts.arguments import MergeArguments
     from svf_rl.models.arguments import ModelArguments
 
@@ -66,26 +55,30 @@ def _merge(known: argparse.Namespace) -> None:
         print("note: vLLM runs float32 models in half precision unless it is given --dtype float32")
 
 
-def _add_push(commands: "argparse._SubParsersAction[LazyParser]") -> None:
-    parser = commands.add_parser("push", help="publish an adapter with its model card, on the Hub or into a folder")
+def _fill_push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", metavar="DIR", help="a saved adapter")
     parser.add_argument("target", help="OWNER/NAME on the Hub, or a folder, as in ./NAME")
     parser.add_argument("--base-model", help="the base model's name on the Hub, where it was loaded from a folder")
     parser.add_argument("--to-folder", action="store_true", help="the target is a folder whatever it looks like")
     parser.add_argument("--private", action="store_true", help="a new repository on the Hub is private")
-    parser.set_defaults(run=_push)
 
 
 def _push(known: argparse.Namespace) -> None:
     from svf_rl.experts.publish import publish
 
     published = publish(
-        known.adapter,
-        known.target,
-        base_model=known.base_model,
-        to_folder=known.to_folder,
-        private=known.private,
+        known.adapter, known.target, base_model=known.base_model, to_folder=known.to_folder, private=known.private
     )
     for note in published.notes:
         print(f"note: {note}")
     print(f"{published.where}: {', '.join(published.files)}")
+
+
+EXPERTS = Command(
+    "experts", "compare saved adapters: task, accuracy, size, multipliers, similarity", _fill_experts, _experts
+)
+MERGE = Command(
+    "merge", "write a plain model: a base model with an adapter or several experts", _fill_merge, _merge,
+    "nothing was written",
+)  # fmt: skip
+PUSH = Command("push", "publish an adapter with its model card, on the Hub or into a folder", _fill_push, _push)

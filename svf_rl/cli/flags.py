@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -13,16 +13,27 @@ from svf_rl.errors import SVFError
 Arguments = TypeVar("Arguments")
 
 
-class LazyParser(argparse.ArgumentParser):
-    """A parser of a sub-command that makes its flags when it is needed: `fill` may import what is slow."""
+@dataclass(frozen=True)
+class Command:
+    """
+    A sub-command.
 
-    fill: "Callable[[LazyParser], None] | None" = None
+    Args:
+        name (`str`), help (`str`): as `svf-rl --help` shows them.
+        fill (`Callable`): adds the flags, when the command is given: it may import what is slow.
+        run (`Callable`): does it; `False` is exit status 1.
+        interrupted (`str`, *optional*): what an interrupt leaves behind.
+        description (`str`, *optional*): at the top of its own help.
+        keys (`str`, *optional*): at the end of it, for a command whose other options are keys of a recipe.
+    """
 
-    def parse_known_args(self, *arguments: Any, **more: Any) -> Any:
-        if self.fill is not None:
-            fill, self.fill = self.fill, None
-            fill(self)
-        return super().parse_known_args(*arguments, **more)
+    name: str
+    help: str
+    fill: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], bool | None]
+    interrupted: str | None = None
+    description: str | None = None
+    keys: str | None = None
 
 
 def add_flags(
@@ -52,7 +63,7 @@ def add_flags(
         if default is MISSING:
             given |= {"required": True, "default": None}
         elif isinstance(default, int | float | str) and not isinstance(default, bool) and "default" not in text:
-            given["help"] = f"{text} (default: {default})"
+            given["help"] = f"{text} (default: {default})".lstrip()
         parser.add_argument(f"--{field.name.replace('_', '-')}{suffix}", **(given | changes.get(field.name, {})))
 
 
@@ -61,31 +72,6 @@ def read_flags(known: argparse.Namespace, arguments: Callable[..., Arguments], *
     hints = get_type_hints(arguments)
     given = {name: _read(value, hints[name]) for name, value in vars(known).items() if name in hints}
     return arguments(**{**given, **others})
-
-
-def add_command(
-    commands: "argparse._SubParsersAction[LazyParser]",
-    name: str,
-    text: str,
-    fill: Callable[[LazyParser], None],
-    run: Callable[[argparse.Namespace], None],
-    interrupted: str,
-) -> None:
-    """Add a sub-command that works with models: `fill` makes its flags, `run` does it, and `interrupted` says what an
-    interrupt leaves."""
-
-    def run_quietly(known: argparse.Namespace) -> None:
-        from svf_rl.train import quiet_libraries
-
-        quiet_libraries()
-        try:
-            run(known)
-        except KeyboardInterrupt as error:
-            raise SVFError(f"interrupted; {interrupted}") from error
-
-    parser = commands.add_parser(name, help=text)
-    parser.fill = fill
-    parser.set_defaults(run=run_quietly)
 
 
 def split_names(text: str) -> list[str]:
@@ -115,7 +101,8 @@ def _parse_as(hint: Any) -> dict[str, Any]:
     members = [member for member in _members(hint) if member is not NoneType]
     for member in members:
         if get_origin(member) is Literal:
-            return {"choices": list(get_args(member))}
+            choices = get_args(member)
+            return {"choices": list(choices), "type": type(choices[0])}
         if get_origin(member) is list and get_args(member)[0] in _LISTS:
             return {"type": _LISTS[get_args(member)[0]]}
         if member is bool:

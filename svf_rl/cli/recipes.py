@@ -3,15 +3,13 @@
 import argparse
 from pathlib import Path
 
-from svf_rl.cli.flags import LazyParser
+from svf_rl.cli.flags import Command
 from svf_rl.errors import SVFError
 
 
-def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
-    parser = commands.add_parser("recipes", help="list the recipes that come with the package, or copy one to edit")
+def _fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--copy", metavar="NAME", help="write this one to a file")
     parser.add_argument("--to", metavar="FILE", help="with --copy: the file (default: NAME.yaml in this folder)")
-    parser.set_defaults(run=_run)
 
 
 def _run(known: argparse.Namespace) -> None:
@@ -62,3 +60,6 @@ def _listing() -> str:
     }
     tables = [f"{title}\n\n{aligned(rows, left=rows[0])}\n" for title, rows in parts.items()]
     return "\n".join([*tables, f"SLURM script: sbatch --nodes=N {BUNDLED}/slurm/train.slurm NAME"])
+
+
+RECIPES = Command("recipes", "list the recipes that come with the package, or copy one to edit", _fill, _run)

@@ -2,11 +2,10 @@
 
 import argparse
 
-from svf_rl.cli.flags import LazyParser
+from svf_rl.cli.flags import Command
 
 
-def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
-    parser = commands.add_parser("report", help="runs in Markdown with pictures, side by side")
+def _fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs",
         nargs="+",
@@ -18,10 +17,12 @@ def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
         metavar="DIR",
         help="default: RUN_DIR/report, for several runs runs/report; an earlier report is replaced",
     )
-    parser.set_defaults(run=_run)
 
 
 def _run(known: argparse.Namespace) -> None:
     from svf_rl.report.write import write_report
 
     print(write_report(known.runs, known.out))
+
+
+REPORT = Command("report", "runs in Markdown with pictures, side by side", _fill, _run)

@@ -2,11 +2,10 @@
 
 import argparse
 
-from svf_rl.cli.flags import LazyParser, split_integers, split_names
+from svf_rl.cli.flags import Command, split_integers, split_names
 
 
-def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
-    parser = commands.add_parser("reproduce", help="the comparison of Transformer², as tables and pictures")
+def _fill(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("recipe", nargs="?", default="reproduce/quickstart", help="a YAML file, or a name that svf-rl recipes lists")
     add("--out", help="folder of everything, where a second call resumes (default: runs/reproduce-NAME)")
@@ -16,13 +15,9 @@ def add_to(commands: "argparse._SubParsersAction[LazyParser]") -> None:
     add("--launch", help="starts training runs: 'accelerate launch --config_file FILE' (default: this Python)")
     add("--data-dir", help="folder with a folder a benchmark (gsm8k, math, ...), in place of the Hub")
     add("--dry-run", action="store_true", help="check everything without weights, print the plan, and stop")
-    parser.set_defaults(run=_run)
 
 
 def _run(known: argparse.Namespace) -> None:
-    from svf_rl.train import quiet_libraries
-
-    quiet_libraries()
     from svf_rl.reproduce.comparison import PARTS
     from svf_rl.reproduce.run import reproduce
 
@@ -36,3 +31,6 @@ def _run(known: argparse.Namespace) -> None:
         data_dir=known.data_dir,
         dry_run=known.dry_run,
     )
+
+
+REPRODUCE = Command("reproduce", "the comparison of Transformer², as tables and pictures", _fill, _run)

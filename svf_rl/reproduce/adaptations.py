@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from svf_rl.adaptation.arguments import DispatchArguments, FewShotArguments, FitnessWeights
-from svf_rl.adaptation.classifier import classification_ids, default_system_prompt
-from svf_rl.adaptation.dispatch import Dispatcher
+from svf_rl.adaptation.dispatch import classification_ids, default_system_prompt, dispatch
 from svf_rl.adaptation.few_shot import adapt, unseen
 from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.errors import SVFError
@@ -106,7 +105,7 @@ class _Seed:
                     self._base.tokenizer,
                     [task.items.rows[row]["prompt"] for row in task.rows],
                     system_prompt,
-                    self._spec["chat_template_kwargs"],
+                    **self._spec["chat_template_kwargs"],
                 ),
                 strategy.count_tokens(self._base.tokenizer, DispatchArguments.classifier_tokens),
                 self._base.positions,
@@ -198,11 +197,10 @@ class _Seed:
         classes = self._spec["classes"]
 
         def make() -> dict[str, Any]:
-            dispatcher = Dispatcher(
-                self.pool, classes, system_prompt, classifier=classifier,
-                template_arguments=self._spec["chat_template_kwargs"],
+            dispatched = dispatch(
+                self.pool, task.items, classes, system_prompt, classifier=classifier,
+                template_arguments=self._spec["chat_template_kwargs"], rows=task.rows,
             )  # fmt: skip
-            dispatched = dispatcher.answer_items(task.items, task.rows)
             records = task.folder / f"{label}.jsonl"
             records.unlink(missing_ok=True)  # of a call that ended between this and the next line
             append_records(records, dispatched.answers)

@@ -9,8 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from svf_rl.adaptation.arguments import check_classes, named_by_class
-from svf_rl.adaptation.classifier import classification_ids, default_system_prompt
-from svf_rl.adaptation.dispatch import by_expert
+from svf_rl.adaptation.dispatch import by_expert, classification_ids, default_system_prompt
 from svf_rl.adaptation.prompt_file import read_prompts
 from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.adaptation.strategies.loglikelihood import label_ids

@@ -95,6 +95,7 @@ def test_prompts_of_a_file_are_answered_by_a_trained_classifiers_choice(
         ({"experts": {"sports": "x"}}, "unknown class 'sports'"),
         ({"experts": {"math": "nowhere/to/be/found"}}, "neither a local folder nor an adapter"),
         ({"experts": {"math": "LORA"}}, "svf|SVF"),
+        ({"classifier_tokens": 0}, "--classifier-tokens must be at least 1"),
         ({"classifier": "nowhere/to/be/found"}, "neither a local folder nor an adapter"),
         ({"prompts": "nowhere.txt"}, "cannot be read"),
         ({"prompts": "nowhere.txt", "reward": "numeric"}, "not graded"),

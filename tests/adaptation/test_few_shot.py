@@ -12,7 +12,7 @@ from fakes import save_adapter
 
 from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
 from svf_rl.adaptation.few_shot import adapt, draw_shots, unseen
-from svf_rl.adaptation.few_shot_run import compare, experts_by_name, few_shot, methods
+from svf_rl.adaptation.few_shot_run import compare, experts_by_name, few_shot
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.items import TaskItems, load_items
@@ -20,6 +20,7 @@ from svf_rl.experts.arguments import EngineArguments
 from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.models.arguments import ModelArguments
+from svf_rl.tasks import TaskOptions
 
 MODEL = ModelArguments("quickstart", dtype="float32")
 TRANSFORMERS = EngineArguments(backend="transformers", batch_size=64)
@@ -276,7 +277,7 @@ def test_compares_on_the_same_unseen_items(pool: ExpertPool, tmp_path: Path) -> 
     items = exam(pool, "test", limit=9)
     rows = [0, 2, 5, 8]
     cancelled = Mix(torch.tensor([[0.5, 0.5]]), form="deviation")
-    results = compare(pool, items, rows, methods(pool, cancelled), tmp_path)
+    results = compare(pool, items, rows, cancelled, tmp_path)
     assert [result.label for result in results] == ["base", "there", "back", "mean", "few-shot"]
     assert {result.items for result in results} == {4}
     by_label = {result.label: result for result in results}
@@ -284,26 +285,36 @@ def test_compares_on_the_same_unseen_items(pool: ExpertPool, tmp_path: Path) -> 
     lines = [json.loads(line) for line in (tmp_path / "few-shot.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == rows
     before = pool.syncs
-    again = compare(pool, items, rows, methods(pool, cancelled), tmp_path)
+    again = compare(pool, items, rows, cancelled, tmp_path)
     assert pool.syncs == before
     assert [result.accuracy for result in again] == [result.accuracy for result in results]
     assert {result.reused for result in again} == {4}
-    with pytest.raises(SVFError, match="no items are left"):
-        compare(pool, items, [], methods(pool, cancelled))
 
 
 def test_the_call_leaves_an_adapter_a_state_and_a_summary(experts: dict[str, str], tmp_path: Path) -> None:
     arguments = EvaluationArguments("quickstart", ["exam"], limit=12, max_tokens=TOKENS, backend="transformers")
     search = replace(SMALL, generations=1)
-    run = few_shot(arguments, experts, search, tmp_path / "out")
+    found, _ = few_shot(arguments, experts, search, tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["few_shot"]["alpha"] == run.found.alpha.tolist()
+    assert summary["few_shot"]["alpha"] == found.alpha.tolist()
     assert len(summary["labelled_prompts"]) == 4
     assert [result["label"] for result in summary["results"]] == ["base", "there", "back", "mean", "few-shot"]
     config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
-    assert config["combination"]["alpha"] == run.found.alpha.tolist()
-    again = few_shot(arguments, experts, search, tmp_path / "out")
-    assert [r.reused for r in again.results] == [12] * 5
+    assert config["combination"]["alpha"] == found.alpha.tolist()
+    _, again = few_shot(arguments, experts, search, tmp_path / "out")
+    assert [r.reused for r in again] == [12] * 5
+
+
+def test_a_search_that_sees_all_items_leaves_nothing_to_report(experts: dict[str, str], tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"What is 1 + {i}?", "answer": str(i + 1)}) + "\n" for i in range(4)))
+    options = TaskOptions(data_path=str(rows), answer_column="answer")
+    arguments = EvaluationArguments(
+        "quickstart", ["columns"], options=options, reward="numeric", backend="transformers"
+    )
+    with pytest.raises(SVFError, match="no items are left to report beside the 4 shots: give fewer --shots"):
+        few_shot(arguments, experts, SMALL, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from svf_rl.adaptation.ask_tell import Search
-from svf_rl.adaptation.search import CrossEntropySearch, RandomSearch
+from svf_rl.adaptation.search import CrossEntropySearch, RandomSearch, Search
 from svf_rl.errors import SVFError
 
 Fitness = Callable[[np.ndarray], float]

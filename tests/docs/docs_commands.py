@@ -9,9 +9,9 @@ another folder is copied. And a block that needs a GPU, a cluster, a server, the
 its training commands are dry runs, and the arguments of other commands are parsed.
 """
 
-import argparse
 import array
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -198,6 +198,7 @@ def _accelerate(arguments: list[str], check: bool) -> int:
 
 def _checked(arguments: list[str]) -> int:
     """The dry run of a command; where there is none, its arguments parsed and nothing done."""
+    import svf_rl.cli
     from svf_rl.cli import main
 
     command = arguments[0]
@@ -208,15 +209,9 @@ def _checked(arguments: list[str]) -> int:
     if command == "serve":
         os.execvpe = lambda *command: print(*command[1]) or sys.exit(0)  # type: ignore[assignment]
         return main(arguments)
-    parse = argparse.ArgumentParser.parse_args
-
-    def parse_alone(parser: argparse.ArgumentParser, *given: Any, **named: Any) -> argparse.Namespace:
-        known = parse(parser, *given, **named)
-        if hasattr(known, "run"):
-            known.run = lambda _: print("arguments parsed")
-        return known
-
-    argparse.ArgumentParser.parse_args = parse_alone  # type: ignore[method-assign,assignment]
+    svf_rl.cli.COMMANDS = tuple(
+        dataclasses.replace(each, run=lambda _: print("arguments parsed")) for each in svf_rl.cli.COMMANDS
+    )
     return main(arguments)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from svf_rl.cli.plan import main as plan_command
+from svf_rl.cli import main as svf_rl_command
 from svf_rl.errors import SVFError
 from svf_rl.launch.slurm import add_servers, read_slurm_values
 from svf_rl.launch.slurm_processes import Processes, count_processes, default_config, format_shell_lines, main
@@ -68,9 +68,9 @@ def test_a_recipe_for_servers_need_not_name_those_that_the_job_starts(values) ->
 def test_the_batch_is_that_of_all_processes(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["--slurm", "--nodes", "2", "--per_device_train_batch_size", "4", "--num_generations", "8"]
     own += ["--gradient_accumulation_steps", "1"]
-    assert plan_command([str(repository / "recipes/quickstart.yaml"), *own, "--processes", "1"]) == 0
+    assert svf_rl_command(["plan", str(repository / "recipes/quickstart.yaml"), *own, "--processes", "1"]) == 0
     assert "SVF_RL_OUTPUT_DIR" in capsys.readouterr().out
-    assert plan_command([str(repository / "recipes/quickstart.yaml"), *own]) == 1
+    assert svf_rl_command(["plan", str(repository / "recipes/quickstart.yaml"), *own]) == 1
 
 
 def test_a_shell_reads_the_values_as_they_are() -> None:

@@ -3,6 +3,52 @@
 To add one, copy `loglikelihood.py` and give its `STRATEGY` a new name.
 """
 
-from svf_rl.adaptation.strategies.strategy import Classified, Scorer, Strategy, find_strategy
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-__all__ = ["Classified", "Scorer", "Strategy", "find_strategy"]
+from transformers import PreTrainedTokenizerBase
+
+from svf_rl.errors import SVFError
+from svf_rl.experts.pool import ExpertPool
+
+
+@dataclass(frozen=True)
+class Classified:
+    """
+    What the classifier says of a prompt.
+
+    Args:
+        label (`str` or `None`): `code`, `math`, `reasoning` or `other`; `None` where its text names none of them.
+        text (`str`): what it wrote; empty where it writes nothing.
+        logprobs (`dict[str, float]` or `None`): log p of each class, where the strategy knows it; the p add up to 1.
+    """
+
+    label: str | None
+    text: str = ""
+    logprobs: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """
+    Args:
+        name (`str`): as `--method` takes it.
+        classify (`Callable`): from a pool that uses the classifier, prompts (token ids), the tokenizer and `max_tokens`
+            of what the classifier may write to the [`Classified`] of each prompt, in order.
+        count_tokens (`Callable`): how many tokens a prompt must leave room for, from the tokenizer and `max_tokens`.
+    """
+
+    name: str
+    classify: Callable[[ExpertPool, Sequence[list[int]], PreTrainedTokenizerBase, int], list[Classified]]
+    count_tokens: Callable[[PreTrainedTokenizerBase, int], int]
+
+
+def find_strategy(name: str) -> Strategy:
+    """The strategy of that name. Raises `SVFError` when there is none."""
+    files = [importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
+    strategies: dict[str, Strategy] = {file.STRATEGY.name: file.STRATEGY for file in files}
+    if name not in strategies:
+        raise SVFError(f"unknown method {name!r}: use {' or '.join(sorted(strategies))}")
+    return strategies[name]

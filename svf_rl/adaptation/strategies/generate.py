@@ -4,17 +4,18 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from svf_rl.adaptation.strategies.strategy import Classified, Scorer, Strategy
+from svf_rl.adaptation.strategies import Classified, Strategy
 from svf_rl.evaluation.answers import decode_completions
+from svf_rl.experts.pool import ExpertPool
 from svf_rl.generation import Sampling
 from svf_rl.rewards.verifiers.dispatch_label import read_label
 
 
 def classify(
-    scorer: Scorer, prompts: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    pool: ExpertPool, prompts: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> list[Classified]:
     greedy = Sampling(max_tokens, temperature=0.0, logprobs=False)
-    texts = decode_completions(tokenizer, scorer.generate(prompts, greedy, [0] * len(prompts)))
+    texts = decode_completions(tokenizer, pool.generate(prompts, greedy, [0] * len(prompts)))
     return [Classified(read_label(text), text) for text in texts]
 
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from svf_rl.adaptation.strategies.strategy import Classified, Scorer, Strategy
+from svf_rl.adaptation.strategies import Classified, Strategy
+from svf_rl.experts.pool import ExpertPool
 from svf_rl.rewards.verifiers.dispatch_label import LABELS
 
 
@@ -22,11 +23,11 @@ def label_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
 
 
 def classify(
-    scorer: Scorer, prompts: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    pool: ExpertPool, prompts: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> list[Classified]:
     labels = label_ids(tokenizer)
     continuations = [ids for _ in prompts for ids in labels.values()]
-    scores = scorer.loglikelihood([ids for ids in prompts for _ in labels], continuations)
+    scores = pool.loglikelihood([ids for ids in prompts for _ in labels], continuations)
     sums = torch.tensor([sum(score) for score in scores], dtype=torch.float64).view(len(prompts), len(labels))
     found = []
     for row in sums.log_softmax(1).tolist():
