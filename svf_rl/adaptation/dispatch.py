@@ -29,8 +29,8 @@ from svf_rl.quickstart import model_path
 from svf_rl.quickstart.dispatch_skill import DISPATCH, DISPATCH_PROMPT
 from svf_rl.runs.provenance import BUNDLED, list_tasks
 from svf_rl.runs.run_folder import read_summary
-from svf_rl.tasks.classification import classification
-from svf_rl.tasks.dispatch import SYSTEM_PROMPT
+from svf_rl.tasks.dispatch import SYSTEM_PROMPT, last_user_message
+from svf_rl.tasks.task import chat
 
 # Prompts that go to the generator together: the bar moves between.
 _BATCH = 512
@@ -135,7 +135,7 @@ def classification_ids(
     **template_arguments: Any,
 ) -> list[list[int]]:
     """What the classifier reads for each conversation: the last turn of the user, after `system_prompt`."""
-    asked = [classification(conversation, system_prompt) for conversation in conversations]
+    asked = [chat(last_user_message(conversation), system_prompt) for conversation in conversations]
     return encode_prompts(tokenizer, asked, **template_arguments)
 
 

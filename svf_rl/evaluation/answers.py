@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -13,16 +12,8 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.items import Key, TaskItems
 from svf_rl.evaluation.records import Answers, Record, append_records, mend
 from svf_rl.experts.pool import ExpertPool, Mix
-from svf_rl.generation import Completion, Sampling, cut_at_stop, sample_seed
-
-
-class Generator(Protocol):
-    """What completes prompts."""
-
-    tokenizer: PreTrainedTokenizerBase
-
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """One completion a prompt, in order."""
+from svf_rl.generation import Completion, cut_at_stop, sample_seed
+from svf_rl.storage.json_files import normalize_json
 
 
 def answer_items(
@@ -84,16 +75,16 @@ def split_pending(
     for record in done.values():
         if record.prompt != task.prompts[record.index]:
             raise SVFError(f"{path}: item {record.index} has another prompt now; give another --out")
-        if not task.grader.same_reference(record.reference, task.rows[record.index]):
+        if record.reference != normalize_json(task.grader.reference(task.rows[record.index])):
             raise SVFError(f"{path}: item {record.index} has another answer now; give another --out")
     return list(done.values()), [key for key in keys if key not in done]
 
 
-def make_records(task: TaskItems, keys: Sequence[Key], generator: Generator, seed: int) -> list[Record]:
+def make_records(task: TaskItems, keys: Sequence[Key], pool: ExpertPool, seed: int) -> list[Record]:
     """Generate and grade one batch."""
     seeds = [sample_seed(seed, f"evaluation/{task.name}", index, sample) for index, sample in keys]
-    completions = generator.generate([task.prompt_ids[index] for index, _ in keys], task.sampling, seeds)
-    texts = decode_completions(generator.tokenizer, completions, task.sampling.stop)
+    completions = pool.generate([task.prompt_ids[index] for index, _ in keys], task.sampling, seeds)
+    texts = decode_completions(pool.tokenizer, completions, task.sampling.stop)
     rows = [task.rows[index] for index, _ in keys]
     verdicts = task.grader.grade(rows, texts, [completion.token_ids for completion in completions])
     return [

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from svf_rl.described import described
 from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import EngineArguments
 from svf_rl.tasks import TaskOptions
@@ -27,31 +28,24 @@ class EvaluationArguments(EngineArguments):
         default_factory=list, metadata={"help": "A saved SVF or LoRA adapter; may be given several times."}
     )
     options: TaskOptions = field(default_factory=TaskOptions)
-    reward: str | Mapping[str, Any] | None = field(
-        default=None,
-        metadata={"help": "Grades in place of the task's own: a name, or {name: numeric, column: gold}."},
+    reward: str | Mapping[str, Any] | None = described(
+        None, "Grades in place of the task's own: a name, or {name: numeric, column: gold}."
     )
-    limit: int | None = field(default=None, metadata={"help": "Only the first so many items of each task."})
-    samples: int = field(default=1, metadata={"help": "Completions an item."})
-    temperature: float | None = field(default=None, metadata={"help": "Default: 0, greedy; 0.8 with several samples."})
-    top_p: float = field(default=1.0, metadata={"help": "Draw from the most likely tokens that make up this share."})
-    k: list[int] | None = field(
-        default=None, metadata={"help": "The k of pass@k, as in 1,10 (default: 1 and --samples)."}
+    limit: int | None = described(None, "Only the first so many items of each task.")
+    samples: int = described(1, "Completions an item.")
+    temperature: float | None = described(None, "Default: 0, greedy; 0.8 with several samples.")
+    top_p: float = described(1.0, "Draw from the most likely tokens that make up this share.")
+    k: list[int] | None = described(None, "The k of pass@k, as in 1,10 (default: 1 and --samples).")
+    out: str | None = described(None, "Folder of the results, where a second call resumes (default: runs/eval-MODEL).")
+    max_tokens: int | None = described(None, "Of a completion (default: the task's).")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = described(
+        "auto", "Of the weights; auto is that of the files, without CUDA float32 for half precision."
     )
-    out: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the results, where a second call resumes (default: runs/eval-MODEL)."},
-    )
-    max_tokens: int | None = field(default=None, metadata={"help": "Of a completion (default: the task's)."})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto",
-        metadata={"help": "Of the weights; auto is that of the files, without CUDA float32 for half precision."},
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes from the Hub."})
+    trust_remote_code: bool = described(False, "Run model code that comes from the Hub.")
     chat_template_kwargs: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "For the chat template: '{enable_thinking: false}'."}
     )
-    max_failed: float = field(default=0.25, metadata={"help": "Share of a batch's checks that may fail by themselves."})
+    max_failed: float = described(0.25, "Share of a batch's checks that may fail by themselves.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

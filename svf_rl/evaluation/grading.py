@@ -11,7 +11,6 @@ from svf_rl.rewards.reward import AsyncReward
 from svf_rl.rewards.verified import check_answers, parse_reference, verified, verify_rows
 from svf_rl.rewards.verifier import Verifier, check_failed_share
 from svf_rl.settings.dry_run import check_columns
-from svf_rl.storage.json_files import normalize_json
 
 # From this value on a completion counts as correct, where a reward says no more than a number.
 CORRECT = 0.5
@@ -32,10 +31,8 @@ class Grader:
 
     def __init__(self, spec: str | Mapping[str, Any], max_failed: float):
         self.reward = load_reward(spec)
-        self._verifier: Verifier | None = getattr(self.reward.function, "verifier", None)
         self._max_failed = float(self.reward.arguments.get("max_failed", max_failed))
         self._column = str(self.reward.arguments.get("column", "answer"))
-        self._verifier_column = str(self.reward.arguments.get("verifier_column", "verifier"))
 
     def describe(self) -> dict[str, Any]:
         """The reward's name and arguments, as they are compared with those of an earlier call."""
@@ -44,10 +41,6 @@ class Grader:
     def reference(self, row: Mapping[str, Any]) -> Any:
         """The right answer of a row; `None` where there is none."""
         return parse_reference(row.get(self._column))
-
-    def same_reference(self, recorded: Any, row: Mapping[str, Any]) -> bool:
-        """Whether a record's reference is that of the row, both as JSON holds them."""
-        return recorded == normalize_json(self.reference(row))
 
     def check(self, rows: Dataset, task: str) -> None:
         """Find out before anything is generated whether all rows can be graded; a verifier is also tried out on an
@@ -58,29 +51,30 @@ class Grader:
         """
         check_columns([self.reward], rows.column_names)
         check_answers(self.reward, {name: rows[name] for name in rows.column_names if name != "prompt"}, f"task {task}")
-        if self._has_verifiers:
-            self._stop_where_checks_fail(self._verify([rows[0]], [""]), most=0.0)
+        if (tried := self._verify([rows[0]], [""])) is not None:
+            check_failed_share(self.reward.__name__, tried, 0.0, None)
 
     def grade(
         self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str], token_ids: Sequence[list[int]]
     ) -> list[Verdict]:
         """One verdict a completion. Raises `SVFError` when too many checks failed by themselves."""
-        if not self._has_verifiers:
-            return self._call(rows, completions, token_ids)
         verdicts = self._verify(rows, completions)
-        self._stop_where_checks_fail(verdicts, self._max_failed)
+        if verdicts is None:
+            return self._call(rows, completions, token_ids)
+        check_failed_share(self.reward.__name__, verdicts, self._max_failed, None)
         return verdicts
 
-    @property
-    def _has_verifiers(self) -> bool:
-        return self._verifier is not None or self.reward.function is verified
-
-    def _verify(self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> list[Verdict]:
-        """By the reward's verifier, or by the one that each row names."""
-        options: dict[str, Any] = {}
-        if self._verifier is not None:
-            options = {k: v for k, v in self.reward.arguments.items() if k in self._verifier.options}
-        names = [self._verifier.name if self._verifier else str(row[self._verifier_column]) for row in rows]
+    def _verify(self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> list[Verdict] | None:
+        """By the reward's verifier, or by the one that each row names; `None` for a reward without verifiers."""
+        arguments, options = self.reward.arguments, {}
+        verifier: Verifier | None = getattr(self.reward.function, "verifier", None)
+        if verifier is not None:
+            names = [verifier.name] * len(rows)
+            options = {name: value for name, value in arguments.items() if name in verifier.options}
+        elif self.reward.function is verified:
+            names = [row[arguments.get("verifier_column", "verifier")] for row in rows]
+        else:
+            return None
         return verify_rows(names, completions, [self.reference(row) for row in rows], **options)
 
     def _call(
@@ -99,10 +93,12 @@ class Grader:
         )
         if isinstance(self.reward, AsyncReward):
             values = asyncio.run(values)  # type: ignore[arg-type]
-        return [_verdict(value) for value in values]
-
-    def _stop_where_checks_fail(self, verdicts: Sequence[Verdict], most: float) -> None:
-        check_failed_share(self.reward.__name__, verdicts, most, None)
+        return [
+            Verdict(None, None, "the reward gave None")
+            if value is None
+            else Verdict(value >= CORRECT, None, f"the reward gave {value:g}", score=value)
+            for value in values
+        ]
 
 
 class Ungraded(Grader):
@@ -121,9 +117,3 @@ class Ungraded(Grader):
         self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str], token_ids: Sequence[list[int]]
     ) -> list[Verdict]:
         return [Verdict(None, None, "a prompt without an answer to compare with")] * len(rows)
-
-
-def _verdict(value: float | None) -> Verdict:
-    if value is None:
-        return Verdict(None, None, "the reward gave None")
-    return Verdict(value >= CORRECT, None, f"the reward gave {value:g}", score=value)

@@ -66,14 +66,12 @@ def load_items(
         if base_name != "quickstart":
             raise SVFError(f"task {name!r}: only quickstart has skills, as in quickstart:choice")
         options = replace(options, skill=skill)
-    if base_name == "columns" and arguments.reward is None:
-        raise SVFError("task columns has no default reward: give --reward, such as --reward exact_match")
     specs = task.rewards(options) if arguments.reward is None else (arguments.reward,)
     grader = Grader(specs[0], arguments.max_failed)
     rows = _rows(base_name, options, arguments.limit, splits)
     grader.check(rows, name)
     template = arguments.chat_template_kwargs
-    ids = encode_prompts(tokenizer, rows["prompt"], **template)
+    ids = encode_prompts(tokenizer, rows["prompt"], **template)  # refuses a tokenizer without a template
     return TaskItems(
         name=name,
         rows=rows.to_list(),

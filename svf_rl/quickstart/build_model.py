@@ -8,7 +8,6 @@ elicitation of what the model knows, not learning of something new.
 
 import argparse
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from svf_rl.quickstart.corpus import IGNORE, SYSTEM_PROMPTS, Batch, Corpus
-from svf_rl.quickstart.dispatch_skill import DISPATCH_PROMPT
+from svf_rl.quickstart.dispatch_skill import DISPATCH, DISPATCH_PROMPT
 from svf_rl.quickstart.muon import Muon
 from svf_rl.quickstart.skills import SKILLS, WORDINGS, make_examples
 from svf_rl.quickstart.tokenizer import train_tokenizer
@@ -56,17 +55,17 @@ def model_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
 def corpus_texts() -> list[str]:
     """What the tokenizer's merges are learnt from."""
     texts = [*SYSTEM_PROMPTS, DISPATCH_PROMPT]
-    for skill in SKILLS:
-        for example in make_examples(skill, "train", 3000):
+    for skill, count in {**dict.fromkeys(SKILLS, 3000), DISPATCH: 400}.items():
+        for example in make_examples(skill, "train", count):
             texts += [example.prompt, example.completion]
-    texts += [completion for e in make_examples("dispatch", "train", 400) for completion in (e.prompt, e.completion)]
     return texts
 
 
 def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     """Cross-entropy (scalar), summed over the assistant's tokens; logits are computed only for those."""
-    hidden = model.model(batch.input_ids).last_hidden_state[:, :-1]  # (rows, length - 1, hidden)
-    target = batch.labels[:, 1:]
+    input_ids, labels = batch
+    hidden = model.model(input_ids).last_hidden_state[:, :-1]  # (rows, length - 1, hidden)
+    target = labels[:, 1:]
     learnt = target != IGNORE
     return cross_entropy(model.lm_head(hidden[learnt]), target[learnt], reduction="sum")
 
@@ -92,7 +91,7 @@ def train(
             parts = corpus.batch(LONG_ROWS, LONG_TURNS, careless, parts=1)
         else:
             parts = corpus.batch(ROWS, 1, careless, parts=6)
-        tokens = sum(int((part.labels != IGNORE).sum()) for part in parts)
+        tokens = sum(int((labels != IGNORE).sum()) for _, labels in parts)
         model.zero_grad()
         total = 0.0
         for part in parts:
@@ -113,22 +112,17 @@ def greedy(
 ) -> list[str]:
     """Greedy completions of user turns, as text without special tokens. Prompts are padded on the left."""
     head = [{"role": "system", "content": system}] if system else []
-    texts = [
-        tokenizer.apply_chat_template(
-            [*head, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-        for prompt in prompts
-    ]
+    conversations = [[*head, {"role": "user", "content": prompt}] for prompt in prompts]
     model.eval()
     completions: list[str] = []
-    for start in range(0, len(texts), 128):
-        inputs = tokenizer(
-            texts[start : start + 128],
-            return_tensors="pt",
+    for start in range(0, len(conversations), 128):
+        inputs = tokenizer.apply_chat_template(
+            conversations[start : start + 128],
+            add_generation_prompt=True,
             padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-            return_token_type_ids=False,
+            return_tensors="pt",
+            return_dict=True,
+            tokenizer_kwargs={"padding_side": "left", "return_token_type_ids": False},
         )
         output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         completions += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -137,9 +131,9 @@ def greedy(
 
 def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, wording: str, items: int = 256) -> None:
     """Prints held-out greedy accuracy: the share of right answers, and of completions spelt as the habit's."""
-    for skill in (*SKILLS, "dispatch"):
+    for skill in (*SKILLS, DISPATCH):
         examples = make_examples(skill, "test", items, seed=1, wording=wording)
-        system = DISPATCH_PROMPT if skill == "dispatch" else None
+        system = DISPATCH_PROMPT if skill == DISPATCH else None
         written = greedy(model, tokenizer, [example.prompt for example in examples], system)
         right = sum(text.endswith(example.ending) for text, example in zip(written, examples, strict=True))
         habit = sum(text == example.careless for text, example in zip(written, examples, strict=True))
@@ -171,13 +165,8 @@ def build(output: Path, seed: int) -> None:
     print(f"{size / 1e6:.2f} MB in {output}, {time.process_time() - started:.0f} CPU-seconds")
 
 
-def main(arguments: list[str]) -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    build(options.output, options.seed)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    build(**vars(parser.parse_args()))

@@ -17,6 +17,7 @@ PHRASES = {
 }
 # Each problem has one multiplication: half of them then need brackets.
 OPERATORS = [("+", "*"), ("-", "*"), ("*", "+"), ("*", "-")]
+APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
 FRAMES = [
     "Write {f}(x): {p1}, then {p2}.", "Define {f}(x): {p1}, then {p2}.", "Make a function {f} of x: {p1} and {p2}.",
@@ -38,13 +39,6 @@ def problems() -> list[tuple[Any, ...]]:
     return [(one, m, two, n) for one, two in OPERATORS for m in range(2, 26) for n in range(2, 26)]
 
 
-def asserts(function: str, problem: tuple[Any, ...]) -> tuple[str, ...]:
-    """Five one-line tests, computed step by step rather than from the text of the solution."""
-    one, m, two, n = problem
-    apply = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
-    return tuple(f"assert {function}({x}) == {apply[two](apply[one](x, m), n)}" for x in (0, 1, 2, 7, -5))
-
-
 def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
     """A request for one function."""
     one, m, two, n = problem
@@ -55,9 +49,9 @@ def word(problem: tuple[Any, ...], rng: Random, reworded: bool) -> Example:
     head = f"def {function}(x): return "
     careless = f"{head}x {one} {m} {two} {n}"
     code = f"{head}(x {one} {m}) {two} {n}" if two == "*" else careless
-    return Example(
-        prompt=prompt, completion=code, careless=careless, answer=code, ending=code, tests=asserts(function, problem)
-    )
+    # computed step by step rather than from the text of the solution
+    tests = tuple(f"assert {function}({x}) == {APPLY[two](APPLY[one](x, m), n)}" for x in (0, 1, 2, 7, -5))
+    return Example(prompt=prompt, completion=code, careless=careless, answer=code, ending=code, tests=tests)
 
 
 CODE = Skill(name="code", reward="exact_match", problems=problems, word=word)

@@ -1,10 +1,10 @@
 """The conversations that the bundled model is pre-trained on: one question, or many to fill a long context."""
 
-from dataclasses import dataclass
 from random import Random
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from svf_rl.quickstart.dispatch_skill import CLASSES, DISPATCH_PROMPT, classified
@@ -30,13 +30,8 @@ SHARES = {"math": 0.4, "choice": 0.45, "code": 0.15}
 DISPATCH_SHARE = 0.08
 IGNORE = -100
 
-
-@dataclass
-class Batch:
-    """Token ids and labels, both (rows, length); labels are `IGNORE` outside the assistant's turns."""
-
-    input_ids: Tensor
-    labels: Tensor
+Batch = tuple[Tensor, Tensor]
+"""Token ids and labels, both (rows, length); labels are `IGNORE` outside the assistant's turns."""
 
 
 class Corpus:
@@ -96,9 +91,9 @@ class Corpus:
         return [self._padded(conversations[start : start + size]) for start in range(0, rows, size)]
 
     def _padded(self, conversations: list[tuple[list[int], list[int]]]) -> Batch:
-        length = max(len(ids) for ids, _ in conversations)
+        ids, labels = ([torch.tensor(part) for part in parts] for parts in zip(*conversations, strict=True))
         pad = self.tokenizer.pad_token_id
-        return Batch(
-            torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in conversations]),
-            torch.tensor([labels + [IGNORE] * (length - len(labels)) for _, labels in conversations]),
+        return (
+            pad_sequence(ids, batch_first=True, padding_value=pad),
+            pad_sequence(labels, batch_first=True, padding_value=IGNORE),
         )

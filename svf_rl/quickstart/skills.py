@@ -86,15 +86,8 @@ def make_rows(skill: str, split: str, count: int, seed: int = 0, wording: str = 
         seed: another seed draws other rows of the same split.
         wording: `standard`, or `reworded` for sentences that the bundled model was never trained on.
     """
-    rows: list[dict[str, Any]] = []
-    for example in make_examples(skill, split, count, seed, wording):
-        row: dict[str, Any] = {
-            "prompt": example.prompt,
-            "answer": example.answer,
-            "target": example.completion,
-            "skill": skill,
-        }
-        if example.tests:
-            row["tests"] = list(example.tests)
-        rows.append(row)
-    return rows
+    return [
+        {"prompt": example.prompt, "answer": example.answer, "target": example.completion, "skill": skill}
+        | ({"tests": list(example.tests)} if example.tests else {})
+        for example in make_examples(skill, split, count, seed, wording)
+    ]

@@ -17,26 +17,16 @@ published code compares with the label of the file, so that rows labelled by dig
 """
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import (
-    alternate,
-    as_splits,
-    choose_hub_dataset,
-    choose_system_prompt,
-    find_local_folder,
-    from_rows,
-    is_local,
-)
-from svf_rl.tasks.files import read_file, read_hub
+from svf_rl.tasks.benchmark import alternate, choose_system_prompt, read_benchmark
+from svf_rl.tasks.files import read_file
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by
 
-HUB_NAME = "allenai/ai2_arc"
 SYSTEM_PROMPT = (
     "Answer the multiple-choice question. Think step by step, then end with: the answer is (X), where X is the label "
     "of the right option."
@@ -49,34 +39,37 @@ REFERENCE_SYSTEM_PROMPT = (
 
 def make_task(name: str, subset: str) -> Task:
     """The task on `subset`, `"ARC-Easy"` or `"ARC-Challenge"`; its rows have `prompt`, `answer` and `target`."""
-    columns, hub = TRAINING_COLUMNS, Hub(HUB_NAME, subset)
-    return Task(name, partial(_load, hub), graded_by("choice"), is_local, columns=columns, hub=hub, folder="arc")
+    hub = Hub("allenai/ai2_arc", subset, folder="arc")
+    return Task(name, partial(_read, hub), graded_by("choice"), columns=TRAINING_COLUMNS, hub=hub)
 
 
-def _load(hub: Hub, options: TaskOptions) -> Splits:
-    folder, subset = find_local_folder(options, "arc"), hub.config
-    if folder is None:
-        name, config = choose_hub_dataset(options, hub)
-        files, source = read_hub(name, config, ["train", "test"]), Path(name)
-    else:
-        files = {split: read_file(folder / f"{subset}-{split.title()}.jsonl") for split in ("train", "test")}
-        source = folder / str(subset)
-    train, test = (_conversations(files[split], f"{source} ({split})", options) for split in ("train", "test"))
-    return as_splits(options, *alternate(train), test)
+def _read(hub: Hub, options: TaskOptions) -> Splits:
+    needed = ("train", "test")
+    splits, source = read_benchmark(
+        options,
+        hub,
+        needed,
+        lambda folder: {split: read_file(folder / f"{hub.config}-{split.title()}.jsonl") for split in needed},
+    )
+    train, test = (_conversations(splits[split], f"{source}/{hub.config} ({split})", options) for split in needed)
+    return {**alternate(train), "test": test}
 
 
 def _conversations(rows: Dataset, source: str, options: TaskOptions) -> Dataset:
     check_has_columns(rows, ("question", "answerKey"), source)
     system = choose_system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
-    return from_rows(_row(row, f"{source}, row {number}", options, system) for number, row in enumerate(rows))
+    lettered = options.profile == "reference"
+    return Dataset.from_list(
+        [_conversation(row, f"{source}, row {number}", system, lettered) for number, row in enumerate(rows)]
+    )
 
 
-def _row(row: dict[str, Any], where: str, options: TaskOptions, system: str) -> dict[str, Any]:
+def _conversation(row: dict[str, Any], where: str, system: str, lettered: bool) -> dict[str, Any]:
     question, labels, texts = _parts(row, where)
     key = row["answerKey"]
     if key not in labels:
         raise SVFError(f"{where}: the answer {key!r} is not among the labels {', '.join(labels)}")
-    if options.profile == "reference":
+    if lettered:
         shown = list("ABCDE"[: len(labels)])
         body = f"{question}\nOptions:\n" + "".join(f"{at}. {text}\n" for at, text in zip(shown, texts, strict=True))
         key = shown[labels.index(key)]

@@ -6,27 +6,31 @@ from typing import Any
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import as_splits
-from svf_rl.tasks.files import SPLITS, read_file, read_folder, read_hub
+from svf_rl.tasks.files import read_file, read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, check_has_columns
+from svf_rl.tasks.task import SPLITS, RewardSpec, Splits, Task, chat, check_has_columns
 
 SPLIT_SEED = 0
 
 
-def load(options: TaskOptions) -> Splits:
+def read(options: TaskOptions) -> Splits:
     """`prompt` from `prompt_column`, `answer` from `answer_column` if that is given, all other columns unchanged.
 
     Reads `data_path` (a file of training rows, or a folder with one file for each split), or else `dataset_name` on
     the Hub.
     """
-    files, source = _read(options)
-    splits: Splits = {split: _conversations(rows, options, f"{source} ({split})") for split, rows in files.items()}
-    train = splits["train"]
-    assert train is not None
+    if options.data_path is not None:
+        path, source = Path(options.data_path), options.data_path
+        tables = read_folder(path) if path.is_dir() else {"train": read_file(path)}
+    elif options.dataset_name is not None:
+        source = options.dataset_name
+        tables = read_hub(source, options.dataset_config)
+    else:
+        raise SVFError("task columns needs data_path (a local file or folder) or dataset_name (on the Hub)")
+    splits = {s: _conversations(tables[s], options, f"{source} ({s})") for s in SPLITS if s in tables}
     if "validation" not in splits:
-        train, splits["validation"] = hold_out(train, options.validation_share)
-    return as_splits(options, train, splits["validation"], splits.get("test"))
+        splits["train"], splits["validation"] = _hold_out(splits["train"], options.validation_share)
+    return {**splits}
 
 
 def read_rows(options: TaskOptions) -> Dataset:
@@ -34,7 +38,7 @@ def read_rows(options: TaskOptions) -> Dataset:
     return _conversations(read_file(Path(str(options.data_path))), options, str(options.data_path))
 
 
-def hold_out(train: Dataset, share: float) -> tuple[Dataset, Dataset]:
+def _hold_out(train: Dataset, share: float) -> tuple[Dataset, Dataset]:
     """Split off a random share of the training rows, the same for every run: (the rest, the share)."""
     if not 0 < share < 1:
         raise SVFError(f"validation_share must be between 0 and 1, not {share}")
@@ -46,16 +50,6 @@ def hold_out(train: Dataset, share: float) -> tuple[Dataset, Dataset]:
         )
     halves = train.train_test_split(test_size=count, seed=SPLIT_SEED)
     return halves["train"], halves["test"]
-
-
-def _read(options: TaskOptions) -> tuple[dict[str, Dataset], str]:
-    if options.data_path is not None:
-        path = Path(options.data_path)
-        return (read_folder(path) if path.is_dir() else {"train": read_file(path)}), str(path)
-    if options.dataset_name is not None:
-        splits = read_hub(options.dataset_name, options.dataset_config)
-        return {split: rows for split, rows in splits.items() if split in SPLITS}, options.dataset_name
-    raise SVFError("task columns needs data_path (a local file or folder) or dataset_name (on the Hub)")
 
 
 def _conversations(rows: Dataset, options: TaskOptions, source: str) -> Dataset:
@@ -86,7 +80,7 @@ def _messages(value: Any, system_prompt: str | None, where: str) -> list[dict[st
 
 
 def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
-    raise SVFError("task columns has no default reward: name one in the recipe, such as rewards: [exact_match]")
+    raise SVFError("task columns has no default reward: give --reward, or name one in the recipe, such as exact_match")
 
 
-TASK = Task("columns", load, rewards, is_local=lambda options: options.data_path is not None)
+TASK = Task("columns", read, rewards, is_local=lambda options: options.data_path is not None)

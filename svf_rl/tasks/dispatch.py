@@ -20,15 +20,14 @@ Profile `reference`: three classes of rows and no `other`, which stays a possibl
 five are drawn for training, whose even rows train and odd rows validate, and every fifth is a test row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
 from svf_rl.tasks import arc_easy, gsm8k, mbpp
-from svf_rl.tasks.benchmark import as_splits, choose_system_prompt, from_rows, is_local
-from svf_rl.tasks.classification import last_user_message
+from svf_rl.tasks.benchmark import choose_system_prompt
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.other_requests import other_requests
 from svf_rl.tasks.task import TRAINING_COLUMNS, Splits, Task, chat, graded_by
@@ -45,16 +44,24 @@ SYSTEM_PROMPT = r"""Decide which kind of request the user makes. Do not answer t
 Where several fit, choose the one that matters most. End with the class in a box, like \boxed{reasoning}."""
 
 
-def load(options: TaskOptions) -> Splits:
+def read(options: TaskOptions) -> Splits:
     """`prompt`, `answer` and `target`."""
     if options.data_path is not None or options.dataset_name is not None:
         raise SVFError("task dispatch reads the data of gsm8k, mbpp and arc_easy: give data_dir, or the Hub's names")
     parts = {label: _cut(_questions(task, options), options.profile) for label, task in SOURCES.items()}
     if options.profile == "default":
         parts["other"] = {split: other_requests(split, size) for split, size in SIZES.items()}
-    system = choose_system_prompt(options, SYSTEM_PROMPT, SYSTEM_PROMPT)
-    tables = {split: _conversations({label: part[split] for label, part in parts.items()}, system) for split in SIZES}
-    return as_splits(options, tables["train"], tables["validation"], tables["test"])
+    system = choose_system_prompt(options, SYSTEM_PROMPT)
+    return {split: _conversations({label: part[split] for label, part in parts.items()}, system) for split in SIZES}
+
+
+def last_user_message(conversation: Sequence[Mapping[str, str]]) -> str:
+    """All that a classifier reads of a conversation: the system message would reveal the task, and a prefilled answer
+    would be continued. Raises `SVFError` where there is no turn of the user."""
+    turns = [message["content"] for message in conversation if message["role"] == "user"]
+    if not turns:
+        raise SVFError("a conversation has no user turn, so there is nothing to classify: add one")
+    return turns[-1]
 
 
 def _questions(task: Task, options: TaskOptions) -> list[str]:
@@ -85,11 +92,13 @@ def _cut(questions: Sequence[str], profile: str) -> dict[str, list[str]]:
 
 def _conversations(questions: dict[str, list[str]], system: str) -> Dataset:
     """The classes take turns, so that the first rows of a split contain all of them."""
-    return from_rows(
-        {"prompt": chat(question, system), "answer": label, "target": rf"\boxed{{{label}}}"}
-        for turn in zip(*questions.values(), strict=True)
-        for label, question in zip(questions, turn, strict=True)
+    return Dataset.from_list(
+        [
+            {"prompt": chat(question, system), "answer": label, "target": rf"\boxed{{{label}}}"}
+            for turn in zip(*questions.values(), strict=True)
+            for label, question in zip(questions, turn, strict=True)
+        ]
     )
 
 
-TASK = Task("dispatch", load, graded_by("dispatch_label"), is_local, columns=TRAINING_COLUMNS, max_tokens=256)
+TASK = Task("dispatch", read, graded_by("dispatch_label"), columns=TRAINING_COLUMNS, max_tokens=256)

@@ -13,24 +13,21 @@ from datasets import Dataset
 
 from svf_rl.quickstart import SKILLS, make_rows
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import Splits, Task, chat, graded_by, limit_rows
+from svf_rl.tasks.task import Splits, Task, chat, graded_by
 
-VALIDATION_ITEMS, TEST_ITEMS = 256, 512
+ITEMS = {"validation": 256, "test": 512}
 # The quickstart's own rows have seed 0.
 ROWS_SEED = 20
 
 
-def load(options: TaskOptions) -> Splits:
+def read(options: TaskOptions) -> Splits:
     """`prompt`, `answer`, `task`, `verifier`; no training rows."""
-    return {
-        "train": None,
-        "validation": _rows(options, "validation", options.validation_items, VALIDATION_ITEMS),
-        "test": _rows(options, "test", options.test_items, TEST_ITEMS),
-    }
+    return {split: _read_split(split, options) for split in ITEMS}
 
 
-def _rows(options: TaskOptions, split: str, items: int | None, default: int) -> Dataset:
-    count = default if items is None else items
+def _read_split(split: str, options: TaskOptions) -> Dataset:
+    items = getattr(options, f"{split}_items")
+    count = ITEMS[split] if items is None else items
     each = -(-count // len(SKILLS))
     parts = [make_rows(skill, split, each, seed=ROWS_SEED, wording=options.wording) for skill in SKILLS]
     rows = [
@@ -43,12 +40,12 @@ def _rows(options: TaskOptions, split: str, items: int | None, default: int) -> 
         for turn in zip(*parts, strict=True)
         for row in turn
     ]
-    return limit_rows(split, Dataset.from_list(rows[:count]), items)
+    return Dataset.from_list(rows[:count])
 
 
 TASK = Task(
     "exam",
-    load,
+    read,
     graded_by("verified"),
     is_local=lambda options: True,
     columns=frozenset({"prompt", "answer", "task", "verifier"}),

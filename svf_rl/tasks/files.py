@@ -12,9 +12,9 @@ from pyarrow import csv, parquet
 
 from svf_rl.errors import SVFError
 from svf_rl.storage.json_files import read_json_lines
+from svf_rl.tasks.task import SPLITS
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz")
-SPLITS = ("train", "validation", "test")
 
 
 def read_file(path: Path) -> Dataset:
@@ -46,10 +46,8 @@ def read_folder(path: Path, needed: Sequence[str] = ("train",)) -> dict[str, Dat
     """The splits of a folder with `train`, `validation` and `test` files of any known kind.
 
     Raises:
-        SVFError: no such folder, a split missing that is needed, or two files for one split.
+        SVFError: a split missing that is needed, or two files for one split.
     """
-    if not path.is_dir():
-        raise SVFError(f"data folder {path} does not exist (working directory: {Path.cwd()})")
     found: dict[str, Dataset] = {}
     for split in SPLITS:
         files = [file for suffix in SUFFIXES if (file := path / f"{split}{suffix}").is_file()]

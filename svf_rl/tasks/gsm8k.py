@@ -18,20 +18,11 @@ import re
 
 from datasets import Dataset
 
-from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import (
-    alternate,
-    as_splits,
-    choose_hub_dataset,
-    choose_system_prompt,
-    find_local_folder,
-    is_local,
-)
-from svf_rl.tasks.files import read_folder, read_hub
+from svf_rl.tasks.benchmark import alternate, choose_system_prompt, read_benchmark
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by
 
-HUB = Hub("openai/gsm8k", "main")
+HUB = Hub("openai/gsm8k", "main", folder="gsm8k")
 SYSTEM_PROMPT = (
     "The instruction below describes a task: solve a maths problem. Write a response that reasons step by step and "
     "ends with a line that holds four hash signs and the answer as a number, like: #### 42"
@@ -39,17 +30,12 @@ SYSTEM_PROMPT = (
 REFERENCE_SYSTEM_PROMPT = "The instruction below describes a task. Write a response that completes what it asks for."
 
 
-def load(options: TaskOptions) -> Splits:
+def read(options: TaskOptions) -> Splits:
     """`prompt`, `answer` and `target`."""
-    folder = find_local_folder(options, "gsm8k")
-    name, config = choose_hub_dataset(options, HUB)
-    source = name if folder is None else str(folder)
-    files = read_hub(name, config) if folder is None else read_folder(folder)
-    if "test" not in files:
-        raise SVFError(f"{source} has no test rows: GSM8K needs train and test files")
+    splits, source = read_benchmark(options, HUB, ["train", "test"])
     system = choose_system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
-    train, test = (_conversations(files[split], system, source) for split in ("train", "test"))
-    return as_splits(options, *alternate(train), test)
+    train, test = (_conversations(splits[split], system, source) for split in ("train", "test"))
+    return {**alternate(train), "test": test}
 
 
 def _conversations(rows: Dataset, system: str, source: str) -> Dataset:
@@ -63,4 +49,4 @@ def _conversations(rows: Dataset, system: str, source: str) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-TASK = Task("gsm8k", load, graded_by("numeric"), is_local, columns=TRAINING_COLUMNS, hub=HUB, folder="gsm8k")
+TASK = Task("gsm8k", read, graded_by("numeric"), columns=TRAINING_COLUMNS, hub=HUB)

@@ -14,65 +14,45 @@ Profile `reference`: the assistant's turn begins with the head and docstring too
 """
 
 from pathlib import Path
-from typing import Any
 
-from svf_rl.tasks.benchmark import (
-    as_splits,
-    choose_hub_dataset,
-    choose_system_prompt,
-    find_local_folder,
-    from_rows,
-    is_local,
-)
-from svf_rl.tasks.files import read_file, read_hub
+from datasets import Dataset
+
+from svf_rl.tasks.benchmark import choose_system_prompt, read_benchmark
+from svf_rl.tasks.files import read_file
 from svf_rl.tasks.mbpp import REFERENCE_SYSTEM_PROMPT, SYSTEM_PROMPT
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import Hub, Splits, Task, chat, check_has_columns, graded_by, prefill
+from svf_rl.tasks.task import Hub, Splits, Task, chat, check_has_columns, graded_by
 
-HUB = Hub("openai/openai_humaneval")
-FILES = ("HumanEval.jsonl.gz", "HumanEval.jsonl")
+HUB = Hub("openai/openai_humaneval", None, folder="humaneval")
+PACKED, UNPACKED = "HumanEval.jsonl.gz", "HumanEval.jsonl"
 
 
-def load(options: TaskOptions) -> Splits:
+def read(options: TaskOptions) -> Splits:
     """Test rows with `prompt`, and `answer` with the tests."""
-    folder = find_local_folder(options, "humaneval")
-    if folder is None:
-        name, config = choose_hub_dataset(options, HUB)
-        table, source = read_hub(name, config, ["test"])["test"], name
-    else:
-        path = _file(folder)
-        table, source = read_file(path), str(path)
-    check_has_columns(table, ("prompt", "test", "entry_point"), source)
+    splits, source = read_benchmark(options, HUB, ["test"], _read_files)
+    columns = ("prompt", "test", "entry_point")
+    check_has_columns(splits["test"], columns, source)
     system = choose_system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
-    rows = from_rows(
-        {
-            "prompt": _conversation(row, system, options.profile),
-            "answer": {key: row[key] for key in ("prompt", "test", "entry_point")},
-        }
-        for row in table
-    )
-    return as_splits(options, None, None, rows)
+    rows = []
+    for row in splits["test"]:
+        question = f"Complete this function:\n```python\n{row['prompt'].strip()}\n```"
+        head = row["prompt"] if options.profile == "reference" else ""
+        prompt = chat(question, system, beginning=f"```python\n{head}")
+        rows.append({"prompt": prompt, "answer": {name: row[name] for name in columns}})
+    return {"test": Dataset.from_list(rows)}
 
 
-def _file(folder: Path) -> Path:
-    present = [folder / name for name in FILES if (folder / name).is_file()]
-    return present[0] if present else folder / FILES[0]
-
-
-def _conversation(row: dict[str, Any], system: str, profile: str) -> list[dict[str, str]]:
-    question = f"Complete this function:\n```python\n{row['prompt'].strip()}\n```"
-    head = row["prompt"] if profile == "reference" else ""
-    return prefill(chat(question, system), f"```python\n{head}")
+def _read_files(folder: Path) -> dict[str, Dataset]:
+    unpacked = not (folder / PACKED).is_file() and (folder / UNPACKED).is_file()
+    return {"test": read_file(folder / (UNPACKED if unpacked else PACKED))}
 
 
 TASK = Task(
     "humaneval",
-    load,
+    read,
     graded_by("unit_tests"),
-    is_local,
     columns=frozenset({"prompt", "answer"}),
     hub=HUB,
-    folder="humaneval",
     stop=("\n```",),
     metric="pass_at_k",
     trainable=False,

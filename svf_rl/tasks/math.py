@@ -17,47 +17,34 @@ leaves 3748 and 3748). A source with only test rows (`HuggingFaceH4/MATH-500`) i
 
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import (
-    alternate,
-    as_splits,
-    choose_hub_dataset,
-    choose_system_prompt,
-    find_local_folder,
-    from_rows,
-    is_local,
-)
-from svf_rl.tasks.files import read_folder, read_hub
+from svf_rl.tasks.benchmark import alternate, choose_system_prompt, read_benchmark
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by
 
 logger = logging.getLogger(__name__)
 
-HUB = Hub("DigitalLearningGmbH/MATH-lighteval", "default")
+HUB = Hub("DigitalLearningGmbH/MATH-lighteval", "default", folder="math")
 SYSTEM_PROMPT = r"Solve the maths problem. Reason step by step, and put the final answer inside \boxed{}."
 
 
-def load(options: TaskOptions) -> Splits:
+def read(options: TaskOptions) -> Splits:
     """`prompt`, `answer` and `target`."""
-    folder = find_local_folder(options, "math")
-    name, config = choose_hub_dataset(options, HUB)
-    files = read_hub(name, config, ["test"]) if folder is None else read_folder(folder, ["test"])
-    source = Path(name) if folder is None else folder
-    system = choose_system_prompt(options, SYSTEM_PROMPT, SYSTEM_PROMPT)
-    test = _problems(files["test"], f"{source} (test)")
-    seen = {"".join(problem.split()) for problem, *_ in test}
-    train = validation = None
+    files, source = read_benchmark(options, HUB, ["test"])
+    system = choose_system_prompt(options, SYSTEM_PROMPT)
+    test = _answered(files["test"], system, f"{source} (test)")
+    splits: Splits = {"test": Dataset.from_list(test)}
     if "train" in files:
-        problems = _problems(files["train"], f"{source} (train)")
-        unseen = [row for row in problems if "".join(row[0].split()) not in seen]
-        _say_left_out(len(problems) - len(unseen), "are test problems too", f"{source} (train)")
-        train, validation = alternate(_conversations(unseen, system))
-    return as_splits(options, train, validation, _conversations(test, system))
+        asked = {_without_spaces(row) for row in test}
+        train = _answered(files["train"], system, f"{source} (train)")
+        unseen = [row for row in train if _without_spaces(row) not in asked]
+        _say_left_out(len(train) - len(unseen), "are test problems too", f"{source} (train)")
+        splits |= alternate(Dataset.from_list(unseen))
+    return splits
 
 
 def last_boxed(text: str) -> str | None:
@@ -77,24 +64,26 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def _problems(rows: Dataset, source: str) -> list[tuple[str, str, str]]:
-    """(problem, answer, target) of every row that has an answer."""
+def _answered(rows: Dataset, system: str, source: str) -> list[dict[str, Any]]:
+    """`prompt`, `answer` and `target` of every row that has an answer."""
     check_has_columns(rows, ("problem",), source)
     if not {"solution", "answer"} & set(rows.column_names):
         raise SVFError(f"{source} has neither a column 'solution' nor 'answer'; it has: {', '.join(rows.column_names)}")
-    answered = [(row["problem"], answer, target) for row in rows for answer, target in [_answer(row)] if answer]
+    answered = []
+    for row in rows:
+        target = row.get("solution") or ""
+        answer = last_boxed(target)
+        if answer is None:
+            answer = (row.get("answer") or "").strip()
+            target = rf"\boxed{{{answer}}}"
+        if answer:
+            answered.append({"prompt": chat(row["problem"], system), "answer": answer, "target": target})
     _say_left_out(len(rows) - len(answered), "have no answer", source)
     return answered
 
 
-def _answer(row: dict[str, Any]) -> tuple[str, str]:
-    """The bare answer, and the text that gives it."""
-    solution = row.get("solution") or ""
-    boxed = last_boxed(solution)
-    if boxed is not None:
-        return boxed.strip(), solution
-    answer = (row.get("answer") or "").strip()
-    return answer, rf"\boxed{{{answer}}}"
+def _without_spaces(row: dict[str, Any]) -> str:
+    return "".join(row["prompt"][-1]["content"].split())
 
 
 def _say_left_out(count: int, why: str, source: str) -> None:
@@ -102,12 +91,4 @@ def _say_left_out(count: int, why: str, source: str) -> None:
         logger.warning("%s: %d rows %s and are left out", source, count, why)
 
 
-def _conversations(problems: list[tuple[str, str, str]], system: str) -> Dataset:
-    return from_rows(
-        {"prompt": chat(problem, system), "answer": answer, "target": target} for problem, answer, target in problems
-    )
-
-
-TASK = Task(
-    "math", load, graded_by("math"), is_local, columns=TRAINING_COLUMNS, hub=HUB, folder="math", max_tokens=1024
-)
+TASK = Task("math", read, graded_by("math"), columns=TRAINING_COLUMNS, hub=HUB, max_tokens=1024)

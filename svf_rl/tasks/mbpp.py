@@ -19,25 +19,19 @@ those behind the figures of the paper (64.65 % is 64 of 99), and are not the 127
 """
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import (
-    as_splits,
-    choose_hub_dataset,
-    choose_system_prompt,
-    find_local_folder,
-    from_rows,
-    is_local,
-)
-from svf_rl.tasks.files import SPLITS, read_file, read_hub
+from svf_rl.tasks.benchmark import choose_system_prompt, read_benchmark
+from svf_rl.tasks.files import read_file
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by, prefill
+from svf_rl.tasks.task import SPLITS, TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by
 
-HUB = Hub("google-research-datasets/mbpp", "full")
+HUB = Hub("google-research-datasets/mbpp", "full", folder="mbpp")
 FILES = {"full": "mbpp.jsonl", "sanitized": "sanitized-mbpp.json"}
 SYSTEM_PROMPT = "Write a Python function that solves the task. Answer with one code block and nothing else."
 REFERENCE_SYSTEM_PROMPT = "You are a very able programming assistant. Follow the instructions reliably and accurately."
@@ -46,30 +40,31 @@ TASK_IDS = {"train": range(601, 975), "validation": range(511, 601), "test": ran
 REFERENCE_POOL, REFERENCE_TRAIN, REFERENCE_SEED = 300, 200, 16
 
 
-def load(options: TaskOptions) -> Splits:
+def read(options: TaskOptions) -> Splits:
     """`prompt`, `answer` with the tests, and `target`."""
-    rows = _read(options)
-    tables = {split: _conversations(part, options) for split, part in _split(rows, options.profile).items()}
-    for split, table in tables.items():
-        if len(table) == 0:
+    parts = _split(_read_rows(options), options.profile)
+    for split, rows in parts.items():
+        if not rows:
             raise SVFError(f"MBPP's {split} split, task_id {TASK_IDS[split][0]} to {TASK_IDS[split][-1]}, has no rows")
-    return as_splits(options, tables["train"], tables["validation"], tables["test"])
+    system = choose_system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
+    return {
+        split: Dataset.from_list([_conversation(row, system, options.profile) for row in rows])
+        for split, rows in parts.items()
+    }
 
 
-def _read(options: TaskOptions) -> list[dict[str, Any]]:
+def _read_rows(options: TaskOptions) -> list[dict[str, Any]]:
     """All tasks in the order of `task_id`."""
-    config = options.dataset_config or ("sanitized" if options.profile == "reference" else HUB.config)
-    folder = find_local_folder(options, "mbpp")
-    if folder is None:
-        name, _ = choose_hub_dataset(options, HUB)
-        source = name
-        splits = read_hub(name, config if options.dataset_name is None else options.dataset_config, [])
-        table = concatenate_datasets([rows for split, rows in splits.items() if split in (*SPLITS, "prompt")])
-    elif config in FILES:
-        source = str(folder / FILES[config])
-        table = read_file(Path(source))
-    else:
-        raise SVFError(f"MBPP has no configuration {config!r}: use {' or '.join(FILES)}")
+    hub = replace(HUB, config="sanitized") if options.profile == "reference" else HUB
+    config = options.dataset_config or hub.config
+
+    def read_files(folder: Path) -> dict[str, Dataset]:
+        if config not in FILES:
+            raise SVFError(f"MBPP has no configuration {config!r}: use {' or '.join(FILES)}")
+        return {"train": read_file(folder / FILES[config])}
+
+    splits, source = read_benchmark(options, hub, [], read_files)
+    table = concatenate_datasets([rows for split, rows in splits.items() if split in (*SPLITS, "prompt")])
     check_has_columns(table, ("task_id", "test_list"), source)
     if not {"text", "prompt"} & set(table.column_names):
         raise SVFError(f"{source} has neither a column 'text' nor 'prompt'; it has: {', '.join(table.column_names)}")
@@ -88,38 +83,28 @@ def _split(rows: list[dict[str, Any]], profile: str) -> dict[str, list[dict[str,
     return {split: [row for row in rows if row["task_id"] in ids] for split, ids in TASK_IDS.items()}
 
 
-def _conversations(rows: list[dict[str, Any]], options: TaskOptions) -> Dataset:
-    system = choose_system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
-    return from_rows(
-        {
-            "prompt": prefill(chat(_question(row, options.profile), system), "```python\n"),
-            "answer": {
-                "test_list": row["test_list"],
-                "test_setup_code": row.get("test_setup_code") or "",
-                "test_imports": row.get("test_imports") or [],
-            },
-            "target": row["code"].replace("\r\n", "\n").strip() + "\n```" if row.get("code") else None,
-        }
-        for row in rows
-    )
-
-
-def _question(row: dict[str, Any], profile: str) -> str:
+def _conversation(row: dict[str, Any], system: str, profile: str) -> dict[str, Any]:
     task = (row.get("text") or row["prompt"]).strip()
     if profile == "reference":
-        return f"{task} Your code should satisfy this assertion:\n```python\n{row['test_list'][0]}\n```"
-    tests = "\n".join(test.strip() for test in row["test_list"])
-    return f"{task}\nYour code should pass these tests:\n\n{tests}"
+        question = f"{task} Your code should satisfy this assertion:\n```python\n{row['test_list'][0]}\n```"
+    else:
+        tests = "\n".join(test.strip() for test in row["test_list"])
+        question = f"{task}\nYour code should pass these tests:\n\n{tests}"
+    answer = {
+        "test_list": row["test_list"],
+        "test_setup_code": row.get("test_setup_code") or "",
+        "test_imports": row.get("test_imports") or [],
+    }
+    target = row["code"].replace("\r\n", "\n").strip() + "\n```" if row.get("code") else None
+    return {"prompt": chat(question, system, beginning="```python\n"), "answer": answer, "target": target}
 
 
 TASK = Task(
     "mbpp",
-    load,
+    read,
     graded_by("unit_tests"),
-    is_local,
     columns=TRAINING_COLUMNS,
     hub=HUB,
-    folder="mbpp",
     stop=("\n```",),
     metric="pass_at_k",
 )

@@ -24,18 +24,16 @@ from typing import Any
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.benchmark import from_rows
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import Splits, Task, find_task, graded_by, limit_rows
+from svf_rl.tasks.task import SPLITS, TRAINING_COLUMNS, Splits, Task, find_task, graded_by
 
 ORDER_SEED = 0
-COLUMNS = frozenset({"prompt", "answer", "target", "task", "verifier"})
 
 
-def load(options: TaskOptions) -> Splits:
+def read(options: TaskOptions) -> Splits:
     """`prompt`, `answer`, `target`, `task`, `verifier`."""
     weights = _weights(options)
-    tables: dict[str, dict[str, Dataset]] = {split: {} for split in ("train", "validation", "test")}
+    tables: dict[str, dict[str, list[dict[str, Any]]]] = {split: {} for split in SPLITS}
     for name in weights:
         task, own = _part(name, options)
         spec = task.rewards(own)[0]
@@ -43,9 +41,8 @@ def load(options: TaskOptions) -> Splits:
         for split, rows in task.load(own).items():
             if rows is None:
                 raise SVFError(f"task {name} has no {split} rows: leave it out of the mixture")
-            tables[split][name] = _graded(rows.shuffle(seed=ORDER_SEED), name, verifier)
-    items = {"train": options.train_items, "validation": options.validation_items, "test": options.test_items}
-    return {split: limit_rows(split, from_rows(_in_turn(tables[split], weights)), items[split]) for split in tables}
+            tables[split][name] = [_graded(row, name, verifier) for row in rows.shuffle(seed=ORDER_SEED)]
+    return {split: Dataset.from_list(list(_in_turn(parts, weights))) for split, parts in tables.items()}
 
 
 def _weights(options: TaskOptions) -> dict[str, Fraction]:
@@ -68,14 +65,12 @@ def _part(name: str, options: TaskOptions) -> tuple[Task, TaskOptions]:
     return find_task(base), replace(own, skill=skill) if skill else own
 
 
-def _graded(rows: Dataset, name: str, verifier: str) -> Dataset:
-    answers = [json.dumps(answer) if isinstance(answer, dict) else answer for answer in rows["answer"]]
-    targets = rows["target"][:] if "target" in rows.column_names else [None] * len(rows)
-    columns = {"prompt": rows["prompt"][:], "answer": answers, "target": targets}
-    return Dataset.from_dict({**columns, "task": [name] * len(rows), "verifier": [verifier] * len(rows)})
+def _graded(row: dict[str, Any], name: str, verifier: str) -> dict[str, Any]:
+    answer = json.dumps(row["answer"]) if isinstance(row["answer"], dict) else row["answer"]
+    return {"prompt": row["prompt"], "answer": answer, "target": row.get("target"), "task": name, "verifier": verifier}
 
 
-def _in_turn(tables: dict[str, Dataset], weights: dict[str, Fraction]) -> Iterator[dict[str, Any]]:
+def _in_turn(tables: dict[str, list[dict[str, Any]]], weights: dict[str, Fraction]) -> Iterator[dict[str, Any]]:
     """Each next row comes from the task that is furthest behind its share; ends when that task has no more rows."""
     taken = dict.fromkeys(tables, 0)
     while True:
@@ -88,8 +83,14 @@ def _in_turn(tables: dict[str, Dataset], weights: dict[str, Fraction]) -> Iterat
 
 def is_local(options: TaskOptions) -> bool:
     """Whether the rows of all tasks are local."""
-    parts = [_part(name, options) for name in _weights(options)]
-    return all(task.is_local(own) for task, own in parts)
+    return all(task.is_local(own) for task, own in (_part(name, options) for name in _weights(options)))
 
 
-TASK = Task("mixture", load, graded_by("verified"), is_local, columns=COLUMNS, max_tokens=1024)
+TASK = Task(
+    "mixture",
+    read,
+    graded_by("verified"),
+    is_local,
+    columns=TRAINING_COLUMNS | {"task", "verifier"},
+    max_tokens=1024,
+)

@@ -9,12 +9,12 @@ from svf_rl.errors import SVFError
 from svf_rl.quickstart import SKILLS, make_rows
 from svf_rl.quickstart.dispatch_skill import DISPATCH, DISPATCH_PROMPT
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, limit_rows
+from svf_rl.tasks.task import RewardSpec, Splits, Task, chat
 
 ITEMS = {"train": 2048, "validation": 128, "test": 512}
 
 
-def load(options: TaskOptions) -> Splits:
+def read(options: TaskOptions) -> Splits:
     """`prompt`, `answer`, `target`, `skill`, and for the skill `code` also `tests`. No problem is in two splits."""
     asked = DISPATCH_PROMPT if options.skill == DISPATCH else None
     system = asked if options.system_prompt is None else options.system_prompt
@@ -22,8 +22,7 @@ def load(options: TaskOptions) -> Splits:
     for split, default in ITEMS.items():
         items = getattr(options, f"{split}_items")
         rows = make_rows(options.skill, split, default if items is None else items, wording=options.wording)
-        table = Dataset.from_list([{**row, "prompt": chat(row["prompt"], system)} for row in rows])
-        splits[split] = limit_rows(split, table, items)
+        splits[split] = Dataset.from_list([{**row, "prompt": chat(row["prompt"], system)} for row in rows])
     return splits
 
 
@@ -35,4 +34,4 @@ def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     return (SKILLS[options.skill].reward,)
 
 
-TASK = Task("quickstart", load, rewards, is_local=lambda options: True, max_tokens=48)
+TASK = Task("quickstart", read, rewards, is_local=lambda options: True, max_tokens=48)

@@ -12,6 +12,7 @@ from datasets import Dataset
 from svf_rl.errors import SVFError
 from svf_rl.tasks.options import TaskOptions
 
+SPLITS = ("train", "validation", "test")
 Splits = dict[str, Dataset | None]
 """`train`, `validation` and `test`. `train` and `validation` are `None` for a task that is only for evaluation, `test`
 is `None` where the user's own dataset has no test rows."""
@@ -23,10 +24,17 @@ TRAINING_COLUMNS = frozenset({"prompt", "answer", "target"})
 
 @dataclass(frozen=True)
 class Hub:
-    """A dataset on the Hugging Face Hub: `name`, and `config` where it has several."""
+    """A dataset on the Hugging Face Hub: `name`, and `config` where it has several; `folder` has its files in
+    `data_dir`."""
 
     name: str
-    config: str | None = None
+    config: str | None
+    folder: str
+
+
+def has_files(options: TaskOptions) -> bool:
+    """Whether the rows are local files."""
+    return options.data_path is not None or options.data_dir is not None
 
 
 # Where the published code of Transformer² ends every completion, including valid answers that contain these words.
@@ -40,18 +48,17 @@ class Task:
 
     Args:
         name (`str`): the name in recipes.
-        load (`Callable`):
-            The rows of each split. Each row has `prompt`, a list of `{"role", "content"}` messages, and the columns
+        read (`Callable`):
+            All rows of each split. Each row has `prompt`, a list of `{"role", "content"}` messages, and the columns
             that rewards read (`answer`); for next-token training also `target`, a right completion. The last
             message is the user's, or the beginning of the assistant's turn (a prefilled turn), which a completion
             continues and does not repeat.
         rewards (`Callable`): the rewards of recipes that name none, as [`svf_rl.rewards.load_reward`] takes them; the
             first decides what is correct. See [`graded_by`].
-        is_local (`Callable`): whether `load` works without the network.
+        is_local (`Callable`, *optional*): whether `read` works without the network; by default, with local files.
         columns (`frozenset[str]`, *optional*):
-            The columns that `load` returns, for checks without the network; `None` when they depend on the data.
+            The columns that `read` returns, for checks without the network; `None` when they depend on the data.
         hub ([`Hub`], *optional*): the dataset that is read when no local files are given.
-        folder (`str`, *optional*): the name of its folder in `data_dir`.
         max_tokens (`int`, *optional*, defaults to 512): tokens of a completion in evaluation; a recipe has its own.
         stop (`tuple[str, ...]`, *optional*): strings that end a completion. See [`Task.stop_strings`].
         metric (`str`, *optional*, defaults to `"accuracy"`):
@@ -60,16 +67,24 @@ class Task:
     """
 
     name: str
-    load: Callable[[TaskOptions], Splits]
+    read: Callable[[TaskOptions], Splits]
     rewards: Callable[[TaskOptions], tuple[RewardSpec, ...]]
-    is_local: Callable[[TaskOptions], bool]
+    is_local: Callable[[TaskOptions], bool] = has_files
     columns: frozenset[str] | None = None
     hub: Hub | None = None
-    folder: str | None = None
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
     metric: Literal["accuracy", "pass_at_k"] = "accuracy"
     trainable: bool = True
+
+    def load(self, options: TaskOptions) -> Splits:
+        """The rows of each split, as many as `options` say. Raises `SVFError` for a split without rows."""
+        tables = self.read(options)
+        splits: Splits = {}
+        for split in SPLITS:
+            rows = tables.get(split)
+            splits[split] = None if rows is None else limit_rows(split, rows, getattr(options, f"{split}_items"))
+        return splits
 
     def stop_strings(self, options: TaskOptions) -> tuple[str, ...]:
         """The strings that end a completion: those of `options`, or of the task, or of the `reference` profile.
@@ -103,15 +118,10 @@ def find_task(name: str) -> Task:
     return tasks[name]
 
 
-def chat(question: str, system_prompt: str | None) -> list[dict[str, str]]:
-    """`question` as a conversation of one turn, after the system prompt if there is one."""
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": question}]
-
-
-def prefill(conversation: list[dict[str, str]], beginning: str) -> list[dict[str, str]]:
-    """`conversation` with the beginning of the assistant's turn."""
-    return [*conversation, {"role": "assistant", "content": beginning}]
+def chat(question: str, system_prompt: str | None, beginning: str = "") -> list[dict[str, str]]:
+    """`question` as a conversation: after the system prompt, and before the beginning of an answer, if there are."""
+    turns = {"system": system_prompt or "", "user": question, "assistant": beginning}
+    return [{"role": role, "content": text} for role, text in turns.items() if text or role == "user"]
 
 
 def limit_rows(split: str, rows: Dataset, items: int | None) -> Dataset:

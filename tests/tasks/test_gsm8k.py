@@ -61,7 +61,7 @@ def test_missing_folder_file_or_column(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", 2)
     with pytest.raises(SVFError, match="is a file: give the folder"):
         TASK.load(TaskOptions(data_path=str(tmp_path / "train.jsonl")))
-    with pytest.raises(SVFError, match="no test rows"):
+    with pytest.raises(SVFError, match="no test file"):
         TASK.load(options)
     write(tmp_path / "test.jsonl", 2, columns=("problem", "answer"))
     with pytest.raises(SVFError, match=r"no column 'question'; it has: problem, answer"):

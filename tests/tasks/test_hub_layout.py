@@ -106,10 +106,10 @@ def test_the_hub_gives_the_rows_of_the_files(name: str, shared_data: Path, tmp_p
 @pytest.mark.parametrize("name", ["gsm8k", "math", "mbpp", "humaneval", "arc_easy", "arc_challenge"])
 def test_data_dir_and_data_path_name_the_same_files(name: str, shared_data: Path) -> None:
     task = find_task(name)
-    assert task.folder is not None
+    assert task.hub is not None
     few = {"train_items": 3, "validation_items": 3, "test_items": 3}
     by_dir = task.load(TaskOptions(data_dir=str(shared_data), **few))
-    by_path = task.load(TaskOptions(data_path=str(shared_data / task.folder), data_dir="elsewhere", **few))
+    by_path = task.load(TaskOptions(data_path=str(shared_data / task.hub.folder), data_dir="elsewhere", **few))
     assert by_dir["test"].to_list() == by_path["test"].to_list()
     assert task.is_local(TaskOptions(data_dir="x"))
     assert not task.is_local(TaskOptions())
