@@ -13,36 +13,20 @@ from svf_rl.storage.json_files import read_json_lines
 
 @dataclass(frozen=True)
 class Record:
-    """
-    A graded completion.
+    """A graded completion."""
 
-    Args:
-        index (`int`): the item's row in the task.
-        sample (`int`): which of the item's completions.
-        prompt (`str`): what the model read, template and all.
-        completion (`str`): what it wrote, up to the stop string.
-        reference (`Any`): the right answer, as the verifier got it.
-        extracted (`str` or `None`): what was taken for the answer.
-        correct (`bool` or `None`): `None` when not scorable.
-        score (`float` or `None`): between 0 and 1 for verifiers; a reward function's own value.
-        reason (`str`): why.
-        infrastructure (`bool`): the check itself failed; the next call makes this completion again.
-        tokens (`int`): of the completion, end-of-sequence token or stop string included.
-        finished (`bool`): whether it ended by itself, and was not cut off at the limit.
-    """
-
-    index: int
-    sample: int
-    prompt: str
-    completion: str
-    reference: Any
-    extracted: str | None
-    correct: bool | None
-    score: float | None
+    index: int  # the item's row in the task
+    sample: int  # which of the item's completions
+    prompt: str  # what the model read, template and all
+    completion: str  # what it wrote, up to the stop string
+    reference: Any  # the right answer, as the verifier got it
+    extracted: str | None  # what was taken for the answer
+    correct: bool | None  # `None` when not scorable
+    score: float | None  # between 0 and 1 for verifiers; a reward function's own value
     reason: str
-    infrastructure: bool
-    tokens: int
-    finished: bool
+    infrastructure: bool  # the check itself failed; the next call makes this completion again
+    tokens: int  # of the completion, end-of-sequence token or stop string included
+    finished: bool  # whether it ended by itself, and was not cut off at the limit
 
     @property
     def key(self) -> tuple[int, int]:
@@ -56,18 +40,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Answers:
-    """
-    What one model wrote for the items of a task.
+    """What one model wrote for the items of a task."""
 
-    Args:
-        records (`list[Record]`): sorted by item and sample.
-        seconds (`float`, *optional*): that this call took for them, weight sync and grading included.
-        reused (`int`, *optional*): how many of them an earlier call had made.
-    """
-
-    records: list[Record]
-    seconds: float = 0.0
-    reused: int = 0
+    records: list[Record]  # sorted by item and sample
+    seconds: float = 0.0  # that this call took for them, weight sync and grading included
+    reused: int = 0  # how many of them an earlier call had made
 
 
 def read_records(path: Path) -> list[Record]:

@@ -26,40 +26,23 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Result:
-    """
-    One model on one task.
+    """One model on one task."""
 
-    Args:
-        label (`str`): `base`, or the adapter.
-        task (`str`): the task.
-        metric (`str`): `"accuracy"` or `"pass_at_k"`, the task's own.
-        accuracy ([`Estimate`], *optional*): mean over the items of the share of right completions, which is pass@1;
-            Wilson's interval with one sample an item, with several a bootstrap over the items. `None` where nothing
-            could be scored.
-        pass_at_k (`dict`): k to [`Estimate`], over the items with at least k scorable completions.
-        items (`int`): items asked.
-        completions (`int`): completions of them.
-        not_scorable (`int`): completions without a verdict, which take no part in the figures above.
-        tokens (`float`): of a completion, on average.
-        cut_off (`float`): share of the completions that ended at the limit.
-        seconds (`float`): that this call took for them, weight sync and grading included.
-        reused (`int`): completions that an earlier call had graded.
-        against_base ([`Comparison`], *optional*): for adapters.
-    """
-
-    label: str
+    label: str  # `base`, or the adapter
     task: str
-    metric: str
+    metric: str  # "accuracy" or "pass_at_k", the task's own
+    # Mean over the items of the share of right completions, which is pass@1; Wilson's interval with one sample an item,
+    # with several a bootstrap over the items. `None` where nothing could be scored.
     accuracy: Estimate | None
-    pass_at_k: dict[int, Estimate | None]
-    items: int
+    pass_at_k: dict[int, Estimate | None]  # by k, over the items with at least k scorable completions
+    items: int  # that were asked
     completions: int
-    not_scorable: int
-    tokens: float
-    cut_off: float
-    seconds: float
+    not_scorable: int  # completions without a verdict, which take no part in the figures above
+    tokens: float  # of a completion, on average
+    cut_off: float  # share of the completions that ended at the limit
+    seconds: float  # see `Answers`
     reused: int
-    against_base: Comparison | None = None
+    against_base: Comparison | None = None  # for adapters
 
     def to_dict(self) -> dict[str, Any]:
         """For the summary file."""

@@ -6,14 +6,11 @@ from svf_rl.evaluation.summary import Result
 from svf_rl.metrics.statistics import Estimate
 from svf_rl.text_table import aligned
 
-_WORDS = ("task", "model", "metric")
-
 
 def table(results: Sequence[Result]) -> str:
     """A line for each model and task, and one more for each further k of pass@k."""
     rows: list[dict[str, str]] = []
     for result in results:
-        ks = [k for k in result.pass_at_k if k > 1]
         first = "accuracy" if result.metric == "accuracy" else "pass@1"
         rows.append({"task": result.task, "model": result.label, "metric": first, **_estimate(result.accuracy)})
         rows[-1] |= {
@@ -29,9 +26,10 @@ def table(results: Sequence[Result]) -> str:
                 "lost": str(result.against_base.lost),
                 "p (McNemar)": "<0.0001" if p < 1e-4 else f"{p:.4f}",
             }
-        for k in ks:
-            rows.append({"task": "", "model": "", "metric": f"pass@{k}", **_estimate(result.pass_at_k[k])})
-    return aligned(rows, left=_WORDS)
+        for k, found in result.pass_at_k.items():
+            if k > 1:
+                rows.append({"task": "", "model": "", "metric": f"pass@{k}", **_estimate(found)})
+    return aligned(rows, left=("task", "model", "metric"))
 
 
 def _estimate(found: Estimate | None) -> dict[str, str]:

@@ -22,25 +22,24 @@ ROWS_SEED = 20
 
 def read(options: TaskOptions) -> Splits:
     """`prompt`, `answer`, `task`, `verifier`; no training rows."""
-    return {split: _read_split(split, options) for split in ITEMS}
-
-
-def _read_split(split: str, options: TaskOptions) -> Dataset:
-    items = getattr(options, f"{split}_items")
-    count = ITEMS[split] if items is None else items
-    each = -(-count // len(SKILLS))
-    parts = [make_rows(skill, split, each, seed=ROWS_SEED, wording=options.wording) for skill in SKILLS]
-    rows = [
-        {
-            "prompt": chat(row["prompt"], options.system_prompt),
-            "answer": row["answer"],
-            "task": f"quickstart:{row['skill']}",
-            "verifier": SKILLS[row["skill"]].reward,
-        }
-        for turn in zip(*parts, strict=True)
-        for row in turn
-    ]
-    return Dataset.from_list(rows[:count])
+    splits: Splits = {}
+    for split, default in ITEMS.items():
+        items = getattr(options, f"{split}_items")
+        count = default if items is None else items
+        each = -(-count // len(SKILLS))
+        parts = [make_rows(skill, split, each, seed=ROWS_SEED, wording=options.wording) for skill in SKILLS]
+        rows = [
+            {
+                "prompt": chat(row["prompt"], options.system_prompt),
+                "answer": row["answer"],
+                "task": f"quickstart:{row['skill']}",
+                "verifier": SKILLS[row["skill"]].reward,
+            }
+            for turn in zip(*parts, strict=True)
+            for row in turn
+        ]
+        splits[split] = Dataset.from_list(rows[:count])
+    return splits
 
 
 TASK = Task(

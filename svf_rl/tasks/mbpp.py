@@ -100,11 +100,5 @@ def _conversation(row: dict[str, Any], system: str, profile: str) -> dict[str, A
 
 
 TASK = Task(
-    "mbpp",
-    read,
-    graded_by("unit_tests"),
-    columns=TRAINING_COLUMNS,
-    hub=HUB,
-    stop=("\n```",),
-    metric="pass_at_k",
+    "mbpp", read, graded_by("unit_tests"), columns=TRAINING_COLUMNS, hub=HUB, stop=("\n```",), metric="pass_at_k"
 )

@@ -86,11 +86,5 @@ def is_local(options: TaskOptions) -> bool:
     return all(task.is_local(own) for task, own in (_part(name, options) for name in _weights(options)))
 
 
-TASK = Task(
-    "mixture",
-    read,
-    graded_by("verified"),
-    is_local,
-    columns=TRAINING_COLUMNS | {"task", "verifier"},
-    max_tokens=1024,
-)
+COLUMNS = TRAINING_COLUMNS | {"task", "verifier"}
+TASK = Task("mixture", read, graded_by("verified"), is_local, columns=COLUMNS, max_tokens=1024)

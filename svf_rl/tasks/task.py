@@ -43,39 +43,26 @@ REFERENCE_STOP = ("Instruction:", "Instruction", "Response:", "Response")
 
 @dataclass(frozen=True)
 class Task:
-    """
-    One task. It is found by name when a module in this folder defines it as `TASK`.
-
-    Args:
-        name (`str`): the name in recipes.
-        read (`Callable`):
-            All rows of each split. Each row has `prompt`, a list of `{"role", "content"}` messages, and the columns
-            that rewards read (`answer`); for next-token training also `target`, a right completion. The last
-            message is the user's, or the beginning of the assistant's turn (a prefilled turn), which a completion
-            continues and does not repeat.
-        rewards (`Callable`): the rewards of recipes that name none, as [`svf_rl.rewards.load_reward`] takes them; the
-            first decides what is correct. See [`graded_by`].
-        is_local (`Callable`, *optional*): whether `read` works without the network; by default, with local files.
-        columns (`frozenset[str]`, *optional*):
-            The columns that `read` returns, for checks without the network; `None` when they depend on the data.
-        hub ([`Hub`], *optional*): the dataset that is read when no local files are given.
-        max_tokens (`int`, *optional*, defaults to 512): tokens of a completion in evaluation; a recipe has its own.
-        stop (`tuple[str, ...]`, *optional*): strings that end a completion. See [`Task.stop_strings`].
-        metric (`str`, *optional*, defaults to `"accuracy"`):
-            `"accuracy"` of one greedy completion an item, or `"pass_at_k"`, the chance that one of `k` passes.
-        trainable (`bool`, *optional*, defaults to `True`): whether there are training rows.
-    """
+    """One task. It is found by its `name`, that in recipes, when a module in this folder defines it as `TASK`."""
 
     name: str
+    # All rows of each split. A row has `prompt`, a list of `{"role", "content"}` messages, and the columns that rewards
+    # read (`answer`); for next-token training also `target`, a right completion. The last message is the user's, or the
+    # beginning of the assistant's turn (a prefilled turn), which a completion continues and does not repeat.
     read: Callable[[TaskOptions], Splits]
+    # The rewards of recipes that name none, as `svf_rl.rewards.load_reward` takes them; the first decides what is
+    # correct. See `graded_by`.
     rewards: Callable[[TaskOptions], tuple[RewardSpec, ...]]
+    # Whether `read` works without the network.
     is_local: Callable[[TaskOptions], bool] = has_files
+    # Those that `read` returns, for checks without the network; `None` when they depend on the data.
     columns: frozenset[str] | None = None
-    hub: Hub | None = None
-    max_tokens: int = 512
-    stop: tuple[str, ...] = ()
+    hub: Hub | None = None  # what is read when no local files are given
+    max_tokens: int = 512  # of a completion in evaluation; a recipe has its own
+    stop: tuple[str, ...] = ()  # strings that end a completion, see `stop_strings`
+    # Accuracy of one greedy completion an item, or the chance that one of `k` passes.
     metric: Literal["accuracy", "pass_at_k"] = "accuracy"
-    trainable: bool = True
+    trainable: bool = True  # whether there are training rows
 
     def load(self, options: TaskOptions) -> Splits:
         """The rows of each split, as many as `options` say. Raises `SVFError` for a split without rows."""
