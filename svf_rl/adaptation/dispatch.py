@@ -47,21 +47,13 @@ class Pass:
 
 @dataclass(frozen=True)
 class Dispatched:
-    """
-    All prompts, in order.
+    """All prompts, in order."""
 
-    Args:
-        classes (`list[Classified]`): what the classifier said.
-        experts (`list[str | None]`): who answered; `None` is the base model.
-        answers (`list[Record]`): the answers.
-        first ([`Pass`]), second ([`Pass`]): classification, and the answers.
-    """
-
-    classes: list[Classified]
-    experts: list[str | None]
+    classes: list[Classified]  # what the classifier said
+    experts: list[str | None]  # who answered; `None` is the base model
     answers: list[Record]
-    first: Pass
-    second: Pass
+    first: Pass  # classification
+    second: Pass  # the answers
 
 
 def dispatch(

@@ -42,19 +42,13 @@ class Share:
 
 @dataclass(frozen=True)
 class DispatchReport:
-    """
-    Args:
-        results (`list[Result]`): the base model and dispatch on the items of a task; empty for prompts of a file.
-        shares (`list[Share]`): class by class, the most frequent first.
-        first ([`Pass`]), second ([`Pass`]): what classifying and answering took.
-        folder (`Path`): where the answers are.
-    """
+    """What a dispatch says in numbers and lines."""
 
-    results: list[Result]
-    shares: list[Share]
+    results: list[Result]  # the base model and dispatch on the items of a task; empty for prompts of a file
+    shares: list[Share]  # class by class, the most frequent first
     first: Pass
     second: Pass
-    folder: Path
+    folder: Path  # where the answers are
 
     def __str__(self) -> str:
         rows = []

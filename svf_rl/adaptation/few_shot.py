@@ -44,25 +44,15 @@ _GENERATORS = {"ColocatedVLLMGenerator": "ColocatedVLLM", "TransformersGenerator
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """
-    Args:
-        experts (`list[str]`): what the columns of `alpha` are of.
-        mix ([`Mix`]): the combination found; `mix.alpha` is `(groups, experts)`.
-        fitness (`float`): of the best candidate, the mean over its evaluations.
-        shots (`list[int]`): rows of the labelled items that the search saw.
-        history (`list[dict]`): for each generation the figures of its candidates and of the best so far.
-        evaluations (`int`): candidates that were evaluated.
-        syncs (`int`): weight syncs that took.
-        seconds (`float`): of all generations, those of earlier calls included.
-    """
+    """What a search found; its costs are of all generations, those of earlier calls included."""
 
-    experts: list[str]
-    mix: Mix
-    fitness: float
-    shots: list[int]
-    history: list[dict[str, Any]]
-    evaluations: int
-    syncs: int
+    experts: list[str]  # what the columns of `alpha` are of
+    mix: Mix  # the combination; `mix.alpha` is `(groups, experts)`
+    fitness: float  # of the best candidate, the mean over its evaluations
+    shots: list[int]  # rows of the labelled items that the search saw
+    history: list[dict[str, Any]]  # for each generation the figures of its candidates and of the best so far
+    evaluations: int  # of candidates
+    syncs: int  # of weights
     seconds: float
 
     @property

@@ -22,20 +22,12 @@ from svf_rl.generation import Completion, sample_seed
 
 @dataclass(frozen=True)
 class Scored:
-    """
-    A graded completion of a labelled prompt.
+    """A graded completion of a labelled prompt."""
 
-    Args:
-        prompt (`int`): which of the prompts.
-        greedy (`bool`): decoded greedily, or sampled.
-        correct (`bool` or `None`): `None` when the check failed by itself: the completion is left out.
-        logp (`float` or `None`): mean log-probability of its tokens, in nats; needed of right completions alone.
-    """
-
-    prompt: int
-    greedy: bool
-    correct: bool | None
-    logp: float | None = None
+    prompt: int  # which of the prompts
+    greedy: bool  # decoded greedily, or sampled
+    correct: bool | None  # `None` when the check failed by itself: the completion is left out
+    logp: float | None = None  # mean log-probability of its tokens, in nats; needed of right completions alone
 
 
 class Fitness(NamedTuple):

@@ -31,21 +31,12 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Best:
-    """
-    The best candidate so far.
+    """The best candidate so far."""
 
-    Args:
-        vector (`list[float]`): the candidate, `(dimension,)`.
-        fitness (`float`): the mean over its evaluations.
-        tie_break (`float` or `None`): the same of the second value; `None` where there was none.
-        generation (`int`): the one that found it, from 0.
-        evaluations (`int`): how often it has been evaluated.
-    """
-
-    vector: list[float]
-    fitness: float
-    tie_break: float | None
-    generation: int
+    vector: list[float]  # `(dimension,)`
+    fitness: float  # the mean over its evaluations
+    tie_break: float | None  # the same of the second value; `None` where there was none
+    generation: int  # the one that found it, from 0
     evaluations: int = 1
 
     def again(self, fitness: float, tie_break: float) -> "Best":

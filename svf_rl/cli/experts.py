@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 
 from svf_rl.cli.flags import Command, add_flags, read_flags
 
@@ -15,7 +16,7 @@ def _experts(known: argparse.Namespace) -> None:
     from svf_rl.experts.table import experts_table
 
     table = experts_table(known.folders)
-    print(json.dumps(table.to_dict(), indent=2, ensure_ascii=False) if known.json else table)
+    print(json.dumps(asdict(table), indent=2, ensure_ascii=False) if known.json else table)
 
 
 def _fill_merge(parser: argparse.ArgumentParser) -> None:

@@ -70,7 +70,7 @@ def merge(
     adapted = _load(replace(model, dtype=_dtype(model, folders)), folders, out)
     tokenizer = load_tokenizer(model)
     if alpha is not None:
-        names = [_name(index) for index in range(len(folders))]
+        names = list(adapted.peft_config)
         adapted.add_weighted_adapter(names, alpha, MIXED, arguments.scope, arguments.form, arguments.normalized)
         adapted.set_adapter(MIXED)
     plain, matrices = _merged(adapted)
@@ -87,10 +87,6 @@ def _check_shard_size(size: str) -> None:
         convert_file_size_to_int(size)
     except ValueError as error:
         raise SVFError(f"max_shard_size must be a number with a unit, such as 5GB or 500MB, not {size!r}") from error
-
-
-def _name(index: int) -> str:
-    return f"expert_{index}" if index else "default"
 
 
 def _checked_weights(folders: Sequence[Path], arguments: MergeArguments) -> Tensor | None:
@@ -118,12 +114,11 @@ def _dtype(model: ModelArguments, folders: Sequence[Path]) -> Any:
 
 
 def _load(model: ModelArguments, folders: Sequence[Path], out: Path) -> PeftModel:
-    base = load_base(model).eval()
-    check_space(out, sum(p.numel() * p.element_size() for p in base.parameters()))
-    adapted = load_saved(base, model, folders[0])
-    for index, folder in enumerate(folders[1:], start=1):
-        adapted.load_adapter(str(folder), _name(index))
-    return adapted.eval()
+    loaded: Any = load_base(model)
+    check_space(out, sum(p.numel() * p.element_size() for p in loaded.parameters()))
+    for index, folder in enumerate(folders):
+        loaded = load_saved(loaded, model, folder, f"expert_{index}")
+    return loaded.eval()
 
 
 def _merged(adapted: PeftModel) -> tuple[PreTrainedModel, int]:

@@ -28,20 +28,12 @@ _MIX = "mix"  # the adapter on the model that holds whatever was asked for last
 
 @dataclass(frozen=True)
 class Mix:
-    """
-    A combination of the pool's experts, see `svf_rl.svf.combine`.
+    """A combination of the pool's experts, see `svf_rl.svf.combine`."""
 
-    Args:
-        alpha (`Tensor` of shape `(K,)` or `(groups, K)`): The weights, in the order of the pool's `names`.
-        scope (`str`, *optional*, defaults to `"global"`): What the rows are for: `global`, `layer` or `matrix`.
-        form (`str`, *optional*, defaults to `"mask"`): `mask` or `deviation`.
-        normalized (`bool`, *optional*, defaults to `False`): Refuse weights that do not sum to 1.
-    """
-
-    alpha: Tensor
-    scope: str = "global"
-    form: str = "mask"
-    normalized: bool = False
+    alpha: Tensor  # the weights, (K,) or (groups, K), in the order of the pool's `names`
+    scope: str = "global"  # what the rows are for: `global`, `layer` or `matrix`
+    form: str = "mask"  # or `deviation`
+    normalized: bool = False  # refuse weights that do not sum to 1
 
     @property
     def key(self) -> tuple[object, ...]:

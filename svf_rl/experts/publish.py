@@ -16,13 +16,7 @@ from svf_rl.errors import SVFError
 from svf_rl.models.kinds import kind_of
 from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import MARKER, render_model_card
-from svf_rl.runs.provenance import (
-    base_name,
-    find_base,
-    is_known_elsewhere,
-    looks_local,
-    remove_paths,
-)
+from svf_rl.runs.provenance import base_name, find_base, is_known_elsewhere, looks_local, remove_paths
 from svf_rl.runs.run_folder import read_adapter_config, read_metrics, read_summary
 from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf.expert import WEIGHTS, expert_folder

@@ -1,21 +1,21 @@
 """`svf-rl experts`: saved adapters side by side, read without their base model."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from svf_rl.errors import SVFError
-from svf_rl.experts.multipliers import multipliers
 from svf_rl.metrics.statistics import Interval
 from svf_rl.models.kinds import kind_of
 from svf_rl.runs.provenance import base_name, find_base, list_tasks
 from svf_rl.runs.run_folder import read_adapter_config, read_summary
 from svf_rl.storage.path_names import path_names
+from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.expert import WEIGHTS, Expert, check_same_base, expert_folder
+from svf_rl.svf.mask import Mask
 from svf_rl.text_table import aligned
 
 _WORDS = ("", "expert", "kind", "base model", "task", "modules")
@@ -34,35 +34,20 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Row:
-    """
-    One adapter. What its files do not say is `None`.
+    """One adapter. What its files do not say is `None`."""
 
-    Args:
-        name (`str`): the end of its path that tells it from the others.
-        kind (`str`): `SVF`, `SVF combination`, or PEFT's name of another method.
-        base_model (`str`): the base model, as a name that means something elsewhere.
-        task (`str`, *optional*): what it was trained on.
-        base_accuracy, accuracy (`float`, *optional*): on the held-out items, before and after its training.
-        interval (`tuple`, *optional*): Wilson's 95 % interval of `accuracy`.
-        items (`int`, *optional*): the held-out items.
-        bytes (`int`): size of the weights file.
-        values (`int`): trained values in it.
-        modules (`dict`): statistics of `m` by kind of module; empty for other methods than SVF.
-        note (`str`, *optional*): what the statistics leave out.
-    """
-
-    name: str
-    kind: str
-    base_model: str
-    task: str | None
-    base_accuracy: float | None
-    accuracy: float | None
-    interval: Interval | None
-    items: int | None
-    bytes: int
-    values: int
-    modules: dict[str, Statistics] = field(default_factory=dict)
-    note: str | None = None
+    name: str  # the end of its path that tells it from the others
+    kind: str  # `SVF`, `SVF combination`, or PEFT's name of another method
+    base_model: str  # as a name that means something elsewhere
+    task: str | None  # what it was trained on
+    base_accuracy: float | None  # on the held-out items, before its training
+    accuracy: float | None  # after it
+    interval: Interval | None  # Wilson's 95 % interval of `accuracy`
+    items: int | None  # the held-out ones
+    bytes: int  # of the weights file
+    values: int  # trained values in it
+    modules: dict[str, Statistics]  # of `m` by kind of module; empty for other methods than SVF
+    note: str | None  # what the statistics leave out
 
 
 @dataclass(frozen=True)
@@ -83,9 +68,6 @@ class ExpertsTable:
     rows: list[Row]
     similarity: list[Similarity]
     apart: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def __str__(self) -> str:
         parts = [aligned([_overview(row) for row in self.rows], left=_WORDS)]
@@ -118,37 +100,64 @@ def experts_table(paths: Sequence[str]) -> ExpertsTable:
     for name, path in zip(names, paths, strict=True):
         folder = expert_folder(path)
         config = read_adapter_config(folder)
-        expert = kind_of(config).read_expert(folder, config, name)
+        kind, summary = kind_of(config), read_summary(folder)
+        expert = kind.read_expert(folder, config, name)
+        m: dict[str, Tensor] = {}
+        note = None
         if expert is not None:
-            m, note = multipliers(expert)
+            m, note = _multipliers(expert)
             experts.append((expert, torch.cat(list(m.values())) - 1))
-            rows.append(_row(name, folder, expert, m, note))
-        else:
-            rows.append(_row(name, folder))
+        row = Row(
+            name=name,
+            kind=kind.label(config),
+            base_model=base_name(find_base(config, summary)),
+            task=", ".join(list_tasks(summary.recipe)) or None,
+            base_accuracy=summary.base_accuracy,
+            accuracy=summary.accuracy,
+            interval=summary.after.interval if summary.after else None,
+            items=summary.items,
+            bytes=(folder / WEIGHTS).stat().st_size,
+            values=kind.count_values(folder, config) if expert is None else sum(map(len, m.values())),
+            modules=_by_module(m),
+            note=note,
+        )
+        rows.append(row)
     groups, apart = _groups(experts)
     return ExpertsTable(rows, [_similarity(group) for group in groups if len(group) > 1], apart)
 
 
-def _row(
-    name: str, folder: Path, expert: Expert | None = None, m: dict[str, Tensor] | None = None, note: str | None = None
-) -> Row:
-    config, summary = read_adapter_config(folder), read_summary(folder)
-    kind = kind_of(config)
-    values = kind.count_values(folder, config) if expert is None else sum(z.numel() for z in expert.z.values())
-    return Row(
-        name=name,
-        kind=kind.label(config),
-        base_model=base_name(find_base(config, summary)),
-        task=", ".join(list_tasks(summary.recipe)) or None,
-        base_accuracy=summary.base_accuracy,
-        accuracy=summary.accuracy,
-        interval=summary.after.interval if summary.after else None,
-        items=summary.items,
-        bytes=(folder / WEIGHTS).stat().st_size,
-        values=values,
-        modules={} if m is None else _by_module(m),
-        note=note,
-    )
+def _multipliers(expert: Expert) -> tuple[dict[str, Tensor], str | None]:
+    """
+    `m` (r,) of each matrix, fp32, and what is to be said about them.
+
+    A renormalised expert's `m` depends on the singular values. The factor cache has them on a machine where the base
+    model was decomposed; elsewhere `m` is given before the renormalisation, and the note says so.
+    """
+    mask = Mask.of(expert.config)
+    plain = Mask(mask.parameterization, mask.max_multiplier, renormalize=False)
+    before = {name: plain(z, torch.ones_like(z)) for name, z in expert.z.items()}
+    if not mask.renormalize:
+        return before, None
+    scaled = {}
+    for name, z in expert.z.items():
+        s = _singular_values(expert.fingerprints[name])
+        if s is None or s.shape != z.shape:
+            return before, "m before its renormalisation: the factor cache lacks the base model's singular values"
+        scaled[name] = mask(z, s)
+    return scaled, None
+
+
+def _singular_values(fingerprint: str) -> Tensor | None:
+    """`s` (r,) in whatever type the factors were stored; U and V, the bulk of the file, are not read."""
+    cache = FactorCache()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        path = cache.path(fingerprint, dtype)
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor("s")
+        except (OSError, SafetensorError):
+            continue
+    return None
 
 
 def _by_module(m: dict[str, Tensor]) -> dict[str, Statistics]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_the_bundled_model_is_called_quickstart_and_no_path_is_shown(make_expert
     bundled, other = make_expert("bundled", on=model_path(), dtype="float32"), make_expert("other")
     table = experts_table([str(bundled), str(other)])
     assert [row.base_model for row in table.rows] == ["quickstart", "small"]
-    assert str(tmp_path) not in str(table) + json.dumps(table.to_dict())
+    assert str(tmp_path) not in str(table) + json.dumps(asdict(table))
 
 
 def test_an_adapter_without_a_run_shows_unknown(make_expert):

@@ -16,18 +16,11 @@ from svf_rl.experts.pool import ExpertPool
 
 @dataclass(frozen=True)
 class Classified:
-    """
-    What the classifier says of a prompt.
+    """What the classifier says of a prompt."""
 
-    Args:
-        label (`str` or `None`): `code`, `math`, `reasoning` or `other`; `None` where its text names none of them.
-        text (`str`): what it wrote; empty where it writes nothing.
-        logprobs (`dict[str, float]` or `None`): log p of each class, where the strategy knows it; the p add up to 1.
-    """
-
-    label: str | None
-    text: str = ""
-    logprobs: Mapping[str, float] | None = None
+    label: str | None  # `code`, `math`, `reasoning` or `other`; `None` where its text names none of them
+    text: str = ""  # what it wrote; empty where it writes nothing
+    logprobs: Mapping[str, float] | None = None  # log p of each class, where the strategy knows it; the p add up to 1
 
 
 @dataclass(frozen=True)
