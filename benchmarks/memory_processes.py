@@ -31,7 +31,7 @@ from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf import SVFConfig
 from svf_rl.svf.sharding import is_sharded
-from svf_rl.training.process_group import leave_process_group
+from svf_rl.training.run_context import leave_process_group
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 REPOSITORY = Path(__file__).resolve().parent.parent

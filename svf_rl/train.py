@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     known, overrides = parser.parse_known_args(arguments)
     with one_line_errors(known.debug) as outcome:
-        run(known.recipe, [*overrides, *_resume(known.resume, overrides)], dry_run=known.dry_run)
+        if known.resume:
+            if any(text.startswith(("--resume_from_checkpoint", "--resume-from-checkpoint")) for text in overrides):
+                raise SVFError("--resume is --resume_from_checkpoint auto: give one of them")
+            overrides += ["--resume_from_checkpoint", "auto"]
+        run(known.recipe, overrides, dry_run=known.dry_run)
     return outcome.status
-
-
-def _resume(wanted: bool, overrides: Sequence[str]) -> list[str]:
-    if wanted and any(text.startswith(("--resume_from_checkpoint", "--resume-from-checkpoint")) for text in overrides):
-        raise SVFError("--resume is --resume_from_checkpoint auto: give one of them")
-    return ["--resume_from_checkpoint", "auto"] if wanted else []
 
 
 def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "RunSummary | None":
@@ -55,7 +53,7 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
     from svf_rl.generation.vllm.tensor_parallel import check_processes
     from svf_rl.settings.dry_run import check_recipe
     from svf_rl.settings.recipe import load_recipe
-    from svf_rl.training.resume import check_same_run, ended_run, find_checkpoint, recipe_settings
+    from svf_rl.training.resume import check_same_run, ended_run, find_checkpoint
     from svf_rl.training.run_context import RunContext
 
     recipe = load_recipe(path, overrides)
@@ -68,7 +66,9 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
         print(report, flush=True)
     if dry_run:
         return None
-    output, settings = Path(training.output_dir), recipe_settings(recipe)  # before anything is filled in
+    output = Path(training.output_dir)
+    # before anything is filled in
+    settings = asdict(recipe.model) | asdict(recipe.adapter) | asdict(recipe.data) | training.to_dict()
     context = RunContext(settings=settings)
     with context.stop.listening(), _no_half_written(output), full_disk(output):
         # before anything is loaded: a recipe that the run cannot resume with is refused, and an ended run is left alone
@@ -92,11 +92,11 @@ def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
     from svf_rl.runs.versions import read_package_versions
     from svf_rl.settings.dry_run import check_rows, load_rewards
     from svf_rl.tasks import find_task
-    from svf_rl.training.callbacks import ProgressLine
     from svf_rl.training.checkpoints import current_run
+    from svf_rl.training.metrics_recorder import ProgressLine
     from svf_rl.training.next_token import NextTokenTrainer
-    from svf_rl.training.process_group import leave_process_group
     from svf_rl.training.resume import rows_digest
+    from svf_rl.training.run_context import leave_process_group
     from svf_rl.training.trainer import SVFReinforceTrainer
 
     set_seed(recipe.training.seed)  # before the adapter: a random start draws from it
@@ -138,7 +138,7 @@ def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
             trainer.add_callback(ProgressLine())
     test = data["test"] if data["test"] is not None else data["validation"]
     main = trainer.is_world_process_zero()
-    trainer.checkpoints.begin(context.checkpoint)
+    trainer.checkpoints.begin()
     if main:
         (output / "summary.json").unlink(missing_ok=True)  # of an earlier run: this one has not ended yet
     if context.checkpoint is None:

@@ -197,11 +197,10 @@ def child_processes(pid: int) -> list[int]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, less what measures seconds."""
-    from svf_rl.training.callbacks import TIMING
-
+    """The lines of `metrics.jsonl`, less what measures seconds: it alone differs between two runs of one recipe."""
+    timing = ("time/", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(TIMING)} for line in lines]
+    return [{key: value for key, value in line.items() if not key.startswith(timing)} for line in lines]
 
 
 def refusal(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:

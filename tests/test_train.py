@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import read_metrics
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,7 +18,6 @@ import svf_rl.svf  # noqa: F401  (registers SVF with PEFT)
 from svf_rl.cli import main
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.rewards import load_reward
-from svf_rl.training.callbacks import TIMING
 
 SMALL = ["--validation_items", "16", "--test_items", "32", "--max_steps", "2", "--eval_steps", "2", "--save_steps", "2"]
 
@@ -42,11 +42,6 @@ def launch(repository: Path, *arguments: str, launcher: Sequence[str] = ACCELERA
 def train(repository: Path, recipe: str, *arguments: str) -> None:
     """`svf-rl train recipes/…`, in this process."""
     assert main(["train", str(repository / "recipes" / recipe), *arguments]) == 0
-
-
-def metrics_lines(output: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(TIMING)} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +95,8 @@ def test_one_seed_decides_everything(repository, tmp_path):
     own = [*SMALL, "--seed", "3", "--output_dir"]
     launch(repository, "recipes/quickstart.yaml", *own, str(tmp_path / "first"))
     train(repository, "quickstart.yaml", *own, str(tmp_path / "second"))
-    assert metrics_lines(tmp_path / "first") == metrics_lines(tmp_path / "second")
-    assert len(metrics_lines(tmp_path / "first")) >= 4
+    assert read_metrics(tmp_path / "first") == read_metrics(tmp_path / "second")
+    assert len(read_metrics(tmp_path / "first")) >= 4
     adapters = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("first", "second")]
     assert adapters[0] == adapters[1]
 
@@ -119,7 +114,7 @@ def test_llama3_math_on_real_gsm8k_rows_with_only_model_data_and_sizes_changed(r
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["updates"] == 20
     assert summary["items"] == 32
-    updates = [line for line in metrics_lines(tmp_path / "run") if "reward" in line]
+    updates = [line for line in read_metrics(tmp_path / "run") if "reward" in line]
     assert all(-1 <= line["reward"] <= 1 for line in updates)
     assert updates[0]["kl"] == 0
     assert updates[-1]["kl"] > 0
@@ -144,7 +139,7 @@ def test_other_recipes_on_real_rows_with_only_model_data_and_sizes_changed(
     )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["updates"], summary["items"]) == (2, 8)
-    updates = [line for line in metrics_lines(tmp_path / "run") if "reward" in line]
+    updates = [line for line in read_metrics(tmp_path / "run") if "reward" in line]
     assert len(updates) == 2
     # every completion was graded, right or wrong
     assert all(-1 <= line["reward"] <= 1 and line["unscorable"] == 0 for line in updates)
@@ -159,7 +154,7 @@ def test_the_same_trainer_trains_lora(repository, tmp_path):
     lora = ["--adapter", "lora", "--lora_r", "8", "--learning_rate", "2e-3"]
     train(repository, "quickstart.yaml", *SMALL, *lora, "--output_dir", str(tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["peft_type"] == "LORA"
-    updates = [line for line in metrics_lines(tmp_path / "run") if "reward" in line]
+    updates = [line for line in read_metrics(tmp_path / "run") if "reward" in line]
     # vLLM holds the LoRA-merged weights: on the second update they are no longer those of the base
     assert updates[1]["sampling/logp_difference"] < 1e-4
     assert updates[1]["kl"] > 0
@@ -172,7 +167,7 @@ def test_a_mixture_trains_and_says_how_each_task_does(tmp_path, repository):
     mixture = "{'quickstart:math': 1, 'quickstart:choice': 1}"
     own = ["--task", "mixture", "--mixture", mixture, "--train_items", "64", "--output_dir", str(tmp_path / "run")]
     train(repository, "quickstart.yaml", *TINY, *own)
-    evaluations = [line for line in metrics_lines(tmp_path / "run") if "eval_accuracy" in line]
+    evaluations = [line for line in read_metrics(tmp_path / "run") if "eval_accuracy" in line]
     assert evaluations
     for line in evaluations:
         parts = [line["eval_accuracy/quickstart:math"], line["eval_accuracy/quickstart:choice"]]

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, fields
 
 from svf_rl.errors import SVFError
-from svf_rl.training.gradient_buffer import REDUCE_BUCKET_VALUES
+from svf_rl.training.zero import REDUCE_BUCKET_VALUES
 
 # DeepSpeed's default (runtime/zero/config.py) for the largest number of gathered values that stage 3 keeps alive.
 MAX_LIVE_VALUES = 1_000_000_000

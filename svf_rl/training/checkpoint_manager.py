@@ -22,40 +22,34 @@ from svf_rl.errors import SVFError
 from svf_rl.runs.versions import read_package_versions
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.folders import partial_folder
-from svf_rl.training import checkpoints, run_files
-from svf_rl.training.callbacks import MetricsFile
-from svf_rl.training.checkpoints import Checkpoint, Manifest
-from svf_rl.training.process_group import leave_process_group
+from svf_rl.training import checkpoints, trainer_state
+from svf_rl.training.checkpoints import METRICS, Manifest
 from svf_rl.training.resume import check_same_machinery, check_same_run, find_checkpoint, rows_digest
-from svf_rl.training.run_context import RunContext
-from svf_rl.training.signals import stopped
-from svf_rl.training.trainer_state import load_trainer_state, restore_trainer_state, save_trainer_state
+from svf_rl.training.run_context import RunContext, leave_process_group, stopped
 
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer
 
 
-class CheckpointManager:
+class CheckpointManager(TrainerCallback):
     """
-    The checkpoints of one trainer.
+    The checkpoints of one trainer. As a callback it learns when training is about to begin, and whether the last step
+    of an epoch was made.
 
     Args:
         trainer ([`SVFReinforceTrainer`]): The trainer; it calls the methods from its overrides of transformers' own.
-        context ([`RunContext`]): Settings and rows that a run must share with the checkpoint it resumes from.
+        context ([`RunContext`]): Its checkpoint is what training is about to resume from, or resumed from; settings and
+            rows are what the two must share.
     """
 
     def __init__(self, trainer: "SVFReinforceTrainer", context: RunContext) -> None:
         self._trainer, self._context = trainer, context
-        self.checkpoint: Checkpoint | None = None
-        """What training is about to resume from, or resumed from."""
         self._state: dict[str, Any] = {}  # of the trainer, from the checkpoint
         self._begun = self._ended_early = False
         self._saved_step = -1
         self._postponed = self._epoch_over = False
-        self.metrics_file = MetricsFile()
-        trainer.add_callback(self.metrics_file)
-        trainer.add_callback(_RunEvents(self))
-        run_files.keep_tensorboard_with_the_run(trainer)
+        trainer.add_callback(self)
+        trainer_state.keep_tensorboard_with_the_run(trainer)
 
     @property
     def _output(self) -> Path:
@@ -63,28 +57,33 @@ class CheckpointManager:
 
     # ---- resuming -----------------------------------------------------------------------------------------------
 
-    def begin(self, checkpoint: Checkpoint | None) -> None:
+    def begin(self) -> None:
         """
-        Start a run in the output folder, or put its files back to the step of `checkpoint`: what was logged and saved
-        later is removed. [`train`] then resumes from it. All processes call it together.
+        Start a run in the output folder, or put its files back to the step of the context's checkpoint: what was logged
+        and saved later is removed. [`train`] then resumes from it. All processes call it together.
 
         Raises:
-            SVFError: `checkpoint` is not one of this run, or the processes do not see the same one.
+            SVFError: the checkpoint is not one of this run, or the processes do not see the same one.
         """
-        trainer, output = self._trainer, self._output
+        trainer, context, output = self._trainer, self._context, self._output
+        checkpoint = context.checkpoint
         folder = None if checkpoint is None else checkpoint.folder
         if len(set(gather_object([str(folder)]))) > 1:
             raise SVFError(f"the processes do not see the same checkpoints: {output} must be a folder that all share")
-        self._begun, self.checkpoint = True, checkpoint
+        context.settings = context.settings or trainer.args.to_dict()
+        if not context.rows:
+            splits = {"training": trainer.train_dataset, "validation": trainer.eval_dataset}
+            context.rows = {name: rows_digest(rows) for name, rows in splits.items() if isinstance(rows, Dataset)}
+        self._begun = True
         if checkpoint is None:
             if trainer.is_world_process_zero():
                 checkpoints.clear_leftovers(output)
-                run_files.remove_tables(output, after=0)  # of an earlier run, as its metrics
+                checkpoints.remove_tables(output, after=0)  # of an earlier run, as its metrics
                 checkpoints.name_run(output)
             return
-        check_same_run(checkpoint, self._settings(), trainer.args.world_size)
-        check_same_machinery(checkpoint, self._rows(), self._parallelism())
-        self._state = load_trainer_state(trainer, checkpoint.folder)
+        check_same_run(checkpoint, context.settings, trainer.args.world_size)
+        check_same_machinery(checkpoint, context.rows, self._parallelism())
+        self._state = trainer_state.load_trainer_state(trainer, checkpoint.folder)
         if self._state["buffered"] is not None and not self._same_batches():
             raise SVFError(
                 f"{folder} was written in the middle of the steps that one generation is for: resume with the "
@@ -93,53 +92,59 @@ class CheckpointManager:
         trainer.accelerator.wait_for_everyone()  # before files are removed that another process is still to read
         if trainer.is_world_process_zero():
             checkpoints.clear_leftovers(output)
-            run_files.cut_back(output, checkpoint)
+            checkpoints.cut_back(output, checkpoint)
             checkpoints.name_run(output, checkpoint.manifest.run)
-            run_files.continue_tensorboard(trainer, self._state["tensorboard"], checkpoint.manifest.step)
-        self.metrics_file.append()
+            trainer_state.continue_tensorboard(trainer, self._state["tensorboard"], checkpoint.manifest.step)
+        trainer.recorder.append()
         trainer.accelerator.wait_for_everyone()
-        self._context.restore(self._state["run_state"])
+        context.base = self._state["run_state"]["base"]
+        context.phases.add(self._state["run_state"]["seconds"])
 
     @contextmanager
     def running(self, wanted: str | bool | None) -> Iterator[str | None]:
         """Around training: the folder that transformers resumes from, if any. [`begin`] is called, with the checkpoint
         that `wanted` means ([`find_checkpoint`]), unless it was called before."""
         if not self._begun:
-            self.begin(find_checkpoint(wanted, self._output))
+            self._context.checkpoint = find_checkpoint(wanted, self._output)
+            self.begin()
         try:
-            yield None if self.checkpoint is None else str(self.checkpoint.folder)
+            yield None if self._context.checkpoint is None else str(self._context.checkpoint.folder)
         finally:
-            self._begun, self.checkpoint, self._state = False, None, {}
+            self._begun, self._context.checkpoint, self._state = False, None, {}
             for callback in self._trainer.callback_handler.callbacks:
                 if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
                     callback.training_bar.close()  # what is said of its end is to stand on a line by itself
 
-    def restore(self) -> None:
-        """Called when transformers has loaded what it saved, and reset the rest."""
-        trainer = self._trainer
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """transformers has loaded what it saved, and reset the rest."""
+        trainer, checkpoint = self._trainer, self._context.checkpoint
         self._saved_step = trainer.state.global_step
         self._postponed = self._epoch_over = self._ended_early = False
-        if self.checkpoint is None:
+        if checkpoint is None:
             return
-        folder = self.checkpoint.folder
-        restore_trainer_state(trainer, self._state, self._same_batches())
         patience = trainer.args.early_stopping_patience
         self._ended_early = patience is not None and self._state["ended_early"] == patience
-        trainer.recorder.seconds = self._state["seconds"]
         # the checkpoint's own intervals came with its state
         trainer.state.compute_steps(trainer.args, trainer.state.max_steps)
-        best = checkpoints.checkpoint_folder(folder.parent, trainer.state.best_global_step or -1)
-        if checkpoints.run_of(best) == checkpoints.run_of(folder):
+        best = checkpoints.checkpoint_folder(checkpoint.folder.parent, trainer.state.best_global_step or -1)
+        if checkpoints.run_of(best) == checkpoint.manifest.run:
             trainer.state.best_model_checkpoint = str(best)
         trainer.model.train()
         trainer.args.eval_on_start = False  # this is not the start
-        trainer.restore_sync(self._state["synced"])
+        trainer_state.restore_trainer_state(trainer, self._state, self._same_batches())
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self._epoch_over = False
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        self._epoch_over = True
 
     def skip_epochs(self, sampler: Any) -> None:
         """Draw the orders of past epochs once more: a sampler draws one an epoch, all from one generator."""
-        if self.checkpoint is None or not getattr(sampler, "shuffle", False):
+        checkpoint = self._context.checkpoint
+        if checkpoint is None or not getattr(sampler, "shuffle", False):
             return
-        epoch = json.loads((self.checkpoint.folder / "trainer_state.json").read_text(encoding="utf-8"))["epoch"]
+        epoch = json.loads((checkpoint.folder / "trainer_state.json").read_text(encoding="utf-8"))["epoch"]
         for _ in range(int(epoch)):
             torch.randperm(sampler.num_samples, generator=sampler.generator)
 
@@ -149,26 +154,15 @@ class CheckpointManager:
 
     def same_processes(self) -> bool:
         """Whether there are as many processes as when the checkpoint was written."""
-        assert self.checkpoint is not None
-        return self.checkpoint.manifest.processes == self._trainer.args.world_size
+        assert self._context.checkpoint is not None
+        return self._context.checkpoint.manifest.processes == self._trainer.args.world_size
 
     def _same_batches(self) -> bool:
         """Whether the micro-batches of a process are those of the checkpoint, and not only their sum."""
-        assert self.checkpoint is not None
-        before, now = self.checkpoint.manifest.settings, self._settings()
+        assert self._context.checkpoint is not None
+        before, now = self._context.checkpoint.manifest.settings, self._context.settings
         keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
         return all(before[key] == now[key] for key in keys) and self.same_processes()
-
-    def _settings(self) -> dict[str, Any]:
-        if self._context.settings is None:
-            self._context.settings = self._trainer.args.to_dict()
-        return {key: value for key, value in self._context.settings.items() if key != "hub_token"}
-
-    def _rows(self) -> dict[str, str]:
-        if self._context.rows is None:
-            splits = {"training": self._trainer.train_dataset, "validation": self._trainer.eval_dataset}
-            self._context.rows = {name: rows_digest(rows) for name, rows in splits.items() if isinstance(rows, Dataset)}
-        return self._context.rows
 
     def _parallelism(self) -> str:
         if self._trainer.is_deepspeed_enabled:
@@ -210,37 +204,54 @@ class CheckpointManager:
 
     def save(self, resumable: bool) -> None:
         """Write a checkpoint, with all that a run needs to be resumed from it, or the adapter alone."""
-        trainer, output = self._trainer, self._output
+        trainer = self._trainer
         trainer.store_flos()
-        folder = checkpoints.checkpoint_folder(output, trainer.state.global_step)
-        partial = partial_folder(folder)
-        self._note_best(folder)
-        with self._errors_name_last_checkpoint(folder):
+        folder = checkpoints.checkpoint_folder(self._output, trainer.state.global_step)
+        best = trainer.state.best_global_step
+        if best and trainer.args.save_strategy != SaveStrategy.NO:
+            place = checkpoints.checkpoint_folder(self._output, best)
+            if place == folder or checkpoints.run_of(place) == checkpoints.current_run(self._output):
+                trainer.state.best_model_checkpoint = str(place)
+        try:
+            with disk_errors(folder):
+                self._write(folder, resumable)
+        except SVFError as error:
             if trainer.is_world_process_zero():
-                trainer.create_model_card()
-                checkpoints.clear_leftovers(output)
-                partial.mkdir(parents=True)
-            trainer.accelerator.wait_for_everyone()
-            trainer.save_model(str(partial), _internal_call=True)
-            if resumable:
-                trainer._save_optimizer_and_scheduler(str(partial))
-                trainer._save_scaler(str(partial))
-                trainer._save_rng_state(str(partial))
-                save_trainer_state(trainer, partial, self._shared_state())
-            trainer.accelerator.wait_for_everyone()
-            if trainer.is_world_process_zero():
-                if resumable:
-                    self._check_all_arrived(partial)
-                trainer.state.save_to_json(str(partial / "trainer_state.json"))
-                run_files.copy_metrics(output, partial)
-                checkpoints.publish(partial, folder, self._manifest(resumable))
-                best = trainer.state.best_model_checkpoint
-                keep = [folder] if best is None else [folder, Path(best)]
-                checkpoints.prune(output, trainer.args.save_total_limit, keep)
+                checkpoints.clear_leftovers(self._output)  # its room on a full disk too
+            raise SVFError(f"{error}; {self._last_checkpoint()}") from error
         trainer.accelerator.wait_for_everyone()
         self._saved_step = trainer.state.global_step
         if trainer.args.push_to_hub:
             trainer._push_from_checkpoint(str(folder))
+
+    def _write(self, folder: Path, resumable: bool) -> None:
+        trainer, output, partial = self._trainer, self._output, partial_folder(folder)
+        if trainer.is_world_process_zero():
+            trainer.create_model_card()
+            checkpoints.clear_leftovers(output)
+            partial.mkdir(parents=True)
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_model(str(partial), _internal_call=True)
+        if resumable:
+            trainer._save_optimizer_and_scheduler(str(partial))
+            trainer._save_scaler(str(partial))
+            trainer._save_rng_state(str(partial))
+            trainer_state.save_trainer_state(trainer, partial)
+        trainer.accelerator.wait_for_everyone()
+        if not trainer.is_world_process_zero():
+            return
+        arrived, processes = len(list(partial.glob(trainer_state.FILE.format("*")))), trainer.args.world_size
+        if resumable and arrived != processes:
+            raise SVFError(
+                f"{output} got the files of {arrived} of {processes} processes: output_dir must be a folder that all "
+                "nodes share"
+            )
+        trainer.state.save_to_json(str(partial / "trainer_state.json"))
+        metrics = output / METRICS
+        (partial / METRICS).write_bytes(metrics.read_bytes() if metrics.is_file() else b"")
+        checkpoints.publish(partial, folder, self._manifest(resumable))
+        best = trainer.state.best_model_checkpoint
+        checkpoints.prune(output, trainer.args.save_total_limit, [folder] if best is None else [folder, Path(best)])
 
     def check_gradient(self, norm: Any) -> None:
         """Raises `SVFError` where the norm of a gradient is not finite. (With fp16's gradient scaler infinite ones are
@@ -254,45 +265,14 @@ class CheckpointManager:
                 "learning_rate, or give dtype: float32"
             )
 
-    def _note_best(self, folder: Path) -> None:
-        best = self._trainer.state.best_global_step
-        if best and self._trainer.args.save_strategy != SaveStrategy.NO:
-            place = checkpoints.checkpoint_folder(self._output, best)
-            if place == folder or self._is_ours(place):
-                self._trainer.state.best_model_checkpoint = str(place)
-
-    @contextmanager
-    def _errors_name_last_checkpoint(self, folder: Path) -> Iterator[None]:
-        try:
-            with disk_errors(folder):
-                yield
-        except SVFError as error:
-            if self._trainer.is_world_process_zero():
-                checkpoints.clear_leftovers(folder.parent)  # its room on a full disk too
-            raise SVFError(f"{error}; {self._last_checkpoint()}") from error
-
     def _last_checkpoint(self) -> str:
-        found = [path for path in checkpoints.checkpoints(self._output) if self._is_ours(path)]
-        found = [path for path in found if checkpoints.read_manifest(path).get("resumable")]
-        return f"--resume resumes from {found[-1]}" if found else "there is no earlier checkpoint to resume from"
-
-    def _is_ours(self, folder: Path) -> bool:
-        return checkpoints.run_of(folder) == checkpoints.current_run(self._output)
-
-    def _shared_state(self) -> dict[str, Any]:
-        trainer = self._trainer
-        stops = trainer.control.should_training_stop and trainer.state.global_step < trainer.state.max_steps
-        return {
-            # by the patience of then: another one may see it otherwise
-            "ended_early": trainer.args.early_stopping_patience if stops else None,
-            "synced": trainer.synced,
-            "seconds": trainer.recorder.seconds,
-            "run_state": self._context.state(),
-            "tensorboard": run_files.tensorboard_folder(trainer),
-        }
+        run, found = checkpoints.current_run(self._output), checkpoints.checkpoints(self._output)
+        manifests = {path: checkpoints.read_manifest(path) for path in found}
+        ours = [path for path, content in manifests.items() if content.get("run") == run and content.get("resumable")]
+        return f"--resume resumes from {ours[-1]}" if ours else "there is no earlier checkpoint to resume from"
 
     def _manifest(self, resumable: bool) -> Manifest:
-        settings = self._settings()
+        settings = {key: value for key, value in self._context.settings.items() if key != "hub_token"}
         return Manifest(
             run=checkpoints.current_run(self._output) or checkpoints.name_run(self._output),
             step=self._trainer.state.global_step,
@@ -301,30 +281,6 @@ class CheckpointManager:
             resumable=resumable,
             settings=settings,
             settings_digest=checkpoints.settings_digest(settings),
-            rows=self._rows(),
+            rows=self._context.rows,
             packages=read_package_versions(),
         )
-
-    def _check_all_arrived(self, partial: Path) -> None:
-        count = len(list(partial.glob("progress_*.pt")))
-        if count != self._trainer.args.world_size:
-            raise SVFError(
-                f"{partial.parent} got the files of {count} of {self._trainer.args.world_size} processes: output_dir "
-                "must be a folder that all nodes share"
-            )
-
-
-class _RunEvents(TrainerCallback):
-    """Tells the manager when training is about to begin, and whether the last step of an epoch was made."""
-
-    def __init__(self, manager: CheckpointManager) -> None:
-        self._manager = manager
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._manager.restore()
-
-    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        self._manager._epoch_over = False
-
-    def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        self._manager._epoch_over = True

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: each is there whole or not at all, and says by itself whether it still is.
+"""Checkpoints in the output folder of a run: each is there whole or not at all, and says by itself whether it still is.
 
 A checkpoint is written under a hidden name, synced, and renamed. Its `manifest.json`, written last, has the size and
 the digest of every file.
@@ -26,6 +26,7 @@ from svf_rl.storage.json_files import read_json
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
 _RUN = ".run"
 
 
@@ -140,6 +141,26 @@ def prune(output: Path, limit: int | None, keep: Sequence[Path]) -> None:
     surplus = len(found) - max(limit, len(kept))
     for folder in [path for path in found if path.name not in kept][: max(0, surplus)]:
         discard_folder(folder)
+
+
+def cut_back(output: Path, checkpoint: Checkpoint) -> None:
+    """Make the files in `output` those of a run that has come to the step of `checkpoint`."""
+    folder, run, step = checkpoint.folder, checkpoint.manifest.run, checkpoint.manifest.step
+    write_file(output / METRICS, (folder / METRICS).read_bytes())
+    remove_tables(output, after=step)
+    later = [path for path in checkpoints(output) if step_of(path) > step and run_of(path) in (run, None)]
+    for path in later:
+        discard_folder(path)
+    if later:
+        logger.warning("removed, since the run resumes from %s: %s", folder, ", ".join(path.name for path in later))
+
+
+def remove_tables(output: Path, after: int) -> None:
+    """Remove the tables of completions that were written after that step."""
+    for table in (output / "completions").glob("completions_*.parquet"):
+        number = table.stem.removeprefix("completions_")
+        if number.isdecimal() and int(number) > after:
+            table.unlink()
 
 
 def clear_leftovers(output: Path) -> None:

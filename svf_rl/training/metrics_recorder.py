@@ -1,25 +1,45 @@
-"""What a training step measures: seconds by what they went into, and means over all processes."""
+"""What a training step measures, and where it is shown: `metrics.jsonl` and the bar."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
+from transformers import ProgressCallback, TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import nanstd
 
+from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.training.rollout import Rollout
 
 
-class MetricsRecorder:
-    """Fills the metrics and the tables of completions that TRL logs, under TRL's names where it has one."""
+class MetricsRecorder(TrainerCallback):
+    """Fills the metrics and the tables of completions that TRL logs, under TRL's names where it has one, and writes
+    every line that is logged to `metrics.jsonl`."""
 
     def __init__(self, trainer: GRPOTrainer) -> None:
         self._trainer = trainer
         self.seconds: dict[str, float] = {}
         """Of the step under way, by what they went into."""
+        self._mode = "w"  # the first line of a new run starts the file over
+        trainer.add_callback(self)
+
+    def append(self) -> None:
+        """Append to `metrics.jsonl` as it is."""
+        self._mode = "a"
+
+    def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+        if self._trainer.is_world_process_zero():
+            path = Path(self._trainer.args.output_dir) / "metrics.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with disk_errors(path), path.open(self._mode) as file:
+                self._mode = "a"
+                file.write(json.dumps({"step": self._trainer.state.global_step, **logs}) + "\n")
 
     def add(self, name: str, value: float) -> None:
         """Add a value to the metrics of this step."""
@@ -117,3 +137,21 @@ class MetricsRecorder:
         for name, column in zip(self._trainer.reward_func_names, rewards.unbind(1), strict=True):
             logs["rewards"][name].extend(column.tolist())
         logs["advantages"].extend(advantages.tolist())
+
+
+class ProgressLine(ProgressCallback):
+    """The bar of transformers with the few numbers a person watches beside it; everything is in `metrics.jsonl`."""
+
+    _SHOWN = {  # noqa: RUF012
+        "reward": "reward", "cross_entropy": "cross-entropy", "kl": "kl", "eval_accuracy": "held-out accuracy",
+    }  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: dict[str, str] = {}
+
+    def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+        if self.training_bar is not None:
+            shown = {name: logs[key] for key, name in self._SHOWN.items() if logs.get(key) is not None}
+            self._values |= {name: f"{value:.3g}" for name, value in shown.items()}
+            self.training_bar.set_postfix(self._values)

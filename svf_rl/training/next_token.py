@@ -42,11 +42,8 @@ class NextTokenTrainer(SVFReinforceTrainer):
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> Rollout:
         """Each row's right answer, cut where it is too long."""
-        prompts, column, longest = (
-            [row["prompt"] for row in rows],
-            target_column(rows[0], "the training rows"),
-            (self.sampling.max_tokens),
-        )
+        prompts, longest = [row["prompt"] for row in rows], self.sampling.max_tokens
+        column = target_column(rows[0], "the training rows")
         end = self._tokenizer.eos_token_id if isinstance(prompts[0], str) else self._end_of_turn
         targets = [target_ids(self._tokenizer, row["prompt"], row[column], end) for row in rows]
         finished = [len(ids) <= longest for ids in targets]

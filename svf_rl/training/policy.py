@@ -1,19 +1,27 @@
-"""What the trainer asks of a model: hidden states, the output layer, the reference, the state of what is trained."""
+"""The policy: what the trainer asks of a model, and the loss of a micro-batch (`losses/` has the mathematics)."""
 
+import functools
 import hashlib
-import inspect
 import types
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl.models.utils import disable_gradient_checkpointing
 
 from svf_rl.errors import SVFError
+from svf_rl.losses import objective
+from svf_rl.losses.token_logprobs import EXACT_KL, LogitTransform, TokenStatistics, token_statistics
+from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import reference_mode, svf_layers
 from svf_rl.svf.sharding import gather_parameters, is_sharded
+from svf_rl.training.metrics_recorder import MetricsRecorder
 
 
 def add_hidden_states_forward(model: PreTrainedModel) -> None:
@@ -23,12 +31,12 @@ def add_hidden_states_forward(model: PreTrainedModel) -> None:
     """
     original = model.forward
 
+    @functools.wraps(type(model).forward)  # `generate` reads its signature
     def forward(self: PreTrainedModel, *args: Any, hidden_states_only: bool = False, **kwargs: Any) -> Any:
         if hidden_states_only:
             return self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         return original(*args, **kwargs)
 
-    forward.__signature__ = _signature(original)  # type: ignore[attr-defined]  # `generate` reads it
     model.forward = types.MethodType(forward, model)
 
 
@@ -77,31 +85,16 @@ def trainable_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What is trained, by its names in the model; all processes of ZeRO-3 gather it together."""
-    state = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad:
-            with gather_parameters([parameter]):
-                state[name] = parameter.detach().cpu().clone()
-    return state
-
-
-@contextmanager
-def trained_alone(model: nn.Module) -> Iterator[None]:
-    """Within it, `model.state_dict()` has the trained parameters alone. DeepSpeed puts it into its checkpoints, less
-    what is frozen; but a frozen weight with two names, as a tied embedding, stays under the second."""
-    trained = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-
-    def keep_trained(_: nn.Module, state: dict[str, Any], prefix: str, __: dict[str, Any]) -> None:
-        for name in [name for name in state if name.removeprefix(prefix) not in trained]:
-            del state[name]
-
-    hook = model.register_state_dict_post_hook(keep_trained)
-    try:
-        yield
-    finally:
-        hook.remove()
+def check_processes_agree(digest: str, step: int) -> None:
+    """Compare this process's [`trainable_digest`] after `step` with the others'; all processes call it together. Raises
+    `SVFError`, on each of them, where two differ: from there on they would only drift apart."""
+    digests = gather_object([digest])
+    for process, other in enumerate(digests):
+        if other != digests[0]:
+            raise SVFError(
+                f"after step {step} process {process} has other trained values than process 0: resume from the last "
+                "checkpoint, and look for a process with other hardware, packages or data"
+            )
 
 
 @torch.no_grad()
@@ -114,18 +107,118 @@ def multiplier_statistics(model: nn.Module) -> dict[str, float]:
             m = None if m is None else m.clone()  # it may be `z` itself
         if m is not None:
             kinds.setdefault(name.rpartition(".")[2], []).append(m)
-    statistics = {}
+    statistics: dict[str, float] = {}
     for kind, parts in kinds.items():
         m = torch.cat(parts)
-        statistics[f"z/{kind}/mean"] = m.mean().item()
-        statistics[f"z/{kind}/std"] = m.std(correction=0).item()
-        statistics[f"z/{kind}/min"] = m.min().item()
-        statistics[f"z/{kind}/max"] = m.max().item()
+        values = {"mean": m.mean(), "std": m.std(correction=0), "min": m.min(), "max": m.max()}
+        statistics |= {f"z/{kind}/{name}": value.item() for name, value in values.items()}
     return statistics
 
 
-def _signature(forward: Any) -> inspect.Signature:
-    """That of the bound method `forward`, with the `self` back that binding takes away again."""
-    signature = inspect.signature(forward)
-    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return signature.replace(parameters=[itself, *signature.parameters.values()])
+@dataclass(frozen=True)
+class PolicyLoss:
+    """
+    The objective that `args` describe.
+
+    Args:
+        args ([`SVFReinforceConfig`]): Settings.
+        accelerator (`Accelerator`): Unwraps models, and knows the number of processes.
+        recorder ([`MetricsRecorder`]): Gets what is measured on the way.
+        transform ([`LogitTransform`]): From the output layer to logits.
+    """
+
+    args: SVFReinforceConfig
+    accelerator: Accelerator
+    recorder: MetricsRecorder
+    transform: LogitTransform
+
+    def __call__(self, model: Any, batch: dict[str, Any]) -> Tensor:
+        """
+        The loss of one of the micro-batches that add up to a step.
+
+        Args:
+            model (`nn.Module`): As the trainer wrapped it.
+            batch (`dict`): `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, T), `advantages`
+                (B,), `sequences` (scalar: those of the whole step that take part), and where the generator gave them
+                `sampling_per_token_logps` (B, T).
+
+        Returns:
+            Scalar `Tensor`.
+        """
+        args, mask = self.args, batch["completion_mask"]  # (B, T)
+        needs_kl = args.beta != 0 and args.kl_placement == "loss"
+        statistics = self.statistics(model, batch, needs_kl)
+        logps = _scatter(statistics.logps, mask)  # (B, T)
+        weights, sampling_logps = None, batch.get("sampling_per_token_logps")
+        if sampling_logps is not None:
+            difference = (logps.detach() - sampling_logps).abs()[mask.bool()]
+            self.recorder.add_mean("sampling/logp_difference", difference[~difference.isnan()])
+            if args.vllm_importance_sampling_correction:
+                weights = objective.compute_importance_weights(
+                    logps,
+                    sampling_logps,
+                    mask,
+                    args.vllm_importance_sampling_mode,
+                    args.vllm_importance_sampling_clip_min,
+                    args.vllm_importance_sampling_clip_max,
+                )
+                self.recorder.add_mean("sampling/importance_weight", weights.expand_as(mask)[mask.bool()])
+        kl = None
+        if needs_kl:
+            token_kl = self._token_kl(statistics)  # (n,)
+            self.recorder.add_mean("kl", token_kl)
+            kl = _scatter(token_kl, mask)
+        self.recorder.add_mean("entropy", statistics.entropy)
+        loss = objective.reinforce_loss(
+            logps, batch["advantages"], mask, weights, kl, args.beta, args.loss_reduction, float(batch["sequences"])
+        )
+        # DDP divides by the processes, and nothing by the accumulation steps (TRL turns that off): micro-batches add up
+        return loss * self.accelerator.num_processes
+
+    def statistics(self, model: Any, batch: dict[str, Any], with_reference: bool) -> TokenStatistics:
+        """Statistics of the completion tokens that count, `(n,)` each, row by row."""
+        args = self.args
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)  # (B, P + T)
+        attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        length, counts = batch["completion_ids"].shape[1], batch["completion_mask"].bool()
+        unwrapped = self.accelerator.unwrap_model(model)
+        # the reference first: what its pass needs for a moment is then not added to what the policy's keeps
+        ref_hidden = ref_head = None
+        if with_reference:
+            checkpointing = disable_gradient_checkpointing(unwrapped, args.gradient_checkpointing_kwargs)
+            with torch.no_grad(), reference(unwrapped), checkpointing:
+                ref_hidden = hidden_states(unwrapped, ids, attention, length)[counts]
+                # under ZeRO-3 nobody trains it, and a second copy would be gathered
+                ref_head = None if is_deepspeed_zero3_enabled() else output_layer(unwrapped)
+        hidden = hidden_states(model, ids, attention, length)[counts]  # (n, d)
+        weight, bias = output_layer(unwrapped)
+        direction = args.kl_type if args.kl_type in EXACT_KL and with_reference else None
+        statistics = token_statistics(
+            hidden, batch["completion_ids"][counts], weight, bias, self.transform, ref_hidden, ref_head, direction
+        )
+        if args.objective == "next_token":
+            self.recorder.add_mean("cross_entropy", -statistics.logps)
+        return statistics
+
+    @torch.no_grad()
+    def sequence_kl(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """`(B,)` divergence of each completion that was generated, for the reward, a micro-batch at a time."""
+        parts, size = [], self.args.per_device_train_batch_size
+        for start in range(0, len(batch["completion_ids"]), size):
+            part = {key: values[start : start + size] for key, values in batch.items()}
+            token_kl = self._token_kl(self.statistics(model, part, with_reference=True))
+            self.recorder.add_mean("kl", token_kl)
+            mask = part["completion_mask"]
+            parts.append(objective.reduce_tokens(_scatter(token_kl, mask), mask, self.args.loss_reduction))
+        return torch.cat(parts)
+
+    def _token_kl(self, statistics: TokenStatistics) -> Tensor:
+        if statistics.kl is not None:
+            return statistics.kl
+        assert statistics.ref_logps is not None
+        return objective.estimate_kl(statistics.logps, statistics.ref_logps, self.args.kl_type)
+
+
+def _scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """`(n,)` values of the tokens that count, to `(B, T)` with 0 elsewhere; the graph stays whole where `n` is 0."""
+    return values.new_zeros(mask.shape).masked_scatter(mask.bool(), values)

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +122,6 @@ def batch_shape(settings: Mapping[str, Any], processes: int) -> tuple[int, int]:
     """Sequences of a step, and sequences that are generated together."""
     update = settings["per_device_train_batch_size"] * processes * settings["gradient_accumulation_steps"]
     return update, settings["generation_batch_size"]
-
-
-def recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    """Every setting of a recipe with its value, those that it does not name too."""
-    parts = (asdict(part) for part in (recipe.model, recipe.adapter, recipe.data))
-    return {key: value for part in (*parts, recipe.training.to_dict()) for key, value in part.items()}
 
 
 def rows_digest(rows: Dataset) -> str:

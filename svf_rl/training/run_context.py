@@ -1,14 +1,106 @@
-"""What the script that starts a run tells its trainer."""
+"""What the script that starts a run shares with its trainer: signals, seconds by phase, what it resumes from."""
 
+import ctypes
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
+from svf_rl.errors import Stopped
 from svf_rl.runs.summary import RunSummary
 from svf_rl.training.checkpoints import Checkpoint
-from svf_rl.training.signals import StopRequest
+
+# A launcher that gets a signal together with its processes passes it on to them: one request, not two.
+_SAME_REQUEST_SECONDS = 3.0
+
+_PR_SET_PDEATHSIG = 1
+
+
+class StopRequest:
+    """
+    Whether SIGTERM or SIGUSR1 has asked this process to stop.
+
+    Between steps the trainer looks at `requested`. Where there is no step to wait for (loading, the evaluations
+    before and after training) a signal raises [`Stopped`] at once. A second signal ends the process on the spot.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        """Name of the signal that came, if one did."""
+        self._waits = self._over = False
+        self._came = 0.0
+
+    @contextmanager
+    def waits_for_step(self) -> Iterator[None]:
+        """Within it a signal is only noted, and the one who entered looks at `requested`."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+        if self.requested is not None:  # after the last step
+            raise self._outside()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within it the signals come here. Only a process's main thread can receive any; elsewhere nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        _end_with_launcher()
+        try:
+            yield
+        finally:
+            if self.requested is None:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+            self._over = True  # what comes while the interpreter shuts down must not change the exit status
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self._over:
+            os._exit(Stopped.status)
+        if self.requested is not None:
+            if time.monotonic() - self._came > _SAME_REQUEST_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.requested, self._came = signal.Signals(number).name, time.monotonic()
+        if not self._waits:
+            raise self._outside()
+
+    def _outside(self) -> Stopped:
+        return stopped(
+            f"stopped by {self.requested} outside the steps: --resume resumes from the last checkpoint, or starts "
+            "over where there is none"
+        )
+
+
+def stopped(message: str) -> Stopped:
+    """The exception, which says `message` in the first process and nothing in the others."""
+    return Stopped(message if os.environ.get("RANK", "0") == "0" else "")
+
+
+def leave_process_group() -> None:
+    """For several processes that have come to the same end: the interpreter's end, left to do it, now and then aborts
+    one whose communication threads still run, and a run that has ended well would count as failed."""
+    from torch import distributed
+
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """`accelerate launch` passes no signal on to a single process, which would train on without it: have the kernel
+    send SIGTERM when it dies (Linux)."""
+    if "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ:
+        with suppress(OSError, AttributeError):  # no Linux
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 class Phases:
@@ -54,18 +146,9 @@ class RunContext:
     """
 
     summary: RunSummary = field(default_factory=RunSummary)
-    settings: dict[str, Any] | None = None
-    rows: dict[str, str] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, str] = field(default_factory=dict)
     stop: StopRequest = field(default_factory=StopRequest)
     checkpoint: Checkpoint | None = None
     phases: Phases = field(default_factory=Phases)
     base: dict[str, float] | None = None
-
-    def state(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
-        return {"base": self.base, "seconds": self.phases.so_far()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over the values of a checkpoint."""
-        self.base = state["base"]
-        self.phases.add(state["seconds"])

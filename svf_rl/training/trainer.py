@@ -32,25 +32,21 @@ from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.config import SVFReinforceConfig, hide_from_trl
-from svf_rl.training.callbacks import FetchLayers
 from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
 from svf_rl.training.decay import decay_towards_identity
-from svf_rl.training.generators import build_generator
-from svf_rl.training.gradient_buffer import fit_gradient_buffer
 from svf_rl.training.held_out import HeldOutEvaluator
 from svf_rl.training.metrics_recorder import MetricsRecorder
 from svf_rl.training.policy import (
+    PolicyLoss,
     add_hidden_states_forward,
+    check_processes_agree,
     multiplier_statistics,
     trainable_digest,
-    trained_alone,
-    trained_state,
 )
-from svf_rl.training.policy_loss import PolicyLoss
-from svf_rl.training.process_group import check_processes_agree
-from svf_rl.training.rollout import Answer, Rollout, before_stop
+from svf_rl.training.rollout import Answer, Rollout, before_stop, build_generator
 from svf_rl.training.run_context import RunContext
+from svf_rl.training.zero import FetchLayers, fit_gradient_buffer, trained_alone, trained_state
 
 
 class SVFReinforceTrainer(GRPOTrainer):
@@ -118,10 +114,13 @@ class SVFReinforceTrainer(GRPOTrainer):
                 peft_config=peft_config,
             )
         self.beta = args.beta  # hidden from the constructor alone
-        if args.weight_decay and self.is_deepspeed_enabled:
-            raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
         if self.is_deepspeed_enabled:
+            if args.weight_decay:
+                raise SVFError(
+                    "weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0"
+                )
             fit_gradient_buffer(self.accelerator.state.deepspeed_plugin, self.model)
+            self.add_callback(FetchLayers())
         base = self.accelerator.unwrap_model(self.model).get_base_model()
         add_hidden_states_forward(base)
         self.sampling = Sampling(
@@ -143,7 +142,6 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.generator = generator or build_generator(
             self.model, args, self.accelerator.device.type, self.eos_token_ids, self._tokenizer
         )
-        self.add_callback(FetchLayers())
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 

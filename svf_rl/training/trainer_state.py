@@ -3,60 +3,64 @@ back."""
 
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import default_logdir
 from transformers.trainer_callback import ExportableState
-from trl import GRPOTrainer
 
-_FILE = "progress"  # the name in the checkpoints of every version
+if TYPE_CHECKING:
+    from svf_rl.training.trainer import SVFReinforceTrainer
+
+FILE = "progress_{}.pt"
+"""Of a process, in the checkpoints of every version."""
 
 
-def save_trainer_state(trainer: GRPOTrainer, folder: Path, shared: dict[str, Any]) -> None:
-    """
-    Write this process's file into a checkpoint.
-
-    Args:
-        trainer (`GRPOTrainer`): between two steps.
-        folder (`Path`): of the checkpoint.
-        shared (`dict`): plain values of the run besides.
-    """
-    main = trainer.is_world_process_zero()
+def save_trainer_state(trainer: "SVFReinforceTrainer", folder: Path) -> None:
+    """Write this process's file into the checkpoint in `folder`, between two steps."""
+    between_generations = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations) == 0
+    stops = trainer.control.should_training_stop and trainer.state.global_step < trainer.state.max_steps
     values = {
         "micro_step": trainer._step,
         # Completions that later steps are made of too; where the next one generates new ones there are none to keep.
-        "buffered": None if between_generations(trainer) else trainer._buffered_inputs,
+        "buffered": None if between_generations else trainer._buffered_inputs,
         "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
         "step_time": trainer._current_train_step_time,
         "loss": trainer._tr_loss,
         "total_loss": trainer._total_loss_scalar,
         "last_logged": trainer._globalstep_last_logged,
-        # Tables of completions are written by the main process, from what all have gather_parameters there.
-        "logs": dict(trainer._logs) if main else {},
+        # Tables of completions are written by the main process, from what all have gathered there.
+        "logs": dict(trainer._logs) if trainer.is_world_process_zero() else {},
         "callbacks": [
             (type(callback).__name__, callback.state().get("attributes", {})) for callback in _stateful(trainer)
         ],
-        **shared,
+        # by the patience of then: another one may see it otherwise
+        "ended_early": trainer.args.early_stopping_patience if stops else None,
+        "synced": trainer.synced,
+        "seconds": trainer.recorder.seconds,
+        "run_state": {"base": trainer.context.base, "seconds": trainer.context.phases.so_far()},
+        "tensorboard": _tensorboard_folder(trainer),
     }
-    torch.save(_plain(values), folder / _file_name(trainer.args.process_index))
+    torch.save(_plain(values), folder / FILE.format(trainer.args.process_index))
 
 
-def load_trainer_state(trainer: GRPOTrainer, folder: Path) -> dict[str, Any]:
+def load_trainer_state(trainer: "SVFReinforceTrainer", folder: Path) -> dict[str, Any]:
     """What [`save_trainer_state`] wrote for this process; where there are more processes than then, for the first."""
-    own = folder / _file_name(trainer.args.process_index)
-    path = own if own.is_file() else folder / _file_name(0)
+    own = folder / FILE.format(trainer.args.process_index)
+    path = own if own.is_file() else folder / FILE.format(0)
     device = trainer.accelerator.device
     # of several processes on the CPU it is `cpu:0`, which no stored tensor can be mapped to
     return torch.load(path, map_location="cpu" if device.type == "cpu" else device, weights_only=True)
 
 
-def restore_trainer_state(trainer: GRPOTrainer, values: dict[str, Any], same_batches: bool) -> None:
+def restore_trainer_state(trainer: "SVFReinforceTrainer", values: dict[str, Any], same_batches: bool) -> None:
     """
     Put the values back into a trainer whose training is about to resume.
 
     Args:
-        trainer (`GRPOTrainer`): after transformers has reset its counters.
+        trainer ([`SVFReinforceTrainer`]): after transformers has reset its counters.
         values (`dict`): from [`load_trainer_state`].
         same_batches (`bool`): whether a step has as many micro-batches as before.
     """
@@ -65,8 +69,7 @@ def restore_trainer_state(trainer: GRPOTrainer, values: dict[str, Any], same_bat
         trainer._step = trainer.state.global_step * trainer.args.gradient_accumulation_steps
     trainer._buffered_inputs = values["buffered"]
     trainer._metrics["train"].clear()
-    for name, numbers in values["metrics"].items():
-        trainer._metrics["train"][name] = numbers
+    trainer._metrics["train"].update(values["metrics"])
     trainer._current_train_step_time = values["step_time"]
     trainer._tr_loss = values["loss"].to(trainer.args.device)
     trainer._total_loss_scalar = values["total_loss"]
@@ -80,19 +83,39 @@ def restore_trainer_state(trainer: GRPOTrainer, values: dict[str, Any], same_bat
         if type(callback).__name__ == name:
             for attribute, value in attributes.items():
                 setattr(callback, attribute, value)
+    trainer.recorder.seconds = values["seconds"]
+    trainer.restore_sync(values["synced"])
 
 
-def between_generations(trainer: GRPOTrainer) -> bool:
-    """Whether the next micro-batch is the first of newly generated ones."""
-    return trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations) == 0
+def keep_tensorboard_with_the_run(trainer: "SVFReinforceTrainer") -> None:
+    """What is logged before training too; transformers would begin a log in the working directory for that."""
+    for callback in _tensorboards(trainer):
+        if callback.logging_dir is None:
+            callback.logging_dir = str(Path(trainer.args.output_dir) / default_logdir())
 
 
-def _stateful(trainer: GRPOTrainer) -> list[Any]:
+def continue_tensorboard(trainer: "SVFReinforceTrainer", folder: str | None, step: int) -> None:
+    """Continue the log in its folder, where what was logged after step `step` no longer counts."""
+    for callback in _tensorboards(trainer) if folder else ():
+        from torch.utils.tensorboard import SummaryWriter
+
+        callback.logging_dir = str(Path(trainer.args.output_dir) / str(folder))
+        callback.tb_writer = SummaryWriter(log_dir=callback.logging_dir, purge_step=step + 1)
+
+
+def _tensorboard_folder(trainer: "SVFReinforceTrainer") -> str | None:
+    """Of the run's log, below `output_dir`; `None` where there is none, or it is elsewhere."""
+    output = Path(trainer.args.output_dir).absolute()
+    folders = [Path(callback.logging_dir).absolute() for callback in _tensorboards(trainer)]
+    return next((str(path.relative_to(output)) for path in folders if path.is_relative_to(output)), None)
+
+
+def _tensorboards(trainer: "SVFReinforceTrainer") -> list[TensorBoardCallback]:
+    return [c for c in trainer.callback_handler.callbacks if isinstance(c, TensorBoardCallback)]
+
+
+def _stateful(trainer: "SVFReinforceTrainer") -> list[Any]:
     return [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, ExportableState)]
-
-
-def _file_name(process: int) -> str:
-    return f"{_FILE}_{process}.pt"
 
 
 def _plain(value: Any) -> Any:

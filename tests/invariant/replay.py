@@ -24,7 +24,7 @@ from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf.layer import svf_layers
 from svf_rl.svf.sharding import gather_parameters
 from svf_rl.tasks import find_task
-from svf_rl.training.process_group import leave_process_group
+from svf_rl.training.run_context import leave_process_group
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 

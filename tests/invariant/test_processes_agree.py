@@ -9,7 +9,8 @@ import pytest
 SCRIPT = """
 from accelerate import PartialState
 from svf_rl.errors import SVFError
-from svf_rl.training.process_group import check_processes_agree, leave_process_group
+from svf_rl.training.policy import check_processes_agree
+from svf_rl.training.run_context import leave_process_group
 
 state = PartialState(cpu=True)
 check_processes_agree("the same", 1)

@@ -3,7 +3,7 @@
 from accelerate.utils import DeepSpeedPlugin
 from torch import nn
 
-from svf_rl.training.gradient_buffer import fit_gradient_buffer
+from svf_rl.training.zero import fit_gradient_buffer
 
 
 def partly_trained() -> nn.Module:

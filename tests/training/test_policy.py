@@ -16,8 +16,8 @@ from svf_rl.training.policy import (
     output_layer,
     reference,
     trainable_digest,
-    trained_alone,
 )
+from svf_rl.training.zero import trained_alone
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -205,8 +205,9 @@ def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(
     with pytest.raises(Stopped, match=f"stopped by SIGUSR1 after step {update}: .*checkpoint-{update}$"):
         stopped.train()
     broken = make_trainer(generator=make_generator(), **own, output_dir=str(tmp_path / "cut"))
-    broken.checkpoints.begin(find_checkpoint("auto", Path(broken.args.output_dir)))
-    assert broken.checkpoints.checkpoint.manifest.step == update
+    broken.context.checkpoint = find_checkpoint("auto", Path(broken.args.output_dir))
+    broken.checkpoints.begin()
+    assert broken.context.checkpoint.manifest.step == update
     broken.train()
     assert_same(whole, broken, z_of)
 

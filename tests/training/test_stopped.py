@@ -31,10 +31,10 @@ SMALL = [
 WORK = """
 import sys, time
 from svf_rl.errors import one_line_errors
-from svf_rl.training import signals
+from svf_rl.training import run_context
 
-signals._SAME_REQUEST_SECONDS = 0.3
-stop = signals.StopRequest()
+run_context._SAME_REQUEST_SECONDS = 0.3
+stop = run_context.StopRequest()
 with one_line_errors() as outcome, stop.listening():
     print("loads", flush=True)
     if sys.argv[1] == "loads":
