@@ -59,12 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", nargs=argparse.REMAINDER, help="recipe and overrides")
     known = parser.parse_args(arguments)
     node = os.environ.get("SLURMD_NODENAME", "this node")
-    relay = _Relay()
+    asked = _relay_signal()
     try:
         wait_until_visible([known.job_folder, *known.shared], node, VISIBLE_WITHIN)
         (known.job_folder / f"launcher.{node}").write_text(str(os.getpid()))
         with keep_stderr_tail() as tail:
-            ending = _launch(known, node, relay, tail)
+            ending = _launch(known, node, asked, tail)
     except SVFError as error:
         ending = Ending(f"error: {error}")
     if ending is None:
@@ -88,7 +88,7 @@ def wait_until_visible(paths: Sequence[Path], node: str, within: float) -> None:
             time.sleep(0.5)
 
 
-def _launch(known: argparse.Namespace, node: str, relay: "_Relay", tail: "deque[str]") -> Ending | None:
+def _launch(known: argparse.Namespace, node: str, asked: threading.Event, tail: "deque[str]") -> Ending | None:
     """Run accelerate until the processes of this node have ended; `None` if all succeeded."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -100,9 +100,9 @@ def _launch(known: argparse.Namespace, node: str, relay: "_Relay", tail: "deque[
         launch_command(command)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        return explain_end(rank, failure.exitcode, node, tail, relay.asked)
+        return explain_end(rank, failure.exitcode, node, tail, asked.is_set())
     except subprocess.CalledProcessError as error:
-        return explain_end(0, error.returncode, node, tail, relay.asked)
+        return explain_end(0, error.returncode, node, tail, asked.is_set())
     except SignalException as error:  # the job is being cancelled
         sys.exit(128 + error.sigval)
     except (OSError, RuntimeError, ValueError, RendezvousError) as error:
@@ -157,24 +157,18 @@ def explain_end(rank: int, status: int, node: str, tail: Sequence[str], asked_to
     return Ending(f"{who} ended with exit status {status}{text}", certain=not _LOST_PEER.search(text))
 
 
-class _Relay:
-    """Passes SIGUSR1 once to each training process among this process's children.
+def _relay_signal() -> threading.Event:
+    """
+    Pass SIGUSR1 once to each training process among this process's children; the event is set once it has come.
 
     Depending on the cluster's configuration, a signal to a step reaches only this process or every process of the node,
     including reward workers. So the batch script signals this process by its number.
     """
+    asked = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: asked.set())
 
-    def __init__(self) -> None:
-        self._asked = threading.Event()
-        signal.signal(signal.SIGUSR1, lambda *_: self._asked.set())
-        threading.Thread(target=self._pass_on, daemon=True).start()
-
-    @property
-    def asked(self) -> bool:
-        return self._asked.is_set()
-
-    def _pass_on(self) -> None:
-        self._asked.wait()
+    def pass_on() -> None:
+        asked.wait()
         told: set[int] = set()
         while True:  # also to those that are just being started
             for child in psutil.Process().children():
@@ -183,6 +177,9 @@ class _Relay:
                         child.send_signal(signal.SIGUSR1)
                         told.add(child.pid)
             time.sleep(0.5)
+
+    threading.Thread(target=pass_on, daemon=True).start()
+    return asked
 
 
 @contextmanager

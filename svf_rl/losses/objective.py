@@ -66,8 +66,8 @@ def compute_advantages(
     """
     if baseline not in BASELINES:
         raise ValueError(f"unknown baseline {baseline!r}")
-    whole_batch = BASELINES[baseline].whole_batch
-    r = rewards.float().view(1, -1) if whole_batch else rewards.float().view(-1, group_size)
+    whole_batch, r = BASELINES[baseline].whole_batch, rewards.float()
+    r = r.view(1, -1) if whole_batch else r.view(-1, group_size)
     scored, values = ~r.isnan(), r.nan_to_num(0.0)
     count = scored.sum(1, keepdim=True)
     mean = values.sum(1, keepdim=True) / count.clamp(min=1)
@@ -121,14 +121,8 @@ def compute_importance_weights(
     weights = difference.exp()
     if minimum is None and maximum is None:
         return weights
-    if mode.endswith("truncate"):
-        return weights.clamp(minimum, maximum)
-    inside = torch.ones_like(weights, dtype=torch.bool)
-    if minimum is not None:
-        inside &= weights >= minimum
-    if maximum is not None:
-        inside &= weights <= maximum
-    return torch.where(inside, weights, 0.0)
+    bounded = weights.clamp(minimum, maximum)
+    return bounded if mode.endswith("truncate") else torch.where(weights == bounded, weights, 0.0)
 
 
 # From log p_ref − log p of the sampled token. k1 is unbiased, but as a loss its gradient is 0 on average, so use it in

@@ -86,8 +86,7 @@ def token_statistics(
     logps, entropy, ref_logps, kl = _TokenStatistics.apply(
         hidden, weight, bias, labels, ref_hidden, ref_weight.detach(), ref_bias, transform, direction
     )
-    has_reference = ref_hidden is not None
-    return TokenStatistics(logps, ref_logps if has_reference else None, entropy, kl if direction else None)
+    return TokenStatistics(logps, None if ref_hidden is None else ref_logps, entropy, kl if direction else None)
 
 
 class _TokenStatistics(torch.autograd.Function):
@@ -127,6 +126,7 @@ class _TokenStatistics(torch.autograd.Function):
         transform: LogitTransform = ctx.transform
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        # summed up in fp32; autograd casts a gradient to the type of what it is of
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for start in range(0, len(labels), CHUNK):
@@ -146,10 +146,6 @@ class _TokenStatistics(torch.autograd.Function):
                 grad_weight += gradient.T @ hidden[chunk]
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
-        if grad_bias is not None:
-            grad_bias = grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
 
 

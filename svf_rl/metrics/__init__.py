@@ -15,11 +15,8 @@ from svf_rl.errors import SVFError
 
 def metric_path(name: str) -> str:
     """The folder of a metric, as `evaluate.load` takes it. Raises `SVFError` for an unknown name."""
-    folders = {path.parent.name: path.parent for path in Path(__file__).parent.glob("*/*.py") if _is_metric(path)}
+    # `evaluate` looks for a file of the folder's name
+    folders = {path.stem: path.parent for path in Path(__file__).parent.glob("*/*.py") if path.stem == path.parent.name}
     if name not in folders:
         raise SVFError(f"unknown metric {name!r}: use one of {', '.join(sorted(folders))}")
     return str(folders[name])
-
-
-def _is_metric(path: Path) -> bool:
-    return path.stem == path.parent.name  # where `evaluate` looks for it

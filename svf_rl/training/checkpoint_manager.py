@@ -49,7 +49,6 @@ class CheckpointManager(TrainerCallback):
         self._saved_step = -1
         self._postponed = self._epoch_over = False
         trainer.add_callback(self)
-        trainer_state.keep_tensorboard_with_the_run(trainer)
 
     @property
     def _output(self) -> Path:
@@ -94,8 +93,7 @@ class CheckpointManager(TrainerCallback):
             checkpoints.clear_leftovers(output)
             checkpoints.cut_back(output, checkpoint)
             checkpoints.name_run(output, checkpoint.manifest.run)
-            trainer_state.continue_tensorboard(trainer, self._state["tensorboard"], checkpoint.manifest.step)
-        trainer.recorder.append()
+        trainer.recorder.resume(self._state["tensorboard"], checkpoint.manifest.step)
         trainer.accelerator.wait_for_everyone()
         context.base = self._state["run_state"]["base"]
         context.phases.add(self._state["run_state"]["seconds"])

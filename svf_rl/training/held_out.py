@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import gather
@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from svf_rl.errors import SVFError
 from svf_rl.losses.objective import total_reward
-from svf_rl.training.rollout import answers
+from svf_rl.training.rollout import Rollout
 
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer
@@ -46,18 +46,21 @@ class HeldOutEvaluator:
         start, training = time.perf_counter(), trainer.model.training
         trainer.model.eval()
         trainer.sync_weights()
-        items = held_out_share(dataset, trainer.accelerator.num_processes, trainer.accelerator.process_index)
+        # equal counts a process, in the dataset's order when joined; the first items again where it does not divide
+        count = -(-len(dataset) // trainer.accelerator.num_processes)
+        first = trainer.accelerator.process_index * count
+        items = [dataset[i % len(dataset)] for i in range(first, first + count)]
         prompts = [item["prompt"] for item in items]
+        prompt_ids = trainer.tokenize(prompts)
         completions = trainer.generator.generate(
-            trainer.tokenize(prompts),
+            prompt_ids,
             trainer.sampling.greedy(),
             [args.seed] * len(items),
             progress=not args.disable_tqdm and len(items) > 256,  # fewer are done before a bar is read
         )
-        ids = [c.token_ids for c in completions]
-        rewards = trainer.score(items, prompts, answers(prompts, ids, trainer._tokenizer), ids)  # (N, functions)
+        rewards = trainer.score(items, Rollout.of(prompts, prompt_ids, completions, trainer._tokenizer))
         trainer.recorder.drop_reward_logs()
-        rewards = rewards[: len(dataset)]
+        rewards = rewards[: len(dataset)]  # (items, functions)
         total = total_reward(rewards, trainer.reward_weights)
         lengths = torch.tensor([[len(c.token_ids), not c.finished] for c in completions])
         lengths = gather(lengths.to(trainer.accelerator.device)).view(-1, 2)[: len(dataset)].float()
@@ -99,10 +102,3 @@ def _accuracy_by_task(dataset: Dataset, correct: Sequence[float]) -> dict[str, f
     for task, right in zip(dataset["task"], correct, strict=True):
         by_task.setdefault(f"accuracy/{task}", []).append(right)
     return {name: sum(rights) / len(rights) for name, rights in by_task.items()}
-
-
-def held_out_share(dataset: Dataset, processes: int, index: int) -> list[dict[str, Any]]:
-    """Process `index`'s items: equal counts a process, the dataset's own order when joined, the first items again at
-    the end where it does not divide."""
-    count = -(-len(dataset) // processes)
-    return [dataset[i % len(dataset)] for i in range(index * count, (index + 1) * count)]

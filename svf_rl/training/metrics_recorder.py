@@ -11,6 +11,8 @@ import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import default_logdir
 from trl import GRPOTrainer
 from trl.trainer.utils import nanstd
 
@@ -28,10 +30,30 @@ class MetricsRecorder(TrainerCallback):
         """Of the step under way, by what they went into."""
         self._mode = "w"  # the first line of a new run starts the file over
         trainer.add_callback(self)
+        for callback in self._tensorboards():
+            # what is logged before training too: transformers would begin a log in the working directory for that
+            callback.logging_dir = callback.logging_dir or str(Path(trainer.args.output_dir) / default_logdir())
 
-    def append(self) -> None:
-        """Append to `metrics.jsonl` as it is."""
+    def tensorboard_folder(self) -> str | None:
+        """Of the run's TensorBoard log, below `output_dir`; `None` where there is none, or it is elsewhere."""
+        output = Path(self._trainer.args.output_dir).absolute()
+        folders = [Path(callback.logging_dir).absolute() for callback in self._tensorboards()]
+        return next((str(path.relative_to(output)) for path in folders if path.is_relative_to(output)), None)
+
+    def resume(self, tensorboard_folder: str | None, step: int) -> None:
+        """Append to `metrics.jsonl` as it is, and continue the TensorBoard log in its folder, where what was logged
+        after step `step` no longer counts."""
         self._mode = "a"
+        if tensorboard_folder is None or not self._trainer.is_world_process_zero():
+            return
+        for callback in self._tensorboards():
+            from torch.utils.tensorboard import SummaryWriter
+
+            callback.logging_dir = str(Path(self._trainer.args.output_dir) / tensorboard_folder)
+            callback.tb_writer = SummaryWriter(log_dir=callback.logging_dir, purge_step=step + 1)
+
+    def _tensorboards(self) -> list[TensorBoardCallback]:
+        return [c for c in self._trainer.callback_handler.callbacks if isinstance(c, TensorBoardCallback)]
 
     def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
         if self._trainer.is_world_process_zero():
@@ -92,15 +114,15 @@ class MetricsRecorder(TrainerCallback):
         self.add("completions/min_terminated_length", ended.min().item())
         self.add("completions/max_terminated_length", ended.max().item())
 
-    def add_rewards(self, rewards: Tensor, total: Tensor, group_size: int) -> None:
+    def add_rewards(self, rewards: Tensor, total: Tensor) -> None:
         """
         Add mean and deviation of the rewards.
 
         Args:
             rewards (`Tensor` of shape `(N, functions)`): Of all processes, NaN where a function could not score.
             total (`Tensor` of shape `(N,)`): Their weighted sum, NaN where none could.
-            group_size (`int`): Completions a prompt.
         """
+        group_size = self._trainer.num_generations
         for name, column in zip(self._trainer.reward_func_names, rewards.unbind(1), strict=True):
             self.add(f"rewards/{name}/mean", torch.nanmean(column).item())
             self.add(f"rewards/{name}/std", nanstd(column).item())

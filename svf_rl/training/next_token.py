@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from svf_rl.errors import SVFError
+from svf_rl.generation import Completion
 from svf_rl.tasks.targets import end_of_turn, target_column, target_ids
-from svf_rl.training.rollout import Rollout, answers
+from svf_rl.training.rollout import Rollout
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 logger = logging.getLogger(__name__)
@@ -46,16 +47,15 @@ class NextTokenTrainer(SVFReinforceTrainer):
         column = target_column(rows[0], "the training rows")
         end = self._tokenizer.eos_token_id if isinstance(prompts[0], str) else self._end_of_turn
         targets = [target_ids(self._tokenizer, row["prompt"], row[column], end) for row in rows]
-        finished = [len(ids) <= longest for ids in targets]
-        if not all(finished) and not self._said_cut:
+        completions = [Completion(target[:longest], None, len(target) <= longest) for target in targets]
+        if not self._said_cut and not all(completion.finished for completion in completions):
             self._said_cut = True
             logger.warning(
                 "right answers of more than max_completion_length (%d) tokens, such as one of %d, are cut: "
                 "completions/clipped_ratio says how many",
                 longest, max(map(len, targets)),
             )  # fmt: skip
-        ids = [target[:longest] for target in targets]
-        return Rollout(prompts, self.tokenize(prompts), ids, answers(prompts, ids, self._tokenizer), finished)
+        return Rollout.of(prompts, self.tokenize(prompts), completions, self._tokenizer)
 
     def _score_rollout(self, rows: list[dict[str, Any]], rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Every right answer is worth the same; held-out answers are graded."""

@@ -93,11 +93,11 @@ def check_same_run(checkpoint: Checkpoint, settings: Mapping[str, Any], processe
             f"part of the optimizer's state, and here are {processes}: resume with as many, or start over in another "
             "output_dir"
         )
-    was_batch, now_batch = batch_shape(before, manifest.processes), batch_shape(settings, processes)
+    was_batch, now_batch = _describe_batch(before, manifest.processes), _describe_batch(settings, processes)
     if was_batch != now_batch:
         raise SVFError(
-            f"{folder} was written by {manifest.processes} process(es) with {_described(was_batch)}, and here "
-            f"{processes} make(s) {_described(now_batch)}: the steps would be of other sequences; change "
+            f"{folder} was written by {manifest.processes} process(es) with {was_batch}, and here "
+            f"{processes} make(s) {now_batch}: the steps would be of other sequences; change "
             "per_device_train_batch_size or gradient_accumulation_steps so that the products agree"
         )
 
@@ -116,12 +116,6 @@ def check_same_machinery(checkpoint: Checkpoint, rows: Mapping[str, str], parall
             f"{folder} was written under {manifest.parallelism}, and this is {parallelism}: the optimizer's state "
             "cannot be read, launch with the accelerate config of before"
         )
-
-
-def batch_shape(settings: Mapping[str, Any], processes: int) -> tuple[int, int]:
-    """Sequences of a step, and sequences that are generated together."""
-    update = settings["per_device_train_batch_size"] * processes * settings["gradient_accumulation_steps"]
-    return update, settings["generation_batch_size"]
 
 
 def rows_digest(rows: Dataset) -> str:
@@ -153,6 +147,7 @@ def ended_run(output: Path, recipe: Recipe) -> RunSummary | None:
     return summary
 
 
-def _described(shape: tuple[int, int]) -> str:
-    update, generated = shape
+def _describe_batch(settings: Mapping[str, Any], processes: int) -> str:
+    update = settings["per_device_train_batch_size"] * processes * settings["gradient_accumulation_steps"]
+    generated = settings["generation_batch_size"]
     return f"{update} sequences a step" + ("" if generated == update else f" and {generated} generated together")

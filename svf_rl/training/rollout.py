@@ -51,15 +51,12 @@ class Rollout:
     ) -> "Rollout":
         """From what a generator gave for `prompt_ids`."""
         ids = [completion.token_ids for completion in completions]
+        answers: list[Answer] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        if not isinstance(prompts[0], str):
+            answers = [[{"role": "assistant", "content": text}] for text in answers]
+        finished = [completion.finished for completion in completions]
         logprobs = [completion.logprobs for completion in completions if completion.logprobs is not None]
-        return cls(
-            prompts,
-            prompt_ids,
-            ids,
-            answers(prompts, ids, tokenizer),
-            [completion.finished for completion in completions],
-            logprobs if len(logprobs) == len(completions) else None,
-        )
+        return cls(prompts, prompt_ids, ids, answers, finished, logprobs if len(logprobs) == len(ids) else None)
 
     def tensors(self, pad_token_id: int, device: torch.device, multiple_of: int | None = None) -> dict[str, Tensor]:
         """`prompt_ids` and `prompt_mask` (B, P), padded on the left, `completion_ids` and `completion_mask` (B, T), on
@@ -77,16 +74,6 @@ class Rollout:
         if self.logprobs is not None:
             tensors["sampling_per_token_logps"] = padded(self.logprobs, 0, "right", torch.float)
         return tensors
-
-
-def answers(
-    prompts: Sequence[Any], completion_ids: list[list[int]], tokenizer: PreTrainedTokenizerBase
-) -> list[Answer]:
-    """The completions as rewards take them."""
-    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-    if isinstance(prompts[0], str):
-        return texts
-    return [[{"role": "assistant", "content": text}] for text in texts]
 
 
 def before_stop(completion: Answer, stop: Sequence[str]) -> Answer:

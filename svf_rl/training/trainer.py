@@ -44,7 +44,7 @@ from svf_rl.training.policy import (
     multiplier_statistics,
     trainable_digest,
 )
-from svf_rl.training.rollout import Answer, Rollout, before_stop, build_generator
+from svf_rl.training.rollout import Rollout, before_stop, build_generator
 from svf_rl.training.run_context import RunContext
 from svf_rl.training.zero import FetchLayers, fit_gradient_buffer, trained_alone, trained_state
 
@@ -172,15 +172,14 @@ class SVFReinforceTrainer(GRPOTrainer):
         template = {"chat_template": self.chat_template, **self.chat_template_kwargs}
         return encode_prompts(self._tokenizer, prompts, **template)
 
-    def score(
-        self, rows: list[dict[str, Any]], prompts: list[Any], completions: list[Answer], completion_ids: list[list[int]]
-    ) -> Tensor:
+    def score(self, rows: list[dict[str, Any]], rollout: Rollout) -> Tensor:
         """`(N, functions)` rewards of the completions of all processes, NaN where a function could not score one.
         Rewards see the text before a stop string."""
+        completions = rollout.completions
         if self.sampling.stop:
             completions = [before_stop(completion, self.sampling.stop) for completion in completions]
         with self.recorder.timed("reward"):
-            return self._calculate_rewards(rows, prompts, completions, completion_ids)
+            return self._calculate_rewards(rows, rollout.prompts, completions, rollout.completion_ids)
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> Rollout:
         """One completion of each row's prompt."""
@@ -200,9 +199,9 @@ class SVFReinforceTrainer(GRPOTrainer):
 
     def _score_rollout(self, rows: list[dict[str, Any]], rollout: Rollout) -> tuple[Tensor, Tensor]:
         """`(N, functions)` rewards of all processes, and `(N,)` their weighted sum, NaN where none could score."""
-        rewards = self.score(rows, rollout.prompts, rollout.completions, rollout.completion_ids)
+        rewards = self.score(rows, rollout)
         total = objective.total_reward(rewards, self.reward_weights)
-        self.recorder.add_rewards(rewards, total, self.num_generations)
+        self.recorder.add_rewards(rewards, total)
         self.recorder.add_reward_logs(len(rows))
         self.recorder.add("unscorable", total.isnan().float().mean().item())
         return rewards, total

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.integrations import TensorBoardCallback
-from transformers.integrations.integration_utils import default_logdir
 from transformers.trainer_callback import ExportableState
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ def save_trainer_state(trainer: "SVFReinforceTrainer", folder: Path) -> None:
         "synced": trainer.synced,
         "seconds": trainer.recorder.seconds,
         "run_state": {"base": trainer.context.base, "seconds": trainer.context.phases.so_far()},
-        "tensorboard": _tensorboard_folder(trainer),
+        "tensorboard": trainer.recorder.tensorboard_folder(),
     }
     torch.save(_plain(values), folder / FILE.format(trainer.args.process_index))
 
@@ -85,33 +83,6 @@ def restore_trainer_state(trainer: "SVFReinforceTrainer", values: dict[str, Any]
                 setattr(callback, attribute, value)
     trainer.recorder.seconds = values["seconds"]
     trainer.restore_sync(values["synced"])
-
-
-def keep_tensorboard_with_the_run(trainer: "SVFReinforceTrainer") -> None:
-    """What is logged before training too; transformers would begin a log in the working directory for that."""
-    for callback in _tensorboards(trainer):
-        if callback.logging_dir is None:
-            callback.logging_dir = str(Path(trainer.args.output_dir) / default_logdir())
-
-
-def continue_tensorboard(trainer: "SVFReinforceTrainer", folder: str | None, step: int) -> None:
-    """Continue the log in its folder, where what was logged after step `step` no longer counts."""
-    for callback in _tensorboards(trainer) if folder else ():
-        from torch.utils.tensorboard import SummaryWriter
-
-        callback.logging_dir = str(Path(trainer.args.output_dir) / str(folder))
-        callback.tb_writer = SummaryWriter(log_dir=callback.logging_dir, purge_step=step + 1)
-
-
-def _tensorboard_folder(trainer: "SVFReinforceTrainer") -> str | None:
-    """Of the run's log, below `output_dir`; `None` where there is none, or it is elsewhere."""
-    output = Path(trainer.args.output_dir).absolute()
-    folders = [Path(callback.logging_dir).absolute() for callback in _tensorboards(trainer)]
-    return next((str(path.relative_to(output)) for path in folders if path.is_relative_to(output)), None)
-
-
-def _tensorboards(trainer: "SVFReinforceTrainer") -> list[TensorBoardCallback]:
-    return [c for c in trainer.callback_handler.callbacks if isinstance(c, TensorBoardCallback)]
 
 
 def _stateful(trainer: "SVFReinforceTrainer") -> list[Any]:
