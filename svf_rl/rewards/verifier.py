@@ -1,13 +1,4 @@
-"""Verifiers: functions that check one completion against one reference, and how they are run over a batch.
-
-A verifier is written once, as a function of one completion::
-
-    @verifier("numeric")
-    def numeric(completion: str, reference: Any, *, tolerance: float = 0.0) -> Verdict: ...
-
-and then works for one completion (`verify`), for a batch (`verify_all`), and in recipes as a reward of the same name,
-whose arguments are the verifier's options and those of `_make_reward`.
-"""
+"""Verifiers: functions that check one completion against one reference, and how they are run over a batch."""
 
 import inspect
 import logging
@@ -92,6 +83,11 @@ def verifier(
     """
     Register the decorated function as a verifier, and a reward of the same name.
 
+    The function checks one completion: `(completion, reference, *, tolerance=0.0) -> Verdict`. What is keyword-only is
+    an option, in recipes too. They have `column` (the dataset column with the references), `correct`, `wrong`, and
+    `max_failed` as well: the share of a batch whose checks may fail for a reason of the infrastructure before the run
+    stops.
+
     Args:
         name (`str`): its name in recipes and in `verify`.
         waits (`bool`, *optional*, defaults to `False`): the check runs in another process, so that several threads
@@ -157,12 +153,9 @@ def verify_all(
         except InfrastructureError as error:
             return Verdict(None, None, str(error), infrastructure=True)
 
-    if len(texts) > 1 and found.waits:
-        verdicts = _pool().map(check, texts, references)
-    else:
-        verdicts = map(check, texts, references)
-    shown = tqdm(verdicts, total=len(texts), desc=name, delay=PATIENCE_SECONDS, disable=not progress, leave=False)
-    return list(shown)
+    run = _pool().map if len(texts) > 1 and found.waits else map
+    verdicts = run(check, texts, references)
+    return list(tqdm(verdicts, total=len(texts), desc=name, delay=PATIENCE_SECONDS, disable=not progress, leave=False))
 
 
 @cache
@@ -182,13 +175,7 @@ def _text(name: str, completion: Any) -> str:
 
 
 def _make_reward(found: Verifier) -> Callable[..., list[float | None]]:
-    """
-    The reward function of a verifier: `wrong + value · (correct − wrong)` for each completion.
-
-    In addition to the verifier's options it has `column` (the dataset column with the references), `correct`, `wrong`,
-    and `max_failed`: the share of a batch whose checks may fail for a reason of the infrastructure before the run
-    stops.
-    """
+    """The reward function of a verifier, with the arguments that `verifier` describes."""
 
     def score(
         completions: Sequence[Any],

@@ -121,7 +121,10 @@ def numeric(completion: str, reference: Any, *, tolerance: float = 0.0) -> Verdi
 
 def extract_number(text: str) -> Number | None:
     """The number that `text` gives as its answer, by the rules above."""
-    text = _first_answer(text)
+    if question := NEXT_QUESTION.search(text):
+        before = text[: question.start()]
+        if (_marked(before) or _stated(before)) is not None:
+            text = before
     for rule in (_marked, _stated, _bold, _last):
         if (number := rule(text)) is not None:
             return number
@@ -144,14 +147,15 @@ def _stated(text: str) -> Number | None:
     statements.sort(key=lambda match: match.end())
     for statement in reversed(statements[-MOST_STATEMENTS:]):
         after = text[statement.end() : statement.end() + STATEMENT_LENGTH]
-        is_line = statement.re is _LINE_A
-        verb = None if is_line else _IS.match(after)
-        if not is_line and verb is None:
-            continue
-        after = after[verb.end() :] if verb else after
+        has_colon = statement.re is _LINE_A
+        if not has_colon:
+            verb = _IS.match(after)
+            if verb is None:
+                continue
+            after, has_colon = after[verb.end() :], verb["colon"] is not None
         number = _direct(after)
         # After a colon a whole solution may begin: "Answer: 3*4 = 12. Then ..."
-        if is_line or (verb is not None and verb["colon"]):
+        if has_colon:
             if number is not None and not _is_calculation(after):
                 return number
             continue
@@ -202,16 +206,6 @@ def _clause(text: str) -> str:
     stripped = text.lstrip(" \t\n*_")
     end = _CLAUSE_END.search(stripped)
     return stripped[: end.start()] if end else stripped
-
-
-def _first_answer(text: str) -> str:
-    """`text` up to the first question that the model asks itself after its answer."""
-    for question in NEXT_QUESTION.finditer(text):
-        before = text[: question.start()]
-        if (_marked(before) or _stated(before)) is not None:
-            return before
-        break
-    return text
 
 
 def _numbers(text: str) -> list[Number]:

@@ -68,10 +68,9 @@ def answer(link, namespace, operation, operands, keywords):
             }
         else:
             value = OPERATIONS[operation](*operands, **keywords)
-        # the caller must see what a function did to its arguments
-        mutable = (operand for operand in operands[1:] if isinstance(operand, list | dict | set | bytearray))
-        changed = list(operands[1:]) if operation == "call" and any(True for _ in mutable) else None
-        reply = ("value", value, changed)
+        reply = ("value", value, None)
+        if operation == "call" and any(isinstance(operand, list | dict | set | bytearray) for operand in operands[1:]):
+            reply = ("value", value, list(operands[1:]))  # the caller must see what a function did to its arguments
     except BaseException as error:  # the test process raises it again on its side
         kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
         reply = ("raised", next(kinds, "Exception"), described(error))  # the nearest built-in class
