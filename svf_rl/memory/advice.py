@@ -36,40 +36,33 @@ def suggest(plan: MemoryPlan) -> list[str]:
 
 
 def _changes(plan: MemoryPlan) -> dict[str, list[Change]]:
-    """By kind, what could be changed, mildest first. The number of sequences in a step stays the same where it can."""
+    """By kind, what could be changed, mildest first; servers last, which undo what is changed of a colocated vLLM.
+    The number of sequences in a step stays the same where it can."""
     run, machine = plan.run, plan.machine
     kinds: dict[str, list[Change]] = {}
     if not run.checkpointing:
-        kinds["checkpointing"] = [lambda run: replace(run, checkpointing=True)]
+        kinds["checkpointing"] = [partial(replace, checkpointing=True)]
     if run.rollouts == "colocated" and not run.sleep:
-        kinds["sleep"] = [lambda run: replace(run, sleep=True)]
+        kinds["sleep"] = [partial(replace, sleep=True)]
     if run.rollouts == "colocated":
-        kinds["share"] = [partial(_set_share, share) for share in _SHARES if abs(share - run.share) > 1e-6]
+        kinds["share"] = [partial(replace, share=share) for share in _SHARES if abs(share - run.share) > 1e-6]
     halves = [run.micro_batch >> shift for shift in range(1, run.micro_batch.bit_length())]
     sizes = [size for size in halves if run.micro_batch * run.accumulation % size == 0]
     if sizes:
         kinds["micro-batch"] = [partial(_set_micro_batch, size) for size in sizes]
     if run.stage < 3 and 3 in plan.stages:
-        kinds["stage"] = [lambda run: replace(run, stage=3)]
+        kinds["stage"] = [partial(replace, stage=3)]
     config = plan.model.config
     ranks = [
         n for n in (2, 4, 8) if n > run.tensor_parallel and machine.gpus % n == 0 and not find_undivided_part(config, n)
     ]
     if run.rollouts == "colocated" and ranks:
-        kinds["tensor parallel"] = [partial(_set_tensor_parallel, n) for n in ranks]
+        kinds["tensor parallel"] = [partial(replace, tensor_parallel=n) for n in ranks]
     if plan.allows(3):
         kinds["processes"] = [partial(_set_processes, run.processes * factor) for factor in (2, 4, 8, 16)]
     if run.rollouts == "colocated":
-        kinds["server"] = [lambda run: replace(run, rollouts="server", share=0.0, sleep=False, tensor_parallel=1)]
+        kinds["server"] = [partial(replace, rollouts="server", share=0.0, sleep=False, tensor_parallel=1)]
     return kinds
-
-
-def _set_share(share: float, run: Run) -> Run:
-    return replace(run, share=share if run.rollouts == "colocated" else 0.0)
-
-
-def _set_tensor_parallel(ranks: int, run: Run) -> Run:
-    return replace(run, tensor_parallel=ranks if run.rollouts == "colocated" else 1)
 
 
 def _set_micro_batch(size: int, run: Run) -> Run:

@@ -5,7 +5,7 @@ Bytes of tensors are exact. Constants of other programs are named here, with the
 """
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 
 from svf_rl.errors import SVFError
 from svf_rl.training.zero import REDUCE_BUCKET_VALUES
@@ -46,7 +46,7 @@ class TensorBytes:
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, f.name) for f in fields(self))
+        return sum(astuple(self))
 
 
 def optimizer_bytes(optimizer: str, trained_bytes: int) -> tuple[int, bool]:

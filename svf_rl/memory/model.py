@@ -40,7 +40,8 @@ class PlannedModel:
                 f"config.json: --model_name_or_path FOLDER (now {recipe.model.model_name_or_path})"
             )
         self.recipe, self.config, self.kind = recipe, adapted.config, adapted.kind
-        self.text_config = adapted.config.get_text_config()
+        text_config = adapted.config.get_text_config()
+        self.positions = getattr(text_config, "max_position_embeddings", None)
         self.dtype = _dtype(recipe, adapted.config, self.notes)
         self.itemsize = self.dtype.itemsize
         self._fake = FakeTensorMode()
@@ -73,9 +74,9 @@ class PlannedModel:
             trained=trained_bytes,
             gradients=trained_bytes,
             optimizer=state,
-            **self._frozen_bytes(list(self.shapes.values())),
+            **self.kind.frozen_bytes(list(self.shapes.values()), self.itemsize, recipe.adapter),
         )
-        self._layers = decoder_layers(self.model, self.text_config)
+        self._layers = decoder_layers(self.model, text_config)
         self.activations = cache(self._trace_activations)
 
     @property
@@ -92,7 +93,8 @@ class PlannedModel:
     def largest_factors(self) -> int:
         """Bytes of `W`, `U` and `Vt` of the largest adapted matrix."""
         rows, columns = self.largest
-        return rows * columns * self.itemsize + self._frozen_bytes([self.largest]).get("factors", 0)
+        frozen = self.kind.frozen_bytes([self.largest], self.itemsize, self.recipe.adapter)
+        return rows * columns * self.itemsize + frozen.get("factors", 0)
 
     @property
     def merged_bytes(self) -> int:
@@ -103,9 +105,6 @@ class PlannedModel:
     def z_bytes(self) -> int | None:
         """Bytes of all `z`, which a sync sends to vLLM servers; `None` for adapters that have none."""
         return self.tensors.singular_values or None
-
-    def _frozen_bytes(self, shapes: list[tuple[int, int]]) -> dict[str, int]:
-        return self.kind.frozen_bytes(shapes, self.itemsize, self.recipe.adapter)
 
     def _trace_activations(self, sequences: int, prompt: int, checkpointing: bool) -> Activations | None:
         """Of one micro-batch of `sequences` sequences with `prompt` tokens and a whole completion each; `None`, and a

@@ -73,8 +73,7 @@ class MemoryPlan:
         self.prompt = self._prompt(prompt)
         self.length = training.vllm_max_model_length or self.prompt + self.completion
         # vLLM does not start unless one sequence of the longest kind fits, even if there will never be one
-        positions = getattr(self.model.text_config, "max_position_embeddings", None)
-        self.longest = training.vllm_max_model_length or positions or self.length
+        self.longest = training.vllm_max_model_length or self.model.positions or self.length
         rollouts = training.generation_backend
         colocated = rollouts == "colocated"
         self.run = Run(
@@ -179,8 +178,7 @@ class MemoryPlan:
         return found
 
     def _prompt(self, given: int | None) -> int:
-        limit = self.recipe.training.vllm_max_model_length
-        positions = getattr(self.model.text_config, "max_position_embeddings", None)
+        limit, positions = self.recipe.training.vllm_max_model_length, self.model.positions
         if given is not None:
             longest = given + self.completion
             if positions is not None and longest > positions:

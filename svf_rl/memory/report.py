@@ -61,10 +61,6 @@ def as_text(plan: MemoryPlan, outcome: str) -> str:
 def as_values(plan: MemoryPlan, fits: bool, outcome: str) -> dict[str, Any]:
     """The same as numbers, all sizes in bytes."""
     model, cache = plan.model, plan.cache(plan.run)
-    activations = {
-        name: model.activations(plan.run.micro_batch, plan.prompt, on)
-        for name, on in (("plain", False), ("gradient_checkpointing", True))
-    }
     return {
         "parameters": model.base_parameters,
         "trained_values": model.trained_values,
@@ -72,21 +68,16 @@ def as_values(plan: MemoryPlan, fits: bool, outcome: str) -> dict[str, Any]:
         "tensors": asdict(model.tensors),
         "tokens": {"prompt": plan.prompt, "completion": plan.completion},
         "activations": {
-            name: None if each is None else {**asdict(each), "peak": each.peak} for name, each in activations.items()
+            name: each and {**asdict(each), "peak": each.peak}
+            for name, on in (("plain", False), ("gradient_checkpointing", True))
+            for each in [model.activations(plan.run.micro_batch, plan.prompt, on)]
         },
         "gpu": {
             f"zero{stage}": {**asdict(each), "peak": each.peak}
             for stage in plan.stages
             for each in [plan.gpu(replace(plan.run, stage=stage))]
         },
-        "kv_cache": None
-        if cache is None
-        else {
-            "bytes": cache.bytes,
-            "bytes_a_token": cache.bytes_a_token,
-            "tokens": cache.tokens,
-            "sequences": cache.sequences(plan.length),
-        },
+        "kv_cache": cache and {**asdict(cache), "tokens": cache.tokens, "sequences": cache.sequences(plan.length)},
         "sync": {"merged_weights": model.merged_bytes, "z": model.z_bytes, "rebuild": model.rebuild},
         "stage": plan.run.stage,
         "fits": fits,

@@ -7,7 +7,7 @@ as PyTorch would allocate them. So the figure is right for any architecture, and
 import weakref
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -35,16 +35,11 @@ class Activations:
 
     @property
     def peak(self) -> int:
-        return max(getattr(self, f.name) for f in fields(self))
+        return max(astuple(self))
 
     def extended(self, shorter: "Activations", layers: int) -> "Activations":
         """Of a model with `layers` more layers: each adds what the last one of this model adds to `shorter`."""
-        return Activations(
-            **{
-                f.name: getattr(self, f.name) + layers * (getattr(self, f.name) - getattr(shorter, f.name))
-                for f in fields(self)
-            }
-        )
+        return Activations(*(a + layers * (a - b) for a, b in zip(astuple(self), astuple(shorter), strict=True)))
 
 
 @dataclass(frozen=True)

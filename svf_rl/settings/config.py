@@ -27,7 +27,16 @@ UNSUPPORTED = (
     "label_smoothing_factor", "neftune_noise_alpha",
 )  # fmt: skip
 SERVER_FAILURES = ("stop", "leave_out")
-OBJECTIVES = ("policy_gradient", "next_token")
+_CHOICES: dict[str, Collection[str]] = {
+    "objective": ("policy_gradient", "next_token"),
+    "advantage": BASELINES,
+    "kl_type": KL_TYPES,
+    "kl_placement": ("loss", "reward"),
+    "loss_reduction": REDUCTIONS,
+    "vllm_importance_sampling_mode": IMPORTANCE_MODES,
+    "vllm_mode": ("colocate", "server"),
+    "vllm_server_failure": SERVER_FAILURES,
+}
 
 
 @dataclass
@@ -100,10 +109,12 @@ class SVFReinforceConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        _check_choice("objective", self.objective, OBJECTIVES)
         if self.objective == "next_token":
             for name, value in next_token_settings(self.kl_type).items():
                 setattr(self, name, value)
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise SVFError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         generations = self.num_generations or 0
         if generations < 1:
             raise SVFError(f"num_generations must be at least 1, not {self.num_generations}")
@@ -133,8 +144,6 @@ class SVFReinforceConfig(GRPOConfig):
         return "colocated" if self.vllm_mode == "colocate" else str(self.vllm_mode)
 
     def _check_servers(self) -> None:
-        _check_choice("vllm_mode", self.vllm_mode, ("colocate", "server"))
-        _check_choice("vllm_server_failure", self.vllm_server_failure, SERVER_FAILURES)
         if self.vllm_mode == "colocate":
             if self.server_urls:
                 raise SVFError("vllm_server_base_url is for vllm_mode: server: set that too, or remove it")
@@ -167,15 +176,6 @@ class SVFReinforceConfig(GRPOConfig):
                 )
 
     def _check_objective(self) -> None:
-        choices: dict[str, Collection[str]] = {
-            "advantage": BASELINES,
-            "kl_type": KL_TYPES,
-            "kl_placement": ("loss", "reward"),
-            "loss_reduction": REDUCTIONS,
-            "vllm_importance_sampling_mode": IMPORTANCE_MODES,
-        }
-        for name, allowed in choices.items():
-            _check_choice(name, getattr(self, name), allowed)
         if self.beta < 0:
             raise SVFError(f"beta must not be negative, not {self.beta}")
         if self.advantage_clip is not None and self.advantage_clip <= 0:
@@ -254,8 +254,3 @@ def hide_from_trl(args: SVFReinforceConfig) -> Iterator[None]:
     finally:
         for name, value in shown.items():
             setattr(args, name, value)
-
-
-def _check_choice(name: str, value: str, allowed: Collection[str]) -> None:
-    if value not in allowed:
-        raise SVFError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

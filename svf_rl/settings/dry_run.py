@@ -9,9 +9,8 @@ from svf_rl.errors import SVFError
 from svf_rl.rewards import Reward, load_reward, required_columns
 from svf_rl.rewards.verified import check_answers
 from svf_rl.settings.config import SVFReinforceConfig
-from svf_rl.settings.data import DataArguments
 from svf_rl.settings.dry_run_model import find_adapted_matrices
-from svf_rl.settings.recipe import Recipe
+from svf_rl.settings.recipe import DataArguments, Recipe
 from svf_rl.tasks import Splits, find_task
 from svf_rl.tasks.targets import check_targets, target_column
 
@@ -143,11 +142,8 @@ def _untrainable(task: str, split: str) -> SVFError:
 
 
 def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int | None:
-    """How many optimizer steps a run has; `None` where this depends on an unknown number of rows.
-
-    Raises:
-        SVFError: the rows do not fill one generation batch, so there would be no step.
-    """
+    """How many optimizer steps a run has; `None` where this depends on an unknown number of rows. Raises `SVFError`
+    where the rows do not fill one generation batch, so that there would be no step."""
     steps: int = training.max_steps
     if train_rows is None:
         return steps if steps > 0 else None

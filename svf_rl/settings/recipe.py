@@ -5,17 +5,32 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from svf_rl.described import described
 from svf_rl.errors import SVFError
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
 from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings
-from svf_rl.settings.data import DataArguments
 from svf_rl.settings.recipe_checks import check_batch, check_engines, check_zero
 from svf_rl.settings.yaml_values import fit, parse_override, read_mapping
 from svf_rl.storage.bundled import find_recipe
+from svf_rl.tasks.options import TaskOptions
+
+
+@dataclass
+class DataArguments(TaskOptions):
+    """The task, where its rows come from ([`svf_rl.tasks.TaskOptions`]), and the rewards."""
+
+    task: str = described("columns", "A file of svf_rl/tasks; columns is your own dataset.")
+    rewards: list[str | dict[str, Any]] | str | dict[str, Any] | None = described(
+        None, "Names, or mappings of name, weight and the reward's arguments; default: the task's."
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rewards, str | dict):
+            self.rewards = [self.rewards]
 
 
 @dataclass
@@ -43,7 +58,6 @@ _NOT_OF_A_SERVER = (
 )  # fmt: skip
 
 _PARTS = (ModelArguments, AdapterArguments, DataArguments, SVFReinforceConfig)
-Part = TypeVar("Part")
 
 
 def load_recipe(
@@ -109,9 +123,8 @@ def load_recipe(
     if planned is not None:  # transformers counts the running processes, and TRL computes batches from their number
         config = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": planned})
 
-    def build(part: type[Part]) -> Part:
-        names = [f.name for f in fields(part)]  # type: ignore[arg-type]
-        return part(**{name: settings[name] for name in names if name in settings})
+    def build(part: Any) -> Any:
+        return part(**{f.name: settings[f.name] for f in fields(part) if f.name in settings})
 
     try:
         model, adapter, data = build(ModelArguments), build(AdapterArguments), build(DataArguments)
@@ -232,12 +245,8 @@ def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, A
         return spec
 
     resolved = dict(values)
-    for key in ("data_path", "data_dir", "adapter_path"):
-        if resolved.get(key) is not None:
-            resolved[key] = resolve(resolved[key])
-    if isinstance(resolved.get("experts"), list):
-        resolved["experts"] = [resolve(path) for path in resolved["experts"]]
-    if "rewards" in resolved:
-        specs = resolved["rewards"]
-        resolved["rewards"] = [resolve_reward(s) for s in specs] if isinstance(specs, list) else resolve_reward(specs)
+    for key in {"data_path", "data_dir", "adapter_path", "experts", "rewards"} & resolved.keys():
+        value, find = resolved[key], resolve_reward if key == "rewards" else resolve
+        if value is not None:
+            resolved[key] = [find(each) for each in value] if isinstance(value, list) else find(value)
     return resolved

@@ -43,17 +43,17 @@ def check_batch(values: Mapping[str, Any], processes: int) -> None:
     """Raises `SVFError` unless the sequences of one generation divide into groups of one prompt each. TRL checks the
     same, but its message has numbers that are not in the recipe."""
     defaults = {f.name: f.default for f in fields(SVFReinforceConfig)}
-
-    def get(key: str) -> Any:
-        return values.get(key, defaults[key])
-
-    for key in ("per_device_train_batch_size", "gradient_accumulation_steps",
-                "num_generations", "generation_batch_size", "steps_per_generation"):  # fmt: skip
-        if get(key) is not None and get(key) < 1:
-            raise SVFError(f"{key} must be at least 1, not {get(key)}")
-    if get("num_generations") is None:
+    keys = (
+        "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "generation_batch_size",
+        "steps_per_generation",
+    )  # fmt: skip
+    settings = {key: values.get(key, defaults[key]) for key in keys}
+    for key, value in settings.items():
+        if value is not None and value < 1:
+            raise SVFError(f"{key} must be at least 1, not {value}")
+    size, _, group, generated, per_generation = settings.values()
+    if group is None:
         raise SVFError("num_generations must be at least 1, not null")
-    size, group, generated = get("per_device_train_batch_size"), get("num_generations"), get("generation_batch_size")
     # TRL makes groups of two for one completion per prompt
     groups = f"groups of num_generations ({group})" if group > 1 else "pairs (which TRL needs)"
     if generated is not None:
@@ -62,11 +62,10 @@ def check_batch(values: Mapping[str, Any], processes: int) -> None:
                 f"generation_batch_size ({generated}) is not a multiple of per_device_train_batch_size ({size}) × "
                 f"processes ({processes}): change generation_batch_size or per_device_train_batch_size"
             )
-        total, factors = generated, f"generation_batch_size ({generated})"
+        total, change, factors = generated, "generation_batch_size", f"generation_batch_size ({generated})"
     else:
-        steps = "gradient_accumulation_steps" if get("steps_per_generation") is None else "steps_per_generation"
-        total = size * processes * get(steps)
-        factors = f"per_device_train_batch_size ({size}) × processes ({processes}) × {steps} ({get(steps)}) = {total}"
+        key = "gradient_accumulation_steps" if per_generation is None else "steps_per_generation"
+        total, change = size * processes * settings[key], "per_device_train_batch_size"
+        factors = f"{change} ({size}) × processes ({processes}) × {key} ({settings[key]}) = {total}"
     if total % max(2, group):
-        change = "generation_batch_size" if generated is not None else "per_device_train_batch_size"
         raise SVFError(f"{factors} does not divide into {groups}: change {change} or num_generations")

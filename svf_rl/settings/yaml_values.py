@@ -33,11 +33,8 @@ _Loader.add_implicit_resolver(
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
-
-    Raises:
-        SVFError: no such file, invalid YAML, not a mapping, or a key given twice.
-    """
+    """The keys and values of a YAML file. Raises `SVFError` for no such file, invalid YAML, no mapping, or a key given
+    twice."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of the safe loader
     except OSError as error:
@@ -73,10 +70,7 @@ def parse_override(key: str, text: str | None, wanted: Any) -> Any:
 
 def fit(key: str, value: Any, wanted: Any) -> Any:
     """`value` as one of the types that `wanted` names: an integer becomes a float for a float, 16.0 an int for an int.
-
-    Raises:
-        SVFError: it is none of them; the message gives the key, the expected types, and the value.
-    """
+    Raises `SVFError` where it is none of them, with the key, the expected types, and the value."""
     members = _members(wanted)
     fitted = _fit(value, members)
     if fitted is _MISFIT:

@@ -126,17 +126,8 @@ def decompose_checkpoint(
 
 
 class StoredWeights:
-    """
-    The weights of a checkpoint on disk, read one by one under the names of a loaded model.
-
-    Args:
-        model (`str`): Its name in errors.
-        folder (`Path`): The folder with its safetensors, see [`local_folder`].
-        prefix (`str`, *optional*, defaults to `""`): The model's `base_model_prefix`, which files may lack or add.
-
-    Raises:
-        SVFError: no safetensors.
-    """
+    """The weights of a checkpoint on disk, read one by one under the names of a loaded model, whose `base_model_prefix`
+    the files may lack or add. Raises `SVFError` for a `folder` without safetensors; `model` is the name in errors."""
 
     def __init__(self, model: str, folder: Path, prefix: str = ""):
         self._model, self._prefix = model, prefix

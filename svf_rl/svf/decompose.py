@@ -99,20 +99,16 @@ def thin_svd(weight: Tensor, method: Literal["auto", "svd", "gram"] = "auto") ->
     wide = W.shape[0] < W.shape[1]
     tall = (W.T if wide else W) / scale  # (max, r): both methods are up to twice as fast on the tall orientation
 
-    if method == "svd":
-        left, s, right = torch.linalg.svd(tall, full_matrices=False)
-    elif method == "gram":
-        left, s, right = _gram(tall)
-    elif method == "auto":
+    if method not in ("auto", "svd", "gram"):
+        raise SVFError(f"unknown decomposition method {method!r}; use auto, svd or gram")
+    if method != "svd":
         # Measured (2-core AMD EPYC, MKL, fp64, 1 thread; see benchmarks/decompose.py): gram took 0.47, 0.77, 0.60 s on
         # 1024×1024, 1024×2816, 2816×1024 and svd 0.64, 1.23, 1.24 s; gram also won at 96×256 and with 2 threads. So
         # gram is used for every shape. On CUDA too (H100: gram 0.14 s, svd 1.8 s on 4096×14336 and 14336×4096). Only
         # ill-conditioned or rank-deficient matrices use svd, since gram's U is not orthonormal for them.
         left, s, right = _gram(tall)
-        if s[-1] <= SMALLEST_GRAM_RATIO * s[0]:
-            left, s, right = torch.linalg.svd(tall, full_matrices=False)
-    else:
-        raise SVFError(f"unknown decomposition method {method!r}; use auto, svd or gram")
+    if method == "svd" or (method == "auto" and s[-1] <= SMALLEST_GRAM_RATIO * s[0]):
+        left, s, right = torch.linalg.svd(tall, full_matrices=False)
 
     s = s * scale
     if wide:  # Wᵀ = left diag(s) right  ⇒  W = rightᵀ diag(s) leftᵀ

@@ -47,16 +47,8 @@ def expert_folder(path: str | Path) -> Path:
 
 
 def read_expert(path: str | Path, name: str | None = None) -> Expert:
-    """
-    Read an expert.
-
-    Args:
-        path (`str` or `Path`): A folder with `adapter_config.json` and `adapter_model.safetensors`, or a Hub name.
-        name (`str`, *optional*): Default: the folder's.
-
-    Raises:
-        SVFError: no adapter there, not one of SVF, or a damaged file.
-    """
+    """Read an expert from a folder with `adapter_config.json` and `adapter_model.safetensors`, or by its Hub name; its
+    own `name` is the folder's by default. Raises `SVFError` for no adapter, not one of SVF, or a damaged file."""
     folder = expert_folder(path)
     file = folder / WEIGHTS
     if not (folder / CONFIG).is_file() or not file.is_file():

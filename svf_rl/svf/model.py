@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -38,7 +38,6 @@ class SVFModel(WeightedAdapters, BaseTuner):
 
     prefix: str = "svf_"
     tuner_layer_cls = SVFLinear
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's injection between our checks. (PEFT's own hooks run only for the first adapter of a model.)
@@ -108,8 +107,6 @@ class SVFModel(WeightedAdapters, BaseTuner):
         self._progress.set_postfix_str(current_key, refresh=False)
         layer = _wrap(target, current_key)
         layer.update_layer(adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
         # not by _replace_module, which also moves the new module: factors are made where the weight is
         setattr(parent, target_name, layer)
         self._progress.update()

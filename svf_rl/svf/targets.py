@@ -30,11 +30,7 @@ TARGETS = {"mlp": _MLP, "attention": _ATTENTION, "mlp+attention": f"{_MLP}|{_ATT
 
 def target_regex(targets: str | Iterable[str] | None, key: str = "targets") -> str:
     """`targets` as one expression: a string is a preset's name or the user's own expression, a list contains endings of
-    module paths, as in PEFT.
-
-    Raises:
-        SVFError: not a valid regular expression; the message names the setting `key`.
-    """
+    module paths, as in PEFT. Raises `SVFError`, which names the setting `key`, for one that is not valid."""
     if not isinstance(targets, str):
         return rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(targets or ())))})"
     regex = TARGETS.get(targets, targets)
@@ -50,11 +46,8 @@ def target_regex(targets: str | Iterable[str] | None, key: str = "targets") -> s
 def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:
     """Linear layers (`nn.Linear`, transformers' `Conv1D`) whose path the targets match, in the model's order.
 
-    Other matches (containers, norms, embeddings) are ignored.
-
-    Raises:
-        SVFError: nothing linear matches; the output layer matches; the matched MLPs are fused experts.
-    """
+    Other matches (containers, norms, embeddings) are ignored. Raises `SVFError` where nothing linear matches, the
+    output layer does, or the matched MLPs are fused experts."""
     regex = target_regex(targets)
     pattern = re.compile(regex)
     matches = {name: module for name, module in model.named_modules() if name and pattern.fullmatch(name)}
