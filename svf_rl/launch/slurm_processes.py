@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "SVF_RL_ON_CPU": str(chosen.on_cpu).lower(),
         }
         if chosen.on_cpu and not chosen.deepspeed:
-            values["ACCELERATE_USE_CPU"] = "true"  # accelerate sets it for a single process alone; DeepSpeed bears none
+            # accelerate sets it only for single processes, and not for DeepSpeed
+            values["ACCELERATE_USE_CPU"] = "true"
             # `cpu:0`, the device of several processes, is one to which torch cannot load a checkpoint
             values["ACCELERATE_TORCH_DEVICE"] = "cpu"
         print(format_shell_lines(values))

@@ -105,8 +105,7 @@ class _TokenStatistics(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.save_for_backward(hidden, weight, bias, labels, ref_hidden, ref_weight, ref_bias)
         ctx.transform, ctx.direction = transform, direction
-        outputs = [hidden.new_zeros(len(labels), dtype=torch.float32) for _ in range(4)]
-        logps, entropy, ref_logps, kl = outputs
+        logps, entropy, ref_logps, kl = (hidden.new_zeros(len(labels), dtype=torch.float32) for _ in range(4))
         for start in range(0, len(labels), CHUNK):
             chunk = slice(start, start + CHUNK)
             lp = _log_softmax(hidden[chunk], weight, bias, transform)

@@ -1,1 +1,1 @@
-"""The trainer and its settings."""
+"""The trainer, its checkpoints and how it resumes."""

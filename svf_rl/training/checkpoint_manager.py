@@ -32,15 +32,9 @@ if TYPE_CHECKING:
 
 
 class CheckpointManager(TrainerCallback):
-    """
-    The checkpoints of one trainer. As a callback it learns when training is about to begin, and whether the last step
-    of an epoch was made.
-
-    Args:
-        trainer ([`SVFReinforceTrainer`]): The trainer; it calls the methods from its overrides of transformers' own.
-        context ([`RunContext`]): Its checkpoint is what training is about to resume from, or resumed from; settings and
-            rows are what the two must share.
-    """
+    """The checkpoints of one trainer, which calls the methods from its overrides of transformers' own. As a callback it
+    learns when training is about to begin, and whether the last step of an epoch was made. The context has what
+    training is about to resume from, or resumed from, and the settings and rows that the two must share."""
 
     def __init__(self, trainer: "SVFReinforceTrainer", context: RunContext) -> None:
         self._trainer, self._context = trainer, context

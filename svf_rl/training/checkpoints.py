@@ -114,8 +114,8 @@ def last_sound(output: Path) -> Checkpoint | None:
 
 def checkpoints(output: Path) -> list[Path]:
     """The checkpoints in `output`, torn ones too, by their step."""
-    found = [(step, path) for path in output.glob("checkpoint-*") if path.is_dir() and (step := step_of(path)) >= 0]
-    return [path for _, path in sorted(found)]
+    found = (path for path in output.glob("checkpoint-*") if path.is_dir() and step_of(path) >= 0)
+    return sorted(found, key=step_of)
 
 
 def step_of(folder: Path) -> int:

@@ -117,15 +117,7 @@ def multiplier_statistics(model: nn.Module) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """
-    The objective that `args` describe.
-
-    Args:
-        args ([`SVFReinforceConfig`]): Settings.
-        accelerator (`Accelerator`): Unwraps models, and knows the number of processes.
-        recorder ([`MetricsRecorder`]): Gets what is measured on the way.
-        transform ([`LogitTransform`]): From the output layer to logits.
-    """
+    """The objective that `args` describe; `recorder` gets what is measured on the way."""
 
     args: SVFReinforceConfig
     accelerator: Accelerator

@@ -116,9 +116,7 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.beta = args.beta  # hidden from the constructor alone
         if self.is_deepspeed_enabled:
             if args.weight_decay:
-                raise SVFError(
-                    "weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0"
-                )
+                raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set it to 0")
             fit_gradient_buffer(self.accelerator.state.deepspeed_plugin, self.model)
             self.add_callback(FetchLayers())
         base = self.accelerator.unwrap_model(self.model).get_base_model()
