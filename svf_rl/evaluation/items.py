@@ -13,7 +13,7 @@ from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.grading import Grader
 from svf_rl.generation import Sampling
 from svf_rl.generation.prompts import encode_prompts, render_prompt
-from svf_rl.tasks import TaskOptions, find_task
+from svf_rl.tasks import Task, TaskOptions, find_task
 from svf_rl.tasks.columns import read_rows
 from svf_rl.tasks.task import limit_rows
 
@@ -68,15 +68,14 @@ def load_items(
         options = replace(options, skill=skill)
     specs = task.rewards(options) if arguments.reward is None else (arguments.reward,)
     grader = Grader(specs[0], arguments.max_failed)
-    rows = _rows(base_name, options, arguments.limit, splits)
+    rows = _rows(task, options, arguments.limit, splits)
     grader.check(rows, name)
     template = arguments.chat_template_kwargs
-    ids = encode_prompts(tokenizer, rows["prompt"], **template)  # refuses a tokenizer without a template
     return TaskItems(
         name=name,
         rows=rows.to_list(),
         prompts=[render_prompt(tokenizer, conversation, **template) for conversation in rows["prompt"]],
-        prompt_ids=ids,
+        prompt_ids=encode_prompts(tokenizer, rows["prompt"], **template),
         grader=grader,
         sampling=Sampling(
             max_tokens=arguments.max_tokens or task.max_tokens,
@@ -89,16 +88,16 @@ def load_items(
     )
 
 
-def _rows(name: str, options: TaskOptions, limit: int | None, splits: Sequence[str]) -> Dataset:
-    if name == "columns" and options.data_path is not None and Path(options.data_path).is_file():
+def _rows(task: Task, options: TaskOptions, limit: int | None, splits: Sequence[str]) -> Dataset:
+    if task.name == "columns" and options.data_path is not None and Path(options.data_path).is_file():
         return limit_rows(splits[0], read_rows(options), limit)  # one file is evaluated whole
-    there = find_task(name).load(options)
+    there = task.load(options)
     for split in splits:
         rows = there[split]
         if rows is not None:
             return limit_rows(split, rows, limit)
     last = splits[-1]
-    raise SVFError(f"task {name} has no {last} rows here: add a {last} file, or give one file as --data-path")
+    raise SVFError(f"task {task.name} has no {last} rows here: add a {last} file, or give one file as --data-path")
 
 
 def check_lengths(tasks: Sequence[TaskItems], limit: int | None) -> int:

@@ -28,17 +28,17 @@ def encode_prompts(
     Raises:
         SVFError: no chat template, or one that refuses the conversation.
     """
-    if tokenizer.chat_template is None and not template_arguments.get("chat_template"):
-        raise SVFError(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruction-tuned model, or save "
-            "a chat_template.jinja in the tokenizer's folder"
-        )
     texts = [render_prompt(tokenizer, conversation, **template_arguments) for conversation in conversations]
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **template_arguments: Any) -> str:
     """The text that [`encode_prompts`] turns into tokens, for one conversation."""
+    if tokenizer.chat_template is None and not template_arguments.get("chat_template"):
+        raise SVFError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruction-tuned model, or save "
+            "a chat_template.jinja in the tokenizer's folder"
+        )
     system = conversation[0]["content"] if conversation[0]["role"] == "system" else ""
     try:
         try:

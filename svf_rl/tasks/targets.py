@@ -30,18 +30,8 @@ def check_targets(rows: Dataset, where: str) -> None:
 
 
 def target_ids(tokenizer: PreTrainedTokenizerBase, prompt: Any, target: str, end: int) -> list[int]:
-    """
-    The tokens of `target` as a completion, including the token that ends it.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): that of the model.
-        prompt (`str` or `list`): text, or messages; the last one may be the beginning of the assistant's turn.
-        target (`str`): what follows the prompt.
-        end (`int`): see [`end_of_turn`].
-
-    Returns:
-        `list[int]`: never empty.
-    """
+    """The tokens of `target` as a completion of `prompt`, and the token `end` that ends it (see [`end_of_turn`]). The
+    prompt is text, or messages, of which the last may be the beginning of the assistant's turn."""
     beginning = prompt if isinstance(prompt, str) else prompt[-1]["content"] * (prompt[-1]["role"] == "assistant")
     before, both = tokenizer([beginning, beginning + target], add_special_tokens=False)["input_ids"]
     # tokenized as a continuation, where some tokenizers add no space before a word; unless a token spans the border

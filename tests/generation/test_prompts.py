@@ -69,3 +69,5 @@ def test_no_template_and_a_template_that_refuses_are_one_line(tokenizer: PreTrai
     tokenizer.chat_template = None
     with pytest.raises(SVFError, match="has no chat template"):
         encode_prompts(tokenizer, [QUESTION])
+    with pytest.raises(SVFError, match="has no chat template"):
+        render_prompt(tokenizer, QUESTION)
