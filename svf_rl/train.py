@@ -88,8 +88,7 @@ def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
     from transformers import ProgressCallback, set_seed
 
     from svf_rl.models.loading import load_adapted, load_tokenizer
-    from svf_rl.runs.summary import RunSummary
-    from svf_rl.runs.versions import read_package_versions
+    from svf_rl.runs.summary import RunSummary, read_package_versions
     from svf_rl.settings.dry_run import check_rows, load_rewards
     from svf_rl.tasks import find_task
     from svf_rl.training.checkpoints import current_run

@@ -12,21 +12,13 @@ from svf_rl.storage.json_files import read_json
 
 
 @dataclass(frozen=True)
-class Graded:
-    """The figures of one model on one task, and all its completions."""
-
-    result: Result
-    samples: list[Sample]
-
-
-@dataclass(frozen=True)
 class EvaluationFolder:
-    """The results of a folder, task by task; an evaluation that was interrupted is not `finished`."""
+    """Task by task the figures of each model and all its completions; an evaluation that was interrupted is not
+    `finished`."""
 
-    path: Path
     name: str
     finished: bool
-    graded: list[Graded]
+    graded: list[tuple[Result, list[Sample]]]
 
 
 def is_evaluation(path: Path) -> bool:
@@ -51,12 +43,12 @@ def read_evaluation(path: Path, name: str | None = None) -> EvaluationFolder:
             raise SVFError(f"{settings} is damaged ({run} has no task): evaluate again")
         if records := read_records(path / f"{run}.jsonl"):
             result = summarize(run.rpartition("/")[0], str(asked["task"]), "accuracy", Answers(records), [])
-            graded.append(Graded(result, [_sample(record) for record in records]))
+            graded.append((result, [_sample(record) for record in records]))
     if not graded:
         raise SVFError(f"{path} holds no graded completions yet: wait for the first batch")
-    tasks = [one.result.task for one in graded]
-    graded.sort(key=lambda one: tasks.index(one.result.task))
-    return EvaluationFolder(path, name or path.resolve().name, (path / "summary.json").is_file(), graded)
+    tasks = [result.task for result, _ in graded]
+    graded.sort(key=lambda one: tasks.index(one[0].task))
+    return EvaluationFolder(name or path.resolve().name, (path / "summary.json").is_file(), graded)
 
 
 def _sample(record: Record) -> Sample:

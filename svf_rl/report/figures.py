@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from svf_rl.report.groups import Curve, Group, find_curve
+from svf_rl.report.groups import Group, find_curve
 from svf_rl.report.multipliers import Panel, shrink
 from svf_rl.report.style import DIVERGING, GREY, PALETTE, add_legend, choose_look, make_figure, shorten_name
 from svf_rl.runs.run_folder import RunFolder
@@ -29,19 +29,15 @@ _BASE: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.0}
 Entries = list[tuple[Artist, str]]
 
 
-def draw_reward(groups: Sequence[Group]) -> Figure | None:
-    """The mean reward of a step's completions."""
-    return _over_steps(groups, "reward", "mean reward")
-
-
-def draw_cross_entropy(groups: Sequence[Group]) -> Figure | None:
-    """The loss of next-token training, which has no reward."""
-    return _over_steps(groups, "cross_entropy", "cross-entropy (nats a token)")
-
-
-def draw_kl(groups: Sequence[Group]) -> Figure | None:
-    """The divergence from the base model."""
-    return _over_steps(groups, "kl", "KL from the base (nats a token)")
+def draw_over_steps(groups: Sequence[Group], key: str, label: str) -> Figure | None:
+    """One metric, the axis of which has that label."""
+    if not any(find_curve(group, key) for group in groups):
+        return None
+    figure, (axes,) = make_figure()
+    entries = _draw(axes, groups, key, label)
+    axes.set_xlabel("step")
+    add_legend(figure, entries)
+    return figure
 
 
 def draw_lengths(groups: Sequence[Group]) -> Figure | None:
@@ -160,16 +156,6 @@ def choose_window(points: int, lines: int) -> int:
     return 1 if points <= few else max(5, points // 20)
 
 
-def _over_steps(groups: Sequence[Group], key: str, label: str) -> Figure | None:
-    if not any(find_curve(group, key) for group in groups):
-        return None
-    figure, (axes,) = make_figure()
-    entries = _draw(axes, groups, key, label)
-    axes.set_xlabel("step")
-    add_legend(figure, entries)
-    return figure
-
-
 def _draw(
     axes: Axes, groups: Sequence[Group], key: str, label: str, kind: str = "updates", marker: str | None = None
 ) -> Entries:
@@ -180,25 +166,21 @@ def _draw(
         raw = find_curve(group, key, kind)
         if raw is None:
             continue
+        color = choose_look(place)["color"]
         window = 1 if kind == "evaluations" else choose_window(len(raw.steps), len(groups))
         if window > 1 and len(groups) <= _FEW_LINES and len(group.runs) == 1:
-            axes.plot(raw.steps, raw.mean, color=choose_look(place)["color"], alpha=0.25, linewidth=0.8)
+            axes.plot(raw.steps, raw.mean, color=color, alpha=0.25, linewidth=0.8)
         smooth = raw if window == 1 else find_curve(group, key, kind, window)
         assert smooth is not None
-        entries.append((_line(axes, smooth, place, marker), group.label))
+        shown = marker or ("o" if len(smooth.steps) == 1 else None)  # a line of one point is nothing to see
+        (line,) = axes.plot(smooth.steps, smooth.mean, marker=shown, markersize=4, **choose_look(place))
+        entries.append((line, group.label))
         if len(group.runs) > 1:
-            axes.fill_between(
-                smooth.steps, smooth.low, smooth.high, color=choose_look(place)["color"], alpha=0.18, linewidth=0
-            )
+            axes.fill_between(smooth.steps, smooth.low, smooth.high, color=color, alpha=0.18, linewidth=0)
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
     return entries
-
-
-def _line(axes: Axes, values: Curve, place: int, marker: str | None) -> Line2D:
-    shown = marker or ("o" if len(values.steps) == 1 else None)  # a line of one point is nothing to see
-    return axes.plot(values.steps, values.mean, marker=shown, markersize=4, **choose_look(place))[0]
 
 
 def _base_lines(axes: Axes, groups: Sequence[Group]) -> Entries:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from svf_rl.runs.run_folder import Line, RunFolder
+from svf_rl.runs.run_folder import RunFolder
 
 # Keys in which runs of one recipe may differ: the seed, and what only decides where things are written.
 _OF_ONE_RUN = {
@@ -74,7 +74,7 @@ def find_curve(group: Group, key: str, kind: str = "updates", window: int = 1) -
         [`Curve`], or `None` when there is no such step.
     """
     by_step = [
-        {line.step: line.values[key] for line in _lines(run, kind) if math.isfinite(line.values.get(key, math.nan))}
+        {line.step: line.values[key] for line in getattr(run, kind) if math.isfinite(line.values.get(key, math.nan))}
         for run in group.runs
     ]
     steps = sorted(set(by_step[0]).intersection(*by_step[1:]))
@@ -90,10 +90,6 @@ def smooth_curve(values: Values, window: int) -> Values:
     sums, counts = (np.convolve(part, np.ones(window))[here] for part in (values, np.ones(len(values))))
     means: Values = sums / counts
     return means
-
-
-def _lines(run: RunFolder, kind: str) -> list[Line]:
-    return run.evaluations if kind == "evaluations" else run.updates
 
 
 def _common_name(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from svf_rl.runs.run_folder import RunFolder
@@ -23,7 +23,7 @@ class Sample:
     correct: bool | None
     prompt: str
     completion: str
-    notes: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str]
 
 
 def read_last_completions(run: RunFolder) -> tuple[int, list[Sample]] | None:
@@ -55,9 +55,7 @@ def pick(samples: Iterable[Sample], each: int) -> list[Sample]:
     for verdict in (True, False, None):
         these = [sample for sample in every if sample.correct is verdict]
         first = {sample.prompt: sample for sample in reversed(these)}
-        distinct = [sample for sample in these if first[sample.prompt] is sample]
-        again = [sample for sample in these if first[sample.prompt] is not sample]
-        chosen += [*distinct, *again][:each]
+        chosen += sorted(these, key=lambda sample: first[sample.prompt] is not sample)[:each]
     return chosen
 
 

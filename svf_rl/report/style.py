@@ -1,7 +1,7 @@
 """How every picture looks: size, colours that colour-blind readers tell apart, where the legend stands."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,9 @@ _SETTINGS: dict[Any, Any] = {
 _LONGEST_NAME = 28
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> AbstractContextManager[None]:
     """Within it, figures are made in our style; the settings of the process are as before afterwards."""
-    with matplotlib.rc_context(_SETTINGS):
-        yield
+    return matplotlib.rc_context(_SETTINGS)
 
 
 def choose_look(place: int) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def describe_multipliers(run: RunFolder, panels: Sequence[Panel]) -> str:
 def tabulate_evaluation(evaluation: EvaluationFolder) -> str:
     """A line for each model and task."""
     rows = []
-    for result in (graded.result for graded in evaluation.graded):
+    for result, _ in evaluation.graded:
         row = [result.task, result.label, _with_interval(result.accuracy, "none"), result.items]
         rows.append([*row, f"{result.tokens:.0f}", f"{100 * result.cut_off:.1f} %", result.not_scorable])
     return markdown_table(["task", "model", "accuracy", "items", "tokens", "cut off", "not scorable"], rows)

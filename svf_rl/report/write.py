@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from svf_rl.storage.folders import check_writable, new_folder
 from svf_rl.storage.path_names import path_names
 
 MARK = "<!-- written by svf-rl report; the next report in this folder replaces it -->"
-
-
-@dataclass(frozen=True)
-class Report:
-    """The text, in Markdown, and the pictures that it shows, by name."""
-
-    text: str
-    pictures: dict[str, Figure]
 
 
 def write_report(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -60,24 +51,24 @@ def write_report(paths: Sequence[str | Path], out: str | Path | None = None) -> 
     runs = [read_run(path, names[path]) for path in folders if not is_evaluation(path)]
     target = _check_target(target)
     with house_style():
-        report = compose(runs, evaluations)
+        text, pictures = compose(runs, evaluations)
         with new_folder(target, replace=True) as staging:
-            for name, figure in report.pictures.items():
+            for name, figure in pictures.items():
                 save(figure, staging / f"{name}.png")
-            write_file(staging / "report.md", report.text)
+            write_file(staging / "report.md", text)
     return target / "report.md"
 
 
-def compose(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder]) -> Report:
-    """The report on what was read; nothing is written."""
+def compose(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder]) -> tuple[str, dict[str, Figure]]:
+    """The report on what was read, in Markdown, and the pictures that it shows, by name; nothing is written."""
     groups = group_by_recipe(runs)
     names = [*(run.name for run in runs), *(evaluation.name for evaluation in evaluations)]
     each = 3 if len(names) == 1 else 2 if len(names) <= 3 else 1
     drawn = {
         "accuracy": figures.draw_accuracy(groups),
-        "reward": figures.draw_reward(groups),
-        "cross-entropy": figures.draw_cross_entropy(groups),
-        "kl": figures.draw_kl(groups),
+        "reward": figures.draw_over_steps(groups, "reward", "mean reward"),
+        "cross-entropy": figures.draw_over_steps(groups, "cross_entropy", "cross-entropy (nats a token)"),
+        "kl": figures.draw_over_steps(groups, "kl", "KL from the base (nats a token)"),
         "lengths": figures.draw_lengths(groups),
         "time": figures.draw_timing(runs),
     }
@@ -111,7 +102,7 @@ def compose(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder]) 
         pictures=pictures,
         **_show_multipliers(runs, pictures),
     )
-    return Report(text, pictures)
+    return text, pictures
 
 
 def _show_multipliers(runs: Sequence[RunFolder], pictures: dict[str, Figure]) -> dict[str, Any]:

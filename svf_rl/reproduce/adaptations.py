@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from svf_rl.storage.files import write_json
 from svf_rl.storage.json_files import normalize_json
 from svf_rl.storage.same_settings import check_same_settings
 from svf_rl.svf.combine import even_weights
-from svf_rl.tasks import TaskOptions, find_task
+from svf_rl.tasks import find_task
 
 
 @dataclass(frozen=True)
@@ -77,53 +78,43 @@ class _Seed:
 
     def __init__(self, spec: Mapping[str, Any]):
         self._spec = spec
-        self._pool: ExpertPool | None = None
-        unseen_tasks = spec["unseen"]
-        first = next(iter(unseen_tasks.values()))
-        self._arguments = evaluation_arguments(spec, first["task"], first["options"])
+        self._arguments = evaluation_arguments({**spec, **next(iter(spec["unseen"].values()))})
         self._base = find_base_model(self._arguments)
-        self.tasks = [self._prepare(label, task) for label, task in unseen_tasks.items()]
-        everything = [items for task in self.tasks for items in (task.items, task.labelled)]
-        self._length = max(check_lengths(everything, self._base.positions), self._classification_length())
+        self.tasks = [self._prepare(label, task) for label, task in spec["unseen"].items()]
         self._experts: dict[str, str] = dict(spec["experts"])
         self._others: dict[str, str] = {DISPATCH: spec["dispatch"]} if spec["dispatch"] else {}
+        # by label who classifies the prompts (the base model, or a dispatch expert), and what it is asked
+        self._classifiers: dict[str, tuple[str | None, str]] = {}
+        if spec["compare"] and spec["classes"]:
+            location = self._base.arguments.location
+            self._classifiers[PROMPT] = None, default_system_prompt(location)
+            for name, folder in self._others.items():
+                self._classifiers[name] = name, default_system_prompt(location, Path(folder))
+        everything = [items for task in self.tasks for items in (task.items, task.labelled)]
+        self._length = max([check_lengths(everything, self._base.positions), *self._classification_lengths()])
         adapters = {**self._experts, **self._others}
         prints = [adapter.fingerprint for adapter in find_adapters(list(adapters.values()))]
         self._prints = dict(zip(adapters, prints, strict=True))
 
-    def _classification_length(self) -> int:
-        """The longest prompt of the first pass with its class, in tokens; 0 where nothing is dispatched."""
-        if not (self._spec["compare"] and self._spec["classes"]):
-            return 0
-        folders = [None, *([Path(self._spec["dispatch"])] if self._spec["dispatch"] else [])]
-        strategy = find_strategy(DispatchArguments.method)
-        asked = [default_system_prompt(self._base.arguments.location, folder) for folder in folders]
-        return max(
-            room(
-                f"unseen task {task.label}, classification of item",
-                classification_ids(
-                    self._base.tokenizer,
-                    [task.items.rows[row]["prompt"] for row in task.rows],
-                    system_prompt,
-                    **self._spec["chat_template_kwargs"],
-                ),
-                strategy.count_tokens(self._base.tokenizer, DispatchArguments.classifier_tokens),
-                self._base.positions,
-            )
-            for task in self.tasks
-            for system_prompt in asked
-        )
+    def _classification_lengths(self) -> list[int]:
+        """The longest prompt of each first pass with its class, in tokens."""
+        tokenizer, template = self._base.tokenizer, self._spec["chat_template_kwargs"]
+        tokens = find_strategy(DispatchArguments.method).count_tokens(tokenizer, DispatchArguments.classifier_tokens)
+        lengths = []
+        for task in self.tasks:
+            prompts = [task.items.rows[row]["prompt"] for row in task.rows]
+            for _, system_prompt in self._classifiers.values():
+                asked = classification_ids(tokenizer, prompts, system_prompt, **template)
+                what = f"unseen task {task.label}, classification of item"
+                lengths.append(room(what, asked, tokens, self._base.positions))
+        return lengths
 
-    @property
-    def pool(self) -> ExpertPool:
+    @cached_property
+    def _pool(self) -> ExpertPool:
         """Built when the first method needs it."""
-        if self._pool is None:
-            share = min(SHARE_BESIDE_EXPERTS, self._arguments.gpu_memory_utilization or 1.0)
-            engine = replace(self._arguments, seed=self._spec["seed"], gpu_memory_utilization=share)
-            self._pool = ExpertPool(
-                self._base.arguments, self._experts, self._others, engine=engine, max_length=self._length
-            )
-        return self._pool
+        share = min(SHARE_BESIDE_EXPERTS, self._arguments.gpu_memory_utilization or 1.0)
+        engine = replace(self._arguments, seed=self._spec["seed"], gpu_memory_utilization=share)
+        return ExpertPool(self._base.arguments, self._experts, self._others, engine=engine, max_length=self._length)
 
     def run(self, task: UnseenItems) -> None:
         """All methods of the cell on one task."""
@@ -133,9 +124,8 @@ class _Seed:
             for name in self._experts:
                 self._plain(task, name, name)
             self._plain(task, MEAN, Mix(even_weights(len(self._experts), 1)))
-            if self._spec["classes"]:
-                for label, classifier in [(PROMPT, None), *[(name, name) for name in self._others]]:
-                    self._dispatch(task, label, classifier)
+            for label in self._classifiers:
+                self._dispatch(task, label)
         for shots in self._spec["shots"]:
             self._few_shot(task, shots)
 
@@ -186,19 +176,17 @@ class _Seed:
         """Let a model answer the items that are reported. Returns the seconds of the answers made now, weight sync and
         grading included, and how many an interrupted call had made before."""
         answers = answer_items(
-            self.pool, which, task.items, [(row, 0) for row in task.rows], task.folder / f"{label}.jsonl",
+            self._pool, which, task.items, [(row, 0) for row in task.rows], task.folder / f"{label}.jsonl",
             label=label, batch_size=self._arguments.batch_size,
         )  # fmt: skip
         return {"seconds": round(answers.seconds, 2), "reused": answers.reused}
 
-    def _dispatch(self, task: UnseenItems, label: str, classifier: str | None) -> None:
-        folder = None if classifier is None else Path(self._others[classifier])
-        system_prompt = default_system_prompt(self._base.arguments.location, folder)
-        classes = self._spec["classes"]
+    def _dispatch(self, task: UnseenItems, label: str) -> None:
+        classes, (classifier, system_prompt) = self._spec["classes"], self._classifiers[label]
 
         def make() -> dict[str, Any]:
             dispatched = dispatch(
-                self.pool, task.items, classes, system_prompt, classifier=classifier,
+                self._pool, task.items, classes, system_prompt, classifier=classifier,
                 template_arguments=self._spec["chat_template_kwargs"], rows=task.rows,
             )  # fmt: skip
             records = task.folder / f"{label}.jsonl"
@@ -220,24 +208,24 @@ class _Seed:
         search, label = FewShotArguments(**given), few_shot_label(shots)
 
         def make() -> dict[str, Any]:
-            found = adapt(self.pool, task.labelled, search, task.folder / label)
+            found = adapt(self._pool, task.labelled, search, task.folder / label)
             adapter = task.folder / label / "adapter"
             shutil.rmtree(adapter, ignore_errors=True)  # of a call that ended behind the next line
-            self.pool.save(found.mix, adapter)
+            self._pool.save(found.mix, adapter)
             return {**self._answer(task, label, found.mix), "search": found.to_dict()}
 
         self._make(task, label, list(self._experts), {"few_shot": asdict(search)}, make)
 
     def _prepare(self, label: str, task: Mapping[str, Any]) -> UnseenItems:
-        name, options = task["task"], TaskOptions(**task["options"])
-        arguments = evaluation_arguments(self._spec, name, task["options"])
-        limit, whole = arguments.limit, replace(arguments, limit=None)
+        name = task["task"]
+        arguments = evaluation_arguments({**self._spec, **task})
+        whole = replace(arguments, limit=None)
         items = load_items(name, whole, self._base.tokenizer)
-        if find_task(name).load(options)["validation"] is not None:
+        if find_task(name).load(whole.options)["validation"] is not None:
             labelled = load_items(name, whole, self._base.tokenizer, splits=("validation",))
         else:
             labelled = items.only(reserved(items, self._spec["reserve"]))
-        rows = unseen(items, labelled, range(len(labelled.rows)))[:limit]
+        rows = unseen(items, labelled, range(len(labelled.rows)))[: arguments.limit]
         if not rows:
             raise SVFError(f"unseen task {label}: no test rows are left beside the labelled ones")
         return UnseenItems(label, items, labelled, rows, Path(self._spec["out"]) / slug(label))

@@ -83,40 +83,25 @@ def begin(cell: Cell, out: Path) -> None:
     write_json(record_path(out, cell.name), {"kind": cell.kind, "settings": cell.settings, "spec": cell.spec})
 
 
-def end(cell: Cell, out: Path, seconds: float) -> None:
-    """Add how long the cell took."""
-    record = read_result(record_path(out, cell.name))
-    write_json(record_path(out, cell.name), {**record, "seconds": round(seconds, 1)})
-
-
 def read_result(path: Path) -> dict[str, Any]:
     """What a call has written to `path`; nothing where there is no file. Raises `SVFError` for one that is damaged."""
     return read_json(path, "remove it, and the same command makes it again", missing_ok=True)
 
 
-def evaluation_arguments(
-    spec: Mapping[str, Any], task: str, options: Mapping[str, Any], out: str | None = None
-) -> EvaluationArguments:
-    """
-    Greedy answers of the model of a cell to the items of a task.
-
-    Args:
-        spec (`Mapping`): of the cell; `model` holds the [`ModelArguments`], `evaluation` the [`EvaluationSettings`].
-        task (`str`): the task, as in `quickstart:choice`.
-        options (`Mapping`): the task's [`TaskOptions`].
-        out (`str`, *optional*): where records go.
-    """
-    model, settings = spec["model"], spec["evaluation"]
+def evaluation_arguments(spec: Mapping[str, Any]) -> EvaluationArguments:
+    """Greedy answers of the model of a cell to the items of a task: `task` names it, as in `quickstart:choice`, and
+    `options` are its [`TaskOptions`]; `model` holds the [`ModelArguments`], `evaluation` the [`EvaluationSettings`]."""
+    model = spec["model"]
     return EvaluationArguments(
         model=model["model_name_or_path"],
-        tasks=[task],
-        adapters=list(spec.get("adapters", {}).values()) if out is not None else [],
-        options=TaskOptions(**options),
+        tasks=[spec["task"]],
+        adapters=list(spec.get("adapters", {}).values()),
+        options=TaskOptions(**spec["options"]),
         reward=spec.get("reward"),
-        out=out,
+        out=spec["out"],
         max_tokens=spec.get("max_tokens"),
         dtype=model["dtype"],
         trust_remote_code=model["trust_remote_code"],
         chat_template_kwargs=dict(spec["chat_template_kwargs"]),
-        **settings,
+        **spec["evaluation"],
     )

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
+from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights, check_classes
 from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import SHARE_ALONE, EngineArguments
 from svf_rl.reproduce.methods import DISPATCH, RESERVED, is_few_shot
-from svf_rl.rewards.verifiers.dispatch_label import LABELS
 from svf_rl.settings.yaml_values import fit, read_mapping
 from svf_rl.storage.bundled import bundled_files, find_recipe
 from svf_rl.tasks import TaskOptions, find_task
@@ -100,6 +99,12 @@ class Comparison:
     def name(self) -> str:
         return self.path.stem
 
+    @property
+    def reserve(self) -> int:
+        """How many test rows of an unseen task without validation rows are set aside for the shots: twice the largest
+        number of these, whatever parts are made now."""
+        return 2 * max([self.few_shot.shots, *self.ablations.shots])
+
 
 _KEYS: dict[str, Any] = {
     "model": str, "seeds": list[int], "experts": dict, "training": dict, "lora": dict, "dispatch": dict | None,
@@ -117,9 +122,7 @@ def read_comparison(path: str | Path) -> Comparison:
     """
     path = find_recipe(path)
     values = read_mapping(path)
-    for key in values:
-        _check_known(key, _KEYS, "the comparison")
-    given = {key: fit(key, value, _KEYS[key]) for key, value in values.items()}
+    given = _fit_keys("the comparison", values, _KEYS)
     for key in ("model", "experts"):
         if not given.get(key):
             raise SVFError(f"{path} needs the key {key!r}")
@@ -133,8 +136,8 @@ def read_comparison(path: str | Path) -> Comparison:
         model=given["model"],
         seeds=check_seeds(given.get("seeds", [0])),
         experts=experts,
-        training=_names(given.get("training", {})),
-        lora=_names(given.get("lora", {})),
+        training=given.get("training", {}),
+        lora=given.get("lora", {}),
         dispatch=None if dispatch is None else _expert(DISPATCH, dispatch, path.parent),
         classes=_classes(given.get("classes", {}), experts),
         unseen=[_unseen(str(label), spec) for label, spec in given.get("unseen", {}).items()],
@@ -144,11 +147,11 @@ def read_comparison(path: str | Path) -> Comparison:
     )
     if comparison.dispatch is not None and not comparison.classes:
         raise SVFError("a dispatch expert needs classes: {math: NAME, …}, the expert of each class")
-    slugs: dict[str, str] = {}
-    for label in [task.label for task in comparison.unseen]:
-        if slug(label) in slugs:
-            raise SVFError(f"unseen tasks {slugs[slug(label)]!r} and {label!r} would share a folder: rename one")
-        slugs[slug(label)] = label
+    labels: dict[str, str] = {}
+    for task in comparison.unseen:
+        if other := labels.get(slug(task.label)):
+            raise SVFError(f"unseen tasks {other!r} and {task.label!r} would share a folder: rename one")
+        labels[slug(task.label)] = task.label
     return comparison
 
 
@@ -174,17 +177,16 @@ def _expert(name: str, spec: Any, folder: Path) -> ExpertRecipe:
     path = path if path.is_file() else bundled_files("recipes").get(spec["recipe"], path)
     if not path.is_file():
         raise SVFError(f"expert {name!r}: there is no recipe {path}")
-    return ExpertRecipe(name, path.resolve(), _names({k: v for k, v in spec.items() if k != "recipe"}))
+    return ExpertRecipe(name, path.resolve(), {key: value for key, value in spec.items() if key != "recipe"})
 
 
 def _classes(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) -> dict[str, str]:
+    if given:
+        check_classes(given)
     for label, name in given.items():
-        if label not in LABELS or label == "other":
-            known = ", ".join(known for known in LABELS if known != "other")
-            raise SVFError(f"classes: unknown class {label!r}: use {known} (other is always the base model's)")
         if name not in experts:
             raise SVFError(f"classes: {label} names the expert {name!r}; the experts are {', '.join(experts)}")
-    return {str(label): str(name) for label, name in given.items()}
+    return dict(given)
 
 
 def _unseen(label: str, spec: Any) -> Unseen:
@@ -227,18 +229,13 @@ def _ablations(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) ->
 
 
 def _section(name: str, given: Mapping[Any, Any], wanted: type, **more: Any) -> Any:
-    types = get_type_hints(wanted)
-    for key in given:
-        _check_known(str(key), types, name)
-    fitted = {str(key): fit(f"{name}: {key}", value, types[str(key)]) for key, value in given.items()}
-    return wanted(**fitted, **more)
+    return wanted(**_fit_keys(name, given, get_type_hints(wanted)), **more)
 
 
-def _names(given: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in given.items()}
-
-
-def _check_known(key: str, known: Mapping[str, Any], where: str) -> None:
-    if key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0)
-        raise SVFError(f"unknown key {key!r} in {where}; the nearest one is {near[0]!r}")
+def _fit_keys(name: str, given: Mapping[Any, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a mapping, fitted to the types of its known keys."""
+    for key in map(str, given):
+        if key not in types:
+            near = difflib.get_close_matches(key, types, n=1, cutoff=0)
+            raise SVFError(f"unknown key {key!r} in {name}; the nearest one is {near[0]!r}")
+    return {str(key): fit(f"{name}: {key}", value, types[str(key)]) for key, value in given.items()}

@@ -1,6 +1,7 @@
 """`report.md`: the tables in words."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
@@ -10,24 +11,20 @@ from svf_rl.reproduce.methods import method_name
 Row = Mapping[str, Any]
 
 
-def render_document(results: Mapping[str, Any], figures: Mapping[str, str]) -> str:
+def render_document(results: Mapping[str, Any], figures: Collection[str]) -> str:
     """
     The report.
 
     Args:
         results (`Mapping`): as [`svf_rl.reproduce.results.collect`] gives them, with `hardware`, `packages` and
             `seconds`.
-        figures (`Mapping`): by name the file of each picture that there is.
+        figures (`Collection[str]`): the pictures that there are, without `.png`.
     """
-
-    def table(rows: Sequence[Row], more: Sequence[str] = (), names: Mapping[str, str] | None = None) -> str:
-        return tabulate_accuracies(rows, more, names, results["experts"])
-
     return render(
         "reproduce/report.md.jinja",
         results=results,
         figures=figures,
-        tabulate_accuracies=table,
+        tabulate_accuracies=partial(tabulate_accuracies, experts=results["experts"]),
         tabulate_timing=_tabulate_timing,
         method_name=method_name,
         signed=_signed,

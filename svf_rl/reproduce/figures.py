@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -25,13 +26,13 @@ def draw_fine_tuning(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     figure, (axes,) = make_figure(1, 3.0)
     width = 0.8 / len(methods)
-    for place, method in enumerate(methods):
-        for group_place, group in enumerate(groups):
-            for row in group["rows"]:
-                if row["method"] == method and row["accuracy"] is not None:
-                    x = group_place + (place - (len(methods) - 1) / 2) * width
-                    axes.bar(x, row["accuracy"], width * 0.9, color=_colour(place, method))
-                    _interval_and_seeds(axes, x, row, vertical=True)
+    for group_place, group in enumerate(groups):
+        for row in group["rows"]:
+            if row["accuracy"] is not None:
+                place = methods.index(row["method"])
+                x = group_place + (place - (len(methods) - 1) / 2) * width
+                axes.bar(x, row["accuracy"], width * 0.9, color=_colour(place, row["method"]))
+                _interval_and_seeds(axes, x, row, vertical=True)
     axes.set_xticks(range(len(groups)), [group["task"] for group in groups])
     axes.grid(visible=False, axis="x")
     _show_accuracy(axes)
@@ -66,13 +67,10 @@ def draw_shots(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
     entries: list[tuple[Any, str]] = []
     for place, task in enumerate(drawn):
         rows = [row for row in task["rows"] if row["accuracy"] is not None]
-        xs, ys = [row["shots"] for row in rows], [row["accuracy"] for row in rows]
-        errors = [
-            [row["accuracy"] - row["interval"][0] for row in rows],
-            [row["interval"][1] - row["accuracy"] for row in rows],
-        ]
+        xs, ys = [row["shots"] for row in rows], np.array([row["accuracy"] for row in rows])
+        lows, highs = np.array([row["interval"] for row in rows]).T
         colour = PALETTE[place % len(PALETTE)]
-        bars = axes.errorbar(xs, ys, yerr=errors, marker="o", capsize=3, color=colour)
+        bars = axes.errorbar(xs, ys, yerr=[ys - lows, highs - ys], marker="o", capsize=3, color=colour)
         for row in rows:
             seeds = list(row["by_seed"].values())
             axes.plot([row["shots"]] * len(seeds), seeds, ".", color=colour, alpha=0.6, markersize=5)
@@ -94,10 +92,9 @@ def draw_timing(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     figure, panels = _bar_panels(drawn)
     for axes, task in zip(panels, drawn, strict=True):
-        for place, row in enumerate(task["rows"]):
-            first = row["first_pass_seconds"]
-            axes.barh(place, first, 0.7, color=PALETTE[0])
-            axes.barh(place, row["second_pass_seconds"], 0.7, left=first, color=PALETTE[1])
+        first, second = ([row[key] for row in task["rows"]] for key in ("first_pass_seconds", "second_pass_seconds"))
+        axes.barh(range(len(first)), first, 0.7, color=PALETTE[0])
+        axes.barh(range(len(first)), second, 0.7, left=first, color=PALETTE[1])
         _name_bars(
             axes, f"{task['label']}, {task['items']} items", [method_name(row["method"]) for row in task["rows"]]
         )

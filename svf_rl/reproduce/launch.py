@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tqdm import tqdm
 
-from svf_rl.reproduce.cells import Cell, begin, end, is_done, log_path, read_result
+from svf_rl.reproduce.cells import Cell, begin, is_done, log_path, read_result, record_path
 from svf_rl.storage.disk_errors import disk_errors
+from svf_rl.storage.files import write_json
 from svf_rl.storage.locks import hold_folder
 
 # How long to wait for the processes of a call that was killed.
@@ -26,7 +27,7 @@ class Outcome:
     """What became of the cells, by name: those that are done, why others failed, and which of them were made now."""
 
     done: set[str]
-    failed: dict[str, str]
+    failed: dict[str, str] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
 
 
@@ -34,31 +35,7 @@ class Outcome:
 class _Running:
     cell: Cell
     process: "subprocess.Popen[bytes]"
-    log: IO[bytes]
     started: float
-
-
-class _Progress:
-    """How far a call is: cells, time gone, and roughly what is left, from the cells that this call made."""
-
-    def __init__(self, total: int, done: int, jobs: int):
-        self._total, self._done, self._jobs = total, done, jobs
-        self._start = time.monotonic()
-        self._seconds: list[float] = []
-
-    def line(self, text: str, seconds: float | None = None) -> str:
-        """The line for one more cell, which took `seconds`."""
-        self._done += 1
-        if seconds is not None:
-            self._seconds.append(seconds)
-        left = (self._total - self._done) * sum(self._seconds) / max(1, len(self._seconds)) / self._jobs
-        gone = time.monotonic() - self._start
-        about = f", about {_minutes(left)} left" if self._seconds and left else ""
-        return f"[{self._done}/{self._total}] {text} ({_minutes(gone)} gone{about})"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def hold_results(out: Path) -> AbstractContextManager[int | None]:
@@ -77,34 +54,40 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, environment: Mapping[
     Raises:
         SVFError: a cell was made with other settings (found before anything runs).
     """
-    done = {cell.name for cell in cells if is_done(cell, out)}
-    outcome = Outcome(done, {})
-    waiting = [cell for cell in cells if cell.name not in done]
+    outcome = Outcome({cell.name for cell in cells if is_done(cell, out)})
+    waiting = [cell for cell in cells if cell.name not in outcome.done]
     running: list[_Running] = []
-    progress = _Progress(len(cells), len(done), jobs)
+    took: list[float] = []
+    start = time.monotonic()
+
+    def tell(text: str) -> None:
+        """A line for one more cell, with the time gone and roughly what is left, from the cells that this call ran."""
+        ended = len(outcome.done) + len(outcome.failed)
+        left = (len(cells) - ended) * sum(took) / max(1, len(took)) / jobs
+        about = f", about {tqdm.format_interval(left)} left" if left else ""
+        bar.write(f"[{ended}/{len(cells)}] {text} ({tqdm.format_interval(time.monotonic() - start)} gone{about})")
+        bar.update()
+
     # the bar is for a terminal; the lines, one a cell, are for a log too
-    with tqdm(total=len(cells), initial=len(done), unit="cell", dynamic_ncols=True, disable=None) as bar:
+    with tqdm(total=len(cells), initial=len(outcome.done), unit="cell", dynamic_ncols=True, disable=None) as bar:
         try:
             while waiting or running:
                 for cell in list(waiting):
-                    open_needs = [name for name in cell.needs if name not in done and name not in outcome.failed]
                     missing = [name for name in cell.needs if name in outcome.failed]
-                    if open_needs:
+                    if any(name not in outcome.done and name not in missing for name in cell.needs):
                         continue
                     if missing and cell.kind == "adaptation":
-                        outcome.failed[cell.name] = f"needs {missing[0]}"
                         waiting.remove(cell)
-                        bar.write(progress.line(f"not run: {cell.name}, which needs {missing[0]}"))
-                        bar.update()
+                        outcome.failed[cell.name] = f"needs {missing[0]}"
+                        tell(f"not run: {cell.name}, which needs {missing[0]}")
                     elif len(running) < jobs:
                         waiting.remove(cell)
-                        running.append(_start(without(cell, missing), out, environment, lock))
+                        running.append(_start(_without(cell, missing), out, environment, lock))
                 for run in [run for run in running if run.process.poll() is not None]:
                     running.remove(run)
-                    bar.write(progress.line(_finish(run, out, outcome), time.monotonic() - run.started))
-                    bar.update()
-                bar.set_postfix_str(", ".join(run.cell.name for run in running), refresh=False)
-                bar.update(0)
+                    took.append(time.monotonic() - run.started)
+                    tell(_finish(run, out, outcome, took[-1]))
+                bar.set_postfix_str(", ".join(run.cell.name for run in running))
                 time.sleep(_POLL)
         finally:
             for run in running:  # the end of its input ends it
@@ -112,65 +95,53 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, environment: Mapping[
                 run.process.stdin.close()
             for run in running:
                 run.process.wait()
-                run.log.close()
     return outcome
 
 
-def without(cell: Cell, missing: Sequence[str]) -> Cell:
+def _without(cell: Cell, missing: Sequence[str]) -> Cell:
     """An evaluation less the adapters that could not be made."""
-    if not missing:
-        return cell
 
     def less(values: dict[str, Any]) -> dict[str, Any]:
         return {**values, "adapters": {k: v for k, v in values["adapters"].items() if k not in missing}}
 
-    return replace(cell, settings=less(cell.settings), spec=less(cell.spec))
+    return replace(cell, settings=less(cell.settings), spec=less(cell.spec)) if missing else cell
 
 
 def _start(cell: Cell, out: Path, environment: Mapping[str, str], lock: int | None) -> _Running:
     begin(cell, out)
     with disk_errors(out):
         log = log_path(out, cell.name).open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "svf_rl.reproduce.supervise", *cell.command],
-        stdin=subprocess.PIPE,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=dict(environment),
-        pass_fds=[] if lock is None else [lock],  # held until the last process has ended
-        start_new_session=True,  # a signal to our group ends us, and by that the process, which then has time to end
-    )
-    return _Running(cell, process, log, time.monotonic())
+    with log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "svf_rl.reproduce.supervise", *cell.command],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            pass_fds=[] if lock is None else [lock],  # held until the last process has ended
+            start_new_session=True,  # a signal to our group ends us, and by that the process, which has time to end
+        )
+    return _Running(cell, process, time.monotonic())
 
 
-def _finish(run: _Running, out: Path, outcome: Outcome) -> str:
+def _finish(run: _Running, out: Path, outcome: Outcome, seconds: float) -> str:
     """Take down how a process ended; returns a line that says so."""
-    assert run.process.stdin is not None
-    run.process.stdin.close()
-    run.log.close()
-    seconds = time.monotonic() - run.started
-    if run.process.returncode == 0 and run.cell.result.is_file():
-        end(run.cell, out, seconds)
-        outcome.done.add(run.cell.name)
-        outcome.made.add(run.cell.name)
-        return f"{run.cell.name}: {seconds:.0f} s{_gain(run.cell)}"
-    log = log_path(out, run.cell.name)
-    reason = last_error(log) or _exit_reason(run.process.returncode)
-    outcome.failed[run.cell.name] = reason
-    return f"failed: {run.cell.name}: {reason} (log: {log})"
-
-
-def _exit_reason(status: int) -> str:
-    if status == 128 + signal.SIGKILL:
-        return "killed from outside, as when the memory is full"
-    return f"exit status {status}"
-
-
-def _gain(cell: Cell) -> str:
-    summary = read_result(cell.result)
-    if cell.kind != "training":
-        return ""
-    return f", accuracy {summary['base_accuracy']:.3f} before, {summary['accuracy']:.3f} after"
+    run.process.communicate()  # closes its input
+    cell, status = run.cell, run.process.returncode
+    if status == 0 and cell.result.is_file():
+        record = record_path(out, cell.name)
+        write_json(record, {**read_result(record), "seconds": round(seconds, 1)})
+        outcome.done.add(cell.name)
+        outcome.made.add(cell.name)
+        gain = ""
+        if cell.kind == "training":
+            summary = read_result(cell.result)
+            gain = f", accuracy {summary['base_accuracy']:.3f} before, {summary['accuracy']:.3f} after"
+        return f"{cell.name}: {seconds:.0f} s{gain}"
+    log = log_path(out, cell.name)
+    killed = "killed from outside, as when the memory is full" if status == 128 + signal.SIGKILL else ""
+    outcome.failed[cell.name] = last_error(log) or killed or f"exit status {status}"
+    return f"failed: {cell.name}: {outcome.failed[cell.name]} (log: {log})"
 
 
 def last_error(log: Path) -> str | None:

@@ -1,22 +1,16 @@
 """From a comparison to its cells, everything checked that can be checked without weights."""
 
 import json
-import re
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.reproduce.cell_plans import (
-    TrainingRun,
-    adaptation_cell,
-    evaluation_cell,
-    reserve,
-    shot_counts,
-    training_cell,
-    with_data,
-)
+from svf_rl.reproduce.cell_plans import TrainingRun, adaptation_cell, evaluation_cell, training_cell
 from svf_rl.reproduce.cells import Cell
 from svf_rl.reproduce.comparison import Comparison, ExpertRecipe, Unseen, slug
 from svf_rl.reproduce.methods import DISPATCH, LORA, SVF
@@ -33,6 +27,7 @@ class Plan:
     Args:
         runs (`list[TrainingRun]`): the training cells.
         cells (`list[Cell]`): all cells.
+        shots (`list[int]`): from how many labelled prompts few-shot adaptation starts, in each of its variants.
         labelled (`dict[str, tuple[int, int] | None]`): by unseen task, how many rows shots are drawn from and how many
             are reported; `None` where the rows are not at hand.
         notes (`list[str]`): what to know before the start.
@@ -43,19 +38,22 @@ class Plan:
     parts: tuple[str, ...]
     runs: list[TrainingRun]
     cells: list[Cell]
+    shots: list[int]
     labelled: dict[str, tuple[int, int] | None]
     notes: list[str]
 
     def __str__(self) -> str:
         comparison, kinds = self.comparison, [cell.kind for cell in self.cells]
+        experts = dict.fromkeys(run.expert for run in self.runs)
+        unseen = [
+            label if rows is None else f"{label} ({rows[1]} items reported)" for label, rows in self.labelled.items()
+        ]
         lines = {
             "model": comparison.model,
             "seeds": ", ".join(map(str, comparison.seeds)),
             "parts": ", ".join(self.parts),
-            "experts": ", ".join(f"{name} ({self.task_of(name)})" for name in self.experts()),
-            "unseen tasks": ", ".join(_described(task, self.labelled[task.label]) for task in comparison.unseen)
-            if self.labelled
-            else "none",
+            "experts": ", ".join(f"{expert} ({self.task_of(expert)})" for expert in experts),
+            "unseen tasks": ", ".join(unseen) or "none",
             "ablations": (", ".join(comparison.ablations.variants) if "ablations" in self.parts else "") or "none",
             "cells": f"{kinds.count('training')} training runs, {kinds.count('evaluation')} evaluations, "
             f"{kinds.count('adaptation')} adaptations",
@@ -63,10 +61,6 @@ class Plan:
         }
         notes = [f"note: {note}" for note in self.notes]
         return "\n".join([*(f"{name + ':':14}{text}" for name, text in lines.items()), *notes])
-
-    def experts(self) -> list[str]:
-        """The experts that are trained, the dispatch expert last."""
-        return list(dict.fromkeys(run.expert for run in sorted(self.runs, key=lambda run: run.expert == DISPATCH)))
 
     def task_of(self, expert: str) -> str:
         return next(run.task for run in self.runs if run.expert == expert)
@@ -92,45 +86,47 @@ def make_plan(
     Raises:
         SVFError: a recipe, a task or a combination of settings would not run.
     """
+    if data_dir is not None:
+        unseen = [replace(task, options=replace(task.options, data_dir=data_dir)) for task in comparison.unseen]
+        comparison = replace(comparison, unseen=unseen)
+    more_shots = comparison.ablations.shots if "ablations" in parts else []
+    shots = sorted({comparison.few_shot.shots, *more_shots})
+    adapts = bool(comparison.unseen) and ("adaptation" in parts or bool(more_shots))
     notes: list[str] = []
-    runs = _training_runs(comparison, parts, data_dir, notes)
-    adapts = _adapts(comparison, parts)
-    labelled = {}
+    runs = _training_runs(comparison, parts, adapts, data_dir, _start(launcher), out, notes)
+    labelled, adaptations = {}, list[Cell]()
     if adapts:
         _check_same_targets([run for run in runs if run.method == SVF])
-        labelled = {task.label: _labelled_rows(task, comparison, parts, data_dir, notes) for task in comparison.unseen}
-        _warn_of_seen_tasks(comparison, runs, notes)
-    cells = [training_cell(run, out, launcher) for run in sorted(runs, key=lambda run: run.seed)]
-    made = {cell.name: cell for cell in cells}
-    if adapts:
-        cells += [adaptation_cell(comparison, seed, runs, made, out, parts, data_dir) for seed in comparison.seeds]
-    # behind the experts and before the baselines: an adaptation takes longest
-    early = {need for cell in cells if cell.kind == "adaptation" for need in cell.needs}
-    cells.sort(key=lambda cell: 0 if cell.name in early else (1 if cell.kind == "adaptation" else 2))
-    cells += [evaluation_cell(comparison, expert, runs, made, out) for expert in evaluated(comparison, parts, runs)]
-    return Plan(comparison, out, tuple(parts), runs, cells, labelled, list(dict.fromkeys(notes)))
-
-
-def evaluated(comparison: Comparison, parts: Sequence[str], runs: Sequence[TrainingRun]) -> list[str]:
-    """The experts that a table shows on their own task."""
-    wanted: set[str] = {DISPATCH}
-    if "fine_tuning" in parts:
-        wanted |= set(comparison.experts)
-    if "ablations" in parts:
-        wanted |= set(comparison.ablations.experts)
-    return [expert for expert in dict.fromkeys(run.expert for run in runs) if expert in wanted]
-
-
-def _adapts(comparison: Comparison, parts: Sequence[str]) -> bool:
-    shots = "ablations" in parts and comparison.ablations.shots
-    return bool(comparison.unseen) and ("adaptation" in parts or bool(shots))
+        labelled = {task.label: _labelled_rows(task, comparison, shots[-1], notes) for task in comparison.unseen}
+        trained = {run.recipe.data.task: run.expert for run in runs}
+        for task in comparison.unseen:
+            if task.task in trained:
+                notes.append(f"{task.label} is not unseen: the expert {trained[task.task]} is trained on {task.task}")
+        adaptations = [adaptation_cell(comparison, parts, shots, seed, runs, out) for seed in comparison.seeds]
+    # an adaptation takes longest: its experts come first, and it comes before the baselines
+    early = {name for cell in adaptations for name in cell.needs}
+    training = [run.cell for run in sorted(runs, key=lambda run: run.seed)]
+    cells = [cell for cell in training if cell.name in early] + adaptations
+    cells += [cell for cell in training if cell.name not in early]
+    # the experts that a table shows on their own task
+    shown = {DISPATCH, *(comparison.experts if "fine_tuning" in parts else [])}
+    shown |= set(comparison.ablations.experts if "ablations" in parts else [])
+    for expert in dict.fromkeys(run.expert for run in runs):
+        if expert in shown:
+            cells.append(evaluation_cell(comparison, [run for run in runs if run.expert == expert], out))
+    return Plan(comparison, out, tuple(parts), runs, cells, shots, labelled, list(dict.fromkeys(notes)))
 
 
 def _training_runs(
-    comparison: Comparison, parts: Sequence[str], data_dir: str | None, notes: list[str]
+    comparison: Comparison,
+    parts: Sequence[str],
+    adapts: bool,
+    data_dir: str | None,
+    start: list[str],
+    out: Path,
+    notes: list[str],
 ) -> list[TrainingRun]:
-    adapts = _adapts(comparison, parts)
-    wanted: list[tuple[ExpertRecipe, str, Mapping[str, Any]]] = []
+    wanted: list[tuple[ExpertRecipe, str, Mapping[str, Any]]] = []  # the last are the keys that the method changes
     for expert in comparison.experts.values():
         ablated = "ablations" in parts and expert.name in comparison.ablations.experts
         if "fine_tuning" in parts or adapts or ablated:
@@ -143,23 +139,37 @@ def _training_runs(
         wanted.append((comparison.dispatch, SVF, {}))
     if not wanted:
         raise SVFError(f"{comparison.path} has nothing for {', '.join(parts)}: add unseen tasks or ablations")
+    fixed = {"model_name_or_path": comparison.model, **({} if data_dir is None else {"data_dir": data_dir})}
     runs = []
     for expert, method, changes in wanted:
-        overrides = {**comparison.training, **expert.overrides, **changes, "model_name_or_path": comparison.model}
-        if data_dir is not None:
-            overrides["data_dir"] = data_dir
-        arguments = _as_arguments(overrides)
+        keys = {**comparison.training, **expert.overrides, **changes, **fixed}
+        given = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
         try:
-            recipe = load_recipe(expert.path, arguments)
+            recipe = load_recipe(expert.path, given)
             notes += check_recipe(recipe).notes
         except SVFError as error:
             raise SVFError(f"{expert.name} ({method}): {error}") from error
-        runs += [TrainingRun(expert.name, method, seed, recipe, arguments) for seed in comparison.seeds]
+        for seed in comparison.seeds:
+            cell = training_cell(f"{expert.name}-{method}-seed{seed}", recipe, given, seed, out, start)
+            runs.append(TrainingRun(expert.name, method, seed, recipe, cell))
     return runs
 
 
-def _as_arguments(overrides: Mapping[str, Any]) -> list[str]:
-    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
+def _start(launcher: str | None) -> list[str]:
+    """What comes before `-m svf_rl.train`: this Python, or the words of `--launch`."""
+    if launcher is None:
+        return [sys.executable]
+    try:
+        words = shlex.split(launcher)
+    except ValueError as error:
+        raise SVFError(f"--launch {launcher!r}: {error}") from error
+    if not words:
+        raise SVFError("--launch is empty: give a command such as 'accelerate launch --config_file FILE'")
+    if words[:2] == ["accelerate", "launch"]:  # that of this Python, whatever the search path holds
+        return [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
+    if shutil.which(words[0]) is None:
+        raise SVFError(f"--launch {launcher!r}: there is no program {words[0]!r}")
+    return words
 
 
 def _check_same_targets(runs: Sequence[TrainingRun]) -> None:
@@ -174,36 +184,21 @@ def _check_same_targets(runs: Sequence[TrainingRun]) -> None:
                 )
 
 
-def _labelled_rows(
-    task: Unseen, comparison: Comparison, parts: Sequence[str], data_dir: str | None, notes: list[str]
-) -> tuple[int, int] | None:
-    """How many rows there are for shots and how many are reported."""
-    options = with_data(task.options, data_dir)
-    if not find_task(task.task).is_local(options):
+def _labelled_rows(task: Unseen, comparison: Comparison, shots: int, notes: list[str]) -> tuple[int, int] | None:
+    """How many rows there are for at most `shots` shots and how many are reported; `None` if that is not known here."""
+    if not find_task(task.task).is_local(task.options):
         notes.append(f"the rows of {task.label} come from the Hub: their number was not checked")
         return None
-    splits = find_task(task.task).load(options)
+    splits = find_task(task.task).load(task.options)
     test, validation = splits["test"], splits["validation"]
     if test is None:
         raise SVFError(f"unseen task {task.label}: {task.task} has no test rows here")
-    most, limit = max(shot_counts(comparison, parts)), comparison.evaluation.limit
     if validation is not None:
         labelled, reported = len(validation), len(test)
     else:
-        labelled = min(reserve(comparison), len(test))
+        labelled = min(comparison.reserve, len(test))
         reported = len(test) - labelled
         notes.append(f"{task.label} has no validation rows: shots are {labelled} test rows, which are not reported")
-    if labelled < most or reported < 1:
-        raise SVFError(f"unseen task {task.label} has {labelled} labelled rows for {most} shots: lower the shots")
-    return labelled, reported if limit is None else min(limit, reported)
-
-
-def _warn_of_seen_tasks(comparison: Comparison, runs: Sequence[TrainingRun], notes: list[str]) -> None:
-    trained = {re.sub(":.*", "", run.task): run.expert for run in runs}
-    for task in comparison.unseen:
-        if task.task in trained:
-            notes.append(f"{task.label} is not unseen: the expert {trained[task.task]} is trained on {task.task}")
-
-
-def _described(task: Unseen, rows: tuple[int, int] | None) -> str:
-    return task.label if rows is None else f"{task.label} ({rows[1]} items reported)"
+    if labelled < shots or reported < 1:
+        raise SVFError(f"unseen task {task.label} has {labelled} labelled rows for {shots} shots: lower the shots")
+    return labelled, min(comparison.evaluation.limit or reported, reported)

@@ -1,24 +1,38 @@
 """All figures of a comparison, from the files of its cells."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
 from svf_rl.metrics.statistics import as_json
-from svf_rl.reproduce.cell_plans import shot_counts
 from svf_rl.reproduce.cells import read_result
 from svf_rl.reproduce.comparison import Unseen, slug
 from svf_rl.reproduce.estimates import Verdicts, compared, estimate, oracle
 from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF, few_shot_label
-from svf_rl.reproduce.plan import Plan, evaluated
+from svf_rl.reproduce.plan import Plan
 from svf_rl.runs.run_folder import read_summary
-from svf_rl.runs.summary import RunSummary
 
 BySeed = Mapping[int, Verdicts]
 
-FAILED = "failed"
+
+@dataclass(frozen=True)
+class _Adaptation:
+    """Of one unseen task the verdicts by method and seed, and what each seed's adaptation says of it."""
+
+    task: Unseen
+    verdicts: dict[str, dict[int, Verdicts]]
+    summaries: dict[int, dict[str, Any]]
+
+    def row(self, method: str) -> dict[str, Any]:
+        return _row(method, self.verdicts.get(method, {}), self.verdicts.get(BASE, {}))
+
+    def made(self, method: str) -> list[dict[str, Any]]:
+        """What each seed's adaptation says of the method."""
+        found = (summary["methods"].get(method) for summary in self.summaries.values())
+        return [made for made in found if made]
 
 
 def collect(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -30,8 +44,8 @@ def collect(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
         failed (`Mapping`): those that could not be made, and why.
     """
     comparison = plan.comparison
-    experts = evaluated(comparison, plan.parts, plan.runs)
-    evaluations = {expert: _evaluation(plan, expert, failed) for expert in experts}
+    adapts = any(cell.kind == "adaptation" for cell in plan.cells)
+    adaptations = [_read_adaptation(plan, task, failed) for task in comparison.unseen] if adapts else []
     results: dict[str, Any] = {
         "comparison": comparison.name,
         "model": comparison.model,
@@ -43,59 +57,59 @@ def collect(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
     if "fine_tuning" in plan.parts:
         methods = [BASE, *([LORA] if comparison.lora else []), SVF]
         results["fine_tuning"] = [
-            {"task": plan.task_of(expert), "expert": expert, "rows": _rows(evaluations[expert], methods)}
+            {"task": plan.task_of(expert), "expert": expert, "rows": _rows(plan, failed, expert, methods)}
             for expert in comparison.experts
         ]
-    if "adaptation" in plan.parts and comparison.unseen:
-        results["adaptation"] = [_adaptation(plan, task, failed) for task in comparison.unseen]
-        if DISPATCH in evaluations:
-            results["classification"] = {
-                "task": plan.task_of(DISPATCH),
-                "rows": _rows(evaluations[DISPATCH], [BASE, SVF]),
-            }
+    if "adaptation" in plan.parts and adapts:
+        results["adaptation"] = [_compare_methods(plan, adaptation) for adaptation in adaptations]
+        if any(run.expert == DISPATCH for run in plan.runs):
+            rows = _rows(plan, failed, DISPATCH, [BASE, SVF])
+            results["classification"] = {"task": plan.task_of(DISPATCH), "rows": rows}
     if "ablations" in plan.parts:
         names = {SVF: "SVF as in its recipe", **{slug(name): name for name in comparison.ablations.variants}}
         results["ablations"] = [
-            {"task": plan.task_of(expert), "expert": expert, "rows": _rows(evaluations[expert], [BASE, *names], names)}
+            {"task": plan.task_of(expert), "expert": expert, "rows": _rows(plan, failed, expert, [BASE, *names], names)}
             for expert in comparison.ablations.experts
         ]
-        if comparison.unseen and len(shot_counts(comparison, plan.parts)) > 1:
-            results["shots"] = [_shots(plan, task, failed) for task in comparison.unseen]
-    if comparison.unseen and any(cell.kind == "adaptation" for cell in plan.cells):
-        results["timing"] = [_timing(plan, task, failed) for task in comparison.unseen]
+        if adapts and len(plan.shots) > 1:
+            results["shots"] = [_compare_shots(plan, adaptation) for adaptation in adaptations]
+    if adapts:
+        results["timing"] = [_time_passes(plan, adaptation) for adaptation in adaptations]
     return results
 
 
-def _evaluation(plan: Plan, expert: str, failed: Mapping[str, str]) -> dict[str, Any]:
-    """Verdicts by method and seed on the expert's task, and what its training runs say of themselves."""
-    folder = plan.out / "evaluation" / expert
-    file = plan.task_of(expert).replace(":", "-")
-    verdicts: dict[str, dict[int, Verdicts]] = {}
-    training: dict[str, dict[int, RunSummary]] = {}
-    if f"{expert}-evaluation" not in failed:
-        if base := _verdicts(folder / BASE / f"{file}.jsonl"):
-            verdicts[BASE] = {0: base}
-        for run in plan.runs:
-            if run.expert == expert and run.name not in failed:
-                if found := _verdicts(folder / run.name / f"{file}.jsonl"):
-                    verdicts.setdefault(run.method, {})[run.seed] = found
-                training.setdefault(run.method, {})[run.seed] = read_summary(plan.out / "runs" / run.name)
-    return {"verdicts": verdicts, "training": training}
+def _read_adaptation(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> _Adaptation:
+    found = _Adaptation(task, {}, {})
+    for seed in plan.comparison.seeds:
+        folder = plan.out / "adaptation" / f"seed{seed}"
+        for path in sorted((folder / slug(task.label)).glob("*.jsonl")):
+            kept = read_result(path.with_suffix(".json"))
+            if kept.get("result") is not None:  # made to its end, whatever became of the others
+                found.verdicts.setdefault(path.stem, {})[seed] = _verdicts(path)
+        summary = read_result(folder / "summary.json")
+        if summary and f"adaptation-seed{seed}" not in failed:
+            found.summaries[seed] = summary["tasks"][task.label]
+    return found
 
 
 def _rows(
-    evaluation: Mapping[str, Any], methods: Iterable[str], names: Mapping[str, str] | None = None
+    plan: Plan, failed: Mapping[str, str], expert: str, methods: Iterable[str], names: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    verdicts = evaluation["verdicts"]
+    """The lines of an expert's own task, with what its training runs say of themselves."""
+    folder, file = plan.out / "evaluation" / expert, plan.task_of(expert).replace(":", "-") + ".jsonl"
+    evaluated = [] if f"{expert}-evaluation" in failed else [run for run in plan.runs if run.expert == expert]
+    base = {0: _verdicts(folder / BASE / file)} if evaluated else {}
     rows = []
     for method in methods:
-        row = _row(method, verdicts.get(method, {}), verdicts.get(BASE, {}))
+        runs = [run for run in evaluated if run.method == method and run.cell.name not in failed]
+        found = {run.seed: _verdicts(folder / run.cell.name / file) for run in runs}
+        row = _row(method, base if method == BASE else {seed: one for seed, one in found.items() if one}, base)
         if names and method in names:
             row["name"] = names[method]
-        runs = list(evaluation["training"].get(method, {}).values())
         if runs:
-            row["training_seconds"] = _mean(run.seconds.get("train") for run in runs)
-            row["updates"] = max(run.updates or 0 for run in runs)
+            summaries = [read_summary(run.cell.folder) for run in runs]
+            row["training_seconds"] = _mean(summary.seconds.get("train") for summary in summaries)
+            row["updates"] = max(summary.updates or 0 for summary in summaries)
         rows.append(row)
     return rows
 
@@ -104,7 +118,7 @@ def _row(method: str, by_seed: BySeed, base: BySeed) -> dict[str, Any]:
     """One line of a table: `accuracy` is `None` where nothing came out."""
     found = estimate(by_seed)
     if found is None:
-        return {"method": method, "accuracy": None, "status": FAILED}
+        return {"method": method, "accuracy": None, "status": "failed"}
     row: dict[str, Any] = {
         "method": method,
         "accuracy": found.value,
@@ -119,18 +133,15 @@ def _row(method: str, by_seed: BySeed, base: BySeed) -> dict[str, Any]:
     return row
 
 
-def _adaptation(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str, Any]:
+def _compare_methods(plan: Plan, adaptation: _Adaptation) -> dict[str, Any]:
     """All methods on one unseen task."""
-    comparison = plan.comparison
-    verdicts = _adapted(plan, task.label)
-    summaries = _summaries(plan, task.label, failed)
-    base = verdicts.get(BASE, {})
+    comparison, verdicts, summaries = plan.comparison, adaptation.verdicts, adaptation.summaries
     few_shot = few_shot_label(comparison.few_shot.shots)
     methods = [BASE, *comparison.experts, MEAN]
     if comparison.classes:
         methods += [PROMPT, *([DISPATCH] if comparison.dispatch else [])]
+    rows = [adaptation.row(method) for method in [*methods, few_shot]]
     own = {seed: summary["own_expert"] for seed, summary in summaries.items() if summary.get("own_expert")}
-    rows = [_row(method, verdicts.get(method, {}), base) for method in [*methods, few_shot]]
     if own:
         perfect = {
             seed: oracle(
@@ -139,97 +150,63 @@ def _adaptation(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str
             )
             for seed, owners in own.items()
         }
-        rows.append(_row(ORACLE, perfect, base))
-        against_oracle = {
-            method: as_json(difference)
-            for method in (PROMPT, DISPATCH)
-            if (difference := compared(verdicts.get(method, {}), perfect))
-        }
         for row in rows:
             if row["method"] in (PROMPT, DISPATCH):
-                row["against_oracle"] = against_oracle.get(row["method"])
+                against = compared(verdicts.get(row["method"], {}), perfect)
+                row["against_oracle"] = as_json(against) if against else None
                 row["dispatched_right"] = _mean(
-                    [_share_right(summaries[seed], row["method"], owners) for seed, owners in own.items()]
+                    _share_right(summaries[seed]["methods"].get(row["method"]), owners) for seed, owners in own.items()
                 )
-    best = max((row for row in rows if row["method"] in comparison.experts and row["accuracy"] is not None),
-               key=lambda row: row["accuracy"], default=None)  # fmt: skip
-    result: dict[str, Any] = {"label": task.label, "task": task.task, "few_shot": few_shot, "rows": rows}
-    if best is not None and (against := compared(verdicts.get(few_shot, {}), verdicts[best["method"]])):
-        result["few_shot_against_best_expert"] = {"expert": best["method"], **as_json(against)}
-    result["alpha"] = {seed: _search(summary, few_shot).get("alpha") for seed, summary in summaries.items()}
-    return result
+        rows.append(_row(ORACLE, perfect, verdicts.get(BASE, {})))
+    result: dict[str, Any] = {
+        "label": adaptation.task.label,
+        "task": adaptation.task.task,
+        "few_shot": few_shot,
+        "rows": rows,
+    }
+    singles = [row for row in rows if row["method"] in comparison.experts and row["accuracy"] is not None]
+    best = max(singles, key=lambda row: row["accuracy"])["method"] if singles else None
+    if best is not None and (against := compared(verdicts.get(few_shot, {}), verdicts[best])):
+        result["few_shot_against_best_expert"] = {"expert": best, **as_json(against)}
+    searches = {seed: (summary["methods"].get(few_shot) or {}).get("search", {}) for seed, summary in summaries.items()}
+    return {**result, "alpha": {seed: search.get("alpha") for seed, search in searches.items()}}
 
 
-def _shots(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str, Any]:
-    verdicts, summaries = _adapted(plan, task.label), _summaries(plan, task.label, failed)
+def _compare_shots(plan: Plan, adaptation: _Adaptation) -> dict[str, Any]:
+    """Few-shot adaptation from every number of labelled prompts."""
     rows = []
-    for shots in shot_counts(plan.comparison, plan.parts):
+    for shots in plan.shots:
         method = few_shot_label(shots)
-        row = _row(method, verdicts.get(method, {}), verdicts.get(BASE, {}))
-        row["shots"] = shots
-        row["search_seconds"] = _mean([_search(summary, method).get("seconds") for summary in summaries.values()])
-        rows.append(row)
-    return {"label": task.label, "task": task.task, "base": _row(BASE, verdicts.get(BASE, {}), {}), "rows": rows}
+        seconds = _mean(made["search"]["seconds"] for made in adaptation.made(method))
+        rows.append({**adaptation.row(method), "shots": shots, "search_seconds": seconds})
+    task = adaptation.task
+    return {"label": task.label, "task": task.task, "base": adaptation.row(BASE), "rows": rows}
 
 
-def _timing(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str, Any]:
+def _time_passes(plan: Plan, adaptation: _Adaptation) -> dict[str, Any]:
     """Seconds of each pass over the reported items, and of the search, as means over the seeds."""
-    summaries = _summaries(plan, task.label, failed)
-    made = {}
-    for method in (PROMPT, DISPATCH):
-        made[method] = [
-            (found["first"]["seconds"], found["second"]["seconds"], found["first"]["syncs"] + found["second"]["syncs"])
-            for found in (summary["methods"].get(method) for summary in summaries.values())
-            if found
+    rows = []
+    for method in (PROMPT, DISPATCH, *map(few_shot_label, plan.shots)):
+        passes = [
+            (made["search"]["seconds"], made["seconds"], made["search"]["syncs"])
+            if "search" in made
+            else (made["first"]["seconds"], made["second"]["seconds"], made["first"]["syncs"] + made["second"]["syncs"])
+            for made in adaptation.made(method)
+            if not made.get("reused")  # an interrupted second pass has the seconds of its rest alone
         ]
-    for method in map(few_shot_label, shot_counts(plan.comparison, plan.parts)):
-        made[method] = [
-            (found["search"]["seconds"], found["seconds"], found["search"]["syncs"])
-            for found in (summary["methods"].get(method) for summary in summaries.values())
-            if found and not found["reused"]  # an interrupted second pass has the seconds of its rest alone
-        ]
-    names = ("first_pass_seconds", "second_pass_seconds", "syncs")
-    rows = [
-        {"method": method, "seeds": len(found), **dict(zip(names, map(_mean, zip(*found, strict=True)), strict=True))}
-        for method, found in made.items()
-        if found
-    ]
-    items = max((len(summary["rows"]) for summary in summaries.values()), default=0)
-    return {"label": task.label, "items": items, "rows": rows}
+        if passes:
+            first, second, syncs = map(_mean, zip(*passes, strict=True))
+            seconds = {"first_pass_seconds": first, "second_pass_seconds": second}
+            rows.append({"method": method, "seeds": len(passes), **seconds, "syncs": syncs})
+    items = max((len(summary["rows"]) for summary in adaptation.summaries.values()), default=0)
+    return {"label": adaptation.task.label, "items": items, "rows": rows}
 
 
-def _adapted(plan: Plan, label: str) -> Mapping[str, BySeed]:
-    """Verdicts on one unseen task by method and seed."""
-    verdicts: dict[str, dict[int, Verdicts]] = {}
-    for seed in plan.comparison.seeds:
-        folder = plan.out / "adaptation" / f"seed{seed}" / slug(label)
-        for path in sorted(folder.glob("*.jsonl")):
-            kept = read_result(path.with_suffix(".json"))
-            if kept is not None and kept.get("result") is not None:  # made to its end, whatever became of the others
-                verdicts.setdefault(path.stem, {})[seed] = _verdicts(path)
-    return verdicts
-
-
-def _summaries(plan: Plan, label: str, failed: Mapping[str, str]) -> dict[int, dict[str, Any]]:
-    """What each seed's adaptation says of one task."""
-    found = {}
-    for seed in plan.comparison.seeds:
-        summary = read_result(plan.out / "adaptation" / f"seed{seed}" / "summary.json")
-        if summary is not None and f"adaptation-seed{seed}" not in failed:
-            found[seed] = summary["tasks"][label]
-    return found
-
-
-def _search(summary: Mapping[str, Any], method: str) -> dict[str, Any]:
-    return (summary["methods"].get(method) or {}).get("search", {})
-
-
-def _share_right(summary: Mapping[str, Any], method: str, owners: Mapping[str, str]) -> float | None:
-    """How many prompts went to their own expert."""
-    chosen = (summary["methods"].get(method) or {}).get("experts")
-    if not chosen:
+def _share_right(made: Mapping[str, Any] | None, owners: Mapping[str, str]) -> float | None:
+    """How many prompts a dispatch sent to their own expert."""
+    if not made:
         return None
-    return sum(chosen[row] == expert for row, expert in owners.items()) / len(owners)
+    return sum(made["experts"][row] == expert for row, expert in owners.items()) / len(owners)
 
 
 def _verdicts(path: Path) -> dict[int, bool | None]:

@@ -1,23 +1,27 @@
 """The command: from the file of a comparison to tables and pictures."""
 
 import os
+import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from svf_rl.errors import SVFError
+from svf_rl.report.style import house_style, save
 from svf_rl.reproduce.cells import is_done, read_result, record_path
 from svf_rl.reproduce.comparison import PARTS, Comparison, check_seeds, read_comparison
 from svf_rl.reproduce.document import render_document
 from svf_rl.reproduce.figures import draw_adaptation, draw_fine_tuning, draw_shots, draw_timing
-from svf_rl.reproduce.hardware import cores, hardware
 from svf_rl.reproduce.launch import Outcome, hold_results, run_cells
 from svf_rl.reproduce.plan import Plan, make_plan
 from svf_rl.reproduce.results import collect
-from svf_rl.runs.versions import read_package_versions
+from svf_rl.runs.summary import read_package_versions
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.files import write_file, write_json
 from svf_rl.storage.folders import check_writable, is_unused
@@ -73,7 +77,8 @@ def reproduce(
     print(plan, flush=True)
     if dry_run:
         return None
-    jobs = jobs or default_jobs()
+    # two processes on a CPU with as many cores; one where they would share an accelerator's memory
+    jobs = jobs or (1 if torch.cuda.is_available() else min(2, _cores()))
     with hold_results(folder) as lock:
         write_json(folder / "comparison.json", {"kind": _KIND, "name": comparison.name, "model": comparison.model})
         outcome = run_cells(plan.cells, folder, jobs, _environment(jobs), lock)
@@ -81,7 +86,7 @@ def reproduce(
         results |= {
             "experts": list(comparison.experts),
             "confidence": 0.95,
-            "hardware": hardware(),
+            "hardware": _hardware(),
             "packages": read_package_versions(),
             "seconds": _seconds(plan, outcome, jobs, time.perf_counter() - started),
         }
@@ -97,40 +102,48 @@ def reproduce(
 
 def write_results(results: Mapping[str, Any], folder: Path) -> None:
     """`results.json`, the pictures and `report.md`."""
-    from svf_rl.report.style import house_style, save
-
-    drawings: dict[str, Callable[[], Any]] = {
-        "fine_tuning": lambda: draw_fine_tuning(results.get("fine_tuning", [])),
-        "adaptation": lambda: draw_adaptation(results.get("adaptation", []), results["experts"]),
-        "shots": lambda: draw_shots(results.get("shots", [])),
-        "timing": lambda: draw_timing(results.get("timing", [])),
-    }
-    figures = {}
-    with disk_errors(folder):
-        for name, draw in drawings.items():
-            with house_style():
-                figure = draw()
+    with house_style(), disk_errors(folder):
+        drawn = {
+            "fine_tuning": draw_fine_tuning(results.get("fine_tuning", [])),
+            "adaptation": draw_adaptation(results.get("adaptation", []), results["experts"]),
+            "shots": draw_shots(results.get("shots", [])),
+            "timing": draw_timing(results.get("timing", [])),
+        }
+        for name, figure in drawn.items():
             file = folder / f"{name}.png"
             file.unlink(missing_ok=True)
             if figure is not None:
                 save(figure, file)
-                figures[name] = file.name
     write_json(folder / "results.json", results)
-    write_file(folder / "report.md", render_document(results, figures))
+    write_file(folder / "report.md", render_document(results, [name for name in drawn if drawn[name] is not None]))
 
 
-def default_jobs() -> int:
-    """Two processes on a CPU with as many cores; one where they would share an accelerator's memory."""
-    import torch
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
-    return 1 if torch.cuda.is_available() else min(2, cores())
+
+def _hardware() -> dict[str, str]:
+    """Processor, cores that this process may use, memory, accelerator and Python."""
+    processor = platform.processor()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        processor = next(iter(names), processor)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": processor,
+        "cores": f"{_cores()} cores",
+        "memory": f"{memory:.0f} GiB",
+        "gpu": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
+        "python": f"Python {platform.python_version()}",
+    }
 
 
 def _environment(jobs: int) -> dict[str, str]:
     """Of the processes: their share of the cores, and this Python's programs first."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    threads = str(max(1, cores() // jobs))
-    return {"OMP_NUM_THREADS": threads, **os.environ, "PATH": path}
+    return {"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), **os.environ, "PATH": path}
 
 
 def _check_folder(folder: Path, comparison: Comparison) -> None:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from types import FrameType
 from typing import NoReturn
 
 # Seconds between asking a command to end and making it.
@@ -31,11 +30,8 @@ def main() -> NoReturn:
         os.read(0, 1)
         stop()
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        stop()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, lambda *_: stop())
+    signal.signal(signal.SIGINT, lambda *_: stop())
     threading.Thread(target=watch, daemon=True).start()
     status = command.wait()
     _signal(command.pid, signal.SIGKILL)  # what is left of its group

@@ -6,41 +6,34 @@ It is one of its own so that the generator's memory is free again for the next c
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from svf_rl.errors import SVFError, one_line_errors
 from svf_rl.train import quiet_libraries
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Returns the exit status: 1, after one line, for what went wrong."""
-    (path,) = sys.argv[1:] if arguments is None else arguments
     quiet_libraries()
     with one_line_errors() as outcome:
-        _work(Path(path))
-    sys.stdout.flush()
-    sys.stderr.flush()
+        _work(Path(sys.argv[1]))
     return outcome.status
 
 
 def _work(path: Path) -> None:
-    from svf_rl.reproduce.cells import read_result
+    from svf_rl.evaluation.run import evaluate
+    from svf_rl.evaluation.table import table
+    from svf_rl.reproduce.adaptations import adapt_to_unseen
+    from svf_rl.reproduce.cells import evaluation_arguments, read_result
 
     record = read_result(path)
     if not record:
         raise SVFError(f"{path} does not exist")
+    spec = record["spec"]
     if record["kind"] == "evaluation":
-        from svf_rl.evaluation.run import evaluate
-        from svf_rl.evaluation.table import table
-        from svf_rl.reproduce.cells import evaluation_arguments
-
-        spec = record["spec"]
-        print(table(evaluate(evaluation_arguments(spec, spec["task"], spec["options"], spec["out"]))))
+        print(table(evaluate(evaluation_arguments(spec))))
     else:
-        from svf_rl.reproduce.adaptations import adapt_to_unseen
-
-        adapt_to_unseen(record["spec"])
+        adapt_to_unseen(spec)
 
 
 if __name__ == "__main__":

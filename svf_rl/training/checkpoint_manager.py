@@ -19,7 +19,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from svf_rl.errors import SVFError
-from svf_rl.runs.versions import read_package_versions
+from svf_rl.runs.summary import read_package_versions
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.folders import partial_folder
 from svf_rl.training import checkpoints, trainer_state

@@ -10,6 +10,7 @@ from svf_rl.report import figures
 from svf_rl.report.groups import find_curve, group_by_recipe, smooth_curve
 from svf_rl.report.multipliers import make_panels, shrink
 from svf_rl.report.style import DPI, PALETTE, WIDTH, house_style, save
+from svf_rl.report.write import compose
 from svf_rl.runs.run_folder import read_run
 
 
@@ -19,6 +20,10 @@ def groups(write_run):
         return group_by_recipe([read_run(write_run(**run)) for run in runs])
 
     return read
+
+
+def draw_reward(groups):
+    return figures.draw_over_steps(groups, "reward", "mean reward")
 
 
 def words(figure) -> set[str]:
@@ -68,13 +73,14 @@ def test_the_moving_mean_is_centred_and_shorter_at_the_ends():
 def test_axes_are_labelled_with_units(groups):
     found = groups({"name": "a"}, {"name": "b", "learning_rate": 0.1})
     labels = {
-        figures.draw_reward: ["mean reward"],
-        figures.draw_accuracy: ["held-out accuracy"],
-        figures.draw_kl: ["KL from the base (nats a token)"],
-        figures.draw_lengths: ["tokens a completion", "cut off at the limit"],
+        "reward": ["mean reward"],
+        "accuracy": ["held-out accuracy"],
+        "kl": ["KL from the base (nats a token)"],
+        "lengths": ["tokens a completion", "cut off at the limit"],
     }
-    for make, expected in labels.items():
-        figure = make(found)
+    _, pictures = compose([run for group in found for run in group.runs], [])
+    for name, expected in labels.items():
+        figure = pictures[name]
         assert [axes.get_ylabel() for axes in figure.axes] == expected
         assert figure.axes[-1].get_xlabel() == "step"
         assert {"a", "b"} <= words(figure)
@@ -88,7 +94,7 @@ def test_a_group_has_one_colour_in_every_picture(groups):
     found = groups({"name": "a"}, {"name": "b", "learning_rate": 0.1})
     for line in found[0].runs[0].updates:
         del line.values["kl"]  # beta: 0
-    (axes,) = figures.draw_kl(found).axes
+    (axes,) = figures.draw_over_steps(found, "kl", "KL").axes
     assert [line.get_color() for line in axes.lines] == [PALETTE[1]]
 
 
@@ -103,8 +109,8 @@ def test_the_base_is_a_line_and_the_best_checkpoint_a_ring(groups):
 
 def test_many_points_are_faint_under_their_moving_mean(groups):
     few, many = groups({"name": "a", "updates": 60}), groups({"name": "b", "updates": 300})
-    assert len(figures.draw_reward(few).axes[0].lines) == 1
-    faint, strong = figures.draw_reward(many).axes[0].lines
+    assert len(draw_reward(few).axes[0].lines) == 1
+    faint, strong = draw_reward(many).axes[0].lines
     assert faint.get_alpha() < 0.5
     assert strong.get_ydata() == pytest.approx(smooth_curve(faint.get_ydata(), 15))
 
@@ -112,7 +118,7 @@ def test_many_points_are_faint_under_their_moving_mean(groups):
 def test_what_nobody_logged_is_no_picture(groups):
     found = groups({"name": "now", "finished": False, "updates": 4})  # before its first evaluation
     assert figures.draw_accuracy(found) is None
-    assert figures.draw_cross_entropy(found) is None
+    assert figures.draw_over_steps(found, "cross_entropy", "cross-entropy") is None
 
 
 def test_next_token_training_shows_its_cross_entropy(groups):
@@ -120,8 +126,9 @@ def test_next_token_training_shows_its_cross_entropy(groups):
     for line in found[0].runs[0].updates:
         del line.values["reward"]
         line.values["cross_entropy"] = 0.5
-    assert figures.draw_reward(found) is None
-    assert figures.draw_cross_entropy(found).axes[0].get_ylabel() == "cross-entropy (nats a token)"
+    _, pictures = compose(found[0].runs, [])
+    assert "reward" not in pictures
+    assert pictures["cross-entropy"].axes[0].get_ylabel() == "cross-entropy (nats a token)"
 
 
 def test_one_panel_a_kind_of_module_with_the_layers_in_order():
@@ -169,7 +176,7 @@ def test_pictures_have_a_sensible_size_and_are_not_blank(layers, rank, groups, t
         {f"model.layers.{i}.mlp.up": 1 + 0.1 * torch.sin(torch.arange(rank) + i) for i in range(layers)}
     )
     with house_style():
-        made = [figures.draw_reward(groups({"name": "a"})), figures.draw_multipliers(found, 0.1)]
+        made = [draw_reward(groups({"name": "a"})), figures.draw_multipliers(found, 0.1)]
     for figure in made:
         save(figure, tmp_path / "picture.png")
         pixels = imread(tmp_path / "picture.png")
@@ -181,7 +188,7 @@ def test_pictures_have_a_sensible_size_and_are_not_blank(layers, rank, groups, t
 def test_hostile_names_are_drawn_as_they_are(groups, tmp_path):
     found = groups({"name": "_a$b$"}, {"name": "x" * 80, "learning_rate": 0.1}, {"name": "\u5b9f", "beta": 0})
     with house_style():
-        figure = figures.draw_reward(found)
+        figure = draw_reward(found)
         save(figure, tmp_path / "picture.png")
     assert {" _a$b$", "?"} <= words(figure)
     assert max(map(len, words(figure))) < 40

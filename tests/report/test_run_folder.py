@@ -112,7 +112,7 @@ def test_an_evaluation(evaluation):
     folder = evaluation([graded(i, i < 3) for i in range(4)] + [graded(4, None)])
     assert is_evaluation(folder)
     read = read_evaluation(folder)
-    (result,) = (graded.result for graded in read.graded)
+    ((result, _),) = read.graded
     assert read.finished
     assert (result.label, result.task, result.items, result.not_scorable) == ("base", "gsm8k", 5, 1)
     assert result.accuracy.value == 0.75
@@ -124,8 +124,9 @@ def test_several_samples_an_item_are_averaged_by_item(evaluation):
     folder = evaluation([graded(0, True), graded(0, False, 1), graded(1, True), graded(1, True, 1)], finished=False)
     read = read_evaluation(folder)
     assert not read.finished
-    assert read.graded[0].result.accuracy.value == 0.75
-    assert read.graded[0].result.items == 2
+    ((result, _),) = read.graded
+    assert result.accuracy.value == 0.75
+    assert result.items == 2
 
 
 def test_an_evaluation_without_completions_or_with_a_damaged_line(evaluation, write_run):

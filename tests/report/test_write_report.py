@@ -27,7 +27,7 @@ def row(text: str, name: str) -> list[str]:
 def composed(*folders: Path) -> str:
     """The text of a report, without the time that it takes to draw its pictures."""
     names = path_names(folders)
-    return compose([read_run(folder, name) for folder, name in zip(folders, names, strict=True)], []).text
+    return compose([read_run(folder, name) for folder, name in zip(folders, names, strict=True)], [])[0]
 
 
 def keep_completions(folder, step=10):
