@@ -61,18 +61,8 @@ def group_by_recipe(runs: Sequence[RunFolder]) -> list[Group]:
 
 
 def find_curve(group: Group, key: str, kind: str = "updates", window: int = 1) -> Curve | None:
-    """
-    One metric of a group, at the steps at which all its runs logged it.
-
-    Args:
-        group ([`Group`]): the runs.
-        key (`str`): the metric.
-        kind (`str`, *optional*, defaults to `"updates"`): `"updates"` or `"evaluations"`.
-        window (`int`, *optional*, defaults to 1): each run is smoothed by a moving mean over so many points.
-
-    Returns:
-        [`Curve`], or `None` when there is no such step.
-    """
+    """One metric of a group, at the steps (of `"updates"` or `"evaluations"`) at which all its runs logged it, each run
+    smoothed by a moving mean over `window` points; `None` when there is no such step."""
     by_step = [
         {line.step: line.values[key] for line in getattr(run, kind) if math.isfinite(line.values.get(key, math.nan))}
         for run in group.runs

@@ -10,15 +10,8 @@ from svf_rl.runs.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Sample:
-    """
-    A completion and its verdict.
-
-    Args:
-        correct (`bool` or `None`): `None` when it could not be scored.
-        prompt (`str`): what the model read; the turns of a conversation after their roles.
-        completion (`str`): what it wrote.
-        notes (`dict`): what else is known of it, such as each reward.
-    """
+    """A completion and its verdict: `None` when it could not be scored. Of a conversation, `prompt` has the turns after
+    their roles; `notes` hold what else is known, such as each reward."""
 
     correct: bool | None
     prompt: str

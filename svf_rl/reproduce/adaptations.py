@@ -34,16 +34,8 @@ from svf_rl.tasks import find_task
 
 @dataclass(frozen=True)
 class UnseenItems:
-    """
-    An unseen task made ready.
-
-    Args:
-        label (`str`): what it is called.
-        items ([`TaskItems`]): its test rows.
-        labelled ([`TaskItems`]): the rows that shots are drawn from.
-        rows (`list[int]`): the test rows that are reported, for every method and seed: no labelled prompt among them.
-        folder (`Path`): where the records of one seed go.
-    """
+    """An unseen task made ready: its test rows, those that shots are drawn from (`labelled`), the test `rows` that are
+    reported, for every method and seed (no labelled prompt among them), and where the records of one seed go."""
 
     label: str
     items: TaskItems

@@ -1,14 +1,11 @@
 """A cell: one training run, one evaluation or one seed's adaptation, made once and kept with what decided it."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from svf_rl.evaluation.arguments import EvaluationArguments
-from svf_rl.storage.disk_errors import disk_errors
-from svf_rl.storage.files import write_json
 from svf_rl.storage.json_files import read_json
 from svf_rl.storage.same_settings import check_same_settings, difference
 from svf_rl.tasks import TaskOptions
@@ -69,18 +66,6 @@ def is_done(cell: Cell, out: Path) -> bool:
         remedy = "remove that folder to train again, or give another --out"
         check_same_settings(there, cell.settings, f"{cell.folder} was made", remedy)
     return not difference(there, cell.settings)
-
-
-def begin(cell: Cell, out: Path) -> None:
-    """Write down what the cell is made with, and take away what an interrupted run has left, but for the checkpoints of
-    a training run with the same settings: it resumes from the last."""
-    left = read_result(record_path(out, cell.name))
-    with disk_errors(out):
-        if cell.kind == "training" and difference(left.get("settings"), cell.settings):
-            shutil.rmtree(cell.folder, ignore_errors=True)
-        cell.result.unlink(missing_ok=True)
-        log_path(out, cell.name).parent.mkdir(parents=True, exist_ok=True)
-    write_json(record_path(out, cell.name), {"kind": cell.kind, "settings": cell.settings, "spec": cell.spec})
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -12,14 +12,7 @@ Row = Mapping[str, Any]
 
 
 def render_document(results: Mapping[str, Any], figures: Collection[str]) -> str:
-    """
-    The report.
-
-    Args:
-        results (`Mapping`): as [`svf_rl.reproduce.results.collect`] gives them, with `hardware`, `packages` and
-            `seconds`.
-        figures (`Collection[str]`): the pictures that there are, without `.png`.
-    """
+    """The report on what is in `results.json`, with those pictures (their names without `.png`)."""
     return render(
         "reproduce/report.md.jinja",
         results=results,
@@ -37,15 +30,8 @@ def tabulate_accuracies(
     names: Mapping[str, str] | None = None,
     experts: Sequence[str] = (),
 ) -> str:
-    """
-    A line a method: accuracy with interval, range of the seeds, difference to the base, seeds and items.
-
-    Args:
-        rows (`Sequence[Mapping]`): as `results.json` holds them.
-        more (`Sequence[str]`, *optional*): further columns, of those in `_COLUMNS`.
-        names (`Mapping[str, str]`, *optional*): what methods are called, where it is not their usual name.
-        experts (`Sequence[str]`, *optional*): the methods that are experts.
-    """
+    """A line a method: accuracy with interval, range of the seeds, difference to the base, seeds and items, and `more`
+    columns of those in `_COLUMNS`. `names` are what methods are called, where it is not their usual name."""
     lines = [
         [(names or {}).get(row["method"]) or row.get("name") or method_name(row["method"], experts)]
         + [show(row) for show in (*_ALWAYS.values(), *(_COLUMNS[heading] for heading in more))]

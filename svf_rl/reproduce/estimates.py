@@ -38,11 +38,8 @@ def estimate(by_seed: Mapping[int, Verdicts]) -> Accuracy | None:
     values = list(means.values())
     spread = len(by_seed) > 1 and max(values) > min(values)
     found = estimate_mean(values) if spread else estimate_share(sum(values) / len(values), len(values))
-    accuracies = {}
-    for seed, verdicts in by_seed.items():
-        known = [verdict for verdict in verdicts.values() if verdict is not None]
-        if known:
-            accuracies[seed] = sum(known) / len(known)
+    known = {seed: item_means({seed: verdicts}).values() for seed, verdicts in by_seed.items()}
+    accuracies = {seed: sum(answers) / len(answers) for seed, answers in known.items() if answers}
     missing = sum(verdict is None for verdicts in by_seed.values() for verdict in verdicts.values())
     return Accuracy(**vars(found), by_seed=accuracies, not_scorable=missing)
 

@@ -1,5 +1,6 @@
 """Runs cells as processes, several at once, each with its log; what is done is not run again."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from svf_rl.reproduce.cells import Cell, begin, is_done, log_path, read_result, record_path
+from svf_rl.reproduce.cells import Cell, is_done, log_path, read_result, record_path
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.files import write_json
 from svf_rl.storage.locks import hold_folder
+from svf_rl.storage.same_settings import difference
 
 # How long to wait for the processes of a call that was killed.
 _PATIENCE = 60.0
@@ -108,14 +110,22 @@ def _without(cell: Cell, missing: Sequence[str]) -> Cell:
 
 
 def _start(cell: Cell, out: Path, environment: Mapping[str, str], lock: int | None) -> _Running:
-    begin(cell, out)
+    """Write down what the cell is made with, and start its process. What an interrupted run has left is taken away, but
+    for the checkpoints of a training run with the same settings: it resumes from the last."""
+    record, log = record_path(out, cell.name), log_path(out, cell.name)
+    left = read_result(record)
     with disk_errors(out):
-        log = log_path(out, cell.name).open("wb")
-    with log:
+        if cell.kind == "training" and difference(left.get("settings"), cell.settings):
+            shutil.rmtree(cell.folder, ignore_errors=True)
+        cell.result.unlink(missing_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        written = log.open("wb")
+    with written:
+        write_json(record, {"kind": cell.kind, "settings": cell.settings, "spec": cell.spec})
         process = subprocess.Popen(
             [sys.executable, "-m", "svf_rl.reproduce.supervise", *cell.command],
             stdin=subprocess.PIPE,
-            stdout=log,
+            stdout=written,
             stderr=subprocess.STDOUT,
             env=dict(environment),
             pass_fds=[] if lock is None else [lock],  # held until the last process has ended

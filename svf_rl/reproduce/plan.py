@@ -74,14 +74,8 @@ def make_plan(
     data_dir: str | None = None,
 ) -> Plan:
     """
-    Check every recipe as `svf-rl train --dry-run` does, and lay out the cells.
-
-    Args:
-        comparison ([`Comparison`]): what to compare.
-        out (`Path`): where all of it goes; nothing is written yet.
-        parts (`Sequence[str]`): those of `PARTS` that are wanted.
-        launcher (`str`, *optional*): a command that starts training runs, such as `accelerate launch`.
-        data_dir (`str`, *optional*): a folder with the benchmarks, in place of the Hub.
+    Check every recipe as `svf-rl train --dry-run` does, and lay out the cells; nothing is written yet. The arguments
+    are those of [`svf_rl.reproduce.run.reproduce`].
 
     Raises:
         SVFError: a recipe, a task or a combination of settings would not run.

@@ -36,13 +36,7 @@ class _Adaptation:
 
 
 def collect(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
-    """
-    What `results.json` holds.
-
-    Args:
-        plan ([`Plan`]): which cells there are.
-        failed (`Mapping`): those that could not be made, and why.
-    """
+    """What `results.json` holds of the cells; those that `failed`, and why, take no part."""
     comparison = plan.comparison
     adapts = any(cell.kind == "adaptation" for cell in plan.cells)
     adaptations = [_read_adaptation(plan, task, failed) for task in comparison.unseen] if adapts else []

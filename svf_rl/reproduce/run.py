@@ -162,12 +162,12 @@ def _check_folder(folder: Path, comparison: Comparison) -> None:
 
 
 def _seconds(plan: Plan, outcome: Outcome, jobs: int, this_call: float) -> dict[str, Any]:
-    records = {cell.name: read_result(record_path(plan.out, cell.name)) for cell in plan.cells}
+    by_cell = {cell.name: read_result(record_path(plan.out, cell.name)).get("seconds") for cell in plan.cells}
     return {
         "this_call": round(this_call, 1),
         "made_now": len(outcome.made),
         "cells": len(plan.cells),
-        "processes": round(sum(record.get("seconds", 0.0) for record in records.values()), 1),
-        "by_cell": {name: record.get("seconds") for name, record in records.items()},
+        "processes": round(sum(filter(None, by_cell.values())), 1),
+        "by_cell": by_cell,
         "jobs": jobs,
     }

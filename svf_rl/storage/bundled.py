@@ -1,7 +1,4 @@
-"""Recipes, accelerate configs and the SLURM script that come with the package, found by name.
-
-They lie at the top of a checkout; `setup.py` puts them below `svf_rl/bundled` in the wheel.
-"""
+"""Recipes, accelerate configs and the SLURM script that come with the package, found by name."""
 
 import difflib
 from pathlib import Path
