@@ -161,7 +161,7 @@ class VLLMServersGenerator:
         answers: dict[int, dict[str, Any]] = {}
         for _ in range(_ATTEMPTS + len(self._servers)):
             waiting = [i for i in range(len(bodies)) if i not in answers]
-            ready = self._ready_servers()
+            ready = self._ready_servers(self._update)
             shares = {server: waiting[place :: len(ready)] for place, server in enumerate(ready)}
             requests = {server: [bodies[i] for i in share] for server, share in shares.items()}
             for server, outcome in send_requests(requests, progress).items():
@@ -179,15 +179,14 @@ class VLLMServersGenerator:
             "use one server for several runs"
         )
 
-    def _ready_servers(self) -> dict[ServerConnection, tuple[Any, ...]]:
-        """The servers that have the weights of the last sync, with their state."""
-        assert self._update is not None
+    def _ready_servers(self, update: Update) -> dict[ServerConnection, tuple[Any, ...]]:
+        """The servers that have the weights of `update`, with their state."""
         ready = {}
         for server in list(self._servers):
             try:
                 if server not in self._known:  # another process uses it again
                     server.check(self._dtype)
-                ready[server] = self._update.ensure(server)
+                ready[server] = update.ensure(server)
                 server.empty_cache()
             except ServerGoneError as error:
                 self._failed(server, error)

@@ -61,10 +61,11 @@ async def _request(client: aiohttp.ClientSession, url: str, body: dict[str, Any]
             status, text = response.status, await response.text()
     except (aiohttp.ClientError, OSError) as error:
         raise ServerGoneError(f"{type(error).__name__}: {error}") from error
+    said = " ".join(text.split())[:300]
     if status >= 500:
-        raise ServerGoneError(f"status {status}: {_short(text)}")
+        raise ServerGoneError(f"status {status}: {said}")
     if status >= 400:
-        raise SVFError(f"the vLLM server {url} refused a request: {_short(text)}")
+        raise SVFError(f"the vLLM server {url} refused a request: {said}")
     choice = json.loads(text)["choices"][0]
     if choice["finish_reason"] not in ("stop", "length"):  # "abort": by another client, or by a shutdown
         raise ServerGoneError(f"a request ended with {choice['finish_reason']!r}")
@@ -89,10 +90,6 @@ async def _watch_health(url: str) -> list[Answer]:
             if status >= 500:
                 raise ServerGoneError(f"/health ends with status {status}")
     raise ServerGoneError(f"no health check answered for {_PATIENCE:g} s")
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:300]
 
 
 def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:

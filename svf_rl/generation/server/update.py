@@ -87,7 +87,6 @@ class FullPush(Update):
     def __init__(self, model: nn.Module, everything: bool, run: str):
         self._model, self._everything, self._run = model, everything, run
         self.version = uuid.uuid4().hex
-        self.tensors = 0
 
     def bring(self, servers: Sequence[ServerConnection]) -> Outcomes:
         outcomes: Outcomes = dict.fromkeys(servers, 0)

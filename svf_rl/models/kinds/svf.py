@@ -39,6 +39,7 @@ class SVFKind(AdapterKind):
     )
     import_line = "import svf_rl.svf  # registers SVF with PEFT"
     same_as_saved = ("target_modules", "parameterization", "max_multiplier", "renormalize")
+    rebuild_bytes = staticmethod(rebuild_bytes)
 
     def config(self, arguments: "AdapterArguments") -> SVFConfig:
         return SVFConfig(task_type="CAUSAL_LM", **{name: getattr(arguments, name) for name in SETTINGS})
@@ -92,9 +93,6 @@ class SVFKind(AdapterKind):
         ranks = [min(shape) for shape in shapes]
         factors = sum(r * sum(shape) for r, shape in zip(ranks, shapes, strict=True)) * itemsize
         return {"factors": factors, "singular_values": 4 * sum(ranks)}
-
-    def rebuild_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
-        return rebuild_bytes(shape, itemsize)
 
     def label(self, config: Mapping[str, Any]) -> str:
         return "SVF combination" if config.get("combination") else "SVF"
