@@ -74,11 +74,11 @@ def read_flags(known: argparse.Namespace, arguments: Callable[..., Arguments], *
     return arguments(**{**given, **others})
 
 
-def split_names(text: str) -> list[str]:
+def _split_names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def split_integers(text: str) -> list[int]:
+def _split_integers(text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
@@ -93,7 +93,7 @@ def _split_weights(text: str) -> list[list[float]] | list[float]:
     return rows if len(rows) > 1 else rows[0]
 
 
-_LISTS: dict[Any, Callable[[str], Any]] = {str: split_names, int: split_integers, float: _split_weights}
+_LISTS: dict[Any, Callable[[str], Any]] = {str: _split_names, int: _split_integers, float: _split_weights}
 
 
 def _parse_as(hint: Any) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from svf_rl.settings.yaml_values import fit, read_mapping
 from svf_rl.storage.bundled import bundled_files, find_recipe
 from svf_rl.tasks import TaskOptions, find_task
 
-PARTS = ("fine_tuning", "adaptation", "ablations")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 

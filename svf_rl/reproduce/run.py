@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,9 @@ import torch
 
 from svf_rl.errors import SVFError
 from svf_rl.report.style import house_style, save
+from svf_rl.reproduce.arguments import PARTS, ReproduceArguments
 from svf_rl.reproduce.cells import is_done, read_result, record_path
-from svf_rl.reproduce.comparison import PARTS, Comparison, check_seeds, read_comparison
+from svf_rl.reproduce.comparison import Comparison, check_seeds, read_comparison
 from svf_rl.reproduce.document import render_document
 from svf_rl.reproduce.figures import draw_adaptation, draw_fine_tuning, draw_shots, draw_timing
 from svf_rl.reproduce.launch import Outcome, hold_results, run_cells
@@ -29,29 +30,13 @@ from svf_rl.storage.folders import check_writable, is_unused
 _KIND = "svf-rl reproduce"
 
 
-def reproduce(
-    path: str | Path,
-    out: str | Path | None = None,
-    *,
-    seeds: Sequence[int] | None = None,
-    jobs: int | None = None,
-    parts: Sequence[str] = PARTS,
-    launcher: str | None = None,
-    data_dir: str | None = None,
-    dry_run: bool = False,
-) -> dict[str, Any] | None:
+def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any] | None:
     """
     Make all cells of a comparison that are not there yet, and write `report.md`, `results.json` and the pictures.
 
     Args:
         path (`str` or `Path`): the file of the comparison.
-        out (`str` or `Path`, *optional*): the folder of everything; default: `runs/reproduce-` and the file's name.
-        seeds (`Sequence[int]`, *optional*): in place of the file's.
-        jobs (`int`, *optional*): processes at once; default: one a core, at most two, and one with CUDA.
-        parts (`Sequence[str]`, *optional*): of `fine_tuning`, `adaptation` and `ablations`.
-        launcher (`str`, *optional*): starts training runs, as in `accelerate launch --config_file FILE`.
-        data_dir (`str`, *optional*): a folder with the benchmarks, in place of the Hub.
-        dry_run (`bool`, *optional*, defaults to `False`): check everything, print the plan, and stop.
+        arguments ([`ReproduceArguments`]): what is made, and how.
 
     Returns:
         `dict`: what is in `results.json`; `None` after a dry run.
@@ -62,23 +47,19 @@ def reproduce(
     """
     started = time.perf_counter()
     comparison = read_comparison(path)
-    if seeds is not None:
-        comparison = replace(comparison, seeds=check_seeds(seeds))
-    for part in parts:
-        if part not in PARTS:
-            raise SVFError(f"unknown part {part!r}: use some of {','.join(PARTS)}")
-    if jobs is not None and jobs < 1:
-        raise SVFError(f"--jobs must be at least 1, not {jobs}")
-    folder = Path(out or f"runs/reproduce-{comparison.name}").expanduser().resolve()
-    plan = make_plan(comparison, folder, [part for part in PARTS if part in parts], launcher, data_dir)
+    if arguments.seeds is not None:
+        comparison = replace(comparison, seeds=check_seeds(arguments.seeds))
+    folder = Path(arguments.out or f"runs/reproduce-{comparison.name}").expanduser().resolve()
+    parts = [part for part in PARTS if part in (arguments.only or PARTS)]
+    plan = make_plan(comparison, folder, parts, arguments.launch, arguments.data_dir)
     _check_folder(folder, comparison)
     for cell in plan.cells:
         is_done(cell, folder)  # another one's settings: better known before anything is written
     print(plan, flush=True)
-    if dry_run:
+    if arguments.dry_run:
         return None
     # two processes on a CPU with as many cores; one where they would share an accelerator's memory
-    jobs = jobs or (1 if torch.cuda.is_available() else min(2, _cores()))
+    jobs = arguments.jobs or (1 if torch.cuda.is_available() else min(2, _cores()))
     with hold_results(folder) as lock:
         write_json(folder / "comparison.json", {"kind": _KIND, "name": comparison.name, "model": comparison.model})
         outcome = run_cells(plan.cells, folder, jobs, _environment(jobs), lock)

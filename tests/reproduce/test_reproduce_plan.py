@@ -10,7 +10,8 @@ import pytest
 from svf_rl.cli import main
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
-from svf_rl.reproduce.comparison import PARTS, read_comparison
+from svf_rl.reproduce.arguments import PARTS, ReproduceArguments
+from svf_rl.reproduce.comparison import read_comparison
 from svf_rl.reproduce.plan import make_plan
 from svf_rl.reproduce.run import reproduce
 
@@ -30,7 +31,7 @@ def kinds(plan):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_dry_run_of_every_comparison_writes_nothing(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert reproduce(path, dry_run=True, seeds=[0]) is None
+    assert reproduce(path, ReproduceArguments(dry_run=True, seeds=[0])) is None
     assert "training runs" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
@@ -126,7 +127,7 @@ def test_a_task_of_an_expert_is_not_called_unseen(write_comparison):
 def test_what_would_not_run_is_known_before_anything_runs(write_comparison, tmp_path, changes, message):
     out = tmp_path / "out"
     with pytest.raises(SVFError) as error:
-        reproduce(write_comparison(**changes), out)
+        reproduce(write_comparison(**changes), ReproduceArguments(out))
     assert message in str(error.value)
     assert not out.exists()
 
@@ -134,15 +135,15 @@ def test_what_would_not_run_is_known_before_anything_runs(write_comparison, tmp_
 def test_arguments_out_of_range(write_comparison, tmp_path):
     path, out = write_comparison(), tmp_path / "out"
     for options, message in (
-        ({"parts": ["training"]}, "unknown part 'training': use some of fine_tuning,adaptation,ablations"),
+        ({"only": ["training"]}, "unknown part 'training': use some of fine_tuning,adaptation,ablations"),
         ({"jobs": 0}, "--jobs must be at least 1"),
         ({"seeds": [-1]}, "seeds must be different numbers"),
-        ({"launcher": "'"}, "--launch"),
-        ({"launcher": "no-such-program --fast"}, "there is no program 'no-such-program'"),
-        ({"parts": ["ablations"]}, "has nothing for ablations"),
+        ({"launch": "'"}, "--launch"),
+        ({"launch": "no-such-program --fast"}, "there is no program 'no-such-program'"),
+        ({"only": ["ablations"]}, "has nothing for ablations"),
     ):
         with pytest.raises(SVFError, match=message):
-            reproduce(path, out, **options)
+            reproduce(path, ReproduceArguments(out, **options))
     assert not out.exists()
 
 
@@ -150,11 +151,11 @@ def test_a_folder_of_something_else_is_refused(write_comparison, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     with pytest.raises(SVFError, match="holds files that are not of a comparison"):
-        reproduce(write_comparison(), tmp_path / "out")
+        reproduce(write_comparison(), ReproduceArguments(tmp_path / "out"))
     there = {"kind": "svf-rl reproduce", "name": "b", "model": "quickstart"}
     (tmp_path / "out" / "comparison.json").write_text(json.dumps(there))
     with pytest.raises(SVFError, match="holds the comparison b of quickstart, not small of quickstart"):
-        reproduce(write_comparison(), tmp_path / "out")
+        reproduce(write_comparison(), ReproduceArguments(tmp_path / "out"))
     assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from svf_rl.errors import SVFError
+from svf_rl.reproduce.arguments import ReproduceArguments
 from svf_rl.reproduce.run import reproduce
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ WHOLE = {
 @pytest.mark.vllm
 def test_a_miniature_adapts_and_a_second_call_runs_nothing(write_comparison, tmp_path, capsys):
     path, out = write_comparison(classes={"math": "math", "code": "code"}), tmp_path / "out"
-    results = reproduce(path, out, parts=["adaptation"])
+    results = reproduce(path, ReproduceArguments(out, only=["adaptation"]))
     (exam,) = results["adaptation"]
     methods = {row["method"]: row for row in exam["rows"]}
     assert set(methods) == {"base", "math", "code", "mean", "prompt", "few-shot-2"}
@@ -39,7 +40,7 @@ def test_a_miniature_adapts_and_a_second_call_runs_nothing(write_comparison, tmp
     assert (out / "adaptation/seed0/exam/few-shot-2/adapter/adapter_model.safetensors").is_file()
 
     capsys.readouterr()
-    again = reproduce(path, out, parts=["adaptation"])
+    again = reproduce(path, ReproduceArguments(out, only=["adaptation"]))
     assert again["seconds"]["made_now"] == 0
     assert again["adaptation"] == results["adaptation"]
 
@@ -56,9 +57,11 @@ def accuracies(results):
 @pytest.mark.timeout(1800)
 def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(write_comparison, tmp_path):
     path = write_comparison(**WHOLE, max_steps=6)
-    whole = reproduce(path, tmp_path / "whole")
+    whole = reproduce(path, ReproduceArguments(tmp_path / "whole"))
     out = tmp_path / "killed"
-    script = f"from svf_rl.reproduce.run import reproduce; reproduce({str(path)!r}, {str(out)!r})"
+    arguments = f"ReproduceArguments({str(out)!r})"
+    imports = "from svf_rl.reproduce.arguments import ReproduceArguments; from svf_rl.reproduce.run import reproduce"
+    script = f"{imports}; reproduce({str(path)!r}, {arguments})"
     # in the middle of a training run, and at so many ended cells
     moments = [("runs/*/checkpoint-*", 1), *(("*/*/summary.json", done) for done in (1, 4, 8))]
     for pattern, count in moments:
@@ -67,7 +70,7 @@ def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(write_compar
             time.sleep(0.05)
         os.killpg(call.pid, signal.SIGKILL)
         call.wait()
-    assert accuracies(reproduce(path, out)) == accuracies(whole)
+    assert accuracies(reproduce(path, ReproduceArguments(out))) == accuracies(whole)
     assert any("resuming after step" in log.read_text() for log in (out / "logs").glob("*"))
 
 
@@ -75,11 +78,11 @@ def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(write_compar
 @pytest.mark.vllm
 def test_a_changed_recipe_is_noticed_and_more_seeds_are_added(write_comparison, tmp_path):
     out = tmp_path / "out"
-    first = reproduce(write_comparison(), out, parts=["fine_tuning"])
+    first = reproduce(write_comparison(), ReproduceArguments(out, only=["fine_tuning"]))
     changed = write_comparison(max_steps=3)
     with pytest.raises(SVFError, match=r"math-svf-seed0 was made with other settings \(max_steps: 2 there, 3 here\)"):
-        reproduce(changed, out, parts=["fine_tuning"])
-    more = reproduce(write_comparison(), out, seeds=[0, 1], parts=["fine_tuning"])
+        reproduce(changed, ReproduceArguments(out, only=["fine_tuning"]))
+    more = reproduce(write_comparison(), ReproduceArguments(out, seeds=[0, 1], only=["fine_tuning"]))
     for before, after in zip(first["fine_tuning"], more["fine_tuning"], strict=True):
         svf_before, svf_after = before["rows"][-1], after["rows"][-1]
         assert svf_after["seeds"] == 2
@@ -104,8 +107,8 @@ def test_a_run_that_fails_is_in_the_table_and_the_next_call_makes_it(write_compa
                "rewards": ["numeric", f"{reward}:needs_a_file"]}  # fmt: skip
     path = write_comparison(experts={"math": QUICKSTART, "own": {**QUICKSTART, **columns}}, unseen=None)
     with pytest.raises(SVFError, match="could not be made: own-svf-seed0"):
-        reproduce(path, tmp_path / "out", parts=["fine_tuning"])
+        reproduce(path, ReproduceArguments(tmp_path / "out", only=["fine_tuning"]))
     assert "| SVF | failed |" in (tmp_path / "out" / "report.md").read_text()
     mended.touch()
-    results = reproduce(path, tmp_path / "out", parts=["fine_tuning"])
+    results = reproduce(path, ReproduceArguments(tmp_path / "out", only=["fine_tuning"]))
     assert all(row["accuracy"] is not None for group in results["fine_tuning"] for row in group["rows"])
