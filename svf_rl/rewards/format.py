@@ -8,13 +8,17 @@ from svf_rl.rewards.verifier import Verdict, verifier
 # Named forms, for `pattern`; possessive (`*+`), so that hostile text takes linear time
 PATTERNS = {
     # exactly one answer in a box
-    "boxed": r"(?:(?!\\boxed\b).)*+\\boxed\s*+\{(?=\s*[^\s}])(?=[^}]*\})(?:(?!\\boxed\b).)*+",
+    "boxed": (
+        r"(?:(?!\\boxed\b).)*+\\boxed\s*+\{(?=\s*(?:\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{)?+\s*[^\s}])(?=[^}]*\})"
+        r"(?:(?!\\boxed\b).)*+"
+    ),
     # reasoning in <think>, then the answer in <answer>, each once, nothing outside
     "think_answer": (
-        r"\s*+<think>(?:(?!</?(?:think|answer)>).)*+</think>\s*+<answer>(?:(?!</?(?:think|answer)>).)*+</answer>\s*+"
+        r"\s*+<think>\s*+(?:(?!</?(?:think|answer)>).)++</think>"
+        r"\s*+<answer>\s*+(?:(?!</?(?:think|answer)>).)++</answer>\s*+"
     ),
     # reasoning in <think>, then text
-    "think": r"\s*+<think>(?:(?!</?think>).)*+</think>\s*+(?=\S)(?:(?!</?think>).)*+",
+    "think": r"\s*+<think>\s*+(?:(?!</?think>).)++</think>\s*+(?=\S)(?:(?!</?think>).)*+",
 }
 
 

@@ -170,7 +170,10 @@ def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
     if isinstance(completion, str):
         return completion
     contents = [message.get("content") for message in completion if message.get("role") == "assistant"]
-    return (contents[-1] or "") if contents else ""
+    content = contents[-1] if contents else None
+    if isinstance(content, list | tuple):  # of parts: {"type": "text", "text": ...}, and images
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return content or ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

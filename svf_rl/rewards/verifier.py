@@ -14,6 +14,7 @@ from tqdm import tqdm
 from svf_rl.errors import InfrastructureError, SVFError
 from svf_rl.rewards.registry import import_built_ins, reward
 from svf_rl.rewards.reward import completion_text, nearest
+from svf_rl.rewards.verifiers.final_answer import count_marked_answers
 from svf_rl.sandbox.workers import parallel_checks
 
 logger = logging.getLogger(__name__)
@@ -54,14 +55,14 @@ F = TypeVar("F", bound=Callable[..., Verdict])
 
 @dataclass(frozen=True)
 class Verifier:
-    """A registered verifier. `waits`: it waits for other processes. `check_reference`: see [`verifier`]. `column`: the
-    column with the references where a recipe does not name one."""
+    """A registered verifier; the fields are described at [`verifier`]."""
 
     name: str
     function: Callable[..., Verdict]
     waits: bool
     check_reference: Callable[..., Any] | None
     column: str | None = None
+    finds_answer: bool = False
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -79,6 +80,7 @@ def verifier(
     waits: bool = False,
     check_reference: Callable[..., Any] | None = None,
     column: str | None = None,
+    finds_answer: bool = False,
 ) -> Callable[[F], F]:
     """
     Register the decorated function as a verifier, and a reward of the same name.
@@ -96,10 +98,12 @@ def verifier(
             reference that no completion can match. Without it, the verifier needs no reference.
         column (`str`, *optional*): the column that a verifier without references gets in their place where there is
             one, like the trainer's `completion_ids`.
+        finds_answer (`bool`, *optional*, defaults to `False`): it reads the answer from a text, so that training logs
+            the shares of completions that mark one (`reward/marked`) and several (`reward/several_answers`).
     """
 
     def register(function: F) -> F:
-        _verifiers[name] = Verifier(name, function, waits, check_reference, column)
+        _verifiers[name] = Verifier(name, function, waits, check_reference, column, finds_answer)
         reward(name, column_arguments=["column"] if check_reference else [])(_make_reward(_verifiers[name]))
         return function
 
@@ -175,7 +179,9 @@ def _text(name: str, completion: Any) -> str:
 
 
 def _make_reward(found: Verifier) -> Callable[..., list[float | None]]:
-    """The reward function of a verifier, with the arguments that `verifier` describes."""
+    """The reward function of a verifier, with the arguments that `verifier` describes. What a policy can leave undone
+    is not paid: `form` is `"value"` unless a recipe says otherwise."""
+    parameters = {name: p.replace(default="value") if name == "form" else p for name, p in found.options.items()}
 
     def score(
         completions: Sequence[Any],
@@ -186,19 +192,24 @@ def _make_reward(found: Verifier) -> Callable[..., list[float | None]]:
         max_failed: float = 0.25,
         **columns: Any,
     ) -> list[float | None]:
-        options = {name: columns[name] for name in found.options if name in columns}
+        options = {name: columns.get(name, p.default) for name, p in parameters.items()}
         if found.check_reference:
             references = columns[column]
         else:
             references = columns.get(found.column or "") or [None] * len(completions)
         verdicts = verify_all(found.name, completions, references, **options)
-        check_failed_share(found.name, verdicts, max_failed, columns.get("log_metric"))
+        log_metric = columns.get("log_metric")
+        check_failed_share(found.name, verdicts, max_failed, log_metric)
+        if found.finds_answer and log_metric is not None and completions:
+            counts = [count_marked_answers(_text(found.name, completion)) for completion in completions]
+            log_metric("reward/marked", sum(count > 0 for count in counts) / len(counts))
+            log_metric("reward/several_answers", sum(count > 1 for count in counts) / len(counts))
         return scale_verdicts(verdicts, correct, wrong)
 
     own = list(inspect.signature(score).parameters.values())
     known = {p.name for p in own}
     score.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*own[:-1], *(p for name, p in found.options.items() if name not in known), own[-1]]
+        [*own[:-1], *(p for name, p in parameters.items() if name not in known), own[-1]]
     )
     score.__module__, score.__qualname__ = found.function.__module__, found.function.__qualname__
     score.__doc__ = found.function.__doc__

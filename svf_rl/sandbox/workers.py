@@ -1,14 +1,16 @@
 """A bounded pool of worker processes for checks that may hang, crash or use too much memory.
 
 A worker is a command that writes one JSON line when it is ready, then reads one JSON line per request from its standard
-input and writes one per reply to its standard output. It enforces the time-outs of requests on its own child processes;
-the pool only replaces a worker that stops answering.
+input and writes one per reply, with the request's `nonce`, to its standard output. It enforces the time-outs of
+requests on its own child processes; the pool only replaces a worker that stops answering, or says something else.
 """
 
 import atexit
 import contextlib
 import json
 import os
+import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -65,8 +67,12 @@ class WorkerPool:
                 return self._ask(self._start(), request, timeout)
 
     def _ask(self, worker: "_Worker", request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        nonce = secrets.token_hex(8)
         try:
-            reply: dict[str, Any] = json.loads(worker.exchange(json.dumps(request).encode() + b"\n", timeout))
+            line = json.dumps({**request, "nonce": nonce}).encode() + b"\n"
+            reply: dict[str, Any] = json.loads(worker.exchange(line, timeout))
+            if reply.pop("nonce", None) != nonce:
+                raise InfrastructureError(f"a worker of {self.name} answered something else than it was asked")
         except BaseException:  # an interrupt would leave a reply without a reader
             worker.kill()
             raise
@@ -117,6 +123,8 @@ class _Worker:
         """Send `data` and read one line, both within `timeout` seconds."""
         deadline, line = time.monotonic() + timeout, bytearray()
         try:
+            if data and select.select([self._socket], [], [], 0)[0] and self._socket.recv(1):
+                raise self._failure("said something that it was not asked")
             self._socket.settimeout(timeout)
             self._socket.sendall(data)
             while not line.endswith(b"\n"):
@@ -125,6 +133,8 @@ class _Worker:
                 if not part:
                     raise ConnectionError
                 line += part
+            if line.count(b"\n") > 1:
+                raise self._failure("said more than it was asked")
         except TimeoutError:
             raise self._failure(f"did not answer within {timeout:g} s") from None
         except ConnectionError:

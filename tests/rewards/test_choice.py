@@ -91,6 +91,71 @@ def test_then_the_last_in_brackets_and_a_capital_at_the_end(text: str, label: st
 
 
 @pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("<answer>B</answer>", "B"),
+        ("<think>(A) looks wrong, maybe B.</think>\n<answer>C</answer>", "C"),
+        ("<think>(A) looks wrong, maybe B.</think>\nThe answer is C.", "C"),
+        ("The answer is most likely B, since it falls.", "B"),
+        ("C, because water boils.", "C"),
+        ("We choose 9 as the first digit. Our selection is option C. #### C", "C"),
+        ("There are 3 steps. Step 1: select 2 beakers. The option is C.", "C"),
+        (r"The area is \boxed{36}, therefore the answer is (C).", "C"),
+        (r"\boxed{\text{Option C}}", "C"),
+        ('{"answer": "C"}', "C"),
+        ("The answer is C<|im_end|>", "C"),
+        ("[C]", "C"),
+        ("=> D", "D"),
+        ("D it is.", "D"),
+        ("I would go with option b.", "B"),
+        ("A, B and D are physical changes. The only chemical change is C.", "C"),
+        ("The most likely diagnosis is A. hypotonic dysfunction.", "A"),
+        ("Option A is the best choice. Options B, C and D all change the mass.", "A"),
+        ("(A) incorrect (B) incorrect (C) correct (D) incorrect", "C"),
+        ("A. ❌\nB. ❌\nC. ✅\nD. ❌", "C"),
+        ("While option (A) seems plausible, option (C) is more accurate.", "C"),
+    ],
+)
+def test_choices_as_models_write_them(text: str, label: str) -> None:
+    assert extract_choice(text) == label
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is not A.",
+        "A is not the answer.",
+        "(A) is not correct.",
+        "It isn't A.",
+        "I would not choose A.",
+        "The answer cannot be D.",
+        "None of the options A, B, C, D is correct.",
+    ],
+)
+def test_an_option_that_is_denied_is_not_chosen(text: str) -> None:
+    assert extract_choice(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{A, B, C, D}",
+        r"\boxed{\text{A or B}}",
+        "The answer is A, B, C, or D.",
+        "The answers are (A), (B), (C) and (D).",
+        "The answer could be A or B; I cannot decide.",
+        "If the block sinks, the answer is A. If it floats, the answer is B. I cannot tell which.",
+        "(A) solid (B) liquid (C) gas (D) plasma",
+        "A) solid\nB) liquid\nC) gas\nD) plasma",
+        "What is ice?\n(A) solid (B) liquid (C) gas (D) plasma\nAnswer:",
+        r"\boxed{\text{None of these}} although (B) is close.",
+    ],
+)
+def test_several_options_are_no_choice(text: str) -> None:
+    assert extract_choice(text) is None
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",

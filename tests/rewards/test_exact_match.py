@@ -17,6 +17,15 @@ def test_everything_else_matters_unless_it_is_asked_for() -> None:
     assert verify("exact_match", "Paris.", "paris", ignore_case=True, ignore_punctuation=True).correct
 
 
+def test_thinking_does_not_count_and_a_marked_answer_does() -> None:
+    assert verify("exact_match", "<think>dog</think> cat", "cat").correct
+    assert not verify("exact_match", "<think>cat</think> dog", "cat").correct
+    assert verify("exact_match", "It purrs: <answer>cat</answer>", "cat").correct
+    assert not verify("exact_match", "<answer>cat</answer> or <answer>dog</answer>", "cat").correct
+    assert verify("exact_match", "#### cat", "#### cat").correct
+    assert not verify("exact_match", "cat dog", "cat").correct
+
+
 def test_the_verdict_shows_what_was_compared() -> None:
     verdict = verify("exact_match", "  a  b ", "a c")
     assert (verdict.correct, verdict.extracted, verdict.value) == (False, "a b", 0.0)

@@ -8,7 +8,8 @@ from math_pairs import RIGHT, WRONG
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import load_reward, verify, verify_all
-from svf_rl.rewards.verifiers.math_text import find_answers, normalize_answer
+from svf_rl.rewards.verifiers.final_answer import find_answer
+from svf_rl.rewards.verifiers.math_text import read_answer
 
 
 def test_answers_that_mean_the_same_are_equal() -> None:
@@ -43,16 +44,22 @@ def test_answers_that_differ_are_not() -> None:
         ("She sells 9.\nA: 18", "18"),
         ("The answer is 42. That is 6 times 7.", "42"),
         ("**Answer:** $x = 3$", "$x = 3$"),
+        ("<think>maybe 3 or 4</think><answer>5</answer>", "5"),
+        (r"<think>\boxed{3}</think><answer>$\boxed{5}$</answer>", "5"),
+        (r"\boxed{3}</think>\boxed{5}", "5"),
+        (r"I get \boxed{4}. But this counts twice, so the correct answer is 2.", "2"),
         ("Final Answer: The final answer is $28 \\%$. I hope it is correct.", "$28 \\%$"),
         ("**Final Answer**\n\nThe final answer is:\n\n$$\n9\n$$", "$$\n9\n$$"),
+        ("# Answer\n\n$9$", "$9$"),
         (r"We get $\boxed{255}$ for one. Final Answer: The final answer is $10,455$.", "$10,455$"),
         ("The answer is $12$ and $13$.", "$12$ and $13$"),
         ("the answer is 3.5 apples", "3.5 apples"),
-        (r"\frac{3}{4}", r"\frac{3}{4}"),
     ],
 )
 def test_where_the_answer_stands(completion: str, answer: str) -> None:
-    assert find_answers(completion)[0] == answer
+    found = find_answer(completion)
+    assert found is not None
+    assert found.text == answer
 
 
 @pytest.mark.parametrize(
@@ -66,8 +73,20 @@ def test_where_the_answer_stands(completion: str, answer: str) -> None:
         ("The answer is east.", r"\text{east}", True),
         ("The answer is x + 3", "3", False),
         (r"\boxed{3} and \boxed{5}", "5", False),
-        (r"$x = \boxed{3}$ papers, and $y = \boxed{5}$", "5", True),
+        (r"$x = \boxed{3}$ papers, and $y = \boxed{5}$", "5", False),
         (r"$x = \boxed{3}$ papers, and $y = \boxed{5}$", "3,5", True),
+        (r"\frac{3}{4}", r"\frac{3}{4}", True),
+        ("Therefore, the figure skater is facing East.", r"\text{east}", True),
+        ("The figure skater is not facing East.", r"\text{east}", False),
+        ("It is 4 + x.", "4", False),
+        ("The area is 4 pi.", "4", False),
+        ("The area is 4 pi.", r"4\pi", True),
+        ("The result is 4 + sqrt(2).", "4", False),
+        ("The answer isn't 4.", "4", False),
+        ("10T = 4(2T + G) + G\nSolving this gives the weight.", "4", False),
+        ("What is $\\frac{-5}{9}\\cdot \\frac{8}{17}$?", "-\\frac{40}{153}", False),
+        ("Simplify $\\frac{-5}{9}\\cdot \\frac{8}{17}$.", "-\\frac{40}{153}", False),
+        ("$\\frac{-5}{9}\\cdot \\frac{8}{17}$", "-\\frac{40}{153}", False),
         ("", "5", False),
         ("I do not know.", "5", False),
     ],
@@ -95,7 +114,9 @@ def test_references_are_bare_or_in_dollars_or_in_a_solution(gold: object) -> Non
     assert verify("math", r"\boxed{3}", gold).correct is False
 
 
-@pytest.mark.parametrize("gold", ["", " ", "$$", None, ["5"], True, "7" * 3000])
+@pytest.mark.parametrize(
+    "gold", ["", " ", "$$", None, ["5"], True, "7" * 3000, "$64^{\\circ}$ at 2 PM (8 hours after 6 AM.)"]
+)
 def test_references_that_hold_no_answer_are_refused(gold: object) -> None:
     with pytest.raises(SVFError, match=r"math: (the|an) answer") as raised:
         verify("math", "5", gold)
@@ -126,14 +147,29 @@ def test_the_verdict_says_what_was_compared() -> None:
         ("2 3", "23"),
         ("(1,2)", "(1, 3)"),
         ("32, 349", "32349"),
-        ("b", "B"),
         ("-5", "5"),
         ("x^2", "x2"),
         (r"\frac12", "12"),
     ],
 )
-def test_the_normal_form_keeps_apart_what_differs(one: str, other: str) -> None:
-    assert normalize_answer(one) != normalize_answer(other)
+def test_readings_keep_apart_what_differs(one: str, other: str) -> None:
+    assert read_answer(one) != read_answer(other)
+
+
+def test_a_calculation_that_is_left_undone_is_no_value() -> None:
+    echo = r"\boxed{\frac{-5}{9}\cdot \frac{8}{17}}"
+    assert verify("math", echo, r"-\frac{40}{153}").correct
+    assert verify("math", echo, r"-\frac{40}{153}", form="value").correct is False
+    for written, gold in (
+        ("-\\frac{40}{153}", "-\\frac{40}{153}"),
+        ("0.5", "\\frac12"),
+        ("3 + 2 = 5", "5"),
+        ("5\\text{ cm}", "5"),
+    ):
+        assert verify("math", rf"\boxed{{{written}}}", gold, form="value").correct
+    assert verify("math", r"\boxed{(x-1)(x+1)}", "x^2-1", form="value").correct
+    with pytest.raises(SVFError, match="math: form must be value or equal"):
+        verify("math", "5", "5", form="any")
 
 
 def _rows(path) -> list[dict[str, str]]:
@@ -145,7 +181,7 @@ def test_every_math_solution_is_its_own_right_answer(shared_data, name: str) -> 
     rows = _rows(shared_data / "math" / f"{name}.jsonl")
     assert len(rows) == {"math500": 500, "test": 5000}[name]
     solutions = [row["solution"] for row in rows]
-    gold = [row.get("answer") or find_answers(row["solution"])[0] for row in rows]
+    gold = [row.get("answer") or find_answer(row["solution"]).text for row in rows]
     assert all(verdict.correct for verdict in verify_all("math", solutions, gold))
     boxed = [rf"It is $\boxed{{{answer}}}$." for answer in gold]
     assert all(verdict.correct for verdict in verify_all("math", boxed, solutions))

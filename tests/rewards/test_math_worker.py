@@ -155,7 +155,7 @@ def test_no_child_outlives_a_supervisor_that_is_killed() -> None:
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdout.readline()
-    worker.stdin.write(b'{"gold": ["$5$"], "prediction": ["$9**9**9**9$"], "timeout": 60}\n')
+    worker.stdin.write(b'{"gold": ["$5$"], "prediction": ["$9**9**9**9$"], "timeout": 60, "nonce": ""}\n')
     worker.stdin.flush()
     time.sleep(0.5)
     (child,) = _children(worker.pid)

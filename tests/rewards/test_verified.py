@@ -54,7 +54,7 @@ def test_a_check_that_fails_by_itself_is_not_scored_and_too_many_stop_the_run() 
 @pytest.mark.parametrize(
     ("spec", "columns", "message"),
     [
-        ("numeric", {"answer": ["5", "none"]}, "rows, row 1: numeric: the answer 'none' holds no number"),
+        ("numeric", {"answer": ["5", "none"]}, "rows, row 1: numeric: the answer 'none' does not give one number"),
         ("numeric", {"answer": ["5", ""]}, "rows, row 1: numeric: an answer is empty"),
         ("numeric", {"answer": ["5", None]}, "rows, row 1: numeric: an answer must be text, not NoneType"),
         ("exact_match", {"answer": ["5", ["6"]]}, "rows, row 1: exact_match: an answer must be text, not list"),

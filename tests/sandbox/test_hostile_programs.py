@@ -200,6 +200,15 @@ def test_forged_results_of_lenient_tests(program: str) -> None:
     } == {}
 
 
+@pytest.mark.parametrize(("program", "test"), forging.SUBSTITUTED.values(), ids=forging.SUBSTITUTED)
+def test_a_name_of_a_module_means_no_other_module(program: str, test: str) -> None:
+    """And what it might have done to the process that decides does not help the wrong programs behind it."""
+    programs = [program, WRONG, WRONG, WRONG, WRONG, GOOD]
+    wanted = [{"test_list": [test]}, *[ASSERTS] * 5]
+    verdicts = verify_all("unit_tests", programs, wanted, timeout=SECONDS)
+    assert [verdict.correct for verdict in verdicts] == [False] * 5 + [True]
+
+
 @pytest.mark.parametrize("program", named(forging.VALUES))
 def test_values_that_are_hard_to_pass(program: str) -> None:
     assert_fails(program, [ASSERTS, CHECK])

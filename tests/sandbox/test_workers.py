@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -24,7 +25,12 @@ for line in sys.stdin:
         sys.exit(request["say"])
     if request.get("end"):
         os._exit(1)
-    print(json.dumps({"pid": os.getpid(), "text": request.get("text")}), flush=True)
+    reply = json.dumps({"pid": os.getpid(), "text": request.get("text"), "nonce": request["nonce"]})
+    if request.get("forge") == "before":
+        print(json.dumps({"text": "forged"}))
+    print(reply, flush=True)
+    if request.get("forge") == "later":
+        print(reply, flush=True)
 """
 
 
@@ -47,6 +53,17 @@ def test_a_request_is_answered_and_the_worker_kept(pool: WorkerPool) -> None:
     first, second = pool.call({"text": "é\n∑"}, 10), pool.call({"text": None}, 10)
     assert (first["text"], second["text"]) == ("é\n∑", None)
     assert first["pid"] == second["pid"]
+
+
+def test_a_worker_that_says_what_it_was_not_asked_is_replaced(pool: WorkerPool) -> None:
+    with pytest.raises(InfrastructureError, match=r"answered something else|said more"):
+        pool.call({"forge": "before"}, 10)
+    pid = pool.call({"text": "a"}, 10)["pid"]
+    with suppress(InfrastructureError):  # where the second reply came together with the first
+        pool.call({"text": "b", "forge": "later"}, 10)
+    reply = pool.call({"text": "c"}, 10)
+    assert reply["text"] == "c"
+    assert reply["pid"] != pid
 
 
 def test_a_large_request_and_reply_pass(pool: WorkerPool) -> None:

@@ -1,115 +1,248 @@
 r"""`choice`: the completion names the right option of a multiple-choice question.
 
 A label is one letter or a number of one or two digits. Which label a completion chooses is decided by the first of
-these rules that finds one:
+these rules that finds one; naming several is choosing none, and so is naming one to deny it:
 
-1. the last `\boxed{...}` with a label: `\boxed{C}`, `\boxed{\text{(C)}}`;
-2. the last statement of the choice: "the answer is (C)", "Answer: C", "the correct option is C", "I choose C",
-   "(C) is correct", "C is the right answer";
-3. a line that is a label, or that a label begins (`C`, `**C**`, `C.`, `C) water`), when all such lines agree;
-4. the last label in brackets: "(A) is too cold, so (B)";
-5. a capital letter that ends the text, when it is the only one in its last sentence: "So it must be C."
+1. a mark (see `final_answer.py`) that holds a label and perhaps its option's text: `\boxed{C}`, `<answer>C</answer>`;
+2. the last statement of the choice: "the answer is (C)", "the correct option is C", "I choose C", "(C) is correct";
+3. the one label that is said to be true: "(A) false (B) true", "C. ✅";
+4. a line that is a label, or that a label begins (`C`, `C) water`), when all such lines agree;
+5. the last sentence with labels, when it holds one, or says "so" before its last: "A is too cold, so B".
 
-Labels are compared as they are: a letter never stands for a digit, since the prompt shows the labels. A completion that
-gives an option's text without its label does not name an option, and is wrong.
+Letters outrank numbers, which texts are full of. Labels are compared as they are: a letter never stands for a digit,
+since the prompt shows the labels. An option's text without its label does not name an option, and is wrong.
 """
 
 import re
+import unicodedata
+from functools import lru_cache
 from typing import Any
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards.references import reference_text, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
+from svf_rl.rewards.verifiers.final_answer import answered_text, find_mark, is_question, sentences_from_end
 
 # Repetitions are bounded, so that hostile text takes linear time at most.
-_DECORATION = r"[\s*_:\"'`$“‘]{0,8}"
-_OPEN = rf"{_DECORATION}(?:\\?[(\[{{]|\\(?:text|textbf|mathbf|mathrm)\{{)?{_DECORATION}"
-# Without brackets only a capital is a label: "the answer is a number" holds none; "A" before a word is an article.
-_BARE = (
-    r"(?:[B-HJ-Z](?![\w'’])|[AI](?![\w'’]|[ ][a-z])|[AI](?=[ ](?:because|since|as|and|is|with|for)\b)"
-    r"|\d{1,2}(?!\w|[.,:/]\d|\s?%))"
-)
-_LABEL = rf"(?:\((?P<bracketed>[A-Za-z]|\d{{1,2}})\)|(?P<bare>{_BARE}))(?!\s?=)"
-_NOUN = r"(?:answer|option|choice|letter|label|statement)"
-_IS = r"(?:\s{1,3}(?:choice\s)?(?:is|was|(?:should|would|must|will)\s+be)\b(?!\s+not\b)|[\s*_]{0,4}[:：=])"
-_STATED = [
-    re.compile(pattern)
-    for pattern in (
-        rf"(?i:\b{_NOUN}\b{_IS}(?:[\s*_:]{{1,8}}(?:therefore|thus|clearly|probably|the|correct|{_NOUN}|number)\b){{0,6}})"
-        rf"{_OPEN}{_LABEL}",
-        rf"(?i:\b(?:choose|chose|select|pick)\b(?:\s(?:the|correct|{_NOUN}|number)\b){{0,4}}){_OPEN}{_LABEL}",
-        rf"(?<![\w\\(]){_LABEL}[)\s*_}}$.:]{{1,8}}"
-        r"(?i:is\s(?:the\s)?(?:most\s(?:likely\s)?)?(?:correct|right|best|appropriate|answer)\b)",
+_PLAIN = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\(?:text|math)?(?:bf|rm|it|sf|tt|text|mbox|emph|underline)?\s?\{([^{}\n]{0,200})\}", r"\1"),
+        (r"~", " "),
+        (r"\\[()\[\]]|[*_$`\"“”]|\\[,;:! ]", ""),
+        (r"[\[{<]\s?([A-Za-z]|\d{1,2})\s?[\]}>]", r"(\1)"),
+        (r"(?<!\w)['‘]([A-Z])['’]", r"\1"),
     )
 ]
-_BOX = re.compile(r"\\(?:boxed|fbox)\b")
-_IN_BOX = re.compile(
-    r"[\s{(\[*$]{0,8}(?:\\(?:text|textbf|mathbf|mathrm)\s?\{[\s(]{0,4})?([A-Za-z]|\d{1,2})(?!\w|[.,]\d)"
+# Without brackets only a capital is a label: "the answer is a number" holds none; "A" before a word is an article.
+_VERB = r"(?:because|since|as|and|or|is|with|for|but|seems|looks|it|would|must|should|has|,)\b"
+_LABEL = (
+    r"(?:\((?P<bracketed{0}>[A-Za-z]|\d{{1,2}})\)"
+    rf"|(?P<bare{{0}}>[B-HJ-Z](?![\w'’])|[AI](?![\w'’]|[ ][a-z])|[AI](?=[ ]{_VERB})"
+    r"|\d{{1,2}}(?!\w|[.,:/]\d|\s?%)))(?!\s?=)"
 )
+_SMALL = r"(?P<small>[a-z])(?=[).,:;!\s]*(?:$|\n)|[).,:;!]\s|\s(?:is|because)\b)"
+_NOUN = r"(?:answer|option|choice|letter|label|statement|selection|diagnosis)"
+_FILLER = rf"(?:therefore|thus|clearly|probably|likely|most|the|correct|best|right|{_NOUN}|number)"
+_IS = (
+    r"(?:\s{1,3}(?:choice\s|here\s)?(?:is|was|are|(?:should|would|must|will|has\sto|could|might|may)\s+be)\b(?!\s+not\b)"
+    r"|\s{0,4}[:：=—–➜→])"
+)
+# Statements of a choice, each with words of which one must stand in the text: most patterns need not be tried.
+_STATED = [
+    (words.split(), re.compile(pattern.replace("LABEL", _LABEL.format("")), re.MULTILINE))
+    for words, pattern in (
+        (
+            "answer option choice letter label statement selection diagnosis",
+            rf"(?i:\b{_NOUN}s?\b{_IS}(?:[\s:]{{1,8}}{_FILLER}\b){{0,6}})[\s:]{{0,8}}(?:LABEL|{_SMALL})",
+        ),
+        (
+            "choose chose select pick go say it's it must should",
+            r"(?i:\b(?:choose|chose|select|pick|go\swith|going\swith|say|it['’]?s|it\sis|(?:must|should|has\sto)\sbe)\b"
+            rf"(?:\s{_FILLER}\b){{0,4}})\s{{0,4}}(?:LABEL|{_SMALL})",
+        ),
+        (
+            "answer option choice",
+            rf"(?:^|[.!?]\s)\s{{0,4}}(?i:(?:the\s)?(?:option|choice|answer)\s)(?:LABEL|{_SMALL})(?=[).:!]*\s*$)",
+        ),
+        (
+            "correct right best appropriate accurate true answer",
+            r"(?<![\w\\(])LABEL[)\s.:]{1,8}(?i:(?:is|seems|looks)\s(?:the\s)?(?:more\s|most\s(?:likely\s)?)?(?:only\s)?"
+            r"(?:correct|right|best|appropriate|accurate|answer|true)\b)",
+        ),
+        ("option choice", rf"(?i:\b(?:option|choice)\s){_SMALL}"),
+        ("=> → ⇒", r"(?:=>|→|⇒)\s?LABEL"),
+    )
+]
+_LIST = re.compile(
+    r"[)\s]{0,3}(?:,\s?(?:or|and)?|/|&|\bor\b|\band\b)(?:\s?(?:maybe|perhaps|possibly|even))?\s?"
+    + _LABEL.format("")
+    + r"(?!\s(?:is|are|was)\b)"
+)
+_LIST_BEFORE = re.compile(r"(?:\(?\b[A-Z]\)?|\b\d{1,2}),?\s?(?:,|/|&|or|and)\s$")
+_DENIED = re.compile(
+    r"(?i:\b(?:not|cannot|never|neither|nor|none|nobody|except|(?:all|(?:any|every)\w*(?:\s\w+)?)\sbut|other\sthan|rather\sthan|instead\sof|unlike"
+    r"|impossible\sfor|doubt\w*|hardly|(?:wrong|incorrect|worst|least\slikely)(?=\s(?:answer|option|choice)|:)"
+    r"|thought\sto|false\sthat|avoid\w*|reject\w*|rul(?:e|es|ed|ing)\sout|eliminat\w+|exclud\w+|\w{2,6}n['’]t)"
+    rf"\b(?:\s(?:be|been|is|was|should|would|that|choose|chosen|pick|select|say|think|it|of|options?|these|{_FILLER})\b){{0,5}}"
+    r"[\s:]{1,3}(?:\(?[A-Z]\)?(?:,\s(?:and\s|or\s)?|\sand\s|\sor\s)){0,6}$)"
+)
+_DENIAL = re.compile(
+    r"[)\s.:]{1,4}(?i:(?:(?:is|are|was|seems|looks|can|could|would|does|do|has)\s?)?(?:(?:the|a|an)\s)?"
+    r"(?:not\b|\w{0,5}n['’]t\b|cannot\b|wrong|incorrect|false|contradict|fail|violat|unlikely|invalid|untrue|distractor"
+    r"|trap|mistake|makes?\sno\b|out\b|too\b|❌|✗|no\b))"
+    r"|\)?\s\((?i:wrong|incorrect|false)"
+)
+_AFFIRMATION = re.compile(r"[)\s.:,-]{1,5}(?:is\s)?(?i:correct\b|true\b|right\b|yes\b|✅|✓|✔)")
+# Behind these words a choice is not made: under a condition, by others, or before a change of mind
+_CONDITION = re.compile(
+    r"(?i:\b(?:if|unless|suppose|assuming|whether|was\sgoing\sto|about\sto|tempted\sto|might|many|some|students?)\b)(?:(?!\bbut\b)[^.!?\n]){0,200}$"
+)
+# What may stand before a label that a last sentence states
+_STATING = re.compile(
+    r"(?:^|[:;,(→>*]|(?i:\b(?:so|thus|hence|therefore|then|is|are|be|it['’]?s|say|with|leaves|leaving|only|yes|but|answer|option"
+    r"|choice|choose|pick|select|likely|probably|definitely|clearly|obviously|going|go|and|or)\b))[\s(]*$"
+)
+_ANY = re.compile(r"(?<![\w'’])(?<!\d[.,])" + _LABEL.format(""))
 _LINE = re.compile(
-    r"""
-    ^ [^\w\n(]{0,8}
-    (?: \( (?P<bracketed> [A-Za-z] | \d{1,2} ) \) | (?P<bare> [A-Za-z] | \d{1,2} ) (?= [*_`]{0,3} (?: [.):] | \s*$ ) ) )
-    [*_`]{0,3} [.):]? [*_`]{0,3} (?= [ \t] | $ ) [^\n(]* $
-    """,
-    re.MULTILINE | re.VERBOSE,
+    r"^[^\w\n(]{0,8}(?:\((?P<bracketed>[A-Za-z]|\d{1,2})\)|(?P<bare>[A-Za-z]|\d{1,2})(?=[.):]|\s*$|\s-\s|,\s(?:because|since|as)\b))[^\n(]*$",
+    re.MULTILINE,
 )
-_IN_BRACKETS = re.compile(r"(?<![\w\\])\(([A-Za-z]|\d{1,2})\)")
-_CAPITAL = re.compile(r"(?<![\w'’])[A-Z](?![\w'’])")
+_SO = re.compile(r"(?i:\b(?:so|thus|hence|therefore|leaving|leaves|only|must\sbe|to\sbe)\b|=>|→)")
+_END = re.compile(r"[.?!](?=\s|$)|\n")
+# In a longer mark the option's text may name letters
+_SHORT = 60
+# How much of the end of a text is searched
+_TAIL = 4000
 
 
 def read_reference(reference: Any) -> str:
     """The label of a reference. Raises `SVFError` without one."""
-    expected = extract_choice(reference_text("choice", reference))
+    expected = _read_reference(reference_text("choice", reference))
     if expected is None:
         raise SVFError(f"choice: the answer {shorten(reference)} does not name an option")
     return expected
 
 
-@verifier("choice", check_reference=read_reference)
+@lru_cache(maxsize=4096)
+def _read_reference(text: str) -> str | None:
+    return extract_choice(text)
+
+
+@verifier("choice", check_reference=read_reference, finds_answer=True)
 def choice(completion: str, reference: Any) -> Verdict:
     """Compare the labels of the options; both sides are read by the same rules (those above)."""
     expected, got = read_reference(reference), extract_choice(completion)
     if got is None:
-        return Verdict(False, None, "the completion does not name an option")
+        return Verdict(False, None, "the completion does not name one option")
     return Verdict(got == expected, got, "equal" if got == expected else f"{got} is not {expected}")
 
 
-def extract_choice(text: str) -> str | None:
-    """The label (a letter, in capitals, or a number) that `text` chooses, by the rules above."""
-    for rule in (_boxed, _stated, _line, _bracketed, _ending):
-        if (label := rule(text)) is not None:
-            return label.upper()
-    return None
+def extract_choice(completion: str) -> str | None:
+    """The label (a letter, in capitals, or a number) that a completion chooses, by the rules above."""
+    answered = answered_text(completion)
+    mark = find_mark(answered)
+    marked = None if mark is None else _read_mark(_plain(mark.text))
+    if marked is not None and marked.isalpha():
+        return marked
+    text = _plain(answered[-_TAIL:])
+    stated = _stated(text)
+    if stated is not None:
+        return stated or None
+    if mark is not None:
+        return marked
+    affirmed = _affirmed(text)
+    return (affirmed or None) if affirmed is not None else _line(text) or _last_sentence(text)
 
 
-def _boxed(text: str) -> str | None:
-    for box in reversed(list(_BOX.finditer(text))):
-        if (label := _IN_BOX.match(text, box.end())) is not None:
-            return label[1]
-    return None
+def _plain(text: str) -> str:
+    text = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    for pattern, replacement in _PLAIN:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _label(match: re.Match[str]) -> str:
+    groups = match.groupdict()
+    return str(groups.get("bracketed") or groups.get("bare") or groups.get("small")).upper()
+
+
+def _read_mark(content: str) -> str | None:
+    """The label that a mark holds, with words such as "option" before it and the option's text behind it."""
+    lead = re.match(rf"[\s:(.]*(?i:(?:{_FILLER}|is)\b[\s:]*){{0,6}}", content)
+    content = content[lead.end() :] if lead and not content.lstrip().startswith("(") else content.lstrip()
+    if re.fullmatch(r"[a-z]\W*", content):
+        content = content.upper()
+    match = _ANY.match(content) or re.match(r"(?P<bare>[A-Za-z])(?=[).:,])", content)
+    if match is None:
+        return None
+    rest = content[match.end() :]
+    others = {_label(other) for other in _ANY.finditer(rest)} if len(content) <= _SHORT else set()
+    others = {other for other in others if other.isalpha()}
+    return (
+        None
+        if _LIST.match(content, match.end()) or re.match(r"\s?[-+^\\&|=/~]\s?\w", rest) or others
+        else _label(match)
+    )
 
 
 def _stated(text: str) -> str | None:
-    found = [match for pattern in _STATED for match in pattern.finditer(text)]
-    if not found:
-        return None
-    last = max(found, key=lambda match: match.end())
-    return last["bracketed"] or last["bare"]
+    """The label of the last statement; empty where that names several."""
+    found: list[tuple[int, str]] = []
+    lowered = text.lower()
+    for words, pattern in _STATED:
+        for match in pattern.finditer(text) if any(word in lowered for word in words) else ():
+            start = min(match.start(name) for name, value in match.groupdict().items() if value)
+            before = text[max(0, match.start() - 200) : match.start()]
+            ends = _END.search(text, match.end())
+            if _denied(text, match, start) or _CONDITION.search(before) or (ends is not None and ends[0] == "?"):
+                continue
+            several = _LIST.match(text, match.end()) or _LIST_BEFORE.search(text[max(0, start - 8) : start])
+            found.append((match.end(), "" if several else _label(match)))
+    letters = [(end, label) for end, label in found if not label.isdigit()]
+    return max(letters or found)[1] if found else None
+
+
+def _denied(text: str, match: re.Match[str], start: int) -> bool:
+    before = text[max(0, start - 80) : start].rstrip("(")
+    return _DENIED.search(before) is not None or _DENIAL.match(text, match.end()) is not None
+
+
+def _affirmed(text: str) -> str | None:
+    """The one label that is called true, where the others are called false; empty where several are."""
+    labels = {
+        _label(match)
+        for match in _ANY.finditer(text)
+        if _AFFIRMATION.match(text, match.end()) and not _denied(text, match, match.start())
+    }
+    return labels.pop() if len(labels) == 1 else "" if labels else None
 
 
 def _line(text: str) -> str | None:
-    labels = {(match["bracketed"] or match["bare"]).upper() for match in _LINE.finditer(text)}
+    labels = {
+        _label(match) for match in _LINE.finditer(text) if not _DENIAL.match(text, match.end(match.lastgroup or 0))
+    }
     return labels.pop() if len(labels) == 1 else None
 
 
-def _bracketed(text: str) -> str | None:
-    labels = _IN_BRACKETS.findall(text)
-    return labels[-1] if labels else None
-
-
-def _ending(text: str) -> str | None:
-    sentence = re.split(r"[.!?](?=\s+\S)|\n", text.strip()[-300:])[-1]
-    capitals = {letter for letter in _CAPITAL.findall(sentence) if letter != "I"}
-    last = re.search(r"(?<![\w'’])([A-Z])[\s.!*_`\"'$})\]]*$", sentence)
-    return last[1] if last is not None and len(capitals) == 1 else None
+def _last_sentence(text: str) -> str | None:
+    for sentence in sentences_from_end(text):
+        found = list(_ANY.finditer(sentence))
+        if not found or is_question(sentence):
+            continue
+        if _LINE.match(sentence) and len(found) == 1 and len({_label(match) for match in _LINE.finditer(text)}) > 1:
+            return None  # a list of options
+        found = [
+            match
+            for match in found
+            if not _denied(sentence, match, match.start()) and not _CONDITION.search(sentence[: match.start()])
+        ]
+        letters = [match for match in found if _label(match).isalpha()] or found
+        labels = {_label(match) for match in letters}
+        if len(labels) == 1:
+            states = any(_STATING.search(sentence[: match.start()]) for match in letters)
+            return labels.pop() if states else None
+        if len(labels) > 1 and _SO.search(sentence[letters[-2].end() : letters[-1].start()]):
+            return _label(letters[-1])
+        return None
+    return None

@@ -1,18 +1,27 @@
-"""`exact_match`: the completion, normalised, is the reference, normalised."""
+"""`exact_match`: the answer, normalised, is the reference, normalised. The answer is the marked or stated one
+(see `final_answer.py`), or else all of the completion that is not thinking; a reference is read in the same way."""
 
+import re
 import unicodedata
 from typing import Any
 
 from svf_rl.rewards.references import reference_text
 from svf_rl.rewards.verifier import Verdict, verifier
+from svf_rl.rewards.verifiers.final_answer import find_answer, visible_text
+
+_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf)\{([^{}]*)\}")
 
 
-@verifier("exact_match", check_reference=lambda reference, **_: reference_text("exact_match", reference, numbers=True))
+@verifier(
+    "exact_match",
+    check_reference=lambda reference, **_: reference_text("exact_match", reference, numbers=True),
+    finds_answer=True,
+)
 def exact_match(
     completion: str, reference: Any, *, ignore_case: bool = False, ignore_punctuation: bool = False
 ) -> Verdict:
     """
-    Compare all of the completion with all of the reference.
+    Compare all of the answer with all of the reference.
 
     Both are normalised: to Unicode's composed form (NFC), each run of white space to one space, none at the ends.
 
@@ -20,11 +29,17 @@ def exact_match(
         ignore_case (`bool`, *optional*, defaults to `False`): compare case-folded text.
         ignore_punctuation (`bool`, *optional*, defaults to `False`): drop punctuation (Unicode categories P).
     """
-    expected = normalize_text(reference_text("exact_match", reference, numbers=True), ignore_case, ignore_punctuation)
-    got = normalize_text(completion, ignore_case, ignore_punctuation)
+    expected = _read(reference_text("exact_match", reference, numbers=True), ignore_case, ignore_punctuation)
+    got = _read(completion, ignore_case, ignore_punctuation)
     if not got:
         return Verdict(False, None, "the completion is empty")
     return Verdict(got == expected, got, "equal" if got == expected else "not equal")
+
+
+def _read(text: str, ignore_case: bool, ignore_punctuation: bool) -> str:
+    answer = find_answer(text)
+    text = visible_text(text) if answer is None else _TEXT.sub(r"\1", answer.text)
+    return normalize_text(text, ignore_case, ignore_punctuation)
 
 
 def normalize_text(text: str, ignore_case: bool = False, ignore_punctuation: bool = False) -> str:

@@ -1,271 +1,213 @@
-r"""Where a text gives its mathematical answer, and the normal form in which two answers are compared as text.
+r"""Reads a mathematical answer as one expression, all of it: part of an expression is not the expression.
 
-The answer of a completion is decided by the first of these rules that finds one:
-
-1. the last `\boxed{...}` (or `\fbox`); several that stand together ("\boxed{1} and \boxed{2}") are one answer;
-2. the last line `#### ...`, or the last statement of the answer: "the answer is ...", "Final Answer: ...", "A: ...",
-   or what stands below a heading "# Answer";
-3. what math-verify finds at the end of the text: the last formula or number.
-
-As for `numeric`, text after the first answer does not count where the model asks itself another question.
-
-The normal form follows the rules that came with the MATH benchmark (Hendrycks et al., arXiv 2103.03874: spacing,
-`\left`, `\dfrac`, `\$`, `\%`, degrees, units, `\frac12`, `x=`) and adds thousands commas, decimal zeros and plain text.
+A reading is LaTeX in one spelling, without the name that the answer is set to (`x =`), the label of an option
+(`\text{(B)}`) and a unit. What is not understood as mathematics is text and compared as text: `at least 4`, `3 \to 8`,
+`2 3`.
 """
 
 import re
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from math import gcd
 
-from svf_rl.rewards.verifiers.numeric import NEXT_QUESTION
+from svf_rl.rewards.verifiers.latex_spelling import spell
+from svf_rl.rewards.verifiers.latex_tokens import CLOCK, NotMathematics, Token, respell, tokenize, undress
+from svf_rl.rewards.verifiers.latex_words import UNIT_OF, resolve_words
 
-# Longer texts are not answers; a bound also keeps the search for closing braces linear.
+# Longer texts are not answers.
 MOST_CHARACTERS = 2000
-# How many characters at the end of a text without a marked answer are searched for one.
-TAIL = 4000
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}")
-_MOST_BOXES = 32
-_SEPARATOR = re.compile(r"\b(?:and|or)\b|[,;]")
-_NOT_A_WORD = re.compile(r"\\(?:text|quad|qquad|mathrm|and|or)\b|\b(?:and|or)\b|[^A-Za-z]")
-_PERCENT_AFTER = re.compile(r"[\s$})\]\\]{0,4}(?:\\?%|percent\b|pct\b)")
-_STATEMENT = re.compile(
+
+@dataclass(frozen=True)
+class Reading:
     r"""
-    ^ [ \t]{0,3} (?: \#{1,6} [ \t]{1,4} | \*\* )  # a heading
-      (?i:final\ )? (?i:answer) :? (?: \*\* )? :? [ \t]* \n \s{0,8}
-    | \#\#\#\#(?!\#)
-    | \b (?i:answer) \b
-      (?: (?: \s+ (?!is\b|are\b) [^\s.!?:=$\\]{1,20} ){0,8}? \s+ (?i:is|are) \b (?!\s+not\b) | \s? [:：] )
-      (?: [\s*:]{0,4} (?i:the\ )? (?i:final\ )? (?i:answer\ is) )?
-    | ^ [ \t*]{0,4} A [ \t*]{0,4} :
-    """,
-    re.VERBOSE | re.MULTILINE,
-)
-_FINAL = re.compile(
-    r"(?i:final\ answer) (?: \s+ (?i:is) \b | \s? : ) (?: [\s*:]{0,4} (?i:the\ final\ answer\ is) )?", re.VERBOSE
-)
-_MOST_STATEMENTS, _STATEMENT_CHARACTERS, _STATEMENT_WORDS = 32, 600, 8
-_MATHEMATICS = re.compile(r"\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\$[^$]*\$", re.DOTALL)
-_PIECE = r"(?:\$[^$]+\$|\\\(.{1,200}?\\\)|[-−]?\\?[$€£¥]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?:\s?\\?%|\s?percent\b)?"
-_FIRST = re.compile(rf"{_PIECE}(?:\s*(?:,\s*and|,|and|or)\s*{_PIECE})*")
-_DELIMITERS = re.compile(r"\$|\\\(|\\\[")
-_ARITHMETIC = re.compile(r"[-−+*/^().,\d\s%$€£¥]*\d[-−+*/^().,\d\s%$€£¥]*")
-_POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_LARGE = re.compile(rf"^[\s\\$]*(-?\d[\d,]*(?:\.\d+)?)[\s\\$]*(?:text\{{\s*)?(?i:({'|'.join(_POWERS)}))\b")
-_DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
-# A word after a number that is not mathematics: three letters or more, or a short unit
-_WORD = (
-    r"(?:(?!(?:pi|sqrt|sin|cos|tan|log|exp|and|mod|or|to)\b)"
-    r"(?:[A-Za-z]{3,}|cm|mm|km|kg|mg|ml|ft|in|mi|hr|hrs|lb|lbs|oz|yd|sq|of|am|pm|a\.m|p\.m)\b\.?)"
-)
-_NUMBER_AND_WORDS = re.compile(
-    rf"([-−]?\\?[$€£¥]?\s?\d[\d,]*(?:\.\d+)?(?:/\d+)?)\s?(%|percent\b)?(?:[-\s]{_WORD}(?:[-,\s]+[A-Za-z]+){{0,8}})?"
-)
+    An answer.
+
+    Args:
+        latex (`str`): what is compared, without spaces; of text, its words in lower case.
+        name (`str`): what it is set to, such as `x`; empty without one.
+        label (`str`): the letter of the option that it is, or that stands before it; empty without one.
+        base (`str`): the base of the number; empty without one.
+        unit (`str`): its unit, where it is a common one; empty without.
+        is_text (`bool`): it is not understood as mathematics.
+        is_equation (`bool`): it is an equation that does not set a name to a value.
+    """
+
+    latex: str
+    name: str = ""
+    label: str = ""
+    base: str = ""
+    unit: str = ""
+    is_text: bool = False
+    is_equation: bool = False
+
+    @cached_property
+    def value(self) -> Fraction | None:
+        r"""Of a rational number that is written out (`-3`, `0.5`, `\frac{3}{4}`, `3\cdot10^{5}`): its value."""
+        match = _WRITTEN.fullmatch(self.latex)
+        if match is None or self.is_text or self.base or len(self.latex) > _MOST_DIGITS:
+            return None
+        if int(match["below"] or 1) == 0 or abs(int(match["exponent"] or 0)) > _MOST_DIGITS:
+            return None
+        value = Fraction(match["number"] or (0 if match["below"] else 1))
+        if match["below"]:
+            value += Fraction(int(match["above"]), int(match["below"]))
+        value *= Fraction(10) ** int(match["exponent"] or 0)
+        return -value if match["minus"] else value
+
+    @cached_property
+    def is_worked_out(self) -> bool:
+        """Whether it is such a number, in lowest terms."""
+        match = _WRITTEN.fullmatch(self.latex)
+        return (
+            self.value is not None
+            and match is not None
+            and gcd(int(match["above"] or 0), int(match["below"] or 1)) == 1
+        )
 
 
-def find_answers(text: str) -> list[str]:
-    """The readings of the answer that `text` marks as such, best first; empty when it does not mark one."""
-    question = NEXT_QUESTION.search(text)
-    return (question is not None and _marked(text[: question.start()])) or _marked(text) or _whole(text)
+@lru_cache(maxsize=4096)
+def read_answer(text: str) -> Reading | None:
+    """The reading of an answer; `None` when it is empty."""
+    text = undress(text)
+    if clock := CLOCK.fullmatch(text.replace(r"\!", "")):
+        return Reading(f"{clock[1].lstrip('0')}{(clock[2] or '').lower()}", is_text=True)
+    label, words = "", read_words(text)
+    try:
+        label, tokens = _split_label(list(tokenize(respell(text))))
+        if not tokens:
+            return Reading("", label=label) if label else None
+        resolved = list(resolve_words(tokens))
+        units = [UNIT_OF.get(token.text, "") for token in resolved if token.kind == "unit"]
+        return replace(_read(resolved, label), unit=units[-1] if units else "")
+    except NotMathematics:
+        return Reading(words, label=label, is_text=True) if words else None
 
 
-def _marked(text: str) -> list[str]:
-    boxes = list(_BOX.finditer(text))[-_MOST_BOXES:]
-    # "Final answer: ..." below a boxed intermediate result is what counts
-    after = _stated(text, boxes[-1].end(), _FINAL) if boxes else []
-    return after or _boxed(text, boxes) or _stated(text)
+def _split_label(tokens: list[Token]) -> tuple[str, list[Token]]:
+    r"""The label of an option that the tokens are or begin with: `\text{(B)}`, `\text{(B) }12`, `(B)`, `\text{C}`."""
+    if tokens and tokens[0].kind == "text":
+        match = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", tokens[0].text)
+        if match and (len(tokens) == 1 or len(tokens[0].text) > 1):
+            return match[1].lower(), tokens[1:]
+    letters = [token.text for token in tokens[:3]]
+    if len(tokens) == 3 and letters[0] == "(" and letters[2] == ")" and re.fullmatch("[A-Za-z]", letters[1]):
+        return letters[1].lower(), []
+    return "", tokens
 
 
-def parse_readings(answer: str) -> list[str]:
-    """`answer` as texts in which math-verify finds mathematics. A question may ask for millions, so that "4 million" is
-    read as 4 too."""
-    large = _LARGE.search(answer)
-    counted = [rf"${large[1].replace(',', '')} \cdot 10^{{{_POWERS[large[2].lower()]}}}$"] if large else []
-    return counted + _plain_readings(answer)
+def _read(tokens: list[Token], label: str) -> Reading:
+    elements = [_read_element(element) for element in _split(tokens, "separator")]
+    if not elements:
+        raise NotMathematics
+    names = {name for name, _, _ in elements if name}
+    if len(names) > 1 or (len(elements) > 1 and any(is_equation for _, _, is_equation in elements)):
+        spelled = ", ".join(f"{name}={latex}" if name else latex for name, latex, _ in elements)
+        return Reading(spelled, label=label, is_equation=True)
+    latex = ", ".join(latex for _, latex, _ in elements)
+    if match := re.fullmatch(r"(-?\d+)_\{(\d{1,2})\}", latex):
+        return Reading(match[1], label=label, base=match[2])
+    return Reading(latex, names.pop() if names else "", label, is_equation=elements[0][2])
 
 
-def _plain_readings(answer: str) -> list[str]:
-    for pattern, replacement in _FOR_MATH_VERIFY:
-        answer = pattern.sub(replacement, answer)
-    if _DELIMITERS.search(answer):
-        return [answer]
-    if match := _NUMBER_AND_WORDS.fullmatch(answer.strip(" .*")):
-        answer = match[1] + (r"\%" if match[2] else "")
-    if _ARITHMETIC.fullmatch(answer):
-        # as LaTeX, where 1,2 is a list, and as running text, where 1,2 is a number and 1 000 too
-        is_one = "," not in answer or _DECIMAL_COMMA.fullmatch(answer)
-        return [f"${answer}$", answer] if is_one else [f"${answer}$"]
-    # a sentence with the answer in it
-    if len(_words(answer)) > 1 and re.search(r"\d", answer):
-        return [answer]
-    return [f"${answer}$"]
-
-
-def find_bases(answer: str) -> set[str]:
-    """The number bases that an answer names: 5 in `204_5` and `204_{5}`."""
-    return set(re.findall(r"\d_\{?(\d{1,2})\}?", answer))
-
-
-def _boxed(text: str, found: list[re.Match[str]]) -> list[str]:
-    boxes: list[tuple[int, int, str]] = []
-    for match in reversed(found):
-        content, end = _content(text, match.end())
-        overlaps = boxes and end > boxes[-1][0]
-        if content and not overlaps:
-            boxes.append((match.start(), end, content))
-    if not boxes:
-        return []
-    group, pure = [boxes[0][2]], True
-    for (start, _, content), (_, before_end, before) in pairwise(boxes):
-        between = text[before_end:start]
-        is_list = not _NOT_A_WORD.sub("", between)
-        if not (len(between) < 10 or (content != before and len(between) < 70 and _SEPARATOR.search(between))):
-            break
-        if before != group[-1]:
-            group.append(before)
-            pure = pure and is_list
-    last = group[0]
-    joined = ",".join(reversed(group))
-    # "\boxed{1} and \boxed{2}" answers with both; with words between them, the last alone may be the answer
-    return [joined] if pure else [last, joined]
-
-
-def _content(text: str, start: int) -> tuple[str, int]:
-    """What a box that opens at `start` holds, and where it ends."""
-    if text[start : start + 1] != "{":
-        line = re.match(r"[^\n$]{0,200}", text[start : start + 200])
-        return (line[0].strip(" .") if line else ""), start + (line.end() if line else 0)
-    depth, position, limit = 0, start, min(len(text), start + MOST_CHARACTERS)
-    while position < limit:
-        character = text[position]
-        if character == "\\":
-            position += 1
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                content = text[start + 1 : position].strip()
-                percent = _PERCENT_AFTER.match(text, position + 1)
-                return (content + r"\%" if content and percent else content), position + 1
-        position += 1
-    # cut off, or a brace was forgotten: the rest of the line
-    line_end = text.find("\n", start, limit)
-    end = limit if line_end < 0 else line_end
-    return text[start + 1 : end].strip(" .$"), end
-
-
-def _stated(text: str, start: int = 0, pattern: re.Pattern[str] = _STATEMENT) -> list[str]:
-    for statement in reversed(list(pattern.finditer(text, start))[-_MOST_STATEMENTS:]):
-        clause = _clause(text[statement.end() : statement.end() + _STATEMENT_CHARACTERS])
-        if (
-            clause
-            and len(_words(clause)) <= _STATEMENT_WORDS
-            and (pattern is _STATEMENT or re.search(r"\d|[$]", clause))
-        ):
-            return [_without_remarks(clause)]
-    return []
-
-
-def _without_remarks(clause: str) -> str:
-    """`clause` up to the words after its first formula or number, when these hold others: "$9$ eggs, 3 more than 6"."""
-    first = _FIRST.match(clause)
-    if first and re.match(r",?\s+[A-Za-z]{2,}", clause[first.end() :]) and re.search(r"[\d$]", clause[first.end() :]):
-        return first[0]
-    return clause
-
-
-def _whole(text: str) -> list[str]:
-    """A text that consists of an answer only."""
-    text = text.strip()
-    return [text] if len(text) <= _STATEMENT_CHARACTERS and "\n" not in text and len(_words(text)) <= 3 else []
-
-
-def _words(text: str) -> list[str]:
-    """The words outside of mathematics."""
-    return re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}", _MATHEMATICS.sub(" ", text))
-
-
-def _clause(text: str) -> str:
-    """The beginning of `text` up to the end of its sentence or line, which mathematics does not end."""
-    text = text.lstrip(" \t\n*:_\"'")
-    position = 0
-    while position < len(text):
-        if match := _MATHEMATICS.match(text, position):
-            position = match.end()
-        elif text[position] == "\n" or re.match(r"[.!?;](?=\s|[*\"']|$)|<\|", text[position : position + 2]):
-            break
+def _split(tokens: list[Token], kind: str, text: str = "") -> list[list[Token]]:
+    """The tokens between those of `kind` (and `text`) outside of brackets."""
+    parts: list[list[Token]] = [[]]
+    depth = 0
+    for token in tokens:
+        depth += (token.kind == "open") - (token.kind == "close")
+        depth += (token.text == r"\begin{pmatrix}") - (token.text == r"\end{pmatrix}")
+        if depth <= 0 and token.kind == kind and text in ("", token.text):
+            parts.append([])
         else:
-            position += 1
-    return text[:position].strip(" *_\"'")
+            parts[-1].append(token)
+    if len(parts) > 1:
+        parts = [part for part in parts if part]  # "1, 2, and 3"
+    return parts
 
 
-def normalize_answer(answer: str) -> str:
-    """`answer` as text that is the same for answers that differ only in how they are written; empty without one."""
-    text = answer.strip()
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    if match := re.fullmatch(r"(-?)(\d*)\.(\d+)", text):
-        decimals = match[3].rstrip("0")
-        text = f"{match[1]}{match[2] or '0'}" + (f".{decimals}" if decimals else "")
-    if re.fullmatch(r"-?0+\d+", text):
-        text = re.sub(r"^(-?)0+(?=\d)", r"\1", text)
-    # a text answer, or an option's label, in any case: `\text{(C)}`, `East`
-    if re.fullmatch(r"\(?[A-Za-z]\)?|[A-Za-z]{3,}[-A-Za-z,]*", text) and (len(text) > 3 or r"\text" in answer):
-        text = text.strip("()").casefold()
-    return text
+def _read_element(tokens: list[Token]) -> tuple[str, str, bool]:
+    """The name that an element is set to, its LaTeX, and whether it is an equation."""
+    for sign in (r"\in", r"\approx"):
+        sides = _split(tokens, "relation", sign)
+        if len(sides) == 2 and _is_name(sides[0]):
+            return _name(sides[0]), spell(sides[1]), False
+        if len(sides) > 1 or (sign == r"\approx" and any(token.text == sign for token in tokens)):
+            raise NotMathematics
+    sides = _split(tokens, "relation", "=")
+    if not sides or any(_has_inner_equals(side) for side in sides):
+        raise NotMathematics  # \{x|x=3k\}
+    if len(sides) == 1:
+        if not tokens or tokens[0].kind == "relation" or tokens[-1].kind == "relation":
+            raise NotMathematics  # ≥ 4
+        return "", spell(tokens), False
+    if any(token.kind == "relation" and token.text != "=" for side in sides for token in side):
+        raise NotMathematics
+    first, last = sides[0], sides[-1]
+    if _is_name(first):
+        return _name(first), spell(last), False
+    if _is_name(last) and len(sides) == 2:
+        return _name(last), spell(first), False
+    if not any(token.kind in ("word", "text") for token in first):
+        if len(first) == 1 and spell(first) != spell(last):
+            raise NotMathematics  # 7 = 4
+        return "", spell(last), False
+    if len(sides) > 2:
+        raise NotMathematics
+    return "", f"{spell(first)}={spell(last)}", True
 
 
-# What math-verify reads wrongly or not at all
-_FOR_MATH_VERIFY = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"−", "-"),
-        (r"\\mathrm\{([ei])\}", r"\1"),
-        (r"\\\$", ""),
-        (r"(?<=[\d)}])i(?![A-Za-z])", " i"),  # 2i holds the imaginary unit, as 2 i does
-        (r"(?<=\d)(?:,\s?\\!|\{,\}|\\!,)\s*(?=\d{3})", ""),  # thousands commas within a fraction
-        # a variable at the end is not a unit: a + b + c, \sin^2 t
-        (r"(?<=[-+*/=(,])\s*([A-Za-z])$", r"{\1}"),
-        (r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log|exp)(?![a-z]).*)\s([A-Za-z])$", r"\1{\2}"),
-        (r"(?<=.)[.,;\s]+$", ""),
-        (r"^\s*(-?\d+)\s+(\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),
-    )
-]
+def _has_inner_equals(tokens: list[Token]) -> bool:
+    r"""Whether an `=` stands within brackets, other than the lower bound of a sum, `_{k=1}`."""
+    opened: list[bool] = []
+    for before, token in zip([Token("", ""), *tokens], tokens, strict=False):
+        if token.kind == "open":
+            opened.append(before.text == "_")
+        elif token.kind == "close" and opened:
+            opened.pop()
+        elif token.text == "=" and not all(opened):
+            return True
+    return False
 
-_REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"−|–", "-"),
-        (r"(?<=\d),\s\\!\s*(?=\d{3})", ","),
-        (
-            r"\\?\$|\\[!;:]|\\,|\\left(?![a-z])|\\right(?![a-z])|\\(?:displaystyle|limits|bigl?|bigr|Bigl?|Bigr)(?![a-z])",
-            "",
-        ),
-        (r"\\(?:quad|qquad| )|~|\s+", " "),
-        (r"\\[dtc]frac", r"\\frac"),
-        (r"\{,\}", ","),
-        (r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|°", ""),
-        (r"\\?%|\bper\s?cent\b|\\text\{\s*percent\s*\}", ""),
-        (r"\\(?:le|leqslant)(?![a-z])", r"\\leq"),
-        (r"\\(?:ge|geqslant)(?![a-z])", r"\\geq"),
-        (r"\\ne(?![a-z])", r"\\neq"),
-        (r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|textnormal|textit|operatorname)\s*\{", r"\\text{"),
-        # units after a value; text that is all of the answer stays
-        (r"(?<=[\w})\]])\s*\\text\{[^{}]*\}(?:\^\{?[23]\}?)?\.?\s*$", ""),
-        (rf"(?<=\d)\s+{_WORD}(?:\s{_WORD}){{0,2}}(?:\^\{{?[23]\}}?)?\s*$", ""),
-        (r"\\text\{([^{}]*)\}", r"\1"),
-        (r"^\s*(?:[A-Za-z]|\\[a-z]+|[a-z]_\{?\w\}?|[a-zA-Z]\([a-z]\))\s*(?:=|\\in(?![a-z]))\s*", ""),
-        (r"[.\s]+$|^\s+", ""),
-        (r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)(?![^()\[\]]*[)\]])", lambda match: match[0].replace(",", "")),
-        (r"(?<=\d) (?=\d)", "\\\\ "),
-        (r"(?<!\\) ", ""),
-        (r"\\frac(\w)(\w)", r"\\frac{\1}{\2}"),
-        (r"\\frac(\w)\{", r"\\frac{\1}{"),
-        (r"\\frac(\{[^{}]*\})(\w)", r"\\frac\1{\2}"),
-        (r"\\sqrt(\w)", r"\\sqrt{\1}"),
-        (r"([_^])\{(\w)\}", r"\1\2"),
-        (r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),
-        (r"^\\frac\{-([^{}]*)\}(\{[^{}]*\})$", r"-\\frac{\1}\2"),
-        (r"(?<![\d.\w])\.(?=\d)", "0."),
-    )
-]
+
+_NAME = re.compile(
+    r"(?:text)+|[A-Za-z]'*(?:_\{[^{}]*\})?(?:\((?:[A-Za-z]|-?\d+)(?:, [A-Za-z])*\))?|\\[A-Za-z]+(?:_\{[^{}]*\})?"
+    r"|\|?[A-Z]{2,4}\|?|\|[A-Za-z]\|"
+    r"|(?:m?\\angle|\\triangle) ?[A-Z]{1,3}|\\overline\{[A-Z]+\}|\([A-Za-z](?:, [A-Za-z])+\)"
+)
+
+
+def _name(tokens: list[Token]) -> str:
+    return spell(tokens, names=True)
+
+
+def _is_name(tokens: list[Token]) -> bool:
+    if tokens and tokens[0].kind == "text" and all(token.kind in ("text", "unit", "word") for token in tokens):
+        return True
+    try:
+        return _NAME.fullmatch(_name(tokens)) is not None and _name(tokens) not in (
+            r"\pi",
+            r"\infty",
+            "e",
+            "i",
+            r"\emptyset",
+        )
+    except NotMathematics:
+        return False
+
+
+_MOST_DIGITS = 400
+_WRITTEN = re.compile(
+    r"(?P<minus>-)?(?=\d|\\frac)(?P<number>\d+(?:\.\d+)?(?!\^|\d))?(?:\\frac\{(?P<above>\d+)\}\{(?P<below>\d+)\}"
+    r"|(?:(?<=\d)\\cdot|(?<![\d.]))10\^\{(?P<exponent>-?\d+)\})?"
+)
+
+
+def read_words(text: str) -> str:
+    """Text in the form in which it is compared: without spaces and markup, words in lower case."""
+    text = re.sub(r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|textit)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\[,;:! ]|\\(?:left|right|quad)(?![a-z])|\$", " ", text)
+    text = re.sub(r"\s*\{(\w+)\}", r" \1", text)
+    text = re.sub(r"\s*,\s*", ", ", " ".join(text.split())).strip(" .,;:")
+    return text.casefold() if re.fullmatch(r"[^\d\\{}^_=]*", text) else text

@@ -4,8 +4,8 @@ This script is a supervisor: it imports math-verify once and forks a child that 
 Symbolic algebra may never end, and may run in C code that no signal handler interrupts, so the supervisor kills a child
 that is late and forks the next. A child also ends after `CHECKS_A_CHILD` checks, so that sympy's caches stay small.
 
-A request is a line `{"gold": [text, ...], "prediction": [text, ...], "timeout": seconds}`, where each list holds the
-readings of one answer, all in a form that math-verify takes for mathematics. The reply is `{"outcome": ...}`:
+A request is a line `{"gold": [text, ...], "prediction": [text, ...], "timeout": seconds, "nonce": text}`, where each
+list holds the readings of one answer, all in LaTeX. The reply is `{"outcome": ..., "nonce": text}`:
 
 - "equal", "different": some or no reading of the one equals one of the other;
 - "late": reading the prediction, or comparing it, took longer than `timeout`; "gold late": reading the gold alone did;
@@ -32,7 +32,10 @@ from types import CodeType
 from typing import Any, NoReturn
 
 import sympy
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from math_verify import verify
+from math_verify.grader import should_treat_as_complex
 from sympy.parsing import sympy_parser
 
 CHECKS_A_CHILD = 1000
@@ -45,7 +48,8 @@ RELATIVE_TOLERANCE = 1e-3
 PR_SET_PDEATHSIG = 1
 GOLD_READ, LATE = b".", b"-"
 _OUTCOMES = {b"1": "equal", b"0": "different", LATE: "late", b"": "died"}
-_TARGETS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
+_NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+_CONVERSION = ConversionConfig(lowercase_symbols=False)
 
 
 def main() -> None:
@@ -53,9 +57,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     # Let sympy import and build, once for all children, what it otherwise does at first use.
     for gold, prediction in (
-        ("$2x + 4y = 3$", "$y = 3/4 - x/2$"),
-        (r"$\tan^2 y + 1$", r"$\sec^2 y$"),
-        ("$0<x<1$", "$(0,1)$"),
+        ("2x + 4y = 3", "y = 3/4 - x/2"),
+        (r"\tan^2 y + 1", r"\sec^2 y"),
+        ("0<x<1", "(0,1)"),
     ):
         _equal(_read(gold), _read(prediction))
     _only_arithmetic_is_evaluated()
@@ -69,7 +73,7 @@ def main() -> None:
                 child = _Child()
             if outcome != "died":
                 break
-        print(json.dumps({"outcome": outcome}), flush=True)
+        print(json.dumps({"outcome": outcome, "nonce": json.loads(line)["nonce"]}), flush=True)
     child.end()
 
 
@@ -145,10 +149,10 @@ def _all_read(texts: tuple[str, ...]) -> list[Any]:
 
 
 def _read(text: str) -> list[Any]:
-    # math-verify's own time-outs are signals; here the supervisor watches. Its fallback to text compares what its
-    # normalisation left over, and considers 1 - 1/\mathrm{e} equal to 1 + 1/\mathrm{e}.
-    found: list[Any] = parse(text, _TARGETS, fallback_mode="no_fallback", parsing_timeout=None)
-    return found
+    """What latex2sympy, math-verify's reader, makes of `text`, all of it: its grammar has no rule for a part."""
+    plain = normalize_latex(text, _NORMALIZATION)
+    is_real = not should_treat_as_complex(plain)
+    return [latex2sympy(plain, is_real=is_real, normalization_config=None, conversion_config=_CONVERSION)]
 
 
 def _equal(gold: list[Any], prediction: list[Any]) -> bool:

@@ -6,10 +6,11 @@ SETTINGS is JSON: `boxed` (whether programs get namespaces), `uid` (the user to 
 folder that programs import from), `tmp_bytes` (the size of their /tmp).
 
 One JSON line a request on standard input, one a reply on standard output (`svf_rl/sandbox/workers.py`). A request holds
-`candidates`, `wanted`, `imports`, `setup`, `prompt`, `entry_point`, `share`, `limits`, `seconds`, `memory`,
+`nonce`, `candidates`, `wanted`, `imports`, `setup`, `prompt`, `entry_point`, `share`, `limits`, `seconds`, `memory`,
 `processes`, `output`, and either `tests` or, with `main`, `inputs`, `outputs` and `starts`.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from box import Stopped, make_boxes  # noqa: E402
 from solution_proxy import ENDED  # noqa: E402
 from wire import Link  # noqa: E402
 
+PR_SET_DUMPABLE = 4
 OUT_OF_TIME = "timed out: its CPU time is used up"
 
 
@@ -37,14 +39,17 @@ def main(settings):
     os.environ["OMP_NUM_THREADS"] = "1"
     boxes = make_boxes(zygote.start({**settings, "here": str(HERE)}))
     sys.path.append(settings["packages"])  # tests may import them too
+    # from here on no process may look into this one or its forks: they hold tests and verdicts
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
     print("{}", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
+        nonce = job.pop("nonce")
         try:
             reply = run_with_inputs(boxes, job) if job["main"] else run_with_tests(boxes, job)
         except OSError as error:  # no process, memory or descriptor left: this says nothing about the program
             sys.exit(str(error))  # the pool asks another supervisor, whose zygote is alive
-        print(json.dumps(reply), flush=True)
+        print(json.dumps({**reply, "nonce": nonce}), flush=True)
 
 
 def run_with_tests(boxes, job):

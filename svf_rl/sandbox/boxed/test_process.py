@@ -110,9 +110,9 @@ def _namespace(job, trees, solution):
     """
     The names that tests can use: their imports, and what the solution defines.
 
-    Names of modules mean this process's modules, even if the solution replaces them. Names of built-in functions mean
-    the solution's only if the tests call nothing else of it: a solution that defines `abs` or `math` must not be tested
-    with its own definitions.
+    The name of a module means that module of this process and no other, whatever the solution binds to it. Names of
+    built-in functions mean the solution's only if the tests call nothing else of it: a solution that defines `abs` or
+    `math` must not be tested with its own definitions.
     """
     nodes = [node for tree in trees for node in ast.walk(tree)]
     loaded = {node.id for node in nodes if isinstance(node, ast.Name)}
@@ -122,12 +122,10 @@ def _namespace(job, trees, solution):
     values, modules = {}, {}
     for name in loaded & theirs.keys():  # anything else, such as `__builtins__`, was not requested
         kind, value = theirs[name]
-        if type(value) is Proxy and _is_module(name, nodes):
-            modules[name] = __import__(name)
+        if kind == "module" or (type(value) is Proxy and _is_module(name, nodes)):
+            modules |= _trusted_module(name)
         elif kind == "value":
             values[name] = value
-        elif value in sys.stdlib_module_names or value == "numpy":
-            modules[name] = __import__(value, fromlist=["_"])
     plain = {name: value for name, value in values.items() if not hasattr(builtins, name)}
     if job["entry_point"]:
         plain |= {name: value for name, value in values.items() if name == job["entry_point"]}
@@ -140,9 +138,31 @@ def _namespace(job, trees, solution):
     return namespace
 
 
+# Names under which tests may mean a module that is called otherwise
+_ALIASES = {"np": "numpy", "pd": "pandas", "dt": "datetime"}
+# Modules that run code: tests that mean one must import it themselves.
+_NEVER = frozenset(
+    "bdb cProfile code codeop concurrent ctypes dbm doctest ensurepip idlelib imp importlib lib2to3 marshal "
+    "multiprocessing os pdb pickle pickletools pkgutil posix profile pstats pty pydoc runpy shelve site "
+    "subprocess timeit trace turtledemo unittest venv webbrowser xmlrpc zipapp zipimport".split()
+)
+
+
+def _trusted_module(name):
+    """The module that a name means, by itself: nothing here follows what the solution says of it."""
+    module = _ALIASES.get(name, name)
+    known = module in sys.stdlib_module_names or module in ("numpy", "pandas")
+    if not known or module.startswith("_") or module in _NEVER:
+        return {}
+    try:
+        return {name: __import__(module)}
+    except ImportError:  # not installed
+        return {}
+
+
 def _is_module(name, nodes):
     """Whether the tests mean a module of the standard library: they only use attributes of the name, which it has."""
-    if name not in sys.stdlib_module_names:
+    if not _trusted_module(name):
         return False
     taken = [node.attr for node in nodes if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == name]
     uses = sum(isinstance(node, ast.Name) and node.id == name for node in nodes)

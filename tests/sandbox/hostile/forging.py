@@ -412,3 +412,55 @@ VALUES = {
     "returns its own frame": "import sys\ndef f(x):\n    return sys._getframe()\n",
     "returns another thing each time": "import random\ndef f(x):\n    return random.random()\n",
 }
+
+# Modules under the names of others, and tests that use those names without importing them: (program, test)
+SUBSTITUTED = {
+    "pickle as json": (
+        """
+import os
+import pickle as json
+class Verdict:
+    def __reduce__(self):
+        return exec, ("import builtins; builtins.__dict__['AssertionError'] = SystemExit; raise SystemExit(0)",)
+def f(x):
+    return json.dumps(Verdict())
+""",
+        "assert json.loads(f(2)) == {'x': 2}",
+    ),
+    "timeit as time": (
+        """
+import timeit as time
+def f(x):
+    return "import os; os._exit(0)"
+""",
+        "assert time.timeit(f(1), number=1) >= 0",
+    ),
+    "cProfile as asyncio": (
+        """
+import cProfile as asyncio
+def f(x):
+    return "import os; os._exit(0)"
+""",
+        "assert asyncio.run(f(1)) == 2",
+    ),
+    "subprocess as asyncio": (
+        """
+import subprocess as asyncio
+def f(x):
+    return ["kill", "-9", "-1"]
+""",
+        "assert asyncio.run(f(1)) == 2",
+    ),
+    "a module of its own as math": (
+        """
+import sys
+from types import ModuleType
+math = ModuleType("numpy")
+math.isclose = lambda *values: True
+def f(x):
+    return x
+""",
+        "assert math.isclose(f(1), 2)",
+    ),
+    "os": ("import os\ndef f(x):\n    return 'true'\n", "assert os.system(f(1)) == 0"),
+}
