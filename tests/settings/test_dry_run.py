@@ -148,7 +148,11 @@ def test_a_task_for_evaluation_alone_is_not_trained_on(plan, shared_data: Path) 
             "exact_match",
             "columns (train), row 1: exact_match: an answer must be text, not NoneType",
         ),
-        (["1", "2", "3", "four"], "numeric", "columns (train), row 3: numeric: the answer 'four' holds no number"),
+        (
+            ["1", "2", "3", "four"],
+            "numeric",
+            "columns (train), row 3: numeric: the answer 'four' does not give one number",
+        ),
         ([["1"], ["2"], ["3"], ["4"]], "numeric", "columns (train), row 0: numeric: an answer must be text, not list"),
     ],
 )
