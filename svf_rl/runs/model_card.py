@@ -153,13 +153,16 @@ def _progress(summary: RunSummary, metrics: Sequence[Line]) -> str:
     if summary.best_checkpoint:
         parts.append(f"the weights of {summary.best_checkpoint}, the best one on the validation rows")
     sentences = [", ".join(parts) + "."] if parts else []
-    held_out = [f"{m.values['eval_accuracy']:.3f} (step {m.step})" for m in metrics if "eval_accuracy" in m.values]
+    # a value is null where no completion could be scored
+    accuracies = [(line.values.get("eval_accuracy"), line.step) for line in metrics]
+    held_out = [f"{accuracy:.3f} (step {step})" for accuracy, step in accuracies if accuracy is not None]
     if held_out:
         sentences.append(f"Accuracy on the validation rows: {', '.join(held_out[-8:])}.")
-    last = next((line.values for line in reversed(metrics) if "reward" in line.values), None)
-    if last is not None:
-        kl = f", KL to the base {last['kl']:.4f} a token" if "kl" in last else ""
-        sentences.append(f"Last step: mean reward {last['reward']:.3f}{kl}.")
+    rewarded = [line.values for line in metrics if "reward" in line.values]
+    if rewarded:
+        reward, kl = rewarded[-1]["reward"], rewarded[-1].get("kl")
+        mean = "no completion could be scored" if reward is None else f"mean reward {reward:.3f}"
+        sentences.append(f"Last step: {mean}{'' if kl is None else f', KL to the base {kl:.4f} a token'}.")
     return " ".join(sentences)
 
 

@@ -57,6 +57,13 @@ def test_metrics_of_the_run_are_summed_up():
     assert "mean reward 0.500, KL to the base 0.0100 a token" in text
 
 
+def test_a_step_without_a_score_is_summed_up_as_such():
+    metrics = [Line(10, {"eval_accuracy": None, "reward": 0.5}), Line(11, {"reward": None, "kl": 0.01})]
+    text = render_model_card(summary(), SVF | HUB_BASE, metrics)
+    assert "Last step: no completion could be scored, KL to the base 0.0100 a token." in text
+    assert "Accuracy on the validation rows" not in text
+
+
 def test_a_checkpoint_has_a_card_without_accuracies():
     text = render_model_card(RunSummary(recipe=RUN["recipe"], seed=0), SVF | HUB_BASE)
     assert ModelCard(text).data.eval_results is None
