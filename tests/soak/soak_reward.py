@@ -28,9 +28,9 @@ def passes_tests(
 
 
 def closes_brackets(completions: Sequence[Any], log_metric: Any = None) -> list[float | None]:
-    """A little for as many brackets that close as that open; the `math` verifier's workers compare the numbers."""
+    """A little for as many brackets that close as that open; the sums with x are for the `math` verifier's workers."""
     texts = [completion_text(completion) for completion in completions]
-    counts = [(f"\\boxed{{{text.count('(')}}}", f"\\frac{{{2 * text.count(')')}}}{{2}}") for text in texts]
+    counts = [(f"\\boxed{{x + {text.count('(')}}}", f"\\frac{{{2 * text.count(')')}}}{{2}} + x") for text in texts]
     verdicts = verify_all("math", *zip(*counts, strict=True), progress=False)  # type: ignore[arg-type]
     check_failed_share("math", verdicts, 0.25, log_metric)
     return [None if verdict.value is None else 0.1 * verdict.value for verdict in verdicts]
