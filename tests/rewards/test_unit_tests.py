@@ -3,7 +3,10 @@
 import ast
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -552,6 +555,25 @@ def test_a_program_that_sleeps_is_stopped_at_its_limit_and_one_that_waits_for_sl
     assert (sleeping.correct, "asleep" in sleeping.reason) == (False, True)
     slow = "import time\nend = time.time() + 1.5\nwhile time.time() < end:\n    pass\nassert f(1) == 1"
     assert verify("unit_tests", "def f(x):\n    return x", {"test_list": [slow]}, timeout=1).correct
+
+
+def test_waiting_for_a_processor_is_neither_sleep_nor_slowness() -> None:
+    """A right program that needs half of its time passes while the machine is so busy that it takes several times as
+    long."""
+    cores = len(os.sched_getaffinity(0))
+    # each in a session of its own, since the kernel shares processors among sessions
+    hog = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(hog, start_new_session=True) for _ in range(10 * cores)]
+    try:
+        program = "import time\ndef f(x):\n    while time.process_time() < x: pass\n    return x"
+        verdicts = verify_all(
+            "unit_tests", [program] * cores, [{"test_list": ["assert f(.5) == .5"]}] * cores, timeout=1
+        )
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert [verdict.reason for verdict in verdicts] == ["all tests passed"] * cores
 
 
 def test_tests_may_use_numpy() -> None:

@@ -11,6 +11,9 @@ import sys
 
 from solution_proxy import CannotPass, Gone, Proxy, Solution
 
+# How long a program may wait for a processor, beyond its own time (the patience of `svf_rl/sandbox/bubblewrap.py`)
+WAIT_SECONDS = 30
+
 
 def run_tests(job, descriptor, tell):
     """
@@ -196,7 +199,8 @@ def run(job, descriptor, report):
     seconds = int(job["seconds"]) + 1
     resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process: the tests themselves may hang
+    # ends the process where the supervisor, which sees what waits for a processor, did not: the tests may hang
+    signal.setitimer(signal.ITIMER_REAL, seconds + WAIT_SECONDS)
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
