@@ -37,6 +37,11 @@ HOSTILE = {
     "1 MB of backslashes": "\\" * 10**6,
     "1 MB of white space": " \n" * 500_000,
     "nested fractions": r"\boxed{" + r"\frac{1}{" * 200 + "1" + "}" * 200 + "}",
+    "nested braces": r"\boxed{" + "{" * 990 + "5" + "}" * 990 + "}",
+    "nested brackets": r"\boxed{" + "(" * 990 + "x" + ")" * 990 + "}",
+    "a chain of powers": r"\boxed{" + "x^" * 900 + "2}",
+    "a chain of roots": r"\boxed{" + r"\sqrt " * 300 + "2}",
+    "a chain of equations": r"\boxed{" + "x=" * 900 + "1}",
     "zero bytes": "\0" * 1000,
     "a lone surrogate": "\\boxed{\udc80}",
 }
@@ -155,7 +160,7 @@ def test_no_child_outlives_a_supervisor_that_is_killed() -> None:
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdout.readline()
-    worker.stdin.write(b'{"gold": ["$5$"], "prediction": ["$9**9**9**9$"], "timeout": 60, "nonce": ""}\n')
+    worker.stdin.write(b'{"gold": "5", "prediction": "9^{9^{9^{9}}}", "timeout": 60, "nonce": ""}\n')
     worker.stdin.flush()
     time.sleep(0.5)
     (child,) = _children(worker.pid)

@@ -4,6 +4,9 @@ import re
 
 from svf_rl.rewards.verifiers.latex_tokens import NotMathematics, Token
 
+# No answer is nested deeper, and reading it takes a call for each level.
+_MOST_DEPTH = 50
+
 
 def spell(tokens: list[Token], names: bool = False) -> str:
     """The tokens as LaTeX in one spelling. Raises `NotMathematics` where they do not make one expression."""
@@ -54,17 +57,9 @@ _DEGREE = [
     Token("command", r"\frac"), Token("open", "{"), Token("command", r"\pi"), Token("close", "}"),
     Token("open", "{"), Token("number", "180"), Token("close", "}"),
 ]  # fmt: skip
-_ARGUMENTS = {
-    r"\frac": 2,
-    r"\binom": 2,
-    r"\sqrt": 1,
-    "^": 1,
-    "_": 1,
-    r"\overline": 1,
-    r"\vec": 1,
-    r"\hat": 1,
-    r"\bar": 1,
-}
+_ARGUMENTS = {r"\frac": 2, r"\binom": 2} | dict.fromkeys(
+    ["^", "_", r"\sqrt", r"\overline", r"\vec", r"\hat", r"\bar"], 1
+)
 # A derivative, which would be worked out to 0, and two numbers beside one another: 2 3, (2)3, 2(3)
 _UNREADABLE = re.compile(r"'|\^\{T\}|\\frac\{d[a-z]?\}\{d[a-z]|\d \d|\)\d|(?<![\d_.])\d+(?:\.\d+)?\(-?\d+(?:\.\d+)?\)")
 _SHAPES = [
@@ -78,23 +73,25 @@ _SHAPES = [
 ]
 
 
-def _emit_until(tokens: list[Token], position: int, closing: str) -> tuple[str, int]:
+def _emit_until(tokens: list[Token], position: int, closing: str, depth: int = 0) -> tuple[str, int]:
     """LaTeX from `position` to the token `closing`, or to the end."""
+    if depth > _MOST_DEPTH:
+        raise NotMathematics
     pieces: list[str] = []
     while position < len(tokens) and (not closing or tokens[position].text != closing):
         token = tokens[position]
         position += 1
         if token.text in _ARGUMENTS:
             piece = token.text
-            if token.text == r"\sqrt" and text_at(tokens, position) == "[":
-                root, position = _emit_until(tokens, position + 1, "]")
+            if token.text == r"\sqrt" and _text_at(tokens, position) == "[":
+                root, position = _emit_until(tokens, position + 1, "]", depth + 1)
                 piece += f"[{root}]"
                 position += 1
             for _ in range(_ARGUMENTS[token.text]):
-                argument, tokens, position = _argument(tokens, position, token.text)
+                argument, tokens, position = _argument(tokens, position, token.text, depth + 1)
                 piece += "{" + argument + "}"
         elif token.text == "{":
-            inner, position = _emit_until(tokens, position, "}")
+            inner, position = _emit_until(tokens, position, "}", depth + 1)
             position += 1
             piece = inner if re.fullmatch(r"[A-Za-z]|\d+", inner) else "{" + inner + "}"
         else:
@@ -110,14 +107,14 @@ def _emit_until(tokens: list[Token], position: int, closing: str) -> tuple[str, 
     return "".join(pieces), position
 
 
-def _argument(tokens: list[Token], position: int, command: str) -> tuple[str, list[Token], int]:
+def _argument(tokens: list[Token], position: int, command: str, depth: int) -> tuple[str, list[Token], int]:
     r"""The argument of a command at `position`, and the tokens and the position behind it: a group, a token, or (of
     `\frac12`) a digit."""
-    if position >= len(tokens):
+    if position >= len(tokens) or depth > _MOST_DEPTH:
         raise NotMathematics
     token = tokens[position]
     if token.text == "{":
-        inner, end = _emit_until(tokens, position + 1, "}")
+        inner, end = _emit_until(tokens, position + 1, "}", depth)
         return inner, tokens, end + 1
     if token.kind == "number" and command not in ("^", "_") and len(token.text) > 1 and token.text.isdigit():
         rest = [*tokens[:position], Token("number", token.text[1:]), *tokens[position + 1 :]]
@@ -126,11 +123,11 @@ def _argument(tokens: list[Token], position: int, command: str) -> tuple[str, li
         return "-" + tokens[position + 1].text, tokens, position + 2
     if token.kind not in ("number", "word", "command"):
         raise NotMathematics
-    if command == "^" and text_at(tokens, position + 1) == "^":  # 9^9^9, as Python's ** is meant
-        power, tokens, end = _argument(tokens, position + 2, command)
+    if command == "^" and _text_at(tokens, position + 1) == "^":  # 9^9^9, as Python's ** is meant
+        power, tokens, end = _argument(tokens, position + 2, command, depth + 1)
         return f"{token.text}^{{{power}}}", tokens, end
     return token.text, tokens, position + 1
 
 
-def text_at(tokens: list[Token], position: int) -> str:
+def _text_at(tokens: list[Token], position: int) -> str:
     return tokens[position].text if position < len(tokens) else ""

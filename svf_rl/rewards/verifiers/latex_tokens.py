@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from svf_rl.rewards.verifiers.number_tokens import RAISED, VULGAR
+
 
 class NotMathematics(Exception):
     """The text is not understood as mathematics."""
@@ -54,18 +56,16 @@ def _write_repeating(whole: str, fixed: str, repeated: str) -> str:
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
-_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n", strict=True))
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
-_VULGAR = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "12 13 23 14 34 15 25 35 45 16 56 18 38 58 78".split(), strict=True))
 # The same mathematics in one spelling
 _SPELLINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\?\$", ""),
         (r"\\[()\[\]]", ""),
-        (rf"[{''.join(_RAISED)}]+", lambda match: "^{" + "".join(_RAISED[sign] for sign in match[0]) + "}"),
+        (rf"[{''.join(RAISED)}]+", lambda match: "^{" + "".join(RAISED[sign] for sign in match[0]) + "}"),
         (rf"[{''.join(_LOWERED)}]+", lambda match: "_{" + "".join(_LOWERED[sign] for sign in match[0]) + "}"),
-        (rf"[{''.join(_VULGAR)}]", lambda match: r"\frac{{{}}}{{{}}}".format(*_VULGAR[match[0]])),
+        (rf"[{''.join(VULGAR)}]", lambda match: r"\frac{{{}}}{{{}}}".format(*VULGAR[match[0]].split("/"))),
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\(?:rm|bf|it|sf|tt|large|Large|huge|small|normalsize)(?![a-z])|\\underline(?=\s*\{)", ""),
         (r"\\(?:left|right)\.", ""),

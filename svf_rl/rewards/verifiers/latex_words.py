@@ -38,6 +38,9 @@ _KNOWN = frozenset(
 ) | {rf"\{name}" for name in _FUNCTIONS}
 
 
+_VALUES = (r"\pi", r"\infty", "%", r"\circ")
+
+
 def resolve_words(tokens: list[Token]) -> Iterator[Token]:
     """The tokens with words as what they mean: functions, constants, separators, variables, units."""
     follows_value = False
@@ -58,12 +61,7 @@ def resolve_words(tokens: list[Token]) -> Iterator[Token]:
         yield from found
         if found:
             last = found[-1]
-            follows_value = last.kind in ("number", "close", "word", "unit") or last.text in (
-                r"\pi",
-                r"\infty",
-                "%",
-                r"\circ",
-            )
+            follows_value = last.kind in ("number", "close", "word", "unit") or last.text in _VALUES
 
 
 def _is_unit(words: list[str]) -> bool:
@@ -71,6 +69,7 @@ def _is_unit(words: list[str]) -> bool:
 
 
 def _mean(words: list[str], kind: str, follows_value: bool) -> list[Token]:
+    """What words mean, behind a value or elsewhere; those of a `\\text` (of kind "text") are no product of letters."""
     phrase = " ".join(words).lower().strip(",. ")
     if phrase in ("and", "or", ""):
         return [Token("separator", ",")]
@@ -97,11 +96,7 @@ def _mean(words: list[str], kind: str, follows_value: bool) -> list[Token]:
     if follows_value and all(len(word) >= 4 or word in _SHORT_UNITS for word in words) and _is_unit(words):
         return [Token("unit", phrase)]
     if len(words) == 1 and (len(phrase) <= 3 or (words[0].isupper() and len(phrase) <= 4)):
-        return [Token("word", letter) for letter in words[0]]
-    if len(words) > 1 or len(phrase) > 3:
-        return [Token("text", phrase)] if not follows_value and _is_unit(words) else _raise()
-    return [Token("word", letter) for letter in words[0]]
-
-
-def _raise() -> list[Token]:
-    raise NotMathematics
+        return [Token("word", letter) for letter in words[0]]  # a product
+    if follows_value or not _is_unit(words):
+        raise NotMathematics
+    return [Token("text", phrase)]

@@ -100,7 +100,7 @@ def math(
     same = _same_reading(gold, answer, shown)
     if same is not None:
         return Verdict(True, shown, "equal") if same else differs
-    request = {"gold": [_as_equation(gold, answer)], "prediction": [_as_equation(answer, gold)], "timeout": timeout}
+    request = {"gold": _as_equation(gold, answer), "prediction": _as_equation(answer, gold), "timeout": timeout}
     match _workers.call(request, PATIENCE_FACTOR * timeout + PATIENCE_SECONDS)["outcome"]:
         case "equal":
             return Verdict(True, shown, "equal")
@@ -225,7 +225,7 @@ def _gold(reference: Any) -> Reading:
 def _read_reference(text: str) -> Reading:
     """The reading of a reference's answer. Raises `SVFError` where it has none."""
     reference = text
-    if re.search(r"\\[bf]\w*box|####|\\boxed|\\fbox", text) and (answer := find_answer(text)) is not None:
+    if re.search(r"####|\\boxed|\\fbox", text) and (answer := find_answer(text)) is not None:
         text = answer.text
     if len(text) > MOST_CHARACTERS:
         raise SVFError(f"math: the answer {shorten(reference)} is longer than {MOST_CHARACTERS} characters")

@@ -25,7 +25,7 @@ class Reading:
     An answer.
 
     Args:
-        latex (`str`): what is compared, without spaces; of text, its words in lower case.
+        latex (`str`): what is compared, in one spelling; of text, its words in lower case.
         name (`str`): what it is set to, such as `x`; empty without one.
         label (`str`): the letter of the option that it is, or that stands before it; empty without one.
         base (`str`): the base of the number; empty without one.
@@ -59,12 +59,10 @@ class Reading:
     @cached_property
     def is_worked_out(self) -> bool:
         """Whether it is such a number, in lowest terms."""
-        match = _WRITTEN.fullmatch(self.latex)
-        return (
-            self.value is not None
-            and match is not None
-            and gcd(int(match["above"] or 0), int(match["below"] or 1)) == 1
-        )
+        if self.value is None:
+            return False
+        above, below = re.search(r"\\frac\{(\d+)\}\{(\d+)\}|$", self.latex).groups()  # type: ignore[union-attr]
+        return above is None or gcd(int(above), int(below)) == 1
 
 
 @lru_cache(maxsize=4096)
@@ -172,7 +170,7 @@ def _has_inner_equals(tokens: list[Token]) -> bool:
 
 
 _NAME = re.compile(
-    r"(?:text)+|[A-Za-z]'*(?:_\{[^{}]*\})?(?:\((?:[A-Za-z]|-?\d+)(?:, [A-Za-z])*\))?|\\[A-Za-z]+(?:_\{[^{}]*\})?"
+    r"[A-Za-z]'*(?:_\{[^{}]*\})?(?:\((?:[A-Za-z]|-?\d+)(?:, [A-Za-z])*\))?|\\[A-Za-z]+(?:_\{[^{}]*\})?"
     r"|\|?[A-Z]{2,4}\|?|\|[A-Za-z]\|"
     r"|(?:m?\\angle|\\triangle) ?[A-Z]{1,3}|\\overline\{[A-Z]+\}|\([A-Za-z](?:, [A-Za-z])+\)"
 )
@@ -186,15 +184,10 @@ def _is_name(tokens: list[Token]) -> bool:
     if tokens and tokens[0].kind == "text" and all(token.kind in ("text", "unit", "word") for token in tokens):
         return True
     try:
-        return _NAME.fullmatch(_name(tokens)) is not None and _name(tokens) not in (
-            r"\pi",
-            r"\infty",
-            "e",
-            "i",
-            r"\emptyset",
-        )
+        name = _name(tokens)
     except NotMathematics:
         return False
+    return _NAME.fullmatch(name) is not None and name not in (r"\pi", r"\infty", "e", "i", r"\emptyset")
 
 
 _MOST_DIGITS = 400
@@ -205,7 +198,7 @@ _WRITTEN = re.compile(
 
 
 def read_words(text: str) -> str:
-    """Text in the form in which it is compared: without spaces and markup, words in lower case."""
+    """Text in the form in which it is compared: without markup, words in lower case, with one space between them."""
     text = re.sub(r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|textit)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\[,;:! ]|\\(?:left|right|quad)(?![a-z])|\$", " ", text)
     text = re.sub(r"\s*\{(\w+)\}", r" \1", text)

@@ -4,10 +4,10 @@ This script is a supervisor: it imports math-verify once and forks a child that 
 Symbolic algebra may never end, and may run in C code that no signal handler interrupts, so the supervisor kills a child
 that is late and forks the next. A child also ends after `CHECKS_A_CHILD` checks, so that sympy's caches stay small.
 
-A request is a line `{"gold": [text, ...], "prediction": [text, ...], "timeout": seconds, "nonce": text}`, where each
-list holds the readings of one answer, all in LaTeX. The reply is `{"outcome": ..., "nonce": text}`:
+A request is a line `{"gold": text, "prediction": text, "timeout": seconds, "nonce": text}`, both texts in LaTeX. The
+reply is `{"outcome": ..., "nonce": text}`:
 
-- "equal", "different": some or no reading of the one equals one of the other;
+- "equal", "different";
 - "late": reading the prediction, or comparing it, took longer than `timeout`; "gold late": reading the gold alone did;
 - "died": two children, one after the other, ended unexpectedly, or did not get to run for `WALL_FACTOR` times as long;
   this says nothing about the answers.
@@ -132,9 +132,9 @@ def _serve(link: socket.socket) -> NoReturn:
         for line in lines:
             request = json.loads(line)
             try:
-                gold = _all_read(tuple(request["gold"]))
+                gold = _read_gold(request["gold"])
                 link.sendall(GOLD_READ)
-                equal = any(_equal(gold, _read(text)) for text in request["prediction"])
+                equal = _equal(gold, _read(request["prediction"]))
             # A model's answer must not end the child: what cannot be computed is not equal to anything.
             except (Exception, RecursionError, MemoryError):  # noqa: BLE001
                 equal = False
@@ -143,24 +143,22 @@ def _serve(link: socket.socket) -> NoReturn:
 
 
 @lru_cache(maxsize=256)
-def _all_read(texts: tuple[str, ...]) -> list[Any]:
-    """The readings of a gold answer, which comes again with each completion of its prompt."""
-    return [value for text in texts for value in _read(text)]
+def _read_gold(text: str) -> Any:
+    """A gold answer, which comes again with each completion of its prompt."""
+    return _read(text)
 
 
-def _read(text: str) -> list[Any]:
+def _read(text: str) -> Any:
     """What latex2sympy, math-verify's reader, makes of `text`, all of it: its grammar has no rule for a part."""
     plain = normalize_latex(text, _NORMALIZATION)
     is_real = not should_treat_as_complex(plain)
-    return [latex2sympy(plain, is_real=is_real, normalization_config=None, conversion_config=_CONVERSION)]
+    return latex2sympy(plain, is_real=is_real, normalization_config=None, conversion_config=_CONVERSION)
 
 
-def _equal(gold: list[Any], prediction: list[Any]) -> bool:
-    return any(
-        (verify(g, p, timeout_seconds=None) and not _far_apart(g, p)) or _difference_vanishes(g, p)
-        for g in gold
-        for p in prediction
-    )
+def _equal(gold: Any, prediction: Any) -> bool:
+    if verify(gold, prediction, timeout_seconds=None) and not _far_apart(gold, prediction):
+        return True
+    return _difference_vanishes(gold, prediction)
 
 
 def _difference_vanishes(one: Any, other: Any) -> bool:

@@ -66,10 +66,11 @@ _SCALES = {
     "billion": 10**9,
     "trillion": 10**12,
 }
-_VULGAR = dict(
+# Unicode's fractions, as "1/2", and raised signs
+VULGAR = dict(
     zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/8 3/8 5/8 7/8".split(), strict=True)
 )
-_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n", strict=True))
 
 # LaTeX, Unicode and emphasis as plain text
 _PLAIN = [
@@ -94,9 +95,9 @@ _PLAIN = [
         (r"\\[()\[\]]|\\?\$|[€£¥₹¢]|\bUS(?=\s?\d)|\bUSD\b", " "),
         (r"(?<=[\d)])\s?\*\*\s?(?=[-\d(])", "^"),
         (r"\*\*|__|`|(?<![\w)])\*(?=\S)|(?<=\S)\*(?![\w( ])", " "),
-        (r"(?<=[\d)])([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)", lambda match: "^" + match[0].translate(_SUPERSCRIPT)),
-        (rf"(?<=\d)\s?([{''.join(_VULGAR)}])", lambda match: " " + _VULGAR[match[1]]),
-        (rf"[{''.join(_VULGAR)}]", lambda match: _VULGAR[match[0]]),
+        (rf"(?<=[\d)])[{''.join(RAISED)}]+", lambda match: "^" + "".join(RAISED[sign] for sign in match[0])),
+        (rf"(?<=\d)\s?([{''.join(VULGAR)}])", lambda match: " " + VULGAR[match[1]]),
+        (rf"[{''.join(VULGAR)}]", lambda match: VULGAR[match[0]]),
         (r"\^\s*\{\s*(-?\d+)\s*\}", r"^\1"),
         (r"\{(-?[\d.]+)\}", r"\1"),
         (r"(?<=[\d)])\s*[xX]\s*(?=[\d.(])", " * "),
