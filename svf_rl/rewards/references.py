@@ -23,6 +23,12 @@ def reference_text(name: str, reference: Any, numbers: bool = False) -> str:
     return reference
 
 
+def check_form(name: str, form: Any) -> None:
+    """Raises `SVFError` for an option `form` that is neither "value" nor "equal"."""
+    if form not in ("value", "equal"):
+        raise SVFError(f"{name}: form must be value or equal, got {form!r}")
+
+
 def is_number(value: Any) -> bool:
     """Whether `value` is an `int` or `float`, and not a `bool`."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -31,19 +31,27 @@ def verified(
         max_failed (`float`, *optional*, defaults to 0.25):
             the share of a batch whose checks may fail for a reason of the infrastructure before the run stops.
     """
-    verdicts = verify_rows(columns[verifier_column], completions, [parse_reference(a) for a in columns[column]])
+    references = [parse_reference(answer) for answer in columns[column]]
+    verdicts = verify_rows(columns[verifier_column], completions, references, in_training=True)
     check_failed_share("verified", verdicts, max_failed, columns.get("log_metric"))
     return scale_verdicts(verdicts, correct, wrong)
 
 
 def verify_rows(
-    names: Sequence[str], completions: Sequence[Any], references: Sequence[Any], **options: Any
+    names: Sequence[str],
+    completions: Sequence[Any],
+    references: Sequence[Any],
+    *,
+    in_training: bool = False,
+    **options: Any,
 ) -> list[Verdict]:
-    """`verify_all` for rows of several verifiers; those of one verifier are checked together."""
+    """`verify_all` for rows of several verifiers; those of one verifier are checked together, `in_training` with the
+    options that it has there."""
     verdicts: dict[int, Verdict] = {}
     for name in dict.fromkeys(names):
         rows = [row for row, other in enumerate(names) if other == name]
-        found = verify_all(name, [completions[row] for row in rows], [references[row] for row in rows], **options)
+        own = {**find_verifier(name).in_training, **options} if in_training else options
+        found = verify_all(name, [completions[row] for row in rows], [references[row] for row in rows], **own)
         verdicts.update(zip(rows, found, strict=True))
     return [verdicts[row] for row in range(len(completions))]
 

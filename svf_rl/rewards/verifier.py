@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
@@ -63,6 +63,7 @@ class Verifier:
     check_reference: Callable[..., Any] | None
     column: str | None = None
     finds_answer: bool = False
+    in_training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -81,6 +82,7 @@ def verifier(
     check_reference: Callable[..., Any] | None = None,
     column: str | None = None,
     finds_answer: bool = False,
+    in_training: Mapping[str, Any] | None = None,
 ) -> Callable[[F], F]:
     """
     Register the decorated function as a verifier, and a reward of the same name.
@@ -100,10 +102,12 @@ def verifier(
             one, like the trainer's `completion_ids`.
         finds_answer (`bool`, *optional*, defaults to `False`): it reads the answer from a text, so that training logs
             the shares of completions that mark one (`reward/marked`) and several (`reward/several_answers`).
+        in_training (`dict`, *optional*): options whose default is another where the verdict is a reward, since a policy
+            finds what pays.
     """
 
     def register(function: F) -> F:
-        _verifiers[name] = Verifier(name, function, waits, check_reference, column, finds_answer)
+        _verifiers[name] = Verifier(name, function, waits, check_reference, column, finds_answer, in_training or {})
         reward(name, column_arguments=["column"] if check_reference else [])(_make_reward(_verifiers[name]))
         return function
 
@@ -179,9 +183,8 @@ def _text(name: str, completion: Any) -> str:
 
 
 def _make_reward(found: Verifier) -> Callable[..., list[float | None]]:
-    """The reward function of a verifier, with the arguments that `verifier` describes. What a policy can leave undone
-    is not paid: `form` is `"value"` unless a recipe says otherwise."""
-    parameters = {name: p.replace(default="value") if name == "form" else p for name, p in found.options.items()}
+    """The reward function of a verifier, with the arguments that `verifier` describes."""
+    parameters = {name: p.replace(default=found.in_training.get(name, p.default)) for name, p in found.options.items()}
 
     def score(
         completions: Sequence[Any],

@@ -10,6 +10,12 @@ def test_training_does_not_pay_a_calculation_that_is_left_undone() -> None:
     assert verify("numeric", "#### 5 + 3", "8").correct
 
 
+def test_rows_that_name_their_verifiers_are_rewarded_alike() -> None:
+    rows = {"answer": ["8", "8", "B"], "verifier": ["numeric", "math", "choice"]}
+    completions = ["#### 5 + 3", r"\boxed{5 + 3}", "The answer is B."]
+    assert load_reward("verified")(completions=completions, **rows) == [0.0, 0.0, 1.0]
+
+
 def test_the_shares_of_marked_and_of_several_answers_are_logged() -> None:
     logged: dict[str, float] = {}
     completions = ["#### 8", r"\boxed{8} or \boxed{9}", "it is 8", "#### 7\n#### 8"]

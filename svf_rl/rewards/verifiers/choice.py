@@ -21,13 +21,14 @@ from typing import Any
 from svf_rl.errors import SVFError
 from svf_rl.rewards.references import reference_text, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
-from svf_rl.rewards.verifiers.final_answer import answered_text, find_mark, is_question, sentences_from_end
+from svf_rl.rewards.verifiers.final_answer import answered_text, find_mark
+from svf_rl.rewards.verifiers.sentences import is_question, sentences_from_end
 
 # Repetitions are bounded, so that hostile text takes linear time at most.
 _PLAIN = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\(?:text|math)?(?:bf|rm|it|sf|tt|text|mbox|emph|underline)?\s?\{([^{}\n]{0,200})\}", r"\1"),
+        (r"\\(?:(?:text|math)(?:bf|rm|it|sf|tt)?|mbox|emph|underline)\s?\{([^{}\n]{0,200})\}", r"\1"),
         (r"~", " "),
         (r"\\[()\[\]]|[*_$`\"“”]|\\[,;:! ]", ""),
         (r"[\[{<]\s?([A-Za-z]|\d{1,2})\s?[\]}>]", r"(\1)"),

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from svf_rl.rewards.verifiers.sentences import DOUBT, SENTENCE_END, first_clause
+
 Kind = Literal["box", "boxes", "tag", "line", "heading", "statement", "label", "correction"]
 
 # Longer texts are not answers; a bound also keeps hostile text linear.
 MOST_CHARACTERS = 2000
-# How much of the end of a text is searched for sentences, and how many marks and statements are looked at.
-TAIL, MOST_MARKS = 4000, 64
+# How many marks and statements are looked at.
+MOST_MARKS = 64
 # Boxes with more words between them are one answer each.
 _MOST_WORDS_BETWEEN = 6
 
@@ -42,17 +44,12 @@ _HEADING = re.compile(
 )
 _ANSWER = re.compile(r"\b(?:[Aa]nswer|ANSWER)s?\b")
 _BEFORE_ANSWER = re.compile(r"\b(?i:final|correct|right|actual|true|real|corrected)\s+$")
-# "I don't think the answer is 33" and "if the answer is 33" state nothing
-_DOUBT = re.compile(
-    r"\b(?:(?:(?:\w+n['’]t|not|never)\s+(?:think|believe|say|mean|agree|claim|true)|wrong\s+to|false\s+that|doubt|den(?:y|ies)|unlikely"
-    r"|[Nn]obody|[Ss]ome\s+(?:people|students|say))\b[^.!?\n]*|(?i:if|suppose|assume|imagine)\s+(?:that\s+)?(?:the\s+|my\s+)?)$"
-)
 # What stands before an answer that is none: "not \boxed{5}"; before a formula also "less than $3$", "twice $11$"
 _NEGATES = r"\w+n['’]t|not|never|cannot|neither|nor|hardly|unlike|except|different\s+from|anything\s+but|all\s+but"
 _CHANGES = r"beyond|than|at\s+(?:most|least)|twice|double|triple|half|third|quarter"
 _TO_ANSWER = r"\s*(?:be|of|equal|to|the|a|an|is|true|that|\s)*[$(\\\[*\s]*$"
 _DENIED = re.compile(rf"(?i:\b(?:{_NEGATES})\b{_TO_ANSWER})")
-CHANGED = re.compile(rf"(?i:\b(?:{_NEGATES}|{_CHANGES})\b{_TO_ANSWER})")
+_CHANGED = re.compile(rf"(?i:\b(?:{_NEGATES}|{_CHANGES})\b{_TO_ANSWER})")
 # ... and behind it
 _RETRACTED = re.compile(
     r"[$).*\]\s]{0,4}\b(?:is|was|are|looks)\s+(?:\w+ly\s+)?(?:wrong|incorrect|not\s+(?:right|correct|the)|false)\b"
@@ -81,14 +78,6 @@ _RESULT = re.compile(
     r"\b(?:(?i:it|that)['’]s|(?i:it|this|that|the\ \w+)\s+(?:is|equals|should\ be|must\ be)"
     rf"|(?i:sorry|no|rather|i\ mean|make\ (?:it|that))\b[,:]?)\s*{_VALUE}"
 )
-_SENTENCE_END = re.compile(r"[.!?;](?=[\s*\"')\]]|$)|\n")
-_TASK = re.compile(
-    r"\W{0,4}(?:(?:What|How|Which|Who|Whose|When|Where)\b[^.!]*\?"
-    r"|(?:Suppose|Assume|Let\s+(?!me\b|us\b)|If\s+the\s+answer|Find|Compute|Evaluate|Simplify|Expand|Factor|Rationalize"
-    r"|Express|Determine|Solve|Write|Enter|Give|Calculate|Round)\b)"
-)
-_MATHEMATICS = r"\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\$[^$\n]{0,400}\$"
-_MATHEMATICS_OR_END = re.compile(rf"{_MATHEMATICS}|(?P<end>{_SENTENCE_END.pattern})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -222,7 +211,7 @@ def _boxes(text: str) -> Iterator[_Found]:
     group: list[tuple[int, int, str]] = []
     for box in boxes:
         between = text[group[-1][1] : box[0]] if group else ""
-        if len(between.split()) > _MOST_WORDS_BETWEEN or _SENTENCE_END.search(between) or _TURN.search(between):
+        if len(between.split()) > _MOST_WORDS_BETWEEN or SENTENCE_END.search(between) or _TURN.search(between):
             yield _joined(text, group)
             group = []
         group.append(box)
@@ -291,7 +280,7 @@ def _statements(text: str, start: int) -> Iterator[_Found]:
     nouns = [
         (noun, _STATES.match(text, noun.end()))
         for noun in _ANSWER.finditer(text, start)
-        if not _DOUBT.search(text, max(0, noun.start() - 80), noun.start())
+        if not DOUBT.search(text, max(0, noun.start() - 80), noun.start())
     ]
     found = [(noun.start(), states.end(), states["verb"] is not None) for noun, states in nouns if states is not None]
     found += [(label.start(), label.end(), False) for label in _LABEL_A.finditer(text, start)]
@@ -304,41 +293,10 @@ def _statements(text: str, start: int) -> Iterator[_Found]:
 
 
 def _in_question(text: str, position: int) -> bool:
-    end = _SENTENCE_END.search(text, position)
+    end = SENTENCE_END.search(text, position)
     return end is not None and end[0] == "?"
 
 
-def first_clause(text: str) -> str:
-    """The beginning of `text` up to the end of its sentence or line, which mathematics does not end."""
-    text = text.lstrip(" \t\n*:_\"'")
-    ends = (match.start() for match in _MATHEMATICS_OR_END.finditer(text) if match["end"] is not None)
-    return text[: next(ends, len(text))].strip(" *_\"'")
-
-
-def last_sentences(completion: str) -> Iterator[str]:
-    """The sentences and lines of a completion that may state an answer, the last first: none where it ends by setting a
-    task ("What is ...?", "Simplify ..."), as an echo of the question does. Other questions are left out."""
-    for sentence in sentences_from_end(answered_text(completion)):
-        if sets_task(sentence) or _DOUBT.search(sentence.rstrip(".!*_ ")):
-            return
-        if not is_question(sentence):
-            yield sentence
-
-
-def sets_task(sentence: str) -> bool:
-    """Whether a sentence asks for an answer, or supposes one, instead of stating it."""
-    return _TASK.match(sentence) is not None
-
-
-def is_question(sentence: str) -> bool:
-    return sentence.rstrip("*_\"')] ").endswith("?")
-
-
-def sentences_from_end(text: str) -> Iterator[str]:
-    """The sentences and lines of the end of `text`, the last first; mathematics does not end one."""
-    text = text[-TAIL:].strip()
-    ends = [0, *(match.end() for match in _MATHEMATICS_OR_END.finditer(text) if match["end"] is not None)]
-    ends.append(len(text))
-    for start, end in reversed(list(pairwise(ends))):
-        if sentence := text[start:end].strip():
-            yield sentence
+def is_changed(before: str) -> bool:
+    """Whether the words before an answer deny it, or make another of it."""
+    return _CHANGED.search(before) is not None

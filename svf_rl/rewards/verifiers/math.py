@@ -17,18 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from svf_rl.errors import InfrastructureError, SVFError
-from svf_rl.rewards.references import is_number, reference_text, shorten
+from svf_rl.rewards.references import check_form, is_number, reference_text, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
-from svf_rl.rewards.verifiers.final_answer import (
-    CHANGED,
-    FinalAnswer,
-    answered_text,
-    find_answer,
-    last_sentences,
-    sets_task,
-)
+from svf_rl.rewards.verifiers.final_answer import FinalAnswer, answered_text, find_answer, is_changed
 from svf_rl.rewards.verifiers.math_text import MOST_CHARACTERS, Reading, read_answer, read_words
 from svf_rl.rewards.verifiers.quantities import read_number, read_sentence
+from svf_rl.rewards.verifiers.sentences import sets_task, statements_from_end
 from svf_rl.sandbox.workers import WorkerPool, parallel_checks
 
 # How much longer than a check's own limits a worker may take: two attempts of two parts each, on a busy machine.
@@ -59,12 +53,11 @@ def check_reference(reference: Any, *, timeout: float = 5.0, form: str = "equal"
     """Raises `SVFError` for a reference that is not text or has no answer, or an invalid option."""
     if not is_number(timeout) or not 0 < timeout <= 3600:
         raise SVFError(f"math: timeout must be a number of seconds above 0, got {timeout!r}")
-    if form not in ("value", "equal"):
-        raise SVFError(f"math: form must be value or equal, got {form!r}")
+    check_form("math", form)
     _gold(reference)
 
 
-@verifier("math", waits=True, check_reference=check_reference, finds_answer=True)
+@verifier("math", waits=True, check_reference=check_reference, finds_answer=True, in_training={"form": "value"})
 def math(
     completion: str, reference: Any, *, timeout: float = 5.0, form: Literal["value", "equal"] = "equal"
 ) -> Verdict:
@@ -156,12 +149,13 @@ def _find(completion: str, gold: Reading) -> tuple[str, Reading | None, bool]:
     if answer is not None:
         text = _without_remark(answer)
         return text, read_answer(text), True
-    whole = _BROKEN_GROUP.sub(lambda match: match[0].replace("\n", " "), answered_text(completion)).strip()
+    answered = answered_text(completion)
+    whole = _BROKEN_GROUP.sub(lambda match: match[0].replace("\n", " "), answered).strip()
     is_short = "\n" not in whole and len(whole) <= _MOST_WHOLE and not sets_task(whole)
     reading = read_answer(whole) if is_short else None
     if reading is not None and (not reading.is_text or len(whole.split()) <= _MOST_REFERENCE_WORDS):
         return whole, reading, False
-    for sentence in last_sentences(completion):
+    for sentence in statements_from_end(answered):
         if gold.is_text and not any(map(str.isdigit, gold.latex)):
             return sentence, _ends_with(sentence, gold), False
         if _FORMULA.search(sentence) or any(map(str.isdigit, sentence)) or "\\" in sentence:
@@ -184,7 +178,7 @@ def _without_remark(answer: FinalAnswer) -> str:
         return text
     formulas = list(_FORMULA.finditer(text))
     before = text[: formulas[0].start()] if formulas else ""
-    if CHANGED.search(before) or re.search(r"\b(?:than|not|never|most|least|times|plus|minus)\b", before):
+    if is_changed(before) or re.search(r"\b(?:than|not|never|most|least|times|plus|minus)\b", before):
         return text
     if formulas and not re.search(r"[\d\\]", text[: formulas[0].start()]):
         start, end = formulas[0].start(), formulas[-1].end()
@@ -202,7 +196,7 @@ def _without_remark(answer: FinalAnswer) -> str:
 
 def _sentence_answer(sentence: str) -> tuple[str, Reading | None, bool]:
     formulas = list(_FORMULA.finditer(sentence))
-    if formulas and CHANGED.search(sentence[: formulas[-1].start()]):
+    if formulas and is_changed(sentence[: formulas[-1].start()]):
         return sentence, None, False
     if formulas:
         text = next(group for group in formulas[-1].groups() if group is not None)

@@ -10,11 +10,12 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from svf_rl.errors import SVFError
-from svf_rl.rewards.references import is_number, reference_text, shorten
+from svf_rl.rewards.references import check_form, is_number, reference_text, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
-from svf_rl.rewards.verifiers.final_answer import find_answer, last_sentences
+from svf_rl.rewards.verifiers.final_answer import answered_text, find_answer
 from svf_rl.rewards.verifiers.number_tokens import Number
 from svf_rl.rewards.verifiers.quantities import read_number, read_sentence
+from svf_rl.rewards.verifiers.sentences import statements_from_end
 
 # Two numbers that differ in the 15th digit differ by what floating-point numbers lose.
 _FLOAT_NOISE = Fraction(1, 10**15)
@@ -24,12 +25,11 @@ def check_reference(reference: Any, *, tolerance: float = 0.0, form: str = "equa
     """Raises `SVFError` for a reference without a number, or an invalid option."""
     if not is_number(tolerance) or not 0 <= tolerance < float("inf"):
         raise SVFError(f"numeric: tolerance must be a number from 0 up, got {tolerance!r}")
-    if form not in ("value", "equal"):
-        raise SVFError(f"numeric: form must be value or equal, got {form!r}")
+    check_form("numeric", form)
     _expected(reference)
 
 
-@verifier("numeric", check_reference=check_reference, finds_answer=True)
+@verifier("numeric", check_reference=check_reference, finds_answer=True, in_training={"form": "value"})
 def numeric(
     completion: str, reference: Any, *, tolerance: float = 0.0, form: Literal["value", "equal"] = "equal"
 ) -> Verdict:
@@ -63,7 +63,7 @@ def extract_number(text: str) -> Number | None:
         is_said = strict or answer.kind == "statement" or any(map(str.isdigit, answer.text))
         if not is_solution and (number is not None or is_said):
             return number
-    for sentence in last_sentences(text):
+    for sentence in statements_from_end(answered_text(text)):
         if any(character.isdigit() for character in sentence):
             return read_sentence(sentence)
     return None

@@ -145,12 +145,14 @@ class Box:
             raise Stopped("out of memory")
         if used.processes > job["processes"]:
             raise Stopped("too many processes")
+        idle = job["idle_seconds"]
+        if seconds <= min(idle, job["seconds"]):
+            return
         tests = measure_usage(test_process) if test_process else Usage()
         # what it waits for a processor is the machine's doing; more processes than cores are its own
         own = max(seconds - max(used.waited, tests.waited), used.spent)
         if own > job["seconds"]:
             raise Stopped(f"timed out after {job['seconds']:.3g} s")
-        idle = job["idle_seconds"]
         if own > idle and used.spent + tests.spent < idle / 10:
             raise Stopped(f"timed out after {idle:.3g} s, most of them asleep")
 
