@@ -15,6 +15,7 @@ since the prompt shows the labels. An option's text without its label does not n
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -32,9 +33,10 @@ _PLAIN = [
         (r"~", " "),
         (r"\\[()\[\]]|[*_$`\"“”]|\\[,;:! ]", ""),
         (r"[\[{<]\s?([A-Za-z]|\d{1,2})\s?[\]}>]", r"(\1)"),
-        (r"(?<!\w)['‘]([A-Z])['’]", r"\1"),
+        (r"['‘](?<!\w.)([A-Z])['’]", r"\1"),
     )
 ]
+_MARKUP = re.compile(r"[\\~\[{<*_$`\"“”'‘]")
 # Without brackets only a capital is a label: "the answer is a number" holds none; "A" before a word is an article.
 _VERB = r"(?:because|since|as|and|or|is|with|for|but|seems|looks|it|would|must|should|has|,)\b"
 _LABEL = (
@@ -49,32 +51,34 @@ _IS = (
     r"(?:\s{1,3}(?:choice\s|here\s)?(?:is|was|are|(?:should|would|must|will|has\sto|could|might|may)\s+be)\b(?!\s+not\b)"
     r"|\s{0,4}[:：=—–➜→])"
 )
-# Statements of a choice, each with words of which one must stand in the text: most patterns need not be tried.
+_CHOOSE = r"(?:choose|chose|select|pick|go\swith|going\swith|say|it['’]?s|it\sis|(?:must|should|has\sto)\sbe)"
+_IS_RIGHT = (
+    r"(?:is|seems|looks)\s(?:the\s)?(?:more\s|most\s(?:likely\s)?)?(?:only\s)?"
+    r"(?:correct|right|best|appropriate|accurate|answer|true)"
+)
+# Statements of a choice begin at one of these words, in small letters (and only there are they looked for, which saves
+# most of the time), or before one of the words that end them.
+_BEGIN = re.compile(rf"{_NOUN}|{_CHOOSE}|=>|→|⇒")
 _STATED = [
-    (words.split(), re.compile(pattern.replace("LABEL", _LABEL.format("")), re.MULTILINE))
-    for words, pattern in (
-        (
-            "answer option choice letter label statement selection diagnosis",
-            rf"(?i:\b{_NOUN}s?\b{_IS}(?:[\s:]{{1,8}}{_FILLER}\b){{0,6}})[\s:]{{0,8}}(?:LABEL|{_SMALL})",
-        ),
-        (
-            "choose chose select pick go say it's it must should",
-            r"(?i:\b(?:choose|chose|select|pick|go\swith|going\swith|say|it['’]?s|it\sis|(?:must|should|has\sto)\sbe)\b"
-            rf"(?:\s{_FILLER}\b){{0,4}})\s{{0,4}}(?:LABEL|{_SMALL})",
-        ),
-        (
-            "answer option choice",
-            rf"(?:^|[.!?]\s)\s{{0,4}}(?i:(?:the\s)?(?:option|choice|answer)\s)(?:LABEL|{_SMALL})(?=[).:!]*\s*$)",
-        ),
-        (
-            "correct right best appropriate accurate true answer",
-            r"(?<![\w\\(])LABEL[)\s.:]{1,8}(?i:(?:is|seems|looks)\s(?:the\s)?(?:more\s|most\s(?:likely\s)?)?(?:only\s)?"
-            r"(?:correct|right|best|appropriate|accurate|answer|true)\b)",
-        ),
-        ("option choice", rf"(?i:\b(?:option|choice)\s){_SMALL}"),
-        ("=> → ⇒", r"(?:=>|→|⇒)\s?LABEL"),
+    re.compile(pattern.replace("LABEL", _LABEL.format("")))
+    for pattern in (
+        rf"(?i:\b{_NOUN}s?\b{_IS}(?:[\s:]{{1,8}}{_FILLER}\b){{0,6}})[\s:]{{0,8}}(?:LABEL|{_SMALL})",
+        rf"(?i:\b{_CHOOSE}\b(?:\s{_FILLER}\b){{0,4}})\s{{0,4}}(?:LABEL|{_SMALL})",
+        rf"(?i:\b(?:option|choice)\s){_SMALL}",
+        r"(?:=>|→|⇒)\s?LABEL",
     )
 ]
+_STATED_BEFORE = [
+    (re.compile(end), re.compile(pattern.replace("LABEL", _LABEL.format("")), re.MULTILINE))
+    for end, pattern in (
+        (
+            r"(?:option|choice|answer)\s",
+            rf"(?:^|[.!?]\s)\s{{0,4}}(?i:(?:the\s)?(?:option|choice|answer)\s)(?:LABEL|{_SMALL})(?=[).:!]*\s*$)",
+        ),
+        (_IS_RIGHT, rf"(?<![\w\\(])LABEL[)\s.:]{{1,8}}(?i:{_IS_RIGHT}\b)"),
+    )
+]
+_MOST_BEFORE = 16
 _LIST = re.compile(
     r"[)\s]{0,3}(?:,\s?(?:or|and)?|/|&|\bor\b|\band\b)(?:\s?(?:maybe|perhaps|possibly|even))?\s?"
     + _LABEL.format("")
@@ -82,28 +86,30 @@ _LIST = re.compile(
 )
 _LIST_BEFORE = re.compile(r"(?:\(?\b[A-Z]\)?|\b\d{1,2}),?\s?(?:,|/|&|or|and)\s$")
 _DENIED = re.compile(
-    r"(?i:\b(?:not|cannot|never|neither|nor|none|nobody|except|(?:all|(?:any|every)\w*(?:\s\w+)?)\sbut|other\sthan|rather\sthan|instead\sof|unlike"
+    r"(?:(?<=\w\w)n['’]t|\b(?:not|cannot|never|neither|nor|none|nobody|except|(?:all|(?:any|every)\w*(?:\s\w+)?)\sbut|other\sthan|rather\sthan|instead\sof|unlike"
     r"|impossible\sfor|doubt\w*|hardly|(?:wrong|incorrect|worst|least\slikely)(?=\s(?:answer|option|choice)|:)"
-    r"|thought\sto|false\sthat|avoid\w*|reject\w*|rul(?:e|es|ed|ing)\sout|eliminat\w+|exclud\w+|\w{2,6}n['’]t)"
+    r"|thought\sto|false\sthat|avoid\w*|reject\w*|rul(?:e|es|ed|ing)\sout|eliminat\w+|exclud\w+))"
     rf"\b(?:\s(?:be|been|is|was|should|would|that|choose|chosen|pick|select|say|think|it|of|options?|these|{_FILLER})\b){{0,5}}"
-    r"[\s:]{1,3}(?:\(?[A-Z]\)?(?:,\s(?:and\s|or\s)?|\sand\s|\sor\s)){0,6}$)"
+    r"[\s:]{1,3}(?:\(?[a-z]\)?(?:,\s(?:and\s|or\s)?|\sand\s|\sor\s)){0,6}$"
 )
 _DENIAL = re.compile(
-    r"[)\s.:]{1,4}(?i:(?:(?:is|are|was|seems|looks|can|could|would|does|do|has)\s?)?(?:(?:the|a|an)\s)?"
+    r"[)\s.:]{1,4}(?:(?:(?:is|are|was|seems|looks|can|could|would|does|do|has)\s?)?(?:(?:the|a|an)\s)?"
     r"(?:not\b|\w{0,5}n['’]t\b|cannot\b|wrong|incorrect|false|contradict|fail|violat|unlikely|invalid|untrue|distractor"
     r"|trap|mistake|makes?\sno\b|out\b|too\b|❌|✗|no\b))"
-    r"|\)?\s\((?i:wrong|incorrect|false)"
+    r"|\)?\s\((?:wrong|incorrect|false)"
 )
-_AFFIRMATION = re.compile(r"[)\s.:,-]{1,5}(?:is\s)?(?i:correct\b|true\b|right\b|yes\b|✅|✓|✔)")
+_AFFIRMING = re.compile(r"correct|true|right|yes|[✅✓✔]")
+_AFFIRMATION = re.compile(rf"[)\s.:,-]{{1,5}}(?:is\s)?(?:{_AFFIRMING.pattern})(?:(?<=\W)|\b)")
 # Behind these words a choice is not made: under a condition, by others, or before a change of mind
 _CONDITION = re.compile(
-    r"(?i:\b(?:if|unless|suppose|assuming|whether|was\sgoing\sto|about\sto|tempted\sto|might|many|some|students?)\b)(?:(?!\bbut\b)[^.!?\n]){0,200}$"
+    r"\b(?:if|unless|suppose|assuming|whether|was\sgoing\sto|about\sto|tempted\sto|might|many|some|students?)\b(?!.*\bbut\b)"
 )
 # What may stand before a label that a last sentence states
 _STATING = re.compile(
-    r"(?:^|[:;,(→>*]|(?i:\b(?:so|thus|hence|therefore|then|is|are|be|it['’]?s|say|with|leaves|leaving|only|yes|but|answer|option"
-    r"|choice|choose|pick|select|likely|probably|definitely|clearly|obviously|going|go|and|or)\b))[\s(]*$"
+    r"(?:^|[:;,(→>*]|\b(?:so|thus|hence|therefore|then|is|are|be|it['’]?s|say|with|leaves|leaving|only|yes|but|answer|option"
+    r"|choice|choose|pick|select|likely|probably|definitely|clearly|obviously|going|go|and|or)\b)[\s(]{0,8}$"
 )
+_LONGEST_STATING = 20
 _ANY = re.compile(r"(?<![\w'’])(?<!\d[.,])" + _LABEL.format(""))
 _LINE = re.compile(
     r"^[^\w\n(]{0,8}(?:\((?P<bracketed>[A-Za-z]|\d{1,2})\)|(?P<bare>[A-Za-z]|\d{1,2})(?=[.):]|\s*$|\s-\s|,\s(?:because|since|as)\b))[^\n(]*$",
@@ -158,6 +164,8 @@ def extract_choice(completion: str) -> str | None:
 
 def _plain(text: str) -> str:
     text = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    if _MARKUP.search(text) is None:
+        return text
     for pattern, replacement in _PLAIN:
         text = pattern.sub(replacement, text)
     return text
@@ -190,38 +198,65 @@ def _read_mark(content: str) -> str | None:
 def _stated(text: str) -> str | None:
     """The label of the last statement; empty where that names several."""
     found: list[tuple[int, str]] = []
-    lowered = text.lower()
-    for words, pattern in _STATED:
-        for match in pattern.finditer(text) if any(word in lowered for word in words) else ():
-            start = min(match.start(name) for name, value in match.groupdict().items() if value)
-            before = text[max(0, match.start() - 200) : match.start()]
-            ends = _END.search(text, match.end())
-            if _denied(text, match, start) or _CONDITION.search(before) or (ends is not None and ends[0] == "?"):
-                continue
-            several = _LIST.match(text, match.end()) or _LIST_BEFORE.search(text[max(0, start - 8) : start])
-            found.append((match.end(), "" if several else _label(match)))
+    lowered = _lower(text)
+    for match in _statements(text, lowered):
+        start = min(match.start(name) for name, value in match.groupdict().items() if value)
+        ends = _END.search(text, match.end())
+        if _denied(lowered, match, start) or _conditional(lowered, match.start()) or (ends and ends[0] == "?"):
+            continue
+        several = _LIST.match(text, match.end()) or _LIST_BEFORE.search(text[max(0, start - 8) : start])
+        found.append((match.end(), "" if several else _label(match)))
     letters = [(end, label) for end, label in found if not label.isdigit()]
     return max(letters or found)[1] if found else None
 
 
-def _denied(text: str, match: re.Match[str], start: int) -> bool:
-    before = text[max(0, start - 80) : start].rstrip("(")
-    return _DENIED.search(before) is not None or _DENIAL.match(text, match.end()) is not None
+def _statements(text: str, lowered: str) -> Iterator[re.Match[str]]:
+    for begin in _BEGIN.finditer(lowered):
+        yield from filter(None, (pattern.match(text, begin.start()) for pattern in _STATED))
+    for end, pattern in _STATED_BEFORE:
+        if first := end.search(lowered):
+            yield from pattern.finditer(text, max(0, first.start() - _MOST_BEFORE))
+
+
+def _lower(text: str) -> str:
+    """In small letters, each in its place."""
+    lowered = text.lower()
+    # in some alphabets a letter becomes two
+    return lowered if len(lowered) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+
+
+def _denied(lowered: str, match: re.Match[str], start: int) -> bool:
+    end = start - lowered[:start].endswith("(")
+    begin = _sentence_start(lowered, max(0, start - 80), end, ".!?")
+    return _DENIED.search(lowered, begin, end) is not None or _DENIAL.match(lowered, match.end()) is not None
+
+
+def _conditional(lowered: str, end: int) -> bool:
+    return _CONDITION.search(lowered, _sentence_start(lowered, max(0, end - 200), end, ".!?\n"), end) is not None
+
+
+def _sentence_start(text: str, begin: int, end: int, ends: str) -> int:
+    return max(begin, *(text.rfind(mark, begin, end) + 1 for mark in ends))
 
 
 def _affirmed(text: str) -> str | None:
     """The one label that is called true, where the others are called false; empty where several are."""
+    lowered = _lower(text)
+    if _AFFIRMING.search(lowered) is None:
+        return None
     labels = {
         _label(match)
         for match in _ANY.finditer(text)
-        if _AFFIRMATION.match(text, match.end()) and not _denied(text, match, match.start())
+        if _AFFIRMATION.match(lowered, match.end()) and not _denied(lowered, match, match.start())
     }
     return labels.pop() if len(labels) == 1 else "" if labels else None
 
 
 def _line(text: str) -> str | None:
     labels = {
-        _label(match) for match in _LINE.finditer(text) if not _DENIAL.match(text, match.end(match.lastgroup or 0))
+        _label(match)
+        for match in _LINE.finditer(text)
+        if not _DENIAL.match(_lower(text), match.end(match.lastgroup or 0))
     }
     return labels.pop() if len(labels) == 1 else None
 
@@ -233,15 +268,18 @@ def _last_sentence(text: str) -> str | None:
             continue
         if _LINE.match(sentence) and len(found) == 1 and len({_label(match) for match in _LINE.finditer(text)}) > 1:
             return None  # a list of options
+        lowered = _lower(sentence)
         found = [
             match
             for match in found
-            if not _denied(sentence, match, match.start()) and not _CONDITION.search(sentence[: match.start()])
+            if not _denied(lowered, match, match.start()) and not _conditional(lowered, match.start())
         ]
         letters = [match for match in found if _label(match).isalpha()] or found
         labels = {_label(match) for match in letters}
         if len(labels) == 1:
-            states = any(_STATING.search(sentence[: match.start()]) for match in letters)
+            states = any(
+                _STATING.search(lowered, max(0, match.start() - _LONGEST_STATING), match.start()) for match in letters
+            )
             return labels.pop() if states else None
         if len(labels) > 1 and _SO.search(sentence[letters[-2].end() : letters[-1].start()]):
             return _label(letters[-1])

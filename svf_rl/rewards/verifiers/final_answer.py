@@ -45,11 +45,13 @@ _HEADING = re.compile(
 _ANSWER = re.compile(r"\b(?:[Aa]nswer|ANSWER)s?\b")
 _BEFORE_ANSWER = re.compile(r"\b(?i:final|correct|right|actual|true|real|corrected)\s+$")
 # What stands before an answer that is none: "not \boxed{5}"; before a formula also "less than $3$", "twice $11$"
-_NEGATES = r"\w+n['’]t|not|never|cannot|neither|nor|hardly|unlike|except|different\s+from|anything\s+but|all\s+but"
-_CHANGES = r"beyond|than|at\s+(?:most|least)|twice|double|triple|half|third|quarter"
+_NEGATES = (
+    r"(?<=\w)n['’]t|\b(?:not|never|cannot|neither|nor|hardly|unlike|except|different\s+from|anything\s+but|all\s+but)"
+)
+_CHANGES = r"\b(?:beyond|than|at\s+(?:most|least)|twice|double|triple|half|third|quarter)"
 _TO_ANSWER = r"\s*(?:be|of|equal|to|the|a|an|is|true|that|\s)*[$(\\\[*\s]*$"
-_DENIED = re.compile(rf"(?i:\b(?:{_NEGATES})\b{_TO_ANSWER})")
-_CHANGED = re.compile(rf"(?i:\b(?:{_NEGATES}|{_CHANGES})\b{_TO_ANSWER})")
+_DENIED = re.compile(rf"(?:{_NEGATES})\b{_TO_ANSWER}")
+_CHANGED = re.compile(rf"(?:{_NEGATES}|{_CHANGES})\b{_TO_ANSWER}")
 # ... and behind it
 _RETRACTED = re.compile(
     r"[$).*\]\s]{0,4}\b(?:is|was|are|looks)\s+(?:\w+ly\s+)?(?:wrong|incorrect|not\s+(?:right|correct|the)|false)\b"
@@ -221,7 +223,7 @@ def _boxes(text: str) -> Iterator[_Found]:
 
 def _joined(text: str, group: list[tuple[int, int, str]]) -> _Found:
     start, end = group[0][0], group[-1][1]
-    if _DENIED.search(text, max(0, start - 60), start) or _RETRACTED.match(text, end):
+    if _DENIED.search(text[max(0, start - 60) : start].lower()) or _RETRACTED.match(text, end):
         return _Found(start, end, FinalAnswer("", "box"))
     contents = list(dict.fromkeys(content for _, _, content in group))
     kind: Kind = "box" if len(contents) == 1 else "boxes"
@@ -299,4 +301,4 @@ def _in_question(text: str, position: int) -> bool:
 
 def is_changed(before: str) -> bool:
     """Whether the words before an answer deny it, or make another of it."""
-    return _CHANGED.search(before) is not None
+    return _CHANGED.search(before.lower()) is not None
