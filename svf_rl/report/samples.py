@@ -1,7 +1,7 @@
 """A few completions of a run with their verdicts: from the files that TRL keeps when the recipe says so."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +25,27 @@ def read_last_completions(run: RunFolder) -> tuple[int, list[Sample]] | None:
 
     A file that cannot be read (of the moment at which a run was killed) is passed over. `None` without such files.
     """
+    for rows in read_completions(run):
+        rewards = [name for name in run.rewards if name in rows[0]]
+        return int(rows[0]["step"]), [_sample(row, rewards, run.correct_threshold) for row in rows]
+    return None
+
+
+def read_completions(run: RunFolder, columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+    """The rows of every step that kept its completions, the last step first, with those of `columns` that they have
+    (all by default)."""
     import pyarrow
     from pyarrow import parquet
 
     for path in sorted(run.path.glob("completions/completions_*.parquet"), reverse=True):
         try:
-            rows = parquet.read_table(path).to_pylist()
+            names = parquet.read_schema(path).names
+            wanted = [name for name in names if columns is None or name in columns]
+            rows = parquet.read_table(path, columns=wanted).to_pylist()
         except (OSError, pyarrow.ArrowException):
             continue
-        if rows and {"step", "prompt", "completion"} <= rows[0].keys():
-            rewards = [name for name in run.rewards if name in rows[0]]
-            threshold = float(run.recipe.get("correct_threshold", 0.5))
-            return int(rows[0]["step"]), [_sample(row, rewards, threshold) for row in rows]
-    return None
+        if rows and {"step", "prompt", "completion"} <= set(names):
+            yield rows
 
 
 def pick(samples: Iterable[Sample], each: int) -> list[Sample]:

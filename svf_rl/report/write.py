@@ -13,6 +13,7 @@ from svf_rl.report import figures, tables
 from svf_rl.report.evaluation_folder import EvaluationFolder, is_evaluation, read_evaluation
 from svf_rl.report.groups import group_by_recipe
 from svf_rl.report.multipliers import Panel, read_panels
+from svf_rl.report.rewarded_answers import tabulate_rewarded_answers
 from svf_rl.report.samples import pick, read_last_completions
 from svf_rl.report.style import house_style, save
 from svf_rl.runs.run_folder import RunFolder, read_run
@@ -89,6 +90,7 @@ def compose(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder]) 
         runs=runs,
         groups=groups,
         tables=tables,
+        tabulate_rewarded_answers=tabulate_rewarded_answers,
         completions=completions,
         without_completions=without_completions,
         evaluations=evaluations,

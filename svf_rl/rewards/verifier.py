@@ -203,10 +203,12 @@ def _make_reward(found: Verifier) -> Callable[..., list[float | None]]:
         verdicts = verify_all(found.name, completions, references, **options)
         log_metric = columns.get("log_metric")
         check_failed_share(found.name, verdicts, max_failed, log_metric)
-        if found.finds_answer and log_metric is not None and completions:
-            counts = [count_marked_answers(_text(found.name, completion)) for completion in completions]
-            log_metric("reward/marked", sum(count > 0 for count in counts) / len(counts))
-            log_metric("reward/several_answers", sum(count > 1 for count in counts) / len(counts))
+        if found.finds_answer:
+            log_answers(found.name, verdicts, columns.get("log_extra"))
+            if log_metric is not None and completions:
+                counts = [count_marked_answers(_text(found.name, completion)) for completion in completions]
+                log_metric("reward/marked", sum(count > 0 for count in counts) / len(counts))
+                log_metric("reward/several_answers", sum(count > 1 for count in counts) / len(counts))
         return scale_verdicts(verdicts, correct, wrong)
 
     own = list(inspect.signature(score).parameters.values())
@@ -224,6 +226,14 @@ def scale_verdicts(verdicts: Sequence[Verdict], correct: float, wrong: float) ->
     """`wrong + value · (correct − wrong)` for each verdict; `None` where it is not scorable."""
     values = [verdict.value for verdict in verdicts]
     return [None if value is None else wrong + value * (correct - wrong) for value in values]
+
+
+def log_answers(
+    name: str, verdicts: Sequence[Verdict], log_extra: Callable[[str, list[str | None]], None] | None
+) -> None:
+    """Add what was read as each completion's answer to the table of completions, as column `<name>/answer`."""
+    if log_extra is not None:
+        log_extra(f"{name}/answer", [verdict.extracted for verdict in verdicts])
 
 
 def check_failed_share(

@@ -89,6 +89,11 @@ class RunFolder:
         names = (key.split("/") for line in self.updates[:1] for key in line.values)
         return ["/".join(parts[1:-1]) for parts in names if parts[0] == "rewards" and parts[-1] == "mean"]
 
+    @property
+    def correct_threshold(self) -> float:
+        """The reward from which on a completion counts as right."""
+        return float(self.recipe.get("correct_threshold", 0.5))
+
     def mean(self, key: str) -> float | None:
         """Over the steps that logged `key`; `None` when none did."""
         values = [line.values[key] for line in self.updates if math.isfinite(line.values.get(key, math.nan))]

@@ -36,6 +36,7 @@ def keep_completions(folder, step=10):
     rewards = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, None]
     (folder / "completions").mkdir(exist_ok=True)
     frame = pd.DataFrame({"step": step, "prompt": prompts, "completion": answers, "numeric": rewards, "advantage": 0.0})
+    frame["numeric/answer"] = ["2", "7", "7", *"45678"]
     frame.to_parquet(folder / "completions" / f"completions_{step:05d}.parquet")
 
 
@@ -119,6 +120,14 @@ def test_samples_show_right_and_wrong_completions_of_the_last_step(write_run):
     verdicts = re.findall(r"^\*\*(.+)\*\*; reward numeric: (\S+)$", text, re.MULTILINE)
     assert verdicts == [("right", "1")] * 3 + [("wrong", "0")] * 3 + [("not scorable", "none")]
     assert "````text\nIt is 1 ```<b>\n````" in text
+
+
+def test_the_answers_that_were_paid_most_often_are_counted_over_all_steps(write_run):
+    folder = write_run("math")
+    keep_completions(folder, step=5)
+    keep_completions(folder, step=10)
+    rows = [line for line in composed(folder).splitlines() if line.startswith("| numeric |")]
+    assert rows == ["| numeric | 7 | 4 of 6 | 0.667 | 2 |", "| numeric | 2 | 2 of 6 | 0.333 | 2 |"]
 
 
 def test_an_evaluation_is_reported_beside_a_run(write_run, tmp_path):

@@ -24,6 +24,16 @@ def test_the_shares_of_marked_and_of_several_answers_are_logged() -> None:
     assert logged["reward/several_answers"] == 0.5
 
 
+def test_what_was_read_as_the_answer_stands_beside_each_completion() -> None:
+    columns: dict[str, list[str | None]] = {}
+    completions = ["#### 8", "it is 8 or 9", "#### 7"]
+    load_reward("numeric")(completions=completions, answer=["8"] * 3, log_extra=columns.__setitem__)
+    load_reward("verified")(
+        completions=completions, answer=["8"] * 3, verifier=["numeric"] * 3, log_extra=columns.__setitem__
+    )
+    assert columns == {"numeric/answer": ["8", None, "7"], "verified/answer": ["8", None, "7"]}
+
+
 def test_a_message_may_hold_parts() -> None:
     parts = [{"type": "text", "text": "#### "}, {"type": "text", "text": "8"}, {"type": "image"}]
     assert verify("numeric", [{"role": "assistant", "content": parts}], "8").correct
