@@ -53,6 +53,7 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
     from svf_rl.generation.vllm.tensor_parallel import check_processes
     from svf_rl.settings.dry_run import check_recipe
     from svf_rl.settings.recipe import load_recipe
+    from svf_rl.training.checkpoints import check_ours
     from svf_rl.training.resume import check_same_run, ended_run, find_checkpoint
     from svf_rl.training.run_context import RunContext
 
@@ -61,6 +62,8 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
     if not dry_run and training.use_vllm and training.vllm_mode == "colocate":
         check_processes(training.vllm_tensor_parallel_size, training.world_size)
     report = check_recipe(recipe)
+    adapters = (recipe.adapter.adapter_path, *(recipe.adapter.experts or ()))
+    check_ours(Path(training.output_dir), (recipe.model.location, *adapters))
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
         print(report, flush=True)

@@ -9,6 +9,7 @@ import yaml
 
 from svf_rl.cli import main
 from svf_rl.errors import SVFError
+from svf_rl.quickstart import model_path
 
 SMALL = {
     "use_vllm": False, "per_device_train_batch_size": 8, "max_steps": 1, "validation_items": 4, "test_items": 4,
@@ -142,6 +143,16 @@ def test_an_environment_in_which_deepspeed_would_be_left_out(fails, monkeypatch)
     for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU"):
         monkeypatch.setenv(name, "true")
     assert "unset it" in fails()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",), ("--resume",)])
+def test_a_base_model_where_the_run_would_prune(recipe, tmp_path, capsys, arguments):
+    base = shutil.copytree(model_path(), tmp_path / "run" / "checkpoint-1")
+    path = recipe(model_name_or_path=str(base), save_steps=1, eval_steps=1, save_total_limit=1)
+    assert main(["train", str(path), *arguments]) == 1
+    assert "checkpoint-1 is no checkpoint of a run of svf_rl" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-1"]
+    assert sorted(path.name for path in base.iterdir()) == sorted(path.name for path in model_path().iterdir())
 
 
 def test_missing_model(fails, tmp_path):

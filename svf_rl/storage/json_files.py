@@ -43,7 +43,11 @@ def read_json(
 
 
 def read_json_lines(
-    path: Path, parse: Callable[[Any], T], remedy: str = "remove that line, or the file", torn_ok: bool = True
+    path: Path,
+    parse: Callable[[Any], T],
+    remedy: str = "remove that line, or the file",
+    torn_ok: bool = True,
+    parse_float: Callable[[str], Any] = float,
 ) -> list[T]:
     """
     What the lines of a file (also `.gz`) hold; nothing where there is no file. Blank lines are passed over.
@@ -55,6 +59,7 @@ def read_json_lines(
         remedy (`str`, *optional*): the end of the message.
         torn_ok (`bool`, *optional*, defaults to `True`): a last line without an end, which a process leaves that was
             killed or is writing right now, does not count. Otherwise it counts as the others do.
+        parse_float (`Callable`, *optional*): makes a number of the text of one with a point or an exponent.
 
     Raises:
         SVFError: the file cannot be read, or a line is damaged.
@@ -68,7 +73,7 @@ def read_json_lines(
                 if not line.strip() or (torn_ok and not line.endswith(b"\n")):
                     continue
                 try:
-                    rows.append(parse(json.loads(line)))
+                    rows.append(parse(json.loads(line, parse_float=parse_float)))
                 except json.JSONDecodeError as error:
                     raise SVFError(f"{path}, line {number} is damaged (not valid JSON: {error}): {remedy}") from error
                 except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

@@ -19,9 +19,10 @@ def read(options: TaskOptions) -> Splits:
     Reads `data_path` (a file of training rows, or a folder with one file for each split), or else `dataset_name` on
     the Hub.
     """
+    references = options.answer_column or "answer"
     if options.data_path is not None:
         path, source = Path(options.data_path), options.data_path
-        tables = read_folder(path) if path.is_dir() else {"train": read_file(path)}
+        tables = read_folder(path, references=references) if path.is_dir() else {"train": read_file(path, references)}
     elif options.dataset_name is not None:
         source = options.dataset_name
         tables = read_hub(source, options.dataset_config)
@@ -35,7 +36,8 @@ def read(options: TaskOptions) -> Splits:
 
 def read_rows(options: TaskOptions) -> Dataset:
     """All rows of the file `data_path`, for evaluation: nothing is held out."""
-    return _conversations(read_file(Path(str(options.data_path))), options, str(options.data_path))
+    rows = read_file(Path(str(options.data_path)), options.answer_column or "answer")
+    return _conversations(rows, options, str(options.data_path))
 
 
 def _hold_out(train: Dataset, share: float) -> tuple[Dataset, Dataset]:

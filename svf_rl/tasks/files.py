@@ -2,23 +2,44 @@
 
 import json
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
-from pyarrow import csv, parquet
+from pyarrow import parquet
 
 from svf_rl.errors import SVFError
 from svf_rl.storage.json_files import read_json_lines
+from svf_rl.tasks.csv_files import read_csv
 from svf_rl.tasks.task import SPLITS
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz")
 
 
-def read_file(path: Path) -> Dataset:
-    """The rows of one .jsonl (or .jsonl.gz), .json (a list of objects), .parquet or .csv file.
+class _Written(float):
+    """A number of a JSON file with a point or an exponent, and how it is written there."""
+
+    def __new__(cls, text: str) -> "_Written":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+
+def read_file(path: Path, references: str | None = None) -> Dataset:
+    """The rows of one .jsonl (or .jsonl.gz), .json (a list of objects), .parquet, .csv or .tsv file.
+
+    The cells of a .csv or .tsv are text. The numbers of a column of JSON become text, as they are written there, where
+    64 bits would change a value of the column.
+
+    Args:
+        path (`Path`): the file.
+        references (`str`, *optional*): a column whose numbers become text also where they would be written in another
+            way alone: `0.50` as `0.5`, or `7` beside `7.5` as `7.0`.
 
     Raises:
         SVFError: no such file, another kind of file, or not readable as its kind.
@@ -29,21 +50,26 @@ def read_file(path: Path) -> Dataset:
         raise SVFError(f"data file {path} must be one of {', '.join(SUFFIXES)}")
     try:
         match path.suffix:
-            case ".csv":
-                return Dataset(csv.read_csv(path))
+            case ".csv" | ".tsv":
+                return Dataset.from_dict(read_csv(path))
             case ".parquet":
                 return Dataset(parquet.read_table(path))
             case ".json":
-                return _from_objects(json.loads(path.read_text(encoding="utf-8")), path)
+                text = path.read_text(encoding="utf-8-sig")
+                return _from_objects(json.loads(text, parse_float=_Written), path, references)
             case _:
-                return _from_objects(read_json_lines(path, lambda row: row, "correct that line", torn_ok=False), path)
-    # pyarrow's errors derive from ValueError, and so do those of JSON and of UTF-8; OSError and EOFError are gzip's
-    except (ValueError, TypeError, OSError, EOFError, pyarrow.ArrowException) as error:
+                rows: list[Any] = read_json_lines(
+                    path, lambda row: row, "correct that line", torn_ok=False, parse_float=_Written
+                )
+                return _from_objects(rows, path, references)
+    # pyarrow's errors derive from ValueError, and so do those of JSON and of UTF-8; OSError and EOFError are gzip's,
+    # OverflowError is of a huge number within a list or an object
+    except (ValueError, TypeError, OSError, EOFError, OverflowError, RecursionError, pyarrow.ArrowException) as error:
         raise error if isinstance(error, SVFError) else SVFError(f"data file {path}: {_one_line(error)}") from error
 
 
-def read_folder(path: Path, needed: Sequence[str] = ("train",)) -> dict[str, Dataset]:
-    """The splits of a folder with `train`, `validation` and `test` files of any known kind.
+def read_folder(path: Path, needed: Sequence[str] = ("train",), references: str | None = None) -> dict[str, Dataset]:
+    """The splits of a folder with `train`, `validation` and `test` files of any kind that [`read_file`] reads.
 
     Raises:
         SVFError: a split missing that is needed, or two files for one split.
@@ -54,7 +80,7 @@ def read_folder(path: Path, needed: Sequence[str] = ("train",)) -> dict[str, Dat
         if len(files) > 1:
             raise SVFError(f"data folder {path} has two {split} files: keep one of {', '.join(f.name for f in files)}")
         if files:
-            found[split] = read_file(files[0])
+            found[split] = read_file(files[0], references)
     for split in needed:
         if split not in found:
             kind = "training" if split == "train" else split
@@ -81,12 +107,35 @@ def read_hub(name: str, config: str | None = None, needed: Sequence[str] = ("tra
     return dict(splits)
 
 
-def _from_objects(rows: Any, path: Path) -> Dataset:
+def _from_objects(rows: Any, path: Path, references: str | None) -> Dataset:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise SVFError(f"data file {path} must contain objects, such as {{'prompt': ..., 'answer': ...}}")
     # rows may differ in their columns; a missing value is null
     names = dict.fromkeys(name for row in rows for name in row)
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return Dataset.from_dict({name: _keep_numbers(column, name == references) for name, column in columns.items()})
+
+
+def _keep_numbers(column: list[Any], as_written: bool) -> list[Any]:
+    """`column`, or the text of its numbers where 64 bits would not hold each, or with `as_written` change its form."""
+    numbers = [value for value in column if value is not None]
+    if not all(type(value) in (int, _Written) for value in numbers):
+        return column
+    floats = any(type(value) is _Written for value in numbers)
+    if all(_is_kept(value, floats, as_written) for value in numbers):
+        return column
+    return [None if value is None else getattr(value, "text", str(value)) for value in column]
+
+
+def _is_kept(number: int | _Written, as_float: bool, as_written: bool) -> bool:
+    if not as_float:
+        return -(2**63) <= number < 2**63
+    text = getattr(number, "text", str(number))
+    try:
+        held = str(float(text))
+        return text == held if as_written else Decimal(text) == Decimal(held)
+    except ArithmeticError:  # of an exponent without bounds
+        return False
 
 
 def _one_line(error: Exception) -> str:

@@ -67,11 +67,13 @@ class CheckpointManager(TrainerCallback):
         if not context.rows:
             splits = {"training": trainer.train_dataset, "validation": trainer.eval_dataset}
             context.rows = {name: rows_digest(rows) for name, rows in splits.items() if isinstance(rows, Dataset)}
+        checkpoints.check_ours(output)
         self._begun = True
         if checkpoint is None:
             if trainer.is_world_process_zero():
                 checkpoints.clear_leftovers(output)
-                checkpoints.remove_tables(output, after=0)  # of an earlier run, as its metrics
+                if checkpoints.current_run(output) is not None:
+                    checkpoints.remove_tables(output, after=0)  # of that earlier run, as its metrics
                 checkpoints.name_run(output)
             return
         check_same_run(checkpoint, context.settings, trainer.args.world_size)

@@ -1,7 +1,7 @@
 """Checkpoints in the output folder of a run: each is there whole or not at all, and says by itself whether it still is.
 
 A checkpoint is written under a hidden name, synced, and renamed. Its `manifest.json`, written last, has the size and
-the digest of every file.
+the digest of every file. What has no such manifest is somebody else's, whatever its name, and is left as it is.
 """
 
 import contextlib
@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 _RUN = ".run"
+# What a run writes beside its checkpoints, and a folder of something else may hold.
+_WRITTEN = (
+    "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "summary.json",
+    "tokenizer.json", "tokenizer_config.json", "training_args.bin",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,43 @@ def checkpoint_folder(output: Path, step: int) -> Path:
     return output / f"checkpoint-{step}"
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a run of this package wrote `folder` as a checkpoint, sound or torn. Nothing else may be removed or
+    replaced."""
+    content = {} if folder.is_symlink() else read_manifest(folder)
+    return isinstance(content.get("run"), str) and "files" in content and content.get("step") == step_of(folder)
+
+
+def check_ours(output: Path, used: Sequence[str | None] = ()) -> None:
+    """
+    Raises `SVFError` where a run in `output` could remove or replace what no run wrote: a `checkpoint-N` without our
+    manifest, files of other things, or what the run itself is made of.
+
+    Args:
+        output (`Path`): the output folder of the run, which need not be there.
+        used (`Sequence[str]`, *optional*): the base model and the adapters that it starts from: folders, or names.
+    """
+    remedy = "move it, or give another output_dir"
+    for path in sorted(output.glob("checkpoint-*")):
+        if step_of(path) >= 0 and not is_ours(path):
+            raise SVFError(
+                f"{path} is no checkpoint of a run of svf_rl ({MANIFEST} is not there or not ours): {remedy}"
+            )
+    written = [name for name in _WRITTEN if (output / name).exists()]
+    if written and current_run(output) is None:
+        raise SVFError(f"{output} holds {written[0]}, which no run wrote and this one would replace: {remedy}")
+    root = output.resolve()
+    for place in [Path(name).resolve() for name in used if name and Path(name).exists()]:
+        inside = place.relative_to(root).parts if place.is_relative_to(root) else None
+        if inside is not None and (not inside or is_ours(root / inside[0])):
+            raise SVFError(f"the run starts from {place}, which lies in its output_dir and could be replaced: {remedy}")
+
+
 def publish(partial: Path, folder: Path, manifest: Manifest) -> None:
-    """Give the files in `partial` a manifest, bring them to the disk, and let them appear as `folder`."""
+    """Give the files in `partial` a manifest, bring them to the disk, and let them appear as `folder`. Raises
+    `SVFError` where something else has that name."""
+    if (folder.exists() or folder.is_symlink()) and not is_ours(folder):  # since the start
+        raise SVFError(f"{folder} is there and is no checkpoint of a run of svf_rl: move it")
     files = {}
     for file in sorted(path for path in partial.rglob("*") if path.is_file()):
         files[file.relative_to(partial).as_posix()] = {"size": file.stat().st_size, "sha256": _digest(file)}
@@ -137,7 +177,7 @@ def prune(output: Path, limit: int | None, keep: Sequence[Path]) -> None:
         return
     kept = {path.name for path in keep}
     run = current_run(output)
-    found = sorted(checkpoints(output), key=lambda path: run_of(path) == run)
+    found = sorted(filter(is_ours, checkpoints(output)), key=lambda path: run_of(path) == run)
     surplus = len(found) - max(limit, len(kept))
     for folder in [path for path in found if path.name not in kept][: max(0, surplus)]:
         discard_folder(folder)
@@ -148,7 +188,7 @@ def cut_back(output: Path, checkpoint: Checkpoint) -> None:
     folder, run, step = checkpoint.folder, checkpoint.manifest.run, checkpoint.manifest.step
     write_file(output / METRICS, (folder / METRICS).read_bytes())
     remove_tables(output, after=step)
-    later = [path for path in checkpoints(output) if step_of(path) > step and run_of(path) in (run, None)]
+    later = [path for path in checkpoints(output) if step_of(path) > step and is_ours(path) and run_of(path) == run]
     for path in later:
         discard_folder(path)
     if later:
@@ -166,7 +206,8 @@ def remove_tables(output: Path, after: int) -> None:
 def clear_leftovers(output: Path) -> None:
     """Remove what a killed process had begun to write or to remove."""
     for left in output.glob(".checkpoint-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        if left.suffix in (".partial", ".old") and step_of(left.with_name(left.stem[1:])) >= 0:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def current_run(output: Path) -> str | None:

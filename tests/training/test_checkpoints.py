@@ -187,6 +187,86 @@ def test_a_kill_while_pruning_leaves_no_torn_one(
     assert names(tmp_path) == {"checkpoint-20"}
 
 
+# ---- what no run wrote -----------------------------------------------------------------------------------------------
+
+
+def _foreign(folder: Path) -> Path:
+    """What transformers' own Trainer leaves, or somebody's base model."""
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def _with_manifest(folder: Path) -> Path:
+    (_foreign(folder) / "manifest.json").write_text('{"name": "my app", "files": []}')
+    return folder
+
+
+def _file(folder: Path) -> Path:
+    folder.write_text("notes")
+    return folder
+
+
+def _link(folder: Path) -> Path:
+    folder.symlink_to(_foreign(folder.with_name("elsewhere")), target_is_directory=True)
+    return folder
+
+
+def _copy(folder: Path) -> Path:
+    shutil.copytree(folder.with_name("checkpoint-10"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("make", [_foreign, _with_manifest, _file, _link, _copy])
+def test_a_checkpoint_of_something_else_is_refused_at_the_start_and_never_touched(
+    write: Callable[..., Path], tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    sound = write(10)
+    foreign = make(tmp_path / "checkpoint-2")
+    with pytest.raises(SVFError, match="checkpoint-2 is no checkpoint of a run of svf_rl") as error:
+        checkpoints.check_ours(tmp_path)
+    assert "\n" not in str(error.value)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    prune(tmp_path, 1, [sound])
+    with pytest.raises(SVFError, match="checkpoint-2 is there"):
+        write(2)
+    checkpoints.clear_leftovers(tmp_path)
+    make_way = tmp_path / "checkpoint-20"
+    foreign.rename(make_way)
+    checkpoints.cut_back(tmp_path, Checkpoint(_metrics(sound), manifest(10)))
+    make_way.rename(foreign)
+    assert sorted(str(path) for path in tmp_path.rglob("*") if path.name != "metrics.jsonl") == before
+
+
+def _metrics(folder: Path) -> Path:
+    (folder / "metrics.jsonl").write_text("")
+    return folder
+
+
+def test_other_names_and_own_checkpoints_are_no_hindrance(write: Callable[..., Path], tmp_path: Path) -> None:
+    write(10, run="earlier")
+    _cut(write(20))
+    _foreign(tmp_path / "checkpoint-best")
+    _foreign(tmp_path / "base")
+    checkpoints.check_ours(tmp_path, [str(tmp_path / "base"), "owner/name", None])
+    checkpoints.check_ours(tmp_path / "new")
+
+
+def test_files_that_a_run_would_replace_are_refused_in_a_folder_of_no_run(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    checkpoints.check_ours(tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(SVFError, match=r"holds README\.md, which no run wrote"):
+        checkpoints.check_ours(tmp_path)
+
+
+def test_what_a_run_starts_from_is_not_where_it_writes(write: Callable[..., Path], tmp_path: Path) -> None:
+    for used in (tmp_path, write(10)):
+        with pytest.raises(SVFError, match=rf"the run starts from {used}, which lies in its output_dir"):
+            checkpoints.check_ours(tmp_path, [str(used)])
+
+
 # ---- the same run ----------------------------------------------------------------------------------------------------
 
 
