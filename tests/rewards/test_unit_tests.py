@@ -137,6 +137,7 @@ def test_sanitized_mbpp_solutions_pass(shared_data: Path) -> None:
 
 # What surrounds the program
 
+FLOOR = "def f(x):\n    return math.floor(x) + 1\n"
 IN_FORMS = {
     "raw": GOOD,
     "fenced": f"```python\n{GOOD}```",
@@ -154,6 +155,13 @@ IN_FORMS = {
     "Windows line ends": GOOD.replace("\n", "\r\n"),
     "fenced with Windows line ends": f"```python\n{GOOD}```\n".replace("\n", "\r\n"),
     "with a guard": GOOD + "if __name__ == '__main__':\n    raise SystemExit(f(1))\n",
+    "imports in a block before": f"```python\nimport math\n```\nThen:\n```python\n{FLOOR}```",
+    "imports in a block after": f"```python\n{FLOOR}```\nwhich needs\n```python\nimport math\n```",
+    "a helper in a block of its own": "```python\nimport math\ndef floor(x):\n    return math.floor(x)\n```\n"
+    "```python\ndef f(x):\n    return floor(x) + 1\n```",
+    "a draft in its thoughts": f"<think>\n```python\ndef f(x):\n    return x\n```\n</think>\n```python\n{GOOD}```",
+    "not closed before the next block": f"```python\n{GOOD}\n```python\nprint(f(1))\n```",
+    "indented with its fence": "1. So:\n   ```python\n" + "".join(f"   {line}" for line in GOOD.splitlines(True)),
     "as a lambda": "f = lambda x: x + 1",
     "as a class that is called": "class f(int):\n    def __new__(cls, x):\n        return int(x + 1)\n",
     "with helpers after it": "def f(x):\n    return helper(x)\ndef helper(x):\n    return x + 1\n",
@@ -199,6 +207,44 @@ def test_no_program_is_wrong(completion: str) -> None:
     assert verify("unit_tests", completion, ASSERTS).correct is False
 
 
+MAIN = "import sys\nprint(int(sys.stdin.readline()) + 1)\n"
+MAIN_IN_FORMS = {
+    "raw": MAIN,
+    "a heading before": f"# Solution\n\n```python\n{MAIN}```",
+    "a heading before a fence without a language": f"# Solution\n```\n{MAIN}```",
+    "cut off after a heading": f"# Solution\n```\n{MAIN}",
+    "a word before": f"Solution\n\n```python\n{MAIN}```\nIt adds one.",
+    "prose that is an annotation": f"Solution: here\n```python\n{MAIN}```",
+    "prose that is a calculation": f"Time - linear\n```\n{MAIN}```",
+    "the input and the output before": f"```\n5\n```\n```text\n6\n```\n```python\n{MAIN}```\n",
+    "the output after": f"```python\n{MAIN}```\nprints\n```\n6\n```",
+    "commands before": f"```bash\nls\n```\n```python\n{MAIN}```",
+    "after a prefilled fence": f"{MAIN}```\nIt adds one.",
+    "after a prefilled fence, with examples": f"{MAIN}```\n\nFor example:\n\n```python\nprint(7)\n```",
+    "its imports in a block": "```python\nimport sys\n```\n```python\nprint(int(sys.stdin.readline()) + 1)\n```",
+    "its function in a block": "```python\ndef f(x):\n    return x + 1\n```\nand\n"
+    "```python\nprint(f(int(input())))\n```",
+    "an indented fence": "- So:\n\n  ```python\n" + "".join(f"  {line}" for line in MAIN.splitlines(True)) + "  ```",
+    "indented within its fence": "```python\n" + "".join(f"    {line}" for line in MAIN.splitlines(True)) + "```",
+    "in capitals, with attributes": f"```Python title=main.py\n{MAIN}```",
+    "in braces": f"```{{.python}}\n{MAIN}```",
+    "a fence in a text of the program": f'usage = """\n```\n7\n```\n"""\n{MAIN}',
+}
+
+
+@pytest.mark.parametrize("completion", [pytest.param(text, id=name) for name, text in MAIN_IN_FORMS.items()])
+def test_the_program_that_reads_and_prints_is_found(completion: str) -> None:
+    verdict = verify("unit_tests", completion, {"inputs": ["1\n"], "outputs": ["2\n"]})
+    assert (verdict.correct, verdict.reason) == (True, "all tests passed")
+    assert verdict.extracted is not None
+    assert "print" in verdict.extracted
+
+
+def test_text_before_a_fence_is_never_run_in_place_of_its_program() -> None:
+    verdict = verify("unit_tests", f"print(2)\n```python\n{MAIN}1 / 0\n```", {"inputs": ["1\n"], "outputs": ["2\n"]})
+    assert verdict.correct is False
+
+
 # Verdicts
 
 
@@ -220,6 +266,22 @@ def test_the_share_of_assertions_of_a_check() -> None:
     assert verify("unit_tests", "def f(x):\n    return 2\n", reference, share=True).value == 0.75
     assert verify("unit_tests", "def f(x):\n    return 1 // (x - 5)\n", reference, share=True).value == 0.0
     assert verify("unit_tests", "f = 3\n", reference, share=True).value == 0.0
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_assertions_that_a_right_program_does_not_reach_do_not_make_it_wrong(share: bool) -> None:
+    test = (
+        "def check(candidate):\n    assert candidate(1) == 2\n"
+        "    try:\n        candidate('a')\n        assert False\n    except TypeError:\n        pass\n"
+        "    if candidate(2) != 3:\n        assert candidate(2) == 4\n"
+    )
+    reference = {"test": test, "entry_point": "f"}
+    right = verify("unit_tests", GOOD, reference, share=share)
+    assert (right.correct, right.value) == (True, 1.0)
+    lenient = verify("unit_tests", "def f(x):\n    return 2 if x == 'a' else x + 1\n", reference, share=share)
+    assert (lenient.correct, lenient.value) == (False, 0.5 if share else 0.0)
+    ended = verify("unit_tests", "def f(x):\n    return x + 1 if x == 1 else [][x]\n", reference, share=share)
+    assert (ended.correct, ended.value) == (False, 1 / 3 if share else 0.0)
 
 
 def test_rewards_are_correct_or_wrong_for_each_row() -> None:

@@ -1,26 +1,18 @@
 """`unit_tests`: the program in the completion passes the reference's tests, run in the sandbox."""
 
 import ast
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards.references import is_number, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
+from svf_rl.rewards.verifiers.program_texts import find_candidates
 from svf_rl.sandbox.bubblewrap import MEMORY_MB, SECONDS, run_program
 
 # Of all candidates together. A real program is never this long; the sandbox accepts 64 MB at most, and a character may
 # take four bytes.
 _MOST_CHARACTERS = 1 << 23
-
-# an opening fence with its language, then everything up to a closing fence, or to the end where none closes it
-_BLOCK = re.compile(
-    r"^[ \t]*(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<language>[\w+#.-]*+)[^\n]*+\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)",
-    re.M | re.S,
-)
-_CLOSING = re.compile(r"^[ \t]*(?:```|~~~)", re.M)
-_PYTHON = ("python", "py", "python3", "python2", "")
 
 
 def check_reference(reference: Any, *, timeout: float = SECONDS, memory_mb: int = MEMORY_MB, **_: Any) -> None:
@@ -75,7 +67,7 @@ def unit_tests(
     if sum(map(len, texts)) > _MOST_CHARACTERS:
         return Verdict(False, None, "the program is too long to be run")
     outcome = run_program({**request, "candidates": texts, "share": share}, timeout, memory_mb, allow_unsandboxed)
-    code = None if outcome["chosen"] is None else texts[outcome["chosen"]]
+    code = "\n".join(texts[number] for number in outcome["chosen"]) or None
     passed = outcome["passed"]
     if outcome["unscorable"]:
         return Verdict(None, code, outcome["unscorable"])
@@ -83,27 +75,6 @@ def unit_tests(
     reason = "all tests passed" if correct else outcome["reason"] or "a test failed"
     score = sum(passed) / len(passed) if share and passed else None
     return Verdict(correct, code, reason, score)
-
-
-def find_candidates(completion: str, prompt: str = "") -> list[str]:
-    """
-    The texts that may be the program, best first; the first one that compiles and defines what the tests call is used.
-
-    Args:
-        completion (`str`): raw code; code in a fenced block; code that continues a prefilled turn up to a closing
-            fence; or, with `prompt`, the body of the function that the prompt begins.
-        prompt (`str`, *optional*): the beginning of the program. Its imports are put before a complete program too.
-    """
-    blocks = list(_BLOCK.finditer(completion))
-    python = [match["code"] for match in blocks if match["language"].lower() in _PYTHON]
-    other = [match["code"] for match in blocks if match["language"].lower() not in _PYTHON]
-    closing = _CLOSING.search(completion)
-    opened = [completion[: closing.start()]] if closing else []
-    texts = [text for text in [completion, *opened, *python, *other] if text.strip()] or [completion]
-    if not prompt:
-        return texts
-    preamble = re.split(r"^(?:def|class|async def|@)", prompt, maxsplit=1, flags=re.M)[0]
-    return [preamble + text for text in texts] + [prompt + text for text in texts]
 
 
 def _request(reference: Any) -> dict[str, Any]:

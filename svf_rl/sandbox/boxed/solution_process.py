@@ -9,6 +9,7 @@ import resource
 import sys
 from types import ModuleType
 
+from choose_program import choose
 from wire import Link, WireError, own
 
 
@@ -32,16 +33,17 @@ def main(descriptor):
         for standard in (0, 1):
             posix.dup2(nothing, standard)
     chosen, problem = choose(job["candidates"], job["wanted"])
-    if chosen is None:
+    if not chosen:
         link.send(("broken", None, problem))
         return
     link.send(("chosen", chosen, ""))
+    program = "\n".join(job["candidates"][number] for number in chosen)
     name = "__main__" if job["main"] else "solution"
     module = ModuleType(name)
     sys.modules[name] = module
     sys.argv = ["solution.py"]
     builtins.exit = builtins.quit = sys.exit  # `site` defines them, and it is not loaded
-    for part, source in (("imports", job["imports"]), ("solution", job["candidates"][chosen]), ("setup", job["setup"])):
+    for part, source in (("imports", job["imports"]), ("solution", program), ("setup", job["setup"])):
         if not source:
             continue
         try:
@@ -118,28 +120,3 @@ def described(error):
         return f"{type(error).__name__}: {error}"[:500]
     except BaseException:  # its `__str__` belongs to the solution
         return type(error).__name__[:500]
-
-
-def choose(candidates, wanted):
-    """The first candidate that compiles and defines one of the wanted names, else the first that compiles, else `None`
-    and why the first of all does not."""
-    compiling, problems = [], []
-    for number, source in enumerate(candidates):
-        try:
-            tree = compile(source, "<solution>", "exec", 0x400)  # the flag of `ast.parse`, without importing it
-        except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
-            problems.append(described(error))
-            continue
-        if not wanted or any(name in wanted for statement in tree.body for name in defined(statement)):
-            return number, ""
-        compiling.append(number)
-    return (compiling[0], "") if compiling else (None, problems[0])
-
-
-def defined(statement):
-    """Names that a statement at the top level binds."""
-    if hasattr(statement, "name"):  # functions and classes
-        return [statement.name]
-    targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
-    names = [target.id for target in targets if hasattr(target, "id")]
-    return names + [alias.asname or alias.name for alias in getattr(statement, "names", []) if hasattr(alias, "name")]

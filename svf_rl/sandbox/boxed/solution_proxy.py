@@ -61,16 +61,16 @@ class Solution:
         self._link = Link(descriptor, self._refer, lambda number: Proxy(self.ask, number), self._functions)
 
     def load(self, job):
-        """Send the code; returns (which candidate it is or `None`, why it could not be run or `""`)."""
-        chosen = None
+        """Send the code; returns (which candidates it is made of, why it could not be run or `""`)."""
+        chosen = []
         try:
             self._link.send(job)
             while True:
                 what, value, text = self._link.receive()
                 if what == "started":
                     self.started = True
-                elif what == "chosen" and chosen is None and value in range(len(job["candidates"])):
-                    chosen = value  # sent before the solution runs; later messages about it may be forged
+                elif what == "chosen" and not chosen and {*value} <= {*range(len(job["candidates"]))}:
+                    chosen = list(value)  # sent before the solution runs; later messages about it may be forged
                 elif what == "loaded":
                     return chosen, ""
                 else:

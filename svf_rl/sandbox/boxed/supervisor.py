@@ -141,7 +141,7 @@ def outputs_match(got, expected):
 
 def failed(job, reason):
     count = len(job["inputs"] if job["main"] else job["tests"])
-    return {"chosen": None, "passed": [False] * count, "reason": reason, "unscorable": ""}
+    return {"chosen": [], "passed": [False] * count, "reason": reason, "unscorable": ""}
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ def run_tests(job, descriptor, tell):
     """
     Run the tests of a job against the program behind `descriptor`.
 
-    Returns a dictionary: `chosen` (index of the candidate that ran), `passed` (one boolean a test), `reason` (of the
-    first failure, or `""`), and `unscorable` (why the tests have no result, or `""`). `None` when there is no box.
+    Returns a dictionary: `chosen` (numbers of the candidates that the program is made of), `passed` (one boolean a
+    test), `reason` (of the first failure, or `""`), and `unscorable` (why the tests have no result, or `""`). `None`
+    when there is no box.
     """
     solution = Solution(descriptor)
     trees = [ast.parse(test) for test in job["tests"]]
@@ -79,7 +80,8 @@ def _checked(job, trees, namespace, solution, tell):
     reason = reason or solution.gone
     if not counts:
         return [not reason], reason
-    passed = [holds is True for holds in counts.values()]
+    # those that a finished check did not reach, as `assert False` after what must raise, say nothing
+    passed = [holds is True for holds in counts.values() if reason or holds is not None] or [not reason]
     return passed, reason or ("" if all(passed) else f"{passed.count(False)} of {len(passed)} assertions do not hold")
 
 
@@ -212,6 +214,6 @@ def run(job, descriptor, report):
         outcome = run_tests(job, descriptor, tell if job["share"] else lambda outcome: None)
     except Exception as error:  # can only be caused by data from the program
         passed, reason = [False] * len(job["tests"]), f"{type(error).__name__} in the tests: {error}"[:500]
-        outcome = {"chosen": None, "passed": passed, "reason": reason, "unscorable": ""}
+        outcome = {"chosen": [], "passed": passed, "reason": reason, "unscorable": ""}
     tell(outcome)
     os.write(report, b"\n")

@@ -1,0 +1,99 @@
+"""The texts of a completion that may be its program; which of them is, `sandbox/boxed/choose_program.py` decides."""
+
+import re
+import textwrap
+from typing import NamedTuple
+
+from svf_rl.rewards.verifiers.final_answer import visible_text
+
+_FENCE = re.compile(r"^(?P<indent>[ \t]*+)(?P<marks>`{3,}+|~{3,}+)(?P<info>[^\n`]*+)$", re.M)
+_LANGUAGE = re.compile(r"[\s{.]*+([\w+#.-]*+)")
+_PYTHON = re.compile(r"(?:python|py)[\d.]*", re.I)
+
+
+class _Block(NamedTuple):
+    language: str
+    code: str
+    indent: str
+
+
+def find_candidates(completion: str, prompt: str = "") -> list[str]:
+    """
+    The texts that may be the program, best first: all of the completion (raw code), blocks labelled as Python, blocks
+    without a label, other blocks. What stands before the first fence comes before the blocks only where that fence ends
+    a block that a prefilled turn began, and what the model thought in `<think>` is no candidate.
+
+    Args:
+        completion (`str`): raw code; code in fenced blocks; code that continues a prefilled turn up to a closing
+            fence; or, with `prompt`, the body of the function that the prompt begins.
+        prompt (`str`, *optional*): the beginning of the program. Its imports are put before a complete program too.
+    """
+    visible = visible_text(completion)
+    fences = list(_FENCE.finditer(visible))
+    before = [visible[: fences[0].start()]] if fences else []
+    codes = _ranked(_blocks(visible, fences))
+    if fences and _begins_inside(fences):
+        codes = [*before, *_ranked(_blocks(visible, fences[1:])), *codes]
+    texts = list(dict.fromkeys(text for text in [completion, visible, *codes, *before] if text.strip())) or [completion]
+    if not prompt:
+        return texts
+    preamble = re.split(r"^(?:def|class|async def|@)", prompt, maxsplit=1, flags=re.M)[0]
+    return [preamble + text for text in texts] + [prompt + text for text in texts]
+
+
+def _ranked(blocks: list[_Block]) -> list[str]:
+    """The codes of blocks, those in Python first; of each, the forms that its indentation may mean."""
+    ranked = sorted(blocks, key=lambda block: 0 if _PYTHON.fullmatch(block.language) else 1 + bool(block.language))
+    return [form for block in ranked for form in _forms(block)]
+
+
+def _forms(block: _Block) -> tuple[str, str, str]:
+    """The code of a block without the indentation of its fence, without its own, and as it is."""
+    lines, indent = block.code.splitlines(keepends=True), block.indent
+    moved = "".join(line.removeprefix(indent) if line.startswith(indent) else line.lstrip(" \t") for line in lines)
+    return moved, textwrap.dedent(block.code), block.code
+
+
+def _blocks(text: str, fences: list[re.Match[str]]) -> list[_Block]:
+    """The blocks that the fences make, the first of which opens one."""
+    blocks: list[_Block] = []
+    opened = None
+    for fence in fences:
+        if opened is None:
+            opened = fence
+        elif _closes(fence, opened) or _opens_anew(fence, opened):
+            blocks.append(_block(text, opened, fence.start()))
+            opened = None if _closes(fence, opened) else fence
+    if opened is not None:  # cut off
+        blocks.append(_block(text, opened, len(text)))
+    return blocks
+
+
+def _begins_inside(fences: list[re.Match[str]]) -> bool:
+    """Whether the fences make pairs only if the first one, which has no label, closes a block that a prefilled turn
+    began: a label stands where a fence would close, or one fence is left over."""
+    if fences[0]["info"].strip():
+        return False
+    opened = None
+    for fence in fences:
+        if opened is None:
+            opened = fence
+        elif _closes(fence, opened):
+            opened = None
+        elif _opens_anew(fence, opened):
+            return not opened["info"].strip()
+    return opened is not None and not opened["info"].strip()
+
+
+def _closes(fence: re.Match[str], opened: re.Match[str]) -> bool:
+    return fence["marks"].startswith(opened["marks"]) and not fence["info"].strip()
+
+
+def _opens_anew(fence: re.Match[str], opened: re.Match[str]) -> bool:
+    """Whether a fence with a label stands where a block of the same fences should have been closed before."""
+    return fence["marks"] == opened["marks"] and bool(fence["info"].strip())
+
+
+def _block(text: str, opened: re.Match[str], end: int) -> _Block:
+    language = _LANGUAGE.match(opened["info"])
+    return _Block(language[1] if language else "", text[opened.end() + 1 : end], opened["indent"])
