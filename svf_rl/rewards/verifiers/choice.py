@@ -93,8 +93,9 @@ _DENIED = re.compile(
     r"[\s:]{1,3}(?:\(?[a-z]\)?(?:,\s(?:and\s|or\s)?|\sand\s|\sor\s)){0,6}$"
 )
 _DENIAL = re.compile(
-    r"[)\s.:]{1,4}(?:(?:(?:is|are|was|seems|looks|can|could|would|does|do|has)\s?)?(?:(?:the|a|an)\s)?"
+    r"[)\s.:]{1,4}(?:(?:(?:is|are|was|seems|looks|can|could|would|does|do|has)\s?)?(?:be(?:en)?\s)?(?:(?:the|a|an)\s)?"
     r"(?:not\b|\w{0,5}n['’]t\b|cannot\b|wrong|incorrect|false|contradict|fail|violat|unlikely|invalid|untrue|distractor"
+    r"|im(?:possible|plausible)|irrelevant|(?:ruled|crossed|left)\sout|eliminated|excluded|rejected|discarded|dismissed"
     r"|trap|mistake|makes?\sno\b|out\b|too\b|❌|✗|no\b))"
     r"|\)?\s\((?:wrong|incorrect|false)"
 )

@@ -45,7 +45,7 @@ _UNICODE = {
     "−": "-", "–": "-", "×": r"\cdot ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "≤": r"\le ", "≥": r"\ge ",
     "≠": r"\neq ", "∞": r"\infty ", "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∪": r"\cup ",
     "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "°": r"^{\circ}", "∅": r"\emptyset ", "≈": r"\approx ", "→": r"\to ",
-    "ℝ": r"\mathbb{R}", "√": r"\sqrt ", "′": "'", "’": "'",
+    "ℝ": r"\mathbb{R}", "′": "'", "’": "'",
 }  # fmt: skip
 
 
@@ -66,6 +66,8 @@ _SPELLINGS = [
         (rf"[{''.join(RAISED)}]+", lambda match: "^{" + "".join(RAISED[sign] for sign in match[0]) + "}"),
         (rf"[{''.join(_LOWERED)}]+", lambda match: "_{" + "".join(_LOWERED[sign] for sign in match[0]) + "}"),
         (rf"[{''.join(VULGAR)}]", lambda match: r"\frac{{{}}}{{{}}}".format(*VULGAR[match[0]].split("/"))),
+        (r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
+        (r"√", r"\\sqrt "),
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\(?:rm|bf|it|sf|tt|large|Large|huge|small|normalsize)(?![a-z])|\\underline(?=\s*\{)", ""),
         (r"\\(?:left|right)\.", ""),
