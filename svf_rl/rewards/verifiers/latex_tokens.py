@@ -27,7 +27,7 @@ class Token:
 
 def undress(text: str) -> str:
     """`text` without the delimiters and the emphasis around it, and without the stop behind it."""
-    text = _LEAD.sub("", text)
+    text = _SUCH_THAT.sub(r"\1|", _LEAD.sub("", text))
     before = None
     while text != before:
         before = text
@@ -41,6 +41,7 @@ def undress(text: str) -> str:
 
 
 _LEAD = re.compile(r"\s*(?i:so|thus|hence|therefore|then)\b,?\s+(?=[^\s])")
+_SUCH_THAT = re.compile(r"(\\\{[^{}:|=]*?)\s*(?::|\\mid(?![a-z])|\|)\s*")  # in a set
 _UNICODE = {
     "−": "-", "–": "-", "×": r"\cdot ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "≤": r"\le ", "≥": r"\ge ",
     "≠": r"\neq ", "∞": r"\infty ", "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∪": r"\cup ",
@@ -56,6 +57,7 @@ def _write_repeating(whole: str, fixed: str, repeated: str) -> str:
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
+_DEGREES = {"√": "", "∛": "[3]"}
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 # The same mathematics in one spelling
 _SPELLINGS = [
@@ -66,8 +68,8 @@ _SPELLINGS = [
         (rf"[{''.join(RAISED)}]+", lambda match: "^{" + "".join(RAISED[sign] for sign in match[0]) + "}"),
         (rf"[{''.join(_LOWERED)}]+", lambda match: "_{" + "".join(_LOWERED[sign] for sign in match[0]) + "}"),
         (rf"[{''.join(VULGAR)}]", lambda match: r"\frac{{{}}}{{{}}}".format(*VULGAR[match[0]].split("/"))),
-        (r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
-        (r"√", r"\\sqrt "),
+        (r"([√∛])\s*(\d+(?:\.\d+)?|\([^()]*\))", lambda match: rf"\sqrt{_DEGREES[match[1]]}{{{match[2].strip('()')}}}"),
+        (r"[√∛]", lambda match: rf"\sqrt{_DEGREES[match[0]]} "),
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\(?:rm|bf|it|sf|tt|large|Large|huge|small|normalsize)(?![a-z])|\\underline(?=\s*\{)", ""),
         (r"\\(?:left|right)\.", ""),
