@@ -22,6 +22,18 @@ class Stopped(BaseException):
     status = os.EX_TEMPFAIL  # 75, "try again"
 
 
+def one_line(said: object, at_most: int = 500) -> str:
+    """What an error says, or any text, as one printable line. Where it has more than `at_most` characters its middle is
+    left out, between words: causes stand at the beginning, and remedies at the end."""
+    words = "".join(letter if letter.isprintable() else " " for letter in str(said)).split()
+    text = " ".join(words)
+    if len(text) <= at_most or len(words) < 2:
+        return text or type(said).__name__
+    head = text[: 2 * at_most // 3].rpartition(" ")[0] or words[0]
+    tail = text[-at_most // 3 :].partition(" ")[2] or words[-1]
+    return f"{head} … {tail}"
+
+
 @dataclass
 class Outcome:
     """How a command ended: its exit status."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from svf_rl.errors import SVFError, one_line_errors
 from svf_rl.storage.disk_errors import full_disk
 from svf_rl.storage.files import write_json
+from svf_rl.storage.folders import check_output
 from svf_rl.storage.locks import hold_folder
 
 if TYPE_CHECKING:  # it would bring numpy, before what must be set is set
@@ -61,6 +62,7 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
     training = recipe.training
     if not dry_run and training.use_vllm and training.vllm_mode == "colocate":
         check_processes(training.vllm_tensor_parallel_size, training.world_size)
+    check_output(training.output_dir)
     report = check_recipe(recipe)
     adapters = (recipe.adapter.adapter_path, *(recipe.adapter.experts or ()))
     check_ours(Path(training.output_dir), (recipe.model.location, *adapters))

@@ -6,9 +6,8 @@ from dataclasses import MISSING, dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from svf_rl.errors import SVFError
+from svf_rl.storage.yaml_files import parse_yaml
 
 Arguments = TypeVar("Arguments")
 
@@ -120,8 +119,8 @@ def _read(value: Any, hint: Any) -> Any:
     if str in members and not value.startswith("{"):
         return value
     try:
-        mapping = yaml.safe_load(value)
-    except yaml.YAMLError:
+        mapping = parse_yaml(value)
+    except SVFError:
         mapping = None
     if not isinstance(mapping, dict):
         raise SVFError(f"{value} is not a valid YAML mapping, such as {{key: value}}")

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from svf_rl.errors import SVFError, one_line_errors
 from svf_rl.storage.bundled import find_accelerate_config
+from svf_rl.storage.yaml_files import read_yaml
 
 
 def format_shell_lines(values: Mapping[str, str]) -> str:
@@ -75,12 +74,7 @@ def count_processes(config: Path, nodes: int, gpus: int) -> Processes:
     Raises:
         SVFError: the file is not an accelerate config, needs GPUs where there are none, or is for only one process.
     """
-    try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SVFError(f"accelerate config {config} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SVFError(f"accelerate config {config} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(config, "accelerate config")
     if not isinstance(values, dict) or "distributed_type" not in values:
         raise SVFError(f"{config} is not an accelerate config: it has no distributed_type")
     on_cpu = bool(values.get("use_cpu"))

@@ -1,48 +1,21 @@
 """YAML values fitted to the types of dataclass fields, with errors that name the key."""
 
-import re
 import types
 import typing
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from svf_rl.errors import SVFError
+from svf_rl.storage.yaml_files import parse_yaml, read_yaml
 
 _MISFIT = object()
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML, but `1e-3` is a number, and a key that appears twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise SVFError(f"key {key.value!r} appears twice, again in line {key.start_mark.line + 1}: keep one")
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file. Raises `SVFError` for no such file, invalid YAML, no mapping, or a key given
     twice."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of the safe loader
-    except OSError as error:
-        raise SVFError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SVFError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    except SVFError as error:
-        raise SVFError(f"recipe {path}: {error}") from error
+    values = read_yaml(path, "recipe")
     if not isinstance(values, dict):
         raise SVFError(f"recipe {path} must be a mapping of `key: value` lines")
     return {str(key): value for key, value in values.items()}
@@ -59,8 +32,8 @@ def parse_override(key: str, text: str | None, wanted: Any) -> Any:
             raise SVFError(f"--{key} needs a value")
         return True
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except SVFError:
         value = text
     quoted = text.startswith(("'", '"'))
     if str in members and not quoted and (isinstance(value, str) or _fit(value, members) is _MISFIT):

@@ -1,6 +1,7 @@
 """Recipes, accelerate configs and the SLURM script that come with the package, found by name."""
 
 import difflib
+import os
 from pathlib import Path
 
 from svf_rl.errors import SVFError
@@ -37,12 +38,13 @@ def find_accelerate_config(given: str | Path) -> Path:
 
 def _find(given: str | Path, folder: str, kind: str) -> Path:
     path, known = Path(given), bundled_files(folder)
-    if path.exists() and not path.is_dir():
+    there = os.path.exists(path)  # noqa: PTH110  (Path.exists raises for a name that is too long)
+    if there and not path.is_dir():
         return path
     name = path.as_posix().removeprefix(f"{folder}/").removesuffix(".yaml")
     if name in known:
         return known[name]
-    if path.exists() or path.parent != Path():
+    if there or path.parent != Path():
         return path
     (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
     raise SVFError(

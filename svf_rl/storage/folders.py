@@ -26,11 +26,22 @@ def check_new(path: Path) -> None:
 def check_writable(path: Path, remedy: str = "give another folder") -> Path:
     """`path`, or the nearest folder above it that is there. Raises `SVFError`, which ends with `remedy`, where that
     cannot be written."""
-    with disk_errors(path):  # a name that is too long, or a folder that may not be looked into
+    with disk_errors(path, remedy):  # a name that is too long, or a folder that may not be looked into
         existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise SVFError(f"{existing} is not a folder that can be written: {remedy}")
     return existing
+
+
+def check_output(given: str) -> None:
+    """Raises `SVFError` unless the output folder of a run can be there: a folder, or a free name where one can be made.
+    Nothing is made."""
+    path = Path(given).expanduser()
+    if not given.strip() or "\0" in given or path.absolute() == Path(path.absolute().anchor):
+        raise SVFError(f"output_dir {given!r} is no folder for a run: name one, such as runs/mine")
+    if os.path.lexists(path) and not path.is_dir():
+        raise SVFError(f"output_dir {given} is there and is not a folder: give another one")
+    check_writable(path, "give another output_dir")
 
 
 def check_space(path: Path, needed: int) -> None:

@@ -11,6 +11,7 @@ from svf_rl.errors import SVFError
 from svf_rl.storage import folders
 from svf_rl.storage.folders import (
     check_new,
+    check_output,
     check_space,
     check_writable,
     discard_folder,
@@ -161,3 +162,38 @@ def test_a_folder_with_what_a_kill_left_at_the_first_write_is_unused(tmp_path: P
     assert is_unused(tmp_path)
     (tmp_path / ".git").touch()
     assert not is_unused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "is no folder for a run"),
+        (" ", "is no folder for a run"),
+        ("/", "is no folder for a run"),
+        ("//", "is no folder for a run"),
+        ("a\0b", "is no folder for a run"),
+        ("/dev/null", "is there and is not a folder"),
+        ("/dev/null/run", "is not a folder that can be written"),
+        ("file", "is there and is not a folder"),
+        ("file/run", "is not a folder that can be written"),
+        ("loop", "is there and is not a folder"),
+        ("x" * 300, "File name too long; give another output_dir"),
+        ("/proc/run/" + "x" * 5_000, "File name too long; give another output_dir"),
+    ],
+)
+def test_an_output_folder_that_cannot_be_one(given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    with pytest.raises(SVFError, match=message) as refused:
+        check_output(given)
+    assert str(refused.value).isprintable()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
+@pytest.mark.parametrize("given", [".", "run", "a/b/c", "~/run", "with spaces"])
+def test_an_output_folder_that_can_be_made(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_output(given)
+    assert list(tmp_path.iterdir()) == []
