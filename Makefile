@@ -1,6 +1,6 @@
 # Everything runs in a virtual environment that the first target makes: no need to activate it.
 #
-#   make demo        train the bundled model with SVF on the CPU, print held-out accuracy before and after
+#   make demo        train the bundled model with SVF on the CPU into runs/quickstart (again: in place of the last demo)
 #   make test        the tests            make test-slow   those that take long
 #   make lint        ruff, mypy, layers   make bench       the measurements in docs/
 #   make docs        the documentation in site/, strictly
@@ -29,7 +29,8 @@ PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 demo: export OMP_NUM_THREADS ?= 1
 demo: $(INSTALLED)
-	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml svf_rl/train.py recipes/quickstart.yaml
+	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml svf_rl/train.py recipes/quickstart.yaml \
+		--overwrite_output_dir
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest tests

@@ -2,8 +2,8 @@
 
     accelerate launch [--config_file CONFIG] svf_rl/train.py RECIPE.yaml [--key value ...] [--resume] [--dry-run]
 
-`svf-rl train RECIPE.yaml ...` is the same in one process. At SIGTERM or SIGUSR1 the run ends after the step under
-way, with a checkpoint and exit status 75; `--resume` resumes from there.
+`svf-rl train RECIPE.yaml ...` is the same in one process. At SIGTERM, SIGUSR1 or Ctrl-C the run ends after the step
+under way, with a checkpoint and exit status 75; `--resume` resumes from there.
 """
 
 import argparse
@@ -69,15 +69,19 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
         print(report, flush=True)
-    if dry_run:
-        return None
     output = Path(training.output_dir)
+    if dry_run:
+        try:
+            find_checkpoint(training.resume_from_checkpoint, output, training.overwrite_output_dir)
+        except SVFError as error:
+            print(f"note: {error}")
+        return None
     # before anything is filled in
     settings = asdict(recipe.model) | asdict(recipe.adapter) | asdict(recipe.data) | training.to_dict()
     context = RunContext(settings=settings)
     with context.stop.listening(), _no_half_written(output), full_disk(output):
         # before anything is loaded: a recipe that the run cannot resume with is refused, and an ended run is left alone
-        context.checkpoint = find_checkpoint(training.resume_from_checkpoint, output)
+        context.checkpoint = find_checkpoint(training.resume_from_checkpoint, output, training.overwrite_output_dir)
         if context.checkpoint is not None:
             check_same_run(context.checkpoint, settings, training.world_size)
         summary = ended_run(output, recipe) if training.resume_from_checkpoint in ("auto", True) else None
@@ -144,7 +148,7 @@ def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
     main = trainer.is_world_process_zero()
     trainer.checkpoints.begin()
     if main:
-        (output / "summary.json").unlink(missing_ok=True)  # of an earlier run: this one has not ended yet
+        (output / "summary.json").unlink(missing_ok=True)  # a run that resumes has not ended yet
     if context.checkpoint is None:
         with phases("base_evaluation"):
             context.base = trainer.evaluate(test, metric_key_prefix="base")
@@ -183,12 +187,18 @@ def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
 
 @contextmanager
 def _no_half_written(output: Path) -> Iterator[None]:
-    """A run that ends badly before it has saved an adapter leaves no output folder behind, if there was none before."""
+    """A run that ends badly before its first step leaves no output folder behind, if there was none before."""
+    from svf_rl.runs.run_folder import read_metrics
+
     existed = output.exists()
     try:
         yield
     except BaseException:  # an interrupt or a bug leaves no more behind than bad input does
-        if not existed and not list(output.glob("checkpoint-*")) and not (output / "adapter_config.json").exists():
+        if (
+            not existed
+            and not list(output.glob("checkpoint-*"))
+            and not any(line.step for line in read_metrics(output))
+        ):
             shutil.rmtree(output, ignore_errors=True)
         raise
 

@@ -99,6 +99,9 @@ class SVFReinforceConfig(GRPOConfig):
         "auto: resume from the last intact checkpoint in output_dir, or start over where there is none; true: the "
         "same, but an error where there is none; or the folder of a checkpoint.",
     )
+    overwrite_output_dir: bool = described(
+        False, "Remove the run that is in output_dir once this one begins; else it is refused."
+    )
     vllm_server_base_url: str | list[str] | None = described(
         None, "For vllm_mode server: addresses of vLLM servers, as a list or separated by commas."
     )

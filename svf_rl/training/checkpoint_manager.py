@@ -24,6 +24,7 @@ from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.folders import partial_folder
 from svf_rl.training import checkpoints, trainer_state
 from svf_rl.training.checkpoints import METRICS, Manifest
+from svf_rl.training.earlier_run import remove_run
 from svf_rl.training.resume import check_same_machinery, check_same_run, find_checkpoint, rows_digest
 from svf_rl.training.run_context import RunContext, leave_process_group, stopped
 
@@ -40,6 +41,7 @@ class CheckpointManager(TrainerCallback):
         self._trainer, self._context = trainer, context
         self._state: dict[str, Any] = {}  # of the trainer, from the checkpoint
         self._begun = self._ended_early = False
+        self._again = False  # this trainer has trained before, in the same folder
         self._saved_step = -1
         self._postponed = self._epoch_over = False
         trainer.add_callback(self)
@@ -71,9 +73,11 @@ class CheckpointManager(TrainerCallback):
         self._begun = True
         if checkpoint is None:
             if trainer.is_world_process_zero():
+                if trainer.args.overwrite_output_dir and not self._again:
+                    remove_run(output)
                 checkpoints.clear_leftovers(output)
                 if checkpoints.current_run(output) is not None:
-                    checkpoints.remove_tables(output, after=0)  # of that earlier run, as its metrics
+                    checkpoints.remove_tables(output, after=0)  # of this trainer's own first run, as its metrics
                 checkpoints.name_run(output)
             return
         check_same_run(checkpoint, context.settings, trainer.args.world_size)
@@ -99,12 +103,14 @@ class CheckpointManager(TrainerCallback):
         """Around training: the folder that transformers resumes from, if any. [`begin`] is called, with the checkpoint
         that `wanted` means ([`find_checkpoint`]), unless it was called before."""
         if not self._begun:
-            self._context.checkpoint = find_checkpoint(wanted, self._output)
+            if wanted or not self._again:
+                overwrite = self._trainer.args.overwrite_output_dir and not self._again
+                self._context.checkpoint = find_checkpoint(wanted, self._output, overwrite)
             self.begin()
         try:
             yield None if self._context.checkpoint is None else str(self._context.checkpoint.folder)
         finally:
-            self._begun, self._context.checkpoint, self._state = False, None, {}
+            self._begun, self._again, self._context.checkpoint, self._state = False, True, None, {}
             for callback in self._trainer.callback_handler.callbacks:
                 if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
                     callback.training_bar.close()  # what is said of its end is to stand on a line by itself

@@ -27,11 +27,12 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
-_RUN = ".run"
+RUN = ".run"
 # What a run writes beside its checkpoints, and a folder of something else may hold.
-_WRITTEN = (
-    "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "summary.json",
-    "tokenizer.json", "tokenizer_config.json", "training_args.bin",
+WRITTEN = (
+    METRICS, "summary.json", "README.md", "training_args.bin", "adapter_config.json", "adapter_model.safetensors",
+    "chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
 )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def check_ours(output: Path, used: Sequence[str | None] = ()) -> None:
             raise SVFError(
                 f"{path} is no checkpoint of a run of svf_rl ({MANIFEST} is not there or not ours): {remedy}"
             )
-    written = [name for name in _WRITTEN if (output / name).exists()]
+    written = [name for name in WRITTEN if (output / name).exists()]
     if written and current_run(output) is None:
         raise SVFError(f"{output} holds {written[0]}, which no run wrote and this one would replace: {remedy}")
     root = output.resolve()
@@ -213,7 +214,7 @@ def clear_leftovers(output: Path) -> None:
 def current_run(output: Path) -> str | None:
     """The name of the run that was last begun in `output`, or `None`."""
     try:
-        return (output / _RUN).read_text(encoding="utf-8").strip() or None
+        return (output / RUN).read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
 
@@ -221,7 +222,7 @@ def current_run(output: Path) -> str | None:
 def name_run(output: Path, name: str | None = None) -> str:
     """Note that a new run starts in `output`, or that the one called `name` resumes there. Returns the name."""
     name = name or uuid.uuid4().hex
-    write_file(output / _RUN, f"{name}\n")
+    write_file(output / RUN, f"{name}\n")
     return name
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,8 @@ from svf_rl.runs.run_folder import read_summary
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.recipe import Recipe, find_default
 from svf_rl.storage.same_settings import check_same_settings
-from svf_rl.training.checkpoints import Checkpoint, checkpoints, current_run, last_sound, read_checkpoint
-
-logger = logging.getLogger(__name__)
+from svf_rl.training.checkpoints import Checkpoint, current_run, last_sound, read_checkpoint
+from svf_rl.training.earlier_run import check_no_run
 
 # How long a run is, what it reports and keeps, and where it runs: none of it changes a step that is made. What the
 # rows are is compared by their content, not by where they were read from.
@@ -31,7 +28,7 @@ _MAY_DIFFER = frozenset(
     eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size
     save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint
     push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
-    output_dir logging_dir resume_from_checkpoint restore_callback_states_from_checkpoint
+    output_dir overwrite_output_dir logging_dir resume_from_checkpoint restore_callback_states_from_checkpoint
     data_path data_dir dataset_name
     use_cpu local_rank deepspeed fsdp fsdp_config ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
     ddp_static_graph ddp_backend ddp_timeout dataloader_num_workers dataloader_pin_memory
@@ -49,7 +46,7 @@ _BATCH = frozenset(
 )
 
 
-def find_checkpoint(wanted: str | bool | None, output: Path) -> Checkpoint | None:
+def find_checkpoint(wanted: str | bool | None, output: Path, overwrite: bool = False) -> Checkpoint | None:
     """
     The checkpoint that `resume_from_checkpoint` means.
 
@@ -57,17 +54,23 @@ def find_checkpoint(wanted: str | bool | None, output: Path) -> Checkpoint | Non
         wanted (`str` or `bool`, *optional*): `"auto"`: the last sound one in `output`, or none; `True`: the last sound
             one; else the folder of one.
         output (`Path`): the output folder of the run.
+        overwrite (`bool`, *optional*, defaults to `False`): a run that starts anew may replace one that is there.
 
     Raises:
-        SVFError: there is none where one must be, or the one that was named is not whole.
+        SVFError: there is none where one must be, the one that was named is not whole, or none is wanted where there
+            is a run already.
     """
+    if wanted and overwrite:
+        raise SVFError("--resume continues the run that --overwrite_output_dir removes: give one of them")
     if not wanted:
-        earlier = checkpoints(output)
-        if earlier and os.environ.get("RANK", "0") == "0":
-            logger.warning("starts over beside %s of an earlier run (--resume resumes it)", earlier[-1])
+        if not overwrite:
+            check_no_run(output)
         return None
     if wanted not in ("auto", True):
-        return read_checkpoint(Path(str(wanted)))
+        named = read_checkpoint(Path(str(wanted)))
+        if current_run(output) != named.manifest.run:  # it goes on elsewhere, and there is another one
+            check_no_run(output)
+        return named
     found = last_sound(output)
     if found is None and wanted is True:
         raise SVFError(
@@ -142,7 +145,7 @@ def ended_run(output: Path, recipe: Recipe) -> RunSummary | None:
         return None
     defaults = {key: find_default(key) for key in before.keys() | now.keys()}
     made = f"the run in {output} has ended, and was made"
-    remedy = "give another output_dir, or leave --resume out to start over"
+    remedy = "give another --output_dir, or --overwrite_output_dir in place of --resume to start over"
     check_same_settings({**defaults, **before}, {**defaults, **now}, made, remedy, _MAY_DIFFER | _BATCH)
     return summary
 

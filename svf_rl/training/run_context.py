@@ -21,9 +21,12 @@ _SAME_REQUEST_SECONDS = 3.0
 _PR_SET_PDEATHSIG = 1
 
 
+_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGINT: "Ctrl-C"}
+
+
 class StopRequest:
     """
-    Whether SIGTERM or SIGUSR1 has asked this process to stop.
+    Whether SIGTERM, SIGUSR1 or Ctrl-C has asked this process to stop.
 
     Between steps the trainer looks at `requested`. Where there is no step to wait for (loading, the evaluations
     before and after training) a signal raises [`Stopped`] at once. A second signal ends the process on the spot.
@@ -34,6 +37,7 @@ class StopRequest:
         """Name of the signal that came, if one did."""
         self._waits = self._over = False
         self._came = 0.0
+        self._parent = os.getppid()
 
     @contextmanager
     def waits_for_step(self) -> Iterator[None]:
@@ -52,7 +56,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        before = {number: signal.signal(number, self._receive) for number in _NAMES}
         _end_with_launcher()
         try:
             yield
@@ -66,13 +70,24 @@ class StopRequest:
         if self._over:
             os._exit(Stopped.status)
         if self.requested is not None:
-            if time.monotonic() - self._came > _SAME_REQUEST_SECONDS:
+            if not self._is_same_request(number):
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        self.requested, self._came = signal.Signals(number).name, time.monotonic()
+        self.requested, self._came = _NAMES[signal.Signals(number)], time.monotonic()
         if not self._waits:
             raise self._outside()
+        if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            # a handler may come in the middle of a print
+            os.write(2, b"\nends with a checkpoint after the step under way; Ctrl-C once more ends at once\n")
+
+    def _is_same_request(self, number: int) -> bool:
+        if number == signal.SIGTERM and self._parent not in (1, os.getppid()):
+            self._parent = os.getppid()  # Ctrl-C has ended the launcher too, however long that took it
+            return True
+        if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
+            return False  # no launcher passes it on: who presses it a second time means it
+        return time.monotonic() - self._came <= _SAME_REQUEST_SECONDS
 
     def _outside(self) -> Stopped:
         return stopped(

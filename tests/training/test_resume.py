@@ -134,15 +134,32 @@ def test_the_best_of_an_earlier_run_in_the_folder_is_not_taken_for_this_ones(
     make_trainer: Make, make_generator: Make, tmp_path: Path
 ) -> None:
     own = {**EVERY_OTHER, **BEST, "output_dir": str(tmp_path / "run")}
-    first = make_trainer(generator=make_generator(), **own)
-    first.train()
-    best = first.state.best_global_step
-    later = {**own, "save_steps": 4 if best % 4 else 5, "max_steps": 6, "load_best_model_at_end": False}
-    second = make_trainer(generator=make_generator(), **later)
-    second.train()
-    assert second.state.best_global_step == best  # which it did not save
+    trainer = make_trainer(generator=make_generator(), **own)
+    trainer.train()
+    best = trainer.state.best_global_step
+    trainer.generator = make_generator()
+    trainer.args.save_steps, trainer.args.max_steps = 4 if best % 4 else 5, 6
+    trainer.args.load_best_model_at_end = False
+    trainer.train()
+    assert trainer.state.best_global_step == best  # which it did not save
     assert (tmp_path / f"run/checkpoint-{best}").is_dir()
-    assert second.state.best_model_checkpoint is None
+    assert trainer.state.best_model_checkpoint is None
+
+
+def test_another_trainer_does_not_replace_a_run_in_silence(
+    make_trainer: Make, make_generator: Make, tmp_path: Path
+) -> None:
+    own = {**EVERY_OTHER, "output_dir": str(tmp_path / "run")}
+    make_trainer(generator=make_generator(), **own).train()
+    with pytest.raises(SVFError, match="--overwrite_output_dir removes it"):
+        make_trainer(generator=make_generator(), **own).train()
+    again = make_trainer(generator=make_generator(), **{**own, "max_steps": 2}, overwrite_output_dir=True)
+    again.train()
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    elsewhere = make_trainer(generator=make_generator(), **{**own, "output_dir": str(tmp_path / "elsewhere")})
+    elsewhere.train()
+    with pytest.raises(SVFError, match="which would be replaced"):
+        make_trainer(generator=make_generator(), **own).train(str(tmp_path / "elsewhere/checkpoint-2"))
 
 
 def test_stopped_early_in_the_middle_of_an_epoch_a_run_has_the_checkpoint_of_its_last_update(

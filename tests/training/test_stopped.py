@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from fakes import read_metrics, wait_until
 
@@ -60,16 +61,42 @@ def work(phase: str, seconds: float = 0.5, **environment: str) -> subprocess.Pop
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_the_update_under_way_is_finished(number: signal.Signals) -> None:
-    process = work("trains")
+    process = work("trains", TORCHELASTIC_RUN_ID="some")
     process.send_signal(number)
     process.send_signal(number)  # from the launcher too
     printed, said = process.communicate(timeout=20)
     assert process.returncode == 75
     assert printed == "update over\n"
-    assert said.startswith(f"stopped by {number.name} ")
-    assert said.count("\n") == 1
+    (line,) = [line for line in said.splitlines() if line.startswith("stopped by ")]
+    assert line.startswith(f"stopped by {'Ctrl-C' if number == signal.SIGINT else number.name} ")
+    assert (len(said.split()) == len(line.split())) == (number != signal.SIGINT)  # which is answered at once
+
+
+def test_ctrl_c_says_what_follows_and_a_second_one_ends_it_at_once() -> None:
+    process = work("trains", 30)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "\n"
+    assert "with a checkpoint after the step under way; Ctrl-C once more" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == -signal.SIGINT
+
+
+def test_the_death_of_the_launcher_is_no_second_signal(tmp_path: Path) -> None:
+    """However long after Ctrl-C it comes."""
+    (tmp_path / "work.py").write_text(WORK)
+    start = f"exec >{tmp_path}/log 2>&1; ACCELERATE_MIXED_PRECISION=no {sys.executable} {tmp_path}/work.py trains 2; :"
+    launcher = subprocess.Popen(["sh", "-c", start], start_new_session=True)
+    wait_until(lambda: (tmp_path / "log").is_file() and "trains" in (tmp_path / "log").read_text(), 60)
+    (child,) = psutil.Process(launcher.pid).children()
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.6)
+    launcher.kill()
+    launcher.wait(10)
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 30)
+    assert "update over\nstopped by Ctrl-C" in (tmp_path / "log").read_text().replace("ends at once\n", "")
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
@@ -206,6 +233,45 @@ def test_another_recipe_is_not_answered_with_the_result_of_a_run_that_left_no_ch
     assert "has ended, and was made with other settings (beta: " in capsys.readouterr().err
 
 
+def test_a_run_is_not_replaced_unless_that_is_said(copied: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether it has ended or not: the three ways on are named, and all is as it was."""
+    output, train = copied
+    for state in ("a finished run", "a run that has not ended"):
+        before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+        assert train() == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert f"holds {state}" in line
+        assert all(way in line for way in ("--resume ", "--output_dir ", "--overwrite_output_dir "))
+        assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+        (output / "summary.json").unlink(missing_ok=True)
+    assert train("--dry-run") == 0
+    assert "note: " in (said := capsys.readouterr().out)
+    assert "--overwrite_output_dir removes it" in said
+    assert train("--resume", "--overwrite_output_dir") == 1
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_overwriting_removes_the_run_and_nothing_else(copied: Any) -> None:
+    output, train = copied
+    (output / "notes.txt").write_text("mine")
+    (output / "runs/mine").mkdir(parents=True)
+    (output / "runs/mine/events.txt").write_text("mine")
+    (output / "merges.txt").write_text("of another tokenizer")
+    steps = ["--max_steps", "1", "--eval_strategy", "no", "--load_best_model_at_end", "false"]
+    assert train("--overwrite_output_dir", *steps) == 0
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert not (output / "merges.txt").exists()
+    assert json.loads((output / "summary.json").read_text())["updates"] == 1
+    assert {path.name for path in output.rglob("*.txt")} == {"notes.txt", "events.txt"}
+
+
+def test_what_cannot_be_loaded_leaves_the_run_that_was_to_be_overwritten(copied: Any) -> None:
+    output, train = copied
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert train("--overwrite_output_dir", "--target_modules", "[nosuch]") == 1
+    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
 def test_true_needs_a_checkpoint(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "true"]
     assert main(["train", recipe, *SMALL, *own]) == 1
@@ -219,29 +285,35 @@ def test_one_run_at_a_time_in_a_folder(
     output, train = copied
     monkeypatch.setattr(svf_rl.train, "hold_folder", lambda folder, seconds: hold_folder(folder))
     with hold_folder(output):
-        assert train() == 1
+        assert train("--overwrite_output_dir") == 1
     assert "another process is writing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_the_launcher_gets_the_signal(
     number: signal.Signals, whole: Path, recipe: str, repository: Path, tmp_path: Path
 ) -> None:
-    """`accelerate launch` dies of it and tells its process nothing; the process stops as if it had been told."""
+    """`accelerate launch` dies of it and tells its process nothing; the process stops as if it had been told. Ctrl-C
+    comes to both. The run has no checkpoint yet and gets one."""
     output, log = tmp_path / "run", tmp_path / "log"
+    said = f"stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'} "
     with log.open("w") as file:
         launcher = subprocess.Popen(
             [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",
              "svf_rl/train.py", recipe, *SMALL, "--output_dir", str(output)],
-            cwd=repository, stdout=file, stderr=subprocess.STDOUT,
+            cwd=repository, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    wait_until((output / "metrics.jsonl").is_file, 400)
-    time.sleep(0.5)
-    launcher.send_signal(number)
+    wait_until(lambda: (output / "metrics.jsonl").is_file() and any(line["step"] for line in read_metrics(output)), 400)
+    if number == signal.SIGINT:
+        os.killpg(launcher.pid, number)
+    else:
+        launcher.send_signal(number)
     launcher.wait(60)
-    wait_until(lambda: "stopped by SIGTERM " in log.read_text(), 120)
+    wait_until(lambda: said in log.read_text(), 120)
     with hold_folder(output, seconds=60):  # the process has ended
-        assert log.read_text().count("stopped by SIGTERM ") == 1
-        assert "Traceback" not in log.read_text().split("stopped by SIGTERM ")[1]
+        assert log.read_text().count(said) == 1
+        assert "Traceback" not in log.read_text().split(said)[1]
     assert main(["train", recipe, *SMALL, "--output_dir", str(output), "--resume"]) == 0
     assert_same(whole, output)

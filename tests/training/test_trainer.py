@@ -103,6 +103,7 @@ def test_a_model_that_has_its_adapter_already_goes_on_from_there(
     first.train()
     first.save_model(str(tmp_path / "adapter"))
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter", is_trainable=True)
+    first.args.output_dir = str(tmp_path / "second")
     second = SVFReinforceTrainer(
         model, first.reward_funcs[0], first.args, first.train_dataset, None, tokenizer, generator=scripted()
     )
