@@ -143,7 +143,7 @@ def _boxed_command(privileged: bool) -> list[str]:
     command += [] if privileged else ["--unshare-user"]
     command += [*_system(), *prefix, "--ro-bind", str(BOXED), "/boxed", "--ro-bind-try", PACKAGES, "/packages"]
     # explicit, or bubblewrap creates these mount points with access only for root
-    command += ["--dir", "/tmp", "--dir", "/dev", "--proc", "/proc"]
+    command += ["--dir", "/tmp", "--dir", "/dev", "--proc", "/proc", "--symlink", "/tmp", "/dev/shm"]
     for device in ("null", "zero", "urandom"):
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     command += ["--remount-ro", "/", "--clearenv", "--chdir", "/"]

@@ -4,17 +4,21 @@ The programs stand in `hostile/`, by what they try. Each passes if its attempt s
 """
 
 import contextlib
+import fcntl
+import json
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hostile import ending, forging, reaching_out, resources
 
-from svf_rl.rewards import verify_all
+from svf_rl.rewards import verify, verify_all
 
 pytestmark = [pytest.mark.usefixtures("bubblewrap"), pytest.mark.timeout(120)]
 
@@ -157,6 +161,52 @@ def test_reaching_out_of_the_box(program: str, outside: dict[str, Any]) -> None:
         program = program.replace(f"@{word}@", value)
     compile(program, "<program>", "exec")
     assert_fails(program, [ASSERTS])
+
+
+# What code would try that runs where the tests do, as a mistake in the reading of values could let it
+IN_THE_JUDGE = {
+    "starts a process": "os.fork()",
+    "becomes a program": "os.execv('/bin/true', ['true'])",
+    "kills the supervisor": "os.kill(os.getppid(), 9)",
+    "limits the supervisor": "resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))",
+    "holds a process": "os.pidfd_open(os.getppid())",
+    "slows the supervisor": "os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+    "connects": "socket.socket()",
+    "reads the supervisor's memory": "open(f'/proc/{os.getppid()}/mem', 'rb')",
+    "writes into other processes": "assert_(any(opens(f'/proc/{n}/mem') for n in range(1, 999) if n != os.getpid()))",
+    "traces others": "assert_(ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0)",
+}
+
+
+@pytest.mark.parametrize("attempt", IN_THE_JUDGE.values(), ids=IN_THE_JUDGE)
+def test_code_beside_the_verdict_reaches_no_other_process(attempt: str) -> None:
+    """The test is right exactly where the attempt fails; what it may reach, in a forked supervisor, are the link to
+    the program and the end of the report."""
+    test = (
+        "import ctypes, os, resource, socket\nassert f(1) == 2\n"
+        "def assert_(holds):\n    if not holds:\n        raise OSError\n"
+        "def opens(path):\n    try:\n        return open(path, 'r+b')\n    except OSError:\n        return False\n"
+        "own = [n for n in range(3, 99) if os.path.exists(f'/proc/self/fd/{n}')]\nassert len(own) <= 2\n"
+        f"try:\n    {attempt}\nexcept OSError:\n    pass\nelse:\n    assert False"
+    )
+    verdict = verify("unit_tests", GOOD, {"test_list": [test]})
+    assert verdict.reason == "all tests passed"
+
+
+def test_a_program_locks_no_file_of_the_machine() -> None:
+    """It may believe so: alone in its box, it needs no lock."""
+    file = Path(json.__file__)
+    program = (
+        f"import fcntl, time\nfile = open(__import__('json').__file__)\nfcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)\ntime.sleep(.3)\n"
+    )
+    with ThreadPoolExecutor(1) as thread:
+        verdict = thread.submit(verify, "unit_tests", program + GOOD, ASSERTS, timeout=5)
+        while not verdict.done():
+            with file.open() as opened:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(0.01)
+    assert verdict.result().correct
 
 
 # Each by itself: a forgery that suits one of them is enough.

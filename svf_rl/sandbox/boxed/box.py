@@ -9,8 +9,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from system_calls import MOST_SHARED
+
 # Seconds between two checks of a running program.
 TICK = 0.05
+# What waits in a socket at most: one buffer of the usual size, which no program may enlarge.
+SOCKET_BYTES = 208 << 10
 
 
 class Stopped(Exception):
@@ -141,9 +145,9 @@ class Box:
         if not self._pid():  # not made yet: the machine is busy
             return
         used = measure_usage(self._pid())
-        if used.memory > job["memory"]:
+        if used.memory + measure_hidden(used.processes) > job["memory"]:
             raise Stopped("out of memory")
-        if used.processes > job["processes"]:
+        if len(used.processes) > job["processes"]:
             raise Stopped("too many processes")
         idle = job["idle_seconds"]
         if seconds <= min(idle, job["seconds"]):
@@ -166,10 +170,10 @@ def count_memory_kills():
 
 
 class Usage(NamedTuple):
-    """Of a process and all below it: their number, their memory in bytes, the CPU time that they spent, and the longest
-    time that one of them waited for a processor, both in seconds."""
+    """Of a process and all below it: their numbers, the memory in bytes that they have resident, the CPU time that they
+    spent, and the longest time that one of them waited for a processor, both in seconds."""
 
-    processes: int = 0
+    processes: tuple = ()
     memory: int = 0
     spent: float = 0.0
     waited: float = 0.0
@@ -191,8 +195,33 @@ def measure_usage(root):
         pids += children.get(pid, [])
     used, taken = (sum(table.get(pid, 0) for pid in pids) for table in (pages, ticks))
     return Usage(
-        len(pids), used * os.sysconf("SC_PAGE_SIZE"), taken / os.sysconf("SC_CLK_TCK"), max(map(measure_wait, pids))
+        tuple(pids), used * os.sysconf("SC_PAGE_SIZE"), taken / os.sysconf("SC_CLK_TCK"), max(map(measure_wait, pids))
     )
+
+
+def measure_hidden(pids):
+    """The bytes that processes may hold without one having them resident: what waits in the sockets of their network
+    namespace, and shared memory, of which one page may be left that keeps all of it. Raises `Stopped`."""
+    sockets, shared = set(), set()
+    for pid in pids:
+        try:
+            sockets |= set(Path(f"/proc/{pid}/net/unix").read_text().splitlines())
+            mappings = [line.split() for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()]
+        except OSError as error:
+            if isinstance(error, PermissionError) and holds_memory(pid):
+                raise Stopped("it hides what it uses") from None
+            continue  # it has ended
+        shared |= {fields[4] for fields in mappings if "s" in fields[1] and fields[5:6] == ["/dev/zero"]}  # its inode
+    sockets -= set(Path("/proc/self/net/unix").read_text().splitlines())  # where it has no namespace of its own
+    return len(sockets) * SOCKET_BYTES + len(shared) * MOST_SHARED
+
+
+def holds_memory(pid):
+    """Whether a process has not begun to end."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) > 0
+    except OSError:
+        return False
 
 
 def measure_wait(pid):

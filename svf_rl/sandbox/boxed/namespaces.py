@@ -66,7 +66,7 @@ def settle(size):
     _check(_libc.prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
     header, none = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
     _check(_libc.capset(header, none))
-    system_calls.refuse()
+    system_calls.confine_program()
 
 
 def _mount(source, target, kind, flags, options):

@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 
+import system_calls
 from solution_proxy import CannotPass, Gone, Proxy, Solution
 
 # How long a program may wait for a processor, beyond its own time (the patience of `svf_rl/sandbox/bubblewrap.py`)
@@ -206,6 +207,7 @@ def run(job, descriptor, report):
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
+    system_calls.confine_tests(descriptor, report)
 
     def tell(outcome):
         os.write(report, json.dumps(outcome).encode() + b"\n")

@@ -153,6 +153,10 @@ sender.sendto(bytes(40), ("8.8.8.8", 53))
     "opens a raw socket": "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)\n"
     + RIGHT,
     "opens a packet socket": "import socket\nsocket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n" + RIGHT,
+    "opens a socket of its virtual machine": "import socket\nsocket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)\n"
+    + RIGHT,
+    "asks the kernel by netlink": "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW)\n" + RIGHT,
+    "uses the kernel's cryptography": "import socket\nsocket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)\n" + RIGHT,
     "downloads": "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:@TCP@/', timeout=1)\n" + RIGHT,
 }
 
@@ -226,6 +230,23 @@ else:
     "enters another namespace": "import ctypes, os\n"
     "assert ctypes.CDLL(None).setns(os.open('/proc/1/ns/mnt', 0), 0) == 0\n" + RIGHT,
     "changes the host name": "import socket\nsocket.sethostname('hostile')\n" + RIGHT,
+    "asks for a mount by its number": """
+import ctypes
+c = ctypes.CDLL(None, use_errno=True)
+for number in (457, 458):  # statmount and listmount, on all machines
+    assert c.syscall(number, 0, 0, 0, 0) < 0
+    if ctypes.get_errno() != 38:
+        break
+else:
+    raise SystemExit
+"""
+    + RIGHT,
+    "opens its root anew": "import ctypes\n"
+    "assert ctypes.CDLL(None).syscall(428, -100, b'/', 1) >= 0\n" + RIGHT,
+    "reads the kernel's log": "import ctypes\n"
+    "assert ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(4096), 4096) >= 0\n" + RIGHT,
+    "calls by x86's other numbers": "import ctypes, os\n"
+    "assert os.uname().machine == 'x86_64'\nctypes.CDLL(None).syscall(0x40000000 + 39)\n" + RIGHT,
     "sets the clock": "import time\ntime.clock_settime(time.CLOCK_REALTIME, 0)\n" + RIGHT,
     "dumps with a handler of its own": "open('/proc/sys/kernel/core_pattern', 'w').write('|/tmp/x')\n" + RIGHT,
     "uses descriptors it was not given": """

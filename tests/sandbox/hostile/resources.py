@@ -58,6 +58,66 @@ for number in range(20):
         file.write(bytes(10 << 20))
 """
     + RIGHT,
+    "fills /dev/shm": """
+for number in range(20):
+    with open(f"/dev/shm/{number}", "wb") as file:
+        file.write(bytes(10 << 20))
+"""
+    + RIGHT,
+    "leaves one page each of shared mappings": """
+import ctypes, mmap, time
+c = ctypes.CDLL(None)
+for _ in range(90):
+    x = mmap.mmap(-1, 16 << 20)
+    for at in range(0, 16 << 20, 4096):
+        x[at] = 1
+    at = ctypes.addressof(ctypes.c_char.from_buffer(x))
+    assert c.munmap(ctypes.c_void_p(at + 4096), (16 << 20) - 4096) == 0
+time.sleep(.2)
+"""
+    + RIGHT,
+    "maps a large piece of shared memory": "import mmap\nx = mmap.mmap(-1, 500 << 20)\n" + RIGHT,
+    "shares a device": "import mmap\nx = mmap.mmap(open('/dev/zero', 'r+b', 0).fileno(), 500 << 20)\n" + RIGHT,
+    "fills System V message queues": """
+import ctypes
+c = ctypes.CDLL(None)
+for _ in range(1000):
+    queue = c.msgget(0, 0o1600)
+    assert queue >= 0
+    assert c.msgsnd(queue, ctypes.create_string_buffer(b"passed", 8192), 8000, 0o4000) == 0
+"""
+    + RIGHT,
+    "makes POSIX message queues": """
+import ctypes
+assert ctypes.CDLL(None).mq_open(b"/passed", 0o102, 0o600, None) >= 0
+"""
+    + RIGHT,
+    "fills sockets that nobody accepts": """
+import socket
+for number in range(40):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"/tmp/{number}")
+    listener.listen(4096)
+    for _ in range(400):
+        with socket.socket(socket.AF_UNIX) as sender:
+            sender.setblocking(False)
+            try:
+                sender.connect(f"/tmp/{number}")
+                while True:
+                    sender.send(bytes(1 << 16))
+            except BlockingIOError:
+                pass
+    globals()[f"listener{number}"] = listener
+"""
+    + RIGHT,
+    "enlarges what waits in a socket": """
+import socket
+one, other = socket.socketpair()
+one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)
+"""
+    + RIGHT,
+    "sends datagrams that nobody reads": "import socket\nsocket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n" + RIGHT,
+    "hides its memory": "import ctypes\nassert ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) == 0\n" + RIGHT,
     "fills /tmp with names": """
 for number in range(10 ** 5):
     open(f"/tmp/{number}", "w").close()
@@ -66,7 +126,7 @@ for number in range(10 ** 5):
     "fills every other folder": """
 import os
 written = 0
-for folder in "/ /dev /dev/shm /run /var/tmp /etc /proc /boxed /packages /python /usr/local".split():
+for folder in "/ /dev /run /var/tmp /etc /proc /boxed /packages /python /usr/local".split():
     try:
         with open(os.path.join(folder, "svf_rl_hostile_file"), "wb") as file:
             written += file.write(b"1")
