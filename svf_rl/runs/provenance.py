@@ -1,5 +1,6 @@
 """Where an adapter comes from, in names that mean something on any machine."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ def is_known_elsewhere(location: str | None) -> bool:
 
 def looks_local(name: str) -> bool:
     """Whether `name` is a folder here, or is not a valid name on the Hub, which is `name` or `owner/name`."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir()
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.isdir(name)  # noqa: PTH112  (any text)
 
 
 def list_tasks(recipe: Mapping[str, Any]) -> list[str]:

@@ -6,12 +6,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
+from transformers import SchedulerType
 from trl import GRPOConfig
 
 from svf_rl.described import described
 from svf_rl.errors import SVFError
 from svf_rl.losses.objective import BASELINES, IMPORTANCE_MODES, KL_ESTIMATES, KL_TYPES, REDUCTIONS
+from svf_rl.settings.limits import check_numbers
+from svf_rl.settings.yaml_values import shown
 
+_NO_MEANING = "has no meaning for SVF REINFORCE: remove it from the recipe"
+_ENTROPY = "is not supported, there is no entropy bonus: remove it; beta keeps the policy near its reference"
+_LIGER = (
+    "is not supported: remove it; the loss never holds more than a part of the logits, and Liger's kernels would "
+    "replace the layers that SVF adapts"
+)
+_FP32_HEAD = (
+    "is not supported: remove it; log-probabilities are computed in fp32, and dtype: float32 is for all the rest"
+)
+_ONE_ANSWER = "is not supported: remove it; held-out items have one greedy answer each (svf-rl eval samples several)"
+_EXPLAINED = {
+    **dict.fromkeys(
+        ("entropy_coef", "use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta",
+         "entropy_target"),
+        _ENTROPY,
+    ),
+    "use_liger_kernel": _LIGER, "liger_kernel_config": _LIGER, "cast_lm_head_to_fp32": _FP32_HEAD,
+    "num_generations_eval": _ONE_ANSWER,
+    "max_tool_calling_iterations": "is not supported, completions have one turn and no tools: remove it",
+    "remove_unused_columns": "must be false, since rewards read all columns: remove it",
+}  # fmt: skip
 # TRL options that belong to other objectives or to paths that this trainer replaces: an error when set.
 UNSUPPORTED = (
     "loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "scale_rewards",
@@ -27,6 +51,7 @@ UNSUPPORTED = (
     "label_smoothing_factor", "neftune_noise_alpha",
 )  # fmt: skip
 SERVER_FAILURES = ("stop", "leave_out")
+LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")
 _CHOICES: dict[str, Collection[str]] = {
     "objective": ("policy_gradient", "next_token"),
     "advantage": BASELINES,
@@ -36,7 +61,15 @@ _CHOICES: dict[str, Collection[str]] = {
     "vllm_importance_sampling_mode": IMPORTANCE_MODES,
     "vllm_mode": ("colocate", "server"),
     "vllm_server_failure": SERVER_FAILURES,
+    "pad_to_multiple_of": ("auto",),
+    "include_num_input_tokens_seen": ("all", "non_padding", "no"),
+    "log_level": LOG_LEVELS,
+    "log_level_replica": LOG_LEVELS,
+    "debug": ("", "underflow_overflow"),
+    "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"),
+    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
 }
+"""Of texts, one of these; what is no text is checked elsewhere."""
 
 
 @dataclass
@@ -49,7 +82,7 @@ class SVFReinforceConfig(GRPOConfig):
     """
 
     learning_rate: float = described(2e-3, "Peak learning rate; z needs a far larger one than weights do.")
-    lr_scheduler_type: str = described("constant", "Learning-rate schedule.")
+    lr_scheduler_type: SchedulerType | str = described("constant", "Learning-rate schedule.")
     beta: float = described(0.1, "Coefficient of the KL term (lambda in the paper).")
     num_generations: int | None = described(8, "Completions per prompt; 1 is allowed.")
     metric_for_best_model: str | None = described(
@@ -112,12 +145,14 @@ class SVFReinforceConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        check_numbers({f.name: getattr(self, f.name) for f in fields(self)})
         if self.objective == "next_token":
             for name, value in next_token_settings(self.kl_type).items():
                 setattr(self, name, value)
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise SVFError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if isinstance(value, str) and value not in allowed:
+                raise SVFError(f"{name} must be one of {', '.join(filter(None, allowed))}, not {shown(value)}")
         generations = self.num_generations or 0
         if generations < 1:
             raise SVFError(f"num_generations must be at least 1, not {self.num_generations}")
@@ -174,9 +209,9 @@ class SVFReinforceConfig(GRPOConfig):
         for name in UNSUPPORTED:
             # `or None`: an empty dictionary is as good as none
             if (getattr(self, name) or None) != (defaults[name] or None):
-                raise SVFError(
-                    f"{name}={getattr(self, name)!r} has no meaning for SVF REINFORCE: remove it from the recipe"
-                )
+                raise refused_option(f"{name}={getattr(self, name)!r}", name)
+        if self.remove_unused_columns:
+            raise refused_option("remove_unused_columns", "remove_unused_columns")
 
     def _check_objective(self) -> None:
         if self.beta < 0:
@@ -223,6 +258,11 @@ class SVFReinforceConfig(GRPOConfig):
                 f"steps_per_generation ({self.steps_per_generation}) and gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps}) must divide one another: change one of them"
             )
+
+
+def refused_option(shown: str, name: str) -> SVFError:
+    """The error for an option of TRL that the trainer does not have: what of it is `shown`, and what to do instead."""
+    return SVFError(f"{shown} {_EXPLAINED.get(name, _NO_MEANING)}")
 
 
 def next_token_settings(kl_type: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import torch
 from svf_rl.described import described
 from svf_rl.errors import SVFError
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
-from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings
+from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings, refused_option
+from svf_rl.settings.limits import check_limits
 from svf_rl.settings.recipe_checks import check_batch, check_engines, check_zero
 from svf_rl.settings.yaml_values import fit, parse_override, read_mapping
 from svf_rl.storage.bundled import find_recipe
@@ -49,8 +50,18 @@ class Recipe:
 # Settings of transformers and TRL that have no effect here: loading (`dtype`, ...), evaluation, the script.
 NOT_READ = (
     "model_init_kwargs", "eval_accumulation_steps", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics",
-    "do_train", "do_eval", "do_predict",
+    "do_train", "do_eval", "do_predict", "per_device_eval_batch_size", "eval_do_concat_batches",
+    "eval_use_gather_object", "label_names", "length_column_name", "train_sampling_strategy", "ignore_data_skip",
+    "auto_find_batch_size", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "optim_target_modules",
+    "accelerator_config", "parallelism_config", "local_rank", "average_tokens_across_devices",
 )  # fmt: skip
+_FSDP = "FSDP is not supported; for several GPUs start with accelerate launch and a config of DDP or DeepSpeed's ZeRO"
+NOT_HERE = {
+    "deepspeed": "start with accelerate launch and a config of DeepSpeed, such as accelerate_configs/zero2.yaml",
+    "fsdp": _FSDP,
+    "fsdp_config": _FSDP,
+}
+"""Keys that accelerate's configs are for."""
 
 _NOT_OF_A_SERVER = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation",
@@ -90,9 +101,12 @@ def load_recipe(
     values.update(explicit)
     if serving:
         values = {key: value for key, value in values.items() if key not in _NOT_OF_A_SERVER}
-    for key in values:
-        if key in NOT_READ or key in UNSUPPORTED:
-            raise SVFError(f"{key} has no meaning for SVF REINFORCE: remove it from the recipe")
+    for key, value in values.items():
+        if key in NOT_HERE:
+            raise SVFError(f"{key} is not set in a recipe: {NOT_HERE[key]}")
+        if key in NOT_READ or key in UNSUPPORTED or (key == "remove_unused_columns" and value):
+            raise refused_option(key, key)
+    check_limits(values, {key: find_default(key) for key in values})
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2" if deepspeed else "0")  # not set for a JSON file
     if int(stage):
@@ -115,10 +129,12 @@ def load_recipe(
     values = _with_resolved_paths(values, path.parent)
     planned = gpus or processes
     processes = planned or int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        values.pop("ddp_backend", None)  # a process alone has nobody to talk to
     check_batch(values, processes)
     warnings += check_engines(values, processes, read_alone=planned is None)
     # Evaluation here has no batches, but TRL checks theirs.
-    settings = {"per_device_eval_batch_size": max(2, values.get("num_generations") or 8), **values}
+    settings = {**values, "per_device_eval_batch_size": max(2, values.get("num_generations") or 8)}
     config: Any = SVFReinforceConfig
     if planned is not None:  # transformers counts the running processes, and TRL computes batches from their number
         config = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": planned})
@@ -231,10 +247,10 @@ def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, A
     there."""
 
     def resolve(name: str) -> str:
-        path = Path(name).expanduser()
-        if not path.exists() and (folder / path).exists():
+        path = os.path.expanduser(name)  # noqa: PTH111  (pathlib raises for an unknown user, and for long names)
+        if not os.path.exists(path) and os.path.exists(folder / path):  # noqa: PTH110
             return str(folder / path)
-        return str(path) if name.startswith("~") else name
+        return path
 
     def resolve_reward(spec: Any) -> Any:
         if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):

@@ -1,0 +1,108 @@
+"""Every key of a recipe with odd values: the dry run plans the run, or refuses in one line that names the key."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from svf_rl.errors import SVFError
+from svf_rl.settings.dry_run import check_recipe
+from svf_rl.settings.recipe import _PARTS, load_recipe
+
+KEYS = sorted({f.name for part in _PARTS for f in fields(part) if f.init})
+ODD: list[Any] = [
+    None, True, False, 0, 1, 2, -1, 3, 10**30, 10**400, -(10**30), 0.5, -0.5, 1e-320, 1e30, 1e308, float("nan"),
+    float("inf"), float("-inf"), "", " ", "nosuch", "true", "7", "a b", "two\nlines", "no\0such", "é", "x" * 5000,
+    "x" * 300, "/", "../..", "~nosuch/x", "./nowhere", "[", "a(", "{}", "null", [], [""], [None], [[]], ["nosuch"],
+    ["["], [1], [-1], [10**30], [float("nan")], ["no\0such"], {}, {"nosuch": 1}, {"a": {"b": None}}, {"name": "x"},
+    {"name": "numeric", "weight": 10**400}, {1: 2}, {"": ""}, {"seed": float("inf")},
+]  # fmt: skip
+RECIPES: list[dict[str, Any]] = [
+    {},
+    {"adapter": "lora", "gradient_checkpointing": True, "lr_scheduler_type": "cosine"},
+    {"objective": "next_token", "eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": -1},
+    {"task": "mixture", "mixture": {"quickstart:math": 2, "quickstart:choice": 1}, "parameterization": "sigmoid"},
+    {"task": "columns", "data_path": "rows.jsonl", "rewards": "numeric", "data_dir": None},
+    {"use_vllm": True, "init": "random", "num_generations": 1, "advantage": "none"},
+]
+# What a message says in place of the key.
+IN_WORDS = {
+    "model_name_or_path": "model", "adapter_path": "adapter", "experts": "adapter", "target_modules": "targets",
+    "lora_target_modules": "targets", "rewards": "reward", "train_items": "rows", "validation_items": "rows",
+    "test_items": "rows", "data_path": "data", "data_dir": "data", "task": "task", "skill": "skill",
+    "layers_to_transform": "targets", "exclude_modules": "targets",
+}  # fmt: skip
+
+
+@pytest.fixture
+def write(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write a small recipe of the bundled model with some keys changed; its path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(f'{{"prompt": "What is {i} + 1?", "answer": "{i + 1}"}}\n' for i in range(40))
+    )
+    small = yaml.safe_load((repository / "recipes" / "quickstart.yaml").read_text()) | {
+        "use_vllm": False, "train_items": 16, "validation_items": 4, "test_items": 4, "max_steps": 1,
+        "per_device_train_batch_size": 8, "max_completion_length": 8, "report_to": "none", "use_cpu": True,
+        "disable_tqdm": True, "eval_steps": 1, "save_steps": 1,
+    }  # fmt: skip
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in (small | changes).items() if v is not None or k in changes}))
+        return path
+
+    return write
+
+
+def drawn(seed: int, count: int) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Recipe, key and value; every key comes up."""
+    draw = random.Random(seed)
+    for number in range(count):
+        key = KEYS[number % len(KEYS)]
+        if number % len(KEYS) == 0:
+            draw.shuffle(KEYS)
+        yield draw.choice(RECIPES), key, draw.choice(ODD)
+
+
+def check_refusal(error: SVFError, key: str) -> None:
+    message = str(error)
+    assert message.isprintable(), message
+    assert len(message) < 700, message
+    assert key in message or IN_WORDS.get(key, key) in message, message
+
+
+def check_planned(write: Any, seed: int, count: int) -> int:
+    """How many of `count` drawn recipes can be trained, of which no one may end in anything but a plan or one line."""
+    planned = 0
+    for recipe, key, value in drawn(seed, count):
+        try:
+            print(check_recipe(load_recipe(write(**{**recipe, key: value}))))
+            planned += 1
+        except SVFError as error:
+            check_refusal(error, key)
+        except BaseException as error:
+            error.add_note(f"recipe {recipe}, {key}: {value!r}")
+            raise
+    return planned
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_recipes_themselves_are_planned(write, recipe: dict[str, Any]) -> None:
+    assert check_recipe(load_recipe(write(**recipe))).updates
+
+
+def test_a_recipe_with_an_odd_value_is_planned_or_refused_in_one_line(write) -> None:
+    planned = check_planned(write, seed=0, count=1500)
+    assert planned > 50
+
+
+@pytest.mark.slow
+def test_recipes_with_odd_values_of_a_fresh_seed(write) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    print("seed", seed)
+    check_planned(write, seed, count=10_000)
