@@ -197,7 +197,7 @@ def test_a_program_locks_no_file_of_the_machine() -> None:
     """It may believe so: alone in its box, it needs no lock."""
     file = Path(json.__file__)
     program = (
-        f"import fcntl, time\nfile = open(__import__('json').__file__)\nfcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "import fcntl, json, time\nfile = open(json.__file__)\nfcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
         "fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)\ntime.sleep(.3)\n"
     )
     with ThreadPoolExecutor(1) as thread:

@@ -1,4 +1,4 @@
-"""System calls that are refused by a filter in the kernel (seccomp), for programs and for the process with the tests."""
+"""System calls that the kernel refuses by a filter (seccomp), to programs and to the process with the tests."""
 
 import ctypes
 import errno

@@ -241,8 +241,7 @@ else:
     raise SystemExit
 """
     + RIGHT,
-    "opens its root anew": "import ctypes\n"
-    "assert ctypes.CDLL(None).syscall(428, -100, b'/', 1) >= 0\n" + RIGHT,
+    "opens its root anew": "import ctypes\nassert ctypes.CDLL(None).syscall(428, -100, b'/', 1) >= 0\n" + RIGHT,
     "reads the kernel's log": "import ctypes\n"
     "assert ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(4096), 4096) >= 0\n" + RIGHT,
     "calls by x86's other numbers": "import ctypes, os\n"

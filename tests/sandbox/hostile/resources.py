@@ -116,7 +116,8 @@ one, other = socket.socketpair()
 one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)
 """
     + RIGHT,
-    "sends datagrams that nobody reads": "import socket\nsocket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n" + RIGHT,
+    "sends datagrams that nobody reads": "import socket\nsocket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+    + RIGHT,
     "hides its memory": "import ctypes\nassert ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) == 0\n" + RIGHT,
     "fills /tmp with names": """
 for number in range(10 ** 5):
