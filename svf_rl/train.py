@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Every key of the recipe can be given as --key value.",
     )  # fmt: skip
     parser.add_argument("recipe", help="a YAML file, or a name that svf-rl recipes lists")
-    parser.add_argument("--dry-run", action="store_true", help="check the recipe without weights or network, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check the recipe without weights, and stop")
     parser.add_argument("--resume", action="store_true", help="resume from the last sound checkpoint, if there is one")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     known, overrides = parser.parse_known_args(arguments)
@@ -76,6 +76,8 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
         except SVFError as error:
             print(f"note: {error}")
         return None
+    if report.refusal:
+        raise SVFError(report.refusal)
     # before anything is filled in
     settings = asdict(recipe.model) | asdict(recipe.adapter) | asdict(recipe.data) | training.to_dict()
     context = RunContext(settings=settings)

@@ -14,7 +14,7 @@ from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.evaluation.adapters import BASE, Adapter, find_adapters
 from svf_rl.evaluation.answers import answer_items
 from svf_rl.evaluation.base_model import BaseModel, find_base_model
-from svf_rl.evaluation.folder import ResultFolder, Settings
+from svf_rl.evaluation.folder import Settings, choose_folder
 from svf_rl.evaluation.items import TaskItems, load_items, room
 from svf_rl.evaluation.records import Answers
 from svf_rl.evaluation.summary import Result, summarize
@@ -95,9 +95,7 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
         room(f"{title}, item", items.prompt_ids, items.sampling.max_tokens, base.positions),
     )
     settings = _settings(arguments, base, items, adapters, classifier, system_prompt)
-    folder = ResultFolder(
-        Path(evaluation.out or f"runs/dispatch-{Path(evaluation.model).resolve().name}").expanduser(), settings
-    )
+    folder = choose_folder(evaluation.out, f"runs/dispatch-{Path(evaluation.model).resolve().name}", settings)
     answering = {label: adapters[path].label for label, path in arguments.experts.items()}
     folders = {adapter.label: str(adapter.folder) for adapter in adapters.values()}
     pool = ExpertPool(

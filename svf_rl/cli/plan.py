@@ -65,7 +65,7 @@ def _print_slurm_values(known: argparse.Namespace) -> None:
 
 PLAN = Command(
     "plan", "memory of a run by ZeRO stage, and whether it fits", _fill, _run,
-    description="Memory of a run from the recipe and the model's configuration alone: no weights, no GPU, no network. "
+    description="Memory of a run from the recipe and the model's configuration alone: no weights, no GPU. "
     "Exit status 0 where it fits; 1 where it does not, with what to change on the last line.",
     keys="Every key of the recipe can be given as --key value.",
 )  # fmt: skip

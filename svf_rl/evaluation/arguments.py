@@ -36,7 +36,9 @@ class EvaluationArguments(EngineArguments):
     temperature: float | None = described(None, "Default: 0, greedy; 0.8 with several samples.")
     top_p: float = described(1.0, "Draw from the most likely tokens that make up this share.")
     k: list[int] | None = described(None, "The k of pass@k, as in 1,10 (default: 1 and --samples).")
-    out: str | None = described(None, "Folder of the results, where a second call resumes (default: runs/eval-MODEL).")
+    out: str | None = described(
+        None, "Folder of the results, where a second call resumes (default: runs/eval-MODEL, one for each setting)."
+    )
     max_tokens: int | None = described(None, "Of a completion (default: the task's).")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = described(
         "auto", "Of the weights; auto is that of the files, without CUDA float32 for half precision."

@@ -1,6 +1,8 @@
 """The folder of an evaluation: `settings.json`, `<label>/<task>.jsonl`, `summary.json`."""
 
+import itertools
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +13,30 @@ from svf_rl.storage.files import write_json
 from svf_rl.storage.folders import check_writable, is_unused
 from svf_rl.storage.json_files import read_json
 from svf_rl.storage.locks import hold_folder
-from svf_rl.storage.same_settings import check_same_settings
+from svf_rl.storage.same_settings import OtherSettings, check_same_settings
 
 Settings = dict[str, Any]
 
 # What a folder was called does not matter where the fingerprint of its content agrees.
 _NAMES = ("model", "adapter")
 _KIND = "svf-rl evaluation"
+
+
+def choose_folder(out: str | None, default: str, settings: Mapping[str, Settings]) -> "ResultFolder":
+    """The folder `out`; without one the first of `default`, `default-2`, `default-3`, ... that was not made with other
+    settings, so that each setting has its own and resumes there."""
+    if out is not None:
+        return ResultFolder(Path(out).expanduser(), settings)
+    for number in itertools.count(1):
+        path = Path(default if number == 1 else f"{default}-{number}")
+        try:
+            folder = ResultFolder(path, settings)
+        except OtherSettings:
+            continue
+        if number > 1:
+            print(f"{default} has results of other settings: these go to {path}", file=sys.stderr)
+        return folder
+    raise AssertionError
 
 
 class ResultFolder:

@@ -9,7 +9,7 @@ from svf_rl.evaluation.adapters import BASE, Adapter, find_adapters
 from svf_rl.evaluation.answers import answer_items, split_pending
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.base_model import BaseModel, find_base_model
-from svf_rl.evaluation.folder import ResultFolder, Settings
+from svf_rl.evaluation.folder import Settings, choose_folder
 from svf_rl.evaluation.items import TaskItems, check_lengths, load_items
 from svf_rl.evaluation.records import Answers, read_records
 from svf_rl.evaluation.summary import Result, summarize
@@ -41,9 +41,7 @@ def evaluate(arguments: EvaluationArguments) -> list[Result]:
         for label, adapter in labels.items()
         for task in tasks
     }
-    folder = ResultFolder(
-        Path(arguments.out or f"runs/eval-{Path(arguments.model).resolve().name}").expanduser(), settings
-    )
+    folder = choose_folder(arguments.out, f"runs/eval-{Path(arguments.model).resolve().name}", settings)
 
     runs = [(label, task, folder.records(label, task.file)) for label in labels for task in tasks]
     unfinished = {

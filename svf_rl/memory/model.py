@@ -34,10 +34,11 @@ class PlannedModel:
         self.notes: list[str] = []
         adapted = find_adapted_matrices(recipe, self.notes)
         if adapted is None or adapted.config is None:
-            what = self.notes[-1].partition(" comes ")[0] if adapted is None else "the model"
+            name = f"model {recipe.model.model_name_or_path}"
+            what = self.notes[-1].rpartition(":")[0] if adapted is None else f"{name} is not on this machine"
             raise SVFError(
-                f"{what}: its configuration is not on this machine; download it once, or name a folder that holds "
-                f"config.json: --model_name_or_path FOLDER (now {recipe.model.model_name_or_path})"
+                f"{what}: run this where the Hub can be reached, or name a folder that holds config.json: "
+                "--model_name_or_path FOLDER"
             )
         self.recipe, self.config, self.kind = recipe, adapted.config, adapted.kind
         text_config = adapted.config.get_text_config()

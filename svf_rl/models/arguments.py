@@ -20,6 +20,9 @@ class ModelArguments:
     )
     attn_implementation: str | None = described(None, "Attention of transformers: sdpa, eager, flash_attention_2.")
     trust_remote_code: bool = described(False, "Run model code that comes from the Hub.")
+    device: Literal["auto", "cpu"] = described(
+        "auto", "cpu trains on the CPU: also where there is a GPU, and a model of more than a billion parameters."
+    )
 
     @property
     def location(self) -> str:

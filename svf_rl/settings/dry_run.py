@@ -1,9 +1,12 @@
-"""The dry run: every check of a recipe that needs neither weights nor the network."""
+"""The dry run: every check of a recipe that needs no weights, and of the network at most the model's `config.json`."""
 
+import importlib.util
 import math
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import Reward, load_reward, required_columns
@@ -16,6 +19,11 @@ from svf_rl.tasks.targets import check_targets, target_column
 
 # Columns that TRL does not pass to rewards: they get `prompts` and the model's `completions` instead.
 _HIDDEN_COLUMNS = {"prompt", "completion"}
+
+_PACKAGE_OF_REPORTER = {"azure_ml": "azureml", "dagshub": "mlflow", "flyte": "flytekit", "kubeflow": "transformers"}
+
+# With more, a step takes minutes on a CPU: a recipe for a GPU that was started on the wrong machine.
+_SMALL_ENOUGH_FOR_CPU = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -31,14 +39,16 @@ class DryRun:
     updates: int | None
     lines: dict[str, str]  # what is printed, by its name
     notes: list[str]
+    refusal: str = ""  # why it cannot be made on this machine
 
     def __str__(self) -> str:
         lines = [f"{name + ':':16}{text}" for name, text in self.lines.items()]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        notes = [*self.notes, *([f"here it would end at once: {self.refusal}"] if self.refusal else ())]
+        return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
 
 def check_recipe(recipe: Recipe) -> DryRun:
-    """Check a recipe and describe its run; loads no weights, creates no folder, contacts no server.
+    """Check a recipe and describe its run; loads no weights, creates no folder, contacts no vLLM server.
 
     Local rows (files, the quickstart's) are really loaded.
 
@@ -46,6 +56,7 @@ def check_recipe(recipe: Recipe) -> DryRun:
         SVFError: a reward or a column is missing, the targets match nothing, or the rows do not fill one batch.
     """
     notes = list(recipe.warnings)
+    check_reporters(recipe.training.report_to or ())
     rewards = load_rewards(recipe.data)
     rows = _check_data(recipe, rewards, notes)
     if any(reward.__name__ in ("unit_tests", "verified") for reward in rewards) and shutil.which("bwrap") is None:
@@ -77,7 +88,17 @@ def check_recipe(recipe: Recipe) -> DryRun:
         **_describe_objective(training),
         "output": training.output_dir,
     }
-    return DryRun(matrices, values, rows, weights, prompts, sequences, updates, lines, notes)
+    refusal = "" if adapted is None else _needs_gpu(recipe, adapted.parameters or 0)
+    return DryRun(matrices, values, rows, weights, prompts, sequences, updates, lines, notes, refusal)
+
+
+def _needs_gpu(recipe: Recipe, parameters: int) -> str:
+    if not recipe.lacks_gpu or parameters <= _SMALL_ENOUGH_FOR_CPU:
+        return ""
+    return (
+        f"{recipe.model.model_name_or_path} has {parameters / 1e9:.1f} billion parameters and this machine has no GPU: "
+        "train it where there is one, or give --device cpu if you mean it"
+    )
 
 
 def _describe_objective(training: SVFReinforceConfig) -> dict[str, str]:
@@ -105,6 +126,18 @@ def load_rewards(data: DataArguments) -> list[Reward]:
     if not specs:
         raise SVFError("rewards is empty: name at least one, such as exact_match")
     return [load_reward(spec) for spec in specs]
+
+
+def check_reporters(names: Collection[str]) -> None:
+    """Raises `SVFError` for a name in `report_to` that nothing has, or whose package is not installed."""
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise SVFError(f"report_to: {name!r} is not known: give none, or one of {known}")
+        package = _PACKAGE_OF_REPORTER.get(name, name)
+        if importlib.util.find_spec(package) is None:
+            extra = f" (svf_rl's extra {name})" if name in ("wandb", "trackio") else ""
+            raise SVFError(f"report_to: {name} needs a package that is not installed: pip install {package}{extra}")
 
 
 def check_columns(rewards: Sequence[Reward], columns: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
@@ -9,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from svf_rl.errors import SVFError
 from svf_rl.generation.vllm.tensor_parallel import check_divides
 from svf_rl.models.arguments import ModelArguments
+from svf_rl.models.hub_config import fetch_config
 from svf_rl.models.kinds import AdapterKind, kind_of
 from svf_rl.runs.provenance import looks_local
 from svf_rl.settings.config import SVFReinforceConfig
@@ -26,6 +28,7 @@ class Adapted:
     peft_config: PeftConfig  # for a combination, that of its first expert
     matrices: list[str]  # paths in the base model
     trained_values: int  # those of `modules_to_save` apart
+    parameters: int | None  # of the base model
 
 
 def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
@@ -51,34 +54,39 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
     else:
         peft_config = read_config(arguments.adapter_path)
         kind = kind_of(peft_config)
-    config, model = _model_config(recipe.model), None
+    model = None
+    config, missing = _model_config(recipe.model)
     if config is not None:
         _check_generation(config, recipe.training)
         with without_values():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
     found = kind.find_matrices(arguments, peft_config, model)
     if found is None:
-        notes.append(f"model {recipe.model.model_name_or_path} is not on this machine: its targets were not checked")
+        name = recipe.model.model_name_or_path
+        notes.append(f"model {name} is not on this machine, and {missing}: its targets were not checked")
         return None
-    return Adapted(config, kind, peft_config, *found)
+    return Adapted(config, kind, peft_config, *found, None if model is None else model.num_parameters())
 
 
-def _model_config(model: ModelArguments) -> PretrainedConfig | None:
+def _model_config(model: ModelArguments) -> tuple[PretrainedConfig | None, str]:
+    """The configuration, from the Hub where it is not on this machine; `None`, and why, where it cannot be had."""
     location = model.location
     if looks_local(location) and not Path(location).is_dir():
         raise SVFError(f"model folder {location} does not exist (working directory: {Path.cwd()})")
+    given: dict[str, Any] = {"revision": model.model_revision or "main", "trust_remote_code": model.trust_remote_code}
     try:
-        return AutoConfig.from_pretrained(
-            location,
-            revision=model.model_revision or "main",
-            trust_remote_code=model.trust_remote_code,
-            local_files_only=True,
-        )
+        return AutoConfig.from_pretrained(location, **given, local_files_only=True), ""
     except (OSError, ValueError) as error:
         if Path(location).is_dir():
             detail = " ".join(str(error).split())[:300]
             raise SVFError(f"model folder {location} has no usable config.json: {detail}") from error
-        return None
+    if missing := fetch_config(location, model.model_revision):
+        return None, missing
+    try:  # code that is trusted is fetched with it
+        return AutoConfig.from_pretrained(location, **given, local_files_only=not model.trust_remote_code), ""
+    except (OSError, ValueError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise SVFError(f"the config.json of {location} on the Hub cannot be read: {detail}") from error
 
 
 def _check_generation(config: PretrainedConfig, training: SVFReinforceConfig) -> None:

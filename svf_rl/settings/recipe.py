@@ -36,7 +36,8 @@ class DataArguments(TaskOptions):
 
 @dataclass
 class Recipe:
-    """A loaded recipe. `raw`: the values that the run uses; `warnings`: what was changed and why."""
+    """A loaded recipe. `raw`: the values that the run uses; `warnings`: what was changed and why; `lacks_gpu`: it runs
+    on the CPU since there is no GPU, and not because that was said."""
 
     model: ModelArguments
     adapter: AdapterArguments
@@ -45,6 +46,7 @@ class Recipe:
     path: Path
     raw: dict[str, Any]
     warnings: list[str]
+    lacks_gpu: bool = False
 
 
 # Settings of transformers and TRL that have no effect here: loading (`dtype`, ...), evaluation, the script.
@@ -116,6 +118,9 @@ def load_recipe(
             "reward_weights has no effect: give each reward its weight, as in rewards: [{name: …, weight: 2}]"
         )
     values.setdefault("output_dir", f"runs/{path.stem}")
+    if values.get("device") == "cpu":
+        values["use_cpu"] = True
+    lacks_gpu = gpus is None and not values.get("use_cpu") and not torch.cuda.is_available()
     for key, value in _of_cpu_processes().items():
         values.setdefault(key, value)
     warnings: list[str] = []
@@ -144,7 +149,7 @@ def load_recipe(
 
     try:
         model, adapter, data = build(ModelArguments), build(AdapterArguments), build(DataArguments)
-        return Recipe(model, adapter, data, build(config), path, values, warnings)
+        return Recipe(model, adapter, data, build(config), path, values, warnings, lacks_gpu)
     except SVFError:
         raise
     # raised by TRL and transformers for settings that contradict each other or need a missing package

@@ -8,11 +8,15 @@ from svf_rl.errors import SVFError
 from svf_rl.storage.json_files import normalize_json
 
 
+class OtherSettings(SVFError):
+    """What is on the disk was made with other settings."""
+
+
 def check_same_settings(
     there: Mapping[str, Any], here: Mapping[str, Any], made: str, remedy: str, ignored: Collection[str] = ()
 ) -> None:
     """
-    Raises `SVFError` where settings differ: `<made> with other settings (seed: 0 there, 1 here): <remedy>`.
+    Raises [`OtherSettings`] where settings differ: `<made> with other settings (seed: 0 there, 1 here): <remedy>`.
 
     Args:
         there (`Mapping`): those of what is on the disk.
@@ -22,7 +26,7 @@ def check_same_settings(
         ignored (`Collection[str]`, *optional*): names that may differ.
     """
     if found := difference(there, here, ignored):
-        raise SVFError(f"{made} with other settings ({found}): {remedy}")
+        raise OtherSettings(f"{made} with other settings ({found}): {remedy}")
 
 
 def difference(there: Mapping[str, Any] | None, here: Mapping[str, Any], ignored: Collection[str] = ()) -> str:

@@ -30,8 +30,8 @@ _MAY_DIFFER = frozenset(
     push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
     output_dir overwrite_output_dir logging_dir resume_from_checkpoint restore_callback_states_from_checkpoint
     data_path data_dir dataset_name
-    use_cpu local_rank deepspeed fsdp fsdp_config ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
-    ddp_static_graph ddp_backend ddp_timeout dataloader_num_workers dataloader_pin_memory
+    use_cpu device local_rank deepspeed fsdp fsdp_config ddp_find_unused_parameters ddp_bucket_cap_mb
+    ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout dataloader_num_workers dataloader_pin_memory
     dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
     gradient_checkpointing gradient_checkpointing_kwargs torch_empty_cache_steps
     vllm_gpu_memory_utilization vllm_enable_sleep_mode vllm_enforce_eager vllm_max_model_length

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from svf_rl.errors import SVFError
-from svf_rl.evaluation.folder import ResultFolder
+from svf_rl.evaluation.folder import ResultFolder, choose_folder
 from svf_rl.evaluation.records import Answers, Record, append_records, mend, read_records
 from svf_rl.evaluation.summary import compare, summarize
 
@@ -75,6 +75,23 @@ def test_other_settings_are_refused_and_named_and_more_runs_are_added(tmp_path: 
     with ResultFolder(out, {"base/gsm8k": {**first, "model": "moved"}, "base/math": first}).writing():
         pass
     assert sorted(json.loads((out / "settings.json").read_text())["runs"]) == ["base/gsm8k", "base/math"]
+
+
+def test_without_out_each_setting_has_a_folder_of_its_own_and_resumes_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for temperature in (0.0, 0.8, 0.5, 0.8, 0.0):
+        with choose_folder(None, "runs/eval-a", {"base/gsm8k": {"temperature": temperature}}).writing() as _:
+            pass
+    made = {path.name: json.loads((path / "settings.json").read_text())["runs"] for path in Path("runs").iterdir()}
+    assert {name: runs["base/gsm8k"]["temperature"] for name, runs in made.items()} == {
+        "eval-a": 0.0, "eval-a-2": 0.8, "eval-a-3": 0.5,
+    }  # fmt: skip
+    assert "these go to runs/eval-a-3\n" in capsys.readouterr().err
+    Path("runs/eval-a/settings.json").write_text("torn")  # which is another matter
+    with pytest.raises(SVFError, match="damaged"):
+        choose_folder(None, "runs/eval-a", {"base/gsm8k": {"temperature": 0.8}})
 
 
 def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """The dry run: what it finds out without weights and without the network, and what it refuses."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401  (a condition below names it)
 from fakes import refusal
 
 from svf_rl.quickstart import model_path
@@ -178,3 +180,46 @@ def test_a_machine_without_bubblewrap_is_noted_where_programs_are_to_be_run(plan
     code = ["--task", "mbpp", "--rewards", "unit_tests"]
     assert any("bubblewrap" in note for note in plan(*code).notes)
     assert not any("bubblewrap" in note for note in plan().notes)
+
+
+# ---- a model that is too large for a CPU -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> str:
+    """The folder of a configuration of 1.3 billion parameters."""
+    values = json.loads((model_path() / "config.json").read_text())
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 32}
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large/config.json").write_text(json.dumps(values | sizes | {"num_key_value_heads": 32}))
+    return str(tmp_path / "large")
+
+
+@pytest.mark.skipif("torch.cuda.is_available()", reason="needs a machine without a GPU")
+def test_a_large_model_without_a_gpu_is_refused_unless_the_cpu_is_meant(plan, large: str) -> None:
+    assert "give --device cpu" in plan("--model_name_or_path", large).refusal
+    assert plan("--model_name_or_path", large, "--device", "cpu").refusal == ""
+    assert plan("--model_name_or_path", large, "--use_cpu").refusal == ""
+    assert plan().refusal == ""
+
+
+def test_a_plan_for_gpus_is_not_one_for_this_machine(repository: Path, large: str) -> None:
+    recipe = load_recipe(repository / "recipes/quickstart.yaml", ["--model_name_or_path", large], gpus=1)
+    assert check_recipe(recipe).refusal == ""
+
+
+# ---- where metrics go ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow", "flyte"])
+def test_a_reporter_that_is_not_installed_is_named(plan, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if name in package else find(package))
+    assert f"report_to: {name} needs a package that is not installed: pip install {name}" in refusal(
+        plan, "--report_to", f"[tensorboard, {name}]"
+    )
+
+
+def test_a_reporter_that_nothing_has_is_refused(plan) -> None:
+    assert "report_to: 'wandbb' is not known: give none, or one of " in refusal(plan, "--report_to", "wandbb")
+    assert plan("--report_to", "none").matrices == plan("--report_to", "tensorboard").matrices
