@@ -7,7 +7,8 @@ from pathlib import Path
 
 from svf_rl.errors import SVFError
 from svf_rl.storage.path_names import path_names
-from svf_rl.svf.expert import expert_folder, read_config
+from svf_rl.svf.expert import expert_folder
+from svf_rl.svf.saved_config import read_config
 
 BASE = "base"
 

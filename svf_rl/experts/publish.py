@@ -12,14 +12,15 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.models.kinds import kind_of
 from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import MARKER, render_model_card
 from svf_rl.runs.provenance import base_name, find_base, is_known_elsewhere, looks_local, remove_paths
 from svf_rl.runs.run_folder import read_adapter_config, read_metrics, read_summary
 from svf_rl.storage.folders import check_new, new_folder
-from svf_rl.svf.expert import WEIGHTS, expert_folder
+from svf_rl.svf.expert import expert_folder
+from svf_rl.svf.saved_config import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,10 @@ def _files(folder: Path, base_model: str | None, location: str) -> tuple[dict[st
 def _own_card(folder: Path, base: str | None) -> str | None:
     """The text of a card that a person wrote. Those of PEFT and of TRL name the base model's folder here."""
     path = folder / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise SVFError(f"{path} cannot be read as text ({one_line(error)}): correct it, or remove it") from error
     from_library = "[More Information Needed]" in text or "fine-tuned version of [None]" in text
     local = base is not None and looks_local(base) and base in text
     return None if not text.strip() or MARKER in text or from_library or local else text

@@ -14,8 +14,9 @@ from svf_rl.runs.provenance import base_name, find_base, list_tasks
 from svf_rl.runs.run_folder import read_adapter_config, read_summary
 from svf_rl.storage.path_names import path_names
 from svf_rl.svf.cache import FactorCache
-from svf_rl.svf.expert import WEIGHTS, Expert, check_same_base, expert_folder
+from svf_rl.svf.expert import Expert, check_same_base, expert_folder
 from svf_rl.svf.mask import Mask
+from svf_rl.svf.saved_config import WEIGHTS
 from svf_rl.text_table import aligned
 
 _WORDS = ("", "expert", "kind", "base model", "task", "modules")
@@ -107,6 +108,7 @@ def experts_table(paths: Sequence[str]) -> ExpertsTable:
         if expert is not None:
             m, note = _multipliers(expert)
             experts.append((expert, torch.cat(list(m.values())) - 1))
+        values = kind.count_values(folder, config) if expert is None else sum(map(len, m.values()))
         row = Row(
             name=name,
             kind=kind.label(config),
@@ -117,7 +119,7 @@ def experts_table(paths: Sequence[str]) -> ExpertsTable:
             interval=summary.after.interval if summary.after else None,
             items=summary.items,
             bytes=(folder / WEIGHTS).stat().st_size,
-            values=kind.count_values(folder, config) if expert is None else sum(map(len, m.values())),
+            values=values,
             modules=_by_module(m),
             note=note,
         )

@@ -11,7 +11,7 @@ from svf_rl.errors import SVFError
 from svf_rl.metrics.statistics import Estimate, estimate_share
 from svf_rl.runs.summary import RunSummary
 from svf_rl.storage.json_files import read_json, read_json_lines
-from svf_rl.svf.expert import WEIGHTS
+from svf_rl.svf.saved_config import CONFIG, REMEDY, WEIGHTS, check_config
 
 Metrics = dict[str, float]
 
@@ -162,11 +162,14 @@ def read_metrics(folder: Path) -> list[Line]:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json` as it stands. Raises `SVFError` where there is none, or it is damaged."""
-    path = folder / "adapter_config.json"
+    """`adapter_config.json` as it stands, with values of the types that its method has. Raises `SVFError` where there
+    is none, or it is damaged."""
+    path = folder / CONFIG
     if not path.is_file():
-        raise SVFError(f"no adapter in {folder}: it needs adapter_config.json and {WEIGHTS}")
-    return read_json(path, "save the adapter again", {"peft_type": str})
+        raise SVFError(f"no adapter in {folder}: it needs {CONFIG} and {WEIGHTS}")
+    content = read_json(path, REMEDY, {"peft_type": str})
+    check_config(content, folder)
+    return content
 
 
 def _read_line(content: Any) -> Line:

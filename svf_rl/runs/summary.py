@@ -54,6 +54,10 @@ class RunSummary:
         for key, value in known.items():
             if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
                 raise SVFError(f"{key} cannot be {value!r}")
+        for key, kind in _READ_AGAIN.items():
+            value = known.get("recipe", {}).get(key)
+            if value is not None and not (value in kind if key == "dtype" else isinstance(value, kind)):
+                raise SVFError(f"{key} of the recipe cannot be {value!r}")
         return cls(**known, other={key: value for key, value in content.items() if key not in _TYPES})
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,6 +84,13 @@ _TYPES: dict[str, Any] = {
     "recipe": dict, "seed": int, "trained_values": int, "rows": dict, "packages": dict, "git_commit": str,
     "warnings": list, "run": str, "base_accuracy": _NUMBER, "accuracy": _NUMBER, "items": int, "updates": int,
     "best_checkpoint": str, "seconds": dict,
+}  # fmt: skip
+
+# Keys of the recipe that others act on, with their type or their values.
+_READ_AGAIN: dict[str, Any] = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"), "model_name_or_path": str, "model_revision": str, "task": str,
+    "skill": str, "mixture": dict, "rewards": (list, str, dict), "chat_template_kwargs": dict, "dataset_name": str,
+    "output_dir": str, "hub_model_id": str,
 }  # fmt: skip
 
 _PACKAGES = (

@@ -15,7 +15,7 @@ from svf_rl.models.kinds import AdapterKind, kind_of
 from svf_rl.runs.provenance import looks_local
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.recipe import Recipe
-from svf_rl.svf.expert import read_config
+from svf_rl.svf.saved_config import read_config
 from svf_rl.svf.sharding import without_values
 
 
@@ -52,7 +52,7 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
     if arguments.adapter_path is None:
         peft_config = kind.config(arguments)
     else:
-        peft_config = read_config(arguments.adapter_path)
+        peft_config = read_config(Path(arguments.adapter_path).expanduser())
         kind = kind_of(peft_config)
     model = None
     config, missing = _model_config(recipe.model)

@@ -28,11 +28,13 @@ def read_json(
     """
     if missing_ok and not path.is_file():
         return {}
+    if path.exists() and not path.is_file():  # reading a device or a pipe may never end
+        raise SVFError(f"{path} is no file; {remedy}")
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise SVFError(f"cannot read {path}: {error.strerror}; {remedy}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SVFError(f"{path} is damaged (not valid JSON): {remedy}") from error
     if not isinstance(content, dict):
         raise SVFError(f"{path} is damaged (not a JSON object): {remedy}")
@@ -67,6 +69,8 @@ def read_json_lines(
     rows: list[T] = []
     if not path.exists():
         return rows
+    if not path.is_file():
+        raise SVFError(f"{path} is no file; {remedy}")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -76,7 +80,7 @@ def read_json_lines(
                     rows.append(parse(json.loads(line, parse_float=parse_float)))
                 except json.JSONDecodeError as error:
                     raise SVFError(f"{path}, line {number} is damaged (not valid JSON: {error}): {remedy}") from error
-                except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                     raise SVFError(f"{path}, line {number} is damaged: {remedy}") from error
     except OSError as error:
         raise SVFError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error

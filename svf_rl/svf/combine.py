@@ -12,8 +12,10 @@ code mixes):
 Both are the same where the weights sum to 1.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +56,21 @@ def check_form(form: str) -> None:
     """Raises `SVFError` for an unknown form."""
     if form not in FORMS:
         raise SVFError(f"form of the combination must be one of {', '.join(FORMS)}, not {form!r}")
+
+
+def check_record(combination: Any) -> None:
+    """Raises `SVFError` unless this is what an adapter's configuration says of the combination that it was made by."""
+    known: Mapping[str, Any] = combination if isinstance(combination, Mapping) else {}
+    experts, rows = known.get("experts"), known.get("alpha")
+    if (
+        not (isinstance(experts, list) and experts and all(isinstance(name, str) for name in experts))
+        or not (isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows))
+        or not all(len(row) == len(experts) for row in rows)
+        or not all(isinstance(weight, int | float) and math.isfinite(weight) for row in rows for weight in row)
+        or known.get("scope", "global") not in SCOPES
+        or known.get("form", "mask") not in FORMS
+    ):
+        raise SVFError("combination must have names of experts, alpha as rows with a number for each, scope and form")
 
 
 def assign_groups(names: Sequence[str], scope: str) -> list[int]:

@@ -8,6 +8,7 @@ from peft import PeftConfig
 
 from svf_rl.described import described
 from svf_rl.errors import SVFError
+from svf_rl.svf.combine import check_record
 from svf_rl.svf.targets import target_regex
 
 
@@ -21,6 +22,11 @@ class _PeftTypeSVF(str):
 
 
 PEFT_TYPE_SVF = _PeftTypeSVF("SVF")
+
+
+LARGEST = 1e4
+"""In size, of a `z` and of a multiplier: far above what any training reaches. `W'` of a larger one overflows, or is
+noise."""
 
 
 @dataclass
@@ -78,12 +84,17 @@ class SVFConfig(PeftConfig):
             raise SVFError(f"parameterization must be 'direct' or 'sigmoid', not {self.parameterization!r}")
         if self.init not in ("identity", "random"):
             raise SVFError(f"init must be 'identity' or 'random', not {self.init!r}")
-        if self.parameterization == "sigmoid" and not 1 < self.max_multiplier < math.inf:
-            raise SVFError(f"max_multiplier must be above 1 (m = 1 is the base model), not {self.max_multiplier}")
+        if self.parameterization == "sigmoid" and not 1 < self.max_multiplier <= LARGEST:
+            raise SVFError(
+                f"max_multiplier must be above 1 (m = 1 is the base model) and at most {LARGEST:g}, not "
+                f"{self.max_multiplier}"
+            )
         if not 0 <= self.init_std < math.inf:
             raise SVFError(f"init_std must be a number of at least 0, not {self.init_std}")
         if not math.isfinite(self.init_mean):
             raise SVFError(f"init_mean must be a finite number, not {self.init_mean}")
+        if self.combination is not None:
+            check_record(self.combination)
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise SVFError("layers_pattern needs layers_to_transform: give the layer indices, or drop layers_pattern")
 

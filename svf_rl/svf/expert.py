@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from svf_rl.errors import SVFError
-from svf_rl.svf.config import SVFConfig
+from svf_rl.errors import SVFError, one_line
+from svf_rl.svf.config import LARGEST, SVFConfig
+from svf_rl.svf.mask import is_sound
+from svf_rl.svf.saved_config import CONFIG, WEIGHTS, read_config
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # The suffixes of a matrix's tensors in the file, after its path.
 Z, FINGERPRINT, PROBE = ".svf_z.weight", ".svf_fingerprint", ".svf_probe"
 PREFIX = "base_model.model."
@@ -70,28 +70,21 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
                 if key.endswith(Z):
                     z[key.removesuffix(Z).removeprefix(PREFIX)] = saved.get_tensor(key).float()
                 elif key.endswith(FINGERPRINT):
-                    digest = bytes(saved.get_tensor(key).tolist()).hex()
+                    digest = saved.get_tensor(key).flatten().to(torch.uint8).numpy().tobytes().hex()
                     fingerprints[key.removesuffix(FINGERPRINT).removeprefix(PREFIX)] = digest
     except (SafetensorError, OSError, ValueError) as error:
-        raise SVFError(f"{file} is damaged ({' '.join(str(error).split())[:200]}): save the adapter again") from error
+        raise SVFError(f"{file} is damaged ({one_line(error)}): save the adapter again") from error
     if not z:
         raise SVFError(f"{file} holds no z: it is damaged, save the adapter again")
     if z.keys() != fingerprints.keys():
         raise SVFError(f"{file} lacks fingerprints of its weights: it is damaged, save the adapter again")
-    broken = [matrix for matrix, vector in z.items() if not torch.isfinite(vector).all()]
-    if broken:
-        raise SVFError(f"{file}: z of {broken[0]} is not finite: the adapter file is damaged")
+    for matrix, vector in z.items():
+        if vector.ndim != 1 or not is_sound(vector):
+            raise SVFError(
+                f"{file}: z of {matrix} is not finite, above {LARGEST:g} or no vector: it is damaged, save the adapter "
+                "again"
+            )
     return Expert(name or folder.resolve().name, folder, config, z, fingerprints, file.stat().st_size)
-
-
-def read_config(path: str | Path) -> PeftConfig:
-    """The configuration of a saved adapter of any kind, in a folder or on the Hub. Raises `SVFError` where there is
-    none that can be used."""
-    try:
-        return PeftConfig.from_pretrained(str(path))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise SVFError(f"{Path(path) / CONFIG} is not a valid adapter configuration: {detail}") from error
 
 
 def adapter_name(name: str) -> str:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svf_rl.svf.config import SVFConfig
+from svf_rl.svf.config import LARGEST, SVFConfig
+
+
+def is_sound(z: Tensor) -> bool:
+    """Whether every value of a `z` is a finite number of at most [`LARGEST`], in size."""
+    return bool((z.abs() <= LARGEST).all())
 
 
 @dataclass(frozen=True)

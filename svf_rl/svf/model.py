@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from svf_rl.errors import SVFError
 from svf_rl.svf.cache import FactorCache
-from svf_rl.svf.config import SVFConfig
+from svf_rl.svf.config import LARGEST, SVFConfig
 from svf_rl.svf.decompose import fingerprint, thin_svd
 from svf_rl.svf.expert import FINGERPRINT, PREFIX, PROBE, Z
 from svf_rl.svf.layer import SVFLinear, svf_layers
+from svf_rl.svf.mask import is_sound
 from svf_rl.svf.probe import agrees, probe, project
 from svf_rl.svf.sharding import gather_parameters
 from svf_rl.svf.targets import find_targets, is_linear, is_output_layer, logical_weight, target_regex
@@ -182,8 +183,10 @@ def _check_saved(name: str, layer: SVFLinear, adapter_name: str, saved: dict[str
             f"the adapter was trained on other weights than those of {name}: load it onto {base}, "
             "in the dtype of its training"
         )
-    if z.shape != layer.svf_factors.s.shape or not torch.isfinite(z).all():
-        raise SVFError(f"z of {name} has shape {tuple(z.shape)} or is not finite: the adapter file is damaged")
+    if z.shape != layer.svf_factors.s.shape or not is_sound(z):
+        raise SVFError(
+            f"z of {name} has shape {tuple(z.shape)}, is not finite or above {LARGEST:g}: the adapter file is damaged"
+        )
     m = layer.multiplier(adapter_name, z).detach()
     if not agrees(layer.projections, m, saved[name + PROBE].float().cpu()):
         raise SVFError(

@@ -56,4 +56,6 @@ def probe(matrix: Projections, m: Tensor) -> Tensor:
 
 def agrees(matrix: Projections, m: Tensor, recorded: Tensor) -> bool:
     """Whether `m` on this matrix gives the recorded probe, up to `TOLERANCE` relative to `W'`."""
+    if not torch.isfinite(recorded).all():
+        return False
     return bool((probe(matrix, m) - recorded).norm() <= TOLERANCE * (matrix.weight.flatten() + recorded).norm())

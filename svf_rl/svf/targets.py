@@ -36,7 +36,7 @@ def target_regex(targets: str | Iterable[str] | None, key: str = "targets") -> s
     regex = TARGETS.get(targets, targets)
     try:
         re.compile(regex)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise SVFError(
             f"{key} {targets!r} is neither a preset ({', '.join(TARGETS)}) nor a valid regular expression: {error}"
         ) from error

@@ -67,7 +67,7 @@ def test_what_is_no_expert_is_said_in_one_line(
         "lora": "holds a LORA adapter",
         "empty": "no adapter in",
         "torn": "is damaged",
-        "no_json": "not a valid adapter configuration",
+        "no_json": "is damaged .not valid JSON.: save the adapter again",
         "not/there/at/all": "neither a local folder nor an adapter that can be downloaded",
     }
     for name, message in expected.items():

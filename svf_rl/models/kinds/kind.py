@@ -3,6 +3,7 @@
 import importlib
 import math
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.markdown import code
 from svf_rl.storage.same_settings import check_same_settings
-from svf_rl.svf.expert import FINGERPRINT, PROBE, WEIGHTS, Expert, read_config
+from svf_rl.svf.expert import FINGERPRINT, PROBE, Expert, expert_folder
 from svf_rl.svf.model import SVFModel
+from svf_rl.svf.saved_config import WEIGHTS, read_config
 from svf_rl.svf.targets import TARGETS, find_targets, logical_weight, target_regex
 
 if TYPE_CHECKING:
@@ -99,10 +101,11 @@ class AdapterKind:
     def put_on(self, base: PreTrainedModel, model: "ModelArguments", arguments: "AdapterArguments") -> PeftModel:
         """`base` with the adapter that is to be trained: a new one, or that of `adapter_path`, which must be the one
         that the recipe describes (`SVFError`)."""
-        config, path = self.config(arguments), arguments.adapter_path
-        if path is None:
+        config, given = self.config(arguments), arguments.adapter_path
+        if given is None:
             self.prepare(model, config, base.dtype)
             return get_peft_model(base, config)
+        path = expert_folder(given)
         saved = read_config(path)
         if kind_of(saved) is not self:
             raise SVFError(f"{path} holds a {kind_of(saved).peft_type} adapter, the recipe says adapter: {self.name}")
@@ -194,22 +197,23 @@ def kind_of_model(model: Any) -> AdapterKind:
 def load_saved(base: Any, model: "ModelArguments", path: str | Path, name: str = "default") -> PeftModel:
     """`base`, a model of `model` with or without other adapters, with a saved adapter, to be trained further. Raises
     `SVFError` for one that is missing, damaged, or of another base model."""
-    config = read_config(path)
+    folder = expert_folder(path)
+    config = read_config(folder)
     kind_of(config).prepare(model, config, base.dtype)
     try:
         if isinstance(base, PeftModel):
-            base.load_adapter(str(path), name, is_trainable=True)
+            base.load_adapter(str(folder), name, is_trainable=True)
             return base
-        return PeftModel.from_pretrained(base, str(path), adapter_name=name, is_trainable=True)
+        return PeftModel.from_pretrained(base, str(folder), adapter_name=name, is_trainable=True)
     except SVFError:
         raise
     except SafetensorError as error:
-        raise SVFError(f"the adapter file in {path} is damaged ({first_line(error)}): save it again") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise SVFError(f"no adapter in {path}: {first_line(error)}") from error
-    except RuntimeError as error:  # PEFT's, where shapes differ
-        detail = " ".join(str(error).split())[:300]
-        raise SVFError(f"the adapter in {path} does not fit this base model: {detail}") from error
+        raise SVFError(f"the adapter file in {path} is damaged ({one_line(error)}): save it again") from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise SVFError(f"no adapter in {path}: {one_line(error)}") from error
+    # PEFT's where shapes differ, and what its methods and `re` raise for values that they do not expect
+    except (RuntimeError, TypeError, AttributeError, IndexError, ArithmeticError, AssertionError, re.error) as error:
+        raise SVFError(f"the adapter in {path} does not fit this base model: {one_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
