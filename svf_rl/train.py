@@ -99,6 +99,7 @@ def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
     from transformers import ProgressCallback, set_seed
 
     from svf_rl.models.loading import load_adapted, load_tokenizer
+    from svf_rl.runs.provenance import remove_secrets
     from svf_rl.runs.summary import RunSummary, read_package_versions
     from svf_rl.settings.dry_run import check_rows, load_rewards
     from svf_rl.tasks import find_task
@@ -123,7 +124,7 @@ def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
     splits = {split: rows for split, rows in data.items() if rows is not None}
     context.rows = {split: rows_digest(rows) for split, rows in splits.items()}
     context.summary = RunSummary(
-        recipe={key: v for key, v in recipe.raw.items() if key not in ("hub_token", "resume_from_checkpoint")},
+        recipe=remove_secrets({key: v for key, v in recipe.raw.items() if key != "resume_from_checkpoint"}),
         seed=recipe.training.seed,
         trained_values=sum(p.numel() for p in model.parameters() if p.requires_grad),
         rows={split: len(rows) for split, rows in splits.items()},

@@ -1,5 +1,6 @@
 """What stands in for the real thing in tests of many rooms, and what they all wait for, read and compare."""
 
+import base64
 import json
 import random
 import socket
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -151,6 +152,33 @@ class FakeServer(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+class FakeHub(FakeServer):
+    """The few answers of the Hugging Face Hub that an upload asks for; `uploads` has the files of each, by name."""
+
+    uploads: ClassVar[list[dict[str, bytes]]] = []
+
+    def do_GET(self) -> None:
+        self.answer(b"{}")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        answer: dict[str, Any] = {}
+        if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            answer = {"url": f"http://{self.headers['Host']}/{name}"}
+        elif "/preupload/" in self.path:
+            answer["files"] = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                for file in json.loads(body)["files"]
+            ]
+        elif "/commit/" in self.path:
+            values = [line["value"] for line in map(json.loads, body.splitlines()) if line["key"] == "file"]
+            self.uploads.append({value["path"]: base64.b64decode(value["content"]) for value in values})
+            answer = {"commitUrl": f"http://{self.headers['Host']}/me/name/commit/1", "commitOid": "1"}
+        self.answer(json.dumps(answer).encode())
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -18,6 +18,7 @@ from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import MARKER, render_model_card
 from svf_rl.runs.provenance import base_name, find_base, is_known_elsewhere, looks_local, remove_paths
 from svf_rl.runs.run_folder import read_adapter_config, read_metrics, read_summary
+from svf_rl.runs.summary import RunSummary
 from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf.expert import expert_folder
 from svf_rl.svf.saved_config import WEIGHTS
@@ -65,19 +66,62 @@ def publish(
         with new_folder(path) as staging:
             _write(files, folder, staging)
         return Published(str(path), sorted([*files, WEIGHTS]), notes)
-    with tempfile.TemporaryDirectory() as staging:
-        _write(files, folder, Path(staging))
-        with hub_errors(target):
-            validate_repo_id(target)
-            api = HfApi()
-            url = api.create_repo(target, private=private or None, exist_ok=True)
-            api.upload_folder(repo_id=url.repo_id, folder_path=staging, commit_message="Adapter and model card")
+    with hub_errors(target):
+        validate_repo_id(target)
+        url = HfApi().create_repo(target, private=private or None, exist_ok=True)
+        _upload(files, folder, url.repo_id, "Adapter and model card")
     return Published(str(url), sorted([*files, WEIGHTS]), notes)
 
 
-def _files(folder: Path, base_model: str | None, location: str) -> tuple[dict[str, str], list[str]]:
+def push_run(
+    folder: Path, summary: RunSummary, repository: str, message: str, token: str | None, revision: str | None
+) -> CommitInfo:
+    """
+    Upload what [`publish`] does of a run that goes on, or has just ended.
+
+    Args:
+        folder (`Path`): The adapter's: the run's own, or that of a checkpoint.
+        summary ([`RunSummary`]): Of the run, as far as it is known.
+        repository (`str`): `owner/name` on the Hub, which is there.
+        message (`str`): Of the commit.
+        token (`str`, *optional*): Default: that of the machine.
+        revision (`str`, *optional*): The branch.
+
+    Raises:
+        SVFError: as `publish`.
+    """
+    files, _ = _files(folder, None, repository, summary)
+    with hub_errors(repository, token):
+        return _upload(files, folder, repository, message, token, revision)
+
+
+def _upload(
+    files: Mapping[str, str],
+    folder: Path,
+    repository: str,
+    message: str,
+    token: str | None = None,
+    revision: str | None = None,
+) -> CommitInfo:
+    with tempfile.TemporaryDirectory() as staging:
+        _write(files, folder, Path(staging))
+        return HfApi(token=token).upload_folder(
+            repo_id=repository, folder_path=staging, commit_message=message, revision=revision
+        )
+
+
+def check_base(base: str | None, what: str, remedy: str) -> str:
+    """The name by which others know the base model. Raises `SVFError` for one in a folder of this machine."""
+    if base is None or not is_known_elsewhere(base):
+        raise SVFError(f"the base model of {what} is a folder of this machine ({base_name(base)}): {remedy}")
+    return base_name(base)
+
+
+def _files(
+    folder: Path, base_model: str | None, location: str, summary: RunSummary | None = None
+) -> tuple[dict[str, str], list[str]]:
     """The text of each file but the weights, and what a person should know. Everything is checked here."""
-    config, summary = read_adapter_config(folder), read_summary(folder)
+    config, summary = read_adapter_config(folder), summary or read_summary(folder)
     kind = kind_of(config)
     if kind.read_expert(folder, config) is None:
         kind.count_values(folder, config)  # reads the file: it is there, and whole
@@ -87,12 +131,7 @@ def _files(folder: Path, base_model: str | None, location: str) -> tuple[dict[st
         except HFValidationError as error:
             raise SVFError(f"--base-model {base_model!r} is not a valid name on the Hub, such as OWNER/NAME") from error
     base = base_model or find_base(config, summary)
-    if base is None or not is_known_elsewhere(base):
-        raise SVFError(
-            f"the base model of {folder} is a folder of this machine ({base_name(base)}): "
-            "give its name on the Hub as --base-model OWNER/NAME"
-        )
-    name = base_name(base)
+    name = check_base(base, str(folder), "give its name on the Hub as --base-model OWNER/NAME")
     published: dict[str, Any] = {**remove_paths(config), "base_model_name_or_path": name}
     files = {"adapter_config.json": _json(published)}
     notes = []

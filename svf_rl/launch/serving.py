@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.server.connection import EXTENSION
+from svf_rl.generation.server.secret import RequireSecret, make_secret
 from svf_rl.generation.vllm import require_vllm
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.settings.recipe import Recipe
@@ -32,6 +33,7 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
     model, training = recipe.model, recipe.training
     require_vllm()
     _check_free(host, port)
+    make_secret()
     length = training.vllm_max_model_length
     options: dict[str, object] = {
         "host": host,
@@ -49,6 +51,7 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         # after temperature and truncation: the distribution from which tokens are sampled
         "logprobs-mode": "processed_logprobs",
         "worker-extension-cls": EXTENSION,
+        "middleware": f"{RequireSecret.__module__}.{RequireSecret.__name__}",
     }
     flags = ["--disable-log-stats", "--disable-uvicorn-access-log"]
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}

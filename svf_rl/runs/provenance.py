@@ -1,4 +1,4 @@
-"""Where an adapter comes from, in names that mean something on any machine."""
+"""Where an adapter comes from, in names that mean something on any machine, and without what is secret."""
 
 import os
 import re
@@ -9,6 +9,26 @@ from typing import Any
 from svf_rl.runs.summary import RunSummary
 
 BUNDLED = "quickstart"
+
+_OF_THIS_MACHINE = (
+    "output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "vllm_server_base_url", "vllm_server_host",
+    "vllm_server_port",
+)  # fmt: skip
+# An absolute path of at least three parts within a text. (A mark such as `</answer>` is none.)
+_PATH = re.compile(r"(?<![\w.:/<~-])~?(?:/[\w.@+-]+){3,}/?")
+
+# Not `eos_token`, `classifier_tokens` and the like.
+_SECRET_NAME = re.compile(
+    r"(?i)(?:^|_)(?:passwd|password|secret|credentials?|api_?key|(?:hub|hf|access|auth|api|bearer|refresh)_?token)$|^token$"
+)
+_IN_ADDRESS = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#]*@")
+_IN_QUERY = re.compile(
+    r"""([?&;][\w.-]*(?i:token|key|secret|passw(?:or)?d|signature|sig|credential|auth)[\w.-]*=)[^&;\s"'<>)]+"""
+)
+_TOKEN = re.compile(
+    r"()\b(?:(?:hf_|sk-|gh[oprsu]_|github_pat_|glpat-|xox[abprs]-|AKIA|eyJ[\w-]+\.eyJ)[\w.-]{12,}"
+    r"|Bearer [\w.~+/-]{8,}=*)"
+)
 
 # `~/.cache/huggingface/hub/models--owner--name/snapshots/<commit>`
 _IN_HUB_CACHE = re.compile(r"(?:^|/)models--([^/]+?)(?:--([^/]+))?/snapshots/")
@@ -53,13 +73,33 @@ def list_tasks(recipe: Mapping[str, Any]) -> list[str]:
     return [f"{task}:{recipe.get('skill', 'math')}" if task == "quickstart" else str(task)]
 
 
-def remove_paths(value: Any) -> Any:
-    """`value` (JSON) with every path cut to its last name, and without tokens and folders of the run."""
+def remove_secrets(value: Any) -> Any:
+    """`value` (JSON) without tokens, passwords and keys: by the names under which they stand, in addresses, and by
+    their own form."""
     if isinstance(value, Mapping):
-        hidden = ("hub_token", "output_dir", "logging_dir")
-        return {key: remove_paths(item) for key, item in value.items() if key not in hidden}
-    if isinstance(value, list):
-        return [remove_paths(item) for item in value]
-    if isinstance(value, str) and (value.startswith(("/", "./", "../", "~")) or Path(value).is_absolute()):
-        return base_name(value)
+        return {key: remove_secrets(item) for key, item in value.items() if not _SECRET_NAME.search(str(key))}
+    if isinstance(value, list | tuple):
+        return [remove_secrets(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for secret in (_IN_ADDRESS, _IN_QUERY, _TOKEN):
+        value = secret.sub(r"\1", value)
     return value
+
+
+def remove_paths(value: Any) -> Any:
+    """`value` (JSON) without what is secret ([`remove_secrets`]) or means nothing elsewhere: every path is cut to its
+    last name, and folders, name and servers of the run are left out."""
+    return _cut_paths(remove_secrets(value))
+
+
+def _cut_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _cut_paths(item) for key, item in value.items() if key not in _OF_THIS_MACHINE}
+    if isinstance(value, list):
+        return [_cut_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith(("/", "./", "../", "~")) or Path(value).is_absolute():
+        return base_name(value)
+    return _PATH.sub(lambda found: base_name(found[0]), value)

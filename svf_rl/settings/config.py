@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import SchedulerType
+from transformers.trainer_utils import HubStrategy
 from trl import GRPOConfig
 
 from svf_rl.described import described
@@ -166,6 +167,11 @@ class SVFReinforceConfig(GRPOConfig):
         self._check_objective()
         self._check_sampling()
         self._check_servers()
+        if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise SVFError(
+                "push_to_hub uploads the adapter, and no checkpoints with settings and paths of this machine: set "
+                "hub_strategy to every_save or end"
+            )
 
     @property
     def server_urls(self) -> list[str]:

@@ -15,7 +15,7 @@ PARTIAL = ".*." + "[0-9a-f]" * 8 + ".partial"
 """Pattern of the hidden names under which files are written."""
 
 
-def write_file(path: Path, content: str | bytes, remedy: str = REMEDY) -> None:
+def write_file(path: Path, content: str | bytes, remedy: str = REMEDY, private: bool = False) -> None:
     """
     Write `path`, whose folder is made where it is missing. Readers see what was there before or all of `content`, also
     after a kill or a power cut; several processes may write the same file.
@@ -26,6 +26,7 @@ def write_file(path: Path, content: str | bytes, remedy: str = REMEDY) -> None:
         path (`Path`): the file.
         content (`str` or `bytes`): text is written as UTF-8; unpaired surrogates, which it cannot hold, are escaped.
         remedy (`str`, *optional*): the end of the message when the disk takes no more.
+        private (`bool`, *optional*, defaults to `False`): no other user may read it.
 
     Raises:
         SVFError: the disk is full or read-only, or the folder cannot be made. Nothing is left behind.
@@ -34,6 +35,8 @@ def write_file(path: Path, content: str | bytes, remedy: str = REMEDY) -> None:
     with disk_errors(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            if private:
+                partial.touch(0o600)
             with partial.open("wb") as file:
                 file.write(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
                 file.flush()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from svf_rl.errors import SVFError
 from svf_rl.svf.config import LARGEST, SVFConfig
 
 
@@ -26,6 +27,13 @@ class Mask:
     @classmethod
     def of(cls, config: SVFConfig) -> "Mask":
         return cls(config.parameterization, config.max_multiplier, config.renormalize)
+
+    def check(self) -> None:
+        """Raises `SVFError` for options that [`SVFConfig`] does not take."""
+        known = self.parameterization in ("direct", "sigmoid") and type(self.renormalize) is bool
+        known &= type(self.max_multiplier) in (int, float)
+        if not known or (self.parameterization == "sigmoid" and not 1 < self.max_multiplier <= LARGEST):
+            raise SVFError(f"{self} is the mask of no adapter: see SVFConfig")
 
     @property
     def identity(self) -> float:

@@ -19,6 +19,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from svf_rl.errors import SVFError
+from svf_rl.runs.provenance import remove_secrets
 from svf_rl.runs.summary import read_package_versions
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.folders import partial_folder
@@ -272,7 +273,7 @@ class CheckpointManager(TrainerCallback):
         return f"--resume resumes from {ours[-1]}" if ours else "there is no earlier checkpoint to resume from"
 
     def _manifest(self, resumable: bool) -> Manifest:
-        settings = {key: value for key, value in self._context.settings.items() if key != "hub_token"}
+        settings = remove_secrets(self._context.settings)
         return Manifest(
             run=checkpoints.current_run(self._output) or checkpoints.name_run(self._output),
             step=self._trainer.state.global_step,

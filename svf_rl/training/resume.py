@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
+from svf_rl.runs.provenance import remove_secrets
 from svf_rl.runs.run_folder import read_summary
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.recipe import Recipe, find_default
@@ -89,7 +90,7 @@ def check_same_run(checkpoint: Checkpoint, settings: Mapping[str, Any], processe
     """
     folder, manifest = checkpoint.folder, checkpoint.manifest
     before, remedy = manifest.settings, "give the recipe the same values, or start over in another output_dir"
-    check_same_settings(before, settings, f"{folder} was written", remedy, _MAY_DIFFER | _BATCH)
+    check_same_settings(before, remove_secrets(settings), f"{folder} was written", remedy, _MAY_DIFFER | _BATCH)
     if manifest.processes != processes and manifest.parallelism.startswith("DeepSpeed"):
         raise SVFError(
             f"{folder} was written by {manifest.processes} process(es) under {manifest.parallelism}, each with its "
@@ -146,7 +147,7 @@ def ended_run(output: Path, recipe: Recipe) -> RunSummary | None:
     defaults = {key: find_default(key) for key in before.keys() | now.keys()}
     made = f"the run in {output} has ended, and was made"
     remedy = "give another --output_dir, or --overwrite_output_dir in place of --resume to start over"
-    check_same_settings({**defaults, **before}, {**defaults, **now}, made, remedy, _MAY_DIFFER | _BATCH)
+    check_same_settings({**defaults, **before}, {**defaults, **remove_secrets(now)}, made, remedy, _MAY_DIFFER | _BATCH)
     return summary
 
 

@@ -5,6 +5,7 @@ of transformers stands here, each with a line on why; the work is done by what t
 `HeldOutEvaluator`, `CheckpointManager` and `MetricsRecorder`. Left out: tools, environments, vision, clipped ratios.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather, set_seed
 from datasets import Dataset
+from huggingface_hub import CommitInfo
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import (
@@ -21,15 +23,18 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
 )
+from transformers.trainer_utils import HubStrategy
 from trl import GRPOTrainer
 
 from svf_rl.errors import SVFError
+from svf_rl.experts.publish import check_base, push_run
 from svf_rl.generation import CompletionGenerator, Sampling, sample_seed
 from svf_rl.generation.prompts import encode_prompts
 from svf_rl.losses import objective
 from svf_rl.losses.token_logprobs import LogitTransform
 from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import write_model_card
+from svf_rl.runs.provenance import find_base
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.config import SVFReinforceConfig, hide_from_trl
 from svf_rl.training.checkpoint_manager import CheckpointManager
@@ -47,6 +52,8 @@ from svf_rl.training.policy import (
 from svf_rl.training.rollout import Rollout, before_stop, build_generator
 from svf_rl.training.run_context import RunContext
 from svf_rl.training.zero import FetchLayers, fit_gradient_buffer, trained_alone, trained_state
+
+logger = logging.getLogger(__name__)
 
 
 class SVFReinforceTrainer(GRPOTrainer):
@@ -350,9 +357,13 @@ class SVFReinforceTrainer(GRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """transformers' leaves half-written files behind where it is killed, and PEFT's model card."""
-        with adapter_folder(Path(output_dir or self.args.output_dir)) as folder:
-            super()._save(str(folder), state_dict)
-            write_model_card(folder, self.context.summary)
+        token, self.args.hub_token = self.args.hub_token, None  # it would be in training_args.bin, for all to read
+        try:
+            with adapter_folder(Path(output_dir or self.args.output_dir)) as folder:
+                super()._save(str(folder), state_dict)
+                write_model_card(folder, self.context.summary)
+        finally:
+            self.args.hub_token = token
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """TRL's says nothing of the recipe and of accuracies; before the first adapter there is no card."""
@@ -361,14 +372,42 @@ class SVFReinforceTrainer(GRPOTrainer):
             write_model_card(folder, self.context.summary)
 
     def init_hf_repo(self, token: str | None = None) -> None:
-        """transformers' raises the Hub's own errors; so does `push_to_hub`."""
+        """transformers' raises the Hub's own errors, and looks at nothing else before the run."""
         with hub_errors(self._hub_name, token or self.args.hub_token):
+            config = self.accelerator.unwrap_model(self.model).active_peft_config
+            remedy = "leave push_to_hub out, and give its name on the Hub to svf-rl push FOLDER TARGET --base-model"
+            check_base(find_base(config.to_dict(), self.context.summary), "push_to_hub", remedy)
             super().init_hf_repo(token)
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As `init_hf_repo`."""
-        with hub_errors(self._hub_name, kwargs.get("token") or self.args.hub_token):
-            return super().push_to_hub(*args, **kwargs)
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **_: Any,
+    ) -> Any:
+        """transformers' uploads all that is in the folder: arguments with the token, logs with paths and addresses."""
+        if self.hub_model_id is None:
+            self.init_hf_repo(token)
+        self.save_model(_internal_call=True)
+        self.create_model_card()
+        if self.is_world_process_zero():
+            return self._push(Path(self.args.output_dir), commit_message, token, revision)
+        return None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As `push_to_hub`; and a run goes on where the Hub cannot be reached."""
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            try:
+                self._push(Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}")
+            except SVFError as error:
+                logger.warning("step %d was not pushed: %s", self.state.global_step, error)
+
+    def _push(self, folder: Path, message: str, token: str | None = None, revision: str | None = None) -> CommitInfo:
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token, revision = token or self.args.hub_token, revision or self.args.hub_revision
+        return push_run(folder, self.context.summary, str(self.hub_model_id), message, token, revision)
 
     @property
     def _hub_name(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from fakes import FakeServer, refusal, served
+from fakes import FakeHub, refusal, served
 from huggingface_hub import ModelCard
 
 from svf_rl.cli import main
@@ -16,6 +16,7 @@ from svf_rl.errors import SVFError
 from svf_rl.experts.publish import publish
 from svf_rl.quickstart import model_path
 from svf_rl.runs.model_card import MARKER
+from svf_rl.runs.provenance import remove_paths
 from svf_rl.svf.expert import read_expert
 
 
@@ -128,41 +129,54 @@ def test_without_a_token_or_a_network_there_is_one_line(trained, monkeypatch):
         publish(str(trained), "me/sums")
 
 
-class Hub(FakeServer):
-    """The few answers of the Hub that an upload asks for; what is sent is kept in `commits`."""
-
-    commits: list[str]
-
-    def do_GET(self) -> None:
-        self._answer({})
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        if self.path == "/api/repos/create":
-            self._answer({"url": f"http://{self.headers['Host']}/me/sums"})
-        elif "/preupload/" in self.path:
-            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
-                     for f in json.loads(body)["files"]]  # fmt: skip
-            self._answer({"files": files})
-        elif "/commit/" in self.path:
-            self.commits.append(body)
-            self._answer({"commitUrl": f"http://{self.headers['Host']}/me/sums/commit/1", "commitOid": "1"})
-        else:
-            self._answer({})
-
-    def _answer(self, content: dict) -> None:
-        self.answer(json.dumps(content).encode())
-
-
 def test_the_same_files_go_to_the_hub(trained, monkeypatch):
     """Through the real client, to a server that answers as the Hub does."""
-    Hub.commits = []
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_token")
-    with served(Hub) as url:
+    FakeHub.uploads = []
+    with served(FakeHub) as url:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
         published = publish(str(trained), "me/sums")
     assert published.where.endswith("me/sums")
-    lines = [json.loads(line) for line in Hub.commits[0].splitlines()]
-    sent = sorted(line["value"]["path"] for line in lines if line["key"] == "file")
-    assert sent == published.files
+    assert sorted(FakeHub.uploads[0]) == published.files
+
+
+SECRETS = {
+    "vllm_server_base_url": "https://me:pass-word@gpu-7.example:8000/v?token=to-ken", "run_name": "host-7-night",
+    "hub_token": "hf_abcdefghijklmnopqrstuvwx", "data_path": "http://example/rows.jsonl?a=1&access_token=to-ken&b=2",
+    "rewards": [{"name": "judge", "openai_api_key": "sk-abcdefghijklmnop", "url": "http://u:pass-word@example/judge"}],
+    "generation_kwargs": {"headers": "Bearer abcdefgh12345678"}, "output_dir": "/scratch/me/run",
+}  # fmt: skip
+
+
+def test_nothing_secret_is_published(trained, write_summary, tmp_path):
+    recipe = {"model_name_or_path": "quickstart", "task": "columns", "system_prompt": "Write <answer>…</answer>."}
+    warnings = ["the rows in /home/me/data/rows.jsonl are few", "the server https://me:pass-word@gpu-7.example is slow"]
+    write_summary(trained, recipe={**recipe, **SECRETS}, warnings=warnings)
+    publish(str(trained), str(tmp_path / "out"))
+    files = {path.name: path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"}
+    for hidden in (
+        "pass-word",
+        "to-ken",
+        "night",
+        "hf_abc",
+        "sk-abc",
+        "abcdefgh1234",
+        "example:8",
+        "/home",
+        "/scratch",
+    ):
+        assert not [name for name, text in files.items() if hidden in text], hidden
+    kept = json.loads(files["summary.json"])
+    assert kept["recipe"]["system_prompt"] == recipe["system_prompt"]
+    assert kept["recipe"]["data_path"] == "http://example/rows.jsonl?a=1&access_token=&b=2"
+    assert kept["recipe"]["rewards"] == [{"name": "judge", "url": "http://example/judge"}]
+    assert kept["warnings"] == ["the rows in rows.jsonl are few", "the server https://gpu-7.example is slow"]
+
+
+def test_what_only_looks_like_a_secret_stays():
+    value = {
+        "eos_token": "</s>", "classifier_tokens": 3, "url": "https://huggingface.co/owner/name/blob/main/a.json",
+        "text": "and/or 1/2/3/4, me@example.org, sk-learn", "max_key": 1,
+    }  # fmt: skip
+    assert remove_paths(value) == value

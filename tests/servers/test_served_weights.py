@@ -16,6 +16,7 @@ from svf_rl.generation.server.z_update import Layout, describe_layout, has_only_
 from svf_rl.generation.weights import adapted_weights
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
+from svf_rl.svf.mask import Mask
 
 Adapted = Callable[..., PeftModel]
 
@@ -172,6 +173,74 @@ def test_bad_layouts_are_refused_in_one_line(served: ServedWeights, adapted: Ada
             served.set_up(bad)
         assert "\n" not in str(error.value)
     assert served.status()["layout"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": -3}, "rank -3"),
+        ({"rank": 0}, "rank 0"),
+        ({"rank": True}, "rank True"),
+        ({"rank": 5.0}, r"rank 5\.0"),
+        ({"rank": 5}, "rank 5 for .*, which has 96"),
+        ({"name": 7}, "not text"),
+        ({"fingerprint": None}, "not text"),
+        ({"transposed": "yes"}, "must be"),
+        ({"masks": (Mask("cubic"),)}, "mask of no adapter"),
+        ({"masks": (Mask("sigmoid", float("nan")),)}, "mask of no adapter"),
+        ({"masks": (Mask("sigmoid", 0.5),)}, "mask of no adapter"),
+        ({"masks": (Mask("direct", "2"),)}, "mask of no adapter"),
+        ({"masks": (Mask("direct", 2.0, 1),)}, "mask of no adapter"),
+    ],
+)
+def test_a_layout_that_no_model_has_is_refused_before_anything_is_kept(
+    served: ServedWeights, adapted: Adapted, change: dict, message: str
+) -> None:
+    layout = describe_layout(adapted(1))
+    first = dataclasses.replace(layout.matrices[0], **change)
+    with pytest.raises(SVFError, match=message) as error:
+        served.set_up(dataclasses.replace(layout, matrices=(first, *layout.matrices[1:])))
+    assert "\n" not in str(error.value)
+    with pytest.raises(SVFError, match="names a matrix twice"):
+        served.set_up(dataclasses.replace(layout, matrices=(layout.matrices[0], *layout.matrices)))
+    assert served.status()["layout"] is None
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e38, -1e38, 1e7])
+def test_values_that_no_training_makes_are_refused_before_anything_is_applied(
+    served: ServedWeights, worker: Worker, adapted: Adapted, value: float
+) -> None:
+    model = adapted(1)
+    version = update(served, model)
+    before, layout = dict(worker.loaded), describe_layout(model)
+    z = pack(model)
+    z = z[:40] + torch.tensor([value]).numpy().tobytes() + z[44:]
+    with pytest.raises(SVFError, match="diverged"):
+        served.update(layout.version(z), z)
+    assert (worker.loaded, served.version) == (before, version)
+    served.begin_push("model", "run")
+    with pytest.raises(SVFError, match="diverged"):
+        served.push("model.norm.weight", torch.full((96,), value))
+    assert worker.loaded == before
+
+
+def test_a_push_of_what_the_checkpoint_lacks_is_refused_and_the_next_update_is_as_ever(
+    served: ServedWeights, worker: Worker, adapted: Adapted
+) -> None:
+    with pytest.raises(SVFError, match="no push was begun"):
+        served.push("model.norm.weight", torch.ones(96))
+    assert served.version == ""
+    served.begin_push("model", "run")
+    for name, weight in (("nosuch.weight", torch.ones(96)), ("model.norm.weight", torch.ones(95)), ("", torch.ones(1))):
+        with pytest.raises(SVFError):
+            served.push(name, weight)
+    assert worker.loaded == {}
+    model = adapted(1)
+    assert update(served, model) == served.version
+    with pytest.raises(SVFError, match="no push was begun"):  # the update ended it
+        served.push("model.norm.weight", torch.ones(96))
+    assert served.version is not None
+    assert set(worker.loaded) == {name for name, _ in adapted_weights(model)}
 
 
 def test_a_push_that_is_not_complete_has_no_name(served: ServedWeights, adapted: Adapted) -> None:

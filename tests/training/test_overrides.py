@@ -37,6 +37,7 @@ OVERRIDDEN = {
     "create_model_card": "4f8a407fd9fd3f6e",
     "init_hf_repo": "84dca1f3208c70f5",
     "push_to_hub": "2f408e30def5f98c",
+    "_push_from_checkpoint": "b336b2f27274f0a5",
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from svf_rl.errors import SVFError
+from svf_rl.generation.server.secret import HEADER, read_secret
 from svf_rl.generation.server.z_update import Layout
 
 EXTENSION = "svf_rl.generation.worker_extension.SVFWorkerExtension"
@@ -144,7 +145,8 @@ class ServerConnection:
     def _call(self, method: str, *arguments: Any) -> tuple[dict[str, Any], int]:
         """The workers' answer, and the bytes sent. `version` and `layout` are `None` unless all workers agree;
         `instance` joins theirs."""
-        body = json.dumps({"method": method, "args": arguments}).encode()
+        call = {"method": method, "args": arguments, "kwargs": {"secret": read_secret() or ""}}
+        body = json.dumps(call).encode()
         limit = _SHORT if method == "svf_status" else _LONG
         answers = self._request("POST", "/collective_rpc", content=body, timeout=limit)["results"]
         for answer in answers:
@@ -158,9 +160,10 @@ class ServerConnection:
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         end = time.monotonic() + _LONG
+        headers = {HEADER: read_secret() or ""}
         while True:
             try:
-                response = self._http.request(method, path, **options)
+                response = self._http.request(method, path, headers=headers, **options)
                 break
             except httpx.ReadTimeout as error:
                 # sending a call twice does no harm; the server may still be reading its files for another process
@@ -168,6 +171,8 @@ class ServerConnection:
                     raise ServerGoneError(f"{type(error).__name__}: {error}") from error
             except httpx.TransportError as error:
                 raise ServerGoneError(f"{type(error).__name__}: {error}") from error
+        if response.status_code == 401:
+            raise SVFError(f"the vLLM server {self.url} refuses {path}: {' '.join(response.text.split())[:400]}")
         if response.status_code == 404:
             raise SVFError(f"{self.url} has no {path}, so it cannot get new weights: {_HOW}")
         if response.status_code >= 400:

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.server.z_update import AdaptedMatrix, Layout
+from svf_rl.generation.server.z_update import AdaptedMatrix, Layout, check_values
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.checkpoint import StoredWeights, local_folder
 from svf_rl.svf.decompose import Factors, fingerprint
 from svf_rl.svf.mask import change_of_singular_values
 from svf_rl.svf.merge import merged_weight
+
+# what is above it comes from a training that has diverged, or from nowhere
+_LARGEST_WEIGHT = 1e6
 
 
 class ServedWeights:
@@ -39,7 +42,8 @@ class ServedWeights:
         self._changed: set[str] = set()  # the weights that are not those of the checkpoint
         self._run = ""  # the run that pushed last
         self._foreign: set[str] = set()  # weights that other runs changed and that are not restored yet
-        self._pushed: set[str] = set()  # by the current push
+        self._pushed: set[str] | None = None  # by the current push; `None` where none was begun
+        self._files: StoredWeights | None = None  # what the names of a push are looked up in
         self.instance = uuid.uuid4().hex
         """Different after every start of the server."""
         self.version: str | None = ""
@@ -66,7 +70,8 @@ class ServedWeights:
                 f"it serves {self._model} in {served}, and the trained model has {layout.dtype}: start it with "
                 f"--dtype {layout.dtype}"
             )
-        stored = StoredWeights(self._model, local_folder(self._model, self._revision)[0], layout.prefix)
+        layout.check()
+        stored = self._stored(layout.prefix)
         cache = FactorCache(layout.cache)
         if layout.matrices and not cache.root.is_dir():
             raise SVFError(
@@ -92,6 +97,8 @@ class ServedWeights:
             raise SVFError(
                 f"it finds no sound factors of {matrix.name} in {cache.root}: fill the cache again (svf-rl decompose)"
             )
+        if factors.s.numel() != matrix.rank:
+            raise SVFError(f"the layout has rank {matrix.rank} for {matrix.name}, which has {factors.s.numel()}")
         return weight, factors
 
     @torch.no_grad()
@@ -106,10 +113,15 @@ class ServedWeights:
             raise SVFError("an update did not arrive as it was sent: its digest differs")
         if version == self.version:
             return
-        self.version, self._run = None, ""
-        self._restore(self._changed - {matrix.name for matrix, _, _ in self._matrices})
-        for (matrix, weight, factors), masks_and_z in zip(self._matrices, parts, strict=True):
+        changes = []
+        for (matrix, _, factors), masks_and_z in zip(self._matrices, parts, strict=True):
             change = change_of_singular_values(factors.s.to(self._device), masks_and_z)
+            if not (factors.s.max() + change.abs().max().cpu()).item() <= torch.finfo(self._dtype).max:  # NaN too
+                raise SVFError(f"z makes of {matrix.name} what {self._dtype} cannot hold: the training has diverged")
+            changes.append(change)
+        self.version, self._run, self._pushed = None, "", None
+        self._restore(self._changed - {matrix.name for matrix, _, _ in self._matrices})
+        for (matrix, weight, factors), change in zip(self._matrices, changes, strict=True):
             self._load(matrix.name, self._rebuild(matrix, weight, factors, change))
         self.version = version
         self.updates += 1
@@ -125,10 +137,13 @@ class ServedWeights:
         self._changed.add(name)
         self._module.load_weights([(name, weight)])
 
+    def _stored(self, prefix: str) -> StoredWeights:
+        return StoredWeights(self._model, local_folder(self._model, self._revision)[0], prefix)
+
     def _restore(self, names: set[str]) -> None:
         """Restore weights that an earlier adapter changed."""
         if names:
-            stored = StoredWeights(self._model, local_folder(self._model, self._revision)[0], self._prefix)
+            stored = self._stored(self._prefix)
             for name in names:
                 self._load(name, stored.read(name).to(device=self._device, dtype=self._dtype))
                 self._changed.discard(name)
@@ -137,21 +152,32 @@ class ServedWeights:
         """Announce full weights, in any order, until `commit`: for adapters that `z` does not describe, and for
         comparison. Weights that other runs than `run` changed and this push does not are restored at the end; `prefix`
         is the base model's `base_model_prefix`."""
+        if not isinstance(prefix, str) or not isinstance(run, str):
+            raise SVFError("a push begins with a prefix and the name of its run, both text")
+        self._files = self._stored(prefix)
         self.version, self._pushed, self._prefix = None, set(), prefix
         if run != self._run:
             self._run, self._foreign = run, set(self._changed)
 
     def push(self, name: str, weight: Tensor) -> None:
-        """One full weight."""
+        """One full weight. Raises `SVFError`, and loads nothing, where no push was begun, the files have no weight of
+        this name and shape that could be restored, or a value is not finite or out of all proportion."""
+        if self._pushed is None or self._files is None:
+            raise SVFError("a weight was pushed and no push was begun: call svf_begin_push first")
+        wanted = self._files.read(name).shape
+        if weight.shape != wanted:
+            raise SVFError(f"{name} has shape {tuple(weight.shape)}, and in {self._model} it has {tuple(wanted)}")
+        check_values(weight, name, _LARGEST_WEIGHT)
         self._pushed.add(name)
         self._load(name, weight.to(self._device))
 
     def commit(self, version: str, tensors: int) -> None:
         """The push of `tensors` weights is complete; they are now called `version`. Raises `SVFError` where not all of
         them arrived."""
-        if self.version is not None or len(self._pushed) != tensors:
-            raise SVFError(f"{len(self._pushed)} of {tensors} weights arrived: another run pushes to this server too")
-        self._restore(self._foreign - self._pushed)
+        pushed, self._pushed = self._pushed, None
+        if pushed is None or len(pushed) != tensors:
+            raise SVFError(f"{len(pushed or ())} of {tensors} weights arrived: another run pushes to this server too")
+        self._restore(self._foreign - pushed)
         self._foreign = set()
         self.version = version
         self.updates += 1

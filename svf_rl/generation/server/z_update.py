@@ -5,6 +5,7 @@ Both sides use this file: the training process packs, the server's workers unpac
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from svf_rl.errors import SVFError
 from svf_rl.generation.weights import checkpoint_name
 from svf_rl.svf import SVFLinear, svf_layers
 from svf_rl.svf.cache import FactorCache
+from svf_rl.svf.config import LARGEST
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask
 from svf_rl.svf.sharding import gather_parameters, is_sharded
@@ -47,12 +49,30 @@ class Layout:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Layout":
-        """From what `dataclasses.asdict` makes of it."""
-        matrices = [
-            AdaptedMatrix(**{**matrix, "masks": tuple(Mask(**mask) for mask in matrix["masks"])})
-            for matrix in data["matrices"]
-        ]
-        return cls(**{**data, "matrices": tuple(matrices)})
+        """From what `dataclasses.asdict` makes of it. Raises `SVFError` for anything else."""
+        try:
+            matrices = [
+                AdaptedMatrix(**{**matrix, "masks": tuple(Mask(**mask) for mask in matrix["masks"])})
+                for matrix in data["matrices"]
+            ]
+            return cls(**{**data, "matrices": tuple(matrices)})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise SVFError(f"a layout that is none ({error}): use the same svf_rl on both sides") from error
+
+    def check(self) -> None:
+        """Raises `SVFError` for a field of another type, a matrix that comes twice, a rank that is not positive, or a
+        mask that no adapter has. (Plain data from another process.)"""
+        names = [matrix.name for matrix in self.matrices]
+        texts = [self.cache, self.prefix, self.dtype, *names, *(matrix.fingerprint for matrix in self.matrices)]
+        if not all(isinstance(text, str) for text in texts):
+            raise SVFError("a layout whose names are not text: use the same svf_rl on both sides")
+        if len(set(names)) != len(names):
+            raise SVFError("a layout that names a matrix twice: an update would be of neither")
+        for matrix in self.matrices:
+            if type(matrix.rank) is not int or matrix.rank < 1 or type(matrix.transposed) is not bool:
+                raise SVFError(f"the layout has rank {matrix.rank!r} for {matrix.name}: it must be a positive number")
+            for mask in matrix.masks:
+                mask.check()
 
     @property
     def digest(self) -> str:
@@ -70,10 +90,17 @@ class Layout:
         if len(z) != 4 * sum(sizes):
             raise SVFError(f"an update has {len(z)} bytes instead of the {4 * sum(sizes)} of the layout")
         values = torch.frombuffer(bytearray(z), dtype=torch.float32) if z else torch.empty(0)
-        if not torch.isfinite(values).all():
-            raise SVFError("z holds NaN or infinite values: the training has diverged, lower its learning_rate")
+        check_values(values, "z", LARGEST)
         parts = iter(values.split(sizes))
         return [[(mask, next(parts)) for mask in matrix.masks] for matrix in self.matrices]
+
+
+def check_values(values: Tensor, name: str, bound: float) -> None:
+    """Raises `SVFError` for values that are not finite, or above `bound` in size: the training has diverged."""
+    largest = values.abs().max().item() if values.numel() else 0.0  # NaN where a value is
+    if not largest <= bound:
+        found = f"a value of {largest:g}" if math.isfinite(largest) else "NaN or infinite values"
+        raise SVFError(f"{name} holds {found}: the training has diverged, lower its learning_rate")
 
 
 def has_only_svf(model: nn.Module) -> bool:
