@@ -24,7 +24,7 @@ from svf_rl.runs.summary import read_package_versions
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.folders import partial_folder
 from svf_rl.training import checkpoints, trainer_state
-from svf_rl.training.checkpoints import METRICS, Manifest
+from svf_rl.training.checkpoints import METRICS, WRITTEN, Manifest
 from svf_rl.training.earlier_run import remove_run
 from svf_rl.training.resume import check_same_machinery, check_same_run, find_checkpoint, rows_digest
 from svf_rl.training.run_context import RunContext, leave_process_group, stopped
@@ -70,7 +70,8 @@ class CheckpointManager(TrainerCallback):
         if not context.rows:
             splits = {"training": trainer.train_dataset, "validation": trainer.eval_dataset}
             context.rows = {name: rows_digest(rows) for name, rows in splits.items() if isinstance(rows, Dataset)}
-        checkpoints.check_ours(output)
+        # an evaluation before training has begun the metrics
+        checkpoints.check_ours(output, written=[name for name in WRITTEN if name != METRICS])
         self._begun = True
         if checkpoint is None:
             if trainer.is_world_process_zero():

@@ -71,7 +71,7 @@ def is_ours(folder: Path) -> bool:
     return isinstance(content.get("run"), str) and "files" in content and content.get("step") == step_of(folder)
 
 
-def check_ours(output: Path, used: Sequence[str | None] = ()) -> None:
+def check_ours(output: Path, used: Sequence[str | None] = (), written: Sequence[str] = WRITTEN) -> None:
     """
     Raises `SVFError` where a run in `output` could remove or replace what no run wrote: a `checkpoint-N` without our
     manifest, files of other things, or what the run itself is made of.
@@ -79,6 +79,7 @@ def check_ours(output: Path, used: Sequence[str | None] = ()) -> None:
     Args:
         output (`Path`): the output folder of the run, which need not be there.
         used (`Sequence[str]`, *optional*): the base model and the adapters that it starts from: folders, or names.
+        written (`Sequence[str]`, *optional*): the files that the run is still to write.
     """
     remedy = "move it, or give another output_dir"
     for path in sorted(output.glob("checkpoint-*")):
@@ -86,9 +87,9 @@ def check_ours(output: Path, used: Sequence[str | None] = ()) -> None:
             raise SVFError(
                 f"{path} is no checkpoint of a run of svf_rl ({MANIFEST} is not there or not ours): {remedy}"
             )
-    written = [name for name in WRITTEN if (output / name).exists()]
-    if written and current_run(output) is None:
-        raise SVFError(f"{output} holds {written[0]}, which no run wrote and this one would replace: {remedy}")
+    there = [name for name in written if (output / name).exists()]
+    if there and current_run(output) is None:
+        raise SVFError(f"{output} holds {there[0]}, which no run wrote and this one would replace: {remedy}")
     root = output.resolve()
     for place in [Path(name).resolve() for name in used if name and Path(name).exists()]:
         inside = place.relative_to(root).parts if place.is_relative_to(root) else None

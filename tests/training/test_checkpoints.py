@@ -218,6 +218,16 @@ def _copy(folder: Path) -> Path:
     return folder
 
 
+def test_an_evaluation_before_training_is_no_hindrance(
+    make_trainer: Callable[..., Any], scripted: Callable[..., Any]
+) -> None:
+    trainer = make_trainer(generator=scripted(), eval_items=4)
+    trainer.evaluate()
+    assert (Path(trainer.args.output_dir) / "metrics.jsonl").is_file()
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
 @pytest.mark.parametrize("make", [_foreign, _with_manifest, _file, _link, _copy])
 def test_a_checkpoint_of_something_else_is_refused_at_the_start_and_never_touched(
     write: Callable[..., Path], tmp_path: Path, make: Callable[[Path], Path]
