@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.evaluation.grading import Ungraded
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.generation import Sampling
@@ -53,7 +53,7 @@ def read_prompts(path: Path, options: TaskOptions, limit: int | None = None) -> 
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise SVFError(f"prompts {path} cannot be read as text: {' '.join(str(error).split())[:200]}") from error
+            raise SVFError(f"prompts {path} cannot be read as text: {one_line(error)}") from error
         prompts = [chat(line, options.system_prompt) for line in lines if line.strip()]
         if not prompts:
             raise SVFError(f"prompts {path} holds no line with text: write a prompt a line")

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_tokenizer
+from svf_rl.storage.loading_errors import loading_error
 
 # Where in each weights file a sample is taken: hashing all of 16 GB would take longer than many an evaluation.
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -48,7 +48,7 @@ def find_base_model(arguments: EvaluationArguments) -> BaseModel:
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=arguments.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise SVFError(f"no model in {location}: {' '.join(str(error).split())[:200]}") from error
+        raise loading_error("model", location, error) from error
     dtype: Any = arguments.dtype
     if dtype == "auto":
         dtype = str(config.get_text_config().dtype or config.dtype or torch.float32).removeprefix("torch.")

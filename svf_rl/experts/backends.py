@@ -4,7 +4,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.experts.arguments import EngineArguments
 from svf_rl.generation import CompletionGenerator
 from svf_rl.models.arguments import ModelArguments
@@ -35,9 +35,8 @@ def start_vllm(model: ModelArguments, engine: EngineArguments, max_length: int, 
         raise
     # what vLLM raises for a model that it does not know, or for which the memory is too small
     except (ValueError, RuntimeError, OSError) as error:
-        detail = " ".join(str(error).split())[:300]
         raise SVFError(
-            f"vLLM does not start with {model.location}: {detail}; --backend transformers is another way"
+            f"vLLM does not start with {model.location}: {one_line(error)}; --backend transformers is another way"
         ) from error
 
 

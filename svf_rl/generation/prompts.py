@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 
 Conversation = Sequence[Mapping[str, str]]  # messages of "role" and "content"
 
@@ -51,8 +51,9 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation
                 return text
         return _apply_template(tokenizer, _fold_system(conversation), template_arguments)
     except TemplateError as error:
-        detail = " ".join(str(error).split())
-        raise SVFError(f"the chat template of {tokenizer.name_or_path} refuses the conversation: {detail}") from error
+        raise SVFError(
+            f"the chat template of {tokenizer.name_or_path} refuses the conversation: {one_line(error)}"
+        ) from error
 
 
 def _apply_template(

@@ -14,6 +14,7 @@ from svf_rl.generation.server.secret import RequireSecret, make_secret
 from svf_rl.generation.vllm import require_vllm
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.settings.recipe import Recipe
+from svf_rl.storage.loading_errors import loading_error
 
 
 def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
@@ -77,7 +78,7 @@ def _dtype(model: ModelArguments) -> str:
             model.location, revision=model.model_revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise SVFError(f"no model in {model.location}: {' '.join(str(error).split())[:200]}") from error
+        raise loading_error("model", model.location, error, model.model_revision) from error
     return str(config.dtype or torch.float32).removeprefix("torch.")
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 
 TRAINING = "svf_rl.train"
 STOPPED = 75
@@ -106,10 +106,10 @@ def _launch(known: argparse.Namespace, node: str, asked: threading.Event, tail: 
     except SignalException as error:  # the job is being cancelled
         sys.exit(128 + error.sigval)
     except (OSError, RuntimeError, ValueError, RendezvousError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error)
         if "another process is utilizing it" in text:
             raise SVFError(f"port {known.port} of {node} is in use: set SVF_RL_PORT to a free one") from error
-        return Ending(f"accelerate launch on {node}: {text[:300]}", certain=not _LOST_PEER.search(text))
+        return Ending(f"accelerate launch on {node}: {text}", certain=not _LOST_PEER.search(text))
     return None
 
 

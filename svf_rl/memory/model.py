@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.losses.token_logprobs import EXACT_KL
 from svf_rl.memory.arithmetic import TensorBytes, optimizer_bytes
 from svf_rl.memory.trace import Activations, Batch, decoder_layers, trace
@@ -185,8 +185,9 @@ def _base(recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype) -> Any:
             config, dtype=dtype, trust_remote_code=recipe.model.trust_remote_code, **attention
         )
     except (ValueError, ImportError, RuntimeError, AttributeError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise SVFError(f"cannot build {recipe.model.location} from its configuration alone: {detail}") from error
+        raise SVFError(
+            f"cannot build {recipe.model.location} from its configuration alone: {one_line(error)}"
+        ) from error
     add_hidden_states_forward(model)
     return model.requires_grad_(False)
 

@@ -2,11 +2,10 @@
 
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from svf_rl.errors import SVFError
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
-from svf_rl.models.kinds.kind import first_line
+from svf_rl.storage.loading_errors import check_no_adapter, loading_error
 
 
 def load_tokenizer(model: ModelArguments) -> PreTrainedTokenizerBase:
@@ -18,13 +17,19 @@ def load_tokenizer(model: ModelArguments) -> PreTrainedTokenizerBase:
             trust_remote_code=model.trust_remote_code,
             padding_side="left",
         )
-    except (OSError, ValueError) as error:
-        raise SVFError(f"no tokenizer in {model.location}: {first_line(error)}") from error
+    # ImportError for a package that the tokenizer needs; the others come from damaged files
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+        raise loading_error("tokenizer", model.location, error, model.model_revision) from error
 
 
 def load_base(model: ModelArguments) -> PreTrainedModel:
     """The base model, on the CPU."""
+    check_no_adapter(model.location)
     try:
+        # first, and alone: from the name of an adapter on the Hub transformers would load its base model with it
+        AutoConfig.from_pretrained(
+            model.location, revision=model.model_revision, trust_remote_code=model.trust_remote_code
+        )
         return AutoModelForCausalLM.from_pretrained(
             model.location,
             revision=model.model_revision,
@@ -33,7 +38,7 @@ def load_base(model: ModelArguments) -> PreTrainedModel:
             trust_remote_code=model.trust_remote_code,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise SVFError(f"cannot load the model {model.location}: {first_line(error)}") from error
+        raise loading_error("model", model.location, error, model.model_revision) from error
 
 
 def load_adapted(model: ModelArguments, adapter: AdapterArguments) -> PeftModel:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.rewards.reward import AsyncReward, Reward, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -89,8 +89,7 @@ def _find(name: str) -> Callable[..., Any]:
     except SVFError:
         raise
     except Exception as error:  # the user's module may fail in any way while it is imported
-        detail = " ".join(str(error).split())[:300]
-        raise SVFError(f"could not import reward {location}: {type(error).__name__}: {detail}") from error
+        raise SVFError(f"could not import reward {location}: {type(error).__name__}: {one_line(error)}") from error
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if function is None:
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from huggingface_hub import get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 
 
 @contextmanager
@@ -17,12 +17,10 @@ def hub_errors(target: str, token: str | None = None) -> Iterator[None]:
     try:
         yield
     except (HFValidationError, LocalTokenNotFoundError) as error:
-        raise SVFError(f"{target} on the Hub: {_line(error)}") from error
+        raise SVFError(f"{target} on the Hub: {one_line(error)}") from error
     except HfHubHTTPError as error:
-        raise SVFError(f"the Hub refuses {target}: {_line(error)}; check the name and the token's rights") from error
+        raise SVFError(f"the Hub refuses {target}: {one_line(error)}; check the name and the token's rights") from error
     except (HTTPError, OSError) as error:
-        raise SVFError(f"the Hub cannot be reached for {target} ({_line(error)}): try again with a network") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise SVFError(
+            f"the Hub cannot be reached for {target} ({one_line(error)}): try again with a network"
+        ) from error

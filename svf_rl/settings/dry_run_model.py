@@ -7,7 +7,7 @@ from typing import Any
 from peft import PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.vllm.tensor_parallel import check_divides
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.hub_config import fetch_config
@@ -15,6 +15,7 @@ from svf_rl.models.kinds import AdapterKind, kind_of
 from svf_rl.runs.provenance import looks_local
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.recipe import Recipe
+from svf_rl.storage.loading_errors import check_no_adapter, loading_error
 from svf_rl.svf.saved_config import read_config
 from svf_rl.svf.sharding import without_values
 
@@ -78,15 +79,14 @@ def _model_config(model: ModelArguments) -> tuple[PretrainedConfig | None, str]:
         return AutoConfig.from_pretrained(location, **given, local_files_only=True), ""
     except (OSError, ValueError) as error:
         if Path(location).is_dir():
-            detail = " ".join(str(error).split())[:300]
-            raise SVFError(f"model folder {location} has no usable config.json: {detail}") from error
+            check_no_adapter(location)
+            raise SVFError(f"model folder {location} has no usable config.json: {one_line(error)}") from error
     if missing := fetch_config(location, model.model_revision):
         return None, missing
     try:  # code that is trusted is fetched with it
         return AutoConfig.from_pretrained(location, **given, local_files_only=not model.trust_remote_code), ""
     except (OSError, ValueError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise SVFError(f"the config.json of {location} on the Hub cannot be read: {detail}") from error
+        raise loading_error("model", location, error, model.model_revision) from error
 
 
 def _check_generation(config: PretrainedConfig, training: SVFReinforceConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from svf_rl.described import described
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
 from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings, refused_option
 from svf_rl.settings.limits import check_limits
@@ -154,7 +154,7 @@ def load_recipe(
         raise
     # raised by TRL and transformers for settings that contradict each other or need a missing package
     except (ValueError, NotImplementedError, ImportError) as error:
-        raise SVFError(f"{path}: {' '.join(str(error).split())}") from error
+        raise SVFError(f"{path}: {one_line(error)}") from error
 
 
 def _of_cpu_processes() -> dict[str, Any]:

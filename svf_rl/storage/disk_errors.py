@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 
 REMEDY = "free some space, or give another folder"
 RESUMES = "free some space, and the same command resumes from here"
@@ -23,7 +23,7 @@ def disk_errors(path: Path, remedy: str = REMEDY) -> Iterator[None]:
     except Exception as error:
         if not _is_from_the_system(error):
             raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise SVFError(f"cannot write {path}: {reason}; {remedy}") from error
 
 

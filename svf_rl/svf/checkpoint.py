@@ -22,10 +22,11 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.files import remove_partials, write_file
 from svf_rl.storage.json_files import read_json
+from svf_rl.storage.loading_errors import check_no_adapter, loading_error
 from svf_rl.storage.locks import lock
 from svf_rl.svf.cache import REMEDY, FactorCache
 from svf_rl.svf.decompose import ALGORITHM_VERSION, fingerprint, thin_svd
@@ -190,15 +191,13 @@ def local_folder(model: str, revision: str | None) -> tuple[Path, str | None]:
         patterns = ["*.json", "model*.safetensors", "*.bin.index.json"]
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (OSError, HFValidationError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise SVFError(
-            f"{model} is neither a local folder nor a model that can be downloaded from the Hub: {reason}"
-        ) from error
+        raise loading_error("model", model, error, revision) from error
     return folder, folder.name
 
 
 def _skeleton(model: str, folder: Path, trust_remote_code: bool) -> nn.Module:
     """The model without values, on the meta device."""
+    check_no_adapter(str(folder))
     if not (folder / "config.json").is_file():
         raise SVFError(f"{model} has no config.json: name the folder of a transformers checkpoint")
     try:
@@ -206,8 +205,9 @@ def _skeleton(model: str, folder: Path, trust_remote_code: bool) -> nn.Module:
         with without_values():
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise SVFError(f"{model} is not a causal language model that transformers can build: {reason}") from error
+        raise SVFError(
+            f"{model} is not a causal language model that transformers can build: {one_line(error)}"
+        ) from error
 
 
 def _dtype(dtype: torch.dtype | str | None, skeleton: nn.Module, stored: StoredWeights, name: str) -> torch.dtype:

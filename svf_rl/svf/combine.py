@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 
 SCOPES = ("global", "layer", "matrix")
 FORMS = ("mask", "deviation")
@@ -116,7 +116,7 @@ def check_weights(
     try:
         table = torch.as_tensor(weights, dtype=torch.float32).detach().cpu()
     except (TypeError, ValueError) as error:
-        raise SVFError(f"weights must be numbers, one an expert: {' '.join(str(error).split())}") from error
+        raise SVFError(f"weights must be numbers, one an expert: {one_line(error)}") from error
     if table.ndim == 1:
         if len(table) != experts:
             raise SVFError(f"{len(table)} weights for {experts} experts: give one weight an expert")

@@ -1,5 +1,6 @@
 """Experts, that is saved SVF adapters: reading their folders without the base model."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from svf_rl.errors import SVFError, one_line
+from svf_rl.storage.loading_errors import loading_error
 from svf_rl.svf.config import LARGEST, SVFConfig
 from svf_rl.svf.mask import is_sound
 from svf_rl.svf.saved_config import CONFIG, WEIGHTS, read_config
 
 # The suffixes of a matrix's tensors in the file, after its path.
 Z, FINGERPRINT, PROBE = ".svf_z.weight", ".svf_fingerprint", ".svf_probe"
+_FILES = ["adapter_*", "*.json", "*.jsonl", "*.md"]  # that are downloaded: not the weights of a whole model
 PREFIX = "base_model.model."
 
 
@@ -35,15 +38,17 @@ class Expert:
 
 
 def expert_folder(path: str | Path) -> Path:
-    """The folder of an adapter: local, or downloaded from the Hub. Raises `SVFError` if there is neither."""
-    if Path(path).expanduser().is_dir():
-        return Path(path).expanduser()
-    try:
-        return Path(snapshot_download(str(path)))
-    except (OSError, HFValidationError) as error:
-        raise SVFError(
-            f"adapter {path} is neither a local folder nor an adapter that can be downloaded from the Hub"
-        ) from error
+    """The folder of an adapter: local, or downloaded from the Hub. Raises `SVFError` if there is neither, or if it is
+    that of a model."""
+    folder = Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises where there is no home)
+    if not os.path.isdir(folder):  # noqa: PTH112  (Path.is_dir raises for a name that is too long)
+        try:
+            folder = Path(snapshot_download(str(path), allow_patterns=_FILES))
+        except (OSError, HFValidationError) as error:
+            raise loading_error("adapter", str(path), error) from error
+    if (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
+        raise SVFError(f"{path} is a model and not an adapter: give it as the model (model_name_or_path)")
+    return folder
 
 
 def read_expert(path: str | Path, name: str | None = None) -> Expert:

@@ -11,8 +11,9 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from pyarrow import parquet
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.storage.json_files import read_json_lines
+from svf_rl.storage.loading_errors import loading_error
 from svf_rl.tasks.csv_files import read_csv
 from svf_rl.tasks.task import SPLITS
 
@@ -65,7 +66,11 @@ def read_file(path: Path, references: str | None = None) -> Dataset:
     # pyarrow's errors derive from ValueError, and so do those of JSON and of UTF-8; OSError and EOFError are gzip's,
     # OverflowError is of a huge number within a list or an object
     except (ValueError, TypeError, OSError, EOFError, OverflowError, RecursionError, pyarrow.ArrowException) as error:
-        raise error if isinstance(error, SVFError) else SVFError(f"data file {path}: {_one_line(error)}") from error
+        raise (
+            error
+            if isinstance(error, SVFError)
+            else SVFError(f"data file {path}: {type(error).__name__}: {one_line(error)}")
+        ) from error
 
 
 def read_folder(path: Path, needed: Sequence[str] = ("train",), references: str | None = None) -> dict[str, Dataset]:
@@ -97,9 +102,9 @@ def read_hub(name: str, config: str | None = None, needed: Sequence[str] = ("tra
     try:
         splits = load_dataset(name, config)
     except (OSError, ValueError, DatasetsError) as error:
+        why = loading_error("dataset", name, error)
         raise SVFError(
-            f"dataset {name!r} could not be loaded ({_one_line(error)}); check dataset_name and dataset_config, or "
-            "give local files as data_dir or data_path"
+            f"{why}; check dataset_name and dataset_config, or give local files as data_dir or data_path"
         ) from error
     for split in needed:
         if split not in splits:
@@ -136,7 +141,3 @@ def _is_kept(number: int | _Written, as_float: bool, as_written: bool) -> bool:
         return text == held if as_written else Decimal(text) == Decimal(held)
     except ArithmeticError:  # of an exponent without bounds
         return False
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -60,7 +60,9 @@ def test_a_folder_that_is_no_model(refused: Callable[..., str], tmp_path: Path) 
 
 
 def test_a_model_that_is_not_there(refused: Callable[..., str]) -> None:
-    assert "no model in nobody/nothing" in refused("eval", "nobody/nothing", "--tasks", "quickstart")
+    assert "model nobody/nothing is neither a local folder nor a model that can be downloaded" in refused(
+        "eval", "nobody/nothing", "--tasks", "quickstart"
+    )
 
 
 def test_columns_and_answers_that_do_not_fit(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils.other import get_free_port
 from torch import nn
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.processes import process_count
 from svf_rl.generation.prompts import check_prompt_lengths, join_continuations
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
@@ -162,8 +162,9 @@ class ColocatedVLLMGenerator:
                 outputs = self.llm.generate(requests, list(params), use_tqdm=progress)
             # errors of torch, such as out of memory: an engine that failed in a step has lost track of its requests
             except RuntimeError as error:
-                said = " ".join(str(error).split())[:300]
-                raise SVFError(f"vLLM failed: {type(error).__name__}: {said} (--debug shows where)") from error
+                raise SVFError(
+                    f"vLLM failed: {type(error).__name__}: {one_line(error)} (--debug shows where)"
+                ) from error
         self._sleep()
         return outputs
 

@@ -216,11 +216,6 @@ def load_saved(base: Any, model: "ModelArguments", path: str | Path, name: str =
         raise SVFError(f"the adapter in {path} does not fit this base model: {one_line(error)}") from error
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def named_targets(config: Mapping[str, Any]) -> str:
     """The targets of a saved adapter in Markdown: a preset's name, an expression, or names of modules."""
     targets = config.get("target_modules")
