@@ -80,7 +80,7 @@ class CheckpointManager(TrainerCallback):
                 checkpoints.clear_leftovers(output)
                 if checkpoints.current_run(output) is not None:
                     checkpoints.remove_tables(output, after=0)  # of this trainer's own first run, as its metrics
-                checkpoints.name_run(output)
+                trainer.recorder.name_run(checkpoints.name_run(output))
             return
         check_same_run(checkpoint, context.settings, trainer.args.world_size)
         check_same_machinery(checkpoint, context.rows, self._parallelism())
@@ -94,7 +94,7 @@ class CheckpointManager(TrainerCallback):
         if trainer.is_world_process_zero():
             checkpoints.clear_leftovers(output)
             checkpoints.cut_back(output, checkpoint)
-            checkpoints.name_run(output, checkpoint.manifest.run)
+            trainer.recorder.name_run(checkpoints.name_run(output, checkpoint.manifest.run))
         trainer.recorder.resume(self._state["tensorboard"], checkpoint.manifest.step)
         trainer.accelerator.wait_for_everyone()
         context.base = self._state["run_state"]["base"]

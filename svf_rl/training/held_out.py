@@ -45,6 +45,7 @@ class HeldOutEvaluator:
         trainer, args = self._trainer, self._trainer.args
         start, training = time.perf_counter(), trainer.model.training
         trainer.model.eval()
+        trainer.recorder.start_reporters()
         trainer.sync_weights()
         # equal counts a process, in the dataset's order when joined; the first items again where it does not divide
         count = -(-len(dataset) // trainer.accelerator.num_processes)

@@ -52,6 +52,21 @@ class MetricsRecorder(TrainerCallback):
             callback.logging_dir = str(Path(self._trainer.args.output_dir) / tensorboard_folder)
             callback.tb_writer = SummaryWriter(log_dir=callback.logging_dir, purge_step=step + 1)
 
+    def name_run(self, run: str) -> None:
+        """Give what Trackio shows a name by that of the run: it ends its run with the training, and the evaluation
+        after it, or a run that resumes, goes on there."""
+        args = self._trainer.args
+        if args.run_name is None and "trackio" in args.report_to:
+            args.run_name = f"{Path(args.output_dir).absolute().name}-{run[:8]}"
+
+    def start_reporters(self) -> None:
+        """Begin what `report_to` names where an evaluation before or after training logs first: transformers begins it
+        with the training, and TRL logs to it before that."""
+        trainer = self._trainer
+        for callback in trainer.callback_handler.callbacks:
+            if hasattr(callback, "setup") and not getattr(callback, "_initialized", True):
+                callback.setup(trainer.args, trainer.state, trainer.model)
+
     def _tensorboards(self) -> list[TensorBoardCallback]:
         return [c for c in self._trainer.callback_handler.callbacks if isinstance(c, TensorBoardCallback)]
 
