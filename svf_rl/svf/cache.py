@@ -1,7 +1,8 @@
 """Cache of factors on disk: one safetensors file for each matrix, named by the content of its weight.
 
 Key: (fingerprint of the weight, storage dtype, algorithm version). Files are written whole or not at all, and their
-tensors carry a checksum, so that a truncated or altered file is never used.
+tensors carry a checksum, so that a truncated or altered file is never used. Where the weight is at hand, the factors
+are compared with it too: a file that is sound in itself may hold those of something else.
 """
 
 import contextlib
@@ -42,27 +43,36 @@ class FactorCache:
         """Whether the file exists. Only `load` tells whether it is intact."""
         return self.path(fingerprint, dtype).is_file()
 
-    def load(self, fingerprint: str, dtype: torch.dtype, device: str | torch.device = "cpu") -> Factors | None:
-        """The stored factors (U and Vt in `dtype`, s in fp32), or None where there are none or they are damaged.
+    def load(
+        self,
+        fingerprint: str,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        weight: Tensor | None = None,
+    ) -> Factors | None:
+        """The stored factors (U and Vt in `dtype`, s in fp32), or None where there are none, they are damaged, or not
+        those of `weight` (out, in), where that is given.
 
-        A damaged file is removed, with a warning that names it, so that the next `store` replaces it.
+        Such a file is removed, with a warning that names it, so that the next `store` replaces it.
         """
         path = self.path(fingerprint, dtype)
         if not path.is_file():
             return None
         try:
-            factors = _read(path, fingerprint, dtype)
+            factors = _read(path, fingerprint, dtype).to(dtype, device)
+            if weight is not None and not describes(factors, weight):
+                raise SafetensorError("its factors do not multiply to the weight")
         except (SafetensorError, OSError) as error:
             warnings.warn(f"factor cache file {path} is not usable ({error}): decomposing again", stacklevel=2)
             with contextlib.suppress(OSError):  # in a read-only cache the file stays there, unused
                 path.unlink(missing_ok=True)
             return None
-        return factors.to(dtype, device)
+        return factors
 
-    def map_file(self, fingerprint: str, dtype: torch.dtype) -> Factors | None:
+    def map_file(self, fingerprint: str, dtype: torch.dtype, weight: Tensor | None = None) -> Factors | None:
         """As `load`, but the factors stay in the file: they take no memory of the process, and the processes of one
         machine share the cached pages. They were intact when this was called."""
-        if self.load(fingerprint, dtype) is None:
+        if self.load(fingerprint, dtype, weight=weight) is None:
             return None
         with safe_open(self.path(fingerprint, dtype), framework="pt") as file:
             return Factors(*(file.get_tensor(name) for name in ("U", "s", "Vt")))
@@ -82,6 +92,27 @@ class FactorCache:
         }
         write_file(path, safetensors.torch.save(tensors, metadata=metadata), REMEDY)
         return path
+
+
+@torch.no_grad()
+def describes(factors: Factors, weight: Tensor) -> bool:
+    """Whether `U diag(s) Vᵀ x` is `W x`, up to the rounding of the storage type, for random vectors `x` that nobody can
+    know beforehand. (Neither is built: one block of rows at a time is converted.)"""
+    # on GPUs fp32 products may be TF32's
+    kind = torch.float32 if weight.device.type == "cpu" else torch.float64
+
+    def times(matrix: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([rows.to(kind) @ x for rows in matrix.split(1024)])
+
+    if (factors.U.shape[0], factors.Vt.shape[1]) != weight.shape:
+        return False
+    factors, draw = factors.to(factors.U.dtype, weight.device), torch.Generator()
+    draw.seed()
+    x = torch.randn(weight.shape[1], 4, generator=draw).to(weight.device, kind)
+    error = times(factors.U, factors.s[:, None].to(kind) * times(factors.Vt, x)) - times(weight, x)
+    squares = torch.stack([rows.to(kind).square().sum() for rows in weight.split(1024)])
+    tolerance = max(1e-4, 4 * torch.finfo(factors.U.dtype).eps)
+    return bool(error.norm() <= tolerance * 2 * squares.sum().sqrt())  # the size of the four W x, on average
 
 
 def _read(path: Path, fingerprint: str, dtype: torch.dtype) -> Factors:

@@ -172,7 +172,7 @@ def _ensure(cache: FactorCache, weight: Tensor, device: str | torch.device, name
     """The entry of a weight (out, in) whose factors are in the cache now, and whether they were before."""
     key = fingerprint(weight)
     # `load`, not `contains`: a damaged file must be found now, not when training starts.
-    was_cached = cache.load(key, weight.dtype) is not None
+    was_cached = cache.load(key, weight.dtype, weight=weight) is not None
     if not was_cached:
         try:
             factors = thin_svd(weight.to(device))

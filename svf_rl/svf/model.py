@@ -204,7 +204,7 @@ def _wrap(module: nn.Module, name: str) -> SVFLinear:
     with gather_parameters([weight]):
         weight = logical_weight(module).detach()
         weight_id = fingerprint(weight)
-        factors = FactorCache().load(weight_id, weight.dtype, device=weight.device)
+        factors = FactorCache().load(weight_id, weight.dtype, weight.device, weight)
         if factors is None:
             factors = thin_svd(weight).to(weight.dtype)
         projections = project(factors, weight)

@@ -10,7 +10,7 @@ import torch
 
 from svf_rl.errors import SVFError
 from svf_rl.svf import cache as cache_module
-from svf_rl.svf.cache import FactorCache, default_cache_dir
+from svf_rl.svf.cache import FactorCache, default_cache_dir, describes
 from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
 
 
@@ -107,6 +107,44 @@ def test_a_file_under_another_name_is_never_used(cache: FactorCache) -> None:
     with pytest.warns(UserWarning, match=other.name):
         assert cache.load("f" * 64, torch.bfloat16) is None
     assert cache.load(key, torch.bfloat16) is not None
+
+
+def test_sound_factors_of_something_else_are_never_used_for_a_weight(cache: FactorCache) -> None:
+    """A file with the right name, shapes and checksum, from whoever can write to the folder."""
+    key, factors, path = stored(cache)
+    others = {
+        "another weight's": thin_svd(weight(1)).to(torch.bfloat16),
+        "one value": Factors(factors.U, factors.s * torch.where(torch.arange(24) == 5, 10.0, 1.0), factors.Vt),
+        "the order": Factors(factors.U.flip(1), factors.s, factors.Vt),
+        "a sign": Factors(-factors.U, factors.s, factors.Vt),
+        "NaN": Factors(factors.U, factors.s * float("nan"), factors.Vt),
+        "another shape": thin_svd(weight().T).to(torch.bfloat16),
+    }
+    for other in others.values():
+        cache.store(key, other)
+        with pytest.warns(UserWarning, match="do not multiply to the weight"):
+            assert cache.load(key, torch.bfloat16, weight=weight()) is None
+        assert not path.exists()
+    cache.store(key, factors)
+    assert cache.load(key, torch.bfloat16, weight=weight()) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (64, 64), (2000, 40), (40, 2000)])
+def test_the_factors_of_a_weight_are_always_recognised(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    before = torch.get_rng_state()
+    for kind in range(60):
+        W = torch.randn(*shape, generator=draw) * 10.0 ** (kind % 5 - 3)
+        if kind % 3 == 1:  # of rank 1
+            W = W[:, :1] @ W[:1, :]
+        if kind % 3 == 2:  # one direction far above the others
+            W[0] *= 1000
+        W = W.to(dtype)
+        factors = thin_svd(W).to(dtype)
+        assert describes(factors, W)
+        assert W.norm() == 0 or not describes(Factors(factors.U, factors.s * 10, factors.Vt), W)
+    assert torch.equal(torch.get_rng_state(), before)  # a run draws from it
 
 
 def test_loaded_factors_do_not_change_with_the_file(cache: FactorCache) -> None:

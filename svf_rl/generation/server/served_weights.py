@@ -87,12 +87,13 @@ class ServedWeights:
         except SVFError as error:
             raise SVFError(f"it serves another model than the trained one: {error}") from error
         live = weight.to(self._dtype)
-        if live.ndim != 2 or fingerprint(live.T if matrix.transposed else live) != matrix.fingerprint:
+        live = live.T if matrix.transposed else live
+        if live.ndim != 2 or fingerprint(live) != matrix.fingerprint:
             raise SVFError(
                 f"it serves {self._model}, whose {matrix.name} differs from that of the trained model: start it with "
                 "the model of the recipe (svf-rl serve RECIPE)"
             )
-        factors = cache.map_file(matrix.fingerprint, self._dtype)
+        factors = cache.map_file(matrix.fingerprint, self._dtype, live)
         if factors is None:
             raise SVFError(
                 f"it finds no sound factors of {matrix.name} in {cache.root}: fill the cache again (svf-rl decompose)"
