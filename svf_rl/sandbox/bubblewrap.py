@@ -127,7 +127,7 @@ def _sandbox() -> WorkerPool:
 
 _PROBE = {
     "candidates": ["def works(x):\n    return x + 1\n"], "wanted": ["works"], "imports": "", "setup": "", "prompt": "",
-    "entry_point": "", "share": False, "main": False, "tests": ["assert works(1) == 2"],
+    "entry_point": "", "share": False, "main": False, "inside": False, "tests": ["assert works(1) == 2"],
 }  # fmt: skip
 
 

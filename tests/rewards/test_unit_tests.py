@@ -521,14 +521,17 @@ def test_values_pass_as_they_are(value: str) -> None:
             "def f(n):\n    return f(n + 1)",
             "try:\n    f(0)\nexcept RecursionError:\n    pass\nelse:\n    assert False",
         ),
-        "an array": ("import numpy as np\ndef f(x):\n    return np.array(x) * 2", "assert f([1, 2]) == [2, 4]"),
+        "an array": (
+            "import numpy as np\ndef f(x):\n    return np.array(x) * 2",
+            "assert f([1, 2]).tolist() == [2, 4]",
+        ),
         "a number of numpy": (
             "import numpy as np\ndef f(x):\n    return np.sum(x)",
             "assert f([1, 2]) == 3 and abs(f([.5]) - .5) < 1e-9",
         ),
         "a truth of numpy": (
             "import numpy as np\ndef f(x):\n    return np.all(x)",
-            "assert f([1]) == True and f([0]) is False",
+            "assert f([1]) == True and not f([0]) and f([0]) is not False",
         ),
         "names like modules": (
             "def queue(x):\n    return x\ndef calendar():\n    return 3",
@@ -561,8 +564,9 @@ def test_setup_runs_after_the_program_and_imports_before_the_tests() -> None:
     assert verify("unit_tests", program, reference).correct is True
 
 
-def test_what_tests_cannot_hand_over_is_not_scored() -> None:
-    verdict = run(SAME, "class Own:\n    pass\nassert f(Own())")
+@pytest.mark.parametrize("value", ["memoryview(b'a')", "[1, (memoryview(b'a'),)]", "__import__('threading').Lock()"])
+def test_what_tests_cannot_hand_over_is_not_scored(value: str) -> None:
+    verdict = run(SAME, f"assert f({value})")
     assert verdict.correct is None
     assert not verdict.infrastructure
     assert verdict.value is None
@@ -596,10 +600,30 @@ def test_setup_code_may_be_read() -> None:
     assert verify("unit_tests", program, reference).correct is False
 
 
-@pytest.mark.xfail(strict=True, reason="a test that passes on results lets the solution choose what cannot be passed")
-def test_a_solution_may_make_its_tests_unscorable() -> None:
-    verdict = run("encode = zip\ndef decode(x):\n    return 1\n", "assert decode(encode((1, 2))) == (1, 2)")
-    assert verdict.correct is False
+NESTED = "def nested(depth):\n    x = []\n    for _ in range(depth):\n        x = [x]\n    return x\n"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "encode = zip\ndef decode(x):\n    return 1\n",
+        "encode = memoryview\ndef decode(x):\n    return 1\n",
+        "encode = object\ndef decode(x):\n    return 1\n",
+        "encode = lambda x: property\ndef decode(x):\n    return 1\n",
+        "encode = lambda x: 'a' * (60 << 20)\ndef decode(x):\n    return 1\n",
+        f"{NESTED}encode = lambda x: nested(149)\ndef decode(x):\n    return 1\n",
+        f"{NESTED}encode = lambda x: nested(10 ** 5)\ndef decode(x):\n    return 1\n",
+        "class encode:\n    def __init__(self, x):\n        pass\ndef decode(x):\n    return 1\n",
+        "import sys\nencode = lambda x: sys\ndef decode(x):\n    return 1\n",
+        "encode = lambda x: iter(int, 1)\ndef decode(x):\n    return 1\n",
+    ],
+)
+@pytest.mark.parametrize(
+    "value", ["encode((1, 2))", "[encode((1, 2))] * 2", "[encode((1, 2))[0:9]]", "encode(encode([1]))"]
+)
+def test_a_solution_cannot_make_its_tests_unscorable(program: str, value: str) -> None:
+    verdict = run(program, f"x = {value}\nassert decode(x) == (1, 2)", timeout=2)
+    assert verdict.correct is False, verdict.reason
 
 
 @pytest.mark.parametrize("end", ["while True: pass", "time.sleep(60)", "os._exit(0)"])

@@ -10,14 +10,20 @@ from svf_rl.rewards.verifier import Verdict, verifier
 from svf_rl.rewards.verifiers.program_texts import find_candidates
 from svf_rl.sandbox.bubblewrap import MEMORY_MB, SECONDS, run_program
 
+# Where tests run: in a process beside the program's, or in the program's own
+BESIDE, INSIDE = "beside", "inside"
 # Of all candidates together. A real program is never this long; the sandbox accepts 64 MB at most, and a character may
 # take four bytes.
 _MOST_CHARACTERS = 1 << 23
 
 
-def check_reference(reference: Any, *, timeout: float = SECONDS, memory_mb: int = MEMORY_MB, **_: Any) -> None:
+def check_reference(
+    reference: Any, *, timeout: float = SECONDS, memory_mb: int = MEMORY_MB, tests: str = BESIDE, **_: Any
+) -> None:
     """Raises `SVFError` for a reference that is not one of the three kinds, or whose tests are not valid Python, and
     for invalid limits."""
+    if tests not in (BESIDE, INSIDE):
+        raise SVFError(f"unit_tests: tests must be {BESIDE} or {INSIDE}, not {tests!r}")
     if not is_number(timeout) or not 0 < timeout <= 3600:
         raise SVFError(f"unit_tests: timeout must be a number of seconds above 0 and at most 3600, not {timeout!r}")
     if isinstance(memory_mb, bool) or not isinstance(memory_mb, int) or memory_mb < 64:
@@ -34,14 +40,14 @@ def unit_tests(
     timeout: float = SECONDS,
     memory_mb: int = MEMORY_MB,
     allow_unsandboxed: bool = False,
+    tests: str = BESIDE,
 ) -> Verdict:
     """
     Run the program against tests. It sees the arguments of the tests' calls, never the tests.
 
     What a program can still do in spite of the sandbox: cheat in a helper that the tests call and that it defines
     itself (give `prompt`, then the prompt's helpers are used); read `test_setup_code`, which runs in the program's
-    process, so it should not contain expected values; and return types such as `zip`, whose objects cannot be passed
-    on, so that tests that pass one result to another call are not scorable.
+    process, so it should not contain expected values; and decide how two objects of its own classes compare.
 
     Args:
         completion (`str`): holds the program: raw, in a fenced block, up to a closing fence, or the body of the
@@ -59,6 +65,10 @@ def unit_tests(
         memory_mb (`int`, *optional*, defaults to `1024`): memory of the program.
         allow_unsandboxed (`bool`, *optional*, defaults to `False`):
             run it without a sandbox where bubblewrap is missing.
+        tests (`str`, *optional*, defaults to `"beside"`):
+            where tests run. `"inside"` is for tests that need the program in their own process: those that derive from
+            its classes, compare its objects with plain values, patch, pickle or await what it defines, or use pandas.
+            There a program can read the tests and forge every result, so it is for evaluation and not for training.
     """
     request = _request(reference)
     if not completion.strip():
@@ -66,7 +76,12 @@ def unit_tests(
     texts = find_candidates(completion, request["prompt"])
     if sum(map(len, texts)) > _MOST_CHARACTERS:
         return Verdict(False, None, "the program is too long to be run")
-    outcome = run_program({**request, "candidates": texts, "share": share}, timeout, memory_mb, allow_unsandboxed)
+    outcome = run_program(
+        {**request, "candidates": texts, "share": share, "inside": tests == INSIDE},
+        timeout,
+        memory_mb,
+        allow_unsandboxed,
+    )
     code = "\n".join(texts[number] for number in outcome["chosen"]) or None
     passed = outcome["passed"]
     if outcome["unscorable"]:
@@ -87,7 +102,7 @@ def _request(reference: Any) -> dict[str, Any]:
     given = {key: value for key, value in reference.items() if value is not None}
     request = {
         "prompt": _text(given, "prompt"), "entry_point": "", "wanted": [], "imports": "", "setup": "", "main": False,
-        "tests": [],
+        "tests": [], "inside": False,
     }  # fmt: skip
     if "inputs" in given or "outputs" in given:
         inputs, outputs = _texts(given, "inputs"), _texts(given, "outputs")

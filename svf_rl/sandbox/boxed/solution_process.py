@@ -4,28 +4,23 @@ Nothing here decides about the verdict, so it does not matter what a solution do
 """
 
 import builtins
+import importlib
+import json
 import posix
 import resource
 import sys
+from functools import partial
 from types import ModuleType
 
 from choose_program import choose
-from wire import Link, WireError, own
+from link import Link
+from operations import OPERATIONS
 
 
 def main(descriptor):
-    objects = []  # those that the test process refers to by number
-    numbers = {}
-
-    def refer(value):
-        if id(value) not in numbers:
-            numbers[id(value)] = len(objects)
-            objects.append(value)  # kept alive, so that its id stays unique
-        return own(numbers[id(value)])
-
-    link = Link(descriptor, refer, lambda number: stand_in(link, number), objects)
+    link = Link(descriptor, 1)
     link.send(("started", None, ""))
-    job = link.receive()
+    job = json.loads(link.receive())
     for name, most in job["limits"].items():  # soft and hard, so that they cannot be raised again
         resource.setrlimit(getattr(resource, name), (most, most))
     if not job["main"]:
@@ -40,14 +35,16 @@ def main(descriptor):
     program = "\n".join(job["candidates"][number] for number in chosen)
     name = "__main__" if job["main"] else "solution"
     module = ModuleType(name)
+    module.__file__, module.__loader__ = f"{posix.getcwd()}/{name}.py", Source(program)
     sys.modules[name] = module
     sys.argv = ["solution.py"]
     builtins.exit = builtins.quit = sys.exit  # `site` defines them, and it is not loaded
-    for part, source in (("imports", job["imports"]), ("solution", program), ("setup", job["setup"])):
+    parts = (("<imports>", job["imports"]), (module.__file__, program), ("<setup>", job["setup"]))
+    for file_name, source in parts:
         if not source:
             continue
         try:
-            exec(compile(source, f"<{part}>", "exec"), module.__dict__)
+            exec(compile(source, file_name, "exec"), module.__dict__)
         except BaseException as error:
             if job["main"]:
                 raise
@@ -55,64 +52,53 @@ def main(descriptor):
             return
     if not job["main"]:
         link.send(("loaded", None, ""))
+        link.answer = partial(answer, vars(module), {})
         while True:  # until the test process hangs up
-            answer(link, module.__dict__, *link.receive())
+            _, asked, keywords = link.receive()
+            reply(link, asked, keywords)
+            asked = keywords = None  # nothing here must keep what the tests have forgotten
 
 
-def answer(link, namespace, operation, operands, keywords):
-    """Carry out what the test process asks for, and reply with (what, value, arguments)."""
+class Source:
+    """Gives `inspect` the source of the program."""
+
+    def __init__(self, text):
+        self._text = text
+
+    def get_source(self, name):
+        return self._text
+
+
+def reply(link, asked, keywords):
     try:
-        if operation == "globals":
-            found = {name: namespace[name] for name in operands if name in namespace}
-            value = {
-                name: ("module", item.__name__) if type(item) is ModuleType else ("value", item)
-                for name, item in found.items()
-            }
-        else:
-            value = OPERATIONS[operation](*operands, **keywords)
-        reply = ("value", value, None)
-        if operation == "call" and any(isinstance(operand, list | dict | set | bytearray) for operand in operands[1:]):
-            reply = ("value", value, list(operands[1:]))  # the caller must see what a function did to its arguments
-    except BaseException as error:  # the test process raises it again on its side
-        kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
-        reply = ("raised", next(kinds, "Exception"), described(error))  # the nearest built-in class
-    try:
-        link.send(reply)
-    except (WireError, RecursionError, MemoryError) as error:
-        link.send(("raised", "ValueError", f"the result cannot be passed on: {error}"))
+        link.reply(asked, keywords)
+    except BaseException as error:  # `SystemExit` and similar end a program
+        link.send(("ended", None, described(error)))
 
 
-def stand_in(link, number):
-    """A function that calls the test process's function of that number."""
-
-    def call(*arguments):
-        link.send(("callback", number, list(arguments)))
-        while True:
-            operation, operands, keywords = link.receive()
-            if operation == "returned":
-                return operands[0]
-            if operation == "failed":
-                raise RuntimeError(operands[0])
-            answer(link, {}, operation, operands, keywords)
-
-    return call
+def answer(namespace, tests, operation, *operands, **keywords):
+    """Carry out what the test process asks for. `tests` is the namespace of tests that run here."""
+    if operation == "globals":
+        return {name: namespace[name] for name in operands if type(namespace.get(name, sys)) is not ModuleType}
+    if operation == "run":
+        return run_inside(namespace, tests, *operands)
+    return OPERATIONS[operation](*operands, **keywords)
 
 
-OPERATIONS = {
-    "call": lambda function, *arguments, **keywords: function(*arguments, **keywords),
-    "getattr": getattr,
-    "setattr": setattr,
-    "getitem": lambda value, key: value[key],
-    "setitem": lambda value, key, item: value.__setitem__(key, item),
-    "iter": iter,
-    "next": next,
-    "len": len,
-    "bool": bool,
-    "str": str,
-    "repr": repr,
-    "equal": lambda one, other: bool(one == other),
-    "isinstance": isinstance,
-}
+def run_inside(namespace, tests, text, modules, built_in, reached, count):
+    """Run tests in this process, where the program can forge what they find."""
+
+    def counted(number, condition):
+        try:
+            count(number, bool(condition()))
+        except Exception:  # an assertion that raises does not hold
+            count(number, False)
+
+    if not tests:
+        tests.update(namespace, __name__="tests", **{name: getattr(builtins, name) for name in built_in})
+        tests.update({name: importlib.import_module(module) for name, module in modules})
+    tests.update(__reached__=reached, __count__=counted)
+    exec(compile(text, "<tests>", "exec"), tests)
 
 
 def described(error):

@@ -1,10 +1,14 @@
-"""The solution as seen by the test process: proxies of objects in another process."""
+"""The solution as seen by the test process: the connection to it, and what it may ask of the tests."""
 
-import builtins
+import io
+import json
 
-from wire import Link, WireError, own, theirs
+from link import Link
+from operations import OPERATIONS
+from wire import WireError
 
 ENDED = "the program ended"
+OWN = ("tests", "prompt")  # modules of classes that the tests define
 
 
 class Gone(BaseException):
@@ -12,61 +16,27 @@ class Gone(BaseException):
 
 
 class CannotPass(BaseException):
-    """The tests pass something to the solution that cannot be sent, so they say nothing about the solution."""
+    """The tests need something of the solution that does not pass, so they say nothing about the solution."""
 
 
-def _asks(operation):
-    """A method that the object itself carries out, in its process."""
-    return lambda self, *operands, **keywords: self._ask(operation, self, *operands, **keywords)
-
-
-class Proxy:
-    """An object of the solution's process that is not plain data. It is equal only to objects of that process, so that
-    an `__eq__` of the solution is never called with an expected value."""
-
-    __slots__ = ("_ask", "_number")
-
-    def __init__(self, ask, number):
-        object.__setattr__(self, "_ask", ask)
-        object.__setattr__(self, "_number", number)
-
-    __call__ = _asks("call")
-    __getattr__ = _asks("getattr")
-    __setattr__ = _asks("setattr")
-    __getitem__ = _asks("getitem")
-    __setitem__ = _asks("setitem")
-    __iter__ = _asks("iter")
-    __next__ = _asks("next")
-    __len__ = _asks("len")
-    __bool__ = _asks("bool")
-    __str__ = _asks("str")
-    __repr__ = _asks("repr")
-
-    def __instancecheck__(self, value):
-        return type(value) is Proxy and self._ask("isinstance", value, self) is True
-
-    def __eq__(self, other):
-        return type(other) is Proxy and self._ask("equal", self, other) is True
-
-    __hash__ = object.__hash__
-
-
-class Solution:
+class Solution(Link):
     """The test process's side of the connection."""
+
+    judges = True
 
     def __init__(self, descriptor):
         self.started = False  # the interpreter in the box, before any code of the solution
         self.gone = ""  # why the process no longer answers
-        self._functions = []  # functions of the tests that the solution may call
-        self._link = Link(descriptor, self._refer, lambda number: Proxy(self.ask, number), self._functions)
+        self.named = set()  # the classes of the solution that the tests name
+        super().__init__(descriptor, 0, self._answer)
 
     def load(self, job):
         """Send the code; returns (which candidates it is made of, why it could not be run or `""`)."""
         chosen = []
         try:
-            self._link.send(job)
+            self.send(json.dumps(job))  # as text, which no one can change
             while True:
-                what, value, text = self._link.receive()
+                what, value, text = self.receive()
                 if what == "started":
                     self.started = True
                 elif what == "chosen" and not chosen and {*value} <= {*range(len(job["candidates"]))}:
@@ -80,68 +50,87 @@ class Solution:
 
     def ask(self, operation, *operands, **keywords):
         """The value of an operation in the solution's process; what it raised there is raised here."""
-        try:
-            self._link.send((operation, operands, keywords))
-        except WireError as error:
-            raise CannotPass(str(error)) from None
-        except OSError:
-            raise self._gone(f"{ENDED} before the tests did") from None
-        try:
-            what, value, more = self._link.receive()
-            while what == "callback":
-                self._link.send(self._called_back(value, more))
-                what, value, more = self._link.receive()
-            if what == "value" and more is not None:
-                _update(operands[1:], more)
-        except (EOFError, OSError):
-            raise self._gone(f"{ENDED} before the tests did") from None
-        except (WireError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise self._gone(f"the program sent invalid data: {error}") from None
+        with self.lock:
+            if self.gone:
+                raise Gone(self.gone)
+            try:
+                self.send(("ask", (operation, *operands), tuple(keywords.items())))
+            except WireError as error:
+                raise Gone(f"a value cannot be passed to the program: {error}") from None
+            except OSError:
+                raise self._gone("") from None
+            try:
+                what, value = self.wait()
+            except (EOFError, OSError) as error:
+                raise self._gone(*error.args[:1]) from None
+            except (WireError, RecursionError, MemoryError) as error:
+                raise self._gone(f"the program sent invalid data: {error}") from None
         if what == "value":
             return value
-        kind = getattr(builtins, value, None) if isinstance(value, str) else None
-        if what != "raised" or not (isinstance(kind, type) and issubclass(kind, Exception)):
-            raise self._gone(_shown(more))  # `SystemExit` and similar end a program
-        if kind is StopIteration and operation != "next":
-            kind = RuntimeError  # it would end a `map` of the tests as if nothing were left to check
-        raise _exception(kind, _shown(more))
+        if isinstance(value, StopIteration) and operation != "method" and operands[1:] != ("__next__",):
+            value = RuntimeError("the program raised StopIteration")  # it would end a `map` as if all were checked
+        raise value
 
-    def _gone(self, reason):
-        self.gone = reason
-        return Gone(reason)
+    def _gone(self, reason=""):
+        self.gone = _shown(reason) if reason else f"{ENDED} before the tests did"
+        return Gone(self.gone)
 
-    def _called_back(self, number, arguments):
-        try:
-            return ("returned", (self._functions[number](*arguments),), {})
-        except Exception as error:  # a function of the tests, called with arguments of the solution
-            return ("failed", (f"{type(error).__name__}: {error}",), {})
+    def _answer(self, operation, value=None, *operands, **keywords):
+        """What the program asks of a value of the tests that was passed to it: never more than the value's own data,
+        methods and operators, since functions and modules lead to everything."""
+        entry = self.entries.get(self.number_of(value))
+        if entry is None or not entry.mine or not _permits(operation, value, *operands[:1]):
+            raise AttributeError(f"{operation} is not for the program")
+        return OPERATIONS[operation](value, *operands, **keywords)
 
-    def _refer(self, value):
-        if type(value) is Proxy:
-            return theirs(value._number)
-        if callable(value):
-            self._functions.append(value)
-            return own(len(self._functions) - 1)
-        raise WireError(f"a {type(value).__name__} cannot be passed to the solution")
+    def check_passes(self, value):
+        if self.is_stand_in(value):
+            raise WireError("it has been forgotten")
+        if not (callable(value) or _is_own(value) or _is_stream(value) or type(value) is object):
+            raise CannotPass(f"a {type(value).__name__} of the tests cannot be passed to the program")
+
+    def check_derived(self, name):
+        raise CannotPass(f"the tests derive the class {name} from one of the program")
+
+    def is_named(self, kind):
+        """Whether the tests name a class, or one that it is derived from."""
+        return not self.named.isdisjoint(type.__dict__["__mro__"].__get__(kind))
+
+    def has_seen(self, value, now=False):
+        """Whether an object of the program may know a value of the tests; from `now` on it does."""
+        entry = self.entries.get(self.number_of(value))
+        if entry is not None and now:
+            entry.seen = True
+        return entry is None or entry.seen
 
 
-def _update(operands, changed):
-    """Apply the solution's changes of lists, sets and dictionaries to those of the tests."""
-    for mine, other in zip(operands, changed, strict=True):
-        if type(mine) is type(other):
-            if isinstance(mine, list | bytearray):
-                mine[:] = other
-            elif isinstance(mine, dict | set) and mine != other:
-                mine.clear()
-                mine.update(other)
+def _is_own(value):
+    """An object or class of a class that the tests define."""
+    return (value if isinstance(value, type) else type(value)).__module__ in OWN
+
+
+def _is_stream(value):
+    """What is read step by step: iterators, views, texts as files."""
+    kind = type(value)
+    return kind in (io.StringIO, io.BytesIO) or (
+        kind.__module__ in ("builtins", "itertools", "collections")
+        and hasattr(kind, "__iter__")
+        and kind is not memoryview
+    )
+
+
+def _permits(operation, value, name=""):
+    if operation == "call":
+        return callable(value)
+    if operation in ("special", "equal", "copy", "deepcopy", "dir"):
+        return _is_own(value) or _is_stream(value)
+    if operation in ("setattr", "delattr"):
+        return _is_own(value) and not isinstance(value, type) and not name.startswith("_")
+    if operation in ("getattr", "method"):
+        open_to_all = name in ("__name__", "__qualname__", "__doc__", "__next__")
+        return open_to_all or (not name.startswith("_") and (_is_own(value) or _is_stream(value)))
+    return False
 
 
 def _shown(text):
     return text[:500] if type(text) is str and text else "the program ended unexpectedly"
-
-
-def _exception(kind, text):
-    try:
-        return kind(text)
-    except TypeError:  # a few need more than a text
-        return ValueError(text)

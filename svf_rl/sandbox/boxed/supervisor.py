@@ -25,8 +25,8 @@ import namespaces  # noqa: E402
 import test_process  # noqa: E402
 import zygote  # noqa: E402
 from box import Stopped, make_boxes  # noqa: E402
+from link import Link  # noqa: E402
 from solution_proxy import ENDED  # noqa: E402
-from wire import Link  # noqa: E402
 
 PR_SET_DUMPABLE = 4
 OUT_OF_TIME = "timed out: its CPU time is used up"
@@ -115,7 +115,7 @@ def run_once(boxes, job, given, expected, outcome):
         link = Link(box.link)
         try:
             link.receive()
-            link.send(test_process.for_solution(job))
+            link.send(json.dumps(test_process.for_solution(job)))
         except (EOFError, OSError) as error:
             raise OSError(f"a box did not start: {box.complaint()}") from error
         try:

@@ -1,16 +1,15 @@
 """The process that decides: it runs the tests, whose calls reach the solution in another process through proxies."""
 
 import ast
-import builtins
-import contextlib
 import json
 import os
 import resource
 import signal
-import sys
+from functools import partial
 
 import system_calls
-from solution_proxy import CannotPass, Gone, Proxy, Solution
+from solution_proxy import CannotPass, Gone, Solution
+from test_names import bind_names, find_names
 
 # How long a program may wait for a processor, beyond its own time (the patience of `svf_rl/sandbox/bubblewrap.py`)
 WAIT_SECONDS = 30
@@ -33,11 +32,13 @@ def run_tests(job, descriptor, tell):
     if reason:
         return outcome
     try:
-        namespace = _namespace(job, trees, solution)
-        if job["entry_point"]:
-            outcome["passed"], outcome["reason"] = _checked(job, trees, namespace, solution, tell)
+        names = find_names(job, trees)
+        if job["inside"]:
+            run = partial(_inside, solution, (tuple(names.modules.items()), tuple(names.built_in)))
         else:
-            outcome["passed"], outcome["reason"] = _asserted(trees, namespace, solution, tell)
+            run = partial(_beside, bind_names(job, names, solution))
+        judge = _checked if job["entry_point"] else _asserted
+        outcome["passed"], outcome["reason"] = judge(job, trees, run, solution, tell)
     except Gone as error:
         outcome["reason"] = outcome["reason"] or str(error)
     except CannotPass as error:
@@ -45,11 +46,11 @@ def run_tests(job, descriptor, tell):
     return outcome
 
 
-def _asserted(trees, namespace, solution, tell):
+def _asserted(job, trees, run, solution, tell):
     """Run each test separately."""
     passed, reason = [], ""
     for tree in trees:
-        text = "" if solution.gone else _failure(compile(tree, "<test>", "exec"), namespace)
+        text = "" if solution.gone else run(tree)
         if text:
             text = f"{text} in the test: {ast.unparse(tree)}"[:500]
         passed.append(not text and not solution.gone)
@@ -58,26 +59,22 @@ def _asserted(trees, namespace, solution, tell):
     return passed, reason
 
 
-def _checked(job, trees, namespace, solution, tell):
+def _checked(job, trees, run, solution, tell):
     """`check(candidate)` of the last tree: one test, or with `share` one for each of its `assert` statements."""
     counts = {}
     if job["share"]:
         trees = [_Counted(counts).visit(tree) for tree in trees]
 
-        def count(number, condition):
-            before = counts[number]
-            try:
-                counts[number] = bool(condition()) and before is not False
-            except Exception:  # an assertion that raises does not hold
-                counts[number] = False
-            if counts[number] is not before:
-                tell({"passed": [holds is True for holds in counts.values()]})
+    def count(number, holds):
+        before = counts[number]
+        counts[number] = holds is True and before is not False
+        if counts[number] is not before:
+            tell({"passed": [holds is True for holds in counts.values()]})
 
-        namespace["__count__"] = count
     call = ast.parse(f"check({job['entry_point']})")
     reason = ""
-    for tree in [*trees, call]:
-        reason = reason or _failure(compile(ast.fix_missing_locations(tree), "<test>", "exec"), namespace)
+    for tree in [*trees[:-1], ast.Module([*trees[-1].body, *call.body], [])]:
+        reason = reason or run(tree, count)
     reason = reason or solution.gone
     if not counts:
         return [not reason], reason
@@ -86,15 +83,55 @@ def _checked(job, trees, namespace, solution, tell):
     return passed, reason or ("" if all(passed) else f"{passed.count(False)} of {len(passed)} assertions do not hold")
 
 
-def _failure(code, namespace):
-    """Why the code fails, or `""` when it runs to its end."""
+def _beside(namespace, tree, count=None):
+    """Run a tree in this process: why it fails, or `""`."""
+
+    def counted(number, condition):
+        try:
+            count(number, bool(condition()))
+        except Exception:  # an assertion that raises does not hold
+            count(number, False)
+
+    namespace["__count__"] = counted
+    return _failure(exec, compile(ast.fix_missing_locations(tree), "<test>", "exec"), namespace)
+
+
+def _inside(solution, names, tree, count=None):
+    """Run a tree in the solution's process: why it fails, or `""`. Whoever runs there may say what is not so; only that
+    assertions were reached is counted here."""
+    reached = set()
+    tree = ast.parse(ast.unparse(tree))
+    # `assert False` stands where nothing should come
+    asserts = [n for n in ast.walk(tree) if isinstance(n, ast.Assert) and not isinstance(n.test, ast.Constant)]
+    text = ast.unparse(ast.fix_missing_locations(_Reached().visit(tree)))
+    reason = _failure(solution.ask, "run", text, *names, reached.add, count)
+    return reason or ("no assertion was reached" if asserts and not reached else "")
+
+
+def _failure(function, *arguments):
+    """Why a call fails, or `""` when it returns."""
     try:
-        exec(code, namespace)
+        function(*arguments)
     except Gone as error:
         return str(error)
     except (Exception, SystemExit) as error:
-        return f"{type(error).__name__}: {error}".removesuffix(": ")[:500]
+        return _described(error)
     return ""
+
+
+def _described(error):
+    try:
+        return f"{type(error).__name__}: {error}".removesuffix(": ")[:500]
+    except (Exception, Gone):  # its text is the solution's to give
+        return type(error).__name__
+
+
+class _Reached(ast.NodeTransformer):
+    """After each assertion that holds, `__reached__` is called with its line."""
+
+    def visit_Assert(self, node):
+        call = ast.Call(ast.Name("__reached__", ast.Load()), [ast.Constant(node.lineno)], [])
+        return [node, ast.copy_location(ast.Expr(call), node)]
 
 
 class _Counted(ast.NodeTransformer):
@@ -110,83 +147,6 @@ class _Counted(ast.NodeTransformer):
         arguments = [ast.Constant(number), ast.Lambda(nothing, node.test)]
         call = ast.Expr(ast.Call(ast.Name("__count__", ast.Load()), arguments, []))
         return ast.fix_missing_locations(ast.copy_location(call, node))
-
-
-def _namespace(job, trees, solution):
-    """
-    The names that tests can use: their imports, and what the solution defines.
-
-    The name of a module means that module of this process and no other, whatever the solution binds to it. Names of
-    built-in functions mean the solution's only if the tests call nothing else of it: a solution that defines `abs` or
-    `math` must not be tested with its own definitions.
-    """
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    loaded = {node.id for node in nodes if isinstance(node, ast.Name)}
-    if job["entry_point"]:
-        loaded.add(job["entry_point"])
-    theirs = solution.ask("globals", *sorted(loaded))
-    values, modules = {}, {}
-    for name in loaded & theirs.keys():  # anything else, such as `__builtins__`, was not requested
-        kind, value = theirs[name]
-        if kind == "module" or (type(value) is Proxy and _is_module(name, nodes)):
-            modules |= _trusted_module(name)
-        elif kind == "value":
-            values[name] = value
-    plain = {name: value for name, value in values.items() if not hasattr(builtins, name)}
-    if job["entry_point"]:
-        plain |= {name: value for name, value in values.items() if name == job["entry_point"]}
-    elif not any(callable(value) for value in plain.values()):
-        plain = values
-    namespace = {**modules, **plain, "__name__": "tests", "__builtins__": builtins}
-    if job["prompt"]:
-        namespace.update(_helpers(job["prompt"], job["entry_point"], loaded))
-    exec(compile(job["imports"], "<imports>", "exec"), namespace)
-    return namespace
-
-
-# Names under which tests may mean a module that is called otherwise
-_ALIASES = {"np": "numpy", "pd": "pandas", "dt": "datetime"}
-# Modules that run code: tests that mean one must import it themselves.
-_NEVER = frozenset(
-    "bdb cProfile code codeop concurrent ctypes dbm doctest ensurepip idlelib imp importlib lib2to3 marshal "
-    "multiprocessing os pdb pickle pickletools pkgutil posix profile pstats pty pydoc runpy shelve site "
-    "subprocess timeit trace turtledemo unittest venv webbrowser xmlrpc zipapp zipimport".split()
-)
-
-
-def _trusted_module(name):
-    """The module that a name means, by itself: nothing here follows what the solution says of it."""
-    module = _ALIASES.get(name, name)
-    known = module in sys.stdlib_module_names or module in ("numpy", "pandas")
-    if not known or module.startswith("_") or module in _NEVER:
-        return {}
-    try:
-        return {name: __import__(module)}
-    except ImportError:  # not installed
-        return {}
-
-
-def _is_module(name, nodes):
-    """Whether the tests mean a module of the standard library: they only use attributes of the name, which it has."""
-    if not _trusted_module(name):
-        return False
-    taken = [node.attr for node in nodes if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == name]
-    uses = sum(isinstance(node, ast.Name) and node.id == name for node in nodes)
-    return 0 < uses == len(taken) and all(hasattr(__import__(name), attribute) for attribute in taken)
-
-
-def _helpers(prompt, entry_point, loaded):
-    """Other functions that the prompt defines: the tests mean these, not the solution's."""
-    namespace = {"__name__": "prompt"}
-    for body in ("", " pass", "\n    pass"):  # a prompt may end before the body of its function
-        with contextlib.suppress(SyntaxError):
-            exec(compile(prompt.rstrip() + body, "<prompt>", "exec"), namespace)
-            break
-    return {
-        name: namespace[name]
-        for name in loaded
-        if name in namespace and name != entry_point and callable(namespace[name])
-    }
 
 
 def for_solution(job):
@@ -215,7 +175,7 @@ def run(job, descriptor, report):
     try:
         outcome = run_tests(job, descriptor, tell if job["share"] else lambda outcome: None)
     except Exception as error:  # can only be caused by data from the program
-        passed, reason = [False] * len(job["tests"]), f"{type(error).__name__} in the tests: {error}"[:500]
+        passed, reason = [False] * len(job["tests"]), f"{_described(error)} (in the tests)"
         outcome = {"chosen": [], "passed": passed, "reason": reason, "unscorable": ""}
     tell(outcome)
     os.write(report, b"\n")
