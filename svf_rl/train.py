@@ -92,16 +92,18 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
                 print(f"the run in {output} has ended after {summary.updates} steps: nothing is left to do")
             return summary
         with hold_folder(output, seconds=30.0) if first else nullcontext():
-            return _train(recipe, output, context)
+            return _train(recipe, output, context, report)
 
 
-def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
+def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary":
     from transformers import ProgressCallback, set_seed
 
     from svf_rl.models.loading import load_adapted, load_tokenizer
     from svf_rl.runs.provenance import remove_secrets
     from svf_rl.runs.summary import RunSummary, read_package_versions
-    from svf_rl.settings.dry_run import check_rows, load_rewards
+    from svf_rl.settings.dry_run import load_rewards
+    from svf_rl.settings.dry_run_model import find_positions
+    from svf_rl.settings.rows import load_rows
     from svf_rl.tasks import find_task
     from svf_rl.training.checkpoints import current_run
     from svf_rl.training.metrics_recorder import ProgressLine
@@ -114,11 +116,15 @@ def _train(recipe: Any, output: Path, context: Any) -> "RunSummary":
     phases = context.phases
     with phases("load"):
         task = find_task(recipe.data.task)
-        data = task.load(recipe.data)
         rewards = load_rewards(recipe.data)
-        check_rows(recipe.data, data, rewards, recipe.training.objective)
         recipe.training.reward_weights = [reward.weight for reward in rewards]
         tokenizer = load_tokenizer(recipe.model)
+        data = report.splits
+        if data is None:  # of the Hub, or for a model of the Hub: not checked before
+            positions = find_positions(recipe.model)
+            data, left_out = load_rows(recipe.data, recipe.training, rewards, tokenizer, positions)
+            if os.environ.get("RANK", "0") == "0":
+                print("".join(f"note: {line}\n" for line in left_out), end="", flush=True)
     with phases("decompose"):
         model = load_adapted(recipe.model, recipe.adapter)
     splits = {split: rows for split, rows in data.items() if rows is not None}

@@ -10,7 +10,7 @@ from svf_rl.rewards import Verdict, load_reward
 from svf_rl.rewards.reward import AsyncReward
 from svf_rl.rewards.verified import check_answers, parse_reference, verified, verify_rows
 from svf_rl.rewards.verifier import Verifier, check_failed_share
-from svf_rl.settings.dry_run import check_columns
+from svf_rl.settings.rows import check_columns
 
 # From this value on a completion counts as correct, where a reward says no more than a number.
 CORRECT = 0.5

@@ -8,6 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from svf_rl.errors import SVFError, one_line
 
+# A template is a program: beside refusals of its own, it raises what a mistake in it or in a message raises.
+# transformers has a ValueError for several templates without a default, or a turn that cannot be continued.
+_TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
 Conversation = Sequence[Mapping[str, str]]  # messages of "role" and "content"
 
 
@@ -43,14 +47,14 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation
     try:
         try:
             text = _apply_template(tokenizer, conversation, template_arguments)
-        except TemplateError:
+        except _TEMPLATE_ERRORS:
             if not system:
                 raise
         else:
             if system.strip() in text:
                 return text
         return _apply_template(tokenizer, _fold_system(conversation), template_arguments)
-    except TemplateError as error:
+    except _TEMPLATE_ERRORS as error:
         raise SVFError(
             f"the chat template of {tokenizer.name_or_path} refuses the conversation: {one_line(error)}"
         ) from error
@@ -61,6 +65,8 @@ def _apply_template(
 ) -> str:
     last = conversation[-1]
     prefilled = last["role"] == "assistant"
+    if prefilled and not last["content"].strip():  # a turn that begins with nothing but white space
+        return _apply_template(tokenizer, conversation[:-1], arguments) + last["content"]
     text = tokenizer.apply_chat_template(
         list(conversation),
         tokenize=False,
@@ -69,7 +75,7 @@ def _apply_template(
         **arguments,
     )
     stripped = last["content"].rstrip()
-    if prefilled and text.endswith(stripped):  # most templates trim each turn
+    if prefilled and not text.endswith(last["content"]) and text.endswith(stripped):  # most templates trim each turn
         text += last["content"][len(stripped) :]
     return text
 
@@ -78,8 +84,9 @@ def _fold_system(conversation: Conversation) -> list[dict[str, str]]:
     """The conversation with its system message as the first paragraph of the first user turn."""
     system, *turns = [dict(message) for message in conversation]
     first = next((turn for turn in turns if turn["role"] == "user"), None)
-    if first is not None:
-        first["content"] = f"{system['content']}\n\n{first['content']}"
+    if first is None:
+        raise ValueError("there is no user's turn that could take the system message")
+    first["content"] = f"{system['content']}\n\n{first['content']}"
     return turns
 
 

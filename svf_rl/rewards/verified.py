@@ -1,7 +1,7 @@
 """Rows that name their verifiers: how they are graded, and whether the answers in the data can be used at all."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from svf_rl.errors import SVFError
@@ -75,7 +75,9 @@ def parse_reference(answer: Any) -> Any:
         return answer
 
 
-def check_answers(reward: Reward, columns: Mapping[str, Sequence[Any]], where: str) -> None:
+def check_answers(
+    reward: Reward, columns: Mapping[str, Sequence[Any]], where: str | Callable[[int], str], called: str | None = None
+) -> None:
     """
     Raises `SVFError` for the first row whose reference the reward's verifier cannot use (empty, not text, without a
     number, ...). Rewards that are not made from a verifier are not checked; equal references are checked once.
@@ -83,7 +85,8 @@ def check_answers(reward: Reward, columns: Mapping[str, Sequence[Any]], where: s
     Args:
         reward ([`Reward`]): as loaded.
         columns (`Mapping`): the rows by column, with the columns that the reward needs.
-        where (`str`): which rows these are, for the message.
+        where (`str` or `Callable`): which rows these are, for the message; or what names a row by its number.
+        called (`str`, *optional*): what the user's file calls the column `answer`.
     """
     column, found = reward.arguments.get("column", "answer"), getattr(reward.function, "verifier", None)
     rows: Iterable[tuple[Verifier, Any]] = ()
@@ -103,4 +106,6 @@ def check_answers(reward: Reward, columns: Mapping[str, Sequence[Any]], where: s
         try:
             found.check_reference(reference, **options)
         except SVFError as error:
-            raise SVFError(f"{where}, row {row}: {error}") from error
+            named = called if called and column == "answer" else column
+            place = f"{where}, row {row}" if isinstance(where, str) else where(row)
+            raise SVFError(f"{place}: {error} (column {named!r})") from error

@@ -51,6 +51,8 @@ UNSUPPORTED = (
     "use_transformers_continuous_batching", "transformers_continuous_batching_config", "max_tool_calling_iterations",
     "label_smoothing_factor", "neftune_noise_alpha",
 )  # fmt: skip
+EVALUATED = ("accuracy", "reward", "unscorable", "items", "completion_length", "clipped_ratio")
+"""What an evaluation measures; for one of several sets its name stands before it, as in `eval_gsm8k_accuracy`."""
 SERVER_FAILURES = ("stop", "leave_out")
 LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")
 _CHOICES: dict[str, Collection[str]] = {
@@ -87,7 +89,7 @@ class SVFReinforceConfig(GRPOConfig):
     beta: float = described(0.1, "Coefficient of the KL term (lambda in the paper).")
     num_generations: int | None = described(8, "Completions per prompt; 1 is allowed.")
     metric_for_best_model: str | None = described(
-        "eval_accuracy", "What load_best_model_at_end and early stopping compare."
+        "eval_accuracy", f"What load_best_model_at_end and early stopping compare: eval_ and {', '.join(EVALUATED)}."
     )
     logging_steps: float = described(1, "Log metrics every this many steps.")
     report_to: str | list[str] | None = described(
@@ -164,6 +166,7 @@ class SVFReinforceConfig(GRPOConfig):
         super().__post_init__()
         self.num_generations = generations
         self._check_unsupported()
+        self._check_metric()
         self._check_objective()
         self._check_sampling()
         self._check_servers()
@@ -218,6 +221,15 @@ class SVFReinforceConfig(GRPOConfig):
                 raise refused_option(f"{name}={getattr(self, name)!r}", name)
         if self.remove_unused_columns:
             raise refused_option("remove_unused_columns", "remove_unused_columns")
+
+    def _check_metric(self) -> None:
+        """transformers looks for the metric at the first evaluation, when the run is under way."""
+        metric = self.metric_for_best_model
+        if metric is not None and not re.fullmatch(rf"(eval_)?(.+_)?({'|'.join(EVALUATED)})(/.+)?", metric):
+            raise SVFError(
+                f"metric_for_best_model must be one of {', '.join(f'eval_{name}' for name in EVALUATED)}, not "
+                f"{shown(metric)}: an evaluation answers items and has no loss"
+            )
 
     def _check_objective(self) -> None:
         if self.beta < 0:

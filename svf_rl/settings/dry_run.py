@@ -3,22 +3,21 @@
 import importlib.util
 import math
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from svf_rl.errors import SVFError
-from svf_rl.rewards import Reward, load_reward, required_columns
-from svf_rl.rewards.verified import check_answers
+from svf_rl.rewards import Reward, load_reward
 from svf_rl.settings.config import SVFReinforceConfig
-from svf_rl.settings.dry_run_model import find_adapted_matrices
+from svf_rl.settings.dry_run_model import find_adapted_matrices, find_tokenizer, positions_of
+from svf_rl.settings.dry_run_training import check_training
 from svf_rl.settings.recipe import DataArguments, Recipe
+from svf_rl.settings.rows import check_columns, load_rows, untrainable
 from svf_rl.tasks import Splits, find_task
-from svf_rl.tasks.targets import check_targets, target_column
-
-# Columns that TRL does not pass to rewards: they get `prompts` and the model's `completions` instead.
-_HIDDEN_COLUMNS = {"prompt", "completion"}
+from svf_rl.tasks.targets import target_column
 
 _PACKAGE_OF_REPORTER = {"azure_ml": "azureml", "dagshub": "mlflow", "flyte": "flytekit", "kubeflow": "transformers"}
 
@@ -39,6 +38,7 @@ class DryRun:
     updates: int | None
     lines: dict[str, str]  # what is printed, by its name
     notes: list[str]
+    splits: Splits | None  # the rows themselves, where they are local, and were checked with their prompts
     refusal: str = ""  # why it cannot be made on this machine
 
     def __str__(self) -> str:
@@ -58,10 +58,13 @@ def check_recipe(recipe: Recipe) -> DryRun:
     notes = list(recipe.warnings)
     check_reporters(recipe.training.report_to or ())
     rewards = load_rewards(recipe.data)
-    rows = _check_data(recipe, rewards, notes)
+    adapted = find_adapted_matrices(recipe, notes)
+    config = None if adapted is None else adapted.config
+    tokenizer = None if config is None else find_tokenizer(recipe.model, notes)
+    splits = _check_data(recipe, rewards, tokenizer, positions_of(config), notes)
+    rows = None if splits is None else {split: len(own) for split, own in splits.items() if own is not None}
     if any(reward.__name__ in ("unit_tests", "verified") for reward in rewards) and shutil.which("bwrap") is None:
         notes.append("bubblewrap is not installed on this machine: model-written code cannot be run in a sandbox")
-    adapted = find_adapted_matrices(recipe, notes)
     training, data, adapter = recipe.training, recipe.data, recipe.adapter
     size, steps, processes = (
         training.per_device_train_batch_size,
@@ -71,6 +74,7 @@ def check_recipe(recipe: Recipe) -> DryRun:
     sequences = size * processes * steps
     prompts = sequences / training.num_generations
     updates = count_updates(training, None if rows is None else rows["train"])
+    check_training(training, updates)
     matrices, values = (None, None) if adapted is None else (len(adapted.matrices), adapted.trained_values)
     weights = [(reward.__name__, reward.weight) for reward in rewards]
     start = f", from {adapter.adapter_path}" if adapter.adapter_path else ""
@@ -89,7 +93,19 @@ def check_recipe(recipe: Recipe) -> DryRun:
         "output": training.output_dir,
     }
     refusal = "" if adapted is None else _needs_gpu(recipe, adapted.parameters or 0)
-    return DryRun(matrices, values, rows, weights, prompts, sequences, updates, lines, notes, refusal)
+    return DryRun(
+        matrices,
+        values,
+        rows,
+        weights,
+        prompts,
+        sequences,
+        updates,
+        lines,
+        notes,
+        splits if tokenizer else None,
+        refusal,
+    )
 
 
 def _needs_gpu(recipe: Recipe, parameters: int) -> str:
@@ -140,40 +156,6 @@ def check_reporters(names: Collection[str]) -> None:
             raise SVFError(f"report_to: {name} needs a package that is not installed: pip install {package}{extra}")
 
 
-def check_columns(rewards: Sequence[Reward], columns: Collection[str]) -> None:
-    """Raises `SVFError` when a reward needs a column that the rows do not have."""
-    offered = set(columns) - _HIDDEN_COLUMNS
-    for reward in rewards:
-        for missing in sorted(required_columns(reward) - offered):
-            raise SVFError(
-                f"reward {reward.__name__!r} needs the column {missing!r}; the data has: "
-                f"{', '.join(sorted(offered)) or 'no column but the prompt'}"
-            )
-
-
-def check_rows(
-    data: DataArguments, splits: Splits, rewards: Sequence[Reward], objective: str = "policy_gradient"
-) -> None:
-    """Raises `SVFError` if there are no training rows, a column is missing, or a reward cannot use an answer."""
-    for split in ("train", "validation"):
-        if splits[split] is None:
-            raise _untrainable(data.task, split)
-    for split, rows in splits.items():
-        if rows is None:
-            continue
-        check_columns(rewards, rows.column_names)
-        columns = {name: rows[name][:] for name in rows.column_names if name not in _HIDDEN_COLUMNS}
-        for reward in rewards:
-            check_answers(reward, columns, f"{data.task} ({split})")
-    if objective == "next_token":
-        assert splits["train"] is not None
-        check_targets(splits["train"], f"{data.task} (train)")
-
-
-def _untrainable(task: str, split: str) -> SVFError:
-    return SVFError(f"task {task} has no {split} rows, it is only for evaluation: train on another one")
-
-
 def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int | None:
     """How many optimizer steps a run has; `None` where this depends on an unknown number of rows. Raises `SVFError`
     where the rows do not fill one generation batch, so that there would be no step."""
@@ -196,16 +178,22 @@ def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int |
     return updates
 
 
-def _check_data(recipe: Recipe, rewards: list[Reward], notes: list[str]) -> dict[str, int] | None:
+def _check_data(
+    recipe: Recipe,
+    rewards: list[Reward],
+    tokenizer: PreTrainedTokenizerBase | None,
+    positions: int | None,
+    notes: list[str],
+) -> Splits | None:
     data, objective = recipe.data, recipe.training.objective
     task = find_task(data.task)
     if not task.trainable:
-        raise _untrainable(data.task, "training")
+        raise untrainable(data.task, "training")
     task.stop_strings(data)
     if task.is_local(data):
-        splits = task.load(data)
-        check_rows(data, splits, rewards, objective)
-        return {name: len(rows) for name, rows in splits.items() if rows is not None}
+        splits, left_out = load_rows(data, recipe.training, rewards, tokenizer, positions)
+        notes += left_out
+        return splits
     if task.columns is not None:
         check_columns(rewards, task.columns)
         if objective == "next_token":

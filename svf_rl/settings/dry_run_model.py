@@ -1,17 +1,27 @@
 """The part of the dry run that looks at the model: which weights are adapted, and how many values are trained."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.vllm.tensor_parallel import check_divides
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.hub_config import fetch_config
 from svf_rl.models.kinds import AdapterKind, kind_of
+from svf_rl.models.loading import load_tokenizer
+from svf_rl.rewards.reward import nearest
 from svf_rl.runs.provenance import looks_local
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.recipe import Recipe
@@ -59,14 +69,81 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
     config, missing = _model_config(recipe.model)
     if config is not None:
         _check_generation(config, recipe.training)
-        with without_values():
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
+        model = _empty_model(config, recipe.model)
+        _check_modules_to_save(model, peft_config)
     found = kind.find_matrices(arguments, peft_config, model)
     if found is None:
         name = recipe.model.model_name_or_path
         notes.append(f"model {name} is not on this machine, and {missing}: its targets were not checked")
         return None
     return Adapted(config, kind, peft_config, *found, None if model is None else model.num_parameters())
+
+
+def _empty_model(config: PretrainedConfig, model: ModelArguments) -> PreTrainedModel:
+    """The model without values. Raises `SVFError` for one that cannot be built, or is none that writes text."""
+    remote = getattr(config, "auto_map", {}) if model.trust_remote_code else {}
+    if type(config) not in AutoModelForCausalLM._model_mapping and "AutoModelForCausalLM" not in remote:
+        raise SVFError(
+            f"model {model.model_name_or_path} is a {config.model_type} model, for which transformers has no causal "
+            "language model: choose one that continues text"
+        )
+    quantised = getattr(config, "quantization_config", None)
+    try:
+        if quantised is not None:
+            AutoHfQuantizer.from_config(quantised, pre_quantized=True).validate_environment()
+        with without_values():
+            return AutoModelForCausalLM.from_config(
+                config, attn_implementation=model.attn_implementation, trust_remote_code=model.trust_remote_code
+            )
+    except RuntimeError as error:  # a GPU that is not there, where a recipe is only checked
+        if quantised is None:
+            raise _unusable(model, error) from error
+        with without_values():
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    except (ValueError, ImportError, TypeError, AttributeError, LookupError) as error:
+        raise _unusable(model, error) from error
+
+
+def _unusable(model: ModelArguments, error: Exception) -> SVFError:
+    attention = f" with attn_implementation {model.attn_implementation!r}" if model.attn_implementation else ""
+    detail = " ".join(str(error).split())[:400]
+    return SVFError(f"model {model.model_name_or_path}{attention} cannot be built: {type(error).__name__}: {detail}")
+
+
+def _check_modules_to_save(model: PreTrainedModel, config: PeftConfig) -> None:
+    """PEFT ignores a name that no module has."""
+    names = [name for name, _ in model.named_modules() if name]
+    for wanted in getattr(config, "modules_to_save", None) or []:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+            raise SVFError(f"modules_to_save: no module is called {wanted!r}{nearest(wanted, _last_names(names))}")
+
+
+def _last_names(names: Sequence[str]) -> set[str]:
+    return {last for name in names if not (last := name.rpartition(".")[2]).isdigit()}
+
+
+def find_tokenizer(model: ModelArguments, notes: list[str]) -> PreTrainedTokenizerBase | None:
+    """The tokenizer where it is on this machine; `None`, and a note, where it is not. Raises `SVFError` for a folder
+    with weights and without a tokenizer."""
+    folder = Path(model.location)
+    has_weights = folder.is_dir() and any(folder.glob("*.safetensors")) | any(folder.glob("*.bin"))
+    try:
+        return load_tokenizer(model, local_files_only=True)
+    except SVFError:
+        if has_weights:
+            raise
+        notes.append(f"the tokenizer of {model.model_name_or_path} is not on this machine: prompts were not checked")
+        return None
+
+
+def find_positions(model: ModelArguments) -> int | None:
+    """[`positions_of`] a model that is on this machine by now."""
+    return positions_of(_model_config(model)[0])
+
+
+def positions_of(config: PretrainedConfig | None) -> int | None:
+    """How many tokens the model can read; `None` where that is not limited, or not known."""
+    return None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _model_config(model: ModelArguments) -> tuple[PretrainedConfig | None, str]:
@@ -92,10 +169,10 @@ def _model_config(model: ModelArguments) -> tuple[PretrainedConfig | None, str]:
 def _check_generation(config: PretrainedConfig, training: SVFReinforceConfig) -> None:
     if training.use_vllm:
         check_divides(config, training.vllm_tensor_parallel_size)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(config)
     if positions is None:
         return
-    for key in ("max_completion_length", "vllm_max_model_length"):
+    for key in ("max_completion_length", "vllm_max_model_length", "pad_to_multiple_of"):
         length = getattr(training, key)
-        if length is not None and length > positions:
+        if isinstance(length, int) and length > positions:
             raise SVFError(f"{key} ({length}) is more than the model's {positions} positions: lower it")

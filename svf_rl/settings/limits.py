@@ -7,8 +7,9 @@ from typing import Any
 from svf_rl.errors import SVFError
 from svf_rl.settings.yaml_values import shown
 
-# Every other number is finite, and an integer has at most 31 bits.
+# Every other number is one of fp32, and an integer has at most 31 bits.
 _LARGEST = 2**31 - 1
+_LARGEST_FLOAT = 3.4e38
 _LONGEST = 4096  # letters of a text of one line, as of a path
 _INTERVALS = {
     "[0, inf)": "learning_rate weight_decay max_grad_norm warmup_steps eval_delay init_std top_k "
@@ -81,5 +82,7 @@ def _check_number(key: str, value: int | float) -> None:
         starts = f"{'above' if interval[0] == '(' else 'at least'} {low:.12g}"
         ends = "" if math.isinf(high) else f" and {'below' if interval[-1] == ')' else 'at most'} {high:.12g}"
         raise SVFError(f"{key} must be {starts}{ends}, not {shown(value)}")
+    if abs(value) > _LARGEST_FLOAT and isinstance(value, float):
+        raise SVFError(f"{key} must be between {-_LARGEST_FLOAT:g} and {_LARGEST_FLOAT:g}, not {value:g}")
     if isinstance(value, int) and abs(value) > max(_LARGEST, high if math.isfinite(high) else 0):
         raise SVFError(f"{key} must be at most {_LARGEST}, not {shown(value)}")

@@ -28,6 +28,9 @@ class DataArguments(TaskOptions):
     rewards: list[str | dict[str, Any]] | str | dict[str, Any] | None = described(
         None, "Names, or mappings of name, weight and the reward's arguments; default: the task's."
     )
+    drop_long_prompts: bool = described(
+        False, "Leave out rows whose prompt leaves no room for an answer, and say how many, instead of stopping."
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.rewards, str | dict):

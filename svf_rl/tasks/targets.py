@@ -1,6 +1,6 @@
 """The targets that next-token training imitates, as text and as tokens."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -18,13 +18,13 @@ def target_column(columns: Collection[str], where: str) -> str:
     raise SVFError(f"{where}: objective next_token needs targets to imitate: give the rows a column 'target'")
 
 
-def check_targets(rows: Dataset, where: str) -> None:
-    """Raises `SVFError`, naming the row, unless each has a text to imitate."""
+def check_targets(rows: Dataset, where: str, place: Callable[[int], str]) -> None:
+    """Raises `SVFError`, with the row as `place` names it, unless each of the rows `where` has a text to imitate."""
     column = target_column(rows.column_names, where)
     for number, target in enumerate(rows[column]):
         if not isinstance(target, str) or not target.strip():
             raise SVFError(
-                f"{where}, row {number}: objective next_token needs a text in column {column!r}, not {target!r:.60}: "
+                f"{place(number)}: objective next_token needs a text in column {column!r}, not {target!r:.60}: "
                 "give every row a column 'target' with a correct answer as the model should write it"
             )
 

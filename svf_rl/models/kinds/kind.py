@@ -86,6 +86,8 @@ class AdapterKind:
         found = find_targets(model, PRESETS.get(targets, targets))
         # PEFT's and our own rule for what is excluded and which layers are meant
         adapted = {n: m for n, m in found.items() if SVFModel._check_target_module_exists(config, n)}
+        if not adapted:
+            raise SVFError("the targets are left without a layer: change layers_to_transform or exclude_modules")
         shapes = [tuple(logical_weight(module).shape) for module in adapted.values()]
         return list(adapted), self.trained_values(config, shapes)
 
