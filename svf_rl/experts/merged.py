@@ -71,7 +71,9 @@ def merge(
     tokenizer = load_tokenizer(model)
     if alpha is not None:
         names = list(adapted.peft_config)
-        adapted.add_weighted_adapter(names, alpha, MIXED, arguments.scope, arguments.form, arguments.normalized)
+        adapted.add_weighted_adapter(
+            names, alpha, MIXED, scope=arguments.scope, form=arguments.form, normalized=arguments.normalized
+        )
         adapted.set_adapter(MIXED)
     plain, matrices = _merged(adapted)
     _savable(plain)

@@ -195,5 +195,7 @@ class ExpertPool:
         else:  # the base model is a combination that changes nothing: W' is then W to the bit
             mix = which or Mix(torch.zeros(len(self.names)), form="deviation")
             experts = [self._adapters[name] for name in self.names]
-            self.model.add_weighted_adapter(experts, mix.alpha, _MIX, mix.scope, mix.form, mix.normalized)
+            self.model.add_weighted_adapter(
+                experts, mix.alpha, _MIX, scope=mix.scope, form=mix.form, normalized=mix.normalized
+            )
         self.model.set_adapter(active, inference_mode=True)

@@ -19,6 +19,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from svf_rl.losses.objective import reinforce_loss
 from svf_rl.losses.token_logprobs import LogitTransform, token_statistics
+from svf_rl.svf.layer import held_factors
 from svf_rl.training.policy import hidden_states, output_layer, reference
 
 
@@ -72,7 +73,7 @@ def trace(model: Any, batch: Batch, checkpointing_kwargs: dict[str, Any] | None 
     ids = torch.zeros(batch.sequences, batch.prompt + batch.completion, dtype=torch.long)
     mask, advantages = torch.ones_like(ids), torch.zeros(batch.sequences)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    existing = [*model.parameters(), *model.buffers(), *gradients, ids, mask, advantages]
+    existing = [*model.parameters(), *model.buffers(), *held_factors(model), *gradients, ids, mask, advantages]
     try:
         with LiveBytes(existing) as live:
             return _passes(model, batch, ids, mask, advantages, live)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from peft import PeftConfig
@@ -11,14 +12,30 @@ from svf_rl.errors import SVFError
 from svf_rl.svf.combine import check_record
 from svf_rl.svf.targets import target_regex
 
+_HOW_TO_LOAD = """## How to load it
+
+PEFT does not know this method by itself, and ends with `KeyError: 'SVF'` (`pip install svf-rl`):
+
+```python
+import svf_rl.svf  # registers SVF with PEFT
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "THIS FOLDER")
+```
+"""
+
 
 class _PeftTypeSVF(str):
     """The key `"SVF"` with the two attributes of an enum member: PEFT's own enum is closed to outside methods."""
 
     name = "SVF"
-    # transformers' `load_adapter` expects every parameter whose path contains the lower-case value in the adapter file:
-    # this must match z, and not the factors.
-    value = "SVF_Z"
+    value = "SVF"
+
+    def __str__(self) -> str:  # as of a member: PEFT's model status takes what follows the dot
+        return f"PeftType.{self.name}"
+
+    def __format__(self, spec: str) -> str:  # in messages
+        return format(self.name, spec)
 
 
 PEFT_TYPE_SVF = _PeftTypeSVF("SVF")
@@ -41,7 +58,7 @@ class SVFConfig(PeftConfig):
     target_modules: list[str] | str | None = described(
         "mlp",
         "mlp, attention (query and value, as in the paper), mlp+attention, a regular expression that matches the whole "
-        "module path, or a list of endings of module names.",
+        "module path, or a list of endings of module names. None: mlp.",
     )
     exclude_modules: list[str] | str | None = described(None, "Modules to leave out, matched like target_modules.")
     layers_to_transform: list[int] | int | None = described(None, "Adapt only the layers with these indices.")
@@ -71,9 +88,12 @@ class SVFConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE_SVF
-        # That of the model into which this copy was injected; this one is saved. It is not the field itself, so that
-        # the configuration of one model can be used for another.
+        # That of the model that is being saved. It is not the field itself, so that the configuration of one model can
+        # be used for another.
         self._live_fingerprint: str | None = None
+        self.from_file = False  # read by `from_pretrained` of this class, as PEFT does when it loads an adapter
+        if self.target_modules is None:
+            self.target_modules = "mlp"
         if isinstance(self.target_modules, str):
             self.target_modules = target_regex(self.target_modules, "target_modules")
         elif self.target_modules is not None:
@@ -95,8 +115,21 @@ class SVFConfig(PeftConfig):
             raise SVFError(f"init_mean must be a finite number, not {self.init_mean}")
         if self.combination is not None:
             check_record(self.combination)
-        if self.layers_pattern is not None and self.layers_to_transform is None:
+        if self.layers_pattern and self.layers_to_transform is None:
             raise SVFError("layers_pattern needs layers_to_transform: give the layer indices, or drop layers_pattern")
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "SVFConfig":
+        config: SVFConfig = super().from_pretrained(*args, **kwargs)
+        config.from_file = True
+        return config
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT does, and say in the model card beside it what to import: PEFT itself ends with `KeyError: 'SVF'`."""
+        super().save_pretrained(save_directory, **kwargs)
+        card = Path(save_directory) / "README.md"
+        if card.is_file() and "import svf_rl.svf" not in (text := card.read_text(encoding="utf-8")):
+            card.write_text(f"{text.rstrip()}\n\n{_HOW_TO_LOAD}", encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "base_fingerprint": self._live_fingerprint or self.base_fingerprint}

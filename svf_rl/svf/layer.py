@@ -16,27 +16,42 @@ from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask, change_of_singular_values, initial_z
 from svf_rl.svf.merge import merged_weight
-from svf_rl.svf.probe import Projections
-from svf_rl.svf.sharding import full_shape, is_sharded, shard_like
+from svf_rl.svf.probe import Projections, was_written
+from svf_rl.svf.sharding import full_shape, is_sharded, shard_like, shared_out_like, whole, will_be_sharded
+from svf_rl.svf.targets import logical_weight
 from svf_rl.svf.vector import SVFVector, keeping_type
 
 
 class SVFFactors(nn.Module):
-    """`U` (out, r) and `Vt` (r, in) in the model's type, frozen parameters so that ZeRO-3 shards them; `s` in fp32."""
+    """
+    `U` (out, r) and `Vt` (r, in) in the model's type; `s` (r,) in fp32.
 
-    s: Tensor
+    They are plain tensors: parameters would count as the adapter's, and DDP sends buffers around in every step. Where
+    ZeRO-3 or FSDP must share them out (`sharded`), `U` and `Vt` are frozen parameters.
+    """
 
-    def __init__(self, factors: Factors):
+    U: Tensor
+    Vt: Tensor
+
+    def __init__(self, factors: Factors, sharded: bool):
         super().__init__()
-        # Through _parameters: with `low_cpu_mem_usage=True` the injection context moves every registered parameter to
-        # the meta device, and no checkpoint would restore these values.
-        self._parameters["U"] = nn.Parameter(factors.U, requires_grad=False)
-        self._parameters["Vt"] = nn.Parameter(factors.Vt, requires_grad=False)
-        self.register_buffer("s", factors.s, persistent=False)
+        self.s = factors.s
+        for name in ("U", "Vt"):
+            if sharded:
+                # Through _parameters: with `low_cpu_mem_usage=True` the injection context moves every registered
+                # parameter to the meta device, and no checkpoint would restore these values.
+                self._parameters[name] = nn.Parameter(getattr(factors, name), requires_grad=False)
+            else:
+                setattr(self, name, getattr(factors, name))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.U, self.s, self.Vt
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFFactors":
-        s, keeping = self.s, keeping_type(fn)
-        super()._apply(lambda tensor: keeping(tensor) if tensor is s else fn(tensor), recurse)
+        self.s = keeping_type(fn)(self.s)
+        if "U" not in self._parameters:
+            self.U, self.Vt = fn(self.U), fn(self.Vt)
+        super()._apply(fn, recurse)
         return self
 
 
@@ -46,18 +61,21 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     The factored form needs `2·r·(in + out)` multiplications a token, forward and backward together, and never the
     full-size gradient of `W'`. Several active adapters add up: `m = 1 + Σ_k (m_k − 1)`. `weight_id` is the fingerprint
-    of the frozen `W`; `projections` is what the probe of an adapter needs of it.
+    of the frozen `W`; `projections` is what the probe of an adapter needs of it; `path` is the layer's, for errors.
     """
 
     adapter_layer_names: tuple[str, ...] = ("svf_z",)
     other_param_names: tuple[str, ...] = ("svf_mask",)
+    cast_input_dtype_enabled = True  # PEFT's disable_input_dtype_casting sets it
 
-    def __init__(self, base_layer: nn.Module, factors: Factors, weight_id: str, projections: Projections):
+    def __init__(
+        self, base_layer: nn.Module, factors: Factors, weight_id: str, projections: Projections, path: str = "a layer"
+    ):
         super().__init__()
         self.base_layer = base_layer
         shape = full_shape(base_layer.weight)
         self.out_features, self.in_features = reversed(shape) if isinstance(base_layer, Conv1D) else shape
-        self.svf_factors = SVFFactors(factors)
+        self.svf_factors = SVFFactors(factors, will_be_sharded(base_layer.weight))
         shard_like(self.svf_factors, base_layer.weight)
         self.svf_z = nn.ModuleDict()
         self.svf_mask: dict[str, Mask] = {}
@@ -65,13 +83,16 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.weight_id = weight_id
         self.projections = projections
+        self.path = path
         self._unmerged_weight: Tensor | None = None
+        self._seen = _state_of(base_layer.weight)
+        self._rounding = 1e-6  # of the weight since it was decomposed, by casts
 
     def update_layer(self, adapter_name: str, config: SVFConfig) -> None:
         """Add the adapter `adapter_name` to this layer."""
         s = self.svf_factors.s
-        self.svf_z[adapter_name] = SVFVector(initial_z(s.numel(), config).to(s.device))
-        self.svf_mask[adapter_name] = Mask.of(config)
+        self.svf_mask[adapter_name] = mask = Mask.of(config)
+        self.svf_z[adapter_name] = SVFVector(initial_z(s.numel(), config).to(s.device), decays_well=mask.identity == 0)
         self.set_adapter(self.active_adapters)
 
     def multiplier(self, adapter_name: str, z: Tensor | None = None) -> Tensor:
@@ -91,8 +112,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         return m
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if kwargs.pop("adapter_names", None) is not None:
-            raise SVFError("SVF does not mix adapters within a batch: drop adapter_names and call set_adapter")
+        refuse_mixed_batches(kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
         # The reference is z = 1 also while merged, when the base layer computes with W'.
@@ -100,9 +120,14 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         m = None if direct else self.active_multiplier()
         if m is None:
             return self.base_layer(x, *args, **kwargs)
+        self.check_weight()
         factors = self.svf_factors
+        if factors.s.device != x.device:  # the base layer is loaded for each call, and so was not where it runs
+            factors.to(x.device)
+            self.svf_z.to(x.device)
+            m = self.active_multiplier()
         scale = factors.s if self.reference else factors.s * m  # (r,) fp32
-        h = F.linear(x.to(factors.Vt.dtype), factors.Vt)  # (..., r)
+        h = F.linear(self._cast_input_dtype(x, factors.Vt.dtype), factors.Vt)  # (..., r)
         # fp32 product: rounding s·m itself to bf16 would make small changes of z invisible
         h = (h * scale).to(h.dtype)
         return F.linear(h, factors.U, self.base_layer.bias).to(x.dtype)
@@ -117,16 +142,44 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     def merged_weight(self, adapter_names: list[str] | None = None) -> Tensor:
         """`W'` of the given adapters (default: the active ones), a new tensor in the base layer's layout and type."""
-        factors = self.svf_factors
+        weight, factors = self.base_weight(), self.svf_factors
         delta = change_of_singular_values(factors.s, self.masks_and_z(adapter_names))
+        left, right = whole(factors.U), whole(factors.Vt)
         if self.transposed:  # (in, out): W'ᵀ = V diag(s·m) Uᵀ, made as it is stored
-            return merged_weight(self.base_weight(), factors.Vt.T, factors.U.T, delta)
-        return merged_weight(self.base_weight(), factors.U, factors.Vt, delta)
+            left, right = right.T, left.T
+        return shared_out_like(merged_weight(whole(weight), left, right, delta), weight)
 
     def masks_and_z(self, adapter_names: list[str] | None = None) -> list[tuple[Mask, Tensor]]:
         """The mask and the `z` (r,) of each of the given adapters (default: the active ones) that adapts this layer."""
         names = self.active_adapters if adapter_names is None else adapter_names
-        return [(self.svf_mask[name], self.svf_z[name].weight) for name in names if name in self.svf_z]
+        return [(self.svf_mask[name], whole(self.svf_z[name].weight)) for name in names if name in self.svf_z]
+
+    def check_weight(self, look: bool = False) -> None:
+        """
+        Notice a write to the frozen `W` since it was decomposed: by its version and place, and with `look` by its
+        values, which also shows a write through `.data`. Where no adapter has moved, the layer decomposes it again.
+
+        Raises:
+            SVFError: an adapter has moved: its `z` belongs to the singular values of the weight as it was.
+        """
+        weight = self.get_base_layer().weight
+        # Only ordinary tensors: what is sharded, loaded for each call or traced changes its place all the time.
+        if self.merged or is_sharded(weight) or type(weight) is not nn.Parameter or weight.dim() != 2 or weight.is_meta:
+            return
+        if torch.compiler.is_compiling() or (not look and _state_of(weight) == self._seen):
+            return
+        weight = logical_weight(self.get_base_layer()).detach()
+        if was_written(self.projections, weight, self._rounding):
+            if any((self.multiplier(name) - 1).abs().max() > 1e-6 for name in self.svf_z):
+                raise SVFError(
+                    f"the weight of {self.path} was changed after SVF decomposed it, and z belongs to the one before: "
+                    "change weights before the adapter is put on the model, or put the old ones back"
+                )
+            from svf_rl.svf.model import decompose  # which imports this module
+
+            self.weight_id, factors, self.projections = decompose(weight)
+            self.svf_factors = SVFFactors(factors, sharded=False)
+        self._seen = _state_of(self.get_base_layer().weight)
 
     @property
     def transposed(self) -> bool:
@@ -138,6 +191,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.svf_z]
         if not names:
             return
+        self.check_weight(look=True)
         merged = self.merged_weight(self.merged_adapters + names)
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(f"NaN or infinity in the merged weight: adapter {names} seems to be broken")
@@ -151,16 +205,35 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         if self._unmerged_weight is not None:
             self.get_base_layer().weight.data = self._unmerged_weight
             self._unmerged_weight = None
+            self._seen = _state_of(self.get_base_layer().weight)
         self.merged_adapters.clear()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFLinear":
         if self._unmerged_weight is not None:  # it must move too, though it is not a parameter
             self._unmerged_weight = fn(self._unmerged_weight)
+        dtype = self.weight.dtype
         super()._apply(fn, recurse)
+        if self.weight.dtype != dtype:
+            self._rounding = max(self._rounding, torch.finfo(self.weight.dtype).eps)
+        self._seen = _state_of(self.get_base_layer().weight)
         return self
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
+
+
+def _state_of(weight: Tensor) -> tuple[int, int] | None:
+    """What changes when a tensor is written to or put elsewhere; `None` where this is not known."""
+    if type(weight) is not nn.Parameter or weight.is_meta or weight.is_inference():
+        return None
+    return weight.data_ptr(), weight._version
+
+
+def refuse_mixed_batches(arguments: dict[str, Any]) -> None:
+    """Raises `SVFError` where the arguments of a forward pass choose an adapter for each row, as LoRA takes them."""
+    for name in ("adapter_names", "alora_offsets"):
+        if arguments.pop(name, None) is not None:
+            raise SVFError(f"SVF does not mix adapters within a batch: drop {name} and call set_adapter")
 
 
 @contextmanager
@@ -202,3 +275,8 @@ def fetch_with_layers(model: nn.Module) -> None:
 def svf_layers(model: nn.Module) -> dict[str, SVFLinear]:
     """The SVF layers of a model by module path."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SVFLinear)}
+
+
+def held_factors(model: nn.Module) -> list[Tensor]:
+    """`U`, `s` and `Vt` of every SVF layer of a model, which are neither parameters nor buffers."""
+    return [part for layer in svf_layers(model).values() for part in layer.svf_factors.tensors()]

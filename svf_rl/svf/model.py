@@ -1,8 +1,10 @@
 """The PEFT tuner: a thin shell that puts SVF layers into a model and checks what is loaded into them."""
 
-import copy
 import hashlib
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,13 +17,13 @@ from tqdm import tqdm
 from svf_rl.errors import SVFError
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.config import LARGEST, SVFConfig
-from svf_rl.svf.decompose import fingerprint, thin_svd
+from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
 from svf_rl.svf.expert import FINGERPRINT, PREFIX, PROBE, Z
-from svf_rl.svf.layer import SVFLinear, svf_layers
+from svf_rl.svf.layer import SVFLinear, refuse_mixed_batches, svf_layers
 from svf_rl.svf.mask import is_sound
-from svf_rl.svf.probe import agrees, probe, project
-from svf_rl.svf.sharding import gather_parameters
-from svf_rl.svf.targets import find_targets, is_linear, is_output_layer, logical_weight, target_regex
+from svf_rl.svf.probe import Projections, agrees, probe, project
+from svf_rl.svf.sharding import gather_parameters, is_dtensor, plain_path, whole
+from svf_rl.svf.targets import check_target, find_targets, logical_weight, quantization_of, target_regex
 from svf_rl.svf.vector import SVFCombination
 from svf_rl.svf.weighted import WeightedAdapters
 
@@ -46,17 +48,12 @@ class SVFModel(WeightedAdapters, BaseTuner):
         Raises:
             SVFError: the targets cannot be adapted, or the adapter was trained on other weights.
         """
-        # A copy: one configuration object may serve several models, and each records its own fingerprint.
-        config = copy.copy(self.peft_config[adapter_name])
+        config = self.peft_config[adapter_name]
         if not config.target_modules:
             raise SVFError("target_modules is empty: use 'mlp', 'attention', 'mlp+attention' or module names")
-        config = self.peft_config[adapter_name] = _maybe_include_all_linear_layers(config, model)
         total = None
-        if not svf_layers(model):  # the first adapter: refuse what cannot be adapted before anything is changed
-            targets = target_regex(config.target_modules)
-            if config.exclude_modules:
-                targets = rf"(?!(?:{target_regex(config.exclude_modules)})\Z)(?:{targets})"
-            total = len(find_targets(model, targets))
+        if kwargs.get("state_dict") is None:  # refuse what cannot be adapted before anything is changed
+            total = self._check_targets(model, _maybe_include_all_linear_layers(config, model))
         with tqdm(total=total, desc="Factors of the weights", unit="matrix", delay=3, leave=False) as self._progress:
             try:
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -65,25 +62,49 @@ class SVFModel(WeightedAdapters, BaseTuner):
             finally:
                 del self._progress  # it has an open file, with which the model could not be pickled
 
-        layers = [layer for layer in svf_layers(model).values() if adapter_name in layer.svf_z]
+        layers = _adapted(model, adapter_name)
         if not layers:
             raise SVFError(f"target_modules {config.target_modules!r} match no linear layer: name nn.Linear modules")
-        live = hashlib.sha256("".join(layer.weight_id for layer in layers).encode()).hexdigest()
-        if config.base_fingerprint not in (None, live):
-            base = config.base_model_name_or_path or "the model it was trained on"
+        live = _digest(layers)
+        # Loading by PEFT looks at the stored probes later; other ways of loading set z without asking.
+        if not config.from_file and config.base_fingerprint not in (None, live):
             raise SVFError(
-                f"the adapter was trained on other base weights (fingerprint {config.base_fingerprint[:12]}, "
-                f"here {live[:12]}): load it onto {base}, in the dtype of its training"
+                f"the adapter was trained on other base weights (fingerprint {config.base_fingerprint[:12]}, here "
+                f"{live[:12]}): load it onto {_base_of(config)}, in the dtype of its training; or, for weights that "
+                "differ by rounding, with PeftModel.from_pretrained, which compares what z does"
             )
-        config._live_fingerprint = live
+
+    def _check_targets(self, model: nn.Module, config: SVFConfig) -> int:
+        """How many modules the new adapter matches; raises `SVFError` where one of them cannot be adapted."""
+        layers = svf_layers(model)
+        if not layers:
+            targets = target_regex(config.target_modules)
+            if config.exclude_modules:
+                targets = rf"(?!(?:{target_regex(config.exclude_modules)})\Z)(?:{targets})"
+            find_targets(model, targets)
+        inside = tuple(f"{name}." for name in layers)
+        listed = not isinstance(config.target_modules, str)
+        matched = [n for n, _ in model.named_modules() if n and self._check_target_module_exists(config, n)]
+        return sum(
+            name in layers or check_target(model, name, model.get_submodule(name), listed)
+            for name in matched
+            if not name.startswith(inside)
+        )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT calls it around every forward pass and generation, and drops afterwards what it does not know."""
+        refuse_mixed_batches(kwargs)
+        yield
 
     @staticmethod
     def _check_target_module_exists(peft_config: SVFConfig, key: str) -> Any:
         matched = BaseTuner._check_target_module_exists(peft_config, key)
         layers = peft_config.layers_to_transform
-        if not matched or layers is None or not isinstance(peft_config.target_modules, str):
+        if not matched or layers is None or layers == []:
             return matched
-        # PEFT looks at the layer index only where target_modules is a list; here presets are expressions.
+        # PEFT looks at the layer index only where target_modules is a list, and not for a whole path in it; here
+        # presets are expressions, and all-linear lists whole paths in small models.
         patterns = peft_config.layers_pattern or r"[^.]*"
         names = "|".join([patterns] if isinstance(patterns, str) else patterns)
         index = re.match(rf".*?\.(?:{names})\.(\d+)\.", "." + key)
@@ -101,10 +122,8 @@ class SVFModel(WeightedAdapters, BaseTuner):
         if isinstance(target, SVFLinear):
             target.update_layer(adapter_name, peft_config)
             return
-        if not is_linear(target):  # an expression such as '.*mlp.*' also matches containers and activations
+        if not check_target(self.model, current_key, target, not isinstance(peft_config.target_modules, str)):
             return
-        if is_output_layer(self.model, current_key, target):
-            raise SVFError(f"target_modules match the output layer {current_key}, which SVF does not adapt")
         self._progress.set_postfix_str(current_key, refresh=False)
         layer = _wrap(target, current_key)
         layer.update_layer(adapter_name, peft_config)
@@ -122,41 +141,59 @@ class SVFModel(WeightedAdapters, BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """`z` of every layer, with the fingerprint of its `W` (32 bytes) and the probe of its change (16 numbers). The
-        current weights of a combination in training are written into its configuration."""
+        current weights of a combination in training are written into its configuration, as the fingerprint of all."""
         result, rows = {}, {}
-        for name, layer in svf_layers(model).items():
-            if adapter_name not in layer.svf_z:
-                continue
-            vector = layer.svf_z[adapter_name]
+        state = {plain_path(key): value for key, value in state_dict.items()}
+        layers = _adapted(model, adapter_name)
+        for path, layer in layers.items():
+            layer.check_weight(look=True)
+            vector, name = layer.svf_z[adapter_name], plain_path(path)
             if isinstance(vector, SVFCombination):  # saved as the plain adapter that it makes
                 z = vector.weight.detach()
                 result[name + _ALPHA] = vector.alpha.detach().clone()  # several matrices may share it
                 rows[id(vector.alpha)] = [round(value, 6) for value in vector.used_alpha.tolist()]
             else:
-                z = state_dict[f"{name}.svf_z.{adapter_name}.weight"]
+                key = f"{name}.svf_z.{adapter_name}.weight"
+                # PEFT leaves out a key that holds the name of another adapter, also where a module has that name
+                z = state[key] if key in state else vector.weight.detach()
             result[f"{name}.svf_z.{adapter_name}.weight"] = z
             result[name + FINGERPRINT] = torch.frombuffer(bytearray.fromhex(layer.weight_id), dtype=torch.uint8)
-            result[name + PROBE] = probe(layer.projections, layer.multiplier(adapter_name, z).detach())
+            if not z.is_meta:
+                m = layer.multiplier(adapter_name, whole(z)).detach()
+                result[name + PROBE] = probe(layer.projections, m)
         if rows:
             config.combination = {**config.combination, "alpha": list(rows.values())}
+        config._live_fingerprint = _digest(layers)
         return result
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Only where it stands for the adapter: a module may have the same name."""
+        key = plain_path(key)
+        if key.endswith((FINGERPRINT, PROBE, _ALPHA)):
+            return key
+        own = f".svf_z.{adapter_name}."
+        if own in key:
+            head, _, tail = key.rpartition(own)
+            return f"{head}.svf_z.{tail}"
+        plain: str = super()._remove_adapter_name_from_key(key, adapter_name)
+        return plain
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Refuse an adapter of another base model before any value is set; keep only `z`."""
-        base = getattr(config, "base_model_name_or_path", None) or "the model it was trained on"
-        layers = {
-            name.removeprefix(PREFIX): layer for name, layer in svf_layers(model).items() if adapter_name in layer.svf_z
-        }
+        layers = {plain_path(k).removeprefix(PREFIX): v for k, v in _adapted(model, adapter_name).items()}
+        state_dict = {plain_path(key): value for key, value in state_dict.items()}
         saved = {key.removeprefix(PREFIX): value for key, value in state_dict.items()}
-        extra = sorted({k.removesuffix(Z) for k in saved if k.endswith(Z)} - layers.keys())
-        if extra:
-            few = ", ".join(extra[:2]) + (f" and {len(extra) - 2} more" if len(extra) > 2 else "")
-            raise SVFError(f"the adapter has z for {few}, not adapted in this model: load it onto {base}")
-        for name, layer in layers.items():
-            _check_saved(name, layer, adapter_name, saved, base)
+        try:
+            _check_saved(layers, adapter_name, saved, config)
+        except SVFError:
+            # An adapter that came with this file does not stay beside others, at z = 1.
+            if config.base_fingerprint and len(model.peft_config) > 1 and hasattr(model, "delete_adapter"):
+                model.delete_adapter(adapter_name)
+            raise
         in_training = any(isinstance(layer.svf_z[adapter_name], SVFCombination) for layer in layers.values())
         if in_training and any(name + _ALPHA not in saved for name in layers):
             raise SVFError(
@@ -173,39 +210,94 @@ class SVFModel(WeightedAdapters, BaseTuner):
         return remapped
 
 
-def _check_saved(name: str, layer: SVFLinear, adapter_name: str, saved: dict[str, Tensor], base: str) -> None:
-    missing = [suffix for suffix in (Z, FINGERPRINT, PROBE) if name + suffix not in saved]
-    if missing:
-        raise SVFError(f"the adapter file lacks {name}{missing[0]}: it is damaged, save the adapter again")
-    z, recorded = saved[name + Z], saved[name + FINGERPRINT]
-    if recorded.numpy(force=True).tobytes().hex() != layer.weight_id:
-        raise SVFError(
-            f"the adapter was trained on other weights than those of {name}: load it onto {base}, "
-            "in the dtype of its training"
+def _adapted(model: nn.Module, adapter_name: str) -> dict[str, SVFLinear]:
+    return {name: layer for name, layer in svf_layers(model).items() if adapter_name in layer.svf_z}
+
+
+def _digest(layers: dict[str, SVFLinear]) -> str:
+    """The fingerprint of all these weights together."""
+    return hashlib.sha256("".join(layer.weight_id for layer in layers.values()).encode()).hexdigest()
+
+
+def _base_of(config: PeftConfig) -> str:
+    return getattr(config, "base_model_name_or_path", None) or "the model it was trained on"
+
+
+def _check_saved(layers: dict[str, SVFLinear], adapter_name: str, saved: dict[str, Tensor], config: PeftConfig) -> None:
+    """Raises `SVFError` for what does not fit these layers; warns where other weights make of `z` what their own did.
+    `z` without anything else is taken as it is."""
+    base, other_base = _base_of(config), config.base_fingerprint not in (None, _digest(layers))
+    other = "the adapter was trained on other base weights: " if other_base else ""
+    extra = sorted({k.removesuffix(Z) for k in saved if k.endswith(Z)} - layers.keys())
+    if extra:
+        few = ", ".join(extra[:2]) + (f" and {len(extra) - 2} more" if len(extra) > 2 else "")
+        raise SVFError(f"{other}the adapter has z for {few}, not adapted in this model: load it onto {base}")
+    z_alone = not any(key.endswith((FINGERPRINT, PROBE)) for key in saved)
+    different, told = [], False  # whether any of the probes of those is not 0, as it is at z = 1
+    for name, layer in layers.items():
+        missing = [suffix for suffix in (Z, FINGERPRINT, PROBE) if name + suffix not in saved]
+        if z_alone and missing == [FINGERPRINT, PROBE]:
+            missing = []
+        if missing:
+            raise SVFError(f"the adapter file lacks {name}{missing[0]}: it is damaged, save the adapter again")
+        z, size = saved[name + Z], layer.svf_factors.s.shape
+        if z.shape != size and other:
+            raise SVFError(f"{other}z of {name} has shape {tuple(z.shape)}, here {tuple(size)}: load it onto {base}")
+        if z.shape != size or not (z.is_meta or is_sound(z)):
+            raise SVFError(
+                f"z of {name} has shape {tuple(z.shape)}, is not finite or above {LARGEST:g}: "
+                "the adapter file is damaged"
+            )
+        if z_alone:
+            continue
+        same = saved[name + FINGERPRINT].numpy(force=True).tobytes().hex() == layer.weight_id
+        different += [] if same else [name]
+        m, recorded = layer.multiplier(adapter_name, z).detach(), saved[name + PROBE].float().cpu()
+        told = told or (not same and bool(recorded.any()))
+        if agrees(layer.projections, m, recorded, same):
+            continue
+        if same:
+            raise SVFError(
+                f"the factors of {name} are not those of the adapter's training (their probe differs by more than "
+                "1e-3): use the dtype and the factor cache of the training run"
+            )
+        raise _other_weights(f"{name} is the first where its z does something else", base)
+    if different and not told:
+        raise _other_weights(f"{different[0]} is the first; it is not trained, and cannot be compared", base)
+    if different or (z_alone and other):
+        named = f", such as {different[0]}" if different else ""
+        judged = (
+            "z changes them as it did its own, up to rounding" if different else "and nothing tells what z does here"
         )
-    if z.shape != layer.svf_factors.s.shape or not is_sound(z):
-        raise SVFError(
-            f"z of {name} has shape {tuple(z.shape)}, is not finite or above {LARGEST:g}: the adapter file is damaged"
-        )
-    m = layer.multiplier(adapter_name, z).detach()
-    if not agrees(layer.projections, m, saved[name + PROBE].float().cpu()):
-        raise SVFError(
-            f"the factors of {name} are not those of the adapter's training (their probe differs by more than 1e-3): "
-            "use the dtype and the factor cache of the training run"
-        )
+        warnings.warn(f"the adapter was trained on other base weights{named}; {judged}", stacklevel=2)
+
+
+def _other_weights(where: str, base: str) -> SVFError:
+    return SVFError(
+        f"the adapter was trained on other base weights ({where}): load it onto {base}, in the dtype of its training; "
+        "set_peft_model_state_dict takes z alone onto any weights"
+    )
 
 
 def _wrap(module: nn.Module, name: str) -> SVFLinear:
     weight = module.weight
     if weight.is_meta:
         raise SVFError(f"{name} has no weight yet (meta device): load the base model's weights before adding SVF")
-    if not weight.is_floating_point() or weight.dtype.itemsize == 1:  # fp8 has separate scales too
-        raise SVFError(f"{name} is quantized ({weight.dtype}): SVF needs floating-point weights, load it unquantized")
+    quantization = quantization_of(weight)
+    if quantization:
+        raise SVFError(f"{name} is quantized ({quantization}): SVF needs floating-point weights, load it unquantized")
+    if is_dtensor(weight):
+        raise SVFError(f"{name} is shared out over processes already: put the adapter on the model before that")
     with gather_parameters([weight]):
-        weight = logical_weight(module).detach()
-        weight_id = fingerprint(weight)
-        factors = FactorCache().load(weight_id, weight.dtype, weight.device, weight)
-        if factors is None:
-            factors = thin_svd(weight).to(weight.dtype)
-        projections = project(factors, weight)
-    return SVFLinear(module, factors, weight_id, projections)
+        weight_id, factors, projections = decompose(logical_weight(module).detach())
+    return SVFLinear(module, factors, weight_id, projections, name)
+
+
+def decompose(weight: Tensor) -> tuple[str, Factors, Projections]:
+    """The fingerprint of a weight (out, in), its factors in its type, from the cache where they are there, and what
+    probes need of it."""
+    weight_id = fingerprint(weight)
+    factors = FactorCache().load(weight_id, weight.dtype, weight.device, weight)
+    if factors is None:
+        factors = thin_svd(weight).to(weight.dtype)
+    return weight_id, factors, project(factors, weight)

@@ -8,6 +8,7 @@ from torch import Tensor
 from svf_rl.svf.decompose import Factors
 
 TOLERANCE = 1e-3
+SHARE = 0.1
 _SIDE = 4  # projections a side, 16 numbers in all
 
 
@@ -29,17 +30,38 @@ def project(factors: Factors, weight: Tensor) -> Projections:
 
     This is done once, while the whole matrix is available, and replaces it when adapters are saved and loaded.
     """
-    generator = torch.Generator().manual_seed(0)
-    (rows, columns), device = weight.shape, weight.device
-    A = (torch.randint(0, 2, (_SIDE, rows), generator=generator) * 2 - 1).to(device, torch.float32)
-    B = (torch.randint(0, 2, (columns, _SIDE), generator=generator) * 2 - 1).to(device, torch.float32)
-    scale = (rows * columns) ** -0.5
+    A, B, scale = _signs(weight)
     return Projections(
         left=((A @ factors.U.float()) * scale).cpu(),
         s=factors.s.float().cpu(),
         right=(factors.Vt.float() @ B).cpu(),
-        weight=((A @ (weight.float() @ B)) * scale).cpu(),
+        weight=_project_weight(weight),
     )
+
+
+def _signs(weight: Tensor) -> tuple[Tensor, Tensor, float]:
+    generator = torch.Generator().manual_seed(0)
+    (rows, columns), device = weight.shape, weight.device
+    A = (torch.randint(0, 2, (_SIDE, rows), generator=generator) * 2 - 1).to(device, torch.float32)
+    B = (torch.randint(0, 2, (columns, _SIDE), generator=generator) * 2 - 1).to(device, torch.float32)
+    return A, B, (rows * columns) ** -0.5
+
+
+def _project_weight(weight: Tensor) -> Tensor:
+    """In fp64, whose sums do not depend on the device beyond what fp32 shows; in blocks, for the memory."""
+    A, B, scale = _signs(weight)
+    parts = zip(A.double().split(1024, dim=1), weight.split(1024), strict=True)
+    total = sum(part @ (rows.double() @ B.double()) for part, rows in parts)
+    assert isinstance(total, Tensor)
+    return (total * scale).float().cpu()
+
+
+@torch.no_grad()
+def was_written(matrix: Projections, weight: Tensor, rounding: float) -> bool:
+    """Whether `weight` (out, in) is not the matrix that was projected, beyond relative errors of `rounding` in its
+    elements."""
+    allowed = 4 * rounding * weight.float().norm().item() * weight.numel() ** -0.5
+    return not bool((_project_weight(weight) - matrix.weight).norm() <= allowed)
 
 
 @torch.no_grad()
@@ -54,8 +76,12 @@ def probe(matrix: Projections, m: Tensor) -> Tensor:
     return ((matrix.left * (matrix.s * (m.float().cpu() - 1))) @ matrix.right).flatten()
 
 
-def agrees(matrix: Projections, m: Tensor, recorded: Tensor) -> bool:
-    """Whether `m` on this matrix gives the recorded probe, up to `TOLERANCE` relative to `W'`."""
+def agrees(matrix: Projections, m: Tensor, recorded: Tensor, same_weight: bool = True) -> bool:
+    """Whether `m` on this matrix gives the recorded probe, up to `TOLERANCE` relative to `W'`; and, on a weight that is
+    not the adapter's own to the bit, up to `SHARE` of the change itself, or any weight would do for a small change."""
     if not torch.isfinite(recorded).all():
         return False
-    return bool((probe(matrix, m) - recorded).norm() <= TOLERANCE * (matrix.weight.flatten() + recorded).norm())
+    here = probe(matrix, m)
+    error = (here - recorded).norm()
+    close = error <= TOLERANCE * (matrix.weight.flatten() + recorded).norm()
+    return bool(close and (same_weight or error <= SHARE * recorded.norm()))

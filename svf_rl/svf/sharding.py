@@ -1,16 +1,46 @@
-"""Weights that DeepSpeed's ZeRO-3 has sharded over the processes: their shapes, and access to their values."""
+"""Weights that DeepSpeed's ZeRO-3 or torch's FSDP has sharded over the processes: their shapes, and access to their
+values."""
 
+import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.integrations import deepspeed as integration
 
 
 def is_sharded(parameter: Tensor) -> bool:
     """Whether ZeRO-3 holds this parameter: outside of `gather_parameters` its own tensor is empty."""
     return hasattr(parameter, "ds_id")
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether it is sharded as FSDP2 and tensor parallelism do it."""
+    return isinstance(tensor, DTensor)
+
+
+def will_be_sharded(parameter: Tensor) -> bool:
+    """Whether what lies beside `parameter` must be parameters too, so that ZeRO-3 or FSDP shares it out."""
+    # set by `accelerate launch`; FSDP wraps the model only later
+    return is_sharded(parameter) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it: what FSDP2 shares out is collected, by all processes together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_out_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """`tensor`, shared out as `other` is."""
+    return distribute_tensor(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor
+
+
+def plain_path(name: str) -> str:
+    """A module's or parameter's path without what FSDP, torch.compile and activation checkpointing put into it."""
+    return re.sub(r"(?<![^.])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.", "", name)
 
 
 def full_shape(parameter: Tensor) -> torch.Size:

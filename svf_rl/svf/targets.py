@@ -5,27 +5,50 @@ is one and its `attn.c_proj` is not. The same string serves as PEFT's `target_mo
 """
 
 import difflib
+import inspect
 import re
 from collections.abc import Iterable
+from functools import cache
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
 from svf_rl.errors import SVFError
+from svf_rl.svf.sharding import is_dtensor
 
+# What a language model reads pictures and sound with is not adapted.
+_TEXT = r"(?!(?:.*\.)?(?:vision|visual|audio|image|speech)\w*\.)(?:.*\.)?"
+# Feed-forward blocks and their layers, but not what chooses experts. The blocks have these names in transformers, or
+# none (in OPT, BART and BERT with their descendants): there the layers belong to the numbered layer itself.
 _MLP = (
-    r"(?:.*\.)?mlp\.(?:gate_proj|up_proj|down_proj"  # Llama, Mistral, Qwen2, Qwen3, Gemma
-    r"|c_fc|c_proj"  # GPT-2
-    r"|fc1|fc2|gate_up_proj"  # Phi, Phi-3
-    r"|dense_h_to_4h|dense_4h_to_h)"  # GPT-NeoX, Falcon
+    _TEXT + r"(?:(?:(?:shared_)?mlp|mlp_block|ffn|ff|ffns\.\d+|feed_forward|feedforward|DenseReluDense)"
+    r"\.(?:\w+_proj|proj_\w+|c_fc|fc\d|fc_in|fc_out|dense\w*|\w+_dense|w\d|w[io](?:_\d)?|W[io]|lin\d|linear_\d"
+    r"|layer_\d|\w+_linear|intermediate|output|key|value|receptance)"
+    r"|\d+\.(?:fc1|fc2|ffn|ffn_output|(?:intermediate|output)\.dense)"
+    r"|mixer\.(?:up_proj|down_proj))"  # Nemotron-H
 )
-# Queries and values, as in the paper's ablation; a fused projection takes them along with the keys.
 _ATTENTION = (
-    r"(?:.*\.)?(?:self_attn|attn|attention|self_attention)\.(?:q_proj|v_proj"  # Llama and its relatives
-    r"|c_attn"  # GPT-2
-    r"|qkv_proj|query_key_value)"  # Phi-3; GPT-NeoX, Falcon
+    _TEXT + r"(?:\w*(?:(?<!linear_)attn|[Aa]ttention|attentions\.\d+)(?:\.self)?|mixer|temporal_block)"
+    r"\.(?:q_proj|v_proj|query|value|query_proj|value_proj|q_lin|v_lin|q|v"
+    r"|c_attn|Wqkv|qkv_proj|query_key_value"
+    r"|q_b_proj|kv_b_proj)"  # DeepSeek's latent attention
 )
 TARGETS = {"mlp": _MLP, "attention": _ATTENTION, "mlp+attention": f"{_MLP}|{_ATTENTION}"}
+
+# What the presets were when some saved adapters were trained.
+_OLD_MLP = r"(?:.*\.)?mlp\.(?:gate_proj|up_proj|down_proj|c_fc|c_proj|fc1|fc2|gate_up_proj|dense_h_to_4h|dense_4h_to_h)"
+_OLD_ATTENTION = (
+    r"(?:.*\.)?(?:self_attn|attn|attention|self_attention)\."
+    r"(?:q_proj|v_proj|c_attn|qkv_proj|query_key_value)"
+)
+PRESETS = {regex: name for name, regex in TARGETS.items()} | {
+    _OLD_MLP: "mlp",
+    _OLD_ATTENTION: "attention",
+    f"{_OLD_MLP}|{_OLD_ATTENTION}": "mlp+attention",
+}
+"""The name of each preset, by its expression, present or former."""
 
 
 def target_regex(targets: str | Iterable[str] | None, key: str = "targets") -> str:
@@ -46,23 +69,72 @@ def target_regex(targets: str | Iterable[str] | None, key: str = "targets") -> s
 def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:
     """Linear layers (`nn.Linear`, transformers' `Conv1D`) whose path the targets match, in the model's order.
 
-    Other matches (containers, norms, embeddings) are ignored. Raises `SVFError` where nothing linear matches, the
-    output layer does, or the matched MLPs are fused experts."""
+    Raises `SVFError` where nothing linear matches, the matched MLPs are fused experts, or [`check_target`] does."""
     regex = target_regex(targets)
     pattern = re.compile(regex)
     matches = {name: module for name, module in model.named_modules() if name and pattern.fullmatch(name)}
-    _refuse_experts(model, pattern, wants_mlp=regex in (TARGETS["mlp"], TARGETS["mlp+attention"]))
-
-    found = {name: module for name, module in matches.items() if is_linear(module)}
-    if not found:
+    _refuse_experts(model, pattern, wants_mlp=PRESETS.get(regex) in ("mlp", "mlp+attention"))
+    if not any(is_linear(module) for module in matches.values()):
         raise SVFError(_nothing_found(model, targets, list(matches)))
-    for name, module in found.items():
-        if is_output_layer(model, name, module):
+    # the linear ones first, since the output layer is the more frequent mistake
+    for name in sorted(matches, key=lambda name: not is_linear(matches[name])):
+        check_target(model, name, matches[name])
+    return {name: module for name, module in matches.items() if is_linear(module)}
+
+
+def check_target(model: nn.Module, name: str, module: nn.Module, listed: bool = False) -> bool:
+    """
+    Whether the matched `module` of that path is adapted. Expressions also match containers, activations and norms,
+    which are passed over; those that stand in a list of names (`listed`) are meant.
+
+    Raises:
+        SVFError: it is meant, or has a matrix, and cannot be adapted: an embedding, a convolution, a quantised layer,
+            the output layer, or one whose weight another module reads without calling it.
+    """
+    if not is_linear(module):
+        own = list(module.parameters(recurse=False))
+        if not list(module.children()):
+            own += module.buffers(recurse=False)  # most quantised layers hold their weight so
+        if listed or any(tensor.dim() >= 2 for tensor in own):
             raise SVFError(
-                f"targets {targets!r} match the output layer {name}, which SVF does not adapt; "
-                r"narrow the expression, for example to '.*\.layers\..*'"
+                f"the targets match {name}, a {type(module).__name__}, which SVF cannot adapt: it adapts nn.Linear and "
+                "Conv1D of transformers with weights that are not quantised; narrow target_modules, or name it in "
+                "exclude_modules"
             )
-    return found
+        return False
+    if is_output_layer(model, name, module):
+        raise SVFError(
+            f"the targets match the output layer {name}, which SVF does not adapt; "
+            r"narrow the expression, for example to '.*\.layers\..*'"
+        )
+    parent, child = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    if _reads_weight(parent.__class__, child):
+        raise SVFError(
+            f"the targets match {name}, whose weight {type(parent).__name__} reads without calling the layer, so that "
+            "an adapter would have no effect: name it in exclude_modules"
+        )
+    return True
+
+
+@cache
+def _reads_weight(parent: Any, child: str) -> bool:
+    """Whether the code of `parent` uses the weight of its layer `child` itself (`nn.MultiheadAttention`, the fused
+    kernels of Mamba), beyond looking at its type or place, setting its start, and parts of it (a branch of BLOOM)."""
+    try:
+        code = inspect.getsource(parent)
+    except (OSError, TypeError):  # not from a file
+        return False
+    used = rf"(?<!isinstance\()(?<!_\()\bself\.{re.escape(child)}\.weight\b(?!\.(?:dtype|device|shape)\b|\[)"
+    return re.search(used, code) is not None
+
+
+def quantization_of(weight: Tensor) -> str | None:
+    """How the weight of a linear layer is quantised, in a word or two; `None` where it holds plain numbers."""
+    if is_traceable_wrapper_subclass(weight) and not is_dtensor(weight):  # of torchao, quanto
+        return type(weight).__name__
+    if not weight.is_floating_point() or weight.dtype.itemsize == 1:  # fp8 has separate scales too
+        return str(weight.dtype)
+    return None
 
 
 def logical_weight(module: nn.Module) -> Tensor:

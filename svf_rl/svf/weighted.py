@@ -25,6 +25,8 @@ class WeightedAdapters:
         adapters: Sequence[str],
         weights: Sequence[float] | Sequence[Sequence[float]] | Tensor,
         adapter_name: str,
+        combination_type: str | None = None,
+        *,
         scope: str = "global",
         form: str = "mask",
         normalized: bool = False,
@@ -37,6 +39,7 @@ class WeightedAdapters:
             adapters (`Sequence[str]`): Names of `K` adapters.
             weights (`Sequence` or `Tensor` of shape `(K,)` or `(groups, K)`): Their weights.
             adapter_name (`str`): Name of the new adapter. An earlier combination of this name is replaced.
+            combination_type (`str`, *optional*): The fourth argument for PEFT's other methods: `None` or `"linear"`.
             scope (`str`, *optional*, defaults to `"global"`): What the rows of `weights` are for: `"global"`,
                 `"layer"` or `"matrix"`.
             form (`str`, *optional*, defaults to `"mask"`): `"mask"` or `"deviation"`, see `combine.py`.
@@ -45,6 +48,11 @@ class WeightedAdapters:
         Raises:
             SVFError: an adapter is missing or adapts other matrices, or the weights are not valid.
         """
+        if combination_type not in (None, "linear"):
+            raise SVFError(
+                f"combination_type {combination_type!r} is one of LoRA's: SVF adds up masks (linear); give scope and "
+                "form by name"
+            )
         layers, rows = self._combined_layers(adapters, adapter_name, scope, form)
         table = check_weights(weights, len(adapters), max(rows) + 1, normalized)
         vectors = [

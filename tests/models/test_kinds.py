@@ -19,6 +19,7 @@ from svf_rl.models.loading import load_adapted, load_base
 from svf_rl.settings.dry_run_model import find_adapted_matrices
 from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf import SVFConfig
+from svf_rl.svf.layer import held_factors
 from svf_rl.training.policy import reference
 
 KINDS = sorted(all_kinds())
@@ -113,7 +114,9 @@ def test_the_dry_run_and_the_plan_count_what_is_trained(
     assert planned.trained_values == count
     assert planned.tensors.trained == 4 * count
     held = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
-    assert planned.tensors.base + planned.tensors.factors == held
+    factors = sum(part.nbytes for part in held_factors(model))  # `s` is counted apart
+    assert planned.tensors.base == held
+    assert planned.tensors.factors + planned.tensors.singular_values == factors
     assert recipe.adapter.kind.describe(recipe.adapter)
 
 

@@ -1,16 +1,27 @@
 """The life of an adapter in a model: which layers it takes, several beside each other, and what training needs."""
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import peft
 import pytest
 import torch
+from fakes import SIZES
 from peft import get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    LlamaConfig,
+    PreTrainedModel,
+)
 
 from svf_rl.errors import SVFError
-from svf_rl.svf import SVFConfig, svf_layers
+from svf_rl.svf import SVFConfig, SVFLinear, svf_layers
 
 
 def names(model: nn.Module) -> list[str]:
@@ -32,6 +43,7 @@ def z_of(model: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
         ({}, ["down_proj", "gate_proj", "up_proj"]),
         ({"target_modules": "attention"}, ["q_proj", "v_proj"]),
         ({"target_modules": "mlp+attention"}, ["down_proj", "gate_proj", "q_proj", "up_proj", "v_proj"]),
+        ({"target_modules": None}, ["down_proj", "gate_proj", "up_proj"]),
         ({"target_modules": ["o_proj"]}, ["o_proj"]),
         ({"target_modules": ["mlp.up_proj", "k_proj"]}, ["k_proj", "up_proj"]),
         ({"target_modules": r".*_attn\.[kq]_proj"}, ["k_proj", "q_proj"]),
@@ -51,7 +63,7 @@ def test_targets(llama: PreTrainedModel, config: dict, expected: list[str]) -> N
 
 
 @pytest.mark.parametrize("layers", [1, [1]])
-@pytest.mark.parametrize("pattern", [None, "layers", ["layers", "h"]])
+@pytest.mark.parametrize("pattern", [None, [], "layers", ["layers", "h"]])
 @pytest.mark.parametrize("targets", ["mlp", ["down_proj", "gate_proj", "up_proj"]], ids=["preset", "list"])
 def test_layers_to_transform(
     llama: PreTrainedModel, layers: int | list[int], pattern: str | list[str] | None, targets: str | list[str]
@@ -60,12 +72,17 @@ def test_layers_to_transform(
     assert names(get_peft_model(llama, config)) == ["1.down_proj", "1.gate_proj", "1.up_proj"]
 
 
+def test_layers_to_transform_with_all_linear(llama: PreTrainedModel) -> None:
+    model = get_peft_model(llama, SVFConfig(target_modules="all-linear", layers_to_transform=[1]))
+    assert {name[0] for name in names(model)} == {"1"}
+    assert len(names(model)) == 7
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
         ({"target_modules": ["upp_proj"]}, "model.layers.0.mlp.up_proj"),  # the nearest name
         ({"target_modules": []}, "empty"),
-        ({"target_modules": None}, "empty"),
         ({"target_modules": ["embed_tokens"]}, "no linear layer"),
         ({"target_modules": ["norm"]}, "no linear layer"),
         ({"exclude_modules": r".*_proj"}, "match no linear layer|match no module"),
@@ -292,3 +309,143 @@ def test_conversion_to_lora_of_full_rank_is_the_same_model(
     lora = get_peft_model(make_llama(), config)
     peft.set_peft_model_state_dict(lora, weights)
     torch.testing.assert_close(logits(lora), trained, rtol=0, atol=1e-5 * float(trained.abs().max()))
+
+
+# Beside PEFT's other methods
+
+
+@pytest.mark.parametrize("task", ["TOKEN_CLS", "QUESTION_ANS", "SEQ_CLS", "CAUSAL_LM"])
+def test_the_callers_configuration_is_the_models(task: str) -> None:
+    classes = {
+        "TOKEN_CLS": AutoModelForTokenClassification,
+        "QUESTION_ANS": AutoModelForQuestionAnswering,
+        "SEQ_CLS": AutoModelForSequenceClassification,
+        "CAUSAL_LM": AutoModelForCausalLM,
+    }
+    config = SVFConfig(task_type=task)
+    model = get_peft_model(classes[task].from_config(LlamaConfig(**SIZES)), config)
+    assert model.peft_config["default"] is config
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and "svf_z" not in name}
+    assert bool(trained) == (task != "CAUSAL_LM")  # the head of the task
+
+
+def test_z_alone_is_a_parameter(llama: PreTrainedModel) -> None:
+    before = sum(p.numel() for p in llama.parameters())
+    model = get_peft_model(llama, SVFConfig())
+    added = {name: p for name, p in model.named_parameters() if "svf_" in name}
+    assert all(".svf_z.default.weight" in name for name in added)
+    assert model.get_nb_trainable_parameters() == (6 * 32, before + 6 * 32)
+    assert not [name for name, _ in model.named_buffers() if "svf_" in name]
+    assert not [name for name in model.state_dict() if "svf_factors" in name]
+
+
+def test_the_model_status_names_the_method(llama: PreTrainedModel) -> None:
+    model = get_peft_model(llama, SVFConfig())
+    assert model.get_model_status().peft_types == {"default": "SVF"}
+    assert f"{model.peft_config['default'].peft_type.value} {model.peft_type}" == "SVF SVF"
+
+
+@pytest.mark.parametrize("call", ["forward", "generate"])
+@pytest.mark.parametrize("name", ["adapter_names", "alora_offsets"])
+def test_an_adapter_for_each_row_is_refused(llama: PreTrainedModel, ids: Tensor, call: str, name: str) -> None:
+    model = get_peft_model(llama, SVFConfig(task_type="CAUSAL_LM"))
+    with pytest.raises(SVFError, match=f"drop {name}"):
+        getattr(model, call)(input_ids=ids, **{name: ["__base__", "default"]})
+
+
+def test_the_input_is_not_cast_where_peft_says_so(llama: PreTrainedModel) -> None:
+    layer = next(iter(svf_layers(get_peft_model(llama, SVFConfig())).values()))
+    x = torch.ones(1, layer.in_features, dtype=torch.float64)
+    assert layer(x).dtype == torch.float64
+    with disable_input_dtype_casting(layer), pytest.raises(RuntimeError, match="dtype"):
+        layer(x)
+
+
+# A weight that is changed after the adapter was put on it
+
+
+def _write(layer: SVFLinear, how: str) -> None:
+    weight = layer.get_base_layer().weight
+    other = torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)) * 0.1
+    if how == "copy":
+        with torch.no_grad():
+            weight.copy_(other)
+    elif how == "data":
+        weight.data = other
+    elif how == "load_state_dict":
+        layer.get_base_layer().load_state_dict({"weight": other})
+    else:
+        weight.data.copy_(other)
+
+
+@pytest.mark.parametrize("how", ["copy", "data", "load_state_dict"])
+def test_at_the_start_a_changed_weight_is_decomposed_again(
+    llama: PreTrainedModel, ids: Tensor, logits: Callable, how: str
+) -> None:
+    model = get_peft_model(llama, SVFConfig())
+    for layer in svf_layers(model).values():
+        _write(layer, how)
+    with model.disable_adapter():
+        expected = logits(model)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["copy", "data", "load_state_dict"])
+def test_a_trained_adapter_refuses_a_changed_weight(
+    llama: PreTrainedModel, logits: Callable, perturb: Callable, how: str
+) -> None:
+    model = perturb(get_peft_model(llama, SVFConfig()))
+    _write(svf_layers(model)["base_model.model.model.layers.1.mlp.up_proj"], how)
+    with pytest.raises(SVFError, match=r"weight of model\.layers\.1\.mlp\.up_proj was changed"):
+        logits(model)
+
+
+@pytest.mark.parametrize("step", ["merge", "save"])
+def test_a_write_past_autograd_is_seen_when_merging_and_saving(
+    llama: PreTrainedModel, perturb: Callable, tmp_path: Path, step: str
+) -> None:
+    model = perturb(get_peft_model(llama, SVFConfig()))
+    _write(svf_layers(model)["base_model.model.model.layers.1.mlp.up_proj"], "past autograd")
+    with pytest.raises(SVFError, match="was changed"):
+        model.merge_adapter() if step == "merge" else model.save_pretrained(tmp_path)
+
+
+def test_the_same_values_written_again_are_no_change(
+    llama: PreTrainedModel, logits: Callable, perturb: Callable, tmp_path: Path
+) -> None:
+    model = perturb(get_peft_model(llama, SVFConfig()))
+    before = logits(model)
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
+    model.merge_adapter()
+    model.unmerge_adapter()
+    assert torch.equal(logits(model), before)
+    model.to(torch.bfloat16)
+    logits(model)
+    model.save_pretrained(tmp_path)
+
+
+# Weight decay
+
+
+@pytest.mark.parametrize("config", [{}, {"parameterization": "sigmoid", "max_multiplier": 3.0}], ids=str)
+def test_a_decay_of_z_to_zero_is_warned_of_once(llama: PreTrainedModel, config: dict) -> None:
+    model = get_peft_model(llama, SVFConfig(**config))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    with pytest.warns(UserWarning, match="weight_decay 0.1 pulls z of SVF to 0.*weight_decay 0"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+
+
+def test_no_warning_where_nothing_is_pulled_off(llama: PreTrainedModel) -> None:
+    model = get_peft_model(llama, SVFConfig())
+    z = [p for name, p in model.named_parameters() if "svf_z" in name]
+    others = torch.nn.Linear(2, 2)
+    sigmoid = get_peft_model(
+        nn.Sequential(nn.Linear(4, 4)), SVFConfig(target_modules=["0"], parameterization="sigmoid")
+    )
+    groups = [{"params": z, "weight_decay": 0.0}, {"params": others.parameters()}, {"params": sigmoid.parameters()}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.optim.AdamW(groups, weight_decay=0.1).step()

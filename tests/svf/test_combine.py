@@ -274,3 +274,9 @@ def test_weights_stay_fp32_whatever_the_model_is_cast_to(pool: PeftModel) -> Non
     pool.to(torch.bfloat16)
     assert {p.dtype for p in trained(pool).values()} == {torch.float32}
     assert all(layer.svf_z["default"].masks.dtype == torch.float32 for layer in svf_layers(pool).values())
+
+
+def test_pefts_fourth_argument_is_not_taken_for_the_scope(pool: PeftModel) -> None:
+    pool.add_weighted_adapter(NAMES, [0.2, 0.3, 0.5], "mix", "linear")
+    with pytest.raises(SVFError, match="combination_type 'svd'"):
+        pool.add_weighted_adapter(NAMES, [0.2, 0.3, 0.5], "mix2", "svd")

@@ -21,12 +21,10 @@ from svf_rl.storage.same_settings import check_same_settings
 from svf_rl.svf.expert import FINGERPRINT, PROBE, Expert, expert_folder
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.saved_config import WEIGHTS, read_config
-from svf_rl.svf.targets import TARGETS, find_targets, logical_weight, target_regex
+from svf_rl.svf.targets import PRESETS, find_targets, logical_weight, target_regex
 
 if TYPE_CHECKING:
     from svf_rl.models.arguments import AdapterArguments, ModelArguments
-
-PRESETS = {regex: name for name, regex in TARGETS.items()}
 
 
 class AdapterKind:
@@ -111,7 +109,10 @@ class AdapterKind:
         saved = read_config(path)
         if kind_of(saved) is not self:
             raise SVFError(f"{path} holds a {kind_of(saved).peft_type} adapter, the recipe says adapter: {self.name}")
-        there, here = ({name: getattr(each, name) for name in self.same_as_saved} for each in (saved, config))
+        there, here = (
+            {name: PRESETS.get(str(value := getattr(each, name)), value) for name in self.same_as_saved}
+            for each in (saved, config)
+        )
         check_same_settings(there, here, f"the adapter in {path} was trained", "give the recipe the same values")
         return load_saved(base, model, path)
 
