@@ -4,7 +4,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from svf_rl.errors import SVFError, one_line
+from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import EngineArguments
 from svf_rl.generation import CompletionGenerator
 from svf_rl.models.arguments import ModelArguments
@@ -13,31 +13,22 @@ from svf_rl.models.arguments import ModelArguments
 def start_vllm(model: ModelArguments, engine: EngineArguments, max_length: int, share: float) -> CompletionGenerator:
     """An engine with the base model, on that share of the GPU where `engine` names no other. Raises `SVFError` where
     vLLM is missing or does not start."""
-    try:
-        from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
+    from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 
+    try:
         return ColocatedVLLMGenerator(
             model.location,
             dtype=getattr(torch, model.dtype),
             seed=engine.seed,
             device="cuda" if torch.cuda.is_available() else "cpu",
+            revision=model.model_revision,
             max_model_len=max_length,
             gpu_memory_utilization=engine.gpu_memory_utilization or share,
             enforce_eager=engine.enforce_eager,
             trust_remote_code=model.trust_remote_code,
         )
-    except ImportError as error:
-        raise SVFError(
-            f"vLLM is not installed ({error}): pip install 'svf-rl[cpu]' or 'svf-rl[cuda]', or give "
-            "--backend transformers"
-        ) from error
-    except SVFError:
-        raise
-    # what vLLM raises for a model that it does not know, or for which the memory is too small
-    except (ValueError, RuntimeError, OSError) as error:
-        raise SVFError(
-            f"vLLM does not start with {model.location}: {one_line(error)}; --backend transformers is another way"
-        ) from error
+    except SVFError as error:
+        raise SVFError(f"{error}; --backend transformers is another way") from error
 
 
 def start_transformers(

@@ -4,12 +4,13 @@ import inspect
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.prompts import join_continuations
@@ -99,6 +100,16 @@ class TransformersGenerator:
         return scores
 
     @contextmanager
+    def _only_as_asked(self) -> Iterator[None]:
+        """Without what the model's `generation_config` adds to a request (beams, suppressed tokens, penalties): vLLM
+        reads none of it, and what is trained is the distribution that was asked for."""
+        base = self._model.get_base_model() if isinstance(self._model, PeftModel) else self._model
+        neutral = GenerationConfig(bos_token_id=base.generation_config.bos_token_id)
+        # PEFT puts its own upon the base model's
+        with patch.object(self._model, "generation_config", neutral), patch.object(base, "generation_config", neutral):
+            yield
+
+    @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Without dropout; afterwards the model has its former mode."""
         was_training = self._model.training
@@ -127,7 +138,7 @@ class TransformersGenerator:
         ids, mask = self._padded(prompts)
         draw = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")}
         stop = {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer} if sampling.stop else {}
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self._only_as_asked():
             torch.manual_seed(seed)
             output = self._model.generate(
                 input_ids=ids,

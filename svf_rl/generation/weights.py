@@ -1,22 +1,78 @@
-"""The weights of an adapted model under their checkpoint names, rebuilt one at a time for a generator to load."""
+"""The weights of an adapted model, rebuilt one at a time for a generator to load, under the names of its files."""
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from svf_rl.errors import SVFError
 from svf_rl.models.kinds import kind_of_model
 from svf_rl.svf.sharding import gather_parameters
+from svf_rl.svf.targets import fused_experts
 
 _REMEDY = "use an SVF or LoRA adapter, plain and unmerged"
 
 
+def stored_weights(model: nn.Module, everything: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """
+    [`adapted_weights`] under the names and in the layout of the model's files, which are what vLLM's loaders take:
+    transformers renames and fuses some weights when it loads them.
+
+    The experts of a mixture are left out: an engine lays them out anew once it has loaded them, so that they cannot be
+    loaded a second time. Raises `SVFError` where they are trained, and where one of two tied embeddings is, which an
+    engine holds once.
+    """
+    whole = r"\.(original_module|modules_to_save\.[^.]+)(?=\.)"  # what PEFT puts between, for a module trained in full
+    experts = tuple(re.sub(whole, "", f"{base_name(name)}.") for name in fused_experts(_base(model)))
+    frozen = {base_name(name) for name, _ in _outside_of_adapters(model)}
+    tied = _tied_embeddings(_base(model))
+    for name, weight in adapted_weights(model, everything):
+        if name in tied and name not in frozen:
+            raise SVFError(
+                f"{name} is trained, and the model ties it to its other embedding, which vLLM holds as one with it: "
+                "take it out of the adapter (modules_to_save), or set use_vllm: false"
+            )
+        if not name.startswith(experts):
+            yield from _as_stored(model, name, weight).items()
+        elif name not in frozen:
+            raise SVFError(f"{name} is trained, and vLLM cannot take experts again: take it out of modules_to_save")
+        del weight  # before the next one is rebuilt
+
+
+def stored_name(model: nn.Module, name: str) -> str:
+    """The name in the model's files of its parameter `name`. Raises `SVFError` where they hold it in several parts."""
+    names = list(_as_stored(model, base_name(name), torch.empty(1, 1)))
+    if len(names) != 1:
+        raise SVFError(f"{name} is stored in parts ({', '.join(names[:3])}, ...), which a server cannot rebuild")
+    return names[0]
+
+
+def _as_stored(model: nn.Module, name: str, weight: Tensor) -> dict[str, Tensor]:
+    """Undoes what `from_pretrained` did to one weight."""
+    return revert_weight_conversion(_base(model), {name: weight})
+
+
+def _tied_embeddings(base: Any) -> set[str]:
+    """Names of the weights of both embeddings, where the model's files hold one for the two."""
+    if not getattr(base.config.get_text_config(), "tie_word_embeddings", False):
+        return set()
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    return {f"{base_name(name)}.weight" for name, module in base.named_modules() if any(module is end for end in ends)}
+
+
+def _base(model: nn.Module) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def adapted_weights(model: nn.Module, everything: bool = False) -> Iterator[tuple[str, Tensor]]:
     """
-    Every weight that the active adapters change, as `(checkpoint name, W')`, in the type of `W`; then, with
+    Every weight that the active adapters change, as `(name in the base model, W')`, in the type of `W`; then, with
     `everything`, all others of the base model.
 
     Each `W'` is rebuilt from the untouched `W` when the iterator reaches it, so that only one of them is in memory.
@@ -29,17 +85,17 @@ def adapted_weights(model: nn.Module, everything: bool = False) -> Iterator[tupl
                 weight = kind_of_model(model).rebuilt_weight(module)
             if weight is None:
                 raise SVFError(f"{name} is a {type(module).__name__}, whose weight cannot be rebuilt: {_REMEDY}")
-            yield f"{checkpoint_name(name)}.weight", weight
+            yield f"{base_name(name)}.weight", weight
             del weight  # or it would still be in memory while the next one is rebuilt
         elif isinstance(module, ModulesToSaveWrapper):
             for adapter in module.active_adapters:
                 if adapter in module.modules_to_save:
                     for key, parameter in module.modules_to_save[adapter].named_parameters():
                         with gather_parameters([parameter]):
-                            yield f"{checkpoint_name(name)}.{key}", parameter.data
+                            yield f"{base_name(name)}.{key}", parameter.data
     for name, parameter in _outside_of_adapters(model) if everything else ():
         with gather_parameters([parameter]):
-            yield checkpoint_name(name), parameter.data
+            yield base_name(name), parameter.data
 
 
 def refuse_other_trained_parameters(model: nn.Module) -> None:
@@ -58,6 +114,6 @@ def _outside_of_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]
             yield name, parameter
 
 
-def checkpoint_name(name: str) -> str:
-    """The name in a checkpoint of the parameter or module `name` of an adapted model."""
+def base_name(name: str) -> str:
+    """The name in the base model of the parameter or module `name` of an adapted model."""
     return name.removeprefix("base_model.model.").replace(".base_layer", "").replace("_checkpoint_wrapped_module.", "")

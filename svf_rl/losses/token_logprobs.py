@@ -28,11 +28,17 @@ class LogitTransform:
         """Cohere multiplies logits by `logit_scale`, Granite divides them by `logits_scaling`, Gemma 2 soft-caps them.
         Greedy decoding (temperature 0) is trained at temperature 1."""
         text = config.get_text_config()
-        scale = getattr(text, "logit_scale", None) or getattr(text, "lm_head_multiplier", None) or 1.0
-        scaling = getattr(text, "logits_scaling", None)
+
+        def first(*names: str) -> Any:
+            return next((value for name in names if (value := getattr(text, name, None))), None)
+
+        scale = first("logit_scale", "lm_head_multiplier") or 1.0
+        if text.model_type == "mpt":  # transformers does not read it there
+            scale = 1.0
+        scaling = first("logits_scaling", "logits_mup_width_multiplier")
         if scaling:
             scale = scaling if text.model_type == "hyperclovax" else 1 / scaling
-        return cls(float(scale), getattr(text, "final_logit_softcapping", None), temperature or 1.0)
+        return cls(float(scale), first("final_logit_softcapping", "logits_soft_cap"), temperature or 1.0)
 
     def __call__(self, raw: Tensor) -> Tensor:
         """`raw` (n, V) in any floating type, to logits (n, V) in fp32."""

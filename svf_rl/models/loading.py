@@ -38,7 +38,7 @@ def load_base(model: ModelArguments) -> PreTrainedModel:
         AutoConfig.from_pretrained(
             model.location, revision=model.model_revision, trust_remote_code=model.trust_remote_code
         )
-        return AutoModelForCausalLM.from_pretrained(
+        base = AutoModelForCausalLM.from_pretrained(
             model.location,
             revision=model.model_revision,
             dtype=model.dtype,
@@ -47,6 +47,22 @@ def load_base(model: ModelArguments) -> PreTrainedModel:
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise loading_error("model", model.location, error, model.model_revision) from error
+    if keep_soft_cap(base) and model.attn_implementation == "sdpa":
+        raise SVFError(
+            f"sdpa leaves out the soft cap of {model.location}'s attention: set attn_implementation to eager or "
+            "flash_attention_2, or remove it"
+        )
+    return base
+
+
+def keep_soft_cap(base: PreTrainedModel) -> bool:
+    """Gemma 2 caps the logits of its attention, which PyTorch's own attention cannot do and transformers then leaves
+    out without a word: switch to the eager one. Returns whether that was needed."""
+    text = base.config.get_text_config()
+    needed = bool(getattr(text, "attn_logit_softcapping", None)) and text._attn_implementation == "sdpa"
+    if needed:
+        base.set_attn_implementation("eager")
+    return needed
 
 
 def load_adapted(model: ModelArguments, adapter: AdapterArguments) -> PeftModel:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from svf_rl.errors import SVFError, one_line
@@ -88,9 +91,10 @@ def decompose_checkpoint(
     skeleton = _skeleton(model, folder, trust_remote_code)
     targeted = find_targets(skeleton, targets)
     stored = StoredWeights(model, folder, getattr(skeleton, "base_model_prefix", ""))
-    for name in targeted:  # all are there before the first is decomposed
-        stored.find(f"{name}.weight")
-    chosen = _dtype(dtype, skeleton, stored, f"{next(iter(targeted))}.weight")
+    names = _stored_names(skeleton, stored.names, [f"{name}.weight" for name in targeted])
+    for name in names.values():  # all are there before the first is decomposed
+        stored.find(name)
+    chosen = _dtype(dtype, skeleton, stored, next(iter(names.values())))
 
     modules: dict[str, IndexEntry] = {}
     cached = 0
@@ -116,7 +120,9 @@ def decompose_checkpoint(
             for name, module in bar:
                 bar.set_description(name)
                 # the weight is gone before the next one is read
-                modules[name], was_cached = _ensure(cache, _read(stored, name, module).to(chosen), device, name)
+                modules[name], was_cached = _ensure(
+                    cache, _read(stored, names[f"{name}.weight"], module).to(chosen), device, name
+                )
                 cached += was_cached
         content["modules"] = {name: asdict(entry) for name, entry in modules.items()}
         text = (json.dumps(content, indent=1) + "\n").encode()
@@ -146,6 +152,11 @@ class StoredWeights:
                 f"{model} holds no model.safetensors; convert it with "
                 "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER) and name that folder"
             )
+
+    @property
+    def names(self) -> list[str]:
+        """What the files call their tensors."""
+        return list(self._shards)
 
     def find(self, name: str) -> tuple[Path, str]:
         """The file of the parameter `name` (`model.layers.0.mlp.up_proj.weight`), and its name there. Raises `SVFError`
@@ -224,9 +235,24 @@ def _dtype(dtype: torch.dtype | str | None, skeleton: nn.Module, stored: StoredW
     return dtype
 
 
+def _stored_names(skeleton: nn.Module, stored: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+    """What the files call each parameter of the model, by transformers' own renaming; what it renames to none of
+    `wanted` keeps its name."""
+    transforms = get_model_conversion_mapping(skeleton)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    live = skeleton.state_dict()
+    names = {name: name for name in wanted}
+    for key in stored:
+        name, _ = rename_source_key(key, renamings, converters, skeleton.base_model_prefix, live)
+        if name in names:
+            names[name] = key
+    return names
+
+
 def _read(stored: StoredWeights, name: str, module: nn.Module) -> Tensor:
-    """The weight of one module, in logical orientation (out, in)."""
-    weight, (path, key) = stored.read(f"{name}.weight"), stored.find(f"{name}.weight")
+    """A weight that the files call `name`, of a module, in logical orientation (out, in)."""
+    weight, (path, key) = stored.read(name), stored.find(name)
     if weight.dtype not in _DTYPES:
         raise SVFError(f"{key} is quantised ({weight.dtype}); decompose the unquantised checkpoint")
     if isinstance(module, Conv1D):

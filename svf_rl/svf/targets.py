@@ -159,11 +159,18 @@ def is_output_layer(model: nn.Module, name: str, module: nn.Module) -> bool:
     return False
 
 
+def fused_experts(model: nn.Module) -> list[str]:
+    """Paths of the modules that hold all experts of a layer in 3-D parameters (experts, out, in)."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] == "experts" and any(p.dim() == 3 for p in module.parameters(recurse=False))
+    ]
+
+
 def _refuse_experts(model: nn.Module, pattern: re.Pattern[str], wants_mlp: bool) -> None:
-    """Mixture-of-experts layers hold all experts of a layer in 3-D parameters (experts, out, in) of one module."""
-    for name, module in model.named_modules():
-        fused = name.rpartition(".")[2] == "experts" and any(p.dim() == 3 for p in module.parameters(recurse=False))
-        if fused and (wants_mlp or pattern.fullmatch(name)):
+    for name in fused_experts(model):
+        if wants_mlp or pattern.fullmatch(name):
             raise SVFError(
                 f"{name} is a fused mixture-of-experts layer, which SVF does not support: use targets attention"
             )

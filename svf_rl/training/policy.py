@@ -34,7 +34,8 @@ def add_hidden_states_forward(model: PreTrainedModel) -> None:
     @functools.wraps(type(model).forward)  # `generate` reads its signature
     def forward(self: PreTrainedModel, *args: Any, hidden_states_only: bool = False, **kwargs: Any) -> Any:
         if hidden_states_only:
-            return self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+            body = self.get_decoder() if self.base_model is self else self.base_model  # Llama 4 names no base model
+            return body(*args, use_cache=False, **kwargs).last_hidden_state
         return original(*args, **kwargs)
 
     model.forward = types.MethodType(forward, model)

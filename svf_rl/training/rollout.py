@@ -125,6 +125,7 @@ def build_generator(
         dtype=dtype,
         seed=args.seed,
         device=device,
+        revision=getattr(config, "_commit_hash", None),
         max_model_len=args.vllm_max_model_length,
         gpu_memory_utilization=args.vllm_gpu_memory_utilization,
         enable_sleep_mode=args.vllm_enable_sleep_mode,

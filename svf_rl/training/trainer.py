@@ -7,6 +7,7 @@ of transformers stands here, each with a line on why; the work is done by what t
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from svf_rl.generation import CompletionGenerator, Sampling, sample_seed
 from svf_rl.generation.prompts import encode_prompts
 from svf_rl.losses import objective
 from svf_rl.losses.token_logprobs import LogitTransform
+from svf_rl.models.loading import keep_soft_cap
 from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.provenance import find_base
@@ -51,6 +53,7 @@ from svf_rl.training.policy import (
 )
 from svf_rl.training.rollout import Rollout, before_stop, build_generator
 from svf_rl.training.run_context import RunContext
+from svf_rl.training.start_check import OnTrainBegin, check_start
 from svf_rl.training.zero import FetchLayers, fit_gradient_buffer, trained_alone, trained_state
 
 logger = logging.getLogger(__name__)
@@ -71,7 +74,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         callbacks (`list[TrainerCallback]`, *optional*): As in transformers.
         optimizers (`tuple`, *optional*): As in transformers.
         peft_config (`PeftConfig`, *optional*): [`SVFConfig`] or `LoraConfig`, when `model` has no adapter yet.
-        generator ([`CompletionGenerator`], *optional*): Where completions come from; default: as `args` say.
+        generator ([`CompletionGenerator`], *optional*):
+            Where completions come from; default: as `args` say. One that is given is not checked at the start.
         stop (`Sequence[str]`, *optional*):
             Strings that end a completion. Their tokens are trained on; rewards see the text before them.
         context ([`RunContext`], *optional*): The run that this is a part of; default: one by itself.
@@ -127,6 +131,7 @@ class SVFReinforceTrainer(GRPOTrainer):
             fit_gradient_buffer(self.accelerator.state.deepspeed_plugin, self.model)
             self.add_callback(FetchLayers())
         base = self.accelerator.unwrap_model(self.model).get_base_model()
+        keep_soft_cap(base)
         add_hidden_states_forward(base)
         self.sampling = Sampling(
             max_tokens=args.max_completion_length,
@@ -149,6 +154,10 @@ class SVFReinforceTrainer(GRPOTrainer):
         )
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        if self.is_deepspeed_enabled:  # which has put the model in its place only then
+            self.add_callback(OnTrainBegin(partial(check_start, self, generator is None)))
+        else:
+            check_start(self, ask_generator=generator is None)
 
     # ---- completions --------------------------------------------------------------------------------------------
 
@@ -158,16 +167,15 @@ class SVFReinforceTrainer(GRPOTrainer):
         digest = trainable_digest(model)
         check_processes_agree(digest, self.state.global_step)
         if digest != self.synced or self.generator.stale:
-            # The first time all weights go: the engine read a checkpoint that need not be what the model holds.
             with self.recorder.timed("sync"):
-                report = self.generator.sync(model, self.synced is None)
+                report = self.generator.sync(model)
             self.synced = digest
             self.recorder.add("sync/bytes", float(report.bytes))
 
     def restore_sync(self, synced: str | None) -> None:
-        """Give the generator all weights, and take it for as up to date as it was in the run that is resumed: what is
+        """Give the generator its weights, and take it for as up to date as it was in the run that is resumed: what is
         logged of syncs is then what was logged without the interruption."""
-        self.generator.sync(self.accelerator.unwrap_model(self.model), True)
+        self.generator.sync(self.accelerator.unwrap_model(self.model))
         self.synced = synced
 
     def tokenize(self, prompts: list[Any]) -> list[list[int]]:

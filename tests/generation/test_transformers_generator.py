@@ -1,6 +1,7 @@
 """CompletionGenerator through transformers, and what is common to all generators."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,6 +71,37 @@ def test_the_model_in_training_is_the_generator(model: PeftModel, prompts: list[
         if "svf_z" in name:
             parameter.data = -parameter.data
     assert generator.generate(prompts, greedy, range(len(prompts))) != before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"no_repeat_ngram_size": 2},
+        {"num_beams": 3},
+        {"min_new_tokens": 20},
+        {"suppress_tokens": list(range(5, 300))},
+        {"repetition_penalty": 3.0},
+        {"typical_p": 0.2},
+        {"top_k": 1},
+        {"temperature": 0.01},
+        {"eta_cutoff": 0.1},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_settings_that_a_model_comes_with_steer_nothing(
+    model: PeftModel, prompts: list[list[int]], setting: dict[str, object]
+) -> None:
+    """Rollouts are from the distribution that is trained, and an evaluation asks for what it says."""
+    wanted = [Sampling(16, 0.0), Sampling(16, 2.0)]
+    before = [_rollouts(model).generate(prompts, sampling, range(12)) for sampling in wanted]
+    own = model.get_base_model().generation_config
+    own.update(**setting)
+    assert [_rollouts(model).generate(prompts, sampling, range(12)) for sampling in wanted] == before
+    assert model.get_base_model().generation_config is own
+    taken = {"top_k", "temperature", "repetition_penalty"} & setting.keys()  # `Sampling` itself has those
+    asked = Sampling(16, **{"temperature": 2.0, **{key: setting[key] for key in taken}})  # type: ignore[arg-type]
+    asked = asked if taken else replace(asked, extra=dict(setting))
+    assert _rollouts(model).generate(prompts, asked, range(12)) != before[1]
 
 
 def test_sample_seeds_differ_by_place_and_by_nothing_else() -> None:

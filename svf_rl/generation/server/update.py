@@ -12,7 +12,7 @@ from svf_rl.errors import SVFError
 from svf_rl.generation.processes import process_count
 from svf_rl.generation.server.connection import ServerConnection, ServerGoneError
 from svf_rl.generation.server.z_update import describe_layout, pack
-from svf_rl.generation.weights import adapted_weights
+from svf_rl.generation.weights import stored_weights
 
 Outcomes = dict[ServerConnection, int | ServerGoneError]
 """For each server the bytes that were sent to it, or why it did not get the update."""
@@ -107,7 +107,7 @@ class FullPush(Update):
         each(methodcaller("pause"))
         each(methodcaller("begin_push", getattr(self._model, "base_model_prefix", ""), self._run))
         self.tensors = 0
-        for name, weight in adapted_weights(self._model, self._everything):
+        for name, weight in stored_weights(self._model, self._everything):
             each(methodcaller("push", name, weight))
             self.tensors += 1
             del weight  # before the next one is rebuilt
@@ -127,4 +127,4 @@ class FullPush(Update):
         return outcome
 
     def take_part(self) -> None:
-        self.tensors = sum(1 for _ in adapted_weights(self._model, self._everything))
+        self.tensors = sum(1 for _ in stored_weights(self._model, self._everything))

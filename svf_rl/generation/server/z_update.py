@@ -15,7 +15,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
-from svf_rl.generation.weights import checkpoint_name
+from svf_rl.generation.weights import stored_name
 from svf_rl.svf import SVFLinear, svf_layers
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.config import LARGEST
@@ -120,7 +120,7 @@ def describe_layout(model: nn.Module) -> Layout:
         if not is_sharded(factors.U) and not cache.contains(layer.weight_id, dtype):
             cache.store(layer.weight_id, Factors(factors.U.detach(), factors.s, factors.Vt.detach()))
         masks = tuple(mask for mask, _ in layer.masks_and_z())
-        weight, r = f"{checkpoint_name(name)}.weight", factors.s.numel()
+        weight, r = stored_name(model, f"{name}.weight"), factors.s.numel()
         matrices.append(AdaptedMatrix(weight, layer.weight_id, layer.transposed, r, masks))
     prefix = getattr(model, "base_model_prefix", "")
     return Layout(str(cache.root.resolve()), prefix, str(dtype).removeprefix("torch."), tuple(matrices))

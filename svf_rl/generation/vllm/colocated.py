@@ -18,10 +18,11 @@ from svf_rl.generation.processes import process_count
 from svf_rl.generation.prompts import check_prompt_lengths, join_continuations
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.vllm import require_vllm
-from svf_rl.generation.vllm.cpu import check_not_repacked, plain_cpu_collectives, plain_cpu_weights
+from svf_rl.generation.vllm.classes import separate_classes
+from svf_rl.generation.vllm.cpu import check_not_repacked, cpu_length, plain_cpu_collectives, plain_cpu_weights
 from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
 from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_processes
-from svf_rl.generation.weights import adapted_weights
+from svf_rl.generation.weights import stored_weights
 
 
 class ColocatedVLLMGenerator:
@@ -33,7 +34,10 @@ class ColocatedVLLMGenerator:
         dtype (`torch.dtype`): Type of the engine's weights: that of the trained model, or log-probabilities differ.
         seed (`int`): Seed of the engine; every completion has its own seed too.
         device (`str`, *optional*, defaults to `"cuda"`): Type of the device, `"cuda"` or `"cpu"`.
-        max_model_len (`int`, *optional*): Prompt and completion together, in tokens; default: the model's own limit.
+        revision (`str`, *optional*): Branch, tag or commit of the model on the Hub.
+        max_model_len (`int`, *optional*):
+            Prompt and completion together, in tokens; default: the model's own limit, and on the CPU at most 4,096,
+            since what is allowed there takes memory and time at the start.
         max_num_seqs (`int`, *optional*, defaults to 256): Sequences decoded together.
         gpu_memory_utilization (`float`, *optional*, defaults to 0.3): Share of the GPU's memory for the engine.
         tensor_parallel_size (`int`, *optional*, defaults to 1):
@@ -45,6 +49,9 @@ class ColocatedVLLMGenerator:
         enforce_eager (`bool`, *optional*, defaults to `False`): Skip all compilation: slower tokens, a faster
             start, and no C++ compiler needed.
         trust_remote_code (`bool`, *optional*, defaults to `False`): As in transformers.
+
+    Raises:
+        SVFError: vLLM is missing, or does not start with this model; in one line.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class ColocatedVLLMGenerator:
         dtype: torch.dtype,
         seed: int,
         device: str = "cuda",
+        revision: str | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
         gpu_memory_utilization: float = 0.3,
@@ -78,10 +86,16 @@ class ColocatedVLLMGenerator:
             _launched(),
             plain_cpu_weights(),
             plain_cpu_collectives(),
+            separate_classes() as separate,
             torch.compiler.set_stance(self._stance),
+            _as_one_line(f"vLLM does not start with {model}"),
         ):
+            if max_model_len is None and device == "cpu":
+                max_model_len = cpu_length(model, revision, trust_remote_code)
             self.llm = llm_class(
                 model=model,
+                revision=revision,
+                tokenizer_revision=revision,
                 dtype=str(dtype).removeprefix("torch."),
                 seed=seed,
                 max_model_len=max_model_len,
@@ -99,10 +113,11 @@ class ColocatedVLLMGenerator:
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
             )
+            separate(self.model)
         LIVING_ENGINES.add(self.llm)
         self._ranks = EngineRanks(tensor_parallel_size)
         check_not_repacked(self.model)
-        self.stale = False
+        self.stale = self._asleep = False
         self._sleep()
 
     @property
@@ -152,28 +167,23 @@ class ColocatedVLLMGenerator:
         if self.stale:
             raise RuntimeError("the engine dropped its weights when it slept: sync before generating")
         if self._sleeps:
+            self._wake_weights()
             self.llm.wake_up(tags=["kv_cache"])
         # A cached prefix was computed in another batch and differs in the last bits: without it, the result depends on
         # this call only.
         self.llm.reset_prefix_cache()
         with _preserved_rng(), torch.compiler.set_stance(self._stance):
             requests = [{"prompt_token_ids": ids} for ids in prompts]
-            try:
+            # an engine that failed in a step, such as out of memory, has lost track of its requests
+            with _as_one_line("vLLM failed"):
                 outputs = self.llm.generate(requests, list(params), use_tqdm=progress)
-            # errors of torch, such as out of memory: an engine that failed in a step has lost track of its requests
-            except RuntimeError as error:
-                raise SVFError(
-                    f"vLLM failed: {type(error).__name__}: {one_line(error)} (--debug shows where)"
-                ) from error
         self._sleep()
         return outputs
 
     def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
-        if self._sleeps:
-            torch.cuda.empty_cache()
-            self.llm.wake_up(tags=["weights"])
+        self._wake_weights()
         tensors = pushed = 0
-        for name, weight in adapted_weights(model, everything or self._sleeps):
+        for name, weight in stored_weights(model, everything or self.stale):
             self.model.load_weights([(name, weight)])
             tensors, pushed = tensors + 1, pushed + weight.nbytes
             del weight  # before the next one is rebuilt
@@ -181,11 +191,33 @@ class ColocatedVLLMGenerator:
         self.stale = False
         return SyncReport(tensors, pushed)
 
+    def _wake_weights(self) -> None:
+        if self._asleep:
+            torch.cuda.empty_cache()
+            self.llm.wake_up(tags=["weights"])
+            self._asleep = False
+
     def _sleep(self) -> None:
-        """Level 2 frees the weights and keeps no copy on the CPU: the trained model has all of them."""
+        """Level 2 frees the weights and keeps no copy on the CPU: the trained model has all of them. Level 1 keeps one,
+        for experts, which cannot be loaded a second time."""
         if self._sleeps:
-            self.llm.sleep(level=2)
-            self.stale = True
+            level = 1 if self.llm.llm_engine.model_config.is_moe else 2
+            self.llm.sleep(level=level)
+            self._asleep, self.stale = True, level == 2
+
+
+@contextmanager
+def _as_one_line(what: str) -> Iterator[None]:
+    """What vLLM and torch raise, as an `SVFError`: they use the whole of Python's errors, for bad settings too."""
+    try:
+        yield
+    except SVFError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+            ValueError) as error:  # fmt: skip
+        # pydantic's own text names types and values before it says what is wrong
+        text = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
+        raise SVFError(f"{what}: {type(error).__name__}: {one_line(text)} (--debug shows where)") from error
 
 
 def _import_llm() -> Any:

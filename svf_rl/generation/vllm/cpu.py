@@ -9,6 +9,18 @@ from torch.nn import functional as F
 
 from svf_rl.errors import SVFError
 
+_LONGEST = 4096
+
+
+def cpu_length(model: str, revision: str | None, trust_remote_code: bool) -> int:
+    """Tokens of prompt and completion that vLLM allows on the CPU by default: the model's own limit, as vLLM
+    understands it, and at most 4,096. There the cache for one sequence of 131,072 tokens takes many GB, and the first
+    step is tried at full length."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    engine = EngineArgs(model=model, revision=revision, trust_remote_code=trust_remote_code)
+    return min(_LONGEST, engine.create_model_config().max_model_len)
+
 
 @contextmanager
 def plain_cpu_weights() -> Iterator[None]:

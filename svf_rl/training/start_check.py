@@ -1,0 +1,177 @@
+"""Before the first update: the log-probabilities that the loss computes are the model's own, and the generator's.
+
+Both are compared with trained values that have moved a little, since a generator that never gets them still agrees at
+the start, where they change nothing.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from svf_rl.errors import SVFError
+from svf_rl.generation import Sampling
+from svf_rl.losses.token_logprobs import LogitTransform, token_statistics
+from svf_rl.training.policy import hidden_states, output_layer
+
+if TYPE_CHECKING:
+    from svf_rl.training.trainer import SVFReinforceTrainer
+
+# Mean difference of log-probabilities, in nats, that is taken for rounding, by the type of the model: at most, and
+# where the trained values move them by nothing. Between kernels an 8B model in bf16 differs by .05 to .08, tiny ones in
+# fp32 by less than .001.
+_ROUNDING = {torch.float32: (0.02, 0.002)}
+_ROUNDING_HALF = (0.3, 0.15)
+_FOLLOWED = 0.25  # share of what the trained values move that may be missing
+_PROMPT, _TOKENS = 64, 8
+
+Tokens = Sequence[list[int]]
+
+
+def check_start(trainer: "SVFReinforceTrainer", ask_generator: bool) -> None:
+    """
+    Raises `SVFError`, on all processes, where what would be trained is not what the model says or, with
+    `ask_generator`, what the generator answers. Nothing is drawn from the process's random numbers, and the trained
+    values are afterwards what they were.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    prompts, training = _prompts(trainer), model.training
+    given = [list(itertools.islice(itertools.cycle(prompt), _TOKENS)) for prompt in prompts]
+    model.eval()
+    try:
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            start = _model_logps(model, prompts, given)
+            with _moved(model):
+                moved = _model_logps(model, prompts, given)
+                _check_loss(trainer, model, prompts, given, moved)
+                if ask_generator:
+                    _check_generator(trainer, model, prompts, given, _difference(start, moved))
+    finally:
+        model.train(training)
+    if ask_generator:
+        trainer.generator.sync(model)
+
+
+def _check_loss(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens, given: Tokens, own: list[float]) -> None:
+    difference = _difference(_loss_logps(trainer, model, prompts, given), own)
+    if _is_large(difference, model):
+        raise SVFError(
+            f"{_name(model)} cannot be trained here: hidden states times output layer, of which the loss is made, do "
+            f"not give the model's own log-probabilities ({difference:.2g} nats a token off); use another model"
+        )
+
+
+def _check_generator(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens, given: Tokens, moved: float) -> None:
+    """Compares what it says of given tokens, which were `moved` so much, and of its own greedy ones, which it writes
+    one after the other."""
+    generator = trainer.generator
+    generator.sync(model)
+    scores = generator.loglikelihood(prompts, given)
+    difference = _difference(_loss_logps(trainer, model, prompts, given), [value for row in scores for value in row])
+    follows = not _is_large(difference, model, moved)
+    completions = generator.generate(prompts, Sampling(_TOKENS, temperature=0.0), [0] * len(prompts))
+    chosen = [completion.token_ids for completion in completions]
+    # transformers tells no log-probabilities: there a greedy token must be the likeliest
+    likeliest = [row.max(1).values.tolist() for row in _logps_in_place(model, prompts, chosen)]
+    theirs = [completion.logprobs or best for completion, best in zip(completions, likeliest, strict=True)]
+    greedy = _difference(_loss_logps(trainer, model, prompts, chosen), [value for row in theirs for value in row])
+    if not follows or _is_large(greedy, model):
+        remedy = "use another model"
+        if trainer.args.use_vllm:
+            remedy = "set use_vllm: false, or where the weights were changed after loading save the model and load that"
+        raise SVFError(
+            f"the generator does not answer as {_name(model)} does once its weights are updated "
+            f"({max(difference, greedy, key=_nan_first):.2g} nats a token off): {remedy}"
+        )
+
+
+def _prompts(trainer: "SVFReinforceTrainer") -> list[list[int]]:
+    """Two, of different lengths where there are as many tokens."""
+    rows = list(itertools.islice(trainer.train_dataset, 2))
+    ids = trainer.tokenize([row["prompt"] for row in rows])
+    return [ids[0][-_PROMPT:], ids[-1][-_PROMPT // 2 :]]
+
+
+class OnTrainBegin(TrainerCallback):
+    """Calls `act` when the model is in its place and no step was made."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._act()
+
+
+@contextmanager
+def _moved(model: nn.Module) -> Iterator[None]:
+    """Within it, every trained value is off by a fifth of the size of its tensor's, or what starts at 0 by a little.
+    Where ZeRO-3 has shared them out they stay."""
+    trained = [] if is_deepspeed_zero3_enabled() else [p for p in model.parameters() if p.requires_grad]
+    saved = [parameter.detach().clone() for parameter in trained]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in trained:
+        size = parameter.float().square().mean().sqrt().item() or (1.0 if parameter.ndim == 1 else 0.1)
+        parameter += 0.2 * size * torch.randn(parameter.shape, generator=generator).to(parameter)
+    try:
+        yield
+    finally:
+        for parameter, value in zip(trained, saved, strict=True):
+            parameter.copy_(value)
+
+
+def _loss_logps(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens, completions: Tokens) -> list[float]:
+    """Of each token of the completions, row by row, as the loss computes them: padded, from hidden states."""
+    from svf_rl.training.rollout import Rollout
+
+    texts = [""] * len(prompts)
+    rollout = Rollout(texts, list(prompts), list(completions), list(texts), [True] * len(prompts))
+    batch = rollout.tensors(trainer._tokenizer.pad_token_id, trainer.accelerator.device)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    counts = batch["completion_mask"].bool()
+    hidden = hidden_states(model, ids, mask, counts.shape[1])[counts]
+    transform = LogitTransform.of(model.config, 1.0)
+    logps = token_statistics(hidden, batch["completion_ids"][counts], *output_layer(model), transform).logps
+    return logps.tolist()
+
+
+def _model_logps(model: Any, prompts: Tokens, completions: Tokens) -> list[float]:
+    """The same by the model's own logits."""
+    rows = zip(_logps_in_place(model, prompts, completions), completions, strict=True)
+    chosen = [row.gather(1, torch.tensor(ids, device=row.device)[:, None])[:, 0] for row, ids in rows]
+    return torch.cat(chosen).tolist()
+
+
+def _logps_in_place(model: Any, prompts: Tokens, completions: Tokens) -> Iterator[Tensor]:
+    """`(T, V)` in the place of each token of a completion, by the model's own logits, a row at a time, unpadded."""
+    device = next(model.parameters()).device
+    for prompt, completion in zip(prompts, completions, strict=True):
+        logits = model(input_ids=torch.tensor([prompt + completion], device=device)).logits
+        yield logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+
+
+def _difference(ours: Sequence[float], others: Sequence[float]) -> float:
+    """Mean over the tokens, the largest of all processes; NaN where there is one."""
+    own = sum(abs(a - b) for a, b in zip(ours, others, strict=True)) / len(ours)
+    return max(gather_object([own]), key=_nan_first)
+
+
+def _nan_first(value: float) -> tuple[bool, float]:
+    return math.isnan(value), value
+
+
+def _is_large(difference: float, model: Any, moved: float = math.inf) -> bool:
+    most, least = _ROUNDING.get(model.get_input_embeddings().weight.dtype, _ROUNDING_HALF)
+    return not difference <= min(most, least + _FOLLOWED * moved)
+
+
+def _name(model: Any) -> str:
+    base = model.get_base_model()
+    return base.config._name_or_path or type(base).__name__
