@@ -26,6 +26,7 @@ from svf_rl.storage.folders import partial_folder
 from svf_rl.training import checkpoints, trainer_state
 from svf_rl.training.checkpoints import METRICS, WRITTEN, Manifest
 from svf_rl.training.earlier_run import remove_run
+from svf_rl.training.pickled_files import check_plain, pickled_files
 from svf_rl.training.resume import check_same_machinery, check_same_run, find_checkpoint, rows_digest
 from svf_rl.training.run_context import RunContext, leave_process_group, stopped
 
@@ -84,6 +85,7 @@ class CheckpointManager(TrainerCallback):
             return
         check_same_run(checkpoint, context.settings, trainer.args.world_size)
         check_same_machinery(checkpoint, context.rows, self._parallelism())
+        self._check_plain(checkpoint.folder)
         self._state = trainer_state.load_trainer_state(trainer, checkpoint.folder)
         if self._state["buffered"] is not None and not self._same_batches():
             raise SVFError(
@@ -99,6 +101,18 @@ class CheckpointManager(TrainerCallback):
         trainer.accelerator.wait_for_everyone()
         context.base = self._state["run_state"]["base"]
         context.phases.add(self._state["run_state"]["seconds"])
+
+    def _check_plain(self, folder: Path) -> None:
+        """Raises `SVFError` on all processes, which share the work, where a file of the checkpoint could run code."""
+        args, deepspeed, refused = self._trainer.args, self._trainer.is_deepspeed_enabled, None
+        files = pickled_files(folder, deepspeed)
+        try:
+            check_plain(files[args.process_index :: args.world_size], deepspeed)
+        except SVFError as error:
+            refused = str(error)
+        for line in gather_object([refused]):
+            if line is not None:
+                raise SVFError(line)
 
     @contextmanager
     def running(self, wanted: str | bool | None) -> Iterator[str | None]:
