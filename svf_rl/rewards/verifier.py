@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from svf_rl.errors import InfrastructureError, SVFError
+from svf_rl.errors import InfrastructureError, SVFError, one_line
 from svf_rl.rewards.registry import import_built_ins, reward
 from svf_rl.rewards.reward import completion_text, nearest
 from svf_rl.rewards.verifiers.final_answer import count_marked_answers
@@ -31,7 +31,7 @@ class Verdict:
     Args:
         correct (`bool` or `None`): whether the completion is right; `None` when that could not be found out.
         extracted (`str` or `None`): what was read as the answer; `None` where there was none.
-        reason (`str`): why, in one line.
+        reason (`str`): why, in one line; without what cannot be printed.
         score (`float`, *optional*): between 0 and 1; default: 1 for right, 0 for wrong. Only shaping rewards and the
             share of passed tests lie between.
         infrastructure (`bool`, *optional*, defaults to `False`): the check itself failed (a sandbox did not start, a
@@ -43,6 +43,9 @@ class Verdict:
     reason: str
     score: float | None = None
     infrastructure: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason))  # it may quote the completion
 
     @property
     def value(self) -> float | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import InfrastructureError, SVFError
-from svf_rl.sandbox.workers import WorkerPool, parallel_checks
+from svf_rl.sandbox.workers import WorkerPool, check_start, parallel_checks
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,11 @@ OUTPUT_BYTES = 16 * _MB  # standard output that is read
 # By the clock a program may take this many times as long, so that other load on the machine does not make a correct
 # program wrong; one that sleeps gets less.
 WALL_FACTOR = 3
+# How many times slower than alone a busy machine may be. The supervisor counts what a program waits for a processor as
+# the machine's doing; beyond this, there is no verdict.
+LOAD_FACTOR = 10
+# Seconds after which a bubblewrap that does nothing but start is one that hangs
+HANG_SECONDS = 8.0
 # Seconds to start a program again for the next input, without the time of the program itself.
 START_SECONDS = 0.1
 
@@ -45,7 +50,9 @@ def _limits(seconds: float, memory_mb: int) -> dict[str, Any]:
         "output": OUTPUT_BYTES,
         "limits": {
             "RLIMIT_AS": memory_mb * _MB,
-            "RLIMIT_CPU": math.ceil(seconds),
+            # The supervisor ends a process at `seconds`. The kernel counts whole ticks for whoever runs at their end:
+            # on a busy machine, its limit of 2 s can come after 1.4.
+            "RLIMIT_CPU": 2 * math.ceil(seconds) + 1,
             "RLIMIT_FSIZE": FILE_BYTES,
             "RLIMIT_NOFILE": OPEN_FILES,
             "RLIMIT_NPROC": PROCESSES,
@@ -75,8 +82,7 @@ def run_program(
     starts = START_SECONDS * len(request.get("inputs", ()))
     with _starting:
         pool = _pool(allow_unsandboxed)
-    # the run itself, its start and its end
-    patience = WALL_FACTOR * seconds + starts + 30
+    patience = LOAD_FACTOR * (WALL_FACTOR * seconds + starts) + 30  # and its start and end
     return pool.call({**request, **_limits(seconds, memory_mb), "starts": starts}, patience)
 
 
@@ -109,9 +115,13 @@ def _sandbox() -> WorkerPool:
             "or set allow_unsandboxed: true to run it on this machine without a sandbox"
         )
     failure = ""
-    for privileged in ([True] if os.getuid() == 0 else []) + [False]:
+    modes = [True, False] if os.getuid() == 0 else [False]
+    for privileged in modes:
         pool = WorkerPool("the sandbox", partial(_boxed_command, privileged), parallel_checks())
         try:
+            # an interpreter that does no more than a worker says at its start
+            nothing = [*_boxed_command(privileged)[:-2], "-c", "print('{}')"]
+            check_start("the sandbox", nothing, HANG_SECONDS / len(modes))
             reply = pool.call(_PROBE | _limits(SECONDS, MEMORY_MB), 60)
             if reply.get("passed") == [True]:
                 return pool

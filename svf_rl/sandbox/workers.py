@@ -14,21 +14,41 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from svf_rl.errors import InfrastructureError
+from svf_rl.errors import InfrastructureError, one_line
 
 START_SECONDS = 120.0
+READY = b"{}\n"
+MOST_BYTES = 1 << 26  # of a reply
 
 
 def parallel_checks() -> int:
     """How many checks a process runs at once: its share of the machine's cores."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     return max(1, len(os.sched_getaffinity(0)) // max(1, processes))
+
+
+def check_start(name: str, command: Sequence[str], seconds: float) -> None:
+    """Start a worker and end it. Raises `InfrastructureError` where it is not ready within that time."""
+    try:
+        _Worker(name, command, seconds).kill()
+    except OSError as error:
+        raise InfrastructureError(f"{name} could not be started: {error}") from error
+
+
+def _with_default_signals(command: Sequence[str]) -> list[str]:
+    """A command for a process that may wait for children of its own: where this process ignores their ends, as it may
+    have been told to by whoever started it, a new one would inherit that."""
+    if signal.getsignal(signal.SIGCHLD) != signal.SIG_IGN:
+        return list(command)
+    code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-I", "-S", "-c", code, *command]
 
 
 class WorkerPool:
@@ -70,7 +90,7 @@ class WorkerPool:
         nonce = secrets.token_hex(8)
         try:
             line = json.dumps({**request, "nonce": nonce}).encode() + b"\n"
-            reply: dict[str, Any] = json.loads(worker.exchange(line, timeout))
+            reply = _read(worker.exchange(line, timeout))
             if reply.pop("nonce", None) != nonce:
                 raise InfrastructureError(f"a worker of {self.name} answered something else than it was asked")
         except BaseException:  # an interrupt would leave a reply without a reader
@@ -103,18 +123,29 @@ class WorkerPool:
             raise InfrastructureError(f"a worker of {self.name} could not be started: {error}") from error
 
 
+def _read(line: bytes) -> dict[str, Any]:
+    """The reply in a line; empty where it is none."""
+    try:
+        reply = json.loads(line)
+    except ValueError:
+        return {}
+    return reply if isinstance(reply, dict) else {}
+
+
 class _Worker:
-    def __init__(self, name: str, command: Sequence[str]):
+    def __init__(self, name: str, command: Sequence[str], start_seconds: float = START_SECONDS):
         self._name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         self._socket, theirs = socket.socketpair()
         with theirs:
             # in its own session: Ctrl-C reaches only the run, and `kill` reaches the worker's children
             self._process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors, start_new_session=True
-            )
+                _with_default_signals(command), stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors,
+                start_new_session=True,
+            )  # fmt: skip
         try:
-            self.exchange(b"", START_SECONDS)
+            if (said := self.exchange(b"", start_seconds)) != READY:
+                raise self._failure(f"said {one_line(said.decode(errors='replace'))!r} at its start")
         except BaseException:  # after any error, since nothing else refers to this process yet
             self.kill()
             raise
@@ -133,6 +164,8 @@ class _Worker:
                 if not part:
                     raise ConnectionError
                 line += part
+                if len(line) > MOST_BYTES:
+                    raise self._failure("does not stop to talk")
             if line.count(b"\n") > 1:
                 raise self._failure("said more than it was asked")
         except TimeoutError:
@@ -153,5 +186,5 @@ class _Worker:
 
     def _failure(self, what: str) -> InfrastructureError:
         self._errors.seek(0)
-        text = " ".join(self._errors.read()[-500:].decode(errors="replace").split())
-        return InfrastructureError(f"a worker of {self._name} {what}{f': {text}' if text else ''}")
+        text = self._errors.read()[-500:].decode(errors="replace").strip()
+        return InfrastructureError(f"a worker of {self._name} {what}{f': {one_line(text)}' if text else ''}")

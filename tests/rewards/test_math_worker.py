@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -120,28 +122,61 @@ def test_killed_workers_are_replaced() -> None:
     assert verify("math", r"\boxed{z+1-1}", "z").correct
 
 
-def test_a_child_that_dies_again_and_again_says_nothing_about_the_answer() -> None:
-    """Whoever kills the children from outside, as a machine out of memory does, makes no answer wrong."""
+@contextmanager
+def signals_to_children(number: int) -> Iterator[None]:
+    """Send a signal to all children that compare, again and again."""
     assert verify("math", r"\boxed{x+1-1}", "x").correct
     stop = threading.Event()
 
-    def kill_children() -> None:
+    def send() -> None:
         while not stop.is_set():
             for supervisor in _busy_supervisors():
                 for child in _children(supervisor):
-                    os.kill(child, signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        os.kill(child, number)
             time.sleep(0.01)
 
-    killer = threading.Thread(target=kill_children)
-    killer.start()
+    sender = threading.Thread(target=send)
+    sender.start()
     try:
-        verdict = verify("math", r"\boxed{9**9**9**9}", "5", timeout=20)
+        yield
     finally:
         stop.set()
-        killer.join()
+        sender.join()
+    assert verify("math", r"\boxed{x+1-1}", "x").correct
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_child_that_is_killed_or_stopped_says_nothing_about_the_answer(number: int) -> None:
+    """Whoever does it from outside, as a machine out of memory does, makes no answer wrong."""
+    with signals_to_children(number):
+        verdict = verify("math", r"\boxed{9**9**9**9}", "5", timeout=20 if number == signal.SIGKILL else 0.2)
     assert verdict.correct is None
     assert verdict.infrastructure
-    assert verify("math", r"\boxed{x+1-1}", "x").correct
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_an_answer_that_crashes_its_child_is_wrong(number: int) -> None:
+    """As one can that is nested too deeply for a library in C, or too large for its memory."""
+    with signals_to_children(number):
+        verdict = verify("math", r"\boxed{9**9**9**9}", "5", timeout=20)
+    assert not verdict.infrastructure
+    assert verdict.correct is False or "the reference" in verdict.reason  # where the signal came before it was read
+
+
+def test_waiting_for_a_processor_is_no_failure() -> None:
+    """On a machine so busy that a check takes many times as long, right is right and what never ends is wrong."""
+    cores = len(os.sched_getaffinity(0))
+    hog = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(hog, start_new_session=True) for _ in range(12 * cores)]
+    try:
+        completions, golds = [r"\boxed{9**9**9**9}", r"\boxed{x+1-1}"] * cores, ["x^2 + 5", "x"] * cores
+        verdicts = verify_all("math", completions, golds, timeout=0.3)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert [verdict.correct for verdict in verdicts] == [False, True] * cores
 
 
 def _busy_supervisors() -> list[int]:

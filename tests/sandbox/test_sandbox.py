@@ -1,8 +1,10 @@
 """The sandbox is there or says so, and its own failures say nothing about a program."""
 
+import itertools
 import logging
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +139,61 @@ def test_bubblewrap_that_may_not_make_namespaces_is_an_error(no_bubblewrap: Path
     assert verify("unit_tests", GOOD, ASSERTS, allow_unsandboxed=True).correct is True
 
 
+@pytest.mark.parametrize(
+    ("script_", "said"),
+    [
+        ("exec sleep 1000", "did not answer within"),
+        ("while :; do echo nonsense; done", "nonsense|more than it was asked"),
+        ("yes | tr -d '\\n'", "does not stop to talk|did not answer"),
+        ("echo hello; exec sleep 1000", "said 'hello' at its start"),
+        ("exit 0", "died"),
+        ("printf 'a\\033[31m\\nred\\a\\n' >&2; exit 1", r"died: a ?\[31m red"),
+    ],
+)
+def test_bubblewrap_that_is_none_is_one_clear_line_within_ten_seconds(
+    no_bubblewrap: Path, monkeypatch: pytest.MonkeyPatch, script_: str, said: str
+) -> None:
+    fake = no_bubblewrap / "bin" / "bwrap"
+    fake.write_text(f"#!/bin/sh\nPATH=/bin:/usr/bin\n{script_}\n")
+    fake.chmod(0o755)
+    start = time.monotonic()
+    with pytest.raises(SVFError, match=f"cannot make a sandbox here.*({said})") as raised:
+        verify("unit_tests", GOOD, ASSERTS)
+    assert time.monotonic() - start < 10
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.parametrize(
+    "before",
+    [
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))",
+        "resource.setrlimit(resource.RLIMIT_CPU, (30, 30))",
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    ],
+)
+def test_what_the_run_itself_is_given_may_be_little(before: str) -> None:
+    code = f"""
+        import resource, signal
+        {before}
+        verdicts = verify_all("unit_tests", [GOOD, "f = abs", GOOD], [ASSERTS] * 3)
+        verdicts += [verify("unit_tests", "print(2)", {{"inputs": ["1"], "outputs": ["2"]}})]
+        print([verdict.correct for verdict in verdicts], verify("math", "\\\\boxed{{x+1-1}}", "x").correct)
+    """
+    done = subprocess.run(script(code), capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[True, False, True, True] True\n", done.stderr
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_a_reason_is_one_printable_line() -> None:
+    program = "def f(x):\n    raise ValueError('a\\x1b[31m\\nred\\u202e\\ud800' + 'a' * 10 ** 6)\n"
+    reason = verify("unit_tests", program, ASSERTS).reason
+    assert reason.isprintable()
+    assert reason.startswith("ValueError: ")
+    assert len(reason) < 1000
+
+
 # Its own failures
 
 
@@ -192,6 +250,67 @@ def test_a_supervisor_killed_at_work_does_not_change_the_verdict(census: Callabl
     ]
 
 
+@contextmanager
+def signals_to_boxes(census: Callable[[], dict[int, str]], *numbers: int, every: float = 0.02) -> Iterator[None]:
+    """Send signals in turn, from outside, to the first processes of the boxes that there are."""
+    verify("unit_tests", GOOD, ASSERTS)
+    stop = threading.Event()
+
+    def send() -> None:
+        turn = itertools.cycle(numbers)
+        while not stop.wait(every):
+            number = next(turn)
+            for pid in census():
+                with suppress(OSError):
+                    status = Path(f"/proc/{pid}/status").read_text()
+                    if re.search(r"^NSpid:(\s+\d+){2}\s+1$", status, re.M):  # in a namespace within bubblewrap's
+                        os.kill(pid, number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        sender.join()
+    assert verify("unit_tests", GOOD, ASSERTS).correct
+
+
+BUSY = "import time\nwhile time.process_time() < .4: pass\n"
+LINES = {"inputs": ["1"], "outputs": ["2"]}
+
+
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.parametrize(("program", "reference"), [(BUSY + GOOD, ASSERTS), (BUSY + "print(2)", LINES)])
+def test_a_program_that_is_killed_from_outside_has_no_verdict(
+    census: Callable[[], dict[int, str]], program: str, reference: dict[str, Any]
+) -> None:
+    with signals_to_boxes(census, signal.SIGKILL):
+        verdict = verify("unit_tests", program, reference, timeout=5)
+    assert (verdict.correct, verdict.infrastructure) == (None, True)
+    assert "killed from outside" in verdict.reason or "did not start" in verdict.reason
+
+
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.parametrize(("program", "reference"), [(BUSY + GOOD, ASSERTS), (BUSY + "print(2)", LINES)])
+def test_a_program_that_is_suspended_for_a_while_keeps_its_time(
+    census: Callable[[], dict[int, str]], program: str, reference: dict[str, Any]
+) -> None:
+    start = time.monotonic()
+    with signals_to_boxes(census, signal.SIGSTOP, signal.SIGSTOP, signal.SIGSTOP, signal.SIGCONT, every=0.5):
+        verdict = verify("unit_tests", program, reference, timeout=0.6)
+    assert verdict.reason == "all tests passed"
+    assert time.monotonic() - start > 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bubblewrap")
+def test_a_program_that_is_suspended_for_long_has_no_verdict(census: Callable[[], dict[int, str]]) -> None:
+    with signals_to_boxes(census, signal.SIGSTOP):
+        verdict = verify("unit_tests", BUSY + GOOD, ASSERTS, timeout=1)
+    assert (verdict.correct, verdict.infrastructure) == (None, True)
+
+
 @pytest.mark.usefixtures("bubblewrap")
 def test_a_supervisor_that_can_make_no_boxes_any_more_is_replaced(census: Callable[[], dict[int, str]]) -> None:
     verify_all("unit_tests", [GOOD] * 4, [ASSERTS] * 4)
@@ -229,6 +348,22 @@ def test_pairs_that_are_left_when_the_time_is_over_are_not_run() -> None:
 def test_many_pairs_take_no_time_from_each_other() -> None:
     pairs = {"inputs": [str(number) for number in range(120)], "outputs": [str(number + 1) for number in range(120)]}
     assert verify("unit_tests", "print(int(input()) + 1)", pairs, timeout=0.2).correct is True
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_pairs_on_a_busy_machine_take_no_time_from_each_other() -> None:
+    cores = len(os.sched_getaffinity(0))
+    hog = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(hog, start_new_session=True) for _ in range(12 * cores)]
+    pairs = {"inputs": [str(number) for number in range(12)], "outputs": [str(number + 1) for number in range(12)]}
+    program = "import time\nwhile time.process_time() < .05: pass\nprint(int(input()) + 1)"
+    try:
+        verdict = verify("unit_tests", program, pairs, timeout=0.1)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert verdict.reason == "all tests passed"
 
 
 @pytest.mark.parametrize(

@@ -101,10 +101,14 @@ def math(
             return differs
         case "late":
             return Verdict(False, shown, f"timed out: the comparison took longer than {timeout:g} s")
+        case "crashed":
+            return Verdict(False, shown, "the answer cannot be read: what compares it crashed")
         case "gold late":
             return Verdict(None, shown, f"the reference {shorten(gold.latex)} takes longer than {timeout:g} s to read")
+        case "gold crashed":
+            return Verdict(None, shown, f"the reference {shorten(gold.latex)} cannot be read: what reads it crashed")
         case _:
-            raise InfrastructureError("two processes that compare answers died, or did not get to run")
+            raise InfrastructureError("two processes that compare answers were killed, or did not get to run")
 
 
 def _same_reading(gold: Reading, answer: Reading, shown: str) -> bool | None:

@@ -8,9 +8,11 @@ A request is a line `{"gold": text, "prediction": text, "timeout": seconds, "non
 reply is `{"outcome": ..., "nonce": text}`:
 
 - "equal", "different";
-- "late": reading the prediction, or comparing it, took longer than `timeout`; "gold late": reading the gold alone did;
-- "died": two children, one after the other, ended unexpectedly, or did not get to run for `WALL_FACTOR` times as long;
-  this says nothing about the answers.
+- "late": reading the prediction, or comparing it, took longer than `timeout`; "crashed": it made the child crash, as
+  what is nested too deeply for a library in C can;
+- "gold late", "gold crashed": reading the gold alone did;
+- "died": two children, one after the other, were killed from outside, or neither ran nor waited for a processor for
+  `WALL_FACTOR` times as long; this says nothing about the answers.
 
 The time-out counts the child's CPU time, so that a busy machine does not make an answer wrong.
 """
@@ -28,6 +30,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from types import CodeType
 from typing import Any, NoReturn
 
@@ -46,8 +49,10 @@ CHILD_BYTES = 2 << 30
 RELATIVE_TOLERANCE = 1e-3
 
 PR_SET_PDEATHSIG = 1
-GOLD_READ, LATE = b".", b"-"
-_OUTCOMES = {b"1": "equal", b"0": "different", LATE: "late", b"": "died"}
+# By an administrator, or by a machine out of memory
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+GOLD_READ, LATE, CRASHED, DIED = b".", b"-", b"!", b""
+_OUTCOMES = {b"1": "equal", b"0": "different", LATE: "late", CRASHED: "crashed", DIED: "died"}
 _NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 
@@ -90,7 +95,7 @@ class _Child:
         link.close()
 
     def outcome(self, line: bytes) -> str:
-        """The child's answer to a request, or "late", "gold late", "died"."""
+        """The outcome of a request, as the module describes them."""
         self.checks += 1
         timeout = json.loads(line)["timeout"]
         try:
@@ -100,7 +105,7 @@ class _Child:
                 return _OUTCOMES[self._receive(timeout)]
         except ConnectionError:
             return "died"
-        return "gold late" if reply == LATE else _OUTCOMES[reply]
+        return f"gold {_OUTCOMES[reply]}" if reply in (LATE, CRASHED) else _OUTCOMES[reply]
 
     def end(self) -> None:
         """Kill and reap it."""
@@ -110,16 +115,33 @@ class _Child:
         self._link.close()
 
     def _receive(self, timeout: float) -> bytes:
-        """One byte, nothing when the child died or does not get to run, or `LATE`."""
+        """One byte, `LATE`, `CRASHED`, or `DIED` where it was killed or does not get to run."""
         clock = ~self._pid << 3 | 2  # that of its CPU time, as the C library's `clock_getcpuclockid` forms it
-        cpu_end, wall_end = time.clock_gettime(clock) + timeout, time.monotonic() + WALL_FACTOR * timeout
+        cpu_end, wall_end = time.clock_gettime(clock) + timeout, self._own_time() + WALL_FACTOR * timeout
         while (left := cpu_end - time.clock_gettime(clock)) > 0:
-            if (wall_left := wall_end - time.monotonic()) <= 0:
-                return b""
-            ready, _, _ = select.select([self._link], [], [], min(max(left, 0.01), wall_left))
+            if self._own_time() > wall_end:
+                return DIED
+            ready, _, _ = select.select([self._link], [], [], min(max(left, 0.01), timeout))
             if ready:
-                return self._link.recv(1)
+                with suppress(ConnectionError):  # the same as an end
+                    if reply := self._link.recv(1):
+                        return reply
+                return self._why_ended()
         return LATE
+
+    def _own_time(self) -> float:
+        """Seconds on a clock that stands still while the child waits for a processor, where the kernel tells."""
+        try:
+            waited = int(Path(f"/proc/{self._pid}/schedstat").read_text().split()[1]) / 1e9
+        except (OSError, IndexError):
+            waited = 0.0
+        return time.monotonic() - waited
+
+    def _why_ended(self) -> bytes:
+        """`DIED` where it was killed by what it cannot send itself; else what it was given is to blame."""
+        ended = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        killed = ended is not None and ended.si_code != os.CLD_EXITED and ended.si_status in _FROM_OUTSIDE
+        return DIED if killed else CRASHED
 
 
 def _serve(link: socket.socket) -> NoReturn:
@@ -127,7 +149,9 @@ def _serve(link: socket.socket) -> NoReturn:
     # without this, a child in an endless computation would outlive its supervisor
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for limit, value in ((resource.RLIMIT_AS, CHILD_BYTES), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
-        resource.setrlimit(limit, (value, value))
+        allowed = resource.getrlimit(limit)[1]
+        lower = value if allowed == resource.RLIM_INFINITY else min(value, allowed)
+        resource.setrlimit(limit, (lower, lower))
     with link.makefile("rb") as lines:
         for line in lines:
             request = json.loads(line)

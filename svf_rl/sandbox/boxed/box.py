@@ -6,15 +6,17 @@ import select
 import signal
 import socket
 import time
-from pathlib import Path
 from typing import NamedTuple
 
-from system_calls import MOST_SHARED
+from usage import Hidden, Usage, count_memory_kills, measure_hidden, measure_usage, measure_wait
 
+OUT_OF_TIME = "timed out: its CPU time is used up"
 # Seconds between two checks of a running program.
 TICK = 0.05
-# What waits in a socket at most: one buffer of the usual size, which no program may enlarge.
-SOCKET_BYTES = 208 << 10
+# What counts at most of the time between two checks: where it is longer, this process was kept from running.
+MOST_BETWEEN = 1.0
+# How long a box may be stopped by a signal from outside
+PAUSE_SECONDS = 10.0
 
 
 class Stopped(Exception):
@@ -24,24 +26,27 @@ class Stopped(Exception):
     read = b""
 
 
-def make_boxes(zygote):
+def make_boxes(zygote, boxed):
     """Boxes one after another. The next one is made while a program runs in the previous one."""
-    prepared = Box(zygote)
+    prepared = Box(zygote, boxed)
     while True:
-        box, prepared = prepared, Box(zygote)
+        box, prepared = prepared, Box(zygote, boxed)
         yield box
 
 
 class Box:
     """A process that waits for a job at the other end of `link`. Its standard input is the file `stdin`, its standard
-    output is read from `stdout`."""
+    output is read from `stdout`. Where it is not `boxed`, it may kill or stop itself as others may."""
 
-    def __init__(self, zygote):
+    def __init__(self, zygote, boxed):
         self.link, link = (end.detach() for end in socket.socketpair())
         self.stdin = os.memfd_create("stdin")
         self.stdout, stdout = os.pipe()
         self._info, info = os.pipe()
-        self._messages, self._began, self._memory_kills = b"", 0.0, 0
+        self._boxed, self._messages = boxed, b""
+        self._began = self._checked = self._elapsed = self._paused = 0.0
+        self._waited_before = self._waited = self._late_before = 0.0
+        self._memory_kills = self._most_memory = 0
         try:
             socket.send_fds(zygote, [b"."], [link, self.stdin, stdout, info])
         finally:
@@ -49,7 +54,10 @@ class Box:
                 os.close(descriptor)
 
     def __enter__(self):
-        self._began, self._memory_kills = time.monotonic(), count_memory_kills()
+        self._began = self._checked = time.monotonic()
+        self._memory_kills, self._late_before = count_memory_kills(), measure_wait(os.getpid())
+        self._ended(0)
+        self._waited_before = measure_wait(self._pid()) if self._pid() else 0.0  # while it was made
         return self
 
     def __exit__(self, *_):
@@ -90,7 +98,7 @@ class Box:
         """The exit status. Raises `Stopped`."""
         while not self._ended():
             self._check(job)
-        return int(self._messages.splitlines()[-1])
+        return self._result().status
 
     def end(self):
         """Kill every process in the box and wait until they are gone."""
@@ -105,26 +113,46 @@ class Box:
         for descriptor in (self.link, self.stdin, self.stdout, self._info):
             os.close(descriptor)
 
-    def ran_out_of_time(self):
+    def why_killed(self, job):
         """
-        Whether the kernel ended it, as it does when the CPU time is used up. Raises `OSError` where the reason may also
-        be that the machine, or the control group, ran out of memory.
+        Why the kernel ended it, or `""` where it ended otherwise: its CPU time is used up, or its memory. Raises
+        `OSError` where that is not the program's doing.
         """
-        if not self._ended() or not self._messages.endswith(b"\n-9\n"):
-            return False
-        if count_memory_kills() != self._memory_kills:
-            raise OSError("the machine ran out of memory")
-        return True
+        if not self._ended() or self._messages.count(b"\n") < 2 or self._result().status != -signal.SIGKILL:
+            return ""
+        result = self._result()
+        # unboxed, a program may kill itself, and must not escape its verdict by that
+        if not self._boxed or result.spent >= job["idle_seconds"]:
+            return OUT_OF_TIME
+        if count_memory_kills() == self._memory_kills:
+            raise OSError("a program was killed from outside of its box")
+        if max(self._most_memory, result.memory) > job["memory"] / 2:
+            return "out of memory, as the whole machine"
+        raise OSError("the machine ran out of memory")
+
+    def own_seconds(self):
+        """What the program took of the time since it was given to it: all but waiting for a processor, its own waiting
+        and that of those that noticed its end."""
+        late = measure_wait(os.getpid()) - self._late_before
+        ended = self._ended() and self._messages.count(b"\n") > 1
+        result = self._result() if ended else Result(0, 0.0, 0, self._waited_before + self._waited)
+        waited = result.waited - self._waited_before + late
+        return max(time.monotonic() - self._began - self._paused - waited, result.spent)
 
     def complaint(self):
         """The reason why the box could not be made."""
         self._ended()
-        return " ".join(line for line in self._messages.decode().splitlines() if not line.lstrip("-").isdigit())
+        return " ".join(line for line in self._messages.decode().splitlines() if not line[:1].isdigit())
 
     def _pid(self):
         """The first process of the box, 0 while it is not known."""
         first, newline, _ = self._messages.partition(b"\n")
         return int(first) if newline and first.isdigit() else 0
+
+    def _result(self):
+        """What the last message says of a box that has ended."""
+        status, spent, memory, waited = self._messages.splitlines()[-1].split()
+        return Result(int(status), float(spent), int(memory), float(waited))
 
     def _ended(self, seconds=TICK):
         """Read the messages about the box for at most `seconds`; whether they are complete."""
@@ -138,95 +166,54 @@ class Box:
         return False
 
     def _check(self, job, test_process=None):
-        seconds = time.monotonic() - self._began
-        if seconds <= TICK:
+        now = time.monotonic()
+        if now - self._began <= TICK:
             return
+        between, self._checked = min(now - self._checked, MOST_BETWEEN), now
+        self._late_before = measure_wait(os.getpid())
         self._ended(0)
         if not self._pid():  # not made yet: the machine is busy
             return
         used = measure_usage(self._pid())
-        if used.memory + measure_hidden(used.processes) > job["memory"]:
+        if used.has_ended and not test_process:
+            return
+        try:
+            memory = used.memory + measure_hidden(used.processes)
+        except Hidden:
+            raise Stopped("it hides what it uses") from None
+        self._most_memory = max(self._most_memory, memory)
+        if memory > job["memory"]:
             raise Stopped("out of memory")
         if len(used.processes) > job["processes"]:
             raise Stopped("too many processes")
-        idle = job["idle_seconds"]
-        if seconds <= min(idle, job["seconds"]):
-            return
         tests = measure_usage(test_process) if test_process else Usage()
-        # what it waits for a processor is the machine's doing; more processes than cores are its own
-        own = max(seconds - max(used.waited, tests.waited), used.spent)
+        if used.most_spent > job["idle_seconds"]:
+            raise Stopped(OUT_OF_TIME)
+        # no signal from inside stops the first process of a box
+        if self._boxed and (used.is_stopped or tests.is_stopped):
+            self._paused += between
+            if self._paused > PAUSE_SECONDS:
+                raise OSError("a program was stopped from outside of its box")
+            return
+        self._elapsed += between
+        idle = job["idle_seconds"]
+        if self._elapsed <= min(idle, job["seconds"]):
+            return
+        # What it waits for a processor is the machine's doing; more processes than cores are its own. It waits while
+        # the tests do not, and the other way round.
+        self._waited = max(self._waited, used.waited - self._waited_before)
+        own = max(self._elapsed - self._waited - tests.waited, used.spent)
         if own > job["seconds"]:
             raise Stopped(f"timed out after {job['seconds']:.3g} s")
         if own > idle and used.spent + tests.spent < idle / 10:
             raise Stopped(f"timed out after {idle:.3g} s, most of them asleep")
 
 
-def count_memory_kills():
-    """How many processes the kernel has killed on this machine because memory ran out."""
-    for line in Path("/proc/vmstat").read_text().splitlines():
-        if line.startswith("oom_kill "):
-            return int(line.split()[1])
-    return 0
+class Result(NamedTuple):
+    """How the first process of a box ended: its exit status, its CPU time and the time that it waited for a processor
+    in seconds, and the most memory that it had in bytes."""
 
-
-class Usage(NamedTuple):
-    """Of a process and all below it: their numbers, the memory in bytes that they have resident, the CPU time that they
-    spent, and the longest time that one of them waited for a processor, both in seconds."""
-
-    processes: tuple = ()
-    memory: int = 0
-    spent: float = 0.0
-    waited: float = 0.0
-
-
-def measure_usage(root):
-    """The [`Usage`] of the process `root`."""
-    children, pages, ticks = {}, {}, {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        children.setdefault(int(fields[1]), []).append(int(entry.name))
-        pages[int(entry.name)] = int(fields[21])
-        ticks[int(entry.name)] = sum(map(int, fields[11:15]))  # its own and its ended children's
-    pids = [root]
-    for pid in pids:
-        pids += children.get(pid, [])
-    used, taken = (sum(table.get(pid, 0) for pid in pids) for table in (pages, ticks))
-    return Usage(
-        tuple(pids), used * os.sysconf("SC_PAGE_SIZE"), taken / os.sysconf("SC_CLK_TCK"), max(map(measure_wait, pids))
-    )
-
-
-def measure_hidden(pids):
-    """The bytes that processes may hold without one having them resident: what waits in the sockets of their network
-    namespace, and shared memory, of which one page may be left that keeps all of it. Raises `Stopped`."""
-    sockets, shared = set(), set()
-    for pid in pids:
-        try:
-            sockets |= set(Path(f"/proc/{pid}/net/unix").read_text().splitlines())
-            mappings = [line.split() for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()]
-        except OSError as error:
-            if isinstance(error, PermissionError) and holds_memory(pid):
-                raise Stopped("it hides what it uses") from None
-            continue  # it has ended
-        shared |= {fields[4] for fields in mappings if "s" in fields[1] and fields[5:6] == ["/dev/zero"]}  # its inode
-    sockets -= set(Path("/proc/self/net/unix").read_text().splitlines())  # where it has no namespace of its own
-    return len(sockets) * SOCKET_BYTES + len(shared) * MOST_SHARED
-
-
-def holds_memory(pid):
-    """Whether a process has not begun to end."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) > 0
-    except OSError:
-        return False
-
-
-def measure_wait(pid):
-    """The seconds that the main thread of a process could have run and did not; 0 where the kernel does not tell."""
-    try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError):
-        return 0.0
+    status: int
+    spent: float
+    memory: int
+    waited: float

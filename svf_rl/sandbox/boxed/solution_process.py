@@ -7,11 +7,11 @@ import builtins
 import importlib
 import json
 import posix
-import resource
 import sys
 from functools import partial
 from types import ModuleType
 
+import system_calls
 from choose_program import choose
 from link import Link
 from operations import OPERATIONS
@@ -21,8 +21,8 @@ def main(descriptor):
     link = Link(descriptor, 1)
     link.send(("started", None, ""))
     job = json.loads(link.receive())
-    for name, most in job["limits"].items():  # soft and hard, so that they cannot be raised again
-        resource.setrlimit(getattr(resource, name), (most, most))
+    for name, most in job["limits"].items():
+        system_calls.limit(name, most)
     if not job["main"]:
         nothing = posix.open("/dev/null", posix.O_RDWR)
         for standard in (0, 1):

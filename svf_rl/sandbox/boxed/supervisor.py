@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -29,7 +28,6 @@ from link import Link  # noqa: E402
 from solution_proxy import ENDED  # noqa: E402
 
 PR_SET_DUMPABLE = 4
-OUT_OF_TIME = "timed out: its CPU time is used up"
 
 
 def main(settings):
@@ -37,7 +35,7 @@ def main(settings):
         namespaces.become(settings["uid"])
     # or numpy starts one thread per core, which exceeds the limits on large machines
     os.environ["OMP_NUM_THREADS"] = "1"
-    boxes = make_boxes(zygote.start({**settings, "here": str(HERE)}))
+    boxes = make_boxes(zygote.start({**settings, "here": str(HERE)}), settings["boxed"])
     sys.path.append(settings["packages"])  # tests may import them too
     # from here on no process may look into this one or its forks: they hold tests and verdicts
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
@@ -74,13 +72,13 @@ def run_with_tests(boxes, job):
             _, status = os.waitpid(pid, 0)
         outcome = last_line(text)
         if not text.endswith(b"\n\n"):
-            if os.waitstatus_to_exitcode(status) not in (-signal.SIGALRM, -signal.SIGXCPU):
+            if os.waitstatus_to_exitcode(status) != -signal.SIGXCPU:
                 raise OSError(f"the process with the tests ended unexpectedly (wait status {status})")
             return {**failed(job, "the tests did not end"), **(outcome or {})}
         if outcome is None:
             raise OSError(f"a box did not start: {box.complaint()}")
-        if outcome["reason"].startswith(ENDED) and box.ran_out_of_time():
-            outcome["reason"] = OUT_OF_TIME
+        if outcome["reason"].startswith(ENDED):
+            outcome["reason"] = box.why_killed(job) or outcome["reason"]
         return outcome
 
 
@@ -92,15 +90,15 @@ def last_line(text):
 
 def run_with_inputs(boxes, job):
     """One new process for each pair of input and output; `seconds` are for all of them, plus `starts`."""
-    most = job["seconds"]
-    deadline = time.monotonic() + most + job["starts"]
+    most, left = job["seconds"], job["seconds"] + job["starts"]
     outcome = failed(job, "")
     for number, (given, expected) in enumerate(zip(job["inputs"], job["outputs"], strict=True)):
-        job["seconds"] = min(most, deadline - time.monotonic())
-        if job["seconds"] <= 0:  # boxes for the remaining pairs would take longer than the caller waits
+        if left <= 0:
             outcome["reason"] = outcome["reason"] or "timed out"
             break
-        reason = run_once(boxes, job, given, expected, outcome)
+        with next(boxes) as box:
+            reason = run_once(box, {**job, "seconds": min(most, left)}, given, expected, outcome)
+            left -= box.own_seconds()
         outcome["passed"][number] = not reason
         outcome["reason"] = outcome["reason"] or reason
         if reason and not job["share"]:
@@ -108,27 +106,28 @@ def run_with_inputs(boxes, job):
     return outcome
 
 
-def run_once(boxes, job, given, expected, outcome):
+def run_once(box, job, given, expected, outcome):
     """Why the program fails on this input, or `""`."""
-    with next(boxes) as box:
-        box.give_input(given)
-        link = Link(box.link)
-        try:
-            link.receive()
-            link.send(json.dumps(test_process.for_solution(job)))
-        except (EOFError, OSError) as error:
-            raise OSError(f"a box did not start: {box.complaint()}") from error
-        try:
-            got = box.watch(job, box.stdout, job["output"])
-            status = box.wait(job)
-            what, outcome["chosen"], text = link.receive()
-        except (Stopped, EOFError) as stopped:
-            return str(stopped) or "the program ended before it began"
-        if what != "chosen":
-            return str(text)
-        if status:
-            return OUT_OF_TIME if box.ran_out_of_time() else f"exit status {status}"
-        return "" if outputs_match(got.decode(errors="replace"), expected) else "the output differs"
+    box.give_input(given)
+    link = Link(box.link)
+    try:
+        link.receive()
+        link.send(json.dumps(test_process.for_solution(job)))
+    except (EOFError, OSError) as error:
+        raise OSError(f"a box did not start: {box.complaint()}") from error
+    try:
+        got = box.watch(job, box.stdout, job["output"])
+        status = box.wait(job)
+        if status and (killed := box.why_killed(job)):
+            return killed
+        what, outcome["chosen"], text = link.receive()
+    except (Stopped, EOFError) as stopped:
+        return str(stopped) or "the program ended before it began"
+    if what != "chosen":
+        return str(text)
+    if status:
+        return f"exit status {status}"
+    return "" if outputs_match(got.decode(errors="replace"), expected) else "the output differs"
 
 
 def outputs_match(got, expected):

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import itertools
 import os
+import resource
 import struct
 
 MOST_SHARED = 16 << 20  # bytes of one shared mapping: nothing tells how many of its pages are in use
@@ -154,6 +155,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _SET_SECCOMP, _FILTER, _SET_NO_NEW_PRIVILEGES = 22, 2, 38  # prctl
 _MOST_DESCRIPTORS = 1 << 20
 _CREATE_RULESET, _RESTRICT_SELF, _EXECUTE = 444, 446, 1  # Landlock, whose numbers are the same on all machines
+
+
+def limit(name, most, hard=None):
+    """Set a limit of this process, and where `hard` is not given the hard one too, so that it cannot be raised again.
+    Where the machine allows less, that is the limit."""
+    kind = getattr(resource, name)
+    allowed = resource.getrlimit(kind)[1]
+    soft, hard = (value if allowed == resource.RLIM_INFINITY else min(value, allowed) for value in (most, hard or most))
+    resource.setrlimit(kind, (soft, hard))
 
 
 def confine_program():

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import namespaces
 import solution_process
+import usage
 
 # The most common imports of programs, loaded once: reading them from disk takes milliseconds each.
 _WARM = (
@@ -63,10 +64,11 @@ def _serve(asked, settings):
 
 
 def _keep_box(settings, link, stdin, stdout, info):
-    """Make a box and wait for its end; `info` gets a line with its process id and one with its exit status, or an
-    error."""
+    """Make a box and wait for its end; `info` gets a line with its process id and one with its exit status, its
+    seconds of CPU time, its largest memory in bytes and its seconds of waiting for a processor, or an error."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
+    processes = os.open("/proc", os.O_RDONLY)  # the box will cover it
     try:
         if settings["boxed"]:
             namespaces.unshare()
@@ -85,11 +87,15 @@ def _keep_box(settings, link, stdin, stdout, info):
     for descriptor in (link, stdin, stdout):
         os.close(descriptor)
     os.write(info, b"%d\n" % pid)
-    _, status = os.waitpid(pid, 0)
+    waited_before = usage.measure_wait(os.getpid(), processes)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    waited = sum(usage.measure_wait(process, processes) for process in (pid, os.getpid())) - waited_before
+    _, status, used = os.wait4(pid, 0)
     if not settings["boxed"]:
         namespaces.end_adopted()
         shutil.rmtree(Path.cwd(), ignore_errors=True)
-    os.write(info, b"%d\n" % os.waitstatus_to_exitcode(status))
+    spent, memory = used.ru_utime + used.ru_stime, used.ru_maxrss << 10
+    os.write(info, b"%d %f %d %f\n" % (os.waitstatus_to_exitcode(status), spent, memory, waited))
     os._exit(0)
 
 
