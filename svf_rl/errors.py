@@ -1,9 +1,10 @@
 """The exceptions that the command line prints as a single line."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 
@@ -32,6 +33,38 @@ def one_line(said: object, at_most: int = 500) -> str:
     head = text[: 2 * at_most // 3].rpartition(" ")[0] or words[0]
     tail = text[-at_most // 3 :].partition(" ")[2] or words[-1]
     return f"{head} … {tail}"
+
+
+@contextmanager
+def whole_output() -> Iterator[None]:
+    """Bring what the block prints to standard output. Where nobody reads it any more, as behind `| head`, the process
+    ends without a word and with the status of SIGPIPE; where it cannot be written, with one line."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # `>&-`
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or not _output_takes_no_more():
+            raise
+        with suppress(OSError):  # what is left would be written at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+            raise SystemExit(1) from None
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _output_takes_no_more() -> bool:
+    """Whether an error is of standard output, and of no other pipe or file: it is tried with an empty line."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError:
+        return True
+    except (ValueError, AttributeError):  # closed, or no file at all
+        return False
+    return False
 
 
 @dataclass

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svf_rl.errors import SVFError, one_line_errors
+from svf_rl.storage.bundled import check_recipe_file
 from svf_rl.storage.disk_errors import full_disk
 from svf_rl.storage.files import write_json
 from svf_rl.storage.folders import check_output
@@ -34,18 +35,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "svf_rl/train.py", allow_abbrev=False, description="Train an adapter from a recipe.",
         epilog="Every key of the recipe can be given as --key value.",
     )  # fmt: skip
-    parser.add_argument("recipe", help="a YAML file, or a name that svf-rl recipes lists")
-    parser.add_argument("--dry-run", action="store_true", help="check the recipe without weights, and stop")
-    parser.add_argument("--resume", action="store_true", help="resume from the last sound checkpoint, if there is one")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    fill(parser)
     known, overrides = parser.parse_known_args(arguments)
     with one_line_errors(known.debug) as outcome:
+        check_recipe_file(known.recipe)  # before what takes seconds
         if known.resume:
             if any(text.startswith(("--resume_from_checkpoint", "--resume-from-checkpoint")) for text in overrides):
                 raise SVFError("--resume is --resume_from_checkpoint auto: give one of them")
             overrides += ["--resume_from_checkpoint", "auto"]
         run(known.recipe, overrides, dry_run=known.dry_run)
     return outcome.status
+
+
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Add the flags; what is left are keys of the recipe."""
+    parser.add_argument("recipe", help="a YAML file, or a name that svf-rl recipes lists")
+    parser.add_argument("--dry-run", action="store_true", help="check the recipe without weights, and stop")
+    parser.add_argument("--resume", action="store_true", help="resume from the last sound checkpoint, if there is one")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "RunSummary | None":

@@ -1,12 +1,15 @@
 """The console command `svf-rl`, one file a group of sub-commands. Slow imports wait until a command runs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from svf_rl import __version__
 from svf_rl.cli import adaptation, decompose, evaluation, experts, plan, recipes, report, reproduce, serve
-from svf_rl.errors import SVFError, one_line_errors
+from svf_rl.errors import SVFError, one_line_errors, whole_output
+from svf_rl.storage.bundled import check_recipe_file
+from svf_rl.train import fill as fill_train
 from svf_rl.train import main as train
 from svf_rl.train import quiet_libraries
 
@@ -19,12 +22,18 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["train"]:
-        return train(given[1:])
+    with whole_output():
+        return train(given[1:]) if given[:1] == ["train"] else _run(given)
+
+
+def _run(given: list[str]) -> int:
+    completing = "_ARGCOMPLETE" in os.environ
+    if completing:
+        given = os.environ.get("COMP_LINE", "").split()[1:]
     parser = argparse.ArgumentParser("svf-rl", description="Reinforcement learning on singular values.")
     parser.add_argument("--version", action="version", version=__version__)
     parsers = parser.add_subparsers(dest="command", required=True)
-    parsers.add_parser("train", help="train from a recipe: svf-rl train RECIPE [--key value ...]")
+    fill_train(parsers.add_parser("train", help="train from a recipe: svf-rl train RECIPE [--key value ...]"))
     for command in COMMANDS:
         own = parsers.add_parser(
             command.name, help=command.help, description=command.description, epilog=command.keys,
@@ -34,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.fill(own)
             own.add_argument("--debug", action="store_true", help="show tracebacks")
         own.set_defaults(of=command)
+    if completing:  # a shell asks what may come next
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     # what stands behind -- goes to vLLM as it is
     cut = given.index("--") if given[:1] == ["serve"] and "--" in given else len(given)
     known, keys = parser.parse_known_args(given[:cut])
@@ -43,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = None
     with one_line_errors(known.debug) as outcome:
         quiet_libraries()
+        if "recipe" in known:
+            check_recipe_file(known.recipe)  # before what takes seconds
         try:
             done = known.of.run(known)
         except KeyboardInterrupt as error:

@@ -21,7 +21,7 @@ def _experts(known: argparse.Namespace) -> None:
 
 def _fill_merge(parser: argparse.ArgumentParser) -> None:
     from svf_rl.experts.arguments import MergeArguments
-    from svf_rl.models.arguments import ModelArguments
+    from svf_rl.models.base import ModelArguments
 
     add = parser.add_argument
     add("model", help="local folder or Hub name of the base model; 'quickstart' is the bundled model")

@@ -1,33 +1,14 @@
-"""What a recipe says of the base model and of the adapter that is trained."""
+"""What a recipe says of the base model (`base.py`) and of the adapter that is trained."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from svf_rl.described import described
+from svf_rl.models.base import ModelArguments
 from svf_rl.models.kinds import find_kind
-from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
 
-
-@dataclass
-class ModelArguments:
-    """The base model."""
-
-    model_name_or_path: str = described("quickstart", "Hub name or local folder; 'quickstart' is the bundled model.")
-    model_revision: str | None = described(None, "Branch, tag or commit on the Hub.")
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = described(
-        "auto", "Type of the base weights; auto is the type they are stored in."
-    )
-    attn_implementation: str | None = described(None, "Attention of transformers: sdpa, eager, flash_attention_2.")
-    trust_remote_code: bool = described(False, "Run model code that comes from the Hub.")
-    device: Literal["auto", "cpu"] = described(
-        "auto", "cpu trains on the CPU: also where there is a GPU, and a model of more than a billion parameters."
-    )
-
-    @property
-    def location(self) -> str:
-        """What `from_pretrained` and vLLM take: `model_name_or_path`, or the folder of the bundled model."""
-        return str(model_path()) if self.model_name_or_path == "quickstart" else self.model_name_or_path
+__all__ = ["AdapterArguments", "ModelArguments"]
 
 
 # ruff: noqa: RUF009  (`_as_in_svf` makes fields as `field` does)

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from svf_rl.errors import SVFError, one_line
+from svf_rl.errors import SVFError
 from svf_rl.rewards.reward import AsyncReward, Reward, nearest
+from svf_rl.rewards.user_code import describe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -89,7 +90,7 @@ def _find(name: str) -> Callable[..., Any]:
     except SVFError:
         raise
     except Exception as error:  # the user's module may fail in any way while it is imported
-        raise SVFError(f"could not import reward {location}: {type(error).__name__}: {one_line(error)}") from error
+        raise SVFError(f"could not import reward {location}: {describe(error)}") from error
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if function is None:
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]

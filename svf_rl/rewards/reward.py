@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.rewards.references import is_number
+from svf_rl.rewards.user_code import Messages, describe
 
 # What TRL passes to every reward function in addition to the dataset's columns.
 TRAINER_ARGUMENTS = frozenset(
@@ -66,7 +67,7 @@ class Reward:
     def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Score `completions`; returns one float or `None` each. Raises `SVFError` when the function misbehaves."""
         keywords = self._keywords(completions, columns)
-        with self._errors_of_the_function():
+        with self._errors_of_the_function(completions):
             values = self.function(**keywords)
         return self._checked(values, len(completions))
 
@@ -99,12 +100,13 @@ class Reward:
             is_argument = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
             return name in TRAINER_ARGUMENTS or not is_argument
 
-        offered = {"completions": completions, **columns}
+        told = [Messages(each) if type(each) is list else each for each in completions]
+        offered = {"completions": told, **columns}
         return {**{name: value for name, value in offered.items() if takes(name)}, **self.arguments}
 
     @contextmanager
-    def _errors_of_the_function(self) -> Iterator[None]:
-        """Turn everything that the user's function raises into one line that names the reward."""
+    def _errors_of_the_function(self, completions: Sequence[Any]) -> Iterator[None]:
+        """Turn everything that the user's function raises into one line that names the reward and the place."""
         try:
             yield
         except (SVFError, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
@@ -112,10 +114,18 @@ class Reward:
         # The function is not our code, so it may raise anything: libraries that check answers derive their time-outs
         # from BaseException, and a `sys.exit(0)` in it must not end a training run as a success.
         except BaseException as error:
-            detail = " ".join(str(error).split())[:300]
-            raise SVFError(f"reward {self.__name__!r} raised {type(error).__name__}: {detail}") from error
+            messages = any(isinstance(completion, list) for completion in completions)
+            raise SVFError(f"reward {self.__name__!r} raised {describe(error, messages)}") from error
 
     def _checked(self, values: Any, count: int) -> list[float | None]:
+        if getattr(values, "ndim", None) is not None and hasattr(values, "tolist"):  # of numpy, torch, pandas, ...
+            if values.ndim != 1:
+                shape = tuple(values.shape)
+                raise SVFError(
+                    f"reward {self.__name__!r} returned {type(values).__name__} of shape {shape} instead of "
+                    f"({count},): one value for each completion"
+                )
+            values = values.tolist()
         if not isinstance(values, list | tuple):
             raise SVFError(
                 f"reward {self.__name__!r} returned {type(values).__name__!r} instead of a list of {count} values, "
@@ -131,7 +141,9 @@ class Reward:
         if getattr(value, "ndim", None) == 0:  # numpy scalars and 0-d tensors
             value = value.item()
         if not isinstance(value, int | float):
-            raise SVFError(f"reward {self.__name__!r} returned {value!r}; each value must be a number or None")
+            raise SVFError(
+                f"reward {self.__name__!r} returned {one_line(repr(value))}; each value must be a number or None"
+            )
         # TRL reads NaN as None, which would hide a broken computation among the samples that are not scorable.
         if not math.isfinite(value):
             raise SVFError(f"reward {self.__name__!r} returned {value}; return None for a sample without a score")
@@ -144,7 +156,7 @@ class AsyncReward(Reward):
     # A coroutine function itself, since TRL looks at `__call__` to tell the two kinds apart.
     async def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:  # type: ignore[override]
         keywords = self._keywords(completions, columns)
-        with self._errors_of_the_function():
+        with self._errors_of_the_function(completions):
             values = await self.function(**keywords)
         return self._checked(values, len(completions))
 

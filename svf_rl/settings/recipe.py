@@ -226,9 +226,32 @@ def find_default(key: str) -> Any:
     return None if field.default is MISSING else field.default
 
 
+_QUANTISED = (
+    "a recipe loads no quantised weights: dtype: bfloat16 halves the memory of float32, and ZeRO-3 or "
+    "vllm_tensor_parallel_size share a model out over GPUs (svf-rl plan says what fits)"
+)
+# What other tools call a key, or have and a recipe does not.
+_ELSEWHERE = {
+    "load_in_4bit": _QUANTISED, "load_in_8bit": _QUANTISED, "quantization_config": _QUANTISED,
+    "quantization": _QUANTISED,
+    "lr": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
+    "batch_size": "per_device_train_batch_size", "model": "model_name_or_path", "dataset": "dataset_name",
+    "lora_rank": "lora_r", "r": "lora_r", "rank": "lora_r", "max_new_tokens": "max_completion_length",
+    "max_tokens": "max_completion_length", "group_size": "num_generations", "kl_coef": "beta", "kl_beta": "beta",
+    "reward_funcs": "rewards", "reward": "rewards", "lora_target": "lora_target_modules", "out": "output_dir",
+}  # fmt: skip
+
+
 def _type_of(key: str, wanted: Mapping[str, Any]) -> Any:
     if key not in wanted:
-        near = difflib.get_close_matches(key, wanted, n=1, cutoff=0)
+        known = _ELSEWHERE.get("load_in_4bit" if key.startswith("bnb_") else key)
+        if known is not None:
+            raise SVFError(
+                f"unknown recipe key {key!r}; {f'it is called {known!r} here' if known in wanted else known}"
+            )
+        near = difflib.get_close_matches(key, wanted, n=1)
+        if not near:
+            raise SVFError(f"unknown recipe key {key!r}, and none is spelt like it: see the reference of recipe keys")
         raise SVFError(f"unknown recipe key {key!r}; the nearest one is {near[0]!r}")
     return wanted[key]
 

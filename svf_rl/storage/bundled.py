@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from svf_rl.errors import SVFError
+from svf_rl.storage.yaml_files import read_yaml
 
 _PACKAGE = Path(__file__).parents[1]
 BUNDLED = _PACKAGE / "bundled" if (_PACKAGE / "bundled").is_dir() else _PACKAGE.parent
@@ -29,6 +30,14 @@ def find_recipe(given: str | Path) -> Path:
         SVFError: neither a file nor a bundled recipe; the line names the nearest one.
     """
     return _find(given, "recipes", "recipe")
+
+
+def check_recipe_file(given: str) -> None:
+    """Raises `SVFError` for a recipe that is not there or no YAML, before anything slow is imported. A pipe, as
+    `<(...)` in a shell, is left for its one reader."""
+    path = find_recipe(given)
+    if not path.is_fifo():
+        read_yaml(path, "recipe")
 
 
 def find_accelerate_config(given: str | Path) -> Path:

@@ -5,15 +5,16 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any, Literal
 
 from svf_rl.errors import SVFError
 from svf_rl.tasks.options import TaskOptions
 
+if TYPE_CHECKING:  # the flags of commands are made from this package, and `--help` is to answer at once
+    from datasets import Dataset
+
 SPLITS = ("train", "validation", "test")
-Splits = dict[str, Dataset | None]
+Splits = dict[str, "Dataset | None"]
 """`train`, `validation` and `test`. `train` and `validation` are `None` for a task that is only for evaluation, `test`
 is `None` where the user's own dataset has no test rows."""
 
@@ -111,7 +112,7 @@ def chat(question: str, system_prompt: str | None, beginning: str = "") -> list[
     return [{"role": role, "content": text} for role, text in turns.items() if text or role == "user"]
 
 
-def limit_rows(split: str, rows: Dataset, items: int | None) -> Dataset:
+def limit_rows(split: str, rows: "Dataset", items: int | None) -> "Dataset":
     """The first `items` rows, or all for `None`. Raises `SVFError` when there are none."""
     if items is not None and items < 1:
         raise SVFError(f"{split}_items must be at least 1, not {items}")
@@ -120,7 +121,7 @@ def limit_rows(split: str, rows: Dataset, items: int | None) -> Dataset:
     return rows if items is None else rows.select(range(min(items, len(rows))))
 
 
-def check_has_columns(rows: Dataset, wanted: Sequence[str], where: str) -> None:
+def check_has_columns(rows: "Dataset", wanted: Sequence[str], where: str) -> None:
     """Raises `SVFError`, listing the existing columns, unless `rows` has all the wanted ones."""
     for name in wanted:
         if name not in rows.column_names:

@@ -131,7 +131,7 @@ def test_numbers_of_every_kind_and_none_are_rewards(values, expected) -> None:
         ([1.0], "returned 1 values for 2 completions"),
         ([1.0] * 3, "returned 3 values for 2 completions"),
         (1.0, "returned 'float' instead of a list of 2 values"),
-        (torch.ones(2), "returned 'Tensor' instead of a list of 2 values"),
+        (torch.ones(2, 1), "returned Tensor of shape (2, 1) instead of (2,)"),
         (["good", 1.0], "returned 'good'; each value must be a number or None"),
         ([float("nan"), 1.0], "returned nan; return None for a sample without a score"),
         ([np.float64("inf"), 1.0], "returned inf; return None"),

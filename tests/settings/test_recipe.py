@@ -1,5 +1,6 @@
 """What a recipe may say, and the one line that comes back when it says something else."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from fakes import refusal
 
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
-from svf_rl.settings.recipe import Recipe, check_batch, drop_gpu_keys, load_recipe
+from svf_rl.settings.recipe import _ELSEWHERE, _PARTS, Recipe, check_batch, drop_gpu_keys, load_recipe
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
 
@@ -102,6 +103,27 @@ def test_rewards_are_names_or_mappings_or_one_of_them_alone(write) -> None:
     mapping = {"name": "exact_match", "wrong": -1, "weight": 0.5}
     assert write(f"rewards: [a, {mapping}]").data.rewards == ["a", mapping]
     assert write("{}", "--rewards", "{name: exact_match, wrong: -1, weight: 0.5}").data.rewards == [mapping]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("load_in_4bit", "a recipe loads no quantised weights"),
+        ("bnb_4bit_compute_dtype", "a recipe loads no quantised weights"),
+        ("lr", "it is called 'learning_rate' here"),
+        ("batch_size", "it is called 'per_device_train_batch_size' here"),
+        ("zzzzzzzz", "none is spelt like it"),
+    ],
+)
+def test_a_key_of_other_tools_says_what_there_is_here(write, key: str, said: str) -> None:
+    line = refusal(write, f"{key}: 1")
+    assert line.startswith(f"unknown recipe key '{key}'")
+    assert said in line
+
+
+def test_each_name_of_other_tools_leads_to_a_key_that_there_is() -> None:
+    names = {name for name in _ELSEWHERE.values() if " " not in name}
+    assert names <= {field.name for part in _PARTS for field in dataclasses.fields(part)}
 
 
 def test_an_unknown_key_names_the_nearest_one(write) -> None:
