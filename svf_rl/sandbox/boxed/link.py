@@ -47,6 +47,7 @@ class Link:
     def __init__(self, descriptor, first=0, answer=None):
         self.descriptor, self.answer = descriptor, answer
         self.entries, self._numbers, self._last = {}, {}, first
+        self._followed = {}  # those of the entries that have data which may change
         self._new, self._sweep_at, self.lock = [], 64, RLock()
 
     @cached_property
@@ -68,23 +69,24 @@ class Link:
             raise WireError("not a number to give")
         self.entries[number] = _Entry(value, kind, state, mine)
         self._numbers[id(value)] = number
+        if kind:
+            self._followed[number] = self.entries[number]
         return number
 
     def follow(self, number, kind, state):
         """Note the content of a value that may change."""
-        self.entries[number].kind, self.entries[number].state = kind, state
+        entry = self._followed[number] = self.entries[number]
+        entry.kind, entry.state = kind, state
 
     def _forget(self, number):
         del self._numbers[id(self.entries.pop(number).value)]
+        self._followed.pop(number, None)
 
     def _forgotten(self):
         """The numbers of what only the table holds, and of what belongs to this side none."""
-        everything = len(self.entries) > self._sweep_at
-        numbers = [
-            number
-            for number, entry in self.entries.items()
-            if (entry.kind or everything) and not entry.mine and entry.is_forgotten()
-        ]
+        everything = len(self.entries) > self._sweep_at  # going through all of them each time would take too long
+        entries = self.entries if everything else self._followed
+        numbers = [number for number, entry in entries.items() if not entry.mine and entry.is_forgotten()]
         if everything:
             self._sweep_at = 2 * (len(self.entries) - len(numbers)) + 64
         return tuple(numbers)
@@ -109,12 +111,12 @@ class Link:
         parts, states = [], []
         self._new.clear()
         forgotten = self._forgotten()
-        followed = [item for item in self.entries.items() if item[1].state is not None]
+        followed = list(self._followed.items())
         try:
             wire.put(self, value, parts.append)
             for number, entry in followed:
-                state = self._state(entry)
-                if wire.is_changed(entry.kind, entry.state, state):
+                if entry.state is not None and wire.is_changed(entry.kind, entry.value, entry.state):
+                    state = wire.take_state(entry.kind, entry.value)
                     parts.append(b"u%d;" % number)
                     wire.put_state(self, state, parts.append)
                     states.append((entry, state))
@@ -145,7 +147,7 @@ class Link:
             while reader.is_at(b"u"):
                 entry, state = self.entries[reader.number()], reader.state()
                 wire.STATES[entry.kind][1](wire.known_type(entry.kind), entry.value, state)
-                entry.state = self._state(entry)
+                entry.state = wire.take_state(entry.kind, entry.value)
             for number in reader.read():
                 entry = self.entries[number]
                 if not entry.mine and self.is_stand_in(entry.value):
@@ -156,9 +158,6 @@ class Link:
         except (ValueError, TypeError, LookupError, AttributeError, ImportError, ArithmeticError) as error:
             raise WireError(f"not a value: {type(error).__name__}: {error}") from None
         return value
-
-    def _state(self, entry):
-        return wire.STATES[entry.kind][0](wire.known_type(entry.kind), entry.value)
 
     def _read(self, count):
         parts = []

@@ -123,7 +123,8 @@ def _permits(operation, value, name=""):
     if operation == "call":
         return callable(value)
     if operation in ("special", "equal", "copy", "deepcopy", "dir"):
-        return _is_own(value) or _is_stream(value)
+        compared = callable(value) and (operation == "equal" or name == "__hash__")
+        return compared or _is_own(value) or _is_stream(value)
     if operation in ("setattr", "delattr"):
         return _is_own(value) and not isinstance(value, type) and not name.startswith("_")
     if operation in ("getattr", "method"):

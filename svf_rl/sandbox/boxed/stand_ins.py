@@ -89,6 +89,7 @@ def make_class(link, name, module, bases, names):
         raise WireError("not the bases of a class")
     base = next(filter(None, (data_base(kind)[0] for kind in bases)), None)
     imitated = _IMITATED.get(name) if module == "builtins" else None
+    data = _Items if module == "builtins" and name in ("dict_keys", "dict_items") else base
 
     def __getattribute__(self, attribute):
         if attribute == "__class__":
@@ -114,12 +115,20 @@ def make_class(link, name, module, bases, names):
         if attribute == "__call__":
             body[attribute] = lambda self, *arguments, **keywords: link.ask("call", self, *arguments, **keywords)
         elif attribute == "__eq__":
-            body["__eq__"], body["__ne__"] = _comparing(link, base)
+            body["__eq__"], body["__ne__"] = _comparing(link, data)
         elif attribute in SPECIAL:
-            body[attribute] = _asking(link, attribute, base, names)
+            body[attribute] = _asking(link, attribute, data)
     if "__eq__" in names and "__hash__" not in names:
         body["__hash__"] = None
     return type.__new__(link.metaclass, name, tuple(bases), body)
+
+
+class _Items(set):
+    """What a view of a dictionary is compared by: the set of its items."""
+
+
+for _name in "contains eq and rand or ror sub rsub xor rxor lt le gt ge".split():
+    setattr(_Items, f"__{_name}__", lambda self, other, name=f"__{_name}__": getattr(set(self), name)(other))
 
 
 def _get(link, owner, attribute):
@@ -149,7 +158,7 @@ def _comparing(link, base):
     return __eq__, __ne__
 
 
-def _asking(link, name, base, names):
+def _asking(link, name, base):
     """The special method `name`. On the side of the tests it follows the rule."""
     own = getattr(base, name, None)
 

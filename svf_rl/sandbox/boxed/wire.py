@@ -11,6 +11,8 @@ stand-in (`stand_ins.py`), which holds the data too if its class is derived from
 import builtins
 import sys
 from functools import cache
+from itertools import chain
+from operator import is_
 from types import ModuleType
 
 _DEEPEST = 150
@@ -116,23 +118,23 @@ _FIXED = {
         value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond, _zone(value),
     ),
     "timedelta": lambda value: (value.days, value.seconds, value.microseconds),
-    "timezone": lambda value: (value.utcoffset(None), value.tzname(None)),
+    "timezone": lambda value: value.__getinitargs__(),
     "ZoneInfo": lambda value: (value.key,),
     "UUID": lambda value: (str(value),),
     **dict.fromkeys(_MODULES["pathlib"], lambda value: (str(value),)),
 }  # fmt: skip
 
 
-# What may be changed in place: a type's content as a list, how an object is filled with it, and how one is made where
+# What may be changed in place: a type's content part by part, how an object is filled with it, how one is made where
 # that needs the content.
 
 
 def _items(base, value):
-    return list(base.__iter__(value))
+    return base.__iter__(value)
 
 
 def _pairs(base, value):
-    return [part for pair in base.items(value) for part in pair]
+    return chain.from_iterable(base.items(value))
 
 
 def _fill_list(base, value, state):
@@ -203,11 +205,20 @@ STATES = {
 _BY_VALUE = ("bytearray", "array", "ndarray")  # whose state is not one of objects
 
 
-def is_changed(name, before, after):
-    """Whether a state is another than before. Looks at what it holds, and does not compare objects."""
+def take_state(name, value):
+    """The content of a value that may be changed, as a list."""
+    return list(STATES[name][0](known_type(name), value))
+
+
+def is_changed(name, value, before):
+    """Whether the content of a value is another than before. Looks at what it holds, and does not compare objects."""
+    parts = STATES[name][0](known_type(name), value)
     if name in _BY_VALUE:
-        return before != after
-    return len(before) != len(after) or any(one is not other for one, other in zip(before, after, strict=True))
+        return before != parts
+    return not all(map(is_, chain(before, _END), chain(parts, _END)))
+
+
+_END = (object(),)
 
 
 def put(link, value, write, depth=0):
@@ -229,7 +240,7 @@ def put(link, value, write, depth=0):
         return
     name = known_name(kind)
     if name in STATES:
-        state = STATES[name][0](kind, value)
+        state = take_state(name, value)
         write(b"m%d;" % link.add(value, name, state))
         put(link, name, write)
         put_state(link, state, write, depth)
@@ -270,7 +281,7 @@ def _put_data(link, value, number, write, depth):
     elif name == "Exception":
         put(link, (value.args, value.__cause__), write, depth)
     elif name:
-        state = STATES[name][0](base, value)
+        state = take_state(name, value)
         link.follow(number, name, state)
         put_state(link, state, write, depth)
 
