@@ -15,7 +15,6 @@ Keyword-only parameters with a default (`*, column="answer"`) are arguments for 
 import asyncio
 import difflib
 import inspect
-import math
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,8 @@ from typing import Any
 from svf_rl.errors import SVFError, one_line
 from svf_rl.rewards.references import is_number
 from svf_rl.rewards.user_code import Messages, describe
+
+_LARGEST = 3.4e38  # of fp32, in which rewards are added
 
 # What TRL passes to every reward function in addition to the dataset's columns.
 TRAINER_ARGUMENTS = frozenset(
@@ -47,7 +48,7 @@ class Reward:
     def __init__(
         self, function: Callable[..., Any], name: str, weight: float = 1.0, arguments: Mapping[str, Any] | None = None
     ) -> None:
-        if not is_number(weight) or not math.isfinite(weight):
+        if not is_number(weight) or not abs(weight) <= _LARGEST:
             raise SVFError(f"reward {name!r}: weight must be a number, got {weight!r}")
         self.__name__ = name  # where TRL looks for the name of its metrics
         self.function = function
@@ -145,8 +146,9 @@ class Reward:
                 f"reward {self.__name__!r} returned {one_line(repr(value))}; each value must be a number or None"
             )
         # TRL reads NaN as None, which would hide a broken computation among the samples that are not scorable.
-        if not math.isfinite(value):
-            raise SVFError(f"reward {self.__name__!r} returned {value}; return None for a sample without a score")
+        if not abs(value) <= _LARGEST:
+            shown = value if isinstance(value, float) else "a huge integer"
+            raise SVFError(f"reward {self.__name__!r} returned {shown}; return None for a sample without a score")
         return float(value)
 
 

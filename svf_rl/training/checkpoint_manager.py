@@ -69,7 +69,9 @@ class CheckpointManager(TrainerCallback):
             raise SVFError(f"the processes do not see the same checkpoints: {output} must be a folder that all share")
         context.settings = context.settings or trainer.args.to_dict()
         if not context.rows:
-            splits = {"training": trainer.train_dataset, "validation": trainer.eval_dataset}
+            held_out = trainer.eval_dataset
+            sets = held_out if isinstance(held_out, dict) else {"validation": held_out}
+            splits = {"training": trainer.train_dataset, **sets}
             context.rows = {name: rows_digest(rows) for name, rows in splits.items() if isinstance(rows, Dataset)}
         # an evaluation before training has begun the metrics
         checkpoints.check_ours(output, written=[name for name in WRITTEN if name != METRICS])

@@ -23,12 +23,14 @@ class HeldOutEvaluator:
     def __init__(self, trainer: "SVFReinforceTrainer") -> None:
         self._trainer = trainer
 
-    def evaluate(self, dataset: Dataset, prefix: str = "eval") -> dict[str, float]:
+    def evaluate(self, dataset: Dataset | dict[str, Dataset], prefix: str = "eval") -> dict[str, float]:
         """
         Answer every item greedily and score the answers. All processes call it together.
 
         Args:
-            dataset (`Dataset`): The items, with a column `prompt` and those that the rewards read.
+            dataset (`Dataset` or `dict[str, Dataset]`): The items, with a column `prompt` and those that the rewards
+                read; or several sets by name, each with metrics `{prefix}_{name}_...`, and as `{prefix}_accuracy` the
+                mean of theirs.
             prefix (`str`): Of the metrics' names.
 
         Returns:
@@ -40,6 +42,8 @@ class HeldOutEvaluator:
         Raises:
             SVFError: there is no item.
         """
+        if isinstance(dataset, dict) and dataset:
+            return self._evaluate_sets(dataset, prefix)
         if not isinstance(dataset, Dataset) or len(dataset) == 0:
             raise SVFError("evaluation needs held-out items: give one Dataset with rows as eval_dataset")
         trainer, args = self._trainer, self._trainer.args
@@ -81,6 +85,14 @@ class HeldOutEvaluator:
         Trainer.log(trainer, {**metrics, f"time/{prefix}": time.perf_counter() - start})
         trainer.model.train(training)
         return metrics
+
+    def _evaluate_sets(self, sets: dict[str, Dataset], prefix: str) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for name, rows in sets.items():
+            metrics |= self.evaluate(rows, f"{prefix}_{name}")
+        mean = {f"{prefix}_accuracy": sum(metrics[f"{prefix}_{name}_accuracy"] for name in sets) / len(sets)}
+        Trainer.log(self._trainer, mean)
+        return metrics | mean
 
     def evaluate_saved(self, path: str, dataset: Dataset, prefix: str = "test") -> dict[str, float]:
         """Evaluate the adapter saved in `path`, read back from disk; the adapter in training is left as it is."""

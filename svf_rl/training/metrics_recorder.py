@@ -16,6 +16,8 @@ from transformers.integrations.integration_utils import default_logdir
 from trl import GRPOTrainer
 from trl.trainer.utils import nanstd
 
+from svf_rl.errors import SVFError
+from svf_rl.rewards.references import is_number
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.training.rollout import Rollout
 
@@ -152,10 +154,18 @@ class MetricsRecorder(TrainerCallback):
         Names are sorted, since all processes must gather in one order."""
         trainer = self._trainer
         for column in sorted(set(gather_object(list(trainer._pending_extra_logs)))):
-            values = trainer._pending_extra_logs.get(column, [None] * completions)
+            values = list(trainer._pending_extra_logs.get(column, [None] * completions))
+            if len(values) != completions:
+                raise SVFError(
+                    f"log_extra({column!r}, ...) was given {len(values)} values for {completions} completions: give "
+                    "one each, once a column"
+                )
             trainer._logs["extra"][column].extend(gather_object(values))
         for name in sorted(set(gather_object(list(trainer._pending_metrics)))):
             values = trainer._pending_metrics.get(name, [])
+            for value in values:
+                if not is_number(getattr(value, "item", lambda value=value: value)()):
+                    raise SVFError(f"log_metric({name!r}, ...) was given {value!r:.60}: give a number")
             pair = torch.tensor([sum(values), len(values)], dtype=torch.float32, device=trainer.accelerator.device)
             total, count = gather(pair).view(-1, 2).sum(0).tolist()
             self.add(name, total / count)

@@ -39,6 +39,7 @@ from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.provenance import find_base
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.config import SVFReinforceConfig, hide_from_trl
+from svf_rl.training.arguments import check_arguments, own_settings
 from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
 from svf_rl.training.decay import decay_towards_identity
@@ -67,9 +68,11 @@ class SVFReinforceTrainer(GRPOTrainer):
         model (`str`, `PreTrainedModel` or `PeftModel`): The base model, or one that has its adapter already.
         reward_funcs (`Callable` or `list[Callable]`): Rewards in TRL's signature; the first one decides what is correct
             in evaluation. `None` for a completion means that it cannot be scored: it takes no part.
-        args ([`SVFReinforceConfig`]): Settings.
+        args ([`SVFReinforceConfig`], *optional*): Settings; by default those of the class, in a folder `<model>-SVF`.
         train_dataset (`Dataset`): A column `prompt`, and those the rewards read.
-        eval_dataset (`Dataset`, *optional*): Held-out items, answered greedily; the best checkpoint is chosen by them.
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
+            Held-out items, answered greedily; the best checkpoint is chosen by them. Several sets have their names in
+            their metrics (`eval_gsm8k_accuracy`), and `eval_accuracy` is the mean of their accuracies.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; default: the model's.
         callbacks (`list[TrainerCallback]`, *optional*): As in transformers.
         optimizers (`tuple`, *optional*): As in transformers.
@@ -79,6 +82,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         stop (`Sequence[str]`, *optional*):
             Strings that end a completion. Their tokens are trained on; rewards see the text before them.
         context ([`RunContext`], *optional*): The run that this is a part of; default: one by itself.
+        reward_processing_classes, quantization_config: As in TRL, for reward models, and for a model given by its name.
+        tools, rollout_func, environment_factory: TRL's, which are not supported; an error says what to do instead.
     """
 
     args: SVFReinforceConfig
@@ -96,9 +101,9 @@ class SVFReinforceTrainer(GRPOTrainer):
         self,
         model: str | PreTrainedModel | PeftModel,
         reward_funcs: Callable[..., Any] | list[Callable[..., Any]],
-        args: SVFReinforceConfig,
-        train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
+        args: SVFReinforceConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -106,9 +111,17 @@ class SVFReinforceTrainer(GRPOTrainer):
         generator: CompletionGenerator | None = None,
         stop: Sequence[str] = (),
         context: RunContext | None = None,
+        reward_processing_classes: Any = None,
+        quantization_config: Any = None,
+        tools: None = None,
+        rollout_func: None = None,
+        environment_factory: None = None,
     ):
-        if peft_config is None and not isinstance(model, PeftModel):
-            raise SVFError("the trainer trains adapters: pass peft_config=SVFConfig(), or a model that has an adapter")
+        args = own_settings(model, args)
+        refused = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
+        check_arguments(
+            model, reward_funcs, train_dataset, eval_dataset, processing_class, peft_config, refused
+        )  # fmt: skip
         self.context = context or RunContext()
         if not self.context.summary.recipe:
             self.context.summary = RunSummary(args.to_dict(), args.seed)
@@ -123,6 +136,8 @@ class SVFReinforceTrainer(GRPOTrainer):
                 callbacks=callbacks,
                 optimizers=optimizers,
                 peft_config=peft_config,
+                reward_processing_classes=reward_processing_classes,
+                quantization_config=quantization_config,
             )
         self.beta = args.beta  # hidden from the constructor alone
         if self.is_deepspeed_enabled:
@@ -262,12 +277,15 @@ class SVFReinforceTrainer(GRPOTrainer):
 
     def evaluate(
         self,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | str | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """TRL's samples and computes a loss. This one answers greedily: see [`HeldOutEvaluator.evaluate`]."""
-        metrics = self.held_out.evaluate(self.eval_dataset if eval_dataset is None else eval_dataset, metric_key_prefix)
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, str):  # one of several sets, as transformers has it
+            rows, metric_key_prefix = self.eval_dataset[rows], f"{metric_key_prefix}_{rows}"
+        metrics = self.held_out.evaluate(rows, metric_key_prefix)
         # `eval` selects a checkpoint or stops a run; a report before or after the run does neither
         if metric_key_prefix == "eval":
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -1,0 +1,88 @@
+"""What the trainer is given: refused by name where it cannot be used, before TRL's constructor takes it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from transformers import ProcessorMixin
+
+from svf_rl.errors import SVFError
+from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.rows import check_columns
+
+_REFUSED = {
+    "tools": "completions have one turn and no tools",
+    "environment_factory": "completions have one turn: let a reward do what the environment's get_reward does",
+    "rollout_func": "give what makes completions as generator, an object with the methods of CompletionGenerator",
+}
+
+
+def check_arguments(
+    model: Any,
+    reward_funcs: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    processing_class: Any,
+    peft_config: Any,
+    refused: Mapping[str, Any],
+) -> None:
+    """Raises `SVFError`, naming the argument and what to do, for one of the trainer that it cannot use."""
+    for name, value in refused.items():
+        if value:
+            raise SVFError(f"{name} is not supported, {_REFUSED[name]}: remove {name}")
+    if reward_funcs is None or (isinstance(reward_funcs, list) and not reward_funcs):
+        raise SVFError("reward_funcs is empty: give at least one reward, such as load_reward('exact_match')")
+    if isinstance(processing_class, ProcessorMixin):
+        raise SVFError("processing_class is a processor, and images are not supported: give processor.tokenizer")
+    if peft_config is not None and not isinstance(peft_config, PeftConfig):
+        raise SVFError(f"peft_config must be a SVFConfig or another PeftConfig, not {type(peft_config).__name__}")
+    if isinstance(model, PeftModel):
+        if peft_config is not None:
+            raise SVFError("the model has an adapter already: leave peft_config out, or give the model without it")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise SVFError(
+                "nothing of the model's adapter is trained: load it with "
+                "PeftModel.from_pretrained(..., is_trainable=True)"
+            )
+    elif peft_config is None:
+        raise SVFError("the trainer trains adapters: pass peft_config=SVFConfig(), or a model that has an adapter")
+    if train_dataset is None:
+        raise SVFError("train_dataset is missing: give a Dataset with a column prompt")
+    _check_rows("train_dataset", train_dataset)
+    if isinstance(eval_dataset, dict):
+        if not eval_dataset:
+            raise SVFError("eval_dataset is an empty dict: leave it out, or give at least one Dataset")
+        for name, rows in eval_dataset.items():
+            _check_rows(f"eval_dataset[{name!r}]", rows)
+    elif eval_dataset is not None:
+        _check_rows("eval_dataset", eval_dataset)
+
+
+def _check_rows(name: str, rows: Any) -> None:
+    if isinstance(rows, IterableDataset):
+        raise SVFError(
+            f"{name} is an IterableDataset, which has no order to resume in: give Dataset.from_list(list(it))"
+        )
+    if not isinstance(rows, Dataset):
+        raise SVFError(f"{name} must be a Dataset, not {type(rows).__name__}: see Dataset.from_list")
+    if "prompt" not in rows.column_names:
+        raise SVFError(f"{name} has no column 'prompt'; it has: {', '.join(rows.column_names) or 'none'}")
+    try:
+        check_columns((), rows.column_names)
+    except SVFError as error:
+        raise SVFError(f"{name}: {error}") from error
+
+
+def own_settings(model: Any, args: Any) -> SVFReinforceConfig:
+    """`args`, or the defaults with an output folder of the model's name. Raises `SVFError` for those of another
+    trainer, whose options and defaults differ."""
+    if args is None:
+        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
+        return SVFReinforceConfig(output_dir=f"{name.rstrip('/').rpartition('/')[2]}-SVF")
+    if not isinstance(args, SVFReinforceConfig):
+        raise SVFError(
+            f"args is a {type(args).__name__}: give a SVFReinforceConfig (svf_rl.settings.config) with the same "
+            "settings, without those of another objective"
+        )
+    return args

@@ -1,0 +1,259 @@
+"""What TRL's GRPO trainer takes of data, rewards and options, in our trainer: taken, or refused by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from fakes import read_metrics, refusal
+from peft import LoraConfig, PeftModel
+from transformers import EarlyStoppingCallback, TrainerCallback
+from trl import GRPOConfig
+
+from svf_rl.svf import SVFConfig
+from svf_rl.training.trainer import SVFReinforceTrainer
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def build(make_trainer: Make, scripted: Make) -> Make:
+    """`build(argument=…)`: a trainer of one step, with arguments of its constructor changed; `args` may be a dict."""
+    ready = make_trainer(generator=scripted())
+    defaults = {
+        "model": None, "reward_funcs": ready.reward_funcs, "train_dataset": ready.train_dataset,
+        "processing_class": ready.processing_class, "peft_config": SVFConfig(task_type="CAUSAL_LM"),
+        "generator": scripted(),
+    }  # fmt: skip
+
+    def build(tiny: Any, **changes: Any) -> SVFReinforceTrainer:
+        given = {**defaults, "model": tiny, "args": ready.args, **changes}
+        return SVFReinforceTrainer(**{name: value for name, value in given.items() if value != "left out"})
+
+    return build
+
+
+def rows(count: int = 16, **more: Any) -> Dataset:
+    return Dataset.from_list([{"prompt": f"How many? {i}", "item": i, **more} for i in range(count)])
+
+
+def conversations(count: int = 16) -> Dataset:
+    return Dataset.from_list([{"prompt": [{"role": "user", "content": f"How many? {i}"}]} for i in range(count)])
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [rows(), conversations()], ids=["text", "conversations"])
+def test_prompts_are_texts_or_conversations(build: Make, tiny_llama: Make, data: Dataset) -> None:
+    trainer = build(tiny_llama(), train_dataset=data)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("kind", [dict, DatasetDict])
+def test_several_held_out_sets_have_their_names_in_the_metrics(make_trainer: Make, scripted: Make, kind: type) -> None:
+    sets = kind({"math": rows(3), "code": rows(5)})
+    trainer = make_trainer(
+        generator=scripted(), reward=lambda item, **_: [1.0 if i < 3 else 0.0 for i in item], max_steps=2,
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True,
+        eval_items=1,
+    )  # fmt: skip
+    trainer.eval_dataset = sets
+    trainer.train()
+    seen = [line for line in read_metrics(Path(trainer.args.output_dir)) if "eval_math_accuracy" in line]
+    assert [line["eval_math_accuracy"] for line in seen] == [1.0, 1.0]
+    metrics = trainer.evaluate()
+    assert metrics["eval_math_items"] == 3
+    assert metrics["eval_code_accuracy"] == pytest.approx(0.6)
+    assert metrics["eval_accuracy"] == pytest.approx(0.8)
+    assert trainer.state.best_metric == pytest.approx(0.8)
+    assert trainer.evaluate("code") == {k: v for k, v in metrics.items() if k.startswith("eval_code_")}
+
+
+def test_several_sets_are_taken_by_the_constructor(build: Make, tiny_llama: Make) -> None:
+    trainer = build(tiny_llama(), eval_dataset={"math": rows(3), "code": rows(5)})
+    assert trainer.evaluate()["eval_code_items"] == 5
+
+
+@pytest.mark.parametrize("argument", ["train_dataset", "eval_dataset"])
+def test_iterables_are_refused_at_once(build: Make, tiny_llama: Make, argument: str) -> None:
+    iterable = rows().to_iterable_dataset()
+    assert f"{argument} is an IterableDataset" in refusal(build, tiny_llama(), **{argument: iterable})
+    if argument == "eval_dataset":
+        message = refusal(build, tiny_llama(), eval_dataset={"a": rows(), "b": iterable})
+        assert "eval_dataset['b'] is an IterableDataset" in message
+    assert f"{argument} must be a Dataset, not list" in refusal(build, tiny_llama(), **{argument: [{"prompt": "?"}]})
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (None, "train_dataset is missing"),
+        (Dataset.from_list([{"question": "?"}] * 16), "train_dataset has no column 'prompt'; it has: question"),
+        (rows(image="a.png"), "train_dataset: column 'image' of the data: images are not supported"),
+        (rows(images=["a.png"]), "train_dataset: column 'images' of the data"),
+        (rows(completions="x"), "column 'completions' of the data has the name of what rewards are given"),
+        (rows(self="x"), "column 'self' of the data has the name of what rewards are given"),
+    ],
+)
+def test_data_that_cannot_be_used(build: Make, tiny_llama: Make, data: Any, said: str) -> None:
+    assert said in refusal(build, tiny_llama(), train_dataset=data)
+
+
+def test_an_empty_dict_of_sets(build: Make, tiny_llama: Make) -> None:
+    assert "eval_dataset is an empty dict" in refusal(build, tiny_llama(), eval_dataset={})
+
+
+# ---- rewards ---------------------------------------------------------------------------------------------------------
+
+
+def test_rewards_get_columns_completions_and_ways_to_log(build: Make, tiny_llama: Make) -> None:
+    seen: dict[str, Any] = {}
+
+    def reward(prompts: Any, completions: Any, item: list[int], trainer_state: Any, **others: Any) -> list[float]:
+        seen.update(others, step=trainer_state.global_step, item=item, same=len(prompts) == len(completions))
+        others["log_extra"]("kept", item)
+        others["log_metric"]("mine", 2.0)
+        return [float(i % 2) for i in item]
+
+    trainer = build(tiny_llama(), reward_funcs=reward)
+    trainer.train()
+    assert seen["same"]
+    assert seen["step"] == 0
+    assert trainer.state.log_history[0]["mine"] == 2.0
+
+
+async def later(completions: list[Any], **_: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def test_async_rewards_and_several_of_them(build: Make, tiny_llama: Make, parity_reward: Any) -> None:
+    trainer = build(tiny_llama(), reward_funcs=[later, parity_reward])
+    trainer.train()
+    assert trainer.state.log_history[0]["rewards/later/mean"] == 1.0
+
+
+def test_a_reward_model_with_its_tokenizer(build: Make, tiny_llama: Make, tokenizer: Any) -> None:
+    from transformers import LlamaForSequenceClassification
+
+    config = tiny_llama().config
+    config.num_labels, config._name_or_path = 1, "judge"
+    judge = LlamaForSequenceClassification(config)
+    trainer = build(tiny_llama(), reward_funcs=judge, reward_processing_classes=tokenizer)
+    trainer.train()
+    assert torch.isfinite(torch.tensor(trainer.state.log_history[0]["rewards/judge/mean"]))
+
+
+@pytest.mark.parametrize("rewards", [None, []])
+def test_without_a_reward(build: Make, tiny_llama: Make, rewards: Any) -> None:
+    assert "reward_funcs is empty" in refusal(build, tiny_llama(), reward_funcs=rewards)
+
+
+@pytest.mark.parametrize("count", [0, 7, 9])
+def test_what_a_reward_logs_has_a_value_for_each_completion(build: Make, tiny_llama: Make, count: int) -> None:
+    def reward(completions: list[Any], log_extra: Any, **_: Any) -> list[float]:
+        log_extra("kept", ["x"] * count)
+        return [1.0] * len(completions)
+
+    trainer = build(tiny_llama(), reward_funcs=reward)
+    assert f"log_extra('kept', ...) was given {count} values for 8 completions" in refusal(trainer.train)
+
+
+def test_what_a_reward_logs_as_a_metric_is_a_number(build: Make, tiny_llama: Make) -> None:
+    def reward(completions: list[Any], log_metric: Any, **_: Any) -> list[float]:
+        log_metric("mine", "much")
+        return [1.0] * len(completions)
+
+    trainer = build(tiny_llama(), reward_funcs=reward)
+    assert refusal(trainer.train) == "log_metric('mine', ...) was given 'much': give a number"
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_settings_of_grpo_are_refused_by_name(build: Make, tiny_llama: Make, tmp_path: Path) -> None:
+    args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", bf16=False)
+    assert "args is a GRPOConfig: give a SVFReinforceConfig" in refusal(build, tiny_llama(), args=args)
+
+
+def test_without_settings_there_are_defaults(
+    build: Make, tiny_llama: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tiny_llama()
+    model.config._name_or_path = "somebody/tiny"
+    assert build(model, args="left out").args.output_dir == "tiny-SVF"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "said"),
+    [
+        ("tools", [print], "tools is not supported"),
+        ("environment_factory", dict, "environment_factory is not supported"),
+        ("rollout_func", print, "rollout_func is not supported, give what makes completions as generator"),
+        ("peft_config", {"r": 1}, "peft_config must be a SVFConfig or another PeftConfig, not dict"),
+        ("peft_config", None, "pass peft_config=SVFConfig()"),
+    ],
+)
+def test_arguments_that_are_refused_say_what_to_do(
+    build: Make, tiny_llama: Make, argument: str, value: Any, said: str
+) -> None:
+    assert said in refusal(build, tiny_llama(), **{argument: value})
+
+
+@pytest.mark.parametrize("config", [SVFConfig(task_type="CAUSAL_LM"), LoraConfig(r=2, task_type="CAUSAL_LM")])
+def test_an_adapter_that_was_loaded_to_be_used_is_not_trained_in_silence(
+    build: Make, tiny_llama: Make, tmp_path: Path, config: Any
+) -> None:
+    build(tiny_llama(), peft_config=config).save_model(str(tmp_path / "adapter"))
+    frozen = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")
+    assert "is_trainable=True" in refusal(build, frozen, peft_config=None)
+    trained = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter", is_trainable=True)
+    build(trained, peft_config=None).train()
+    assert "has an adapter already" in refusal(build, trained, peft_config=config)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("use_liger_kernel", True, "Liger's kernels would replace the layers that SVF adapts"),
+        ("cast_lm_head_to_fp32", True, "log-probabilities are computed in fp32"),
+        ("entropy_coef", 0.1, "there is no entropy bonus"),
+        ("num_generations_eval", 2, "one greedy answer each"),
+        ("max_tool_calling_iterations", 2, "no tools"),
+        ("remove_unused_columns", True, "rewards read all columns"),
+        ("loss_type", "grpo", "has no meaning for SVF REINFORCE"),
+    ],
+)
+def test_options_that_are_refused_say_why(make_trainer: Make, option: str, value: Any, said: str) -> None:
+    message = refusal(make_trainer, **{option: value})
+    assert message.startswith(option)
+    assert said in message
+
+
+# ---- callbacks -------------------------------------------------------------------------------------------------------
+
+
+def test_callbacks_find_the_metric_that_they_are_given(make_trainer: Make, scripted: Make) -> None:
+    """An evaluation has no loss; `metric_for_best_model` is the name that callbacks of transformers compare."""
+    seen: list[dict[str, float]] = []
+
+    class Watch(TrainerCallback):
+        def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
+            seen.append(metrics)
+
+    trainer = make_trainer(
+        generator=scripted(), eval_items=4, max_steps=6, eval_strategy="steps", eval_steps=1, save_strategy="steps",
+        save_steps=1, load_best_model_at_end=True, metric_for_best_model="reward",
+        reward=lambda completion_ids, **_: [1.0] * len(completion_ids), callbacks=[EarlyStoppingCallback(1), Watch()],
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 2  # the second evaluation was no better
+    assert all("eval_reward" in metrics and "eval_loss" not in metrics for metrics in seen)
+
+
+def test_a_loss_cannot_be_asked_for(make_trainer: Make) -> None:
+    assert "has no loss" in refusal(make_trainer, metric_for_best_model="loss")
