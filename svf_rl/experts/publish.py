@@ -16,7 +16,7 @@ from svf_rl.errors import SVFError, one_line
 from svf_rl.models.kinds import kind_of
 from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import MARKER, render_model_card
-from svf_rl.runs.provenance import base_name, find_base, is_known_elsewhere, looks_local, remove_paths
+from svf_rl.runs.provenance import check_base, find_base, looks_local, remove_paths
 from svf_rl.runs.run_folder import read_adapter_config, read_metrics, read_summary
 from svf_rl.runs.summary import RunSummary
 from svf_rl.storage.folders import check_new, new_folder
@@ -108,13 +108,6 @@ def _upload(
         return HfApi(token=token).upload_folder(
             repo_id=repository, folder_path=staging, commit_message=message, revision=revision
         )
-
-
-def check_base(base: str | None, what: str, remedy: str) -> str:
-    """The name by which others know the base model. Raises `SVFError` for one in a folder of this machine."""
-    if base is None or not is_known_elsewhere(base):
-        raise SVFError(f"the base model of {what} is a folder of this machine ({base_name(base)}): {remedy}")
-    return base_name(base)
 
 
 def _files(

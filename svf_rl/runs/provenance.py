@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from svf_rl.errors import SVFError
 from svf_rl.runs.summary import RunSummary
 
 BUNDLED = "quickstart"
+
+_LATER = "leave push_to_hub out, and give its name on the Hub to svf-rl push FOLDER TARGET --base-model"
 
 _OF_THIS_MACHINE = (
     "output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "vllm_server_base_url", "vllm_server_host",
@@ -56,6 +59,13 @@ def is_known_elsewhere(location: str | None) -> bool:
     if not location:
         return False
     return base_name(location) == BUNDLED or bool(_IN_HUB_CACHE.search(location)) or not looks_local(location)
+
+
+def check_base(base: str | None, what: str = "push_to_hub", remedy: str = _LATER) -> str:
+    """The name by which others know the base model. Raises `SVFError` for one in a folder of this machine."""
+    if base is None or not is_known_elsewhere(base):
+        raise SVFError(f"the base model of {what} is a folder of this machine ({base_name(base)}): {remedy}")
+    return base_name(base)
 
 
 def looks_local(name: str) -> bool:

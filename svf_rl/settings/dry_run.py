@@ -11,6 +11,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import Reward, load_reward
+from svf_rl.runs.provenance import check_base
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.dry_run_model import find_adapted_matrices, find_tokenizer, positions_of
 from svf_rl.settings.dry_run_training import check_training
@@ -57,6 +58,8 @@ def check_recipe(recipe: Recipe) -> DryRun:
     """
     notes = list(recipe.warnings)
     check_reporters(recipe.training.report_to or ())
+    if recipe.training.push_to_hub:
+        check_base(recipe.model.model_name_or_path)
     rewards = load_rewards(recipe.data)
     adapted = find_adapted_matrices(recipe, notes)
     config = None if adapted is None else adapted.config

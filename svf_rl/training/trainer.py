@@ -28,7 +28,7 @@ from transformers.trainer_utils import HubStrategy
 from trl import GRPOTrainer
 
 from svf_rl.errors import SVFError
-from svf_rl.experts.publish import check_base, push_run
+from svf_rl.experts.publish import push_run
 from svf_rl.generation import CompletionGenerator, Sampling, sample_seed
 from svf_rl.generation.prompts import encode_prompts
 from svf_rl.losses import objective
@@ -36,7 +36,7 @@ from svf_rl.losses.token_logprobs import LogitTransform
 from svf_rl.models.loading import keep_soft_cap
 from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import write_model_card
-from svf_rl.runs.provenance import find_base
+from svf_rl.runs.provenance import check_base, find_base
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.config import SVFReinforceConfig, hide_from_trl
 from svf_rl.training.arguments import check_arguments, own_settings
@@ -401,8 +401,7 @@ class SVFReinforceTrainer(GRPOTrainer):
         """transformers' raises the Hub's own errors, and looks at nothing else before the run."""
         with hub_errors(self._hub_name, token or self.args.hub_token):
             config = self.accelerator.unwrap_model(self.model).active_peft_config
-            remedy = "leave push_to_hub out, and give its name on the Hub to svf-rl push FOLDER TARGET --base-model"
-            check_base(find_base(config.to_dict(), self.context.summary), "push_to_hub", remedy)
+            check_base(find_base(config.to_dict(), self.context.summary))
             super().init_hf_repo(token)
 
     def push_to_hub(

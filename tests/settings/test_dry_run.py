@@ -96,6 +96,7 @@ def test_a_model_folder_that_is_not_there_or_is_none(plan, tmp_path: Path) -> No
 
 def test_an_adapter_folder_that_is_not_there_or_is_none(plan, tmp_path: Path) -> None:
     assert "does not exist" in refusal(plan, "--adapter_path", "./nowhere")
+    assert "give its name on the Hub" in refusal(plan, "--push_to_hub", "true", "--model_name_or_path", str(tmp_path))
     assert "adapter_config.json" in refusal(plan, "--adapter_path", str(tmp_path))
 
 
