@@ -7,6 +7,7 @@ under way, with a checkpoint and exit status 75; `--resume` resumes from there.
 """
 
 import argparse
+import logging
 import os
 import shutil
 import subprocess
@@ -103,7 +104,7 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
 
 
 def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary":
-    from transformers import ProgressCallback, set_seed
+    from transformers import ProgressCallback, Trainer, set_seed
 
     from svf_rl.models.loading import load_adapted, load_tokenizer
     from svf_rl.runs.provenance import remove_secrets
@@ -168,6 +169,12 @@ def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary"
     if context.checkpoint is None:
         with phases("base_evaluation"):
             context.base = trainer.evaluate(test, metric_key_prefix="base")
+            if recipe.training.eval_strategy != "no":  # step 0 of the curve; no checkpoint is chosen by it
+                recipe.training.eval_on_start = False
+                if data["test"] is None:  # of the same rows
+                    Trainer.log(trainer, {f"eval_{k.removeprefix('base_')}": v for k, v in context.base.items()})
+                else:
+                    trainer.held_out.evaluate(data["validation"])
     elif main:
         print(f"resuming after step {context.checkpoint.manifest.step}", flush=True)
     with phases("train"):
@@ -191,8 +198,9 @@ def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary"
         trainer.create_model_card()
         # last: a run without it is resumed with what is missing
         write_json(output / "summary.json", summary.to_dict())
+        kind = "validation" if data["test"] is None else "test"
         print(
-            f"held-out accuracy: {summary.base_accuracy:.3f} before, {summary.accuracy:.3f} after "
+            f"{kind} accuracy: {summary.base_accuracy:.3f} before, {summary.accuracy:.3f} after "
             f"({summary.items} items, greedy; saved adapter loaded again from {output})"
         )
     if recipe.training.push_to_hub:
@@ -228,8 +236,12 @@ def _git_commit() -> str | None:
 
 
 def quiet_libraries() -> None:
-    """Defaults that a user's own environment overrides: the run's lines, not each library's start-up log."""
+    """Defaults that a user's own environment overrides: the run's lines, not each library's start-up log. Before torch
+    is imported."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of vLLM too, on NUMA nodes
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM looks for Triton before it has set it
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")

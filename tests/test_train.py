@@ -60,6 +60,18 @@ def test_the_quickstart_gains_at_least_15_points(quickstart):
 
 
 @pytest.mark.vllm
+def test_the_curve_starts_at_the_base_model(quickstart):
+    steps = [line["step"] for line in read_metrics(quickstart[0]) if "eval_accuracy" in line]
+    assert steps == [0, 10, 20, 30]
+
+
+@pytest.mark.vllm
+def test_nothing_is_printed_that_says_nothing_to_a_user(quickstart):
+    noise = ("Triton", "NUMA", "real_accelerator", "pin_memory", "nanobind", "checkpoint shards", "Warning")
+    assert not [line for line in quickstart[1].splitlines() for text in noise if text in line]
+
+
+@pytest.mark.vllm
 def test_the_summary_says_what_was_run(quickstart):
     summary = json.loads((quickstart[0] / "summary.json").read_text())
     assert summary["recipe"]["skill"] == "math"

@@ -44,8 +44,14 @@ def draw_lengths(groups: Sequence[Group]) -> Figure | None:
     """Above the mean length of the completions, below the share that the limit cut off."""
     if not any(find_curve(group, "completions/mean_length") for group in groups):
         return None
-    figure, (above, below) = make_figure(2, 2.2)
+    cut_off = [curve for group in groups if (curve := find_curve(group, "completions/clipped_ratio")) is not None]
+    figure, (above, *others) = make_figure(1 + any(curve.high.any() for curve in cut_off), 2.2)
     entries = _draw(above, groups, "completions/mean_length", "tokens a completion")
+    if not others:  # nothing was: the panel would be empty
+        above.set_xlabel("step" + " (no completion was cut off at the limit)" * bool(cut_off))
+        add_legend(figure, entries)
+        return figure
+    (below,) = others
     _draw(below, groups, "completions/clipped_ratio", "cut off at the limit")
     below.set_xlabel("step")
     below.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -57,11 +63,13 @@ def draw_lengths(groups: Sequence[Group]) -> Figure | None:
 
 
 def draw_accuracy(groups: Sequence[Group]) -> Figure | None:
-    """Accuracy on the validation items, with the base model's on the test items and rings at the best checkpoints."""
+    """Accuracy on the validation items, from the base model's at step 0, and rings at the best checkpoints. Runs
+    without step 0 have the base model's accuracy on the test items as a line."""
     if not any(find_curve(group, "eval_accuracy", "evaluations") for group in groups):
         return None
     figure, (axes,) = make_figure()
-    entries = _draw(axes, groups, "eval_accuracy", "held-out accuracy", "evaluations", marker="o")
+    entries = _draw(axes, groups, "eval_accuracy", "validation accuracy", "evaluations", marker="o")
+    entries.append((Line2D([], [], color=GREY, marker="o", markersize=4, linestyle="none"), "an evaluation"))
     ringed = False
     for place, group in enumerate(groups):
         best = [
@@ -75,10 +83,10 @@ def draw_accuracy(groups: Sequence[Group]) -> Figure | None:
             ringed = True
     if ringed:
         entries.append((Line2D([], [], color=GREY, **_RING), "best checkpoint"))
-    entries += _base_lines(axes, groups)
+    entries += _base_lines(axes, [group for group in groups if not _starts_at_0(group)], groups)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=min(0, axes.get_xlim()[0]))
     axes.set_xlabel("step")
     add_legend(figure, entries, alone=True)
     return figure
@@ -156,12 +164,17 @@ def choose_window(points: int, lines: int) -> int:
     return 1 if points <= few else max(5, points // 20)
 
 
+def _starts_at_0(group: Group) -> bool:
+    return all(line.step == 0 for run in group.runs for line in run.evaluations[:1])
+
+
 def _draw(
     axes: Axes, groups: Sequence[Group], key: str, label: str, kind: str = "updates", marker: str | None = None
 ) -> Entries:
     """One line a group, smoothed where it has many points, with a band from the lowest to the highest of its runs. The
     place of a group decides its colour, in every picture the same."""
     entries: Entries = []
+    faint = band = False
     for place, group in enumerate(groups):
         raw = find_curve(group, key, kind)
         if raw is None:
@@ -170,6 +183,7 @@ def _draw(
         window = 1 if kind == "evaluations" else choose_window(len(raw.steps), len(groups))
         if window > 1 and len(groups) <= _FEW_LINES and len(group.runs) == 1:
             axes.plot(raw.steps, raw.mean, color=color, alpha=0.25, linewidth=0.8)
+            faint = True
         smooth = raw if window == 1 else find_curve(group, key, kind, window)
         assert smooth is not None
         shown = marker or ("o" if len(smooth.steps) == 1 else None)  # a line of one point is nothing to see
@@ -177,18 +191,24 @@ def _draw(
         entries.append((line, group.label))
         if len(group.runs) > 1:
             axes.fill_between(smooth.steps, smooth.low, smooth.high, color=color, alpha=0.18, linewidth=0)
+            band = True
+    if faint:
+        entries.append((Line2D([], [], color=GREY, alpha=0.4, linewidth=0.8), "each step (bold: mean)"))
+    if band:
+        entries.append((Patch(color=GREY, alpha=0.25, linewidth=0), "lowest to highest seed"))
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
     return entries
 
 
-def _base_lines(axes: Axes, groups: Sequence[Group]) -> Entries:
-    """The base model's accuracy: one grey line where all runs agree on it, else one in the colour of each group."""
+def _base_lines(axes: Axes, shown: Sequence[Group], groups: Sequence[Group]) -> Entries:
+    """The base model's accuracy for those of the groups that are shown: one grey line where all runs agree on it, else
+    one in the colour of each group."""
     values: Mapping[int, float] = {
         place: float(np.mean([run.before.value for run in group.runs if run.before is not None]))
         for place, group in enumerate(groups)
-        if any(run.before is not None for run in group.runs)
+        if group in shown and any(run.before is not None for run in group.runs)
     }
     distinct = {round(value, 6) for value in values.values()}
     if not distinct:

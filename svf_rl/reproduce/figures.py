@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from svf_rl.evaluation.adapters import BASE
@@ -13,6 +14,8 @@ from svf_rl.report.style import GREY, PALETTE, add_legend, make_figure
 from svf_rl.reproduce.methods import MEAN, ORACLE, is_few_shot, method_name
 
 Row = Mapping[str, Any]
+
+_WHISKER = Line2D([], [], color="black", marker="|", markersize=7, linewidth=1.0)
 
 # Inches: a bar, and room for the axis.
 _BAR, _AXIS = 0.28, 0.75
@@ -36,7 +39,8 @@ def draw_fine_tuning(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
     axes.set_xticks(range(len(groups)), [group["task"] for group in groups])
     axes.grid(visible=False, axis="x")
     _show_accuracy(axes)
-    add_legend(figure, [(Patch(color=_colour(i, m)), method_name(m)) for i, m in enumerate(methods)])
+    names = [(Patch(color=_colour(i, m)), method_name(m)) for i, m in enumerate(methods)]
+    add_legend(figure, [*names, *_marks([row for group in groups for row in group["rows"]])])
     return figure
 
 
@@ -46,15 +50,20 @@ def draw_adaptation(tasks: Sequence[Mapping[str, Any]], experts: Sequence[str]) 
     if not drawn:
         return None
     figure, panels = _bar_panels(drawn)
+    kinds: dict[str, str] = {}
     for axes, task in zip(panels, drawn, strict=True):
         rows = [row for row in task["rows"] if row["accuracy"] is not None]
         for place, row in enumerate(rows):
-            axes.barh(place, row["accuracy"], 0.7, color=_kind_colour(row["method"], experts))
+            kind, colour = _kind(row["method"], experts)
+            kinds.setdefault(kind, colour)
+            axes.barh(place, row["accuracy"], 0.7, color=colour)
             _interval_and_seeds(axes, place, row, vertical=False)
         _name_bars(axes, task["label"], [method_name(row["method"], experts) for row in rows])
         axes.set_xlim(0, 1)
         axes.set_xticks(*_TICKS)
     panels[-1].set_xlabel("accuracy (%)")
+    entries = [(Patch(color=colour), kind) for kind, colour in kinds.items()]
+    add_legend(figure, [*entries, *_marks([row for task in drawn for row in task["rows"]])])
     return figure
 
 
@@ -81,7 +90,8 @@ def draw_shots(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
     axes.set_xticks(sorted({row["shots"] for task in drawn for row in task["rows"]}))
     axes.set_xlabel("labelled prompts")
     _show_accuracy(axes)
-    add_legend(figure, entries)
+    seed = Line2D([], [], color=GREY, marker=".", markersize=5, linestyle="none", alpha=0.6)
+    add_legend(figure, [*entries, (_WHISKER, "95 % interval"), (seed, "a seed")])
     return figure
 
 
@@ -139,12 +149,21 @@ def _colour(place: int, method: str) -> str:
     return GREY if method == BASE else PALETTE[(place - 1) % len(PALETTE)]
 
 
-def _kind_colour(method: str, experts: Sequence[str]) -> str:
-    """Grey for what needs no adaptation, then experts, mixtures and dispatch."""
+def _marks(rows: Sequence[Row]) -> list[tuple[Any, str]]:
+    """What [`_interval_and_seeds`] draws on bars."""
+    dot = Line2D([], [], color="white", marker=".", markeredgecolor="black", markeredgewidth=0.5, linestyle="none")
+    return [
+        (_WHISKER, "95 % interval"),
+        *([(dot, "a seed")] if any(len(row.get("by_seed", ())) > 1 for row in rows) else ()),
+    ]
+
+
+def _kind(method: str, experts: Sequence[str]) -> tuple[str, str]:
+    """What a method is, and its colour: grey for what others are measured by, then experts, mixtures and dispatch."""
     if method in (BASE, ORACLE):
-        return GREY
+        return "reference", GREY
     if method in experts:
-        return PALETTE[5]
+        return "one expert", PALETTE[5]
     if method == MEAN or is_few_shot(method):
-        return PALETTE[0]
-    return PALETTE[1]
+        return "experts mixed", PALETTE[0]
+    return "dispatch", PALETTE[1]

@@ -117,7 +117,7 @@ def _front_matter(
                 dataset_type=datasets[0] if len(datasets) == 1 else label,
                 dataset_name=label,
                 metric_type="accuracy",
-                metric_name=f"held-out accuracy, greedy, {summary.items} items",
+                metric_name=f"test accuracy, greedy, {summary.items} items",
                 metric_value=round(summary.accuracy, 4),
             )
         ]
@@ -155,9 +155,9 @@ def _progress(summary: RunSummary, metrics: Sequence[Line]) -> str:
     sentences = [", ".join(parts) + "."] if parts else []
     # a value is null where no completion could be scored
     accuracies = [(line.values.get("eval_accuracy"), line.step) for line in metrics]
-    held_out = [f"{accuracy:.3f} (step {step})" for accuracy, step in accuracies if accuracy is not None]
-    if held_out:
-        sentences.append(f"Accuracy on the validation rows: {', '.join(held_out[-8:])}.")
+    validated = [f"{accuracy:.3f} (step {step})" for accuracy, step in accuracies if accuracy is not None]
+    if validated:
+        sentences.append(f"Validation accuracy: {', '.join(validated[-8:])}.")
     rewarded = [line.values for line in metrics if "reward" in line.values]
     if rewarded:
         reward, kl = rewarded[-1]["reward"], rewarded[-1].get("kl")

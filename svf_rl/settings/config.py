@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from transformers import SchedulerType
 from transformers.trainer_utils import HubStrategy
 from trl import GRPOConfig
@@ -126,6 +127,10 @@ class SVFReinforceConfig(GRPOConfig):
     correct_threshold: float = described(
         0.5, "A completion counts as correct in evaluation when its first reward is at least this."
     )
+    num_completions_to_print: int | None = described(
+        4, "With log_completions: rows of the table of completions that is printed; all are kept in files."
+    )
+    print_completions_steps: int = described(10, "With log_completions: print that table every this many steps.")
     early_stopping_patience: int | None = described(
         None, "Stop after this many evaluations in a row without a better one."
     )
@@ -165,6 +170,7 @@ class SVFReinforceConfig(GRPOConfig):
             raise SVFError(f"generation_batch_size must be even, not {self.generation_batch_size}")
         super().__post_init__()
         self.num_generations = generations
+        self.dataloader_pin_memory &= torch.accelerator.is_available()
         self._check_unsupported()
         self._check_metric()
         self._check_objective()

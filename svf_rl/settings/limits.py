@@ -19,7 +19,7 @@ _INTERVALS = {
     "[1, inf)": "lora_r lora_alpha per_device_train_batch_size gradient_accumulation_steps generation_batch_size "
     "steps_per_generation num_iterations torch_empty_cache_steps ddp_bucket_cap_mb ddp_timeout "
     "max_completion_length pad_to_multiple_of vllm_max_model_length early_stopping_patience num_completions_to_print "
-    "dataloader_prefetch_factor",
+    "print_completions_steps dataloader_prefetch_factor",
     "[0, 1]": "min_p",
     "[0, 1)": "adam_beta1 adam_beta2 lora_dropout",
     "(0, 1]": "vllm_gpu_memory_utilization",

@@ -190,7 +190,7 @@ class ProgressLine(ProgressCallback):
     """The bar of transformers with the few numbers a person watches beside it; everything is in `metrics.jsonl`."""
 
     _SHOWN = {  # noqa: RUF012
-        "reward": "reward", "cross_entropy": "cross-entropy", "kl": "kl", "eval_accuracy": "held-out accuracy",
+        "reward": "reward", "cross_entropy": "cross-entropy", "kl": "kl", "eval_accuracy": "validation accuracy",
     }  # fmt: skip
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ _MAY_DIFFER = frozenset(
     logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_on_each_node log_level
     log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id
     trackio_static_space_id log_completions log_multimodal log_unique_prompts num_completions_to_print
-    log_completions_hub_repo skip_memory_metrics debug
+    print_completions_steps log_completions_hub_repo skip_memory_metrics debug
     eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size
     save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint
     push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision

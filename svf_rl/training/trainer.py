@@ -270,7 +270,9 @@ class SVFReinforceTrainer(GRPOTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's knows nothing of multipliers."""
+        """TRL's knows nothing of multipliers, and prints its table of completions with every line."""
+        printed = self.state.global_step % self.args.print_completions_steps == 0
+        self.num_completions_to_print = self.args.num_completions_to_print if printed else 0
         if self.model.training:
             logs = {**logs, **multiplier_statistics(self.accelerator.unwrap_model(self.model))}
         super().log(logs, start_time)

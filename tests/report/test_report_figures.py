@@ -11,7 +11,7 @@ from svf_rl.report.groups import find_curve, group_by_recipe, smooth_curve
 from svf_rl.report.multipliers import make_panels, shrink
 from svf_rl.report.style import DPI, PALETTE, WIDTH, house_style, save
 from svf_rl.report.write import compose
-from svf_rl.runs.run_folder import read_run
+from svf_rl.runs.run_folder import Line, read_run
 
 
 @pytest.fixture
@@ -72,9 +72,10 @@ def test_the_moving_mean_is_centred_and_shorter_at_the_ends():
 
 def test_axes_are_labelled_with_units(groups):
     found = groups({"name": "a"}, {"name": "b", "learning_rate": 0.1})
+    found[0].runs[0].updates[0].values["completions/clipped_ratio"] = 0.1
     labels = {
         "reward": ["mean reward"],
-        "accuracy": ["held-out accuracy"],
+        "accuracy": ["validation accuracy"],
         "kl": ["KL from the base (nats a token)"],
         "lengths": ["tokens a completion", "cut off at the limit"],
     }
@@ -105,6 +106,33 @@ def test_the_base_is_a_line_and_the_best_checkpoint_a_ring(groups):
     assert list(lines["--"].get_ydata()) == [0.5, 0.5]
     assert [list(lines["None"].get_xdata()), list(lines["None"].get_ydata())] == [[10], [0.51]]
     assert {"base model (test items)", "best checkpoint"} <= words(figure)
+
+
+def test_a_curve_that_starts_at_the_base_model_needs_no_line_for_it(groups):
+    found = groups({"name": "a"})
+    found[0].runs[0].evaluations.insert(0, Line(0, {"eval_accuracy": 0.4}))
+    figure = figures.draw_accuracy(found)
+    (curve, _) = figure.axes[0].lines
+    assert curve.get_xdata().tolist() == [0, 5, 10]
+    assert curve.get_ydata().tolist() == [0.4, 0.505, 0.51]
+    assert figure.axes[0].get_xlim()[0] < 0  # the dot is whole
+    assert "base model (test items)" not in words(figure)
+
+
+def test_what_is_drawn_is_named(groups):
+    several = groups({"name": "a-seed0", "seed": 0, "updates": 300}, {"name": "a-seed1", "seed": 1, "updates": 300})
+    assert "lowest to highest seed" in words(draw_reward(several))
+    assert "each step (bold: mean)" in words(draw_reward(groups({"name": "b", "updates": 300})))
+    assert "an evaluation" in words(figures.draw_accuracy(groups({"name": "c"})))
+    assert not words(draw_reward(groups({"name": "d"}))) & {"lowest to highest seed", "d"}  # one plain line
+
+
+def test_a_panel_with_nothing_to_see_is_left_out(groups):
+    found = groups({"name": "a"})
+    for line in found[0].runs[0].updates:
+        line.values["completions/clipped_ratio"] = 0.0
+    (axes,) = figures.draw_lengths(found).axes
+    assert axes.get_xlabel() == "step (no completion was cut off at the limit)"
 
 
 def test_many_points_are_faint_under_their_moving_mean(groups):

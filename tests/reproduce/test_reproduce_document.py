@@ -7,7 +7,7 @@ from matplotlib.image import imread
 from svf_rl.markdown import markdown_table
 from svf_rl.reproduce.document import render_document, tabulate_accuracies
 from svf_rl.reproduce.estimates import compared, estimate
-from svf_rl.reproduce.figures import draw_adaptation, draw_fine_tuning
+from svf_rl.reproduce.figures import draw_adaptation, draw_fine_tuning, draw_shots
 from svf_rl.reproduce.run import write_results
 
 
@@ -151,3 +151,15 @@ def test_nothing_is_drawn_of_nothing():
     assert draw_fine_tuning([]) is None
     assert draw_fine_tuning([{"task": "a", "rows": [FAILED]}]) is None
     assert draw_adaptation([], []) is None
+
+
+def test_legends_say_what_whiskers_dots_and_colours_are(results):
+    tuned, adapted, shots = (
+        draw_fine_tuning(results["fine_tuning"]),
+        draw_adaptation(results["adaptation"], results["experts"]),
+        draw_shots(results["shots"]),
+    )
+    named = [{text.get_text() for legend in figure.legends for text in legend.get_texts()} for figure in
+             (tuned, adapted, shots)]  # fmt: skip
+    assert all({"95 % interval", "a seed"} <= names for names in named)
+    assert {"reference", "one expert", "experts mixed", "dispatch"} <= named[1]

@@ -61,7 +61,7 @@ def test_a_step_without_a_score_is_summed_up_as_such():
     metrics = [Line(10, {"eval_accuracy": None, "reward": 0.5}), Line(11, {"reward": None, "kl": 0.01})]
     text = render_model_card(summary(), SVF | HUB_BASE, metrics)
     assert "Last step: no completion could be scored, KL to the base 0.0100 a token." in text
-    assert "Accuracy on the validation rows" not in text
+    assert "Validation accuracy" not in text
 
 
 def test_a_checkpoint_has_a_card_without_accuracies():

@@ -450,3 +450,15 @@ def test_the_settings_are_as_they_were_given(make_trainer: Make, scripted: Make)
     assert trainer.ref_model is None
     assert trainer.sampling.temperature == 0
     assert set(trainer.model.peft_config) == {"default"}
+
+
+def test_the_table_of_completions_is_printed_now_and_then_with_few_rows(
+    make_trainer: Make, scripted: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"log_completions": True, "max_steps": 4, "print_completions_steps": 2, "num_completions_to_print": 3}
+    trainer = make_trainer(generator=scripted(), **own)
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert [step for step in range(1, 5) if f" Step {step} " in printed] == [2, 4]
+    assert printed.count("How many?") < 2 * 4 * 6  # in a row at most five times
+    assert len(list(Path(trainer.args.output_dir).glob("completions/*.parquet"))) == 4

@@ -18,6 +18,7 @@ from svf_rl.generation.server.trl_push import TRLPushConnection
 from svf_rl.generation.server.update import FullPush, Update, ZUpdate
 from svf_rl.generation.server.z_update import has_only_svf
 from svf_rl.generation.weights import refuse_other_trained_parameters
+from svf_rl.waiting import say_waiting
 
 _ATTEMPTS = 3
 
@@ -74,8 +75,9 @@ class VLLMServersGenerator:
         for url in self._urls:
             server = ServerConnection(url)
             try:
-                while not server.is_up() and time.monotonic() < end:
-                    time.sleep(1.0)
+                with say_waiting(f"waiting for vLLM server {url}"):
+                    while not server.is_up() and time.monotonic() < end:
+                        time.sleep(1.0)
                 self._servers.append(self._check(server))
             except ServerGoneError as error:
                 if self._on_failure == "leave_out":
@@ -229,7 +231,8 @@ class VLLMServersGenerator:
             _warn(f"vLLM server {server.url} is left out: {error}")
             return
         _warn(f"vLLM server {server.url} does not answer ({error}); waiting {self._timeout:g} s for it")
-        self._take_back()
+        with say_waiting(f"waiting for vLLM server {server.url}"):
+            self._take_back()
 
     def _take_back(self) -> None:
         """Use the left-out servers that answer again. Where the run cannot continue without them, wait, and raise

@@ -23,6 +23,7 @@ from svf_rl.generation.vllm.cpu import check_not_repacked, cpu_length, plain_cpu
 from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
 from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_processes
 from svf_rl.generation.weights import stored_weights
+from svf_rl.waiting import say_waiting
 
 
 class ColocatedVLLMGenerator:
@@ -89,6 +90,7 @@ class ColocatedVLLMGenerator:
             separate_classes() as separate,
             torch.compiler.set_stance(self._stance),
             _as_one_line(f"vLLM does not start with {model}"),
+            say_waiting("vLLM is starting"),
         ):
             if max_model_len is None and device == "cpu":
                 max_model_len = cpu_length(model, revision, trust_remote_code)
@@ -112,6 +114,7 @@ class ColocatedVLLMGenerator:
                 # after temperature and truncation: the distribution from which tokens are sampled
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
             )
             separate(self.model)
         LIVING_ENGINES.add(self.llm)
