@@ -17,7 +17,16 @@ from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask, change_of_singular_values, initial_z
 from svf_rl.svf.merge import merged_weight
 from svf_rl.svf.probe import Projections, was_written
-from svf_rl.svf.sharding import full_shape, is_sharded, shard_like, shared_out_like, whole, will_be_sharded
+from svf_rl.svf.sharding import (
+    full_shape,
+    is_sharded,
+    loaded,
+    put_into,
+    shard_like,
+    shared_out_like,
+    whole,
+    will_be_sharded,
+)
 from svf_rl.svf.targets import logical_weight
 from svf_rl.svf.vector import SVFVector, keeping_type
 
@@ -98,8 +107,13 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def multiplier(self, adapter_name: str, z: Tensor | None = None) -> Tensor:
         """`m` (r,) of one adapter; `z` stands in for the stored vector when given."""
         s = self.svf_factors.s
-        z = self.svf_z[adapter_name].weight if z is None else z.to(s)
+        z = self._z(adapter_name) if z is None else z.to(s)
         return self.svf_mask[adapter_name](z, s)
+
+    def _z(self, adapter_name: str) -> Tensor:
+        vector = self.svf_z[adapter_name]
+        # not always called: ZeRO-3 would take the values back at once
+        return vector() if hasattr(vector, "_hf_hook") and next(vector.parameters()).is_meta else vector.weight
 
     def active_multiplier(self) -> Tensor | None:
         """`m` (r,) of the active adapters together, or `None` where none of them adapts this layer."""
@@ -124,13 +138,16 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         factors = self.svf_factors
         if factors.s.device != x.device:  # the base layer is loaded for each call, and so was not where it runs
             factors.to(x.device)
-            self.svf_z.to(x.device)
-            m = self.active_multiplier()
+            m = m.to(x.device)
         scale = factors.s if self.reference else factors.s * m  # (r,) fp32
         h = F.linear(self._cast_input_dtype(x, factors.Vt.dtype), factors.Vt)  # (..., r)
         # fp32 product: rounding s·m itself to bf16 would make small changes of z invisible
         h = (h * scale).to(h.dtype)
-        return F.linear(h, factors.U, self.base_layer.bias).to(x.dtype)
+        bias = self.base_layer.bias
+        if bias is not None and bias.is_meta:
+            with loaded(self.base_layer):
+                bias = self.base_layer.bias
+        return F.linear(h, factors.U, bias).to(x.dtype)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """`W' − W` of one adapter, in the layout and type of the base layer's weight."""
@@ -152,7 +169,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def masks_and_z(self, adapter_names: list[str] | None = None) -> list[tuple[Mask, Tensor]]:
         """The mask and the `z` (r,) of each of the given adapters (default: the active ones) that adapts this layer."""
         names = self.active_adapters if adapter_names is None else adapter_names
-        return [(self.svf_mask[name], whole(self.svf_z[name].weight)) for name in names if name in self.svf_z]
+        return [(self.svf_mask[name], whole(self._z(name))) for name in names if name in self.svf_z]
 
     def check_weight(self, look: bool = False) -> None:
         """
@@ -194,16 +211,16 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self.check_weight(look=True)
         merged = self.merged_weight(self.merged_adapters + names)
         if safe_merge and not torch.isfinite(merged).all():
-            raise ValueError(f"NaN or infinity in the merged weight: adapter {names} seems to be broken")
-        base = self.get_base_layer()
-        self._unmerged_weight = self.base_weight()
-        base.weight.data = merged
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
+        old = put_into(self.get_base_layer().weight, merged)
+        if self._unmerged_weight is None:
+            self._unmerged_weight = old
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
         """Put `W` back."""
         if self._unmerged_weight is not None:
-            self.get_base_layer().weight.data = self._unmerged_weight
+            put_into(self.get_base_layer().weight, self._unmerged_weight)
             self._unmerged_weight = None
             self._seen = _state_of(self.get_base_layer().weight)
         self.merged_adapters.clear()

@@ -22,7 +22,7 @@ from svf_rl.svf.expert import FINGERPRINT, PREFIX, PROBE, Z
 from svf_rl.svf.layer import SVFLinear, refuse_mixed_batches, svf_layers
 from svf_rl.svf.mask import is_sound
 from svf_rl.svf.probe import Projections, agrees, probe, project
-from svf_rl.svf.sharding import gather_parameters, is_dtensor, plain_path, whole
+from svf_rl.svf.sharding import gather_parameters, is_dtensor, loaded, plain_path, whole
 from svf_rl.svf.targets import check_target, find_targets, logical_weight, quantization_of, target_regex
 from svf_rl.svf.vector import SVFCombination
 from svf_rl.svf.weighted import WeightedAdapters
@@ -262,7 +262,7 @@ def _check_saved(layers: dict[str, SVFLinear], adapter_name: str, saved: dict[st
                 "1e-3): use the dtype and the factor cache of the training run"
             )
         raise _other_weights(f"{name} is the first where its z does something else", base)
-    if different and not told:
+    if different and other_base and not told:
         raise _other_weights(f"{different[0]} is the first; it is not trained, and cannot be compared", base)
     if different or (z_alone and other):
         named = f", such as {different[0]}" if different else ""
@@ -281,14 +281,14 @@ def _other_weights(where: str, base: str) -> SVFError:
 
 def _wrap(module: nn.Module, name: str) -> SVFLinear:
     weight = module.weight
-    if weight.is_meta:
+    if weight.is_meta and not hasattr(module, "_hf_hook"):
         raise SVFError(f"{name} has no weight yet (meta device): load the base model's weights before adding SVF")
     quantization = quantization_of(weight)
     if quantization:
         raise SVFError(f"{name} is quantized ({quantization}): SVF needs floating-point weights, load it unquantized")
     if is_dtensor(weight):
         raise SVFError(f"{name} is shared out over processes already: put the adapter on the model before that")
-    with gather_parameters([weight]):
+    with loaded(module), gather_parameters([weight]):
         weight_id, factors, projections = decompose(logical_weight(module).detach())
     return SVFLinear(module, factors, weight_id, projections, name)
 

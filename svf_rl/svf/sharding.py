@@ -5,11 +5,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.integrations import deepspeed as integration
+
+from svf_rl.errors import SVFError
 
 
 def is_sharded(parameter: Tensor) -> bool:
@@ -38,6 +41,20 @@ def shared_out_like(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor
 
 
+def put_into(parameter: Tensor, values: Tensor) -> Tensor:
+    """Give `parameter` other values; returns the old ones. FSDP2 has the memory of its parameters elsewhere too, so
+    that they are written into, and the old ones copied."""
+    old = parameter.data
+    if isinstance(values, DTensor) and not isinstance(parameter, DTensor):
+        raise SVFError("under FSDP an adapter cannot be unmerged within a forward pass: call unmerge_adapter before it")
+    if isinstance(parameter, DTensor):
+        old = old.clone()
+        parameter.data.copy_(values)
+    else:
+        parameter.data = values
+    return old
+
+
 def plain_path(name: str) -> str:
     """A module's or parameter's path without what FSDP, torch.compile and activation checkpointing put into it."""
     return re.sub(r"(?<![^.])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.", "", name)
@@ -58,6 +75,20 @@ def gather_parameters(parameters: Iterable[Tensor]) -> AbstractContextManager[No
 
     gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(sharded)
     return gathered
+
+
+@contextmanager
+def loaded(module: nn.Module) -> Iterator[None]:
+    """Within it, `module` has the weights that accelerate holds on the CPU or on disk between its calls."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    offloaded = hook is not None and any(parameter.is_meta for parameter in module.parameters(recurse=False))
+    if offloaded:
+        hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        if offloaded:
+            hook.post_forward(module, torch.tensor([]))
 
 
 @contextmanager

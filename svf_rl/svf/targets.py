@@ -102,6 +102,15 @@ def check_target(model: nn.Module, name: str, module: nn.Module, listed: bool = 
                 "exclude_modules"
             )
         return False
+    own_forward = type(module).forward not in (nn.Linear.forward, Conv1D.forward)
+    if own_forward and not type(module).__module__.startswith(
+        "transformers.models."
+    ):  # whose FalconLinear is a plain one
+        raise SVFError(
+            f"the targets match {name}, a {type(module).__name__}, which computes something else than its weight times "
+            "the input (it is quantised, for example): SVF cannot adapt it; load the model unquantised, or name it in "
+            "exclude_modules"
+        )
     if is_output_layer(model, name, module):
         raise SVFError(
             f"the targets match the output layer {name}, which SVF does not adapt; "

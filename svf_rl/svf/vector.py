@@ -20,6 +20,10 @@ class _InFloat32(nn.Module):
         super()._apply(keeping_type(fn), recurse)
         return self
 
+    def forward(self) -> Tensor:
+        """What acts as `z` (r,). Only a call loads what accelerate keeps on the CPU or on disk."""
+        return self.weight
+
 
 class SVFVector(_InFloat32):
     """One trained vector. `decays_well`: the base model is at `z = 0`, where an optimizer's weight decay leads."""
