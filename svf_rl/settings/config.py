@@ -254,6 +254,8 @@ class SVFReinforceConfig(GRPOConfig):
     def _check_sampling(self) -> None:
         if self.temperature < 0:
             raise SVFError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if 0 < self.temperature < 1e-3:
+            raise SVFError(f"temperature must be 0 (greedy) or at least 0.001, not {self.temperature:g}")
         if not 0 < self.top_p <= 1:
             raise SVFError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         known = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed", "n", "logprobs"}

@@ -23,6 +23,8 @@ def check_training(training: SVFReinforceConfig, updates: int | None) -> None:
     an optimizer or a schedule that cannot be built, a logger or an argument of the sampling that nobody knows."""
     _check_optimizer(training, updates or 100)
     _check_checkpointing(training)
+    if training.dataloader_persistent_workers and not training.dataloader_num_workers:
+        raise SVFError("dataloader_persistent_workers needs dataloader_num_workers of at least 1")
     _check_template_arguments(training)
     _check_generation(training)
 

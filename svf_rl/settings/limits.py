@@ -14,8 +14,9 @@ _LONGEST = 4096  # letters of a text of one line, as of a path
 _INTERVALS = {
     "[0, inf)": "learning_rate weight_decay max_grad_norm warmup_steps eval_delay init_std top_k "
     "vllm_importance_sampling_clip_min save_total_limit layers_to_transform",
-    "(0, inf)": "adam_epsilon repetition_penalty num_train_epochs logging_steps eval_steps save_steps "
-    "vllm_importance_sampling_clip_max max_multiplier",
+    "[1e-30, inf)": "adam_epsilon",
+    "[0.01, 100]": "repetition_penalty",
+    "(0, inf)": "num_train_epochs logging_steps eval_steps save_steps vllm_importance_sampling_clip_max max_multiplier",
     "[1, inf)": "lora_r lora_alpha per_device_train_batch_size gradient_accumulation_steps generation_batch_size "
     "steps_per_generation num_iterations torch_empty_cache_steps ddp_bucket_cap_mb ddp_timeout "
     "max_completion_length pad_to_multiple_of vllm_max_model_length early_stopping_patience num_completions_to_print "

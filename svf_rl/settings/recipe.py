@@ -14,7 +14,7 @@ from svf_rl.errors import SVFError, one_line
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
 from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings, refused_option
 from svf_rl.settings.limits import check_limits
-from svf_rl.settings.recipe_checks import check_batch, check_engines, check_zero
+from svf_rl.settings.recipe_checks import FSDP, check_batch, check_engines, check_environment, check_zero
 from svf_rl.settings.yaml_values import fit, parse_override, read_mapping
 from svf_rl.storage.bundled import find_recipe
 from svf_rl.tasks.options import TaskOptions
@@ -60,13 +60,16 @@ NOT_READ = (
     "auto_find_batch_size", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "optim_target_modules",
     "accelerator_config", "parallelism_config", "local_rank", "average_tokens_across_devices",
 )  # fmt: skip
-_FSDP = "FSDP is not supported; for several GPUs start with accelerate launch and a config of DDP or DeepSpeed's ZeRO"
+_COMPILE = "compiled models are not supported"
 NOT_HERE = {
     "deepspeed": "start with accelerate launch and a config of DeepSpeed, such as accelerate_configs/zero2.yaml",
-    "fsdp": _FSDP,
-    "fsdp_config": _FSDP,
+    "fsdp": FSDP,
+    "fsdp_config": FSDP,
+    "torch_compile": _COMPILE,
+    "torch_compile_backend": _COMPILE,
+    "torch_compile_mode": _COMPILE,
 }
-"""Keys that accelerate's configs are for."""
+"""Keys of transformers that are not for a recipe, and why; null and false are as good as none."""
 
 _NOT_OF_A_SERVER = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation",
@@ -107,7 +110,7 @@ def load_recipe(
     if serving:
         values = {key: value for key, value in values.items() if key not in _NOT_OF_A_SERVER}
     for key, value in values.items():
-        if key in NOT_HERE:
+        if key in NOT_HERE and value:
             raise SVFError(f"{key} is not set in a recipe: {NOT_HERE[key]}")
         if key in NOT_READ or key in UNSUPPORTED or (key == "remove_unused_columns" and value):
             raise refused_option(key, key)
@@ -146,6 +149,9 @@ def load_recipe(
     config: Any = SVFReinforceConfig
     if planned is not None:  # transformers counts the running processes, and TRL computes batches from their number
         config = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": planned})
+
+    if planned is None:
+        check_environment()
 
     def build(part: Any) -> Any:
         return part(**{f.name: settings[f.name] for f in fields(part) if f.name in settings})

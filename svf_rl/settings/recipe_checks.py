@@ -1,5 +1,8 @@
 """Whether the settings of a recipe fit the processes that run it."""
 
+import os
+import re
+import socket
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -9,6 +12,8 @@ from svf_rl.generation.vllm.tensor_parallel import check_processes
 from svf_rl.models.kinds import find_kind
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.storage.bundled import find_accelerate_config
+
+_LAUNCHER_SECONDS = 10.0
 
 
 def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
@@ -25,6 +30,40 @@ def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
     find_kind(values.get("adapter", "svf")).check_training(values, stage)
     if not values.get("use_vllm"):
         raise SVFError("use_vllm: false cannot generate with a model that ZeRO-3 has sharded: set use_vllm to true")
+
+
+FSDP = "FSDP is not supported; for several GPUs start with accelerate launch and a config of DDP or DeepSpeed's ZeRO"
+
+
+def check_environment() -> None:
+    """
+    Raises `SVFError` where the environment says that this process is one of several, and nothing has started the
+    others: variables that a shell or a job has left over, for which torch would wait without a word. Also for FSDP.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+        raise SVFError(f"ACCELERATE_USE_FSDP is set in the environment: {FSDP}")
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        if not re.fullmatch(r"-?\d+", os.environ.get(name, "0")):
+            raise SVFError(f"{name}={os.environ[name]!r} in the environment is no number: unset it")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes < 2:
+        return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise SVFError(
+            f"WORLD_SIZE={processes} is set in the environment without {', '.join(missing)}: unset WORLD_SIZE for one "
+            "process, or start several with accelerate launch"
+        )
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:  # the launcher listens there before it starts a process
+        socket.create_connection(address, timeout=_LAUNCHER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise SVFError(
+            f"WORLD_SIZE={processes} is set in the environment and no launcher answers at {address[0]}:{address[1]} "
+            "(MASTER_ADDR, MASTER_PORT): unset WORLD_SIZE for one process, or start several with accelerate launch"
+        ) from error
 
 
 def check_engines(values: Mapping[str, Any], processes: int, read_alone: bool) -> list[str]:

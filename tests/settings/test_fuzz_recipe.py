@@ -1,6 +1,7 @@
 """Every key of a recipe with odd values: the dry run plans the run, or refuses in one line that names the key."""
 
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from svf_rl.errors import SVFError
 from svf_rl.settings.dry_run import check_recipe
 from svf_rl.settings.recipe import _PARTS, load_recipe
+from svf_rl.train import run
 
 KEYS = sorted({f.name for part in _PARTS for f in fields(part) if f.init})
 ODD: list[Any] = [
@@ -34,7 +36,13 @@ IN_WORDS = {
     "model_name_or_path": "model", "adapter_path": "adapter", "experts": "adapter", "target_modules": "targets",
     "lora_target_modules": "targets", "rewards": "reward", "train_items": "rows", "validation_items": "rows",
     "test_items": "rows", "data_path": "data", "data_dir": "data", "task": "task", "skill": "skill",
-    "layers_to_transform": "targets", "exclude_modules": "targets",
+    "layers_to_transform": "targets", "exclude_modules": "targets", "system_prompt": "prompt",
+}  # fmt: skip
+
+# What would need the Hub, much time, or another folder than the test's.
+NOT_TRAINED = {
+    "output_dir", "model_name_or_path", "max_steps", "num_train_epochs", "push_to_hub", "use_vllm", "train_items",
+    "validation_items", "test_items", "task", "mixture", "hub_token", "resume_from_checkpoint", "dataset_name",
 }  # fmt: skip
 
 
@@ -69,10 +77,14 @@ def drawn(seed: int, count: int) -> Iterator[tuple[dict[str, Any], str, Any]]:
         yield draw.choice(RECIPES), key, draw.choice(ODD)
 
 
-def check_refusal(error: SVFError, key: str) -> None:
-    message = str(error)
+def check_line(message: str) -> None:
     assert message.isprintable(), message
     assert len(message) < 700, message
+
+
+def check_refusal(error: SVFError, key: str) -> None:
+    message = str(error)
+    check_line(message)
     assert key in message or IN_WORDS.get(key, key) in message, message
 
 
@@ -106,3 +118,33 @@ def test_recipes_with_odd_values_of_a_fresh_seed(write) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print("seed", seed)
     check_planned(write, seed, count=10_000)
+
+
+@pytest.mark.slow
+def test_what_is_planned_is_trained_or_refused_in_one_line(write, tmp_path: Path) -> None:
+    """One step of a sample of what the dry run takes."""
+    seed = random.SystemRandom().randrange(2**32)
+    print("seed", seed)
+    trained, tried = 0, 0
+    for recipe, key, value in drawn(seed, 10_000):
+        if recipe.get("use_vllm") or key in NOT_TRAINED:
+            continue
+        output = tmp_path / f"run{tried}"
+        path = write(**{"output_dir": str(output), **recipe, key: value})
+        try:
+            check_recipe(load_recipe(path))
+        except SVFError:
+            continue
+        tried += 1
+        try:
+            run(str(path))
+            trained += 1
+        except SVFError as error:
+            check_line(str(error))
+        except BaseException as error:
+            error.add_note(f"recipe {recipe}, {key}: {value!r}")
+            raise
+        shutil.rmtree(output, ignore_errors=True)
+        if tried == 40:
+            break
+    assert trained > 20

@@ -1,6 +1,7 @@
 """What a recipe may say, and the one line that comes back when it says something else."""
 
 import dataclasses
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from fakes import refusal
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
 from svf_rl.settings.recipe import _ELSEWHERE, _PARTS, Recipe, check_batch, drop_gpu_keys, load_recipe
+from svf_rl.settings.recipe_checks import check_environment
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
 
@@ -261,3 +263,44 @@ def test_llama3_math_follows_the_paper(repository: Path) -> None:
 def test_greedy_rollouts_turn_the_mismatch_correction_off(repository: Path) -> None:
     recipe = load_recipe(repository / "recipes" / "llama3_math.yaml", ["--temperature", "0"])
     assert recipe.training.vllm_importance_sampling_correction is False
+
+
+@pytest.mark.parametrize(
+    ("variables", "parts"),
+    [
+        ({"WORLD_SIZE": "2"}, ["WORLD_SIZE=2", "without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT", "unset"]),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, ["without MASTER_ADDR, MASTER_PORT"]),
+        ({"RANK": "first"}, ["RANK='first'", "no number"]),
+        ({"ACCELERATE_USE_FSDP": "true"}, ["FSDP is not supported", "ZeRO"]),
+        (
+            {
+                "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+            },
+            ["no launcher answers at 127.0.0.1:1", "unset WORLD_SIZE"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_launcher_has_left_in_the_environment_is_not_waited_for(
+    write, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], parts: list[str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    message = refusal(write, "per_device_train_batch_size: 8")
+    for part in parts:
+        assert part in message
+
+
+def test_the_launcher_of_this_process_answers(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as launcher:
+        port = str(launcher.getsockname()[1])
+        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port), ("WORLD_SIZE", "2"), ("RANK", "1")):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        check_environment()
+
+
+@pytest.mark.parametrize("key", ["fsdp: full_shard", "deepspeed: zero.json", "torch_compile: true", "local_rank: 0"])
+def test_what_is_not_for_a_recipe(write, key: str) -> None:
+    assert key.split(":")[0] in refusal(write, key)
