@@ -95,6 +95,8 @@ class Link:
         """Whether it stands for an object or a class of the other side."""
         return type(type(value)) is self.metaclass or type(value) is self.metaclass
 
+    describe_class = staticmethod(stand_ins.describe_class)
+
     def stand_in_class(self, *described):
         return stand_ins.make_class(self, *described)
 

@@ -9,7 +9,7 @@ What tests expect must not be shown to the program, which would only have to agr
 
 import types
 
-from wire import WireError, data_base
+from wire import WireError, data_base, known_name
 
 _CONVERTING = "abs neg pos invert int float complex index round trunc floor ceil bool"
 _PLAIN = "len hash str repr format bytes iter next reversed enter getitem setitem delitem fspath"
@@ -81,8 +81,26 @@ def make_metaclass(link):
     return StandInClass
 
 
+_FUNCTION = ()
+
+
+def describe_class(kind):
+    """A class by its name, its module, its bases among the types of data and the classes of that module, and the names
+    of those attributes that a stand-in must have itself: special methods, and what it has in place of its data's."""
+    if kind is types.FunctionType and _FUNCTION:
+        return _FUNCTION
+    bases = tuple(b for b in kind.__bases__ if data_base(b)[1] or (b.__module__ == kind.__module__ and b is not object))
+    own = [name for c in kind.__mro__ if c is not object and known_name(c) is None for name in vars(c)]
+    data = data_base(kind)[0]
+    names = {name for name in own if name in SPECIAL or name == "__eq__" or (data is not None and hasattr(data, name))}
+    return kind.__name__, str(kind.__module__), bases, tuple(sorted(names))
+
+
+_FUNCTION = describe_class(types.FunctionType)  # once, for all programs to come
+
+
 def make_class(link, name, module, bases, names):
-    """The class here for a class there: `bases` are types of data, or such classes; `names` its attributes."""
+    """The class here for what `describe_class` said of one there."""
     if not all(type(text) is str for text in (name, module, *names)):
         raise WireError("not a class")
     if not all(isinstance(kind, type) and (type(kind) is link.metaclass or data_base(kind)[1]) for kind in bases):

@@ -11,6 +11,7 @@ One JSON line a request on standard input, one a reply on standard output (`svf_
 """
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -39,6 +40,7 @@ def main(settings):
     sys.path.append(settings["packages"])  # tests may import them too
     # from here on no process may look into this one or its forks: they hold tests and verdicts
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
+    gc.freeze()  # garbage collections in the forks must not touch shared pages
     print("{}", flush=True)
     for line in sys.stdin:
         job = json.loads(line)

@@ -40,12 +40,10 @@ def find_names(job, trees):
     loaded = {node.id for node in names} | ({job["entry_point"]} if job["entry_point"] else set())
     modules = {name: module for name in loaded if (module := _meant_module(name, nodes))}
     built_in = {name for name in loaded if hasattr(builtins, name)} - {job["entry_point"]}
-    bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)} | _defined(
-        [*nodes, *_nodes(job["imports"])]
-    )
-    if not loaded - built_in - modules.keys() - bound - _defined(_nodes(job["setup"])):
+    called = {getattr(node.func, "id", "") for node in nodes if isinstance(node, ast.Call)} & built_in
+    others = loaded - built_in - modules.keys()
+    if called and others <= _defined([*nodes, *_nodes(job["imports"]), *_nodes(job["setup"])]):
         # as `assert sum(1, 2) == 3`, where there is nothing else that the solution could define
-        called = {getattr(node.func, "id", "") for node in nodes if isinstance(node, ast.Call)} & built_in
         built_in -= called if len(called) == 1 else called - _HELPERS
     return Names(modules, sorted(built_in), sorted(loaded - built_in - modules.keys()))
 
@@ -59,7 +57,8 @@ def bind_names(job, names, solution):
     namespace = {**modules, **values, "__name__": "tests", "__builtins__": builtins}
     if job["prompt"]:
         namespace.update(_helpers(job["prompt"], job["entry_point"], names.solution))
-    exec(compile(job["imports"], "<imports>", "exec"), namespace)
+    if job["imports"]:
+        exec(compile(job["imports"], "<imports>", "exec"), namespace)
     return namespace
 
 
@@ -68,7 +67,7 @@ def _is_class_name(name):
 
 
 def _nodes(code):
-    return ast.walk(ast.parse(code))
+    return ast.walk(ast.parse(code)) if code else ()
 
 
 def _defined(nodes):
@@ -90,11 +89,13 @@ def _defined(nodes):
 
 def _meant_module(name, nodes):
     """The module that tests mean by a name which they use only for attributes that it has, else `""`."""
-    uses = sum(isinstance(node, ast.Name) and node.id == name for node in nodes)
-    taken = [node.attr for node in nodes if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == name]
     module = _ALIASES.get(name, name)
     known = module in sys.stdlib_module_names or module in ("numpy", "pandas")
-    if not 0 < uses == len(taken) or not known or module.startswith("_") or module in _NEVER:
+    if not known or module.startswith("_") or module in _NEVER:
+        return ""
+    uses = sum(isinstance(node, ast.Name) and node.id == name for node in nodes)
+    taken = [node.attr for node in nodes if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == name]
+    if not 0 < uses == len(taken):
         return ""
     try:
         found = __import__(module)

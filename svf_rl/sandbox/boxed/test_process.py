@@ -61,7 +61,7 @@ def _checked(job, trees, run, solution, tell):
     """`check(candidate)` of the last tree: one test, or with `share` one for each of its `assert` statements."""
     counts = {}
     if job["share"]:
-        trees = [_Counted(counts).visit(tree) for tree in trees]
+        trees = [ast.fix_missing_locations(_Counted(counts).visit(tree)) for tree in trees]
 
     def count(number, holds):
         before = counts[number]
@@ -91,7 +91,7 @@ def _beside(namespace, tree, count=None):
             count(number, False)
 
     namespace["__count__"] = counted
-    return _failure(exec, compile(ast.fix_missing_locations(tree), "<test>", "exec"), namespace)
+    return _failure(exec, compile(tree, "<test>", "exec"), namespace)
 
 
 def _inside(solution, names, tree, count=None):

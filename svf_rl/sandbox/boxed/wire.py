@@ -260,7 +260,7 @@ def put(link, value, write, depth=0):
     elif isinstance(value, type):
         link.check_passes(value)
         write(b"C%d;" % link.add(value, mine=True))
-        put(link, _described(value), write, depth)
+        put(link, link.describe_class(value), write, depth)
     elif isinstance(value, ModuleType):
         raise WireError("a module does not pass")
     else:
@@ -293,13 +293,6 @@ def put_state(link, state, write, depth=0):
             write(scalar(item))
         else:
             put(link, item, write, depth + 1)
-
-
-def _described(kind):
-    """A class by its name, its bases among the types of data and the classes of the same module, and its attributes."""
-    bases = tuple(b for b in kind.__bases__ if data_base(b)[1] or (b.__module__ == kind.__module__ and b is not object))
-    names = {name for c in kind.__mro__ if c is not object and known_name(c) is None for name in vars(c)}
-    return kind.__name__, str(kind.__module__), bases, tuple(sorted(name for name in names if type(name) is str))
 
 
 class Reader:
