@@ -1,5 +1,6 @@
 """What TRL's GRPO trainer takes of data, rewards and options, in our trainer: taken, or refused by name."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,11 @@ def test_callbacks_find_the_metric_that_they_are_given(make_trainer: Make, scrip
 
 def test_a_loss_cannot_be_asked_for(make_trainer: Make) -> None:
     assert "has no loss" in refusal(make_trainer, metric_for_best_model="loss")
+
+
+def test_the_page_counts_what_works(repository: Path) -> None:
+    page = (
+        (repository / "docs/reference/peers.md").read_text().partition("## TRL's GRPO trainer")[2].partition("\n## ")[0]
+    )
+    works = re.findall(r"^\| .* \| (yes|no) \| .*\|$", page, re.MULTILINE)
+    assert f"{works.count('yes')} of these {len(works)} behaviours work" in page
