@@ -8,6 +8,7 @@ import posix
 import sys
 from _thread import RLock
 from functools import cached_property
+from types import FunctionType
 
 import stand_ins
 import wire
@@ -48,7 +49,7 @@ class Link:
         self.descriptor, self.answer = descriptor, answer
         self.entries, self._numbers, self._last = {}, {}, first
         self._followed = {}  # those of the entries that have data which may change
-        self._new, self._sweep_at, self.lock = [], 64, RLock()
+        self._new, self._sweep_at, self.lock, self._prepared = [], 64, RLock(), {}
 
     @cached_property
     def metaclass(self):
@@ -98,7 +99,12 @@ class Link:
     describe_class = staticmethod(stand_ins.describe_class)
 
     def stand_in_class(self, *described):
-        return stand_ins.make_class(self, *described)
+        return self._prepared.pop(described, None) or stand_ins.make_class(self, *described)
+
+    def prepare(self):
+        """Make now what almost every program needs."""
+        functions = self.describe_class(FunctionType)
+        self._prepared[functions] = stand_ins.make_class(self, *functions)
 
     def check_passes(self, value):
         """Raises an error for what must not be known to the other side, or has been forgotten by it."""

@@ -31,7 +31,7 @@ def main(descriptor):
     if not chosen:
         link.send(("broken", None, problem))
         return
-    link.send(("chosen", chosen, ""))
+    link.send(("chosen", tuple(chosen), ""))
     program = "\n".join(job["candidates"][number] for number in chosen)
     name = "__main__" if job["main"] else "solution"
     module = ModuleType(name)
@@ -79,7 +79,8 @@ def reply(link, asked, keywords):
 def answer(namespace, tests, operation, *operands, **keywords):
     """Carry out what the test process asks for. `tests` is the namespace of tests that run here."""
     if operation == "globals":
-        return {name: namespace[name] for name in operands if type(namespace.get(name, sys)) is not ModuleType}
+        found = ((name, namespace[name]) for name in operands if name in namespace)
+        return tuple(pair for pair in found if type(pair[1]) is not ModuleType)
     if operation == "run":
         return run_inside(namespace, tests, *operands)
     return OPERATIONS[operation](*operands, **keywords)

@@ -24,7 +24,7 @@ class Solution(Link):
 
     judges = True
 
-    def __init__(self, descriptor):
+    def __init__(self, descriptor=-1):
         self.started = False  # the interpreter in the box, before any code of the solution
         self.gone = ""  # why the process no longer answers
         self.named = set()  # the classes of the solution that the tests name

@@ -50,7 +50,7 @@ def find_names(job, trees):
 
 def bind_names(job, names, solution):
     """The namespace of tests that run beside the solution."""
-    theirs = solution.ask("globals", *names.solution)
+    theirs = dict(solution.ask("globals", *names.solution))
     values = {name: theirs[name] for name in names.solution if name in theirs}  # nothing that was not asked for
     solution.named = {v for name, v in values.items() if _is_class_name(name) and type(v) is solution.metaclass}
     modules = {name: __import__(module) for name, module in names.modules.items()}

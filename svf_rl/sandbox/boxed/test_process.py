@@ -13,6 +13,11 @@ from test_names import bind_names, find_names
 MOST_SECONDS = 24 * 3600
 
 
+# Made before the fork; each process uses its own
+_READY = Solution()
+_READY.prepare()
+
+
 def run_tests(job, descriptor, tell):
     """
     Run the tests of a job against the program behind `descriptor`.
@@ -21,7 +26,7 @@ def run_tests(job, descriptor, tell):
     test), `reason` (of the first failure, or `""`), and `unscorable` (why the tests have no result, or `""`). `None`
     when there is no box.
     """
-    solution = Solution(descriptor)
+    solution, solution.descriptor = _READY, descriptor
     trees = [ast.parse(test) for test in job["tests"]]
     chosen, reason = solution.load(for_solution(job))
     if not solution.started:

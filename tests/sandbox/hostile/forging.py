@@ -236,7 +236,7 @@ def answer(namespace, tests, operation, *rest):
     if operation != "globals":
         return real(namespace, tests, operation, *rest)
     names = dict.fromkeys(["abs", "all", "isinstance", "len", "round", "set", "sorted"], zero)
-    return {"f": lambda x: x, "__builtins__": names, **names}
+    return tuple({"f": lambda x: x, "__builtins__": names, **names}.items())
 tested["answer"] = answer
 """,
     "patches the built-in functions": """
@@ -291,9 +291,10 @@ def f(x):
     + """
 SEND = type(LINK).send
 def send(self, value):
-    if isinstance(value, tuple) and value[0] == "value" and isinstance(value[1], dict):
+    if isinstance(value, tuple) and value[0] == "value" and isinstance(value[1], tuple):
         names = {name: lambda *_, **__: 0 for name in "abs len set sorted isinstance all round map".split()}
-        value[1].update({name: names for name in ("__builtins__", "__name__", "__build_class__")}, **names)
+        more = {name: names for name in ("__builtins__", "__name__", "__build_class__")} | names
+        value = ("value", value[1] + tuple(more.items()), None)
     return SEND(self, value)
 type(LINK).send = send
 def f(x):
