@@ -224,3 +224,45 @@ def test_a_reporter_that_is_not_installed_is_named(plan, name: str, monkeypatch:
 def test_a_reporter_that_nothing_has_is_refused(plan) -> None:
     assert "report_to: 'wandbb' is not known: give none, or one of " in refusal(plan, "--report_to", "wandbb")
     assert plan("--report_to", "none").matrices == plan("--report_to", "tensorboard").matrices
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the bundled model's folder, to change files in."""
+    return Path(shutil.copytree(model_path(), tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"model_type": "t5"}, "is a t5 model, for which transformers has no causal language model"),
+        ({"model_type": "vit"}, "is a vit model"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "bitsandbytes"),
+        ({"quantization_config": {"quant_method": "nosuch"}}, "nosuch"),
+    ],
+)
+def test_a_model_that_cannot_be_built(plan, model: Path, settings: dict, part: str) -> None:
+    config = json.loads((model / "config.json").read_text())
+    if "model_type" in settings:
+        config = {}
+    (model / "config.json").write_text(json.dumps({**config, **settings}))
+    assert part in refusal(plan, "--model_name_or_path", str(model))
+
+
+def test_a_model_whose_weights_are_pickled(plan, model: Path) -> None:
+    for file in model.glob("*.safetensors"):
+        file.rename(model / "pytorch_model.bin")
+    assert "has its weights as .bin alone: convert them" in refusal(plan, "--model_name_or_path", str(model))
+
+
+def test_an_attention_that_transformers_does_not_have(plan) -> None:
+    assert "attn_implementation 'nosuch'" in refusal(plan, "--attn_implementation", "nosuch")
+
+
+def test_modules_to_save_that_do_not_exist(plan) -> None:
+    message = refusal(plan, "--modules_to_save", "[norms]")
+    assert message == "modules_to_save: no module is called 'norms'; did you mean 'norm'?"
+
+
+def test_layers_that_do_not_exist(plan) -> None:
+    assert "layers_to_transform" in refusal(plan, "--layers_to_transform", "[99]")
