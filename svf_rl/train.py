@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from svf_rl.errors import SVFError, one_line_errors
 from svf_rl.storage.bundled import check_recipe_file
 from svf_rl.storage.disk_errors import full_disk
+from svf_rl.storage.environment import check_environment
 from svf_rl.storage.files import write_json
 from svf_rl.storage.folders import check_output
 from svf_rl.storage.locks import hold_folder
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fill(parser)
     known, overrides = parser.parse_known_args(arguments)
     with one_line_errors(known.debug) as outcome:
+        check_environment()
         check_recipe_file(known.recipe)  # before what takes seconds
         if known.resume:
             if any(text.startswith(("--resume_from_checkpoint", "--resume-from-checkpoint")) for text in overrides):

@@ -9,6 +9,7 @@ from svf_rl import __version__
 from svf_rl.cli import adaptation, decompose, evaluation, experts, plan, recipes, report, reproduce, serve
 from svf_rl.errors import SVFError, one_line_errors, whole_output
 from svf_rl.storage.bundled import check_recipe_file
+from svf_rl.storage.environment import check_environment
 from svf_rl.train import fill as fill_train
 from svf_rl.train import main as train
 from svf_rl.train import quiet_libraries
@@ -56,6 +57,7 @@ def _run(given: list[str]) -> int:
     done = None
     with one_line_errors(known.debug) as outcome:
         quiet_libraries()
+        check_environment()
         if "recipe" in known:
             check_recipe_file(known.recipe)  # before what takes seconds
         try:

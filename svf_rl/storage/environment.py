@@ -1,0 +1,27 @@
+"""What a command needs of the machine, looked at before libraries fail on it with a traceback."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from svf_rl.errors import SVFError
+
+
+def check_environment() -> None:
+    """Raises `SVFError` without a working directory, a temporary folder or `/proc`, and for launchers' variables that
+    are no numbers."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise SVFError("the working directory is gone: change to a folder that is there") from error
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise SVFError("no folder for temporary files can be written: set TMPDIR to one that can") from error
+    if sys.platform == "linux" and not Path("/proc/self").exists():
+        raise SVFError("/proc is not mounted, which torch and psutil read: mount it, or start the container with it")
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        value = os.environ.get(name, "0")
+        if not value.isdecimal():
+            raise SVFError(f"{name} is {value!r} in the environment, and no number: unset it, or start with a launcher")
