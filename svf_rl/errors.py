@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 
 
 class SVFError(ValueError):
@@ -79,6 +80,8 @@ def one_line_errors(debug: bool = False) -> Iterator[Outcome]:
     """Print an `SVFError` or an interrupt from within as one line on standard error and set the status to 1; with
     `debug`, let it be raised, traceback and all. A run that was [`Stopped`] has a line and a status of its own."""
     outcome = Outcome()
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal without × or … gets ? for it
+        sys.stdout.reconfigure(errors="replace")
     try:
         yield outcome
     except SVFError as error:

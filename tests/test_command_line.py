@@ -100,3 +100,10 @@ def test_tab_completes_commands_and_flags(typed: str, offered: set[str], tmp_pat
     }  # fmt: skip
     assert run("-m", "svf_rl.cli", **asked).returncode == 0
     assert offered <= set(out.read_text().split("\n"))
+
+
+def test_a_terminal_of_ascii_gets_what_it_can_show(repository: Path) -> None:
+    arguments = ("train", str(repository / "recipes" / "quickstart.yaml"), "--use_vllm", "false", "--dry-run")
+    done = run("-m", "svf_rl.cli", *arguments, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "rewards:        numeric ? 1" in done.stdout

@@ -84,6 +84,7 @@ def _check_weights(model: ModelArguments) -> None:
     """Factors and weight syncs read the stored weights, by name and without unpickling. A folder without weights is
     one that is planned for."""
     folder = Path(model.location)
+    check_no_adapter(str(folder))
     if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         raise SVFError(
             f"model folder {folder} has its weights as .bin alone: convert them with "

@@ -94,7 +94,12 @@ def check_no_adapter(name: str) -> None:
     """Raises `SVFError` where `name`, given as a model, is the folder of an adapter: transformers would load its base
     model with it."""
     adapter, model = (os.path.isfile(os.path.join(name, file)) for file in ("adapter_config.json", "config.json"))
-    if adapter and not model:
+    if adapter and model:
+        raise SVFError(
+            f"{name} holds a model and an adapter (adapter_config.json), and transformers would load the adapter with "
+            "it: move the adapter to a folder of its own, which adapter_path can name"
+        )
+    if adapter:
         raise SVFError(f"{name} is the folder of an adapter and not a model: {_AS_ADAPTER.format(name=name)}")
 
 

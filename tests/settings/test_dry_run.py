@@ -266,3 +266,8 @@ def test_modules_to_save_that_do_not_exist(plan) -> None:
 
 def test_layers_that_do_not_exist(plan) -> None:
     assert "layers_to_transform" in refusal(plan, "--layers_to_transform", "[99]")
+
+
+def test_an_adapter_beside_the_model(plan, model: Path) -> None:
+    (model / "adapter_config.json").write_text("{}")
+    assert "holds a model and an adapter" in refusal(plan, "--model_name_or_path", str(model))
