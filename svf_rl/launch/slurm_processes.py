@@ -6,6 +6,9 @@ prints both as lines for `slurm/train.slurm`, or one line that explains what doe
 """
 
 import argparse
+import importlib.util
+import os
+import runpy
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with one_line_errors() as outcome:
         config = find_accelerate_config(known.config) if known.config else default_config(known.nodes, known.gpus)
         chosen = count_processes(config, known.nodes, known.gpus)
+        if not chosen.on_cpu and "--container-" not in os.environ.get("SVF_RL_SRUN_OPTIONS", ""):
+            check_torch(known.gpus)
         values = {
             "SVF_RL_CONFIG": str(config.resolve()),
             "SVF_RL_PROCESSES": str(chosen.per_node),
@@ -53,6 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             values["ACCELERATE_TORCH_DEVICE"] = "cpu"
         print(format_shell_lines(values))
     return outcome.status
+
+
+def check_torch(gpus: int) -> None:
+    """Raises `SVFError` where torch is built without GPUs, as `make` chooses it on a login node that has none. Reads
+    its version alone: to import torch takes seconds."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        raise SVFError("torch is not installed in this environment: set it up with `make install EXTRA=cuda`")
+    built = runpy.run_path(str(Path(torch.origin).with_name("version.py")))
+    if not any(built.get(name) for name in ("cuda", "hip", "xpu")):
+        raise SVFError(
+            f"this torch ({built['__version__']}) is built for the CPU, and each node has {gpus} GPU(s): set the "
+            "environment up again with `make clean` and `make install EXTRA=cuda`, which needs no GPU where it runs"
+        )
 
 
 def default_config(nodes: int, gpus: int) -> Path:

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from svf_rl.cli import main as svf_rl_command
 from svf_rl.errors import SVFError
@@ -147,6 +148,20 @@ def test_what_does_not_go_together_is_one_line(
     assert printed.err.startswith("error: ")
     assert message in printed.err
     assert printed.err.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="says what happens with a torch for the CPU")
+def test_a_torch_for_the_cpu_on_nodes_with_gpus(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = repository / "accelerate_configs"
+    assert main(["--nodes", "2", "--gpus", "8", str(configs / "multi_gpu.yaml")]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert "is built for the CPU, and each node has 8 GPU(s)" in printed.err
+    assert main(["--nodes", "2", "--gpus", "8", str(configs / "cpu_ddp.yaml")]) == 0  # which asks for none
+    monkeypatch.setenv("SVF_RL_SRUN_OPTIONS", "--container-image=svf.sqsh")  # whose torch is another one
+    assert main(["--nodes", "2", "--gpus", "8", str(configs / "multi_gpu.yaml")]) == 0
 
 
 def test_a_config_that_is_not_there(tmp_path: Path) -> None:

@@ -264,6 +264,16 @@ def test_a_port_in_use(job: Submission) -> None:
 # --- the user's environment
 
 
+def test_options_of_srun_reach_every_step_that_computes(job: Submission, tmp_path: Path) -> None:
+    """As those of a container would; here a program that SLURM runs before each task."""
+    prolog = tmp_path / "before each task.sh"
+    prolog.write_text(f'#!/bin/sh\n: >"{tmp_path}/step-$SLURM_STEP_ID"\necho export SVF_RL_SEEN=$SLURM_STEP_ID\n')
+    prolog.chmod(0o755)
+    ended = job.wait(job.submit(config=None, options=("--nodes=1",), SVF_RL_SRUN_OPTIONS=f"--task-prolog='{prolog}'"))
+    assert ended.state == "COMPLETED", ended.log[-4000:]
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-0", "step-1"]  # decompose, train
+
+
 def test_the_setup_file_is_read_first(job: Submission, tmp_path: Path) -> None:
     setup = tmp_path / "setup.sh"
     setup.write_text(
