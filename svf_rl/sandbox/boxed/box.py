@@ -28,6 +28,7 @@ class Stopped(Exception):
 
 def make_boxes(zygote, boxed):
     """Boxes one after another. The next one is made while a program runs in the previous one."""
+    Box.memory_kills = count_memory_kills()
     prepared = Box(zygote, boxed)
     while True:
         box, prepared = prepared, Box(zygote, boxed)
@@ -38,6 +39,8 @@ class Box:
     """A process that waits for a job at the other end of `link`. Its standard input is the file `stdin`, its standard
     output is read from `stdout`. Where it is not `boxed`, it may kill or stop itself as others may."""
 
+    memory_kills = 0  # on this machine, when it was last asked: that takes a millisecond
+
     def __init__(self, zygote, boxed):
         self.link, link = (end.detach() for end in socket.socketpair())
         self.stdin = os.memfd_create("stdin")
@@ -46,7 +49,7 @@ class Box:
         self._boxed, self._messages = boxed, b""
         self._began = self._checked = self._elapsed = self._paused = 0.0
         self._waited_before = self._waited = self._late_before = 0.0
-        self._memory_kills = self._most_memory = 0
+        self._most_memory = 0
         try:
             socket.send_fds(zygote, [b"."], [link, self.stdin, stdout, info])
         finally:
@@ -55,7 +58,7 @@ class Box:
 
     def __enter__(self):
         self._began = self._checked = time.monotonic()
-        self._memory_kills, self._late_before = count_memory_kills(), measure_wait(os.getpid())
+        self._late_before = measure_wait(os.getpid())
         self._ended(0)
         self._waited_before = measure_wait(self._pid()) if self._pid() else 0.0  # while it was made
         return self
@@ -124,7 +127,8 @@ class Box:
         # unboxed, a program may kill itself, and must not escape its verdict by that
         if not self._boxed or result.spent >= job["idle_seconds"]:
             return OUT_OF_TIME
-        if count_memory_kills() == self._memory_kills:
+        kills_before, Box.memory_kills = Box.memory_kills, count_memory_kills()
+        if Box.memory_kills == kills_before:
             raise OSError("a program was killed from outside of its box")
         if max(self._most_memory, result.memory) > job["memory"] / 2:
             return "out of memory, as the whole machine"

@@ -150,7 +150,13 @@ def _filter(rules):
     )
 
 
-_PROGRAMS, _TESTS_PROCESS = _filter(_FOR_PROGRAMS), _filter(_FOR_TESTS)
+def _loaded(program):
+    """A filter's program as the kernel takes it, made before forks need it; and its memory, which must stay."""
+    buffer = ctypes.create_string_buffer(program)
+    return ctypes.c_char_p(struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))), buffer
+
+
+_PROGRAMS, _TESTS_PROCESS = _loaded(_filter(_FOR_PROGRAMS)), _loaded(_filter(_FOR_TESTS))
 _libc = ctypes.CDLL(None, use_errno=True)
 _SET_SECCOMP, _FILTER, _SET_NO_NEW_PRIVILEGES = 22, 2, 38  # prctl
 _MOST_DESCRIPTORS = 1 << 20
@@ -187,11 +193,10 @@ def confine_tests(*kept):
     _install(_TESTS_PROCESS)
 
 
-def _install(program):
-    if program:
-        buffer = ctypes.create_string_buffer(program)
-        header = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
-        _check(_libc.prctl(_SET_SECCOMP, _FILTER, ctypes.c_char_p(header), 0, 0))
+def _install(loaded):
+    header, program = loaded
+    if len(program) > 1:
+        _check(_libc.prctl(_SET_SECCOMP, _FILTER, header, 0, 0))
 
 
 def _check(result):

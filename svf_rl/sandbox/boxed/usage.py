@@ -91,23 +91,24 @@ def holds_memory(pid):
         return False
 
 
-def measure_wait(pid, processes=None):
+def measure_wait(pid):
     """The longest time in seconds that a thread of a process could have run and did not; 0 where the kernel does not
-    tell. `processes` is an open descriptor of /proc where that is covered."""
+    tell."""
     waits = [0.0]
-    with contextlib.suppress(OSError, IndexError):
-        threads = os.open(f"{'/proc/' if processes is None else ''}{pid}/task", os.O_RDONLY, dir_fd=processes)
-        try:
-            for thread in os.listdir(threads):  # noqa: PTH208  (of a descriptor)
-                waits.append(_read_wait(thread, threads))
-        finally:
-            os.close(threads)
+    with contextlib.suppress(OSError):
+        waits += [read_wait(thread) for thread in Path(f"/proc/{pid}/task").iterdir()]
     return max(waits)
 
 
-def _read_wait(thread, threads):
-    descriptor = os.open(f"{thread}/schedstat", os.O_RDONLY, dir_fd=threads)
+def read_wait(thread, folder=None):
+    """The seconds that a thread waited, by its path in /proc, which `folder` is an open descriptor of where covered."""
+    try:
+        descriptor = os.open(f"{thread}/schedstat", os.O_RDONLY, dir_fd=folder)
+    except OSError:
+        return 0.0
     try:
         return int(os.read(descriptor, 100).split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
     finally:
         os.close(descriptor)

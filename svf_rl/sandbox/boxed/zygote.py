@@ -87,9 +87,9 @@ def _keep_box(settings, link, stdin, stdout, info):
     for descriptor in (link, stdin, stdout):
         os.close(descriptor)
     os.write(info, b"%d\n" % pid)
-    waited_before = usage.measure_wait(os.getpid(), processes)
+    waited_before = usage.read_wait(os.getpid(), processes)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    waited = sum(usage.measure_wait(process, processes) for process in (pid, os.getpid())) - waited_before
+    waited = sum(usage.read_wait(process, processes) for process in (pid, os.getpid())) - waited_before
     _, status, used = os.wait4(pid, 0)
     if not settings["boxed"]:
         namespaces.end_adopted()
