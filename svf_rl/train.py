@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svf_rl.errors import SVFError, one_line_errors
+from svf_rl.errors import Stopped, SVFError, one_line_errors
 from svf_rl.storage.bundled import check_recipe_file
 from svf_rl.storage.disk_errors import full_disk
 from svf_rl.storage.environment import check_environment
@@ -213,18 +213,18 @@ def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary"
 
 @contextmanager
 def _no_half_written(output: Path) -> Iterator[None]:
-    """A run that ends badly before its first step leaves no output folder behind, if there was none before."""
+    """A run that ends badly before its first step leaves no output folder behind, if there was none before. One that
+    was stopped after it had begun keeps it: it is to be resumed."""
     from svf_rl.runs.run_folder import read_metrics
+    from svf_rl.training.checkpoints import current_run
 
     existed = output.exists()
     try:
         yield
-    except BaseException:  # an interrupt or a bug leaves no more behind than bad input does
-        if (
-            not existed
-            and not list(output.glob("checkpoint-*"))
-            and not any(line.step for line in read_metrics(output))
-        ):
+    except BaseException as error:  # an interrupt or a bug leaves no more behind than bad input does
+        stopped = isinstance(error, Stopped) and current_run(output) is not None
+        begun = list(output.glob("checkpoint-*")) or any(line.step for line in read_metrics(output))
+        if not (existed or stopped or begun):
             shutil.rmtree(output, ignore_errors=True)
         raise
 

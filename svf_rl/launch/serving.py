@@ -55,7 +55,8 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         "middleware": f"{RequireSecret.__module__}.{RequireSecret.__name__}",
     }
     flags = ["--disable-log-stats", "--disable-uvicorn-access-log"]
-    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
+    flags.append("--no-use-tqdm-on-load")
+    environment = {"PYTHONWARNINGS": "ignore::DeprecationWarning", **os.environ, "VLLM_SERVER_DEV_MODE": "1"}
     if training.vllm_enforce_eager:
         flags.append("--enforce-eager")
         environment["TORCHDYNAMO_DISABLE"] = "1"  # `--enforce-eager` alone still compiles the sampler

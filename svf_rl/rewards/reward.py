@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from svf_rl.errors import SVFError, one_line
+from svf_rl.errors import Stopped, SVFError, one_line
 from svf_rl.rewards.references import is_number
 from svf_rl.rewards.user_code import Messages, describe
 
@@ -110,7 +110,7 @@ class Reward:
         """Turn everything that the user's function raises into one line that names the reward and the place."""
         try:
             yield
-        except (SVFError, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
+        except (SVFError, Stopped, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
             raise
         # The function is not our code, so it may raise anything: libraries that check answers derive their time-outs
         # from BaseException, and a `sys.exit(0)` in it must not end a training run as a success.

@@ -289,6 +289,31 @@ def test_one_run_at_a_time_in_a_folder(
     assert "another process is writing" in capsys.readouterr().err
 
 
+def test_ctrl_c_before_the_first_step_keeps_the_folder(
+    whole: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here in the evaluation of the base model, by a reward that presses it once."""
+    (tmp_path / "press.py").write_text(
+        "import os, pathlib, signal\nfrom svf_rl.rewards import load_reward\n\nnumeric = load_reward('numeric')\n\n\n"
+        "def press(**given):\n    here = pathlib.Path(__file__).with_suffix('.pressed')\n    if not here.exists():\n"
+        "        here.touch()\n        os.kill(os.getpid(), signal.SIGINT)\n    return numeric(**given)\n"
+    )
+    own = [*SMALL, "--output_dir", str(tmp_path / "run"), "--rewards", f"{tmp_path}/press.py:press"]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        assert main(["train", recipe, *own]) == 75
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "stopped by Ctrl-C outside the steps: --resume resumes" in capsys.readouterr().err
+    assert (tmp_path / "run").is_dir()
+    assert main(["train", recipe, *own]) == 1
+    assert "holds a run that has not ended" in capsys.readouterr().err
+    assert main(["train", recipe, *own, "--resume"]) == 0
+    name = "adapter_model.safetensors"
+    assert (whole / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
 )
