@@ -30,7 +30,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.experts.merged import merge
 from svf_rl.generation import Completion, CompletionGenerator, Sampling
 from svf_rl.generation.server.served_weights import ServedWeights
@@ -42,6 +42,7 @@ from svf_rl.quickstart import model_path
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
 from svf_rl.training.policy import PolicyLoss
+from svf_rl.training.start_check import check_start
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 # Sizes by the names that configurations give them; a head has 32 numbers, the least that vLLM takes on the CPU.
@@ -56,27 +57,30 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32), "num_experts_per_tok": 2,
     "n_group": 1, "topk_group": 1, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.1,
 }  # fmt: skip
-MLA = {"num_key_value_heads": 2, "q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 32,
-       "qk_rope_head_dim": 32, "v_head_dim": 32, "head_dim": 32, "first_k_dense_replace": 1}  # fmt: skip
+MLA = {"num_key_value_heads": 2, "q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 32,
+       "qk_rope_head_dim": 64, "v_head_dim": 32, "head_dim": 64, "first_k_dense_replace": 1}  # fmt: skip
 # What else an architecture needs; its SVF targets are `mlp+attention`, or those named here.
 DENSE: dict[str, dict[str, Any]] = {
     "llama": {}, "mistral": {}, "ministral": {}, "qwen2": {}, "qwen3": {}, "gemma": {}, "gemma2": {},
-    "gemma3_text": {}, "phi": {"num_key_value_heads": 2}, "phi3": {}, "gpt2": {}, "gpt_bigcode": {},
-    "gpt_neox": {}, "gptj": {}, "opt": {}, "falcon": {}, "bloom": {}, "mpt": {}, "starcoder2": {}, "smollm3": {},
+    "gemma3_text": {}, "phi": {"num_key_value_heads": 2, "intermediate_size": 256}, "phi3": {}, "gpt2": {},
+    "gpt_bigcode": {},
+    "gpt_neox": {}, "gptj": {}, "opt": {}, "falcon": {}, "bloom": {}, "mpt": {}, "starcoder2": {},
+    "smollm3": {"max_position_embeddings": 8192},
     "olmo": {}, "olmo2": {}, "olmo3": {}, "cohere": {}, "cohere2": {}, "granite": {}, "glm": {}, "glm4": {},
     "stablelm": {}, "nemotron": {}, "exaone4": {}, "ernie4_5": {}, "seed_oss": {}, "arcee": {}, "apertus": {},
     "helium": {}, "persimmon": {}, "hunyuan_v1_dense": {}, "vaultgemma": {}, "nanochat": {},
-    "modernbert-decoder": {}, "falcon_h1": {}, "lfm2": {},
+    "modernbert-decoder": {},
 }  # fmt: skip
 MIXTURES: dict[str, dict[str, Any]] = {
-    "mixtral": {}, "qwen2_moe": {}, "qwen3_moe": {}, "olmoe": {}, "granitemoe": {}, "gpt_oss": {}, "glm4_moe": {},
-    "ernie4_5_moe": {}, "phimoe": {}, "dots1": {"num_key_value_heads": 2}, "deepseek_v2": MLA, "deepseek_v3": MLA,
-    "minimax_m2": {}, "flex_olmo": {}, "hunyuan_v1_moe": {}, "jetmoe": {}, "llama4_text": {},
+    "mixtral": {}, "qwen2_moe": {}, "qwen3_moe": {}, "olmoe": {}, "granitemoe": {}, "gpt_oss": {}, "ernie4_5_moe": {},
+    "phimoe": {}, "flex_olmo": {}, "hunyuan_v1_moe": {}, "jetmoe": {}, "glm4_moe": {"head_dim": 32},
+    "minimax_m2": {"rotary_dim": 16, "scoring_func": "sigmoid", "use_routing_bias": True},
+    "dots1": {"num_key_value_heads": 2, "n_shared_experts": 1},
+    "llama4_text": {"num_experts_per_tok": 1}, "deepseek_v2": MLA, "deepseek_v3": {**MLA, "topk_method": "noaux_tc"},
 }  # fmt: skip
 TARGETS = {
     "opt": r".*\.(fc1|fc2|q_proj|v_proj)", "gptj": r".*\.(fc_in|fc_out|q_proj|v_proj)",
-    "mpt": r".*\.(Wqkv|up_proj|down_proj)", "falcon_h1": r".*\.feed_forward\.\w+",
-    "lfm2": r".*\.(w1|w2|w3|q_proj|v_proj)", "modernbert-decoder": r".*\.(Wi|Wo|q_proj|v_proj)",
+    "mpt": r".*\.(Wqkv|up_proj|down_proj)", "modernbert-decoder": r".*\.(Wi|Wo|q_proj|v_proj)",
     "deepseek_v2": r".*\.self_attn\.(q_proj|o_proj)", "deepseek_v3": r".*\.self_attn\.(q_proj|o_proj)",
     "jetmoe": r".*\.kv_proj",
 }  # fmt: skip
@@ -87,8 +91,8 @@ TOKENS, SEED = 12, 0
 def build(name: str, folder: Path) -> None:
     """Write a random model of the architecture, with the tokenizer of the bundled one."""
     known = AutoConfig.for_model(name).to_dict() | dict.fromkeys(AutoConfig.for_model(name).attribute_map)
-    wanted = {**SIZES, **DENSE.get(name, {}), **MIXTURES.get(name, {})}
-    config = AutoConfig.for_model(name, **{key: value for key, value in wanted.items() if key in known})
+    common = {key: value for key, value in SIZES.items() if key in known}
+    config = AutoConfig.for_model(name, **{**common, **DENSE.get(name, {}), **MIXTURES.get(name, {})})
     torch.manual_seed(SEED)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -156,22 +160,31 @@ def cells(name: str, folder: Path) -> dict[str, float | str]:
     model = adapted(name, base)
     found: dict[str, float | str] = {}
 
+    def refused(error: SVFError) -> str:
+        return one_line(f"refused: {error}".replace(str(base), "MODEL"), 240)
+
     def cell(which: str, measure: Callable[[], float]) -> None:
         try:
             found[which] = measure()
         except SVFError as error:
-            found[which] = f"refused: {error}"
+            found[which] = refused(error)
         except Exception as error:  # noqa: BLE001  (a traceback is a result here)
-            found[which] = f"FAILS: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            found[which] = f"FAILS: {type(error).__name__}: {one_line(error, 200)}"
 
     def loss() -> float:
-        trainer = SVFReinforceTrainer(
-            model, lambda completions, **_: [0.0] * len(completions),
-            SVFReinforceConfig(str(folder / "run"), use_vllm=False, use_cpu=True, report_to="none", bf16=False),
-            Dataset.from_list([{"prompt": f"{i} " * i} for i in range(5, 21)]),
-            processing_class=AutoTokenizer.from_pretrained(base, padding_side="left"),
+        start_training()
+        return of_loss(trainer[0].loss, model)
+
+    def start_training() -> None:
+        """With the check at the start of a run, of which the one with vLLM follows."""
+        trainer.append(
+            SVFReinforceTrainer(
+                model, lambda completions, **_: [0.0] * len(completions),
+                SVFReinforceConfig(str(folder / "run"), use_vllm=False, use_cpu=True, report_to="none", bf16=False),
+                Dataset.from_list([{"prompt": f"{i} " * i} for i in range(5, 21)]),
+                processing_class=AutoTokenizer.from_pretrained(base, padding_side="left"),
+            )
         )  # fmt: skip
-        return of_loss(trainer.loss, model)
 
     def transformers() -> float:
         return difference(TransformersGenerator(model, eos_token_ids=[2], pad_token_id=0), model)
@@ -184,6 +197,9 @@ def cells(name: str, folder: Path) -> dict[str, float | str]:
 
     def colocated() -> float:
         """With the adapter, and as the base model again."""
+        if trainer:
+            trainer[0].generator, trainer[0].args.use_vllm = engine, True
+            check_start(trainer[0], ask_generator=True)
         engine.sync(model)
         adapted_ = difference(engine, model)
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().requires_grad_(False)
@@ -198,16 +214,20 @@ def cells(name: str, folder: Path) -> dict[str, float | str]:
         worker.update(layout.version(z), z)
         return difference(engine, model)
 
-    cell("transformers", transformers)
+    trainer: list[SVFReinforceTrainer] = []
     cell("merge", merged)
+    cell("loss", loss)
+    cell("transformers", transformers)
     try:
         engine = start(base)
     except SVFError as error:
-        found |= dict.fromkeys(("colocated", "server"), f"refused: {error}")
+        found |= dict.fromkeys(("colocated", "server"), refused(error))
     else:
         cell("colocated", colocated)
-        cell("server", served)
-    cell("loss", loss)  # last: it teaches the model another call
+        if isinstance(found["colocated"], str):
+            found["server"] = found["colocated"]
+        else:
+            cell("server", served)
     return {name: found[name] for name in CELLS}
 
 
@@ -232,7 +252,7 @@ def of_loss(loss: PolicyLoss, model: Any) -> float:
 
 def start(folder: Path) -> ColocatedVLLMGenerator:
     return ColocatedVLLMGenerator(
-        str(folder), dtype=torch.float32, seed=SEED, device="cpu", max_model_len=128, max_num_seqs=8, enforce_eager=True
+        str(folder), dtype=torch.float32, seed=SEED, device="cpu", max_num_seqs=8, enforce_eager=True
     )
 
 
@@ -268,6 +288,8 @@ def main() -> None:
         process.join()
         result["architectures"][name] = found
         print(name, found, flush=True)
+    order = [*DENSE, *MIXTURES]
+    result["architectures"] = dict(sorted(result["architectures"].items(), key=lambda item: order.index(item[0])))
     rows = [
         {"architecture": name, **{cell: _show(found[cell]) for cell in CELLS}}
         for name, found in result["architectures"].items()

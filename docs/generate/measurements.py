@@ -317,7 +317,27 @@ def _vllm_agreement(result: dict[str, Any]) -> Rows:
     ]
 
 
+def _architectures(result: dict[str, Any]) -> Rows:
+    heads = ("loss", "transformers", "colocated", "server", "merge")
+    return [
+        {"architecture": f"`{name}`"}
+        | {head: "refused" if isinstance(found[head], str) else f"{found[head]:.0e}" for head in heads}
+        for name, found in result["architectures"].items()
+    ]
+
+
+def _architectures_refused(result: dict[str, Any]) -> str:
+    """The lines with which cells are refused, each once."""
+    lines: dict[str, list[str]] = {}
+    for name, found in result["architectures"].items():
+        for line in dict.fromkeys(value for value in found.values() if isinstance(value, str)):
+            lines.setdefault(line.removeprefix("refused: "), []).append(f"`{name}`")
+    return "\n".join(["Refused:", "", *(f"- {', '.join(names)}: `{line}`" for line, names in lines.items())])
+
+
 _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "architectures": _architectures,
+    "architectures.refused": _architectures_refused,
     "decompose": _decompose,
     "decompose_h100_8b": _decompose,
     "evaluation": _evaluation,

@@ -11,7 +11,8 @@ from transformers import AutoConfig
 from svf_rl.errors import SVFError
 from svf_rl.generation.server.connection import EXTENSION
 from svf_rl.generation.server.secret import RequireSecret, make_secret
-from svf_rl.generation.vllm import require_vllm
+from svf_rl.generation.vllm import require_vllm, vllm_errors
+from svf_rl.generation.vllm.cpu import cpu_length
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.settings.recipe import Recipe
 from svf_rl.storage.loading_errors import loading_error
@@ -36,6 +37,9 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
     _check_free(host, port)
     make_secret()
     length = training.vllm_max_model_length
+    if length is None and not torch.cuda.is_available():
+        with vllm_errors(f"vLLM does not start with {model.location}"):
+            length = cpu_length(model.location, model.model_revision, model.trust_remote_code)
     options: dict[str, object] = {
         "host": host,
         "port": port,

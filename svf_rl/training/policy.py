@@ -34,8 +34,11 @@ def add_hidden_states_forward(model: PreTrainedModel) -> None:
     @functools.wraps(type(model).forward)  # `generate` reads its signature
     def forward(self: PreTrainedModel, *args: Any, hidden_states_only: bool = False, **kwargs: Any) -> Any:
         if hidden_states_only:
-            body = self.get_decoder() if self.base_model is self else self.base_model  # Llama 4 names no base model
-            return body(*args, use_cache=False, **kwargs).last_hidden_state
+            body = self.base_model if self.base_model is not self else getattr(self, "model", None)  # Llama 4's
+            output = None if body is None else body(*args, use_cache=False, **kwargs)
+            if output is None or not hasattr(output, "last_hidden_state"):
+                raise SVFError(f"{type(self).__name__} gives no hidden states, of which the loss is made: use another")
+            return output.last_hidden_state
         return original(*args, **kwargs)
 
     model.forward = types.MethodType(forward, model)

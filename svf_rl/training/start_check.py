@@ -93,9 +93,9 @@ def _check_generator(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens
 
 
 def _prompts(trainer: "SVFReinforceTrainer") -> list[list[int]]:
-    """Two, of different lengths where there are as many tokens."""
+    """Two, of different lengths where there are as many tokens, shortened by what follows them: they fit."""
     rows = list(itertools.islice(trainer.train_dataset, 2))
-    ids = trainer.tokenize([row["prompt"] for row in rows])
+    ids = [ids[_TOKENS:] or ids for ids in trainer.tokenize([row["prompt"] for row in rows])]
     return [ids[0][-_PROMPT:], ids[-1][-_PROMPT // 2 :]]
 
 

@@ -58,6 +58,7 @@ def test_a_model_whose_logits_are_not_hidden_states_times_head_is_refused(
         ("recurrent_gemma", {"num_hidden_layers": 3, "logits_soft_cap": 1.0, "lru_width": 32}),
         ("inkling_text", {"head_dim": 8, "logits_mup_width_multiplier": 4.0}),
         ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "logit_scale": 0.5}),
+        ("llama4_text", {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2, "num_experts_per_tok": 1}),
         ("qwen3_moe", {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -1,8 +1,10 @@
 """The vLLM engine in the process of the trainer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 
 
 def require_vllm() -> None:
@@ -12,3 +14,17 @@ def require_vllm() -> None:
             "vLLM is not installed: pip install 'svf-rl[cuda]' (without a GPU: 'svf-rl[cpu]'), or generate with "
             "transformers (use_vllm: false in a recipe, --backend transformers on the command line)"
         )
+
+
+@contextmanager
+def vllm_errors(what: str) -> Iterator[None]:
+    """What vLLM and torch raise, as an `SVFError`: they use the whole of Python's errors, for bad settings too."""
+    try:
+        yield
+    except SVFError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+            ValueError) as error:  # fmt: skip
+        # pydantic's own text names types and values before it says what is wrong
+        text = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
+        raise SVFError(f"{what}: {type(error).__name__}: {one_line(text)} (--debug shows where)") from error

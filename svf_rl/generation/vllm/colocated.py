@@ -13,11 +13,11 @@ import torch
 from accelerate.utils.other import get_free_port
 from torch import nn
 
-from svf_rl.errors import SVFError, one_line
+from svf_rl.errors import SVFError
 from svf_rl.generation.processes import process_count
 from svf_rl.generation.prompts import check_prompt_lengths, join_continuations
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
-from svf_rl.generation.vllm import require_vllm
+from svf_rl.generation.vllm import require_vllm, vllm_errors
 from svf_rl.generation.vllm.classes import separate_classes
 from svf_rl.generation.vllm.cpu import check_not_repacked, cpu_length, plain_cpu_collectives, plain_cpu_weights
 from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
@@ -89,7 +89,7 @@ class ColocatedVLLMGenerator:
             plain_cpu_collectives(),
             separate_classes() as separate,
             torch.compiler.set_stance(self._stance),
-            _as_one_line(f"vLLM does not start with {model}"),
+            vllm_errors(f"vLLM does not start with {model}"),
             say_waiting("vLLM is starting"),
         ):
             if max_model_len is None and device == "cpu":
@@ -178,7 +178,7 @@ class ColocatedVLLMGenerator:
         with _preserved_rng(), torch.compiler.set_stance(self._stance):
             requests = [{"prompt_token_ids": ids} for ids in prompts]
             # an engine that failed in a step, such as out of memory, has lost track of its requests
-            with _as_one_line("vLLM failed"):
+            with vllm_errors("vLLM failed"):
                 outputs = self.llm.generate(requests, list(params), use_tqdm=progress)
         self._sleep()
         return outputs
@@ -207,20 +207,6 @@ class ColocatedVLLMGenerator:
             level = 1 if self.llm.llm_engine.model_config.is_moe else 2
             self.llm.sleep(level=level)
             self._asleep, self.stale = True, level == 2
-
-
-@contextmanager
-def _as_one_line(what: str) -> Iterator[None]:
-    """What vLLM and torch raise, as an `SVFError`: they use the whole of Python's errors, for bad settings too."""
-    try:
-        yield
-    except SVFError:
-        raise
-    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
-            ValueError) as error:  # fmt: skip
-        # pydantic's own text names types and values before it says what is wrong
-        text = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
-        raise SVFError(f"{what}: {type(error).__name__}: {one_line(text)} (--debug shows where)") from error
 
 
 def _import_llm() -> Any:
