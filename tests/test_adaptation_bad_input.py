@@ -95,7 +95,7 @@ def test_experts_that_cannot_be_merged(refused: Callable[..., str], name: str, s
     assert says in refused("merge", "quickstart", "--expert", "x/math", "--expert", f"x/{name}", "--out", "out")
 
 
-@pytest.mark.parametrize(("name", "says"), [*APART, ("torn", "damaged"), ("listed", "adapter configuration")])
+@pytest.mark.parametrize(("name", "says"), [*APART, ("torn", "damaged"), ("listed", "adapter_config.json is damaged")])
 def test_experts_that_cannot_be_held_together(refused: Callable[..., str], name: str, says: str) -> None:
     assert says in refused(*FEW_SHOT, "--task", "exam", "--expert", "x/math", "--expert", f"x/{name}")
     assert says in refused(*DISPATCH, "--expert", "math=x/math", "--expert", f"code=x/{name}")

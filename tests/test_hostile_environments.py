@@ -18,7 +18,7 @@ QUICK = {
     "a working directory that is gone": ("mkdir gone; cd gone; rmdir ../gone; $C recipes", "working directory is gone"),
     "no /proc": ("mount -t tmpfs none /proc; $C recipes", "/proc is not mounted"),
     "no temporary folder": (
-        "for d in /tmp /var/tmp /usr/tmp; do mount -t tmpfs -o ro none $d; done; mount -t tmpfs -o ro none $PWD; "
+        "for d in /tmp /var/tmp /usr/tmp $PWD; do mount --bind $d $d; mount -o remount,bind,ro $d; done; "
         "cd $PWD; TMPDIR=$PWD $C recipes",
         "no folder for temporary files can be written",
     ),

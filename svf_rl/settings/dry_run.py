@@ -13,7 +13,7 @@ from svf_rl.errors import SVFError
 from svf_rl.rewards import Reward, load_reward
 from svf_rl.runs.provenance import check_base
 from svf_rl.settings.config import SVFReinforceConfig
-from svf_rl.settings.dry_run_model import find_adapted_matrices, find_tokenizer, positions_of
+from svf_rl.settings.dry_run_model import check_quantizer, find_adapted_matrices, find_tokenizer, positions_of
 from svf_rl.settings.dry_run_training import check_training
 from svf_rl.settings.recipe import DataArguments, Recipe
 from svf_rl.settings.rows import check_columns, load_rows, untrainable
@@ -63,6 +63,7 @@ def check_recipe(recipe: Recipe) -> DryRun:
     rewards = load_rewards(recipe.data)
     adapted = find_adapted_matrices(recipe, notes)
     config = None if adapted is None else adapted.config
+    check_quantizer(config, recipe.model)
     tokenizer = None if config is None else find_tokenizer(recipe.model, notes)
     splits = _check_data(recipe, rewards, tokenizer, positions_of(config), notes)
     rows = None if splits is None else {split: len(own) for split, own in splits.items() if own is not None}

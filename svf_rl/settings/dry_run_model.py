@@ -100,19 +100,23 @@ def _empty_model(config: PretrainedConfig, model: ModelArguments) -> PreTrainedM
             f"model {model.model_name_or_path} is a {config.model_type} model, for which transformers has no causal "
             "language model: choose one that continues text"
         )
-    quantised = getattr(config, "quantization_config", None)
     try:
-        if quantised is not None:
-            AutoHfQuantizer.from_config(quantised, pre_quantized=True).validate_environment()
         with without_values():
             return AutoModelForCausalLM.from_config(
                 config, attn_implementation=model.attn_implementation, trust_remote_code=model.trust_remote_code
             )
-    except RuntimeError as error:  # a GPU that is not there, where a recipe is only checked
-        if quantised is None:
-            raise _unusable(model, error) from error
-        with without_values():
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    except (RuntimeError, ValueError, ImportError, TypeError, AttributeError, LookupError) as error:
+        raise _unusable(model, error) from error
+
+
+def check_quantizer(config: PretrainedConfig | None, model: ModelArguments) -> None:
+    """Raises `SVFError` where a quantised checkpoint cannot be loaded for want of a package; a plan loads none."""
+    quantised = getattr(config, "quantization_config", None)
+    try:
+        if quantised is not None:
+            AutoHfQuantizer.from_config(quantised, pre_quantized=True).validate_environment()
+    except RuntimeError:
+        pass  # a GPU that is not there, where a recipe is only checked
     except (ValueError, ImportError, TypeError, AttributeError, LookupError) as error:
         raise _unusable(model, error) from error
 
