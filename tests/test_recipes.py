@@ -50,10 +50,7 @@ def test_the_experts_have_the_settings_of_the_paper(name: str) -> None:
     )
 
 
-def test_the_large_recipe_fills_a_batch_on_eight_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = {"WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
-    for name, value in launched.items():
-        monkeypatch.setenv(name, value)
+def test_the_large_recipe_fills_a_batch_on_eight_processes() -> None:
     recipe = load_recipe(REPOSITORY / "recipes/llama3_70b_math.yaml")
     training = recipe.training
     assert training.per_device_train_batch_size * 8 * training.gradient_accumulation_steps == 256

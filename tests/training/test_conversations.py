@@ -39,7 +39,8 @@ def run(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Any) -> Callab
             tiny_llama(),
             reward,
             SVFReinforceConfig(
-                output_dir=str(tmp_path / f"run-{len(list(tmp_path.iterdir()))}"), use_cpu=True, report_to="none", per_device_train_batch_size=4,
+                output_dir=str(tmp_path / f"run-{len(list(tmp_path.iterdir()))}"),
+                use_cpu=True, report_to="none", per_device_train_batch_size=4,
                 num_generations=2, max_steps=1, save_strategy="no", disable_tqdm=True, gradient_checkpointing=False,
                 **settings,
             ),
