@@ -101,9 +101,9 @@ class SVFConfig(PeftConfig):
         if isinstance(self.exclude_modules, str):
             target_regex(self.exclude_modules, "exclude_modules")
         if self.parameterization not in ("direct", "sigmoid"):
-            raise SVFError(f"parameterization must be 'direct' or 'sigmoid', not {self.parameterization!r}")
+            raise SVFError(f"parameterization must be 'direct' or 'sigmoid', not {self.parameterization!r:.300}")
         if self.init not in ("identity", "random"):
-            raise SVFError(f"init must be 'identity' or 'random', not {self.init!r}")
+            raise SVFError(f"init must be 'identity' or 'random', not {self.init!r:.300}")
         if self.parameterization == "sigmoid" and not 1 < self.max_multiplier <= LARGEST:
             raise SVFError(
                 f"max_multiplier must be above 1 (m = 1 is the base model) and at most {LARGEST:g}, not "

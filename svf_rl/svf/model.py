@@ -64,7 +64,9 @@ class SVFModel(WeightedAdapters, BaseTuner):
 
         layers = _adapted(model, adapter_name)
         if not layers:
-            raise SVFError(f"target_modules {config.target_modules!r} match no linear layer: name nn.Linear modules")
+            raise SVFError(
+                f"target_modules {config.target_modules!r:.300} match no linear layer: name nn.Linear modules"
+            )
         live = _digest(layers)
         # Loading by PEFT looks at the stored probes later; other ways of loading set z without asking.
         if not config.from_file and config.base_fingerprint not in (None, live):

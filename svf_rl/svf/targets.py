@@ -61,7 +61,7 @@ def target_regex(targets: str | Iterable[str] | None, key: str = "targets") -> s
         re.compile(regex)
     except (re.error, OverflowError, RecursionError) as error:
         raise SVFError(
-            f"{key} {targets!r} is neither a preset ({', '.join(TARGETS)}) nor a valid regular expression: {error}"
+            f"{key} {targets!r:.300} is neither a preset ({', '.join(TARGETS)}) nor a valid regular expression: {error}"
         ) from error
     return regex
 
@@ -188,7 +188,7 @@ def _refuse_experts(model: nn.Module, pattern: re.Pattern[str], wants_mlp: bool)
 def _nothing_found(model: nn.Module, targets: str, others: list[str]) -> str:
     if others:
         only = ", ".join(others[:3])
-        return f"targets {targets!r} match no linear layer, only {only}; match nn.Linear or Conv1D layers"
+        return f"targets {targets!r:.300} match no linear layer, only {only}; match nn.Linear or Conv1D layers"
     # Layers repeat: compare with the first of each kind, the path without its numbers.
     kinds: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -197,4 +197,4 @@ def _nothing_found(model: nn.Module, targets: str, others: list[str]) -> str:
     wanted = re.sub(r"[^\w.]|\\.", "", targets.replace(r"\.", "."))
     near = difflib.get_close_matches(wanted, kinds, n=3, cutoff=0) or list(kinds)[:3]
     names = ", ".join(kinds[kind] for kind in near) or "none"
-    return f"targets {targets!r} match no module path of this model; the nearest linear layers are: {names}"
+    return f"targets {targets!r:.300} match no module path of this model; the nearest linear layers are: {names}"
