@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -340,6 +341,7 @@ def test_the_launcher_gets_the_signal(
     with hold_folder(output, seconds=60):  # the process has ended
         assert log.read_text().count(said) == 1
         assert not [noise for noise in ("Triton", "real_accelerator", "pin_memory") if noise in log.read_text()]
-        assert "Traceback" not in log.read_text().split(said)[1]
+        # the launcher prints a traceback of its own at Ctrl-C, before or after; ours would begin in train.py
+        assert not re.findall(r'File ".*svf_rl/train\.py"', log.read_text())
     assert main(["train", recipe, *SMALL, "--output_dir", str(output), "--resume"]) == 0
     assert_same(whole, output)
