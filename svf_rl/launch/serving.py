@@ -36,6 +36,7 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
     require_vllm()
     _check_free(host, port)
     make_secret()
+    dtype = _dtype(model)
     length = training.vllm_max_model_length
     if length is None and not torch.cuda.is_available():
         with vllm_errors(f"vLLM does not start with {model.location}"):
@@ -45,7 +46,7 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         "port": port,
         "model": model.location,
         "revision": model.model_revision,
-        "dtype": _dtype(model),
+        "dtype": dtype,
         "seed": training.seed,
         "tensor-parallel-size": training.vllm_tensor_parallel_size,
         "max-model-len": length,
@@ -76,15 +77,13 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
 def _dtype(model: ModelArguments) -> str:
     """The type that transformers chooses for the trained model; vLLM's `auto` would turn float32 into half
     precision."""
-    if model.dtype != "auto":
-        return model.dtype
     try:
         config = AutoConfig.from_pretrained(
             model.location, revision=model.model_revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise loading_error("model", model.location, error, model.model_revision) from error
-    return str(config.dtype or torch.float32).removeprefix("torch.")
+    return model.dtype if model.dtype != "auto" else str(config.dtype or torch.float32).removeprefix("torch.")
 
 
 def _check_free(host: str, port: int) -> None:

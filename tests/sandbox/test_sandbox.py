@@ -297,7 +297,7 @@ def test_a_program_that_is_suspended_for_a_while_keeps_its_time(
     census: Callable[[], dict[int, str]], program: str, reference: dict[str, Any]
 ) -> None:
     start = time.monotonic()
-    with signals_to_boxes(census, signal.SIGSTOP, signal.SIGSTOP, signal.SIGSTOP, signal.SIGCONT, every=0.5):
+    with signals_to_boxes(census, *[signal.SIGSTOP] * 6, signal.SIGCONT, every=0.2):
         verdict = verify("unit_tests", program, reference, timeout=0.6)
     assert verdict.reason == "all tests passed"
     assert time.monotonic() - start > 1
