@@ -290,15 +290,13 @@ class CheckpointManager(TrainerCallback):
         return f"--resume resumes from {ours[-1]}" if ours else "there is no earlier checkpoint to resume from"
 
     def _manifest(self, resumable: bool) -> Manifest:
-        settings = remove_secrets(self._context.settings)
         return Manifest(
             run=checkpoints.current_run(self._output) or checkpoints.name_run(self._output),
             step=self._trainer.state.global_step,
             processes=self._trainer.args.world_size,
             parallelism=self._parallelism(),
             resumable=resumable,
-            settings=settings,
-            settings_digest=checkpoints.settings_digest(settings),
+            settings=remove_secrets(self._context.settings),
             rows=self._context.rows,
             packages=read_package_versions(),
         )

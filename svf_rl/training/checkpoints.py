@@ -10,9 +10,9 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ class Manifest:
     parallelism: str
     resumable: bool
     settings: dict[str, Any]
-    settings_digest: str
     rows: dict[str, str]
     packages: dict[str, str]
 
@@ -121,7 +120,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     content = read_json(folder / MANIFEST, torn, {"files": dict})
     try:
         files = content.pop("files")
-        manifest = Manifest(**content)
+        manifest = Manifest(**{f.name: content[f.name] for f in fields(Manifest)})  # what other versions add is left
         for name, wanted in files.items():
             file = folder / name
             if file.stat().st_size != wanted["size"] or _digest(file) != wanted["sha256"]:
@@ -254,11 +253,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(SVFError):
         return read_json(folder / MANIFEST, "")
     return {}
-
-
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """Hex digest of the settings of a run."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @cache

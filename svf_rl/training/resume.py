@@ -89,7 +89,9 @@ def check_same_run(checkpoint: Checkpoint, settings: Mapping[str, Any], processe
     shared out the optimizer's state over the processes of then.
     """
     folder, manifest = checkpoint.folder, checkpoint.manifest
-    before, remedy = manifest.settings, "give the recipe the same values, or start over in another output_dir"
+    # a key that did not exist then has the default that leaves things as they were
+    before = {key: find_default(key) for key in settings} | manifest.settings
+    remedy = "give the recipe the same values, or start over in another output_dir"
     check_same_settings(before, remove_secrets(settings), f"{folder} was written", remedy, _MAY_DIFFER | _BATCH)
     if manifest.processes != processes and manifest.parallelism.startswith("DeepSpeed"):
         raise SVFError(

@@ -23,7 +23,7 @@ SETTINGS = {
 
 def manifest(step: int = 10, run: str = "one", **changes: Any) -> Manifest:
     values = {
-        "processes": 2, "parallelism": "no DeepSpeed", "resumable": True, "settings": SETTINGS, "settings_digest": "",
+        "processes": 2, "parallelism": "no DeepSpeed", "resumable": True, "settings": SETTINGS,
         "rows": {"train": "a"}, "packages": {},
     }  # fmt: skip
     return Manifest(run=run, step=step, **{**values, **changes})
@@ -290,6 +290,24 @@ def test_what_changes_the_updates_is_refused_by_name(changes: dict[str, Any]) ->
     with pytest.raises(SVFError, match=rf"written with other settings \({next(iter(changes))}: ") as error:
         check_same_run(Checkpoint(Path("checkpoint-10"), manifest()), {**SETTINGS, **changes}, 2)
     assert "\n" not in str(error.value)
+
+
+def test_a_key_that_is_newer_than_the_checkpoint_had_its_default() -> None:
+    before = Checkpoint(Path("checkpoint-10"), manifest())
+    check_same_run(before, {**SETTINGS, "drop_long_prompts": False, "print_completions_steps": 3}, 2)
+    with pytest.raises(SVFError, match="drop_long_prompts: false there, true here"):
+        check_same_run(before, {**SETTINGS, "drop_long_prompts": True}, 2)
+
+
+def test_a_manifest_of_another_version_is_read(write: Callable[..., Path]) -> None:
+    folder = write(10)
+    content = json.loads((folder / checkpoints.MANIFEST).read_text())
+    (folder / checkpoints.MANIFEST).write_text(json.dumps({**content, "settings_digest": "0a1b"}))
+    assert read_checkpoint(folder).manifest == manifest()
+    del content["rows"]
+    (folder / checkpoints.MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(SVFError, match="damaged"):
+        read_checkpoint(folder)
 
 
 def test_other_processes_may_divide_the_same_updates() -> None:
