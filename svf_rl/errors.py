@@ -30,7 +30,7 @@ def one_line(said: object, at_most: int = 500) -> str:
     words = "".join(letter if letter.isprintable() else " " for letter in str(said)).split()
     text = " ".join(words)
     if len(text) <= at_most or len(words) < 2:
-        return text or type(said).__name__
+        return text or (type(said).__name__ if isinstance(said, BaseException) else "")
     head = text[: 2 * at_most // 3].rpartition(" ")[0] or words[0]
     tail = text[-at_most // 3 :].partition(" ")[2] or words[-1]
     return f"{head} … {tail}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.server.secret import check_secret
 from svf_rl.generation.server.served_weights import ServedWeights
 from svf_rl.generation.server.z_update import Layout
@@ -87,7 +87,7 @@ class SVFWorkerExtension:
             action(self.svf_weights)
             return self.svf_weights.status()
         except SVFError as error:
-            return {"error": " ".join(str(error).split())[:500]}
+            return {"error": one_line(error)}
         # torch's own, memory among them, are RuntimeErrors; vLLM's loaders assert; the rest is of arguments of any kind
         except (RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
-            return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+            return {"error": f"{type(error).__name__}: {one_line(error)}"}

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from svf_rl.errors import one_line
 from svf_rl.reproduce.cells import Cell, is_done, log_path, read_result, record_path
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.files import write_json
@@ -158,4 +159,4 @@ def last_error(log: Path) -> str | None:
     """The last line of a log that says what went wrong."""
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
     told = [line for line in lines if line.startswith("error: ") or "Error: " in line]
-    return told[-1].strip().removeprefix("error: ")[:300] if told else None
+    return one_line(told[-1].removeprefix("error: ")) if told else None

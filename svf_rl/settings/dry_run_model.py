@@ -123,8 +123,9 @@ def check_quantizer(config: PretrainedConfig | None, model: ModelArguments) -> N
 
 def _unusable(model: ModelArguments, error: Exception) -> SVFError:
     attention = f" with attn_implementation {model.attn_implementation!r}" if model.attn_implementation else ""
-    detail = " ".join(str(error).split())[:400]
-    return SVFError(f"model {model.model_name_or_path}{attention} cannot be built: {type(error).__name__}: {detail}")
+    return SVFError(
+        f"model {model.model_name_or_path}{attention} cannot be built: {type(error).__name__}: {one_line(error)}"
+    )
 
 
 def _check_modules_to_save(model: PreTrainedModel, config: PeftConfig) -> None:

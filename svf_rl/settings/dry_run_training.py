@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, SchedulerTyp
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.training_args import OptimizerNames
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.rewards.reward import nearest
 from svf_rl.settings.config import SVFReinforceConfig
 
@@ -35,8 +35,7 @@ def _named(keys: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, ImportError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise SVFError(f"{keys}: {detail or type(error).__name__}") from error
+        raise SVFError(f"{keys}: {one_line(error)}") from error
 
 
 def _check_optimizer(training: SVFReinforceConfig, updates: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy._core.multiarray import _reconstruct
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 
 # What DeepSpeed's files hold besides tensors and plain values.
 _DEEPSPEED = {
@@ -52,8 +52,7 @@ def check_plain(files: list[Path], deepspeed: bool) -> None:
             with torch.serialization.safe_globals(allowed):
                 torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except _REFUSALS as error:
-            said = " ".join(str(error).split())
             raise SVFError(
                 f"{file} holds more than tensors and plain values, and is not read, since that could run code: resume "
-                f"from a checkpoint of your own ({said[:150]})"
+                f"from a checkpoint of your own ({one_line(error, 150)})"
             ) from error

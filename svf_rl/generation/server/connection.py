@@ -10,7 +10,7 @@ import httpx
 import torch
 from torch import Tensor
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.server.secret import HEADER, read_secret
 from svf_rl.generation.server.z_update import Layout
 
@@ -172,7 +172,7 @@ class ServerConnection:
             except httpx.TransportError as error:
                 raise ServerGoneError(f"{type(error).__name__}: {error}") from error
         if response.status_code == 401:
-            raise SVFError(f"the vLLM server {self.url} refuses {path}: {' '.join(response.text.split())[:400]}")
+            raise SVFError(f"the vLLM server {self.url} refuses {path}: {one_line(response.text or 'no text')}")
         if response.status_code == 404:
             raise SVFError(f"{self.url} has no {path}, so it cannot get new weights: {_HOW}")
         if response.status_code >= 400:
@@ -183,12 +183,11 @@ class ServerConnection:
             raise SVFError(_NOT_VLLM.format(self.url)) from error
 
     def _explain(self, path: str, response: httpx.Response) -> None:
-        text = " ".join(response.text.split())[:300]
         if path != "/health":
             self._request("GET", "/health", timeout=10.0)
-            if "has no attribute 'svf_" in text:
+            if "has no attribute 'svf_" in response.text:
                 raise NoExtensionError(
                     f"the vLLM server {self.url} runs without the extension of this package, and TRL's push "
                     f"works on CUDA only: {_HOW}"
                 )
-        raise ServerGoneError(f"{path} ends with status {response.status_code}: {text}")
+        raise ServerGoneError(f"{path} ends with status {response.status_code}: {one_line(response.text or 'no text')}")

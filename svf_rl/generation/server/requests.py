@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 from tqdm import tqdm
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.server.connection import ServerConnection, ServerGoneError
 
 # A long batch may take hours, so a request has no time limit; instead the server must keep answering health checks.
@@ -61,7 +61,7 @@ async def _request(client: aiohttp.ClientSession, url: str, body: dict[str, Any]
             status, text = response.status, await response.text()
     except (aiohttp.ClientError, OSError) as error:
         raise ServerGoneError(f"{type(error).__name__}: {error}") from error
-    said = " ".join(text.split())[:300]
+    said = one_line(text or "no text")
     if status >= 500:
         raise ServerGoneError(f"status {status}: {said}")
     if status >= 400:

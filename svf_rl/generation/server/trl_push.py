@@ -7,7 +7,7 @@ import requests
 import torch
 from torch import Tensor
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.server.connection import ServerConnection, ServerGoneError
 
 
@@ -82,7 +82,9 @@ def _client(url: str, group_port: int) -> Any:
             except requests.RequestException as error:
                 raise ServerGoneError(f"{type(error).__name__}: {error}") from error
             if response.status_code != 200:
-                raise ServerGoneError(f"{url} ends with status {response.status_code}: {response.text[:300]}")
+                raise ServerGoneError(
+                    f"{url} ends with status {response.status_code}: {one_line(response.text or 'no text')}"
+                )
             return response.json()
 
     return Client(url, group_port=group_port)
