@@ -43,18 +43,24 @@ def choose(candidates, wanted):
     return [*sorted(joined), program], ""
 
 
+def named(node):
+    """The names that a node itself binds: of a function, a class, an argument, an import, an assignment, what `except`
+    and `match` name."""
+    if isinstance(node, ast.alias):
+        return {(node.asname or node.name).partition(".")[0]}
+    if isinstance(node, ast.Name):
+        return set() if isinstance(node.ctx, ast.Load) else {node.id}
+    own = (getattr(node, "name", None), node.arg if isinstance(node, ast.arg) else None)
+    return {name for name in own if isinstance(name, str)}
+
+
 def bound(statements):
     """The names that statements bind in their own scope."""
     names, waiting = set(), list(statements)
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.alias):
-            names.add((node.asname or node.name).partition(".")[0])
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif not isinstance(node, ast.Lambda):
+        names |= named(node)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             waiting += ast.iter_child_nodes(node)
     return names
 
@@ -65,12 +71,7 @@ def lacking(statements, wanted):
     for node in (node for statement in statements for node in ast.walk(statement)):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             used.add(node.id)
-        # names, arguments, what `except`, `match` and functions name, imports inside of functions
-        given |= (
-            bound([node])
-            if isinstance(node, ast.Name | ast.alias)
-            else {name for name in (getattr(node, "name", None), getattr(node, "arg", None)) if isinstance(name, str)}
-        )
+        given |= named(node)
     return set() if "*" in given else used - given - vars(builtins).keys()
 
 

@@ -7,12 +7,11 @@ import signal
 from pathlib import Path
 
 import system_calls
-
-_libc = ctypes.CDLL(None, use_errno=True)
+from system_calls import SET_NO_NEW_PRIVILEGES, check, libc
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 1 << 17, 1 << 26, 1 << 27, 1 << 28, 1 << 29, 1 << 30
 _READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_EXEC, _RECURSIVE, _PRIVATE = 1, 2, 4, 8, 1 << 14, 1 << 18
-_SET_DUMPABLE, _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVILEGES = 4, 36, 38  # prctl
+_SET_DUMPABLE, _SET_CHILD_SUBREAPER = 4, 36  # prctl
 _CAPABILITY_VERSION = 0x20080522
 _NOBODY = 65534
 
@@ -22,12 +21,12 @@ def become(user):
     os.setgroups([])
     os.setgid(user)
     os.setuid(user)
-    _check(_libc.prctl(_SET_DUMPABLE, 1, 0, 0, 0))  # or this process's own /proc files would stay root's
+    check(libc.prctl(_SET_DUMPABLE, 1, 0, 0, 0))  # or this process's own /proc files would stay root's
 
 
 def adopt():
     """Without namespaces: become the parent of all orphaned processes of a program."""
-    _check(_libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    check(libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def end_adopted():
@@ -45,7 +44,7 @@ def end_adopted():
 def unshare():
     """New user, process, network, mount, IPC and host-name namespaces; the process namespace is that of children."""
     user, group = os.getuid(), os.getgid()
-    _check(_libc.unshare(_NEWUSER | _NEWPID | _NEWNET | _NEWNS | _NEWIPC | _NEWUTS))
+    check(libc.unshare(_NEWUSER | _NEWPID | _NEWNET | _NEWNS | _NEWIPC | _NEWUTS))
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{_NOBODY} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{_NOBODY} {group} 1")
@@ -63,18 +62,12 @@ def settle(size):
         Path("/proc/sys/user/max_user_namespaces").write_text("0")
     _mount("tmpfs", "/proc", "tmpfs", _READ_ONLY | _NO_SUID | _NO_DEVICES | _NO_EXEC, "size=4k,mode=555")
     os.chdir("/tmp")
-    _check(_libc.prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    check(libc.prctl(SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
     header, none = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
-    _check(_libc.capset(header, none))
+    check(libc.capset(header, none))
     system_calls.confine_program()
 
 
 def _mount(source, target, kind, flags, options):
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
-    _check(_libc.mount(*encoded, ctypes.c_ulong(flags), os.fsencode(options)))
-
-
-def _check(result):
-    if result:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    check(libc.mount(*encoded, ctypes.c_ulong(flags), os.fsencode(options)))

@@ -1,5 +1,6 @@
-"""What one side may ask of the objects of the other."""
+"""What one side may ask of the objects of the other, and what both do with an assertion."""
 
+import copy
 import operator
 
 from stand_ins import SPECIAL
@@ -12,18 +13,6 @@ def special(value, name, *operands):
     if isinstance(value, type):  # some of a class's are also found in the class itself
         return {"__iter__": iter, "__len__": len, "__getitem__": operator.getitem}[name](value, *operands)
     return getattr(type(value), name)(value, *operands)
-
-
-def copy(value):
-    import copy
-
-    return copy.copy(value)
-
-
-def deepcopy(value):
-    import copy
-
-    return copy.deepcopy(value)
 
 
 def signature(value):
@@ -39,6 +28,18 @@ def signature(value):
     return parameters, optional(found.return_annotation)
 
 
+def assertion(count):
+    """`__count__` in tests whose assertions are counted: tells `count` whether the condition of one holds."""
+
+    def counted(number, condition):
+        try:
+            count(number, bool(condition()))
+        except Exception:  # an assertion that raises does not hold
+            count(number, False)
+
+    return counted
+
+
 OPERATIONS = {
     "call": lambda function, *arguments, **keywords: function(*arguments, **keywords),
     "method": lambda value, name, *arguments: getattr(value, name)(*arguments),
@@ -48,7 +49,7 @@ OPERATIONS = {
     "dir": lambda value: sorted(dir(value)),
     "equal": lambda one, other: bool(one == other),
     "special": special,
-    "copy": copy,
-    "deepcopy": deepcopy,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
     "signature": signature,
 }

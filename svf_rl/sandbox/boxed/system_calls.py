@@ -157,8 +157,8 @@ def _loaded(program):
 
 
 _PROGRAMS, _TESTS_PROCESS = _loaded(_filter(_FOR_PROGRAMS)), _loaded(_filter(_FOR_TESTS))
-_libc = ctypes.CDLL(None, use_errno=True)
-_SET_SECCOMP, _FILTER, _SET_NO_NEW_PRIVILEGES = 22, 2, 38  # prctl
+libc = ctypes.CDLL(None, use_errno=True)
+_SET_SECCOMP, _FILTER, SET_NO_NEW_PRIVILEGES = 22, 2, 38  # prctl
 _MOST_DESCRIPTORS = 1 << 20
 _CREATE_RULESET, _RESTRICT_SELF, _EXECUTE = 444, 446, 1  # Landlock, whose numbers are the same on all machines
 
@@ -185,10 +185,10 @@ def confine_tests(*kept):
     """
     for before, after in itertools.pairwise([2, *sorted(kept), _MOST_DESCRIPTORS]):
         os.closerange(before + 1, after)
-    ruleset = _libc.syscall(_CREATE_RULESET, ctypes.byref(ctypes.c_uint64(_EXECUTE)), ctypes.c_size_t(8), 0)
-    _check(_libc.prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    ruleset = libc.syscall(_CREATE_RULESET, ctypes.byref(ctypes.c_uint64(_EXECUTE)), ctypes.c_size_t(8), 0)
+    check(libc.prctl(SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
     if ruleset >= 0:  # some kernels have no Landlock
-        _check(_libc.syscall(_RESTRICT_SELF, ruleset, 0))
+        check(libc.syscall(_RESTRICT_SELF, ruleset, 0))
         os.close(ruleset)
     _install(_TESTS_PROCESS)
 
@@ -196,10 +196,11 @@ def confine_tests(*kept):
 def _install(loaded):
     header, program = loaded
     if len(program) > 1:
-        _check(_libc.prctl(_SET_SECCOMP, _FILTER, header, 0, 0))
+        check(libc.prctl(_SET_SECCOMP, _FILTER, header, 0, 0))
 
 
-def _check(result):
+def check(result):
+    """Raises the `OSError` of a call of the C library that failed."""
     if result:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

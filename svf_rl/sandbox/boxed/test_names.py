@@ -7,6 +7,8 @@ import contextlib
 import sys
 from typing import NamedTuple
 
+from choose_program import named
+
 # Names under which tests may mean a module that is called otherwise
 _ALIASES = {"np": "numpy", "pd": "pandas", "dt": "datetime"}
 # Modules that run code: tests that mean one must import it themselves.
@@ -42,7 +44,8 @@ def find_names(job, trees):
     built_in = {name for name in loaded if hasattr(builtins, name)} - {job["entry_point"]}
     called = {getattr(node.func, "id", "") for node in nodes if isinstance(node, ast.Call)} & built_in
     others = loaded - built_in - modules.keys()
-    if called and others <= _defined([*nodes, *_nodes(job["imports"]), *_nodes(job["setup"])]):
+    given = ast.parse(f"{job['imports']}\n{job['setup']}")
+    if called and others <= set().union(*map(named, (*nodes, *ast.walk(given)))):
         # as `assert sum(1, 2) == 3`, where there is nothing else that the solution could define
         built_in -= called if len(called) == 1 else called - _HELPERS
     return Names(modules, sorted(built_in), sorted(loaded - built_in - modules.keys()))
@@ -64,27 +67,6 @@ def bind_names(job, names, solution):
 
 def _is_class_name(name):
     return name[:1].isupper() and "_" not in name
-
-
-def _nodes(code):
-    return ast.walk(ast.parse(code)) if code else ()
-
-
-def _defined(nodes):
-    """Names of functions, classes, arguments, imports and assignments."""
-    defined = set()
-    for node in nodes:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            defined.add(node.name)
-        elif isinstance(node, ast.arg):
-            defined.add(node.arg)
-        elif isinstance(node, ast.alias):
-            defined.add((node.asname or node.name).partition(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            defined.add(node.name)
-        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            defined.add(node.id)
-    return defined
 
 
 def _meant_module(name, nodes):

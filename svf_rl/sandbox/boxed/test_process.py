@@ -7,6 +7,7 @@ import signal
 from functools import partial
 
 import system_calls
+from operations import assertion
 from solution_proxy import CannotPass, Gone, Solution
 from test_names import bind_names, find_names
 
@@ -88,14 +89,7 @@ def _checked(job, trees, run, solution, tell):
 
 def _beside(namespace, tree, count=None):
     """Run a tree in this process: why it fails, or `""`."""
-
-    def counted(number, condition):
-        try:
-            count(number, bool(condition()))
-        except Exception:  # an assertion that raises does not hold
-            count(number, False)
-
-    namespace["__count__"] = counted
+    namespace["__count__"] = assertion(count)
     return _failure(exec, compile(tree, "<test>", "exec"), namespace)
 
 
