@@ -1,5 +1,6 @@
 """Checks of references and options that verifiers share."""
 
+import typing
 from decimal import Decimal
 from typing import Any
 
@@ -23,10 +24,11 @@ def reference_text(name: str, reference: Any, numbers: bool = False) -> str:
     return reference
 
 
-def check_form(name: str, form: Any) -> None:
-    """Raises `SVFError` for an option `form` that is neither "value" nor "equal"."""
-    if form not in ("value", "equal"):
-        raise SVFError(f"{name}: form must be value or equal, got {form!r}")
+def check_choice(owner: str, name: str, annotation: Any, value: Any) -> None:
+    """Raises `SVFError` for an argument `name` of `owner` that is none of those that its `Literal` annotation lists."""
+    choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else (value,)
+    if value not in choices:
+        raise SVFError(f"{owner}: {name} must be {' or '.join(map(str, choices))}, not {value!r}")
 
 
 def is_number(value: Any) -> bool:

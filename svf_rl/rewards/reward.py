@@ -15,13 +15,12 @@ Keyword-only parameters with a default (`*, column="answer"`) are arguments for 
 import asyncio
 import difflib
 import inspect
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from svf_rl.errors import Stopped, SVFError, one_line
-from svf_rl.rewards.references import is_number
+from svf_rl.rewards.references import check_choice, is_number
 from svf_rl.rewards.user_code import Messages, describe
 
 _LARGEST = 3.4e38  # of fp32, in which rewards are added
@@ -78,10 +77,7 @@ class Reward:
             # `**kwargs` would swallow any name, so a mistyped argument must be refused here or it is never noticed.
             if name not in accepted:
                 raise SVFError(f"reward {self.__name__!r} has no argument {name!r}{nearest(name, accepted)}")
-            annotation = self.parameters[name].annotation
-            if typing.get_origin(annotation) is typing.Literal and value not in typing.get_args(annotation):
-                choices = ", ".join(map(repr, typing.get_args(annotation)))
-                raise SVFError(f"reward {self.__name__!r}: {name} must be one of {choices}, got {value!r}")
+            check_choice(f"reward {self.__name__!r}", name, self.parameters[name].annotation, value)
         for name in self.column_arguments:
             if not isinstance(value := self.arguments.get(name, ""), str):
                 raise SVFError(f"reward {self.__name__!r}: {name} must be the name of a column, got {value!r}")

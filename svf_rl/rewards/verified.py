@@ -7,15 +7,7 @@ from typing import Any
 from svf_rl.errors import SVFError
 from svf_rl.rewards.registry import reward
 from svf_rl.rewards.reward import Reward
-from svf_rl.rewards.verifier import (
-    Verdict,
-    Verifier,
-    check_failed_share,
-    find_verifier,
-    log_answers,
-    scale_verdicts,
-    verify_all,
-)
+from svf_rl.rewards.verifier import Verdict, Verifier, find_verifier, pay, verify_all
 
 
 @reward("verified", column_arguments=("column", "verifier_column"))
@@ -41,9 +33,8 @@ def verified(
     """
     references = [parse_reference(answer) for answer in columns[column]]
     verdicts = verify_rows(columns[verifier_column], completions, references, in_training=True)
-    check_failed_share("verified", verdicts, max_failed, columns.get("log_metric"))
-    log_answers("verified", verdicts, columns.get("log_extra"))
-    return scale_verdicts(verdicts, correct, wrong)
+    log_metric, log_extra = columns.get("log_metric"), columns.get("log_extra")
+    return pay("verified", verdicts, correct, wrong, max_failed, log_metric, log_extra)
 
 
 def verify_rows(

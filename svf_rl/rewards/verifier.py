@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from svf_rl.errors import InfrastructureError, SVFError, one_line
+from svf_rl.rewards.references import check_choice
 from svf_rl.rewards.registry import import_built_ins, reward
 from svf_rl.rewards.reward import completion_text, nearest
 from svf_rl.rewards.verifiers.final_answer import count_marked_answers
@@ -150,9 +151,11 @@ def verify_all(
     """`verify` for many completions, in order. Verifiers that wait for other processes check in several threads; a
     progress bar appears where the checks take long."""
     found = find_verifier(name)
-    for option in options:
-        if option not in found.options:
-            raise SVFError(f"verifier {name!r} has no option {option!r}{nearest(option, found.options)}")
+    known = found.options if options else {}
+    for option, value in options.items():
+        if option not in known:
+            raise SVFError(f"verifier {name!r} has no option {option!r}{nearest(option, known)}")
+        check_choice(name, option, known[option].annotation, value)
     texts = [_text(name, completion) for completion in completions]
     for reference in references:
         if found.check_reference is not None:
@@ -205,14 +208,12 @@ def _make_reward(found: Verifier) -> Callable[..., list[float | None]]:
             references = columns.get(found.column or "") or [None] * len(completions)
         verdicts = verify_all(found.name, completions, references, **options)
         log_metric = columns.get("log_metric")
-        check_failed_share(found.name, verdicts, max_failed, log_metric)
-        if found.finds_answer:
-            log_answers(found.name, verdicts, columns.get("log_extra"))
-            if log_metric is not None and completions:
-                counts = [count_marked_answers(_text(found.name, completion)) for completion in completions]
-                log_metric("reward/marked", sum(count > 0 for count in counts) / len(counts))
-                log_metric("reward/several_answers", sum(count > 1 for count in counts) / len(counts))
-        return scale_verdicts(verdicts, correct, wrong)
+        if found.finds_answer and log_metric is not None and completions:
+            counts = [count_marked_answers(_text(found.name, completion)) for completion in completions]
+            log_metric("reward/marked", sum(count > 0 for count in counts) / len(counts))
+            log_metric("reward/several_answers", sum(count > 1 for count in counts) / len(counts))
+        log_extra = columns.get("log_extra") if found.finds_answer else None
+        return pay(found.name, verdicts, correct, wrong, max_failed, log_metric, log_extra)
 
     own = list(inspect.signature(score).parameters.values())
     known = {p.name for p in own}
@@ -225,18 +226,22 @@ def _make_reward(found: Verifier) -> Callable[..., list[float | None]]:
     return score
 
 
-def scale_verdicts(verdicts: Sequence[Verdict], correct: float, wrong: float) -> list[float | None]:
-    """`wrong + value · (correct − wrong)` for each verdict; `None` where it is not scorable."""
-    values = [verdict.value for verdict in verdicts]
-    return [None if value is None else wrong + value * (correct - wrong) for value in values]
-
-
-def log_answers(
-    name: str, verdicts: Sequence[Verdict], log_extra: Callable[[str, list[str | None]], None] | None
-) -> None:
-    """Add what was read as each completion's answer to the table of completions, as column `<name>/answer`."""
+def pay(
+    name: str,
+    verdicts: Sequence[Verdict],
+    correct: float,
+    wrong: float,
+    max_failed: float,
+    log_metric: Callable[[str, float], None] | None = None,
+    log_extra: Callable[[str, list[str | None]], None] | None = None,
+) -> list[float | None]:
+    """`wrong + value · (correct − wrong)` for each verdict; `None` where it is not scorable. By `log_extra`, what was
+    read as each answer goes to the table of completions. Raises `SVFError` as [`check_failed_share`] does."""
+    check_failed_share(name, verdicts, max_failed, log_metric)
     if log_extra is not None:
         log_extra(f"{name}/answer", [verdict.extracted for verdict in verdicts])
+    values = [verdict.value for verdict in verdicts]
+    return [None if value is None else wrong + value * (correct - wrong) for value in values]
 
 
 def check_failed_share(

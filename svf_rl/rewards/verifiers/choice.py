@@ -23,7 +23,7 @@ from svf_rl.errors import SVFError
 from svf_rl.rewards.references import reference_text, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
 from svf_rl.rewards.verifiers.final_answer import answered_text, find_mark
-from svf_rl.rewards.verifiers.sentences import is_question, sentences_from_end
+from svf_rl.rewards.verifiers.sentences import TAIL, is_question, sentences_from_end
 
 # Repetitions are bounded, so that hostile text takes linear time at most.
 _PLAIN = [
@@ -120,8 +120,6 @@ _SO = re.compile(r"(?i:\b(?:so|thus|hence|therefore|leaving|leaves|only|must\sbe
 _END = re.compile(r"[.?!](?=\s|$)|\n")
 # In a longer mark the option's text may name letters
 _SHORT = 60
-# How much of the end of a text is searched
-_TAIL = 4000
 
 
 def read_reference(reference: Any) -> str:
@@ -153,7 +151,7 @@ def extract_choice(completion: str) -> str | None:
     marked = None if mark is None else _read_mark(_plain(mark.text))
     if marked is not None and marked.isalpha():
         return marked
-    text = _plain(answered[-_TAIL:])
+    text = _plain(answered[-TAIL:])
     stated = _stated(text)
     if stated is not None:
         return stated or None

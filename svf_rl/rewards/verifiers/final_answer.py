@@ -23,7 +23,7 @@ Kind = Literal["box", "boxes", "tag", "line", "heading", "statement", "label", "
 # Longer texts are not answers; a bound also keeps hostile text linear.
 MOST_CHARACTERS = 2000
 # How many marks and statements are looked at.
-MOST_MARKS = 64
+_MOST_MARKS = 64
 # Boxes with more words between them are one answer each.
 _MOST_WORDS_BETWEEN = 6
 
@@ -144,19 +144,12 @@ def find_answer(completion: str) -> FinalAnswer | None:
 def find_mark(text: str) -> FinalAnswer | None:
     """The last marked answer in an [`answered_text`], where no correction follows."""
     last = max(_marks(text), key=lambda mark: mark.end, default=None)
-    if last is None or _correction(text, last, list(_statements(text, last.end))) is not None:
-        return None
-    return last.answer
+    return None if last is None or _correction(text, last) is not None else last.answer
 
 
 def _find(text: str) -> FinalAnswer | None:
-    marks = _marks(text)
-    last = (
-        max(marks, key=lambda mark: mark.end) if marks else max(_statements(text, 0), key=lambda s: s.end, default=None)
-    )
-    if last is None:
-        return None
-    return (_correction(text, last, list(_statements(text, last.end))) or last).answer
+    last = max(_marks(text) or _statements(text, 0), key=lambda found: found.end, default=None)
+    return None if last is None else (_correction(text, last) or last).answer
 
 
 def _marks(text: str) -> list[_Found]:
@@ -172,12 +165,12 @@ def _marks(text: str) -> list[_Found]:
     return marks
 
 
-def _correction(text: str, last: _Found, later: list[_Found]) -> _Found | None:
-    """The last of the `later` statements, or of results behind "wait" and the like, that takes `last` back."""
+def _correction(text: str, last: _Found) -> _Found | None:
+    """The last of the statements behind `last`, or of results behind "wait" and the like, that takes it back."""
     turn = _TURN.search(text, last.end)
     found = [
         s
-        for s in later
+        for s in _statements(text, last.end)
         if (s.strong or (turn is not None and s.start >= turn.start()))
         and (len(s.answer.text.split()) <= _MOST_WORDS or _AT_VALUE.match(s.answer.text))
         and _NOUN.search(text, max(0, s.start - 12), s.start)
@@ -203,11 +196,11 @@ def _tags(text: str) -> Iterator[_Found]:
 def _boxes(text: str) -> Iterator[_Found]:
     """Each group of boxes that stand in one sentence, with few words between them."""
     boxes: list[tuple[int, int, str]] = []
-    for match in list(_BOX.finditer(text))[-MOST_MARKS:]:
+    for match in list(_BOX.finditer(text))[-_MOST_MARKS:]:
         if boxes and match.start() < boxes[-1][1]:
             # \boxed{\boxed{7}}: the inner one
             boxes.pop()
-        content, end = box_content(text, match.end())
+        content, end = _box_content(text, match.end())
         if content.strip(" $"):
             boxes.append((match.start(), end, content))
     group: list[tuple[int, int, str]] = []
@@ -230,7 +223,7 @@ def _joined(text: str, group: list[tuple[int, int, str]]) -> _Found:
     return _Found(start, end, FinalAnswer(",".join(contents), kind))
 
 
-def box_content(text: str, start: int) -> tuple[str, int]:
+def _box_content(text: str, start: int) -> tuple[str, int]:
     """What a box that opens at `start` holds, and where it ends."""
     if text[start : start + 1] != "{":
         line = re.match(r"[^\n$]{0,200}", text[start : start + 200])
@@ -256,7 +249,7 @@ def box_content(text: str, start: int) -> tuple[str, int]:
 
 
 def _lines(text: str) -> Iterator[_Found]:
-    for match in list(_LINE.finditer(text))[-MOST_MARKS:]:
+    for match in list(_LINE.finditer(text))[-_MOST_MARKS:]:
         content = match[1].strip()
         below = text[match.end() : match.end() + 200].strip()
         inner = list(_boxes(content))
@@ -268,7 +261,7 @@ def _lines(text: str) -> Iterator[_Found]:
 
 
 def _headings(text: str) -> Iterator[_Found]:
-    for match in list(_HEADING.finditer(text))[-MOST_MARKS:]:
+    for match in list(_HEADING.finditer(text))[-_MOST_MARKS:]:
         below = text[match.end() : match.end() + MOST_CHARACTERS]
         content = first_clause(below)
         if _BOX.search(below, 0, 40):
@@ -286,7 +279,7 @@ def _statements(text: str, start: int) -> Iterator[_Found]:
     ]
     found = [(noun.start(), states.end(), states["verb"] is not None) for noun, states in nouns if states is not None]
     found += [(label.start(), label.end(), False) for label in _LABEL_A.finditer(text, start)]
-    for begin, end, has_verb in sorted(found)[-MOST_MARKS:]:
+    for begin, end, has_verb in sorted(found)[-_MOST_MARKS:]:
         if _BOX.search(text, end, end + 40):
             continue  # the box is the mark
         if clause := first_clause(text[end : end + MOST_CHARACTERS]):

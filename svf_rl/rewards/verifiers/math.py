@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from svf_rl.errors import InfrastructureError, SVFError
-from svf_rl.rewards.references import check_form, is_number, reference_text, shorten
+from svf_rl.rewards.references import is_number, reference_text, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
-from svf_rl.rewards.verifiers.final_answer import FinalAnswer, answered_text, find_answer, is_changed
-from svf_rl.rewards.verifiers.math_text import MOST_CHARACTERS, Reading, read_answer, read_words
+from svf_rl.rewards.verifiers.final_answer import MOST_CHARACTERS, FinalAnswer, answered_text, find_answer, is_changed
+from svf_rl.rewards.verifiers.math_text import Reading, read_answer, read_words
 from svf_rl.rewards.verifiers.quantities import read_number, read_sentence
 from svf_rl.rewards.verifiers.sentences import sets_task, statements_from_end
 from svf_rl.sandbox.workers import WorkerPool, parallel_checks
@@ -49,11 +49,10 @@ _MOST_WHOLE = 600
 _MOST_REFERENCE_WORDS = 3
 
 
-def check_reference(reference: Any, *, timeout: float = 5.0, form: str = "equal") -> None:
-    """Raises `SVFError` for a reference that is not text or has no answer, or an invalid option."""
+def check_reference(reference: Any, *, timeout: float = 5.0, **_: Any) -> None:
+    """Raises `SVFError` for a reference that is not text or has no answer, or an invalid time-out."""
     if not is_number(timeout) or not 0 < timeout <= 3600:
         raise SVFError(f"math: timeout must be a number of seconds above 0, got {timeout!r}")
-    check_form("math", form)
     _gold(reference)
 
 

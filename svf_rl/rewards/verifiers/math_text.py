@@ -15,9 +15,6 @@ from svf_rl.rewards.verifiers.latex_spelling import spell
 from svf_rl.rewards.verifiers.latex_tokens import CLOCK, NotMathematics, Token, respell, tokenize, undress
 from svf_rl.rewards.verifiers.latex_words import UNIT_OF, resolve_words
 
-# Longer texts are not answers.
-MOST_CHARACTERS = 2000
-
 
 @dataclass(frozen=True)
 class Reading:

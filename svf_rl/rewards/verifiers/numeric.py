@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from svf_rl.errors import SVFError
-from svf_rl.rewards.references import check_form, is_number, reference_text, shorten
+from svf_rl.rewards.references import is_number, reference_text, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
 from svf_rl.rewards.verifiers.final_answer import answered_text, find_answer
 from svf_rl.rewards.verifiers.number_tokens import Number
@@ -21,11 +21,10 @@ from svf_rl.rewards.verifiers.sentences import statements_from_end
 _FLOAT_NOISE = Fraction(1, 10**15)
 
 
-def check_reference(reference: Any, *, tolerance: float = 0.0, form: str = "equal") -> None:
-    """Raises `SVFError` for a reference without a number, or an invalid option."""
+def check_reference(reference: Any, *, tolerance: float = 0.0, **_: Any) -> None:
+    """Raises `SVFError` for a reference without a number, or an invalid tolerance."""
     if not is_number(tolerance) or not 0 <= tolerance < float("inf"):
         raise SVFError(f"numeric: tolerance must be a number from 0 up, got {tolerance!r}")
-    check_form("numeric", form)
     _expected(reference)
 
 

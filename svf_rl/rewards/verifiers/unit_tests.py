@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards.references import is_number, shorten
@@ -10,20 +10,14 @@ from svf_rl.rewards.verifier import Verdict, verifier
 from svf_rl.rewards.verifiers.program_texts import find_candidates
 from svf_rl.sandbox.bubblewrap import MEMORY_MB, SECONDS, run_program
 
-# Where tests run: in a process beside the program's, or in the program's own
-BESIDE, INSIDE = "beside", "inside"
 # Of all candidates together. A real program is never this long; the sandbox accepts 64 MB at most, and a character may
 # take four bytes.
 _MOST_CHARACTERS = 1 << 23
 
 
-def check_reference(
-    reference: Any, *, timeout: float = SECONDS, memory_mb: int = MEMORY_MB, tests: str = BESIDE, **_: Any
-) -> None:
+def check_reference(reference: Any, *, timeout: float = SECONDS, memory_mb: int = MEMORY_MB, **_: Any) -> None:
     """Raises `SVFError` for a reference that is not one of the three kinds, or whose tests are not valid Python, and
     for invalid limits."""
-    if tests not in (BESIDE, INSIDE):
-        raise SVFError(f"unit_tests: tests must be {BESIDE} or {INSIDE}, not {tests!r}")
     if not is_number(timeout) or not 0 < timeout <= 3600:
         raise SVFError(f"unit_tests: timeout must be a number of seconds above 0 and at most 3600, not {timeout!r}")
     if isinstance(memory_mb, bool) or not isinstance(memory_mb, int) or memory_mb < 64:
@@ -40,7 +34,7 @@ def unit_tests(
     timeout: float = SECONDS,
     memory_mb: int = MEMORY_MB,
     allow_unsandboxed: bool = False,
-    tests: str = BESIDE,
+    tests: Literal["beside", "inside"] = "beside",
 ) -> Verdict:
     """
     Run the program against tests. It sees the arguments of the tests' calls, never the tests.
@@ -77,7 +71,7 @@ def unit_tests(
     if sum(map(len, texts)) > _MOST_CHARACTERS:
         return Verdict(False, None, "the program is too long to be run")
     outcome = run_program(
-        {**request, "candidates": texts, "share": share, "inside": tests == INSIDE},
+        {**request, "candidates": texts, "share": share, "inside": tests == "inside"},
         timeout,
         memory_mb,
         allow_unsandboxed,
