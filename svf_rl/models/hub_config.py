@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from svf_rl.errors import SVFError, one_line
+from svf_rl.errors import one_line
 from svf_rl.storage.loading_errors import loading_error
 
 _SECONDS = 10.0
@@ -37,11 +37,9 @@ def fetch_config(name: str, revision: str | None = None) -> str:
         hf_hub_download(name, "config.json", revision=revision)
     except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE is set"
-    except HFValidationError as error:
-        raise SVFError(
-            f"model {name} is no folder here, and no name that the Hub could have: give OWNER/NAME or ./FOLDER"
-        ) from error
-    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+    except (
+        GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError
+    ) as error:  # fmt: skip
         raise loading_error("model", name, error, revision) from error
     except (HfHubHTTPError, HTTPError, OSError) as error:
         return f"the Hub cannot be reached ({one_line(error)})"

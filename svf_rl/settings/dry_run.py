@@ -70,11 +70,8 @@ def check_recipe(recipe: Recipe) -> DryRun:
     if any(reward.__name__ in ("unit_tests", "verified") for reward in rewards) and shutil.which("bwrap") is None:
         notes.append("bubblewrap is not installed on this machine: model-written code cannot be run in a sandbox")
     training, data, adapter = recipe.training, recipe.data, recipe.adapter
-    size, steps, processes = (
-        training.per_device_train_batch_size,
-        training.gradient_accumulation_steps,
-        training.world_size,
-    )
+    size, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    processes = training.world_size
     sequences = size * processes * steps
     prompts = sequences / training.num_generations
     updates = count_updates(training, None if rows is None else rows["train"])
@@ -97,19 +94,8 @@ def check_recipe(recipe: Recipe) -> DryRun:
         "output": training.output_dir,
     }
     refusal = "" if adapted is None else _needs_gpu(recipe, adapted.parameters or 0)
-    return DryRun(
-        matrices,
-        values,
-        rows,
-        weights,
-        prompts,
-        sequences,
-        updates,
-        lines,
-        notes,
-        splits if tokenizer else None,
-        refusal,
-    )
+    checked = splits if tokenizer else None
+    return DryRun(matrices, values, rows, weights, prompts, sequences, updates, lines, notes, checked, refusal)
 
 
 def _needs_gpu(recipe: Recipe, parameters: int) -> str:

@@ -14,7 +14,7 @@ from svf_rl.errors import SVFError, one_line
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
 from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings, refused_option
 from svf_rl.settings.limits import check_limits
-from svf_rl.settings.recipe_checks import FSDP, check_batch, check_engines, check_environment, check_zero
+from svf_rl.settings.recipe_checks import FSDP, check_batch, check_engines, check_launcher, check_zero
 from svf_rl.settings.yaml_values import fit, parse_override, read_mapping
 from svf_rl.storage.bundled import find_recipe
 from svf_rl.tasks.options import TaskOptions
@@ -151,7 +151,7 @@ def load_recipe(
         config = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": planned})
 
     if planned is None:
-        check_environment()
+        check_launcher()
 
     def build(part: Any) -> Any:
         return part(**{f.name: settings[f.name] for f in fields(part) if f.name in settings})

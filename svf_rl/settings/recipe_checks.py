@@ -1,7 +1,6 @@
 """Whether the settings of a recipe fit the processes that run it."""
 
 import os
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,6 +11,7 @@ from svf_rl.generation.vllm.tensor_parallel import check_processes
 from svf_rl.models.kinds import find_kind
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.storage.bundled import find_accelerate_config
+from svf_rl.storage.environment import check_environment
 
 _LAUNCHER_SECONDS = 10.0
 
@@ -35,16 +35,14 @@ def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
 FSDP = "FSDP is not supported; for several GPUs start with accelerate launch and a config of DDP or DeepSpeed's ZeRO"
 
 
-def check_environment() -> None:
+def check_launcher() -> None:
     """
     Raises `SVFError` where the environment says that this process is one of several, and nothing has started the
     others: variables that a shell or a job has left over, for which torch would wait without a word. Also for FSDP.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
         raise SVFError(f"ACCELERATE_USE_FSDP is set in the environment: {FSDP}")
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
-        if not re.fullmatch(r"-?\d+", os.environ.get(name, "0")):
-            raise SVFError(f"{name}={os.environ[name]!r} in the environment is no number: unset it")
+    check_environment()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes < 2:
         return
@@ -87,9 +85,6 @@ def check_batch(values: Mapping[str, Any], processes: int) -> None:
         "steps_per_generation",
     )  # fmt: skip
     settings = {key: values.get(key, defaults[key]) for key in keys}
-    for key, value in settings.items():
-        if value is not None and value < 1:
-            raise SVFError(f"{key} must be at least 1, not {value}")
     size, _, group, generated, per_generation = settings.values()
     if group is None:
         raise SVFError("num_generations must be at least 1, not null")

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from svf_rl.errors import SVFError
 from svf_rl.generation.prompts import encode_prompts
 from svf_rl.rewards import Reward, required_columns
+from svf_rl.rewards.reward import TRAINER_ARGUMENTS
 from svf_rl.rewards.verified import check_answers
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.recipe import DataArguments
@@ -18,9 +19,7 @@ from svf_rl.tasks.targets import check_targets
 # Columns that TRL does not pass to rewards: they get `prompts` and the model's `completions` instead.
 _HIDDEN_COLUMNS = {"prompt", "completion"}
 # What rewards are given beside the columns, under names that a column would have to share.
-_TAKEN = {
-    "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments", "self"
-}  # fmt: skip
+_TAKEN = TRAINER_ARGUMENTS | {"self"}
 _IMAGES = {"image", "images"}
 
 

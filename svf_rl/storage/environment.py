@@ -21,7 +21,7 @@ def check_environment() -> None:
         raise SVFError("no folder for temporary files can be written: set TMPDIR to one that can") from error
     if sys.platform == "linux" and not Path("/proc/self").exists():
         raise SVFError("/proc is not mounted, which torch and psutil read: mount it, or start the container with it")
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
         value = os.environ.get(name, "0")
         if not value.isdecimal():
             raise SVFError(f"{name} is {value!r} in the environment, and no number: unset it, or start with a launcher")

@@ -63,14 +63,12 @@ def read_file(path: Path, references: str | None = None) -> Dataset:
                     path, lambda row: row, "correct that line", torn_ok=False, parse_float=_Written
                 )
                 return _from_objects(rows, path, references)
+    except SVFError:
+        raise
     # pyarrow's errors derive from ValueError, and so do those of JSON and of UTF-8; OSError and EOFError are gzip's,
     # OverflowError is of a huge number within a list or an object
     except (ValueError, TypeError, OSError, EOFError, OverflowError, RecursionError, pyarrow.ArrowException) as error:
-        raise (
-            error
-            if isinstance(error, SVFError)
-            else SVFError(f"data file {path}: {type(error).__name__}: {one_line(error)}")
-        ) from error
+        raise SVFError(f"data file {path}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def read_folder(path: Path, needed: Sequence[str] = ("train",), references: str | None = None) -> dict[str, Dataset]:
