@@ -129,7 +129,7 @@ def test_what_it_cannot_go_on_with(
 REWARD = """
 def broken(completions, trainer_state, **_):
     sign = [1.0 if index % 2 else -1.0 for index in range(len(completions))]
-    return [1e308 * one for one in sign] if trainer_state.global_step == 2 else sign
+    return [3e38 * one for one in sign] if trainer_state.global_step == 2 else sign
 """
 
 
