@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from svf_rl.errors import InfrastructureError, SVFError, one_line
+from svf_rl.rewards.reading.final_answer import count_marked_answers
 from svf_rl.rewards.references import check_choice
 from svf_rl.rewards.registry import import_built_ins, reward
 from svf_rl.rewards.reward import completion_text, nearest
-from svf_rl.rewards.verifiers.final_answer import count_marked_answers
 from svf_rl.sandbox.workers import parallel_checks
 
 logger = logging.getLogger(__name__)

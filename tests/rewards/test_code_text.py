@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from svf_rl.rewards.verifiers.program_texts import find_candidates
+from svf_rl.rewards.reading.program_texts import find_candidates
 
 CODE = "x = 1\n"
 

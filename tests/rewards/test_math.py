@@ -8,8 +8,8 @@ from math_pairs import RIGHT, WRONG
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import load_reward, verify, verify_all
-from svf_rl.rewards.verifiers.final_answer import find_answer
-from svf_rl.rewards.verifiers.math_text import read_answer
+from svf_rl.rewards.reading.final_answer import find_answer
+from svf_rl.rewards.reading.math_text import read_answer
 
 
 def test_answers_that_mean_the_same_are_equal() -> None:

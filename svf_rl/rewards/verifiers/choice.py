@@ -3,7 +3,7 @@ r"""`choice`: the completion names the right option of a multiple-choice questio
 A label is one letter or a number of one or two digits. Which label a completion chooses is decided by the first of
 these rules that finds one; naming several is choosing none, and so is naming one to deny it:
 
-1. a mark (see `final_answer.py`) that holds a label and perhaps its option's text: `\boxed{C}`, `<answer>C</answer>`;
+1. a mark (`reading/final_answer.py`) with a label and perhaps its option's text: `\boxed{C}`, `<answer>C</answer>`;
 2. the last statement of the choice: "the answer is (C)", "the correct option is C", "I choose C", "(C) is correct";
 3. the one label that is said to be true: "(A) false (B) true", "C. ✅";
 4. a line that is a label, or that a label begins (`C`, `C) water`), when all such lines agree;
@@ -20,10 +20,10 @@ from functools import lru_cache
 from typing import Any
 
 from svf_rl.errors import SVFError
+from svf_rl.rewards.reading.final_answer import answered_text, find_mark
+from svf_rl.rewards.reading.sentences import TAIL, is_question, sentences_from_end
 from svf_rl.rewards.references import reference_text, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
-from svf_rl.rewards.verifiers.final_answer import answered_text, find_mark
-from svf_rl.rewards.verifiers.sentences import TAIL, is_question, sentences_from_end
 
 # Repetitions are bounded, so that hostile text takes linear time at most.
 _PLAIN = [

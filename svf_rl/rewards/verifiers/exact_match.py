@@ -1,13 +1,13 @@
 """`exact_match`: the answer, normalised, is the reference, normalised. The answer is the marked or stated one
-(see `final_answer.py`), or else all of the completion that is not thinking; a reference is read in the same way."""
+(`reading/final_answer.py`), or else all of the completion that is not thinking; a reference is read in the same way."""
 
 import re
 import unicodedata
 from typing import Any
 
+from svf_rl.rewards.reading.final_answer import find_answer, visible_text
 from svf_rl.rewards.references import reference_text
 from svf_rl.rewards.verifier import Verdict, verifier
-from svf_rl.rewards.verifiers.final_answer import find_answer, visible_text
 
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf)\{([^{}]*)\}")
 

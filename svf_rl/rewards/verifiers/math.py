@@ -1,8 +1,8 @@
 r"""`math`: the completion's answer is mathematically equal to the reference.
 
-`final_answer.py` says where the answer stands, and `math_text.py` reads it. Two answers are equal when their readings
-are the same, or by math-verify's symbolic comparison of the two, with the reference as its gold side. That comparison
-runs in worker processes (`math_worker.py`), so that it works from any thread and a comparison that hangs is killed.
+`reading/final_answer.py` says where the answer stands, and `reading/math_text.py` reads it. Two answers are equal when
+their readings are the same, or by math-verify's symbolic comparison of the two, with the reference as its gold side.
+That runs in worker processes (`math_worker.py`), so that any thread may ask and a comparison that hangs is killed.
 
 Where the benchmarks' graders differ from each other, the value decides: `2/4` is `1/2`, `3^2` is 9, `50\%` is 50. A
 decimal is equal to a fraction when they agree to six places: 0.33 is not 1/3. Lists and sets have no order; pairs and
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from svf_rl.errors import InfrastructureError, SVFError
+from svf_rl.rewards.reading.final_answer import MOST_CHARACTERS, FinalAnswer, answered_text, find_answer, is_changed
+from svf_rl.rewards.reading.math_text import Reading, read_answer, read_words
+from svf_rl.rewards.reading.number_text import read_number, read_sentence
+from svf_rl.rewards.reading.sentences import sets_task, statements_from_end
 from svf_rl.rewards.references import is_number, reference_text, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
-from svf_rl.rewards.verifiers.final_answer import MOST_CHARACTERS, FinalAnswer, answered_text, find_answer, is_changed
-from svf_rl.rewards.verifiers.math_text import Reading, read_answer, read_words
-from svf_rl.rewards.verifiers.quantities import read_number, read_sentence
-from svf_rl.rewards.verifiers.sentences import sets_task, statements_from_end
 from svf_rl.sandbox.workers import WorkerPool, parallel_checks
 
 # How much longer than a check's own limits a worker may take: two attempts of two parts each, on a busy machine.

@@ -1,8 +1,9 @@
 r"""`numeric`: the number that a completion gives as its answer equals that of the reference.
 
-`final_answer.py` says where the answer stands; `quantities.py` reads the number there. A box or tag holds the number
-and its unit and nothing else; a line `####` or a statement may add a remark ("$18 for 3 days"). Without a mark and a
-statement the last sentence with a number counts: its bold number, the right side of its equation, or its last number.
+`reading/final_answer.py` says where the answer stands; `reading/number_text.py` reads the number there. A box or tag
+holds the number and its unit and nothing else; a line `####` or a statement may add a remark ("$18 for 3 days").
+Without a mark and a statement the last sentence with a number counts: its bold number, the right side of its equation,
+or its last number.
 """
 
 from fractions import Fraction
@@ -10,12 +11,12 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from svf_rl.errors import SVFError
+from svf_rl.rewards.reading.final_answer import answered_text, find_answer
+from svf_rl.rewards.reading.number_text import read_number, read_sentence
+from svf_rl.rewards.reading.number_tokens import Number
+from svf_rl.rewards.reading.sentences import statements_from_end
 from svf_rl.rewards.references import is_number, reference_text, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
-from svf_rl.rewards.verifiers.final_answer import answered_text, find_answer
-from svf_rl.rewards.verifiers.number_tokens import Number
-from svf_rl.rewards.verifiers.quantities import read_number, read_sentence
-from svf_rl.rewards.verifiers.sentences import statements_from_end
 
 # Two numbers that differ in the 15th digit differ by what floating-point numbers lose.
 _FLOAT_NOISE = Fraction(1, 10**15)

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from svf_rl.errors import SVFError
+from svf_rl.rewards.reading.program_texts import find_candidates
 from svf_rl.rewards.references import is_number, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
-from svf_rl.rewards.verifiers.program_texts import find_candidates
 from svf_rl.sandbox.bubblewrap import MEMORY_MB, SECONDS, run_program
 
 # Of all candidates together. A real program is never this long; the sandbox accepts 64 MB at most, and a character may

@@ -11,9 +11,9 @@ from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import gcd
 
-from svf_rl.rewards.verifiers.latex_spelling import spell
-from svf_rl.rewards.verifiers.latex_tokens import CLOCK, NotMathematics, Token, respell, tokenize, undress
-from svf_rl.rewards.verifiers.latex_words import UNIT_OF, resolve_words
+from svf_rl.rewards.reading.latex_spelling import spell
+from svf_rl.rewards.reading.latex_tokens import CLOCK, NotMathematics, Token, respell, tokenize, undress
+from svf_rl.rewards.reading.latex_words import UNIT_OF, resolve_words
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 
-from svf_rl.rewards.verifiers.arithmetic import EXPRESSION, STARTS, NoNumber, read_expression
-from svf_rl.rewards.verifiers.number_tokens import Number, Token, kind_at, text_at, tokenize
+from svf_rl.rewards.reading.arithmetic import EXPRESSION, STARTS, NoNumber, read_expression
+from svf_rl.rewards.reading.number_tokens import Number, Token, kind_at, text_at, tokenize
 
 # Longer texts are not answers.
 MOST_TEXT = 600

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from svf_rl.rewards.verifiers.sentences import DOUBT, SENTENCE_END, first_clause
+from svf_rl.rewards.reading.sentences import DOUBT, SENTENCE_END, first_clause
 
 Kind = Literal["box", "boxes", "tag", "line", "heading", "statement", "label", "correction"]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from svf_rl.rewards.verifiers.latex_tokens import NotMathematics, Token
+from svf_rl.rewards.reading.latex_tokens import NotMathematics, Token
 
 _FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min gcd lcm".split())
 _CONSTANTS = {"pi": r"\pi", "infinity": r"\infty", "sqrt": r"\sqrt"}

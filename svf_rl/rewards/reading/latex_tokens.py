@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from svf_rl.rewards.verifiers.number_tokens import RAISED, VULGAR
+from svf_rl.rewards.reading.number_tokens import RAISED, VULGAR
 
 
 class NotMathematics(Exception):

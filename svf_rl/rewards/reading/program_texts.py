@@ -4,7 +4,7 @@ import re
 import textwrap
 from typing import NamedTuple
 
-from svf_rl.rewards.verifiers.final_answer import visible_text
+from svf_rl.rewards.reading.final_answer import visible_text
 
 _FENCE = re.compile(r"^(?P<indent>[ \t]*+)(?P<marks>`{3,}+|~{3,}+)(?P<info>[^\n`]*+)$", re.M)
 _LANGUAGE = re.compile(r"[\s{.]*+([\w+#.-]*+)")

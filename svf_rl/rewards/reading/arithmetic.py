@@ -3,7 +3,7 @@
 from dataclasses import replace
 from fractions import Fraction
 
-from svf_rl.rewards.verifiers.number_tokens import MOST_DIGITS, MOST_EXPONENT, Number, Token, kind_at
+from svf_rl.rewards.reading.number_tokens import MOST_DIGITS, MOST_EXPONENT, Number, Token, kind_at
 
 _MOST_DEPTH = 20
 # Kinds of tokens that an expression has, and that one begins with

@@ -2,7 +2,7 @@ r"""One spelling for tokens of LaTeX: without units, with the arguments of comma
 
 import re
 
-from svf_rl.rewards.verifiers.latex_tokens import NotMathematics, Token
+from svf_rl.rewards.reading.latex_tokens import NotMathematics, Token
 
 # No answer is nested deeper, and reading it takes a call for each level.
 _MOST_DEPTH = 50
