@@ -100,29 +100,14 @@ def load_recipe(
         SVFError: the file cannot be read, a key is unknown or given twice, a value does not fit; in one line.
     """
     path = find_recipe(path)
-    wanted = {f.name: f.type for part in _PARTS for f in fields(part) if f.init}
-    values = {key: fit(key, value, _type_of(key, wanted)) for key, value in read_mapping(path).items()}
-    explicit = {}
-    for name, text in _pairs(overrides):
-        key = name.replace("-", "_")
-        explicit[key] = parse_override(key, text, _type_of(key, wanted))
-    values.update(explicit)
+    values, explicit = _read(path, overrides)
     if serving:
         values = {key: value for key, value in values.items() if key not in _NOT_OF_A_SERVER}
-    for key, value in values.items():
-        if key in NOT_HERE and value:
-            raise SVFError(f"{key} is not set in a recipe: {NOT_HERE[key]}")
-        if key in NOT_READ or key in UNSUPPORTED or (key == "remove_unused_columns" and value):
-            raise refused_option(key, key)
-    check_limits(values, {key: find_default(key) for key in values})
+    _check_values(values)
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2" if deepspeed else "0")  # not set for a JSON file
     if int(stage):
         check_zero(values, int(stage), int(os.environ.get("WORLD_SIZE", "1")))
-    if values.get("reward_weights") is not None:
-        raise SVFError(
-            "reward_weights has no effect: give each reward its weight, as in rewards: [{name: …, weight: 2}]"
-        )
     values.setdefault("output_dir", f"runs/{path.stem}")
     if values.get("device") == "cpu":
         values["use_cpu"] = True
@@ -149,8 +134,7 @@ def load_recipe(
     config: Any = SVFReinforceConfig
     if planned is not None:  # transformers counts the running processes, and TRL computes batches from their number
         config = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": planned})
-
-    if planned is None:
+    else:
         check_launcher()
 
     def build(part: Any) -> Any:
@@ -164,6 +148,31 @@ def load_recipe(
     # raised by TRL and transformers for settings that contradict each other or need a missing package
     except (ValueError, NotImplementedError, ImportError) as error:
         raise SVFError(f"{path}: {one_line(error)}") from error
+
+
+def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of a recipe with those of the command line, and the latter alone."""
+    wanted = {f.name: f.type for part in _PARTS for f in fields(part) if f.init}
+    values = {key: fit(key, value, _type_of(key, wanted)) for key, value in read_mapping(path).items()}
+    explicit = {}
+    for name, text in _pairs(overrides):
+        key = name.replace("-", "_")
+        explicit[key] = parse_override(key, text, _type_of(key, wanted))
+    return {**values, **explicit}, explicit
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Raises `SVFError` for a key that is not for a recipe, or a value that its key cannot have."""
+    for key, value in values.items():
+        if key in NOT_HERE and value:
+            raise SVFError(f"{key} is not set in a recipe: {NOT_HERE[key]}")
+        if key in NOT_READ or key in UNSUPPORTED or (key == "remove_unused_columns" and value):
+            raise refused_option(key, key)
+    check_limits(values, {key: find_default(key) for key in values})
+    if values.get("reward_weights") is not None:
+        raise SVFError(
+            "reward_weights has no effect: give each reward its weight, as in rewards: [{name: …, weight: 2}]"
+        )
 
 
 def _of_cpu_processes() -> dict[str, Any]:

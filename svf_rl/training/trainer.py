@@ -39,7 +39,7 @@ from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.provenance import check_base, find_base
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.config import SVFReinforceConfig, hide_from_trl
-from svf_rl.training.arguments import check_arguments, own_settings
+from svf_rl.training.argument_checks import check_arguments, own_settings
 from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
 from svf_rl.training.decay import decay_towards_identity

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from svf_rl.rewards.reading.final_answer import visible_text
@@ -57,15 +58,10 @@ def _forms(block: _Block) -> tuple[str, str, str]:
 def _blocks(text: str, fences: list[re.Match[str]]) -> list[_Block]:
     """The blocks that the fences make, the first of which opens one."""
     blocks: list[_Block] = []
-    opened = None
-    for fence in fences:
-        if opened is None:
-            opened = fence
-        elif _closes(fence, opened) or _opens_anew(fence, opened):
-            blocks.append(_block(text, opened, fence.start()))
-            opened = None if _closes(fence, opened) else fence
-    if opened is not None:  # cut off
-        blocks.append(_block(text, opened, len(text)))
+    for opened, end in _pairs(fences):
+        language = _LANGUAGE.match(opened["info"])
+        code = text[opened.end() + 1 : end.start() if end else len(text)]
+        blocks.append(_Block(language[1] if language else "", code, opened["indent"]))
     return blocks
 
 
@@ -74,15 +70,22 @@ def _begins_inside(fences: list[re.Match[str]]) -> bool:
     began: a label stands where a fence would close, or one fence is left over."""
     if fences[0]["info"].strip():
         return False
+    torn = (opened for opened, end in _pairs(fences) if end is None or not _closes(end, opened))
+    first = next(torn, None)
+    return first is not None and not first["info"].strip()
+
+
+def _pairs(fences: list[re.Match[str]]) -> Iterator[tuple[re.Match[str], re.Match[str] | None]]:
+    """Each fence that opens a block, and the one that ends it: `None` where the text is cut off before."""
     opened = None
     for fence in fences:
         if opened is None:
             opened = fence
-        elif _closes(fence, opened):
-            opened = None
-        elif _opens_anew(fence, opened):
-            return not opened["info"].strip()
-    return opened is not None and not opened["info"].strip()
+        elif _closes(fence, opened) or _opens_anew(fence, opened):
+            yield opened, fence
+            opened = None if _closes(fence, opened) else fence
+    if opened is not None:
+        yield opened, None
 
 
 def _closes(fence: re.Match[str], opened: re.Match[str]) -> bool:
@@ -92,8 +95,3 @@ def _closes(fence: re.Match[str], opened: re.Match[str]) -> bool:
 def _opens_anew(fence: re.Match[str], opened: re.Match[str]) -> bool:
     """Whether a fence with a label stands where a block of the same fences should have been closed before."""
     return fence["marks"] == opened["marks"] and bool(fence["info"].strip())
-
-
-def _block(text: str, opened: re.Match[str], end: int) -> _Block:
-    language = _LANGUAGE.match(opened["info"])
-    return _Block(language[1] if language else "", text[opened.end() + 1 : end], opened["indent"])
