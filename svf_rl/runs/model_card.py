@@ -12,14 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from svf_rl.markdown import render
 from svf_rl.models.kinds import kind_of
 from svf_rl.quickstart import make_rows
-from svf_rl.runs.provenance import (
-    BUNDLED,
-    base_name,
-    find_base,
-    is_known_elsewhere,
-    list_tasks,
-    remove_paths,
-)
+from svf_rl.runs.provenance import BUNDLED, base_name, find_base, is_known_elsewhere, list_tasks, remove_paths
 from svf_rl.runs.run_folder import Line, read_adapter_config, read_metrics
 from svf_rl.runs.summary import RunSummary
 from svf_rl.storage.files import write_file
@@ -49,7 +42,6 @@ def render_model_card(
     metrics: Sequence[Line] = (),
     *,
     location: str = ".",
-    name: str | None = None,
 ) -> str:
     """
     The text of a `README.md`, its front matter included. It names no path of this machine.
@@ -58,14 +50,13 @@ def render_model_card(
         summary ([`RunSummary`]): of the run, as far as it is known: a checkpoint has no accuracies yet.
         adapter_config (`dict`): the content of `adapter_config.json`.
         metrics (`Sequence[Line]`, *optional*): what the run logged.
-        location (`str`, *optional*, defaults to `"."`): where the card says that the adapter is: its name on the Hub.
-        name (`str`, *optional*): the title; default: the end of the location, or of the run's folder.
+        location (`str`, *optional*, defaults to `"."`): where the card says that the adapter is: its name on the Hub,
+            whose end is the title; by default that is the end of the run's folder.
     """
     recipe = remove_paths(summary.recipe)
     base = find_base(adapter_config, summary)
-    if name is None:
-        folder = summary.recipe.get("output_dir") or "adapter"
-        name = Path(folder if location == "." else location).name or "adapter"
+    folder = summary.recipe.get("output_dir") or "adapter"
+    name = Path(folder if location == "." else location).name or "adapter"
     short_base, tasks = base_name(base), list_tasks(recipe)
     hub_base = short_base if is_known_elsewhere(base) and short_base != BUNDLED else None
     datasets = _hub_datasets(recipe)

@@ -36,10 +36,7 @@ def parallel_checks() -> int:
 
 def check_start(name: str, command: Sequence[str], seconds: float) -> None:
     """Start a worker and end it. Raises `InfrastructureError` where it is not ready within that time."""
-    try:
-        _Worker(name, command, seconds).kill()
-    except OSError as error:
-        raise InfrastructureError(f"{name} could not be started: {error}") from error
+    _Worker(name, command, seconds).kill()
 
 
 def _with_default_signals(command: Sequence[str]) -> list[str]:
@@ -117,10 +114,7 @@ class WorkerPool:
         return self._start()
 
     def _start(self) -> "_Worker":
-        try:
-            return _Worker(self.name, self._command() if callable(self._command) else self._command)
-        except OSError as error:  # no descriptor, process or memory left
-            raise InfrastructureError(f"a worker of {self.name} could not be started: {error}") from error
+        return _Worker(self.name, self._command() if callable(self._command) else self._command)
 
 
 def _read(line: bytes) -> dict[str, Any]:
@@ -135,14 +129,17 @@ def _read(line: bytes) -> dict[str, Any]:
 class _Worker:
     def __init__(self, name: str, command: Sequence[str], start_seconds: float = START_SECONDS):
         self._name = name
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            # in its own session: Ctrl-C reaches only the run, and `kill` reaches the worker's children
-            self._process = subprocess.Popen(
-                _with_default_signals(command), stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors,
-                start_new_session=True,
-            )  # fmt: skip
+        try:
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
+            self._socket, theirs = socket.socketpair()
+            with theirs:
+                # in its own session: Ctrl-C reaches only the run, and `kill` reaches the worker's children
+                self._process = subprocess.Popen(
+                    _with_default_signals(command), stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors,
+                    start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:  # no descriptor, process or memory left
+            raise InfrastructureError(f"a worker of {name} could not be started: {error}") from error
         try:
             if (said := self.exchange(b"", start_seconds)) != READY:
                 raise self._failure(f"said {one_line(said.decode(errors='replace'))!r} at its start")

@@ -44,7 +44,7 @@ def load_rows(
             use, a prompt that the chat template refuses or that leaves no room for an answer; with the row.
     """
     splits = find_task(data.task).load(data)
-    check_rows(data, splits, rewards, training.objective)
+    _check_rows(data, splits, rewards, training.objective)
     notes: list[str] = []
     if tokenizer is not None:
         for split, rows in splits.items():
@@ -68,9 +68,7 @@ def check_columns(rewards: Sequence[Reward], columns: Collection[str]) -> None:
             )
 
 
-def check_rows(
-    data: DataArguments, splits: Splits, rewards: Sequence[Reward], objective: str = "policy_gradient"
-) -> None:
+def _check_rows(data: DataArguments, splits: Splits, rewards: Sequence[Reward], objective: str) -> None:
     """Raises `SVFError` if there are no training rows, a column is missing, or a reward cannot use an answer."""
     for split in ("train", "validation"):
         if splits[split] is None:

@@ -1,6 +1,8 @@
 """CSV as it was written: every cell is text, and a value may hold line breaks, quotes and delimiters."""
 
+import codecs
 import csv
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,23 +21,26 @@ def read_csv(path: Path) -> dict[str, list[str]]:
     Raises:
         SVFError: a column that is named twice, a row of another length, an open quote, not UTF-8; the line is named.
     """
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file, _cells_of_any_length():
-            delimiter = "\t" if path.suffix == ".tsv" else _find_delimiter(file.readline())
-            file.seek(0)
-            rows = _numbered(file, delimiter, path)
-            _, names = next(rows, (0, []))
-            columns: list[list[str]] = [[] for _ in names]
-            for line, row in rows:
-                if len(row) != len(names):
-                    raise SVFError(
-                        f"data file {path}, line {line}: the row has {len(row)} cells, and the first line names "
-                        f"{len(names)} columns: quote a cell that holds {delimiter!r}, or correct the row"
-                    )
-                for column, cell in zip(columns, row, strict=True):
-                    column.append(cell)
+        file = io.StringIO(data.decode(), newline="")
     except UnicodeDecodeError as error:
-        raise SVFError(f"data file {path}, line {_undecodable_line(path)} is not UTF-8: save it as UTF-8") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SVFError(f"data file {path}, line {line} is not UTF-8: save it as UTF-8") from error
+    delimiter = "\t" if path.suffix == ".tsv" else _find_delimiter(file.readline())
+    file.seek(0)
+    with _cells_of_any_length():
+        rows = _numbered(file, delimiter, path)
+        _, names = next(rows, (0, []))
+        columns: list[list[str]] = [[] for _ in names]
+        for line, row in rows:
+            if len(row) != len(names):
+                raise SVFError(
+                    f"data file {path}, line {line}: the row has {len(row)} cells, and the first line names "
+                    f"{len(names)} columns: quote a cell that holds {delimiter!r}, or correct the row"
+                )
+            for column, cell in zip(columns, row, strict=True):
+                column.append(cell)
     if not names:
         raise SVFError(f"data file {path} is empty: its first line must name the columns")
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -64,16 +69,6 @@ def _numbered(file: Iterable[str], delimiter: str, path: Path) -> Iterator[tuple
 
 def _find_delimiter(first: str) -> str:
     return "," if "," in first else next((other for other in _OTHER_DELIMITERS if other in first), ",")
-
-
-def _undecodable_line(path: Path) -> int:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 1
 
 
 @contextmanager

@@ -94,14 +94,14 @@ class HeldOutEvaluator:
         Trainer.log(self._trainer, mean)
         return metrics | mean
 
-    def evaluate_saved(self, path: str, dataset: Dataset, prefix: str = "test") -> dict[str, float]:
+    def evaluate_saved(self, path: str, dataset: Dataset) -> dict[str, float]:
         """Evaluate the adapter saved in `path`, read back from disk; the adapter in training is left as it is."""
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
         active = model.active_adapter
         model.load_adapter(path, "saved", is_trainable=True)
         model.set_adapter("saved")
         try:
-            return self.evaluate(dataset, prefix)
+            return self.evaluate(dataset, "test")
         finally:
             model.set_adapter(active)
             model.delete_adapter("saved")

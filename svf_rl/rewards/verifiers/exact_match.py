@@ -37,13 +37,9 @@ def exact_match(
 
 
 def _read(text: str, ignore_case: bool, ignore_punctuation: bool) -> str:
+    """The answer in the form in which it is compared."""
     answer = find_answer(text)
     text = visible_text(text) if answer is None else _TEXT.sub(r"\1", answer.text)
-    return normalize_text(text, ignore_case, ignore_punctuation)
-
-
-def normalize_text(text: str, ignore_case: bool = False, ignore_punctuation: bool = False) -> str:
-    """`text` in the form used for the comparison."""
     text = unicodedata.normalize("NFC", text)
     if ignore_case:
         text = text.casefold()

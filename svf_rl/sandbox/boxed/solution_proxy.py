@@ -24,11 +24,11 @@ class Solution(Link):
 
     judges = True
 
-    def __init__(self, descriptor=-1):
+    def __init__(self):
         self.started = False  # the interpreter in the box, before any code of the solution
         self.gone = ""  # why the process no longer answers
         self.named = set()  # the classes of the solution that the tests name
-        super().__init__(descriptor, 0, self._answer)
+        super().__init__(-1, 0, self._answer)  # its descriptor comes with its program
 
     def load(self, job):
         """Send the code; returns (which candidates it is made of, why it could not be run or `""`)."""
