@@ -1,18 +1,11 @@
 """The part of the dry run that looks at the model: which weights are adapted, and how many values are trained."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from svf_rl.errors import SVFError, one_line
@@ -131,13 +124,10 @@ def _unusable(model: ModelArguments, error: Exception) -> SVFError:
 def _check_modules_to_save(model: PreTrainedModel, config: PeftConfig) -> None:
     """PEFT ignores a name that no module has."""
     names = [name for name, _ in model.named_modules() if name]
+    last = {last for name in names if not (last := name.rpartition(".")[2]).isdigit()}
     for wanted in getattr(config, "modules_to_save", None) or []:
         if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
-            raise SVFError(f"modules_to_save: no module is called {wanted!r}{nearest(wanted, _last_names(names))}")
-
-
-def _last_names(names: Sequence[str]) -> set[str]:
-    return {last for name in names if not (last := name.rpartition(".")[2]).isdigit()}
+            raise SVFError(f"modules_to_save: no module is called {wanted!r}{nearest(wanted, last)}")
 
 
 def find_tokenizer(model: ModelArguments, notes: list[str]) -> PreTrainedTokenizerBase | None:
