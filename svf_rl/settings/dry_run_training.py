@@ -4,14 +4,26 @@ import inspect
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase, SchedulerType, Trainer, get_scheduler
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    SchedulerType,
+    Trainer,
+    get_scheduler,
+)
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.training_args import OptimizerNames
 
 from svf_rl.errors import SVFError, one_line
+from svf_rl.generation import Sampling
+from svf_rl.generation.transformers_generator import TransformersGenerator
+from svf_rl.generation.vllm.settings import sampling_params
 from svf_rl.rewards.reward import nearest
 from svf_rl.settings.config import SVFReinforceConfig
 
@@ -96,22 +108,35 @@ def _check_generation(training: SVFReinforceConfig) -> None:
     given = training.generation_kwargs or {}
     if not given:
         return
+    min_p, penalty = training.min_p or 0.0, training.repetition_penalty
+    sampling = Sampling(
+        training.max_completion_length, training.temperature, training.top_p, training.top_k, min_p, penalty,
+        extra=given,
+    )  # fmt: skip
     if not training.use_vllm:
         _check_names("generation_kwargs", given, vars(GenerationConfig()))
         with _named(f"generation_kwargs {given}"):
-            GenerationConfig(**given).validate(strict=True)
+            GenerationConfig(do_sample=training.temperature > 0, **given).validate(strict=True)
+            _generate(replace(sampling, max_tokens=min(sampling.max_tokens, 2)))
         return
     try:
         from vllm import SamplingParams
-        from vllm.exceptions import VLLMValidationError
     except ImportError:  # on the machine that writes the recipe
         return
     _check_names("generation_kwargs", given, inspect.signature(SamplingParams).parameters)
-    with _named(f"generation_kwargs {given}"):
-        try:
-            SamplingParams(**given)
-        except VLLMValidationError as error:
-            raise ValueError(str(error)) from error
+    sampling_params(sampling, seed=0)
+
+
+def _generate(sampling: Sampling) -> None:
+    """By a model of a few numbers, whose vocabulary holds the token ids of larger ones."""
+    config = LlamaConfig(
+        vocab_size=2**18, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    generator = TransformersGenerator(LlamaForCausalLM(config), eos_token_ids=[2], pad_token_id=0)
+    answers = generator.generate([[5, 6], [5]], sampling, [0, 0])
+    if len(answers) != 2:
+        raise ValueError(f"gives {len(answers) // 2} completions for one, whose number is num_generations")
 
 
 def _check_names(key: str, given: Collection[str], known: Collection[str]) -> None:

@@ -2,18 +2,27 @@
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import fields
+from datetime import timedelta
 from typing import Any
 
-from svf_rl.errors import SVFError
+from torch import distributed
+from torch.distributed import TCPStore
+
+from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.vllm.tensor_parallel import check_processes
 from svf_rl.models.kinds import find_kind
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.storage.bundled import find_accelerate_config
 from svf_rl.storage.environment import check_environment
+from svf_rl.waiting import say_waiting
 
 _LAUNCHER_SECONDS = 10.0
+# A process may import its libraries from a cold network disk while the others are there already.
+_OTHERS_SECONDS = 180.0
+_MEETING: list[TCPStore] = []  # torch's own store of the same port shares its server, as long as this one lives
 
 
 def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
@@ -43,7 +52,12 @@ def check_launcher() -> None:
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
         raise SVFError(f"ACCELERATE_USE_FSDP is set in the environment: {FSDP}")
     check_environment()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if not 0 <= rank < processes:
+        raise SVFError(
+            f"RANK={rank} and WORLD_SIZE={processes} in the environment do not go together: unset both for one "
+            "process, or start several with accelerate launch"
+        )
     if processes < 2:
         return
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -52,16 +66,59 @@ def check_launcher() -> None:
             f"WORLD_SIZE={processes} is set in the environment without {', '.join(missing)}: unset WORLD_SIZE for one "
             "process, or start several with accelerate launch"
         )
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    try:  # the launcher listens there before it starts a process
-        socket.create_connection(address, timeout=_LAUNCHER_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise SVFError(
-            f"WORLD_SIZE={processes} is set in the environment and no launcher answers at {address[0]}:{address[1]} "
-            "(MASTER_ADDR, MASTER_PORT): unset WORLD_SIZE for one process, or start several with accelerate launch"
-        ) from error
+    if not 0 < address[1] < 2**16:
+        raise _nobody(f"{address[1]} is no port")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # the launcher listens before it starts a process
+        _await_server(address, 0.0)
+    elif not distributed.is_initialized():
+        with say_waiting(f"waiting for the other processes of WORLD_SIZE={processes}"):
+            _meet(processes, rank, address)
+
+
+def _await_server(address: tuple[str, int], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection(address, timeout=_LAUNCHER_SECONDS).close()
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > end:
+                raise _nobody(f"no launcher answers at {address[0]}:{address[1]}") from error
+        time.sleep(0.2)
+
+
+def _meet(processes: int, rank: int, address: tuple[str, int]) -> None:
+    """Wait until all processes are there: torch would, without a word, for as long as `ddp_timeout`."""
+    end, (host, port) = time.monotonic() + _OTHERS_SECONDS, address
+    if rank:
+        _await_server(address, _OTHERS_SECONDS)
+    try:
+        store = TCPStore(
+            host if rank else "localhost",
+            port,
+            processes,
+            is_master=not rank,
+            timeout=timedelta(seconds=_LAUNCHER_SECONDS),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        here = store.add("svf_rl/started", 1)
+        while here < processes and time.monotonic() < end:
+            time.sleep(0.1)
+            here = store.add("svf_rl/started", 0)
+    except RuntimeError as error:
+        reason = "the port is in use" if "address already in use" in str(error) else one_line(error, 200)
+        raise _nobody(f"the processes cannot meet at {host}:{port}, since {reason}") from error
+    if here < processes:
+        raise _nobody(f"only {here} came to {host}:{port} within {_OTHERS_SECONDS:.0f} s")
+    _MEETING.append(store)
+
+
+def _nobody(what: str) -> SVFError:
+    return SVFError(
+        f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set in the environment and {what} (MASTER_ADDR, MASTER_PORT): unset "
+        "WORLD_SIZE for one process, or start several with accelerate launch"
+    )
 
 
 def check_engines(values: Mapping[str, Any], processes: int, read_alone: bool) -> list[str]:

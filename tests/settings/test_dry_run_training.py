@@ -51,6 +51,60 @@ def test_settings_that_can(tmp_path: Path, settings: dict[str, Any]) -> None:
     check(tmp_path, **settings)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"num_beams": 0}, "generation_kwargs {'num_beams': 0}"),
+        ({"num_beams": -1}, "generation_kwargs {'num_beams': -1}"),
+        ({"num_beams": "two"}, "generation_kwargs {'num_beams': 'two'}"),
+        ({"no_repeat_ngram_size": "2"}, "'no_repeat_ngram_size': '2'"),
+        ({"bad_words_ids": []}, "non-empty list"),
+        ({"typical_p": 0}, "typical_p"),
+        ({"num_return_sequences": 2}, "2 completions for one, whose number is num_generations"),
+        ({"max_new_tokens": 4}, "max_new_tokens"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate"),
+        ({"dola_layers": "high"}, "dola"),
+    ],
+)
+def test_generation_kwargs_are_tried_before_the_run(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    message = refusal(check, tmp_path, generation_kwargs=given)
+    assert message.startswith("generation_kwargs")
+    assert said in message
+
+
+@pytest.mark.parametrize("given", [{"num_beams": 2}, {"typical_p": 0.9}, {"suppress_tokens": [128000]}])
+def test_generation_kwargs_that_can_be_used(tmp_path: Path, given: dict[str, Any]) -> None:
+    check(tmp_path, generation_kwargs=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"presence_penalty": 9}, "presence_penalty"),
+        ({"bad_words": [5]}, "bad_words"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"min_tokens": 2.5}, "min_tokens"),
+        ({"min_tokens": 600}, "min_tokens"),
+        ({"stop": ["."]}, "stop is the trainer's"),
+        ({"output_kind": 1}, "output_kind is the trainer's"),
+        ({"structured_outputs": {}}, "structured outputs"),
+    ],
+)
+def test_generation_kwargs_for_vllm_are_tried_before_the_run(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    pytest.importorskip("vllm")
+    message = refusal(check, tmp_path, generation_kwargs=given, use_vllm=True, max_completion_length=512)
+    assert message.startswith("generation_kwargs")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    "given", [{"min_tokens": 500}, {"logit_bias": {5: 1}}, {"structured_outputs": {"regex": "[0-9]+"}}]
+)
+def test_generation_kwargs_that_vllm_takes(tmp_path: Path, given: dict[str, Any]) -> None:
+    pytest.importorskip("vllm")
+    check(tmp_path, generation_kwargs=given, use_vllm=True, max_completion_length=512)
+
+
 @pytest.mark.parametrize("metric", ["loss", "eval_loss", "nosuch", "eval_accuracy_", "accuracies"])
 def test_a_metric_that_no_evaluation_has(tmp_path: Path, metric: str) -> None:
     message = refusal(check, tmp_path, metric_for_best_model=metric)

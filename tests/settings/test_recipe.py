@@ -1,16 +1,21 @@
 """What a recipe may say, and the one line that comes back when it says something else."""
 
 import dataclasses
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from accelerate.utils.other import get_free_port
 from fakes import refusal
 
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
+from svf_rl.settings import recipe_checks
 from svf_rl.settings.recipe import _ELSEWHERE, _PARTS, Recipe, check_batch, drop_gpu_keys, load_recipe
 from svf_rl.settings.recipe_checks import check_launcher
 
@@ -289,6 +294,46 @@ def test_what_a_launcher_has_left_in_the_environment_is_not_waited_for(
     message = refusal(write, "per_device_train_batch_size: 8")
     for part in parts:
         assert part in message
+
+
+ALONE = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "parts"),
+    [
+        ({}, ["WORLD_SIZE=2", "only 1 came to 127.0.0.1:", "MASTER_ADDR, MASTER_PORT", "unset WORLD_SIZE"]),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, ["answers at 127.0.0.1:", "MASTER_ADDR, MASTER_PORT", "unset WORLD_SIZE"]),
+        ({"RANK": "1", "MASTER_ADDR": "nosuch.invalid"}, ["answers at nosuch.invalid:", "MASTER_ADDR"]),
+        ({"MASTER_PORT": "70000"}, ["70000 is no port", "MASTER_PORT"]),
+        ({"RANK": "2"}, ["RANK=2 and WORLD_SIZE=2"]),
+    ],
+)
+def test_processes_that_never_come_are_waited_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], parts: list[str]
+) -> None:
+    monkeypatch.setattr(recipe_checks, "_OTHERS_SECONDS", 0.5)
+    for name, value in {**ALONE, "MASTER_PORT": str(get_free_port()), **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SVFError) as error:
+        check_launcher()
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.distributed
+def test_a_process_that_starts_slowly_is_waited_for(repository: Path) -> None:
+    script = "import sys, time; time.sleep(float(sys.argv[1])); from svf_rl.settings.recipe_checks import *; "
+    script += "check_launcher(); import torch.distributed as d; d.init_process_group('gloo'); "
+    script += "print(d.get_world_size(), time.monotonic()); d.barrier()"
+    shared = {**os.environ, **ALONE, "MASTER_PORT": str(get_free_port()), "PYTHONPATH": str(repository)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", script, delay], env={**shared, "RANK": rank}, stdout=subprocess.PIPE)
+        for rank, delay in (("0", "0"), ("1", "3"))
+    ]
+    said = [process.communicate(timeout=120)[0].split() for process in started]
+    assert [(process.returncode, words[0]) for process, words in zip(started, said, strict=True)] == [(0, b"2")] * 2
+    assert abs(float(said[0][1]) - float(said[1][1])) < 2.0  # they went on together
 
 
 def test_the_launcher_of_this_process_answers(write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.vllm import require_vllm, vllm_errors
 from svf_rl.generation.vllm.classes import separate_classes
 from svf_rl.generation.vllm.cpu import check_not_repacked, cpu_length, plain_cpu_collectives, plain_cpu_weights
+from svf_rl.generation.vllm.settings import sampling_params
 from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
 from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_processes
 from svf_rl.generation.weights import stored_weights
@@ -133,7 +134,7 @@ class ColocatedVLLMGenerator:
     ) -> list[Completion]:
         requests, own = self._ranks.gather(list(zip(prompts, seeds, strict=True)))
         check_prompt_lengths([prompt for prompt, _ in requests], self._max_model_len)
-        params = [_sampling_params(sampling, seed) for _, seed in requests]
+        params = [sampling_params(sampling, seed) for _, seed in requests]
         outputs = self._outputs([prompt for prompt, _ in requests], params, progress and self._ranks.first)
         completions = []
         for output in outputs[own]:
@@ -216,15 +217,6 @@ def _import_llm() -> Any:
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(lambda: importlib.import_module("vllm").LLM).result()
-
-
-def _sampling_params(sampling: Sampling, seed: int) -> Any:
-    from vllm import SamplingParams
-
-    try:
-        return SamplingParams(n=1, **sampling.vllm_settings(seed), **sampling.extra)
-    except (TypeError, ValueError) as error:
-        raise SVFError(f"generation_kwargs or another sampling key does not suit vLLM: {error}") from error
 
 
 @contextmanager
