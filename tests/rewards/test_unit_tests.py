@@ -400,6 +400,36 @@ def test_output_is_compared_line_by_line(program: str, output: str, correct: boo
     assert verdict.correct is correct, verdict.reason
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print(sum(map(int, open('/dev/stdin').read().split())))",
+        "import sys\nsys.stdin = open('/dev/stdin')\nprint(int(input()) + int(input()))",
+        "import sys\nprint(sum(map(int, sys.stdin.buffer)))",
+        "print(sum(map(int, open(0, 'rb', buffering=0).read().split())))",
+        "import io, os\nprint(sum(map(int, io.BytesIO(os.read(0, 9)))))",
+        "with open('/proc/self/fd/0') as lines:\n    print(sum(map(int, lines)))",
+        "import pathlib\nprint(sum(map(int, pathlib.Path('/dev/fd/0').read_text().split())))",
+        "import os\nprint(sum(map(int, os.read(os.open('/dev/stdin', os.O_RDONLY), 9).split())))",
+        "import fileinput\nprint(sum(map(int, fileinput.input('/dev/stdin'))))",
+        "open('/dev/stdout', 'w').write('3')",
+        "print('3', file=open('/dev/fd/1', mode='w'))",
+        "import os\nos.write(os.open('/proc/self/fd/1', os.O_WRONLY), b'3')\nprint('x', file=open('/dev/stderr', 'w'))",
+    ],
+)
+def test_standard_input_and_output_have_their_names(program: str) -> None:
+    verdict = verify("unit_tests", program, {"inputs": ["1\n2\n"], "outputs": ["3\n"]})
+    assert verdict.correct is True, verdict.reason
+
+
+def test_other_files_are_opened_as_ever() -> None:
+    program = "import os\nopen('/tmp/a', 'w').write('3')\nos.close(os.open('/tmp/b', os.O_CREAT))\n"
+    program += "print(open(b'/tmp/a').read() if os.listdir('/tmp') else 0)\ntry:\n    open('/dev/fd/9')\n"
+    program += "except FileNotFoundError:\n    print(4)"
+    verdict = verify("unit_tests", program, {"inputs": [""], "outputs": ["3\n4"]})
+    assert verdict.correct is True, verdict.reason
+
+
 def test_each_input_is_a_fresh_run() -> None:
     count = "import os\nopen('/tmp/x', 'a').write('x')\nprint(os.path.getsize('/tmp/x'))\n"
     assert verify("unit_tests", count, {"inputs": [""] * 3, "outputs": ["1"] * 3}).correct is True

@@ -15,6 +15,7 @@ import system_calls
 from choose_program import choose
 from link import Link
 from operations import OPERATIONS, assertion
+from standard_files import name_standard_files
 
 
 def main(descriptor):
@@ -23,7 +24,9 @@ def main(descriptor):
     job = json.loads(link.receive())
     for name, most in job["limits"].items():
         system_calls.limit(name, most)
-    if not job["main"]:
+    if job["main"]:
+        name_standard_files()
+    else:
         nothing = posix.open("/dev/null", posix.O_RDWR)
         for standard in (0, 1):
             posix.dup2(nothing, standard)
