@@ -84,7 +84,7 @@ def make_trainer(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path)
             Dataset.from_list(rows[:16]),
             Dataset.from_list(rows[16 : 16 + eval_items]) if eval_items else None,
             tokenizer,
-            peft_config=SVFConfig(task_type="CAUSAL_LM") if peft_config is None else peft_config,
+            peft_config=SVFConfig(task_type="CAUSAL_LM") if peft_config is None else peft_config or None,
             generator=generator,
             callbacks=callbacks,
         )

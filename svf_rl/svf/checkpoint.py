@@ -91,10 +91,10 @@ def decompose_checkpoint(
     skeleton = _skeleton(model, folder, trust_remote_code)
     targeted = find_targets(skeleton, targets)
     stored = StoredWeights(model, folder, getattr(skeleton, "base_model_prefix", ""))
-    names = _stored_names(skeleton, stored.names, [f"{name}.weight" for name in targeted])
+    names = stored_names(skeleton, stored.names, [f"{name}.weight" for name in targeted])
     for name in names.values():  # all are there before the first is decomposed
         stored.find(name)
-    chosen = _dtype(dtype, skeleton, stored, next(iter(names.values())))
+    chosen = dtype_of_model(dtype, skeleton, stored, next(iter(names.values())))
 
     modules: dict[str, IndexEntry] = {}
     cached = 0
@@ -121,7 +121,7 @@ def decompose_checkpoint(
                 bar.set_description(name)
                 # the weight is gone before the next one is read
                 modules[name], was_cached = _ensure(
-                    cache, _read(stored, names[f"{name}.weight"], module).to(chosen), device, name
+                    cache, read_weight(stored, names[f"{name}.weight"], module).to(chosen), device, name
                 )
                 cached += was_cached
         content["modules"] = {name: asdict(entry) for name, entry in modules.items()}
@@ -221,7 +221,9 @@ def _skeleton(model: str, folder: Path, trust_remote_code: bool) -> nn.Module:
         ) from error
 
 
-def _dtype(dtype: torch.dtype | str | None, skeleton: nn.Module, stored: StoredWeights, name: str) -> torch.dtype:
+def dtype_of_model(
+    dtype: torch.dtype | str | None, skeleton: nn.Module, stored: StoredWeights, name: str
+) -> torch.dtype:
     """As `from_pretrained` chooses: the caller's, the config's, the files'."""
     if dtype is None:
         dtype = getattr(getattr(skeleton, "config", None), "dtype", None)
@@ -235,7 +237,7 @@ def _dtype(dtype: torch.dtype | str | None, skeleton: nn.Module, stored: StoredW
     return dtype
 
 
-def _stored_names(skeleton: nn.Module, stored: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+def stored_names(skeleton: nn.Module, stored: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
     """What the files call each parameter of the model, by transformers' own renaming; what it renames to none of
     `wanted` keeps its name."""
     transforms = get_model_conversion_mapping(skeleton)
@@ -250,7 +252,7 @@ def _stored_names(skeleton: nn.Module, stored: Iterable[str], wanted: Iterable[s
     return names
 
 
-def _read(stored: StoredWeights, name: str, module: nn.Module) -> Tensor:
+def read_weight(stored: StoredWeights, name: str, module: nn.Module) -> Tensor:
     """A weight that the files call `name`, of a module, in logical orientation (out, in)."""
     weight, (path, key) = stored.read(name), stored.find(name)
     if weight.dtype not in _DTYPES:

@@ -9,7 +9,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
 from svf_rl.errors import SVFError
 from svf_rl.svf.config import SVFConfig
@@ -18,7 +17,6 @@ from svf_rl.svf.mask import Mask, change_of_singular_values, initial_z
 from svf_rl.svf.merge import merged_weight
 from svf_rl.svf.probe import Projections, was_written
 from svf_rl.svf.sharding import (
-    full_shape,
     is_sharded,
     loaded,
     put_into,
@@ -27,7 +25,7 @@ from svf_rl.svf.sharding import (
     whole,
     will_be_sharded,
 )
-from svf_rl.svf.targets import logical_weight
+from svf_rl.svf.targets import logical_weight, quantization_of
 from svf_rl.svf.vector import SVFVector, keeping_type
 
 
@@ -71,6 +69,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     The factored form needs `2·r·(in + out)` multiplications a token, forward and backward together, and never the
     full-size gradient of `W'`. Several active adapters add up: `m = 1 + Σ_k (m_k − 1)`. `weight_id` is the fingerprint
     of the frozen `W`; `projections` is what the probe of an adapter needs of it; `path` is the layer's, for errors.
+
+    A quantised base layer keeps its kernel, `y = base(x) + ((x V) · (s·(m − 1))) Uᵀ`, and all the rest is of the `W`
+    that it was quantised from.
     """
 
     adapter_layer_names: tuple[str, ...] = ("svf_z",)
@@ -82,8 +83,10 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     ):
         super().__init__()
         self.base_layer = base_layer
-        shape = full_shape(base_layer.weight)
-        self.out_features, self.in_features = reversed(shape) if isinstance(base_layer, Conv1D) else shape
+        linear = isinstance(base_layer, nn.Linear)
+        self.in_features = base_layer.in_features if linear else base_layer.nx
+        self.out_features = base_layer.out_features if linear else base_layer.nf
+        self.quantized = quantization_of(base_layer) is not None
         self.svf_factors = SVFFactors(factors, will_be_sharded(base_layer.weight))
         shard_like(self.svf_factors, base_layer.weight)
         self.svf_z = nn.ModuleDict()
@@ -112,6 +115,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     def _z(self, adapter_name: str) -> Tensor:
         vector = self.svf_z[adapter_name]
+        if self.quantized:  # TRL's trainers have rounded what is trained over bitsandbytes' layers to bf16
+            for parameter in vector.parameters():
+                parameter.data = parameter.data.float()
         # not always called: ZeRO-3 would take the values back at once
         return vector() if hasattr(vector, "_hf_hook") and next(vector.parameters()).is_meta else vector.weight
 
@@ -132,17 +138,21 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         # The reference is z = 1 also while merged, when the base layer computes with W'.
         direct = self.disable_adapters or (self.merged and not self.reference)
         m = None if direct else self.active_multiplier()
-        if m is None:
+        if m is None or (self.quantized and self.reference):
             return self.base_layer(x, *args, **kwargs)
         self.check_weight()
         factors = self.svf_factors
         if factors.s.device != x.device:  # the base layer is loaded for each call, and so was not where it runs
             factors.to(x.device)
             m = m.to(x.device)
-        scale = factors.s if self.reference else factors.s * m  # (r,) fp32
+        # (r,) fp32
+        scale = factors.s if self.reference else factors.s * (m - 1 if self.quantized else m)
         h = F.linear(self._cast_input_dtype(x, factors.Vt.dtype), factors.Vt)  # (..., r)
         # fp32 product: rounding s·m itself to bf16 would make small changes of z invisible
         h = (h * scale).to(h.dtype)
+        if self.quantized:
+            y = self.base_layer(x, *args, **kwargs)
+            return y + F.linear(h, factors.U).to(y.dtype)
         bias = self.base_layer.bias
         if bias is not None and bias.is_meta:
             with loaded(self.base_layer):
@@ -159,6 +169,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     def merged_weight(self, adapter_names: list[str] | None = None) -> Tensor:
         """`W'` of the given adapters (default: the active ones), a new tensor in the base layer's layout and type."""
+        self.check_mergeable()
         weight, factors = self.base_weight(), self.svf_factors
         delta = change_of_singular_values(factors.s, self.masks_and_z(adapter_names))
         left, right = whole(factors.U), whole(factors.Vt)
@@ -181,7 +192,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         """
         weight = self.get_base_layer().weight
         # Only ordinary tensors: what is sharded, loaded for each call or traced changes its place all the time.
-        if self.merged or is_sharded(weight) or type(weight) is not nn.Parameter or weight.dim() != 2 or weight.is_meta:
+        if self.merged or self.quantized or is_sharded(weight) or type(weight) is not nn.Parameter:
+            return
+        if weight.dim() != 2 or weight.is_meta:
             return
         if torch.compiler.is_compiling() or (not look and _state_of(weight) == self._seen):
             return
@@ -197,6 +210,14 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             self.weight_id, factors, self.projections = decompose(weight)
             self.svf_factors = SVFFactors(factors, sharded=False)
         self._seen = _state_of(self.get_base_layer().weight)
+
+    def check_mergeable(self) -> None:
+        """Raises `SVFError` where the base layer is quantised: it has no weight to which `W' − W` could be added."""
+        if self.quantized:
+            raise SVFError(
+                f"{self.path} is quantized, and SVF cannot be merged into it: merge the saved adapter into the "
+                "unquantised model (svf-rl merge), and quantise what comes out"
+            )
 
     @property
     def transposed(self) -> bool:
@@ -236,7 +257,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         return self
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return True
+        return not self.quantized
 
 
 def _state_of(weight: Tensor) -> tuple[int, int] | None:

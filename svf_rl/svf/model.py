@@ -21,6 +21,7 @@ from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
 from svf_rl.svf.expert import FINGERPRINT, PREFIX, PROBE, Z
 from svf_rl.svf.layer import SVFLinear, refuse_mixed_batches, svf_layers
 from svf_rl.svf.mask import is_sound
+from svf_rl.svf.original import OriginalWeights, keep_trainable
 from svf_rl.svf.probe import Projections, agrees, probe, project
 from svf_rl.svf.sharding import gather_parameters, is_dtensor, loaded, plain_path, whole
 from svf_rl.svf.targets import check_target, find_targets, logical_weight, quantization_of, target_regex
@@ -36,7 +37,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
     Wraps a model for singular value fine-tuning; made by `get_peft_model(model, SVFConfig(...))`.
 
     The factors of each targeted weight come from the factor cache (see `svf-rl decompose`) if it has that weight, and
-    are otherwise computed from the live weight.
+    are otherwise computed from the live weight, or, where that is quantised, from the one in the model's checkpoint.
     """
 
     prefix: str = "svf_"
@@ -51,7 +52,8 @@ class SVFModel(WeightedAdapters, BaseTuner):
         config = self.peft_config[adapter_name]
         if not config.target_modules:
             raise SVFError("target_modules is empty: use 'mlp', 'attention', 'mlp+attention' or module names")
-        total = None
+        keep_trainable(model)
+        total, self._originals = None, OriginalWeights(model)
         if kwargs.get("state_dict") is None:  # refuse what cannot be adapted before anything is changed
             total = self._check_targets(model, _maybe_include_all_linear_layers(config, model))
         with tqdm(total=total, desc="Factors of the weights", unit="matrix", delay=3, leave=False) as self._progress:
@@ -60,7 +62,8 @@ class SVFModel(WeightedAdapters, BaseTuner):
             except NoMatchingPeftModuleError as error:
                 raise SVFError(str(error)) from None
             finally:
-                del self._progress  # it has an open file, with which the model could not be pickled
+                # The bar has an open file, with which the model could not be pickled.
+                del self._progress, self._originals
 
         layers = _adapted(model, adapter_name)
         if not layers:
@@ -87,11 +90,23 @@ class SVFModel(WeightedAdapters, BaseTuner):
         inside = tuple(f"{name}." for name in layers)
         listed = not isinstance(config.target_modules, str)
         matched = [n for n, _ in model.named_modules() if n and self._check_target_module_exists(config, n)]
-        return sum(
-            name in layers or check_target(model, name, model.get_submodule(name), listed)
+        adapted = [
+            name
             for name in matched
             if not name.startswith(inside)
-        )
+            and (name in layers or check_target(model, name, model.get_submodule(name), listed))
+        ]
+        for name in adapted:
+            module = model.get_submodule(name)
+            if name not in layers and quantization_of(module):
+                self._originals.find(name, module)
+        return len(adapted)
+
+    def _check_merge_allowed(self) -> None:
+        """Before PEFT merges the first layer."""
+        super()._check_merge_allowed()
+        for layer in svf_layers(self.model).values():
+            layer.check_mergeable()
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
@@ -127,7 +142,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
         if not check_target(self.model, current_key, target, not isinstance(peft_config.target_modules, str)):
             return
         self._progress.set_postfix_str(current_key, refresh=False)
-        layer = _wrap(target, current_key)
+        layer = _wrap(target, current_key, self._originals)
         layer.update_layer(adapter_name, peft_config)
         # not by _replace_module, which also moves the new module: factors are made where the weight is
         setattr(parent, target_name, layer)
@@ -281,17 +296,15 @@ def _other_weights(where: str, base: str) -> SVFError:
     )
 
 
-def _wrap(module: nn.Module, name: str) -> SVFLinear:
+def _wrap(module: nn.Module, name: str, originals: OriginalWeights) -> SVFLinear:
     weight = module.weight
     if weight.is_meta and not hasattr(module, "_hf_hook"):
         raise SVFError(f"{name} has no weight yet (meta device): load the base model's weights before adding SVF")
-    quantization = quantization_of(weight)
-    if quantization:
-        raise SVFError(f"{name} is quantized ({quantization}): SVF needs floating-point weights, load it unquantized")
     if is_dtensor(weight):
         raise SVFError(f"{name} is shared out over processes already: put the adapter on the model before that")
     with loaded(module), gather_parameters([weight]):
-        weight_id, factors, projections = decompose(logical_weight(module).detach())
+        original = originals.read(name, module) if quantization_of(module) else logical_weight(module).detach()
+        weight_id, factors, projections = decompose(original)
     return SVFLinear(module, factors, weight_id, projections, name)
 
 

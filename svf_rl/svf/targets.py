@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.sharding import is_dtensor
+from svf_rl.svf.sharding import is_dtensor, is_sharded
 
 # What a language model reads pictures and sound with is not adapted.
 _TEXT = r"(?!(?:.*\.)?(?:vision|visual|audio|image|speech)\w*\.)(?:.*\.)?"
@@ -102,10 +102,12 @@ def check_target(model: nn.Module, name: str, module: nn.Module, listed: bool = 
                 "exclude_modules"
             )
         return False
+    kind = quantization_of(module)
+    if kind and not isinstance(module, nn.Linear):
+        raise SVFError(f"{name} is a quantized Conv1D ({kind}), which SVF cannot adapt: load the model unquantised")
     own_forward = type(module).forward not in (nn.Linear.forward, Conv1D.forward)
-    if own_forward and not type(module).__module__.startswith(
-        "transformers.models."
-    ):  # whose FalconLinear is a plain one
+    # a quantised kernel is compared with its weight; transformers' FalconLinear is a plain one
+    if own_forward and not kind and not type(module).__module__.startswith("transformers.models."):
         raise SVFError(
             f"the targets match {name}, a {type(module).__name__}, which computes something else than its weight times "
             "the input (it is quantised, for example): SVF cannot adapt it; load the model unquantised, or name it in "
@@ -137,12 +139,15 @@ def _reads_weight(parent: Any, child: str) -> bool:
     return re.search(used, code) is not None
 
 
-def quantization_of(weight: Tensor) -> str | None:
+def quantization_of(module: nn.Module) -> str | None:
     """How the weight of a linear layer is quantised, in a word or two; `None` where it holds plain numbers."""
+    weight: Any = module.weight
     if is_traceable_wrapper_subclass(weight) and not is_dtensor(weight):  # of torchao, quanto
         return type(weight).__name__
     if not weight.is_floating_point() or weight.dtype.itemsize == 1:  # fp8 has separate scales too
         return str(weight.dtype)
+    if isinstance(module, nn.Linear) and not is_sharded(weight) and weight.shape[-1] != module.in_features:
+        return f"packed into {weight.dtype}"
     return None
 
 

@@ -102,6 +102,8 @@ def build_generator(
         return TransformersGenerator(
             model, eos_token_ids=eos_token_ids, pad_token_id=tokenizer.pad_token_id, tokenizer=tokenizer
         )
+    if getattr(model.get_base_model(), "hf_quantizer", None) is not None:
+        raise SVFError("use_vllm=True cannot roll out a quantised model, as vLLM has its own weights: set it to False")
     dtype = model.get_input_embeddings().weight.dtype
     if args.vllm_mode == "server":
         from svf_rl.generation.server.generator import VLLMServersGenerator

@@ -169,6 +169,8 @@ def _nan_first(value: float) -> tuple[bool, float]:
 
 def _is_large(difference: float, model: Any, moved: float = math.inf) -> bool:
     most, least = _ROUNDING.get(model.get_input_embeddings().weight.dtype, _ROUNDING_HALF)
+    if getattr(model.get_base_model(), "hf_quantizer", None) is not None:  # bitsandbytes rounds a batch as a whole
+        most, least = _ROUNDING_HALF
     return not difference <= min(most, least + _FOLLOWED * moved)
 
 

@@ -125,7 +125,7 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.context = context or RunContext()
         if not self.context.summary.recipe:
             self.context.summary = RunSummary(args.to_dict(), args.seed)
-        with hide_from_trl(args):
+        with hide_from_trl(args, model):
             super().__init__(
                 model=model,
                 reward_funcs=reward_funcs,

@@ -28,6 +28,7 @@ HOLDS = {
     "`add_weighted_adapter`": "test_weighted_adapters",
     "Conversion to LoRA": "test_conversion_to_lora",
     "`torch.compile` gives the same outputs": "test_compiled",
+    "Quantised base models (bitsandbytes, torchao, quanto) keep their kernels": "test_quantised_base",
 }
 
 # behaviour → why, with the test that shows what happens
@@ -45,7 +46,10 @@ DOES_NOT_HOLD = {
         "`z` belongs to the singular values of one matrix: other weights refuse it, unless they differ by rounding.",
         "test_other_weights_are_refused",
     ),
-    "Quantised base models": ("Refused by name.", "test_quantised_layers_are_refused"),
+    "Quantised layers without the weights from before, and merging into quantised ones": (
+        "Refused by name: the factors are of the unquantised checkpoint, and merging goes into it.",
+        "test_quantised_layers_are_refused",
+    ),
 }
 
 NO_MEANING = {

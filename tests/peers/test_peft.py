@@ -469,6 +469,18 @@ def test_other_weights_are_refused(make: Callable, values: dict, tmp_path: Path)
         PeftModel.from_pretrained(other, tmp_path)
 
 
+def test_quantised_base(tmp_path: Path) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    llama().save_pretrained(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path)
+    quantization.quantize_(base, quantization.Int8WeightOnlyConfig())
+    expected = run(base)
+    model = get_peft_model(base, config({}, "identity"))
+    assert torch.equal(run(model), expected)
+    with pytest.raises(SVFError, match="svf-rl merge"):
+        model.merge_and_unload()
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn], ids=str)
 def test_quantised_layers_are_refused(dtype: torch.dtype) -> None:
     model = linear()

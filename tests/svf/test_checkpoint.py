@@ -150,7 +150,7 @@ def test_equal_weights_share_one_file(
 
 def test_one_matrix_is_alive_at_a_time(llama: Path, cache: FactorCache, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[torch.UntypedStorage]] = []
-    real = checkpoint._read
+    real = checkpoint.read_weight
 
     def watched(*arguments: object) -> torch.Tensor:
         assert not any(ref() is not None for ref in alive)
@@ -158,7 +158,7 @@ def test_one_matrix_is_alive_at_a_time(llama: Path, cache: FactorCache, monkeypa
         alive.append(weakref.ref(weight))
         return weight
 
-    monkeypatch.setattr(checkpoint, "_read", watched)
+    monkeypatch.setattr(checkpoint, "read_weight", watched)
     run(llama, cache)
     assert len(alive) == MATRICES
 

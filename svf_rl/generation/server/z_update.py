@@ -111,10 +111,11 @@ def has_only_svf(model: nn.Module) -> bool:
 
 def describe_layout(model: nn.Module) -> Layout:
     """The layout of the active SVF adapters of `model`. Factors that were computed on injection and are missing in the
-    cache are stored there; raises `SVFError` where that cannot be done."""
+    cache are stored there; raises `SVFError` where that cannot be done, or a base weight is quantised."""
     cache, dtype = FactorCache(), next(model.parameters()).dtype
     matrices = []
     for name, layer in svf_layers(model).items():
+        layer.check_mergeable()
         factors, dtype = layer.svf_factors, layer.base_weight().dtype
         # factors that ZeRO-3 has sharded are in the cache already
         if not is_sharded(factors.U) and not cache.contains(layer.weight_id, dtype):
