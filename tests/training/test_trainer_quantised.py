@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig
 
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
@@ -16,8 +16,8 @@ Make = Callable[..., Any]
 
 
 def in_int8() -> Any:
-    config = TorchAoConfig(pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig())
-    return AutoModelForCausalLM.from_pretrained(model_path(), quantization_config=config)
+    pytest.importorskip("optimum.quanto")
+    return AutoModelForCausalLM.from_pretrained(model_path(), quantization_config=QuantoConfig(weights="int8"))
 
 
 def test_it_is_trained_with_completions_of_transformers(make_trainer: Make, z_of: Make) -> None:
