@@ -15,6 +15,7 @@ from trl import GRPOConfig
 from svf_rl.described import described
 from svf_rl.errors import SVFError
 from svf_rl.losses.objective import BASELINES, IMPORTANCE_MODES, KL_ESTIMATES, KL_TYPES, REDUCTIONS
+from svf_rl.runs.provenance import remove_secrets
 from svf_rl.settings.limits import check_numbers
 from svf_rl.settings.yaml_values import shown
 
@@ -196,6 +197,11 @@ class SVFReinforceConfig(GRPOConfig):
         if not self.use_vllm:
             return "transformers"
         return "colocated" if self.vllm_mode == "colocate" else str(self.vllm_mode)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is kept of the settings, and shown by TensorBoard, wandb and the like: without secrets."""
+        kept: dict[str, Any] = remove_secrets(super().to_dict())
+        return kept
 
     def _check_servers(self) -> None:
         if self.vllm_mode == "colocate":

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations import TensorBoardCallback
+
+from svf_rl.settings.config import SVFReinforceConfig
 
 Make = Callable[..., Any]
 
@@ -48,6 +52,24 @@ def test_a_reporter_is_begun_before_a_reward_is_computed(make_trainer: Make, scr
     trainer.evaluate(metric_key_prefix="test")
     assert "lost" not in reporter.events
     assert reporter.events.count("setup") == 2  # the training ended it once
+
+
+def test_a_reporter_is_shown_no_secret_of_a_server_address(tmp_path: Path) -> None:
+    address = "https://user:sesame-1@gpu.example:8000/v1?api_key=sesame-2&tier=a"
+    args = SVFReinforceConfig(
+        output_dir=str(tmp_path), use_cpu=True, use_vllm=True, vllm_mode="server", vllm_server_base_url=[address],
+        hub_token="sesame-3", generation_kwargs={"extra": "hf_sesame4sesame4"},
+    )  # fmt: skip
+    args.logging_dir = None
+    callback = TensorBoardCallback(SummaryWriter(str(tmp_path / "logs")))
+    callback.on_train_begin(args, TrainerState(is_world_process_zero=True), TrainerControl())
+    callback.tb_writer.close()
+    (events,) = (tmp_path / "logs").glob("events.*")
+    written = events.read_bytes()
+    assert b"gpu.example" in written
+    assert b"sesame" not in written
+    assert "sesame" not in str(args.to_dict())  # what wandb and trackio are given
+    assert args.server_urls == [address]
 
 
 @pytest.mark.slow
