@@ -8,6 +8,8 @@ from torch import Tensor
 from svf_rl.svf.decompose import Factors
 
 TOLERANCE = 1e-3
+# Measured on the bundled model and on random matrices up to 1,024², of the change that z makes: rounding between fp32,
+# bf16 and fp16 gives at most .09, other weights at a distance of .1 % as much, of 1 % from .1 to .6, another model .8.
 SHARE = 0.1
 _SIDE = 4  # projections a side, 16 numbers in all
 
@@ -77,11 +79,11 @@ def probe(matrix: Projections, m: Tensor) -> Tensor:
 
 
 def agrees(matrix: Projections, m: Tensor, recorded: Tensor, same_weight: bool = True) -> bool:
-    """Whether `m` on this matrix gives the recorded probe, up to `TOLERANCE` relative to `W'`; and, on a weight that is
+    """Whether `m` on this matrix gives the recorded probe: up to `TOLERANCE` relative to `W'`, or on a weight that is
     not the adapter's own to the bit, up to `SHARE` of the change itself, or any weight would do for a small change."""
     if not torch.isfinite(recorded).all():
         return False
-    here = probe(matrix, m)
-    error = (here - recorded).norm()
-    close = error <= TOLERANCE * (matrix.weight.flatten() + recorded).norm()
-    return bool(close and (same_weight or error <= SHARE * recorded.norm()))
+    error = (probe(matrix, m) - recorded).norm()
+    if same_weight:
+        return bool(error <= TOLERANCE * (matrix.weight.flatten() + recorded).norm())
+    return bool(error <= SHARE * recorded.norm())

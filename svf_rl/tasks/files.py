@@ -1,6 +1,7 @@
 """Local files and datasets of the Hub as tables. Local files are read into memory: no cache is written."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -107,6 +108,15 @@ def read_hub(name: str, config: str | None = None, needed: Sequence[str] = ("tra
     for split in needed:
         if split not in splits:
             raise SVFError(f"dataset {name!r} has no {split} split; it has: {', '.join(splits)}")
+    for split, rows in splits.items():
+        typed = [column for column, feature in rows.features.items() if "string" not in str(feature)]
+        if rows.info.builder_name == "csv" and typed:
+            warnings.warn(
+                f"dataset {name!r}: the cells of {typed[0]} ({split}) were read as {rows.features[typed[0]].dtype}, so "
+                "that 007 is 7; give its CSV files as data_dir or data_path, and every cell is as it is written",
+                stacklevel=2,
+            )
+            break
     return dict(splits)
 
 

@@ -82,8 +82,11 @@ class SVFReinforceTrainer(GRPOTrainer):
         stop (`Sequence[str]`, *optional*):
             Strings that end a completion. Their tokens are trained on; rewards see the text before them.
         context ([`RunContext`], *optional*): The run that this is a part of; default: one by itself.
-        reward_processing_classes, quantization_config: As in TRL, for reward models, and for a model given by its name.
-        tools, rollout_func, environment_factory: TRL's, which are not supported; an error says what to do instead.
+        reward_processing_classes (`list`, *optional*): As in TRL, for reward models.
+        quantization_config (`QuantizationConfigMixin`, *optional*): As in TRL, for a model given by its name.
+        tools (`None`): TRL's, not supported; an error says what to do instead. So are the next two.
+        rollout_func (`None`): Likewise.
+        environment_factory (`None`): Likewise.
     """
 
     args: SVFReinforceConfig

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from svf_rl.errors import SVFError
+from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
 from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
 from svf_rl.svf.targets import TARGETS
@@ -239,6 +241,47 @@ def test_an_fp16_copy_of_bf16_weights_is_taken(make_llama: Callable, perturb: Ca
         PeftModel.from_pretrained(copied, tmp_path)
 
 
+def _noise(weight: Tensor, relative: float) -> Tensor:
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.shape[0]))
+    return weight + relative * noise * weight.norm() / noise.norm()
+
+
+OTHERS = {
+    "bf16": lambda weight: weight.to(torch.bfloat16),
+    "fp16": lambda weight: weight.half(),
+    "bf16 and fp16": lambda weight: weight.to(torch.bfloat16).half(),
+    "0.1 %": lambda weight: _noise(weight, 1e-3),  # as far off as bf16
+    "1 %": lambda weight: _noise(weight, 1e-2),
+    "other rows": lambda weight: weight.flip(0),
+}
+
+
+@pytest.mark.parametrize("size", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("other", OTHERS)
+def test_rounding_is_told_from_a_fine_tuned_base(tmp_path: Path, other: str, size: float) -> None:
+    def load() -> Any:
+        model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+        for layer in model.model.layers:  # stored in bf16: now with all the digits of fp32
+            weight = layer.mlp.up_proj.weight.data
+            weight *= 1 + (torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) - 0.5) * 2**-7
+        return model
+
+    config = SVFConfig(target_modules=["up_proj"])
+    trained = get_peft_model(load(), config)
+    for layer in svf_layers(trained).values():
+        z = layer.svf_z["default"].weight.data
+        z += size * torch.randn(z.shape, generator=torch.Generator().manual_seed(2))
+    trained.save_pretrained(tmp_path)
+    base = load()
+    for layer in base.model.layers:
+        layer.mlp.up_proj.weight.data = OTHERS[other](layer.mlp.up_proj.weight.data).float()
+    if other in ("1 %", "other rows"):
+        assert_refused(base, tmp_path, "trained on other base weights")
+    else:
+        with pytest.warns(UserWarning, match="up to rounding"):
+            PeftModel.from_pretrained(base, tmp_path)
+
+
 @pytest.mark.parametrize("digest", [True, False])
 def test_a_small_change_on_another_base_is_refused_all_the_same(
     make_llama: Callable, tmp_path: Path, digest: bool
@@ -298,7 +341,9 @@ def test_the_card_says_what_to_import(saved: Path) -> None:
 
 
 def test_a_base_in_another_type(saved: Path, make_llama: Callable) -> None:
-    assert_refused(make_llama().to(torch.bfloat16), saved, "in the dtype of its training")
+    with pytest.warns(UserWarning, match="up to rounding"):
+        PeftModel.from_pretrained(make_llama().to(torch.bfloat16), saved)
+    assert_refused(make_llama().to(torch.float8_e4m3fn).float(), saved, "in the dtype of its training")
 
 
 @pytest.mark.parametrize("sizes", [{"hidden_size": 64}, {"intermediate_size": 40}, {"num_hidden_layers": 1}], ids=str)

@@ -12,6 +12,7 @@ from datasets import Dataset
 from pyarrow import parquet
 
 from svf_rl.tasks import TaskOptions, find_task
+from svf_rl.tasks.files import read_hub
 
 Rows = list[dict[str, Any]]
 
@@ -114,3 +115,15 @@ def test_data_dir_and_data_path_name_the_same_files(name: str, shared_data: Path
     assert task.is_local(TaskOptions(data_dir="x"))
     assert not task.is_local(TaskOptions())
     assert set(by_dir["test"].column_names) == task.columns
+
+
+def test_csv_on_the_hub_whose_cells_become_numbers_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("prompt,answer\nWhich agent?,007\n")
+    with pytest.warns(UserWarning, match=r"cells of answer \(train\) were read as int64, so that 007 is 7"):
+        assert read_hub(str(tmp_path))["train"]["answer"][:] == [7]
+
+
+def test_csv_on_the_hub_that_is_text_is_not(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "train.csv").write_text("prompt,answer\nWhich agent?,Bond\n")
+    assert read_hub(str(tmp_path))["train"]["answer"][:] == ["Bond"]
+    assert [warning for warning in recwarn if "dataset" in str(warning.message)] == []
