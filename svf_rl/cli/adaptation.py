@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from svf_rl.cli.evaluation import ANSWERING, RESUMES, add_evaluation, read_evaluation
-from svf_rl.cli.flags import Command, add_flags, read_flags
+from svf_rl.cli.flags import Command, add_experts, add_flags, read_flags
 
 _WEIGHTS = ("greedy", "sampled", "likelihood")
 
@@ -13,14 +13,7 @@ def _fill_few_shot(parser: argparse.ArgumentParser) -> None:
     from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
 
     add = parser.add_argument
-    add(
-        "--expert",
-        action="append",
-        required=True,
-        dest="experts",
-        metavar="[NAME=]DIR",
-        help="a saved SVF adapter; given once for each expert",
-    )
+    add_experts(parser, "[NAME=]DIR", "a saved SVF adapter; given once for each expert", required=True)
     add("--task", required=True, help="such as math, or exam for the bundled model")
     add("--out", help="folder of the results, where a second call resumes (default: runs/few-shot-TASK)")
     names = ("shots", "scope", "form", "normalized", "method", "population", "generations", "samples", "seed")
@@ -46,21 +39,14 @@ def _few_shot(known: argparse.Namespace) -> None:
 def _fill_dispatch(parser: argparse.ArgumentParser) -> None:
     from svf_rl.adaptation.arguments import DispatchArguments
 
-    add = parser.add_argument
-    add(
-        "--expert",
-        action="append",
-        default=[],
-        dest="experts",
-        metavar="CLASS=DIR",
-        help="the SVF adapter for a class (code, math, reasoning); may be given several times",
-    )
+    text = "the SVF adapter for a class (code, math, reasoning); may be given several times"
+    add_experts(parser, "CLASS=DIR", text, default=[])
     names = ("classifier", "method", "classifier_prompt", "classifier_tokens")
     add_flags(parser, DispatchArguments, names, classifier={"metavar": "DIR"})
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("--task", help="such as gsm8k, exam or quickstart:choice: answers are graded")
     add_flags(work, DispatchArguments, ["prompts"], prompts={"metavar": "FILE"})
-    add("--out", help="folder of the results (default: runs/dispatch-MODEL)")
+    parser.add_argument("--out", help="folder of the results (default: runs/dispatch-MODEL)")
     add_evaluation(parser, ANSWERING)
 
 

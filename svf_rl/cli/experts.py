@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from svf_rl.cli.flags import Command, add_flags, read_flags
+from svf_rl.cli.flags import Command, add_experts, add_flags, read_flags
 
 
 def _fill_experts(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +25,7 @@ def _fill_merge(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     add("model", help="local folder or Hub name of the base model; 'quickstart' is the bundled model")
-    add(
-        "--expert",
-        action="append",
-        required=True,
-        dest="experts",
-        metavar="DIR",
-        help="a saved SVF or LoRA adapter; several SVF experts are combined",
-    )
+    add_experts(parser, "DIR", "a saved SVF or LoRA adapter; several SVF experts are combined", required=True)
     add("--out", required=True, help="folder to write; must be new or empty")
     add_flags(parser, MergeArguments)
     add_flags(

@@ -35,6 +35,11 @@ class Command:
     keys: str | None = None
 
 
+def add_experts(parser: argparse.ArgumentParser, metavar: str, help: str, **options: Any) -> None:
+    """Add `--expert`, given once for each saved adapter."""
+    parser.add_argument("--expert", action="append", dest="experts", metavar=metavar, help=help, **options)
+
+
 def add_flags(
     parser: "argparse._ActionsContainer",
     arguments: type,
