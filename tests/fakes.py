@@ -134,6 +134,10 @@ def save_adapter(folder: Path, *arguments: Any, **options: Any) -> str:
 # ---- machines --------------------------------------------------------------------------------------------------------
 
 
+BUSY_WAIT = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+"""Python that keeps a processor busy until it is ended, at the latest with the process that started it."""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

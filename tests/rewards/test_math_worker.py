@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from fakes import BUSY_WAIT
 
 from svf_rl.rewards import verify, verify_all
 from svf_rl.rewards.verifiers.math import _WORKER, _workers
@@ -169,7 +170,7 @@ def test_an_answer_that_crashes_its_child_is_wrong(number: int) -> None:
 def test_waiting_for_a_processor_is_no_failure() -> None:
     """On a machine so busy that a check takes many times as long, right is right and what never ends is wrong."""
     cores = len(os.sched_getaffinity(0))
-    hog = [sys.executable, "-c", "while True: pass"]
+    hog = [sys.executable, "-c", BUSY_WAIT]
     busy = [subprocess.Popen(hog, start_new_session=True) for _ in range(12 * cores)]
     try:
         completions, golds = [r"\boxed{9**9**9**9}", r"\boxed{x+1-1}"] * cores, ["x^2 + 5", "x"] * cores

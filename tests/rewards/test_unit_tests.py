@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import BUSY_WAIT
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import Verdict, load_reward, verify, verify_all
@@ -678,7 +679,7 @@ def test_waiting_for_a_processor_is_neither_sleep_nor_slowness() -> None:
     long."""
     cores = len(os.sched_getaffinity(0))
     # each in a session of its own, since the kernel shares processors among sessions
-    hog = [sys.executable, "-c", "while True: pass"]
+    hog = [sys.executable, "-c", BUSY_WAIT]
     busy = [subprocess.Popen(hog, start_new_session=True) for _ in range(10 * cores)]
     try:
         program = "import time\ndef f(x):\n    while time.process_time() < x: pass\n    return x"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import BUSY_WAIT
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import load_reward, verify, verify_all
@@ -353,7 +354,7 @@ def test_many_pairs_take_no_time_from_each_other() -> None:
 @pytest.mark.usefixtures("bubblewrap")
 def test_pairs_on_a_busy_machine_take_no_time_from_each_other() -> None:
     cores = len(os.sched_getaffinity(0))
-    hog = [sys.executable, "-c", "while True: pass"]
+    hog = [sys.executable, "-c", BUSY_WAIT]
     busy = [subprocess.Popen(hog, start_new_session=True) for _ in range(12 * cores)]
     pairs = {"inputs": [str(number) for number in range(12)], "outputs": [str(number + 1) for number in range(12)]}
     program = "import time\nwhile time.process_time() < .05: pass\nprint(int(input()) + 1)"
