@@ -55,11 +55,13 @@ class OriginalWeights:
                 "the adapter is put on, or load the model unquantised"
             ) from error
 
-    def find(self, name: str, module: nn.Module) -> None:
-        """Raises `SVFError` where there is no weight of the quantised `module` of that path."""
+    def find(self, name: str, module: nn.Module) -> str:
+        """What the files call the weight of the quantised `module` at that path. Raises `SVFError` for none."""
         with self._of(name, module):
             _, stored, names = self._files
-            stored.find(names.get(f"{name}.weight", f"{name}.weight"))
+            if f"{name}.weight" not in names:
+                raise SVFError(f"the model's class has no linear layer {name}")
+            return stored.find(names[f"{name}.weight"])[1]
 
     @torch.no_grad()
     def read(self, name: str, module: nn.Module) -> Tensor:
@@ -70,10 +72,9 @@ class OriginalWeights:
             SVFError: there is none; or the kernel computes something else than about `W x`, or passes back something
                 else than about `Wᵀ g`, so that nothing below it could be trained.
         """
-        self.find(name, module)
+        key = self.find(name, module)
         with self._of(name, module):
-            unquantised, stored, names = self._files
-            key = names[f"{name}.weight"]
+            unquantised, stored, _ = self._files
             weight = read_weight(stored, key, unquantised.get_submodule(name))
             weight = weight.to(module.weight.device, dtype_of_model(None, unquantised, stored, key))
             error, backward = kernel_errors(module, weight)
