@@ -30,6 +30,8 @@ QUICK = {
     "no standard input, output or error": ("$C recipes <&- >&- 2>&-", None),
     "a user without an entry": ("unshare --user --map-user=12345 env HOME=/nonexistent $C recipes", None),
     "few descriptors": ("ulimit -n 16; $C recipes", None),
+    "little address space": ("ulimit -v 2000000; $C recipes", "limited to 2.0 GB (ulimit -v)"),
+    "hardly any address space": ("ulimit -v 500000; $C train quickstart --dry-run", "limited to 0.5 GB (ulimit -v)"),
 }
 SLOW = {
     "few descriptors": (f"ulimit -n 32; $C {SMALL}", None),
@@ -46,6 +48,7 @@ SLOW = {
     ),
     "no shared memory": (f"mount -t tmpfs -o ro none /dev/shm; $C {SMALL} --skill code", None),
     "a small stack": (f"ulimit -s 256; $C {SMALL}", None),
+    "some address space": (f"ulimit -v 8000000; $C {SMALL}", None),
     "an output folder that is full": (
         f"mkdir run; mount -t tmpfs -o size=64k none run; $C {SMALL}", "No space left on device"
     ),
