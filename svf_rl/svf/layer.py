@@ -1,6 +1,6 @@
 """The SVF linear layer: frozen factors, one trained vector an adapter."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -131,8 +131,11 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             m = m + (self.multiplier(name) - 1)
         return m
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        refuse_mixed_batches(kwargs)
+    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
+        """`adapter_names`: an adapter for each row of `x` (B, ..., in), `"__base__"` for none, in place of the active
+        ones."""
+        if adapter_names is not None:
+            return self._mixed(x, adapter_names, *args, **kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
         # The reference is z = 1 also while merged, when the base layer computes with W'.
@@ -140,13 +143,34 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         m = None if direct else self.active_multiplier()
         if m is None or (self.quantized and self.reference):
             return self.base_layer(x, *args, **kwargs)
+        return self._adapted(x, None if self.reference else m, *args, **kwargs)
+
+    def _mixed(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        if len(names) != len(x):
+            raise ValueError(f"adapter_names must name one adapter for each of {len(x)} rows, not {len(names)}")
+        if self.merged:
+            raise ValueError("adapter_names cannot choose among merged adapters: call unmerge_adapter first")
+        rows = [row for row, name in enumerate(names) if name in self.svf_z]
+        if self.disable_adapters or not rows:
+            return self.base_layer(x, *args, **kwargs)
+        multipliers = {name: self.multiplier(name) for name in {names[row] for row in rows}}
+        m = torch.stack([multipliers[names[row]] for row in rows])
+        m = m.view(len(rows), *[1] * (x.dim() - 2), -1)
+        if len(rows) == len(names):
+            return self._adapted(x, m, *args, **kwargs)
+        y = self.base_layer(x, *args, **kwargs).clone()
+        y[rows] = self._adapted(x[rows], m, *args, **kwargs).to(y.dtype)
+        return y
+
+    def _adapted(self, x: Tensor, m: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        """`m`: `(r,)`, or with the dimensions of `x` before it; `None`: 1."""
         self.check_weight()
         factors = self.svf_factors
         if factors.s.device != x.device:  # the base layer is loaded for each call, and so was not where it runs
             factors.to(x.device)
-            m = m.to(x.device)
+            m = m if m is None else m.to(x.device)
         # (r,) fp32
-        scale = factors.s if self.reference else factors.s * (m - 1 if self.quantized else m)
+        scale = factors.s if m is None else factors.s * (m - 1 if self.quantized else m)
         h = F.linear(self._cast_input_dtype(x, factors.Vt.dtype), factors.Vt)  # (..., r)
         # fp32 product: rounding s·m itself to bf16 would make small changes of z invisible
         h = (h * scale).to(h.dtype)
@@ -265,13 +289,6 @@ def _state_of(weight: Tensor) -> tuple[int, int] | None:
     if type(weight) is not nn.Parameter or weight.is_meta or weight.is_inference():
         return None
     return weight.data_ptr(), weight._version
-
-
-def refuse_mixed_batches(arguments: dict[str, Any]) -> None:
-    """Raises `SVFError` where the arguments of a forward pass choose an adapter for each row, as LoRA takes them."""
-    for name in ("adapter_names", "alora_offsets"):
-        if arguments.pop(name, None) is not None:
-            raise SVFError(f"SVF does not mix adapters within a batch: drop {name} and call set_adapter")
 
 
 @contextmanager

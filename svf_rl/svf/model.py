@@ -5,11 +5,13 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -19,7 +21,7 @@ from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.config import LARGEST, SVFConfig
 from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
 from svf_rl.svf.expert import FINGERPRINT, PREFIX, PROBE, Z
-from svf_rl.svf.layer import SVFLinear, refuse_mixed_batches, svf_layers
+from svf_rl.svf.layer import SVFLinear, svf_layers
 from svf_rl.svf.mask import is_sound
 from svf_rl.svf.original import OriginalWeights, keep_trainable
 from svf_rl.svf.probe import Projections, agrees, probe, project
@@ -111,8 +113,34 @@ class SVFModel(WeightedAdapters, BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
         """PEFT calls it around every forward pass and generation, and drops afterwards what it does not know."""
-        refuse_mixed_batches(kwargs)
-        yield
+        if kwargs.get("alora_offsets") is not None:
+            raise SVFError("alora_offsets are for adapters of LoRA: drop them")
+        names, beams = kwargs.get("adapter_names"), kwargs.get("num_beams") or 1
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("adapter_names choose among trained adapters: call eval() first")
+        unknown = sorted(set(names) - {"__base__", *self.peft_config})
+        if unknown:
+            raise ValueError(
+                f"adapter_names: there is no adapter {unknown[0]!r}; there are: {', '.join(self.peft_config)}"
+            )
+        encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else self.model
+        unrepeated = set() if encoder is self.model else set(encoder.modules())  # it reads each row once for all beams
+        of_beams = [name for name in names for _ in range(beams)]
+        handles = [
+            module.register_forward_pre_hook(
+                partial(_with_names, names=list(names) if module in unrepeated else of_beams), with_kwargs=True
+            )
+            for module in self.modules()
+            if isinstance(module, SVFLinear | AuxiliaryTrainingWrapper)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @staticmethod
     def _check_target_module_exists(peft_config: SVFConfig, key: str) -> Any:
@@ -287,6 +315,10 @@ def _check_saved(layers: dict[str, SVFLinear], adapter_name: str, saved: dict[st
             "z changes them as it did its own, up to rounding" if different else "and nothing tells what z does here"
         )
         warnings.warn(f"the adapter was trained on other base weights{named}; {judged}", stacklevel=2)
+
+
+def _with_names(_: nn.Module, inputs: Any, options: dict[str, Any], names: list[str]) -> tuple[Any, dict[str, Any]]:
+    return inputs, {**options, "adapter_names": names}
 
 
 def _other_weights(where: str, base: str) -> SVFError:

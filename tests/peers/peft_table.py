@@ -27,6 +27,7 @@ HOLDS = {
     "Token classification, sequence classification and question answering train their heads": "test_heads",
     "`add_weighted_adapter`": "test_weighted_adapters",
     "Conversion to LoRA": "test_conversion_to_lora",
+    "`adapter_names` chooses an adapter for each row of a batch": "test_each_row_has_its_own_adapter",
     "`torch.compile` gives the same outputs": "test_compiled",
     "Quantised base models (bitsandbytes, torchao, quanto) keep their kernels": "test_quantised_base",
 }
@@ -41,7 +42,6 @@ DOES_NOT_HOLD = {
         "Refused by name: they have no matrix that one product applies, or read it without calling the layer.",
         "test_other_layers_are_refused",
     ),
-    "`adapter_names` chooses an adapter for each row of a batch": ("Refused.", "test_mixed_batches_are_refused"),
     "An adapter loads onto any weights of its shapes": (
         "`z` belongs to the singular values of one matrix: other weights refuse it, unless they differ by rounding.",
         "test_other_weights_are_refused",

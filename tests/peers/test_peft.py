@@ -453,9 +453,21 @@ def test_other_layers_are_refused(layer: nn.Module, targets: list[str]) -> None:
         get_peft_model(Network(layer), SVFConfig(target_modules=targets))
 
 
-def test_mixed_batches_are_refused() -> None:
-    with pytest.raises(SVFError, match="adapter_names"):
-        adapted(*CASES["llama"])(input_ids=IDS, adapter_names=["__base__", "default"])
+def test_each_row_has_its_own_adapter() -> None:
+    model = adapted(*CASES["llama"])
+    model.add_adapter("other", config(CASES["llama"][1], start="random"))
+    model.eval()
+    alone = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        alone[name] = run(model)
+    with model.disable_adapter():
+        alone["__base__"] = run(model)
+    for names in (["other", "__base__"], ["default", "other"], ["__base__", "__base__"]):
+        with torch.no_grad():
+            mixed = model(input_ids=IDS, adapter_names=names).logits
+        for row, name in enumerate(names):
+            same(mixed[row], alone[name][row])
 
 
 @networks

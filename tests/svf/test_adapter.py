@@ -345,14 +345,6 @@ def test_the_model_status_names_the_method(llama: PreTrainedModel) -> None:
     assert f"{model.peft_config['default'].peft_type.value} {model.peft_type}" == "SVF SVF"
 
 
-@pytest.mark.parametrize("call", ["forward", "generate"])
-@pytest.mark.parametrize("name", ["adapter_names", "alora_offsets"])
-def test_an_adapter_for_each_row_is_refused(llama: PreTrainedModel, ids: Tensor, call: str, name: str) -> None:
-    model = get_peft_model(llama, SVFConfig(task_type="CAUSAL_LM"))
-    with pytest.raises(SVFError, match=f"drop {name}"):
-        getattr(model, call)(input_ids=ids, **{name: ["__base__", "default"]})
-
-
 def test_the_input_is_not_cast_where_peft_says_so(llama: PreTrainedModel) -> None:
     layer = next(iter(svf_layers(get_peft_model(llama, SVFConfig())).values()))
     x = torch.ones(1, layer.in_features, dtype=torch.float64)

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from svf_rl.errors import SVFError
 from svf_rl.svf import SVFConfig, SVFLinear, reference_mode, svf_layers
 from svf_rl.svf.decompose import fingerprint, thin_svd
 from svf_rl.svf.probe import project
@@ -195,10 +194,3 @@ def test_reference_mode_uses_the_original_of_modules_to_save(
         assert torch.equal(logits(model), start)
     assert torch.equal(logits(model), changed)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
-
-
-def test_mixing_adapters_within_a_batch_is_refused(llama: PreTrainedModel, ids: Tensor) -> None:
-    model = get_peft_model(llama, SVFConfig())
-    layer = next(iter(svf_layers(model).values()))
-    with pytest.raises(SVFError, match="set_adapter"):
-        layer(torch.zeros(1, 32), adapter_names=["default"])
