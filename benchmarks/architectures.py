@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -37,10 +37,12 @@ from svf_rl.generation.server.served_weights import ServedWeights
 from svf_rl.generation.server.z_update import describe_layout, pack
 from svf_rl.generation.transformers_generator import TransformersGenerator
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
+from svf_rl.generation.weights import shared_factors
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.quickstart import model_path
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
+from svf_rl.svf.layer import SVFFactors
 from svf_rl.training.policy import PolicyLoss
 from svf_rl.training.start_check import check_start
 from svf_rl.training.trainer import SVFReinforceTrainer
@@ -84,7 +86,7 @@ TARGETS = {
     "deepseek_v2": r".*\.self_attn\.(q_proj|o_proj)", "deepseek_v3": r".*\.self_attn\.(q_proj|o_proj)",
     "jetmoe": r".*\.kv_proj",
 }  # fmt: skip
-CELLS = ("loss", "transformers", "colocated", "server", "merge")
+CELLS = ("loss", "transformers", "colocated", "factored", "server", "merge")
 TOKENS, SEED = 12, 0
 
 
@@ -206,6 +208,12 @@ def cells(name: str, folder: Path) -> dict[str, float | str]:
         engine.sync(plain, everything=True)
         return max(adapted_, difference(engine, plain))
 
+    def factored() -> float:
+        """With the model's own factors."""
+        engine = start(base, shared_factors(model))
+        engine.sync(model)
+        return difference(engine, model)
+
     def served() -> float:
         """The code that a server's worker runs, on the weights of this engine."""
         layout, z = describe_layout(model), pack(model)
@@ -221,13 +229,14 @@ def cells(name: str, folder: Path) -> dict[str, float | str]:
     try:
         engine = start(base)
     except SVFError as error:
-        found |= dict.fromkeys(("colocated", "server"), refused(error))
+        found |= dict.fromkeys(("colocated", "factored", "server"), refused(error))
     else:
         cell("colocated", colocated)
         if isinstance(found["colocated"], str):
-            found["server"] = found["colocated"]
+            found["server"] = found["factored"] = found["colocated"]
         else:
             cell("server", served)
+            cell("factored", factored)
     return {name: found[name] for name in CELLS}
 
 
@@ -250,9 +259,9 @@ def of_loss(loss: PolicyLoss, model: Any) -> float:
     return (ours - torch.cat(own)).abs().max().item()
 
 
-def start(folder: Path) -> ColocatedVLLMGenerator:
+def start(folder: Path, factors: Mapping[str, SVFFactors] | None = None) -> ColocatedVLLMGenerator:
     return ColocatedVLLMGenerator(
-        str(folder), dtype=torch.float32, seed=SEED, device="cpu", max_num_seqs=8, enforce_eager=True
+        str(folder), dtype=torch.float32, seed=SEED, device="cpu", max_num_seqs=8, enforce_eager=True, factors=factors
     )
 
 

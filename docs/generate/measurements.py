@@ -318,7 +318,7 @@ def _vllm_agreement(result: dict[str, Any]) -> Rows:
 
 
 def _architectures(result: dict[str, Any]) -> Rows:
-    heads = ("loss", "transformers", "colocated", "server", "merge")
+    heads = ("loss", "transformers", "colocated", "factored", "server", "merge")
     return [
         {"architecture": f"`{name}`"}
         | {head: "refused" if isinstance(found[head], str) else f"{found[head]:.0e}" for head in heads}

@@ -3,9 +3,9 @@ Dispatch: the first pass finds out which kind of request each prompt is, the sec
 (Transformer², arXiv 2501.06252, section 3.2). The classifier is the base model with a prompt, or an expert that was
 trained to classify.
 
-Both passes go through the model expert by expert and not prompt by prompt, so that an expert's weights are brought to
-the generator once. The base model answers what is of no expert's class: "other", a class without an expert, and a
-prompt whose class could not be read.
+Prompts are answered in the order of their experts: a generator that holds one adapter at a time is given each of them
+once, and one that mixes adapters answers all in one batch. The base model answers what is of no expert's class:
+"other", a class without an expert, and a prompt whose class could not be read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,13 +109,13 @@ def dispatch(
     answering = [None if found.label is None else experts.get(found.label) for found in classes]
     answers: dict[int, Record] = {}
     with bar_of(desc="answers") as bar:
-        for expert, group in by_expert(answering, loaded=classifier).items():
-            pool.use(expert)
-            for start in range(0, len(group), _BATCH):
-                places = group[start : start + _BATCH]
-                made = make_records(task, [(rows[place], 0) for place in places], pool, seed)
-                answers.update(zip(places, made, strict=True))
-                bar.update(len(places))
+        order = [place for group in by_expert(answering, loaded=classifier).values() for place in group]
+        for start in range(0, len(order), _BATCH):
+            places = order[start : start + _BATCH]
+            which = [answering[place] for place in places]
+            made = make_records(task, [(rows[place], 0) for place in places], pool, seed, which)
+            answers.update(zip(places, made, strict=True))
+            bar.update(len(places))
     second = Pass(pool.seconds - started.seconds, pool.syncs - started.syncs)
     return Dispatched(classes, answering, [answers[place] for place in range(len(rows))], first, second)
 

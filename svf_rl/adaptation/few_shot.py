@@ -2,7 +2,8 @@
 
 Transformer² (arXiv 2501.06252, section 3.2, "few-shot adaptation"): candidates for α are evaluated by letting the
 combined model answer the labelled prompts, and the cross-entropy method moves towards the best. No gradient, K numbers
-(or K a layer, or a matrix), and a weight sync and two batches of completions a candidate.
+(or K a layer, or a matrix), and two batches of completions: for all candidates together where the generator mixes
+adapters, and otherwise for each of them after a weight sync.
 
 The search reads the labelled prompts and nothing else; [`unseen`] says which items may be reported.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from svf_rl.adaptation.arguments import FewShotArguments
-from svf_rl.adaptation.fitness import Fitness, evaluate_candidate
+from svf_rl.adaptation.fitness import Fitness, evaluate_candidates
 from svf_rl.adaptation.search import CrossEntropySearch, Search
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.base_model import model_fingerprint
@@ -118,16 +119,18 @@ def adapt(pool: ExpertPool, items: TaskItems, arguments: FewShotArguments, out: 
     settings = normalize_json(_settings(pool, labelled, arguments))
     history = [] if out is None else _resume(search, out, settings)
     count = arguments.population
+    at_once = count if pool.mixes_adapters else 1
     with tqdm(
         total=arguments.generations * count, initial=len(history) * count, desc="few-shot search", unit="candidate"
     ) as bar:
         while search.generation < arguments.generations:
             started, syncs = time.perf_counter(), pool.syncs
-            found = []
-            for candidate in search.ask().tolist():
-                mix = _mix(candidate, groups, arguments)
-                found.append(evaluate_candidate(pool, labelled, mix, arguments, search.generation))
-                bar.update()
+            mixes = [_mix(candidate, groups, arguments) for candidate in search.ask().tolist()]
+            found: list[Fitness] = []
+            for start in range(0, count, at_once):
+                some = mixes[start : start + at_once]
+                found += evaluate_candidates(pool, labelled, some, arguments, search.generation)
+                bar.update(len(some))
             search.tell([f.value for f in found], [f.tie_break for f in found])
             history.append(_entry(search, found, pool.syncs - syncs, time.perf_counter() - started))
             bar.set_postfix_str(f"generation {search.generation}, best {search.best.fitness:.3f}")

@@ -17,7 +17,7 @@ from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
 from svf_rl.evaluation.answers import decode_completions
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.experts.pool import ExpertPool, Mix
-from svf_rl.generation import Completion, sample_seed
+from svf_rl.generation import Completion, Sampling, sample_seed
 
 
 @dataclass(frozen=True)
@@ -38,45 +38,74 @@ class Fitness(NamedTuple):
     tie_break: float
 
 
-def evaluate_candidate(
-    pool: ExpertPool, labelled: TaskItems, mix: Mix, arguments: FewShotArguments, generation: int
-) -> Fitness:
+def evaluate_candidates(
+    pool: ExpertPool, labelled: TaskItems, mixes: Sequence[Mix], arguments: FewShotArguments, generation: int
+) -> list[Fitness]:
     """
-    Let a candidate answer the labelled prompts, once greedily and some times sampled.
+    Let candidates answer the labelled prompts, each once greedily and some times sampled: all of them in one batch.
 
     The candidates of a generation are sampled with the same seeds, so that luck is the same for all of them; the next
     generation has other seeds, so that none wins by suiting one draw.
     """
     greedy = replace(labelled.sampling.greedy(), logprobs=True)
-    prompts = labelled.prompt_ids
-    count = len(prompts)
-    pool.use(mix)
-    completions = pool.generate(prompts, greedy, [0] * count)
+    sampled = replace(labelled.sampling, temperature=arguments.temperature, logprobs=True)
+    count = len(labelled.prompt_ids)
     drawn = [(prompt, sample) for prompt in range(count) for sample in range(arguments.samples)]
-    if drawn:
-        completions = completions + pool.generate(
-            [prompts[prompt] for prompt, _ in drawn],
-            replace(labelled.sampling, temperature=arguments.temperature, logprobs=True),
-            [sample_seed(arguments.seed, f"few_shot/{generation}", prompt, sample) for prompt, sample in drawn],
-        )
+    seeds = [sample_seed(arguments.seed, f"few_shot/{generation}", prompt, sample) for prompt, sample in drawn]
+    made = [
+        _answers(pool, labelled, mixes, list(range(count)), greedy, [0] * count),
+        _answers(pool, labelled, mixes, [prompt for prompt, _ in drawn], sampled, seeds),
+    ]
     of = [*range(count), *(prompt for prompt, _ in drawn)]
-    texts = decode_completions(pool.tokenizer, completions, greedy.stop)
+    return [
+        _fitness_of(pool, labelled, mix, of, greedy_ones + sampled_ones, arguments.weights)
+        for mix, greedy_ones, sampled_ones in zip(mixes, *made, strict=True)
+    ]
+
+
+def _answers(
+    pool: ExpertPool,
+    labelled: TaskItems,
+    mixes: Sequence[Mix],
+    of: Sequence[int],
+    sampling: Sampling,
+    seeds: Sequence[int],
+) -> list[list[Completion]]:
+    """For each mix its completions of the prompts `of`."""
+    if not of:
+        return [[] for _ in mixes]
+    prompts = [labelled.prompt_ids[prompt] for prompt in of]
+    which = [mix for mix in mixes for _ in of]
+    completions = pool.generate(prompts * len(mixes), sampling, list(seeds) * len(mixes), which)
+    return [completions[start : start + len(of)] for start in range(0, len(completions), len(of))]
+
+
+def _fitness_of(
+    pool: ExpertPool,
+    labelled: TaskItems,
+    mix: Mix,
+    of: Sequence[int],
+    completions: Sequence[Completion],
+    weights: FitnessWeights,
+) -> Fitness:
+    texts = decode_completions(pool.tokenizer, completions, labelled.sampling.stop)
     rows, tokens = [labelled.rows[prompt] for prompt in of], [completion.token_ids for completion in completions]
     verdicts = labelled.grader.grade(rows, texts, tokens)
     right = [i for i, verdict in enumerate(verdicts) if verdict.correct]
-    logps = _logps(pool, [prompts[of[i]] for i in right], [completions[i] for i in right])
+    logps = _logps(pool, mix, [labelled.prompt_ids[of[i]] for i in right], [completions[i] for i in right])
     logp = dict(zip(right, logps, strict=True))
     scored = [
-        Scored(prompt, i < count, verdict.correct, logp.get(i))
+        Scored(prompt, i < len(labelled.prompt_ids), verdict.correct, logp.get(i))
         for i, (prompt, verdict) in enumerate(zip(of, verdicts, strict=True))
     ]
-    return fitness(scored, arguments.weights)
+    return fitness(scored, weights)
 
 
-def _logps(pool: ExpertPool, prompts: list[list[int]], completions: list[Completion]) -> list[float | None]:
+def _logps(pool: ExpertPool, mix: Mix, prompts: list[list[int]], completions: list[Completion]) -> list[float | None]:
     """Mean log-probability of the tokens; asked of the model where the generator does not tell it by itself."""
     known = [completion.logprobs for completion in completions]
     if any(values is None for values in known):
+        pool.use(mix)
         known = list(pool.loglikelihood(prompts, [completion.token_ids for completion in completions]))
     return [sum(values) / len(values) if values else None for values in known]
 

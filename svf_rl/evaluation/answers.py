@@ -80,10 +80,13 @@ def split_pending(
     return list(done.values()), [key for key in keys if key not in done]
 
 
-def make_records(task: TaskItems, keys: Sequence[Key], pool: ExpertPool, seed: int) -> list[Record]:
-    """Generate and grade one batch."""
+def make_records(
+    task: TaskItems, keys: Sequence[Key], pool: ExpertPool, seed: int, which: Sequence[str | None] | None = None
+) -> list[Record]:
+    """Generate and grade one batch; each completion by the adapter that `which` names for it, by default all by the one
+    that the pool uses."""
     seeds = [sample_seed(seed, f"evaluation/{task.name}", index, sample) for index, sample in keys]
-    completions = pool.generate([task.prompt_ids[index] for index, _ in keys], task.sampling, seeds)
+    completions = pool.generate([task.prompt_ids[index] for index, _ in keys], task.sampling, seeds, which)
     texts = decode_completions(pool.tokenizer, completions, task.sampling.stop)
     rows = [task.rows[index] for index, _ in keys]
     verdicts = task.grader.grade(rows, texts, [completion.token_ids for completion in completions])

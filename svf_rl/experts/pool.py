@@ -1,5 +1,6 @@
 """One base model, its adapters, and one generator that answers as any of them."""
 
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import SHARE_ALONE, SHARE_BESIDE_EXPERTS, EngineArguments
 from svf_rl.experts.backends import start_transformers, start_vllm
 from svf_rl.generation import Completion, CompletionGenerator, Sampling
-from svf_rl.generation.weights import adapted_weights
+from svf_rl.generation.vllm import CannotServeFactors
+from svf_rl.generation.weights import active_multipliers, adapted_weights, shared_factors
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.kinds import load_saved
 from svf_rl.models.loading import load_base, load_tokenizer
@@ -22,6 +24,11 @@ from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf import svf_layers
 from svf_rl.svf.combine import assign_groups
 from svf_rl.svf.expert import check_same_base, distinct_adapter_names, expert_folder, read_expert
+
+
+def _key(which: "str | Mix | None") -> object:
+    return which.key if isinstance(which, Mix) else which
+
 
 _MIX = "mix"  # the adapter on the model that holds whatever was asked for last
 
@@ -43,11 +50,13 @@ class Mix:
 
 class ExpertPool:
     """
-    Generates as the base model, as an adapter, or as a combination of experts, whichever `use` named last.
+    Generates as the base model, as an adapter, or as a combination of experts: whichever `use` named last, or one for
+    each prompt.
 
-    Experts to be combined stand on one model together. Without experts, adapters of any PEFT method are put onto a
-    fresh base model one at a time, each once at the start, so that one that does not fit is refused before hours of
-    generation.
+    Experts to be combined stand on one model together. A vLLM that the pool starts for them computes with the factors
+    of that model: adapters are then mixed in a batch, and a switch is nothing. Without experts, adapters of any PEFT
+    method are put onto a fresh base model one at a time, each once at the start, so that one that does not fit is
+    refused before hours of generation.
 
     Args:
         model ([`ModelArguments`]): the base model, its `dtype` that of the adapters' training.
@@ -88,15 +97,31 @@ class ExpertPool:
         for group in [self.folders] if experts else [(name,) for name in others]:
             self._load(group)
         if generator is None and self._engine.backend == "vllm":
-            share = SHARE_BESIDE_EXPERTS if experts else SHARE_ALONE
-            generator = start_vllm(model, self._engine, max_length, share)
-        self.generator = generator or start_transformers(
+            generator = self._start_vllm(max_length)
+        self.generator: Any = generator or start_transformers(
             self._load(self.folders if experts else ()), self.tokenizer, self._engine.batch_size
         )
         # A new engine holds the base model. Beside experts it is told so once more: it may be another one's.
         self._used: object = () if experts else None
+        self._numbers: dict[object, int] = {None: 0}  # of adapters that a factored engine holds
+        self._number = 0
         self.syncs = 0  # weight syncs
         self.seconds = 0.0  # of weight syncs and of the model, without templates and grading
+
+    def _start_vllm(self, max_length: int) -> CompletionGenerator:
+        if not self.names:
+            return start_vllm(self.model_arguments, self._engine, max_length, SHARE_ALONE)
+        try:
+            factors = shared_factors(self.model)
+            return start_vllm(self.model_arguments, self._engine, max_length, SHARE_BESIDE_EXPERTS, factors)
+        except CannotServeFactors as error:
+            print(f"note: {error}: each switch of experts is a weight sync", file=sys.stderr)
+            return start_vllm(self.model_arguments, self._engine, max_length, SHARE_BESIDE_EXPERTS)
+
+    @property
+    def mixes_adapters(self) -> bool:
+        """Whether the prompts of a batch can have adapters of their own at no cost."""
+        return getattr(self.generator, "adapters", None) is not None
 
     def _check_experts(self, experts: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
         """PEFT's name of each adapter. Raises `SVFError` for experts that cannot be combined."""
@@ -136,12 +161,16 @@ class ExpertPool:
     def use(self, which: str | Mix | None) -> None:
         """
         Answer from now on as an expert (its name), a combination, or the base model (`None`). Costs one weight sync,
-        and none where it is used already.
+        and none where it is used already or the engine mixes adapters.
 
         Raises:
             SVFError: no expert of that name, or weights that do not suit.
         """
-        key = which.key if isinstance(which, Mix) else which
+        if self.mixes_adapters:
+            self._number = self._number_of(which)
+            self._drop_mixes()
+            return
+        key = _key(which)
         if key == self._used and not self.generator.stale:
             return
         # an engine may hold anything at first, and an adapter that stood alone may have changed what this one leaves
@@ -153,15 +182,55 @@ class ExpertPool:
         self._used = key
         self.syncs += 1
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """One completion a prompt, in order."""
-        with self._timed():
-            return self.generator.generate(prompts, sampling, seeds)
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        which: Sequence[str | Mix | None] | None = None,
+    ) -> list[Completion]:
+        """One completion a prompt, in order; each as the adapter that `which` names for it, by default all as whatever
+        `use` named last."""
+        if which is None or self.mixes_adapters:
+            numbers = [self._number] * len(prompts) if which is None else [self._number_of(one) for one in which]
+            with self._timed():
+                completions = self.generator.generate(prompts, sampling, seeds, **self._mixed(numbers))
+            self._drop_mixes()
+            return completions
+        groups: dict[object, list[int]] = {}
+        for place, one in enumerate(which):
+            groups.setdefault(_key(one), []).append(place)
+        answers: dict[int, Completion] = {}
+        for places in groups.values():
+            self.use(which[places[0]])
+            made = self.generate([prompts[place] for place in places], sampling, [seeds[place] for place in places])
+            answers.update(zip(places, made, strict=True))
+        return [answers[place] for place in range(len(prompts))]
 
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
-        """Of each token of each continuation, given its prompt."""
+        """Of each token of each continuation, given its prompt, as whatever `use` named last."""
         with self._timed():
-            return self.generator.loglikelihood(prompts, continuations)
+            return self.generator.loglikelihood(prompts, continuations, **self._mixed([self._number] * len(prompts)))
+
+    def _mixed(self, numbers: list[int]) -> dict[str, Any]:
+        return {"adapters": numbers} if self.mixes_adapters else {}
+
+    def _number_of(self, which: str | Mix | None) -> int:
+        """The number of an adapter in a factored engine, which gets it now if it has it not."""
+        key = _key(which)
+        if key not in self._numbers:
+            with self._timed():
+                self._activate(which)
+                number = max(self._numbers.values()) + 1
+                self.generator.adapters.put(number, active_multipliers(self.model))
+                self._numbers[key] = number
+        return self._numbers[key]
+
+    def _drop_mixes(self) -> None:
+        """A search asks for thousands, each of them once."""
+        mixes = [key for key, number in self._numbers.items() if isinstance(key, tuple) and number != self._number]
+        for key in mixes:
+            self.generator.adapters.remove_adapter(self._numbers.pop(key))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

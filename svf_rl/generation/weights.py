@@ -13,6 +13,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from svf_rl.errors import SVFError
 from svf_rl.models.kinds import kind_of_model
+from svf_rl.svf.layer import SVFFactors, svf_layers
 from svf_rl.svf.sharding import gather_parameters
 from svf_rl.svf.targets import fused_experts
 
@@ -51,6 +52,28 @@ def stored_name(model: nn.Module, name: str) -> str:
     if len(names) != 1:
         raise SVFError(f"{name} is stored in parts ({', '.join(names[:3])}, ...), which a server cannot rebuild")
     return names[0]
+
+
+def shared_factors(model: nn.Module) -> dict[str, SVFFactors]:
+    """The factors of an adapted model for an engine to compute with, by the paths of their layers in the model's
+    files."""
+    return {_stored_path(model, path): layer.svf_factors for path, layer in svf_layers(model).items()}
+
+
+def active_multipliers(model: nn.Module) -> dict[str, Tensor]:
+    """`m` (r,) of the active adapters by the same paths: all that a factored engine needs of them. Raises `SVFError`
+    where anything else is trained."""
+    refuse_other_trained_parameters(model)
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            raise SVFError(f"{base_name(name)} is trained in full, which an engine cannot hold for one adapter of many")
+    with torch.no_grad():
+        found = {_stored_path(model, path): layer.active_multiplier() for path, layer in svf_layers(model).items()}
+    return {path: m for path, m in found.items() if m is not None}
+
+
+def _stored_path(model: nn.Module, path: str) -> str:
+    return stored_name(model, f"{path}.weight").removesuffix(".weight")
 
 
 def _as_stored(model: nn.Module, name: str, weight: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,10 @@ from importlib.util import find_spec
 from svf_rl.errors import SVFError, one_line
 
 
+class CannotServeFactors(SVFError):
+    """Factored layers do not suit the model or the engine; whole weights do."""
+
+
 def require_vllm() -> None:
     """Raises `SVFError` where vLLM is not installed."""
     if find_spec("vllm") is None:

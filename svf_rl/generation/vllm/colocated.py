@@ -3,10 +3,10 @@
 import importlib
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +23,15 @@ from svf_rl.generation.vllm.cpu import check_not_repacked, cpu_length, plain_cpu
 from svf_rl.generation.vllm.settings import sampling_params
 from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
 from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_processes
-from svf_rl.generation.weights import stored_weights
+from svf_rl.generation.weights import active_multipliers, stored_weights
+from svf_rl.svf.layer import SVFFactors
 from svf_rl.waiting import say_waiting
+
+if TYPE_CHECKING:  # which imports vLLM
+    from svf_rl.generation.vllm.factored.adapters import AdapterRows
+
+POLICY = 1
+"""The adapter of a factored engine that `sync` writes."""
 
 
 class ColocatedVLLMGenerator:
@@ -51,6 +58,11 @@ class ColocatedVLLMGenerator:
         enforce_eager (`bool`, *optional*, defaults to `False`): Skip all compilation: slower tokens, a faster
             start, and no C++ compiler needed.
         trust_remote_code (`bool`, *optional*, defaults to `False`): As in transformers.
+        factors (`Mapping[str, SVFFactors]`, *optional*):
+            By the path of each layer in the model's files: the engine computes these layers with these very tensors,
+            on whose device it must be. Its weights then never change: each adapter is a row of `adapters`, a request
+            names its own, and `sync` writes the row [`POLICY`]. By default the engine holds whole weights, which
+            `sync` replaces.
 
     Raises:
         SVFError: vLLM is missing, or does not start with this model; in one line.
@@ -71,6 +83,7 @@ class ColocatedVLLMGenerator:
         enable_sleep_mode: bool = False,
         enforce_eager: bool = False,
         trust_remote_code: bool = False,
+        factors: Mapping[str, SVFFactors] | None = None,
     ):
         if enable_sleep_mode and device != "cuda":
             raise SVFError("vllm_enable_sleep_mode works on CUDA only: turn it off here")
@@ -84,6 +97,7 @@ class ColocatedVLLMGenerator:
         # vLLM's own `enforce_eager` still compiles its sampler: half a minute, and a C++ compiler, for a small model
         self._stance = "force_eager" if enforce_eager else "default"
         with (
+            ExitStack() as stack,
             _preserved_rng(),
             _launched(),
             plain_cpu_weights(),
@@ -93,6 +107,14 @@ class ColocatedVLLMGenerator:
             vllm_errors(f"vLLM does not start with {model}"),
             say_waiting("vLLM is starting"),
         ):
+            adapters = {}
+            if factors is not None:
+                from svf_rl.generation.vllm.factored.loader import LOAD_FORMAT, serving_factors
+                from svf_rl.generation.vllm.factored.patches import patch_adapters
+
+                patch_adapters()
+                stack.enter_context(serving_factors(factors))
+                adapters = {"load_format": LOAD_FORMAT, "enable_lora": True, "max_loras": max_num_seqs}
             if max_model_len is None and device == "cpu":
                 max_model_len = cpu_length(model, revision, trust_remote_code)
             self.llm = llm_class(
@@ -116,11 +138,16 @@ class ColocatedVLLMGenerator:
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
+                **adapters,
             )
             separate(self.model)
         LIVING_ENGINES.add(self.llm)
         self._ranks = EngineRanks(tensor_parallel_size)
-        check_not_repacked(self.model)
+        self.adapters: AdapterRows | None = None
+        if factors is None:
+            check_not_repacked(self.model)
+        else:
+            self.adapters = self.llm.llm_engine.model_executor.driver_worker.model_runner.lora_manager
         self.stale = self._asleep = False
         self._sleep()
 
@@ -130,12 +157,19 @@ class ColocatedVLLMGenerator:
         return self.llm.llm_engine.model_executor.driver_worker.model_runner.model
 
     def generate(
-        self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        progress: bool = False,
+        adapters: Sequence[int] | None = None,
     ) -> list[Completion]:
+        """One completion a prompt, in order. `adapters`: numbers of a factored engine's adapters, one a prompt, 0 for
+        the base model; default: the policy."""
         requests, own = self._ranks.gather(list(zip(prompts, seeds, strict=True)))
         check_prompt_lengths([prompt for prompt, _ in requests], self._max_model_len)
         params = [sampling_params(sampling, seed) for _, seed in requests]
-        outputs = self._outputs([prompt for prompt, _ in requests], params, progress and self._ranks.first)
+        outputs = self._outputs([prompt for prompt, _ in requests], params, progress and self._ranks.first, adapters)
         completions = []
         for output in outputs[own]:
             (choice,), logprobs = output.outputs, None
@@ -145,7 +179,12 @@ class ColocatedVLLMGenerator:
             completions.append(Completion(list(choice.token_ids), logprobs, choice.finish_reason == "stop"))
         return completions
 
-    def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
+    def loglikelihood(
+        self,
+        prompts: Sequence[list[int]],
+        continuations: Sequence[list[int]],
+        adapters: Sequence[int] | None = None,
+    ) -> list[list[float]]:
         from vllm import SamplingParams
 
         (prompts, own), (continuations, _) = self._ranks.gather(prompts), self._ranks.gather(continuations)
@@ -156,7 +195,7 @@ class ColocatedVLLMGenerator:
         # Scores of prompt tokens do not depend on temperature or seed. A request for them reads no cached prefix, and
         # returns all of them even if the prompt was computed in parts. 0: only of the prompt's own tokens.
         scores = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
-        outputs = self._outputs(sequences, [scores] * len(sequences), progress=False)
+        outputs = self._outputs(sequences, [scores] * len(sequences), progress=False, adapters=adapters)
         return [
             output.prompt_logprobs.logprobs[-len(continuation) :]
             for output, continuation in list(zip(outputs, continuations, strict=True))[own]
@@ -166,7 +205,13 @@ class ColocatedVLLMGenerator:
     def _max_model_len(self) -> int:
         return self.llm.llm_engine.model_config.max_model_len
 
-    def _outputs(self, prompts: Sequence[list[int]], params: Sequence[Any], progress: bool) -> list[Any]:
+    def _outputs(
+        self,
+        prompts: Sequence[list[int]],
+        params: Sequence[Any],
+        progress: bool,
+        adapters: Sequence[int] | None,
+    ) -> list[Any]:
         """The awake engine's output for each prompt, in order."""
         if self.stale:
             raise RuntimeError("the engine dropped its weights when it slept: sync before generating")
@@ -180,11 +225,31 @@ class ColocatedVLLMGenerator:
             requests = [{"prompt_token_ids": ids} for ids in prompts]
             # an engine that failed in a step, such as out of memory, has lost track of its requests
             with vllm_errors("vLLM failed"):
-                outputs = self.llm.generate(requests, list(params), use_tqdm=progress)
+                outputs = self.llm.generate(
+                    requests,
+                    list(params),
+                    use_tqdm=progress,
+                    lora_request=self._adapter_requests(len(prompts), adapters),
+                )
         self._sleep()
         return outputs
 
+    def _adapter_requests(self, count: int, adapters: Sequence[int] | None) -> list[Any] | None:
+        """What tells vLLM the adapter of each request. Raises `SVFError` for one that the engine has not."""
+        if self.adapters is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        numbers = list(adapters) if adapters is not None else [POLICY if POLICY in self.adapters else 0] * count
+        for number in set(numbers):
+            self.adapters.check(number)
+        return [LoRARequest(str(number), number, lora_path="in memory") if number else None for number in numbers]
+
     def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
+        if self.adapters is not None:
+            multipliers = active_multipliers(model)
+            self.adapters.put(POLICY, multipliers)
+            return SyncReport(1, sum(m.nbytes for m in multipliers.values()))
         self._wake_weights()
         tensors = pushed = 0
         for name, weight in stored_weights(model, everything or self.stale):

@@ -1,0 +1,93 @@
+"""The table of a factored engine: a row for each adapter, a column for each singular value that it serves."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svf_rl.errors import SVFError
+
+BASE = 0
+"""The row of the base model, `m = 1`."""
+
+
+class MultiplierTable:
+    """
+    `values` (rows, columns) in fp32: `s·m` of each adapter. `rows` (tokens,) says which row each token of the current
+    batch reads.
+
+    An adapter is written by one copy of `columns` numbers. The table grows by doubling, which moves it: CUDA graphs
+    that read it must be captured again, see `moved`.
+
+    Args:
+        singular_values (`Mapping[str, Tensor]`): `s` (r,) of each served matrix, in the order of the columns.
+        tokens (`int`): The most tokens of a batch.
+        rows (`int`, *optional*, defaults to 16): Rows at first.
+    """
+
+    def __init__(self, singular_values: Mapping[str, Tensor], tokens: int, rows: int = 16):
+        self.columns: dict[str, slice] = {}
+        end = 0
+        for name, s in singular_values.items():
+            self.columns[name] = slice(end, end := end + s.numel())
+        base = torch.cat([s.float() for s in singular_values.values()])
+        self.values = base.new_zeros(rows, end)
+        self.values[BASE] = base
+        self.rows = torch.zeros(tokens, dtype=torch.int64, device=base.device)
+        self.moved = False
+        self._common: int | None = BASE  # the row of all tokens of the batch, where it is one
+        self._free = list(range(rows - 1, BASE, -1))
+
+    def add(self, multipliers: Mapping[str, Tensor]) -> int:
+        """The row that from now on holds these `m` (r,) by matrix, and 1 for all others. Raises `SVFError` as `write`
+        does."""
+        values = self._values(multipliers)
+        if not self._free:
+            count = len(self.values)
+            self.values = torch.cat([self.values, torch.zeros_like(self.values)])
+            self._free = list(range(2 * count - 1, count - 1, -1))
+            self.moved = True
+        row = self._free.pop()
+        self.values[row].copy_(values)
+        return row
+
+    def write(self, row: int, multipliers: Mapping[str, Tensor]) -> None:
+        """Replace a row. Raises `SVFError` for a matrix that is not served, of another rank, or not finite; nothing is
+        written then."""
+        self.values[row].copy_(self._values(multipliers))
+
+    def drop(self, row: int) -> None:
+        self._free.append(row)
+
+    def _values(self, multipliers: Mapping[str, Tensor]) -> Tensor:
+        values = self.values[BASE].clone()
+        for name, m in multipliers.items():
+            columns = self.columns.get(name)
+            if columns is None:
+                raise SVFError(f"the adapter adapts {name}, which this engine does not serve in factors")
+            if m.shape != values[columns].shape:
+                raise SVFError(
+                    f"the adapter has {m.numel()} values for {name}, which has rank {values[columns].numel()}"
+                )
+            values[columns] *= m.to(values)
+        if not values.isfinite().all():
+            raise SVFError("the adapter holds values that are not finite")
+        return values
+
+    def assign(self, rows: np.ndarray, tokens: np.ndarray) -> None:
+        """Let the requests of a batch, each with so many `tokens`, read these `rows`."""
+        self._common = int(rows[0]) if len(rows) and (rows == rows[0]).all() else None
+        of_tokens = torch.from_numpy(np.repeat(rows, tokens))
+        self.rows[: len(of_tokens)].copy_(of_tokens, non_blocking=True)
+
+    def scale(self, h: Tensor, columns: slice) -> Tensor:
+        """
+        `h` (tokens, r), each token times its own `s·m`.
+
+        In fp32 before it is rounded, as the trained layer does: in bf16 multipliers lose small changes of `z`.
+        """
+        values = self.values[:, columns]
+        if self._common is not None and not h.is_cuda:  # a graph would keep the branch that it was captured with
+            return (h * values[self._common]).to(h.dtype)
+        return (h * values.index_select(0, self.rows[: len(h)])).to(h.dtype)

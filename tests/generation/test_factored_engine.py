@@ -1,0 +1,242 @@
+"""An engine that computes with the trained model's own factors, and gives each request an adapter of its own."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from svf_rl.errors import SVFError
+from svf_rl.generation import Completion, Sampling
+from svf_rl.generation.vllm import CannotServeFactors
+from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
+from svf_rl.generation.weights import active_multipliers, shared_factors
+from svf_rl.quickstart import model_path
+from svf_rl.svf import SVFConfig, svf_layers
+from svf_rl.svf.decompose import Factors
+from svf_rl.svf.layer import SVFFactors
+
+pytestmark = pytest.mark.vllm
+GREEDY = Sampling(max_tokens=24, temperature=0.0)
+Expert = dict[str, Tensor]
+TIE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # of the largest logit
+# some parts of vLLM's fused layers, so that the others stay plain
+TARGETS = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def _model(
+    path: str = str(model_path()), targets: list[str] = TARGETS, dtype: torch.dtype = torch.float32
+) -> PeftModel:
+    base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    return get_peft_model(base, SVFConfig(target_modules=targets, task_type="CAUSAL_LM")).eval()
+
+
+def _expert(model: PeftModel, seed: int, by: float = 0.2) -> Expert:
+    """`z` of an expert for each layer."""
+    random = torch.Generator().manual_seed(seed)
+    return {
+        path: 1 + by * torch.randn(layer.svf_factors.s.numel(), generator=random)
+        for path, layer in svf_layers(model).items()
+    }
+
+
+def _become(model: PeftModel, expert: Expert | None) -> None:
+    for path, layer in svf_layers(model).items():
+        z = layer.svf_z["default"].weight
+        z.data = torch.ones_like(z) if expert is None else expert[path].clone()
+
+
+def _put(engine: ColocatedVLLMGenerator, model: PeftModel, number: int, expert: Expert | None) -> None:
+    _become(model, expert)
+    engine.adapters.put(number, active_multipliers(model))
+
+
+@torch.no_grad()
+def _check_tokens(
+    model: PeftModel, experts: Sequence[Expert | None], prompts: Sequence[list[int]], done: Sequence[Completion]
+) -> None:
+    """Each completion is what the merged model of its expert chooses, near-ties apart, and has its probabilities."""
+    compared = near_ties = 0
+    merged = {}
+    for expert, prompt, completion in zip(experts, prompts, done, strict=True):
+        if id(expert) not in merged:
+            _become(model, expert)
+            merged[id(expert)] = copy.deepcopy(model).merge_and_unload()
+        ids = torch.tensor([prompt + completion.token_ids])
+        logits = merged[id(expert)](input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
+        chosen = torch.tensor(completion.token_ids)
+        best, second = logits.topk(2, dim=1).values.T
+        clear = best - second > TIE[model.dtype] * logits.abs().max(1).values
+        assert torch.equal(logits.argmax(1)[clear], chosen[clear])
+        compared, near_ties = compared + int(clear.sum()), near_ties + int((~clear).sum())
+        if completion.logprobs is not None and model.dtype == torch.float32:
+            logps = logits.log_softmax(1).gather(1, chosen[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(completion.logprobs), logps, rtol=0, atol=3e-4)
+    assert compared > 50
+    assert near_ties < 0.2 * compared, f"{near_ties} near-ties of {compared}: too many to tell anything"
+
+
+@pytest.fixture(scope="module")
+def model() -> PeftModel:
+    return _model()
+
+
+@pytest.fixture(scope="module")
+def engine(model: PeftModel) -> ColocatedVLLMGenerator:
+    return _engine(model)
+
+
+def _engine(model: PeftModel, **settings: Any) -> ColocatedVLLMGenerator:
+    return _start(str(model_path()), shared_factors(model), dtype=model.dtype, **settings)
+
+
+def _start(path: str, factors: dict[str, SVFFactors], **settings: Any) -> ColocatedVLLMGenerator:
+    defaults = {"dtype": torch.float32, "max_model_len": 256, "max_num_seqs": 64, "enforce_eager": True}
+    return ColocatedVLLMGenerator(path, seed=0, device="cpu", factors=factors, **{**defaults, **settings})
+
+
+def test_each_request_of_a_batch_is_answered_by_its_own_expert(
+    engine: ColocatedVLLMGenerator, model: PeftModel, prompts: list[list[int]]
+) -> None:
+    experts = [None, *(_expert(model, seed) for seed in range(8))]
+    for number, expert in enumerate(experts[1:], start=1):
+        _put(engine, model, number, expert)
+    asked = [(prompt, number) for prompt in prompts for number in range(9)]  # the same prompt of each, in turn
+    done = engine.generate(
+        [prompt for prompt, _ in asked], GREEDY, [0] * len(asked), adapters=[number for _, number in asked]
+    )
+    _check_tokens(model, [experts[number] for _, number in asked], [prompt for prompt, _ in asked], done)
+    alone = [engine.generate([prompt], GREEDY, [0], adapters=[number])[0] for prompt, number in asked[:9]]
+    assert [completion.token_ids for completion in alone] == [completion.token_ids for completion in done[:9]]
+
+
+def test_the_engine_computes_with_the_tensors_of_the_model(engine: ColocatedVLLMGenerator, model: PeftModel) -> None:
+    served = {
+        part.untyped_storage().data_ptr()
+        for module in engine.model.modules()
+        for part in [*(p.weight for p in getattr(module, "svf_parts", ())), getattr(module, "svf_vt", None)]
+        if part is not None
+    }
+    for layer in svf_layers(model).values():
+        u, _, vt = layer.svf_factors.tensors()
+        assert u.untyped_storage().data_ptr() in served
+        assert vt.untyped_storage().data_ptr() in served
+    weights = {name: p for name, p in engine.model.named_parameters() if "gate_up_proj" in name or "down_proj" in name}
+    assert weights
+    assert all(p.numel() == 0 for p in weights.values())
+
+
+def test_a_sync_writes_the_row_of_the_policy_and_no_weight(
+    engine: ColocatedVLLMGenerator, model: PeftModel, prompts: list[list[int]]
+) -> None:
+    before = {name: p.clone() for name, p in engine.model.named_parameters()}
+    other = _expert(model, 50)
+    _put(engine, model, 2, other)
+    for seed in (51, 52):
+        policy = _expert(model, seed)
+        _become(model, policy)
+        assert engine.sync(model).tensors == 1
+        done = engine.generate(prompts, GREEDY, [0] * len(prompts))
+        _check_tokens(model, [policy] * len(prompts), prompts, done)
+    _check_tokens(model, [other] * 12, prompts, engine.generate(prompts, GREEDY, [0] * 12, adapters=[2] * len(prompts)))
+    assert all(torch.equal(before[name], p) for name, p in engine.model.named_parameters())
+
+
+def test_more_adapters_than_rows_are_taken_without_a_restart(
+    engine: ColocatedVLLMGenerator, model: PeftModel, prompts: list[list[int]]
+) -> None:
+    experts = {100 + number: _expert(model, 100 + number) for number in range(40)}
+    for number, expert in experts.items():
+        _put(engine, model, number, expert)
+    numbers = list(experts) * 2
+    asked = [prompts[number % len(prompts)] for number in numbers]
+    done = engine.generate(asked, GREEDY, [0] * len(asked), adapters=numbers)
+    _check_tokens(model, [experts[number] for number in numbers], asked, done)
+    rows = len(engine.adapters.table.values)
+    for number in experts:
+        assert engine.adapters.remove_adapter(number)
+    for number in range(200, 230):
+        _put(engine, model, number, experts[100])
+        engine.adapters.remove_adapter(number)
+    assert len(engine.adapters.table.values) == rows
+
+
+def test_what_does_not_suit_is_said_and_nothing_changes(
+    engine: ColocatedVLLMGenerator, model: PeftModel, prompts: list[list[int]]
+) -> None:
+    good = _expert(model, 7)
+    _put(engine, model, 3, good)
+    path, m = next(iter(active_multipliers(model).items()))
+    for bad, message in [
+        ({path: m * float("nan")}, "not finite"),
+        ({path: m[:-1]}, "has rank"),
+        ({"model.layers.0.self_attn.k_proj": m}, "does not serve"),
+    ]:
+        with pytest.raises(SVFError, match=message):
+            engine.adapters.put(3, bad)
+        with pytest.raises(SVFError, match=message):
+            engine.adapters.put(400, bad)
+    with pytest.raises(SVFError, match="no adapter 400"):
+        engine.generate(prompts[:1], GREEDY, [0], adapters=[400])
+    done = engine.generate(prompts, GREEDY, [0] * 12, adapters=[3] * 12)
+    _check_tokens(model, [good] * 12, prompts, done)
+
+
+def test_scores_of_given_tokens_are_those_of_each_expert(
+    engine: ColocatedVLLMGenerator, model: PeftModel, prompts: list[list[int]]
+) -> None:
+    experts = {1: _expert(model, 1), 2: _expert(model, 2)}
+    for number, expert in experts.items():
+        _put(engine, model, number, expert)
+    given = [prompt[::-1][:5] for prompt in prompts]
+    numbers = [1, 2] * 6
+    scores = engine.loglikelihood(prompts, given, adapters=numbers)
+    for number, prompt, tokens, score in zip(numbers, prompts, given, scores, strict=True):
+        _become(model, experts[number])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(score), expected, rtol=0, atol=3e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "eager"), [(torch.bfloat16, True), pytest.param(torch.float32, False, marks=pytest.mark.slow)]
+)
+def test_in_bf16_and_compiled_too(dtype: torch.dtype, eager: bool, prompts: list[list[int]]) -> None:
+    model = _model(dtype=dtype)
+    engine = _engine(model, enforce_eager=eager)
+    experts = [None, *(_expert(model, seed) for seed in range(3))]
+    for number in (1, 2, 3):
+        _put(engine, model, number, experts[number])
+    asked = [(prompt, number) for prompt in prompts for number in range(4)]
+    numbers = [number for _, number in asked]
+    done = engine.generate([prompt for prompt, _ in asked], GREEDY, [0] * len(asked), adapters=numbers)
+    _check_tokens(model, [experts[number] for number in numbers], [prompt for prompt, _ in asked], done)
+
+
+def test_a_matrix_that_vllm_has_not_is_named(model: PeftModel) -> None:
+    some = next(iter(shared_factors(model).values()))
+    with pytest.raises(CannotServeFactors, match=r"no linear layer model\.layers\.9"):
+        _start(str(model_path()), {**shared_factors(model), "model.layers.9.mlp.gate_proj": some})
+
+
+def test_factors_of_another_model_are_refused(model: PeftModel) -> None:
+    name, some = next(iter(shared_factors(model).items()))
+    other = SVFFactors(Factors(some.U[:-1], some.s, some.Vt), sharded=False)
+    with pytest.raises(SVFError, match=f"{name} is .* for vLLM, and by its factors"):
+        _start(str(model_path()), {**shared_factors(model), name: other})
+    with pytest.raises(SVFError, match=r"in torch\.bfloat16 for vLLM, and by its factors .* in torch\.float32"):
+        _start(str(model_path()), shared_factors(model), dtype=torch.bfloat16)
+
+
+def test_another_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from svf_rl.generation.vllm.factored import patches
+
+    monkeypatch.setattr(patches, "_ours", {})
+    monkeypatch.delattr("vllm.v1.worker.lora_model_runner_mixin.LoRAModelRunnerMixin.set_active_loras")
+    with pytest.raises(SVFError, match=r"vLLM .* is not known to serve factors \(set_active_loras"):
+        patches.patch_adapters()
