@@ -175,6 +175,15 @@ def test_several_adapters_and_their_combinations(checkpoint: Path, logits: Calla
     torch.testing.assert_close(logits(model), first)
 
 
+def test_each_row_of_a_batch_may_have_its_own_adapter(
+    checkpoint: Path, ids: Tensor, logits: Callable, perturb: Callable
+) -> None:
+    base, model = logits(load(checkpoint, INT8)), perturb(adapted(checkpoint, INT8))
+    with torch.no_grad():
+        mixed = model(input_ids=ids, adapter_names=["__base__", "default"]).logits
+    torch.testing.assert_close(mixed, torch.stack([base[0], logits(model)[1]]))
+
+
 @pytest.mark.parametrize("call", ["merge_adapter", "merge_and_unload"])
 def test_merging_is_refused_and_changes_nothing(
     call: str, checkpoint: Path, logits: Callable, perturb: Callable
