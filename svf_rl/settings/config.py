@@ -170,6 +170,7 @@ class SVFReinforceConfig(GRPOConfig):
         self.num_generations = max(2, generations)
         if generations == 1 and self.generation_batch_size is not None and self.generation_batch_size % 2:
             raise SVFError(f"generation_batch_size must be even, not {self.generation_batch_size}")
+        self._check_best_model()
         super().__post_init__()
         self.num_generations = generations
         self.dataloader_pin_memory &= torch.accelerator.is_available()
@@ -182,6 +183,15 @@ class SVFReinforceConfig(GRPOConfig):
             raise SVFError(
                 "push_to_hub uploads the adapter, and no checkpoints with settings and paths of this machine: set "
                 "hub_strategy to every_save or end"
+            )
+
+    def _check_best_model(self) -> None:
+        """Transformers refuses it too, in words that are no keys."""
+        evaluated, saved = self.eval_steps or self.logging_steps, self.save_steps
+        by_steps = {str(getattr(one, "value", one)) for one in (self.eval_strategy, self.save_strategy)} == {"steps"}
+        if self.load_best_model_at_end and by_steps and min(evaluated, saved) >= 1 and saved % evaluated:
+            raise SVFError(
+                f"load_best_model_at_end: save_steps must be a multiple of eval_steps, not {saved:g} of {evaluated:g}"
             )
 
     @property
