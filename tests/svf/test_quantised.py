@@ -178,7 +178,7 @@ def test_several_adapters_and_their_combinations(checkpoint: Path, logits: Calla
 def test_each_row_of_a_batch_may_have_its_own_adapter(
     checkpoint: Path, ids: Tensor, logits: Callable, perturb: Callable
 ) -> None:
-    base, model = logits(load(checkpoint, INT8)), perturb(adapted(checkpoint, INT8))
+    base, model = logits(load(checkpoint, INT8)), perturb(adapted(checkpoint, INT8)).eval()
     with torch.no_grad():
         mixed = model(input_ids=ids, adapter_names=["__base__", "default"]).logits
     torch.testing.assert_close(mixed, torch.stack([base[0], logits(model)[1]]))
