@@ -70,6 +70,8 @@ def test_where_the_answer_stands(completion: str, answer: str) -> None:
         ("So the total comes to $12.50.", "12.5", True),
         (r"Hence $x \geq 5$ holds for all of them.", r"x \ge 5", True),
         ("They are 3 apples, so of these we get the answer: 12.", "12", True),
+        (r"The answer is $\$32,\!348$.", r"\$32,\!348", True),
+        (r"The answer is \$18.90.", r"\$18.90", True),
         ("The answer is east.", r"\text{east}", True),
         ("The answer is x + 3", "3", False),
         (r"\boxed{3} and \boxed{5}", "5", False),

@@ -33,7 +33,7 @@ PATIENCE_FACTOR, PATIENCE_SECONDS = 50, 60.0
 _WORKER = ("env", "PYTHONHASHSEED=0", sys.executable, "-P", str(Path(__file__).with_name("math_worker.py")))
 _workers = WorkerPool("math", _WORKER, parallel_checks())
 
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$\n]+)\$", re.DOTALL)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$((?:\\.|[^$\n\\])+)\$", re.DOTALL)
 _STATES = re.compile(
     r"(?:\b(?:is|are|equals|be)\b|[:=])(?!.*(?:\b(?:is|are|equals|be)\b|[:=]))\s*(?:thus|therefore|then)?\s*"
 )
