@@ -67,6 +67,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "vllm_importance_sampling_mode": IMPORTANCE_MODES,
     "vllm_mode": ("colocate", "server"),
     "vllm_server_failure": SERVER_FAILURES,
+    "vllm_weights": ("merged", "shared"),
     "pad_to_multiple_of": ("auto",),
     "include_num_input_tokens_seen": ("all", "non_padding", "no"),
     "log_level": LOG_LEVELS,
@@ -137,6 +138,12 @@ class SVFReinforceConfig(GRPOConfig):
         None, "Stop after this many evaluations in a row without a better one."
     )
     vllm_enforce_eager: bool = described(False, "Skip vLLM's compilation: a faster start.")
+    vllm_weights: str = described(
+        "merged",
+        "For a colocated vLLM. merged: it holds whole weights, and each sync pushes those that the adapter changes. "
+        "shared: it computes with the trained model's own factors, and a sync writes z alone (SVF without "
+        "modules_to_save, ZeRO-3, tensor parallelism or sleep mode).",
+    )
     resume_from_checkpoint: str | bool | None = described(
         None,
         "auto: resume from the last intact checkpoint in output_dir, or start over where there is none; true: the "

@@ -8,8 +8,10 @@ import pytest
 import torch
 from datasets import Dataset
 from fakes import read_metrics
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
+from svf_rl.errors import SVFError
 from svf_rl.generation import SyncReport
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.quickstart import make_rows, model_path
@@ -32,7 +34,7 @@ def quickstart(
 ) -> Callable[..., SVFReinforceTrainer]:
     """`quickstart(name)`: a trainer of 3 updates of 8 prompts × 4 completions, evaluated before and after."""
 
-    def build(name: str, **settings: Any) -> SVFReinforceTrainer:
+    def build(name: str, own_engine: bool = False, peft_config: Any = None, **settings: Any) -> SVFReinforceTrainer:
         model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
         # the engine is shared: it must not start from what another test left in it
         vllm_engine.sync(model.requires_grad_(False), everything=True)
@@ -45,7 +47,7 @@ def quickstart(
         reward = load_reward({"name": "numeric"})
         return SVFReinforceTrainer(
             model, reward, args, _rows("train", 64), _rows("validation", 16), tokenizer,
-            peft_config=SVFConfig(task_type="CAUSAL_LM"), generator=vllm_engine,
+            peft_config=peft_config or SVFConfig(task_type="CAUSAL_LM"), generator=None if own_engine else vllm_engine,
         )  # fmt: skip
 
     return build
@@ -94,3 +96,41 @@ def test_num_iterations_works_with_the_correction(quickstart: Any) -> None:
     first, second, third = _differences(trainer)
     assert first < 1e-4 < second
     assert third < 1e-4
+
+
+def test_an_engine_with_the_model_s_own_factors_trains_the_same(quickstart: Any) -> None:
+    """A sync writes z: no weight of the engine changes."""
+    merged, shared = (
+        quickstart("merged"),
+        quickstart(
+            "shared", own_engine=True, vllm_weights="shared", vllm_enforce_eager=True, vllm_max_model_length=128
+        ),
+    )
+    weights = {name: p.clone() for name, p in shared.generator.model.named_parameters()}
+    for trainer in (merged, shared):
+        trainer.train()
+    assert all(torch.equal(weights[name], p) for name, p in shared.generator.model.named_parameters())
+    assert max(_differences(shared)) < 1e-4
+    found, expected = (
+        {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        for trainer in (shared, merged)
+    )
+    for name, value in expected.items():
+        assert (value - 1).abs().max() > 1e-3
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
+    syncs = [line["sync/bytes"] for line in read_metrics(Path(shared.args.output_dir)) if "sync/bytes" in line]
+    assert set(syncs) == {4 * sum(p.numel() for p in found.values())}
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"peft_config": LoraConfig(task_type="CAUSAL_LM", target_modules=["up_proj"])}, "an adapter other than SVF"),
+        ({"peft_config": SVFConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"])}, "modules_to_save"),
+        ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size above 1"),
+        ({"vllm_enable_sleep_mode": True}, "vllm_enable_sleep_mode"),
+    ],
+)
+def test_what_cannot_be_shared_is_said(quickstart: Any, settings: dict[str, Any], what: str) -> None:
+    with pytest.raises(SVFError, match=f"vllm_weights: shared does not go with {what}: set it to merged"):
+        quickstart("refused", own_engine=True, vllm_weights="shared", **settings)
