@@ -167,6 +167,8 @@ def _marks(text: str) -> list[_Found]:
 
 def _correction(text: str, last: _Found) -> _Found | None:
     """The last of the statements behind `last`, or of results behind "wait" and the like, that takes it back."""
+    if not text[last.end :].strip(" .$*\n"):
+        return None
     turn = _TURN.search(text, last.end)
     found = [
         s

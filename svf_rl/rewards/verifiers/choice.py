@@ -45,21 +45,23 @@ _LABEL = (
     r"|\d{{1,2}}(?!\w|[.,:/]\d|\s?%)))(?!\s?=)"
 )
 _SMALL = r"(?P<small>[a-z])(?=[).,:;!\s]*(?:$|\n)|[).,:;!]\s|\s(?:is|because)\b)"
-_NOUN = r"(?:answer|option|choice|letter|label|statement|selection|diagnosis)"
+_NOUNS = r"answer|option|choice|letter|label|statement|selection|diagnosis"
+_NOUN = rf"(?:{_NOUNS})"
 _FILLER = rf"(?:therefore|thus|clearly|probably|likely|most|the|correct|best|right|{_NOUN}|number)"
 _IS = (
     r"(?:\s{1,3}(?:choice\s|here\s)?(?:is|was|are|(?:should|would|must|will|has\sto|could|might|may)\s+be)\b(?!\s+not\b)"
     r"|\s{0,4}[:：=—–➜→])"
 )
-_CHOOSE = r"(?:choose|chose|select|pick|go\swith|going\swith|say|it['’]?s|it\sis|(?:must|should|has\sto)\sbe)"
+_CHOOSES = r"choose|chose|select|pick|go\swith|going\swith|say|it['’]?s|it\sis|must\sbe|should\sbe|has\sto\sbe"
+_CHOOSE = rf"(?:{_CHOOSES})"
 _IS_RIGHT = (
     r"(?:is|seems|looks)\s(?:the\s)?(?:more\s|most\s(?:likely\s)?)?(?:only\s)?"
     r"(?:correct|right|best|appropriate|accurate|answer|true)"
 )
 # Statements of a choice begin at one of these words, in small letters (and only there are they looked for, which saves
-# most of the time), or before one of the words that end them.
-_BEGIN = re.compile(rf"{_NOUN}|{_CHOOSE}|=>|→|⇒")
-_STATED = [
+# most of the time), or before one of the words that end them. Without groups, so that `re` looks for first letters.
+_BEGIN = re.compile(rf"{_NOUNS}|{_CHOOSES}|=>|→|⇒")
+_NOUN_IS, _CHOOSING, _OPTION, _ARROW = (
     re.compile(pattern.replace("LABEL", _LABEL.format("")))
     for pattern in (
         rf"(?i:\b{_NOUN}s?\b{_IS}(?:[\s:]{{1,8}}{_FILLER}\b){{0,6}})[\s:]{{0,8}}(?:LABEL|{_SMALL})",
@@ -67,7 +69,12 @@ _STATED = [
         rf"(?i:\b(?:option|choice)\s){_SMALL}",
         r"(?:=>|→|⇒)\s?LABEL",
     )
-]
+)
+_STATED = {
+    **dict.fromkeys(_NOUNS.split("|"), (_NOUN_IS,)),
+    **dict.fromkeys(("option", "choice"), (_NOUN_IS, _OPTION)),
+    **dict.fromkeys(("=>", "→", "⇒"), (_ARROW,)),
+}
 _STATED_BEFORE = [
     (re.compile(end), re.compile(pattern.replace("LABEL", _LABEL.format("")), re.MULTILINE))
     for end, pattern in (
@@ -177,6 +184,8 @@ def _label(match: re.Match[str]) -> str:
 
 def _read_mark(content: str) -> str | None:
     """The label that a mark holds, with words such as "option" before it and the option's text behind it."""
+    if len(content) == 1 and content.isascii() and content.isalnum():
+        return content.upper()
     lead = re.match(rf"[\s:(.]*(?i:(?:{_FILLER}|is)\b[\s:]*){{0,6}}", content)
     content = content[lead.end() :] if lead and not content.lstrip().startswith("(") else content.lstrip()
     if re.fullmatch(r"[a-z]\W*", content):
@@ -211,7 +220,9 @@ def _stated(text: str) -> str | None:
 
 def _statements(text: str, lowered: str) -> Iterator[re.Match[str]]:
     for begin in _BEGIN.finditer(lowered):
-        yield from filter(None, (pattern.match(text, begin.start()) for pattern in _STATED))
+        for pattern in _STATED.get(begin[0], (_CHOOSING,)):
+            if match := pattern.match(text, begin.start()):
+                yield match
     for end, pattern in _STATED_BEFORE:
         if first := end.search(lowered):
             yield from pattern.finditer(text, max(0, first.start() - _MOST_BEFORE))
