@@ -44,7 +44,11 @@ class FactoredLoader(DefaultModelLoader):
         vllm_config.quant_config = layers = FactoredLayers(_FACTORS.get())
         _compile_as_without_adapters(vllm_config)
         model = super().load_model(vllm_config, model_config, prefix)
-        table = MultiplierTable(layers.singular_values(), vllm_config.scheduler_config.max_num_batched_tokens)
+        table = MultiplierTable(
+            layers.singular_values(),
+            tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+            fixed=vllm_config.device_config.device_type == "cuda" and not model_config.enforce_eager,
+        )
         layers.use(table)
         # where the compiled model finds what it computes by a layer's name
         vllm_config.compilation_config.static_forward_context.update(layers.methods)
