@@ -34,13 +34,14 @@ def test_each_token_is_scaled_by_the_row_of_its_request() -> None:
 
 def test_small_changes_are_not_rounded_away_in_bf16() -> None:
     """A multiplier of 1 + 2⁻⁹ is 1 in bf16, and yet moves some of the products."""
-    table = MultiplierTable({"up": torch.ones(64)}, tokens=16)
+    s = torch.linspace(3, 1, 64)
+    table = MultiplierTable({"up": s}, tokens=16)
     row = table.add({"up": torch.full((64,), 1 + 2**-9)})
     h = torch.linspace(1, 2, 64).bfloat16()
     table.assign(np.array([row, BASE]), np.array([1, 1]))
     one, base = table.scale(h.expand(2, 64), table.columns["up"])
-    assert torch.equal(base, h)
-    assert torch.equal(one, (h.float() * (1 + 2**-9)).bfloat16())
+    assert torch.equal(base, (h.float() * s).bfloat16())
+    assert torch.equal(one, (h.float() * (s * (1 + 2**-9))).bfloat16())
     assert not torch.equal(one, base)
 
 
