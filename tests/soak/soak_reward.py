@@ -1,7 +1,7 @@
 """The rewards of the soak run: a user's file that runs programs and checks mathematics, and that breaks when told to.
 
-Files in the folder `flags` say what breaks: `raise`, `overflow` (rewards beyond fp32), `engine` (vLLM's step fails, as
-it does when a kernel or the memory does).
+Files in the folder `flags` say what breaks: `raise`, `overflow` (rewards whose sum is beyond fp32), `engine` (vLLM's
+step fails, as it does when a kernel or the memory does).
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def passes_tests(
     if (Path(flags) / "engine").exists():
         _break_the_engine()
     if (Path(flags) / "overflow").exists():
-        return [1e308 * (-1) ** index for index in range(len(completions))]
+        return [3e38 * (-1) ** index for index in range(len(completions))]
     return [verdict.value for verdict in verdicts]
 
 
