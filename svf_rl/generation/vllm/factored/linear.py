@@ -23,6 +23,8 @@ from svf_rl.generation.vllm.factored.table import MultiplierTable
 from svf_rl.svf.layer import SVFFactors
 
 _PLACES = {"q": 0, "k": 1, "v": 2}  # what vLLM calls the parts of `qkv_proj`; others have numbers
+# of models that do not say what they fuse
+_FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 
 
 class FactoredLayers(QuantizationConfig):
@@ -48,7 +50,7 @@ class FactoredLayers(QuantizationConfig):
         if not isinstance(layer, LinearBase):
             return None
         parent, _, name = prefix.rpartition(".")
-        fused = [f"{parent}.{part}" for part in self.packed_modules_mapping.get(name, ())]
+        fused = [f"{parent}.{part}" for part in {**_FUSED, **self.packed_modules_mapping}.get(name, ())]
         parts = [self._named.get(path) for path in (fused if fused and prefix not in self._named else [prefix])]
         if not any(parts):
             return UnquantizedLinearMethod()
