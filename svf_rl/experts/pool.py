@@ -25,11 +25,6 @@ from svf_rl.svf import svf_layers
 from svf_rl.svf.combine import assign_groups
 from svf_rl.svf.expert import check_same_base, distinct_adapter_names, expert_folder, read_expert
 
-
-def _key(which: "str | Mix | None") -> object:
-    return which.key if isinstance(which, Mix) else which
-
-
 _MIX = "mix"  # the adapter on the model that holds whatever was asked for last
 
 
@@ -46,6 +41,10 @@ class Mix:
     def key(self) -> tuple[object, ...]:
         """Equal for mixes that make the same model."""
         return (self.alpha.tolist().__repr__(), self.scope, self.form)
+
+
+def _key(which: str | Mix | None) -> object:
+    return which.key if isinstance(which, Mix) else which
 
 
 class ExpertPool:

@@ -186,6 +186,7 @@ class SVFReinforceConfig(GRPOConfig):
         self._check_objective()
         self._check_sampling()
         self._check_servers()
+        self._check_shared_weights()
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise SVFError(
                 "push_to_hub uploads the adapter, and no checkpoints with settings and paths of this machine: set "
@@ -219,6 +220,18 @@ class SVFReinforceConfig(GRPOConfig):
         """What is kept of the settings, and shown by TensorBoard, wandb and the like: without secrets."""
         kept: dict[str, Any] = remove_secrets(super().to_dict())
         return kept
+
+    def _check_shared_weights(self) -> None:
+        """What can be told without the model; the rest when the engine is built."""
+        hinders = {
+            "use_vllm: false": not self.use_vllm,
+            "vllm_mode: server": self.vllm_mode == "server",
+            "vllm_tensor_parallel_size above 1": self.vllm_tensor_parallel_size > 1,
+            "vllm_enable_sleep_mode": self.vllm_enable_sleep_mode,
+        }
+        for what, there in hinders.items():
+            if there and self.vllm_weights == "shared":
+                raise SVFError(f"vllm_weights: shared does not go with {what}: set it to merged")
 
     def _check_servers(self) -> None:
         if self.vllm_mode == "colocate":

@@ -55,8 +55,9 @@ def _hold_out(train: Dataset, share: float) -> tuple[Dataset, Dataset]:
 
 
 def _conversations(rows: Dataset, options: TaskOptions, source: str) -> Dataset:
-    wanted = [options.prompt_column] + ([options.answer_column] if options.answer_column else [])
-    check_has_columns(rows, wanted, source)
+    check_has_columns(rows, [options.prompt_column], f"prompt_column: {source}")
+    if options.answer_column:
+        check_has_columns(rows, [options.answer_column], f"answer_column: {source}")
     columns = {name: rows[name][:] for name in rows.column_names if name != options.prompt_column}
     if options.answer_column:
         columns["answer"] = rows[options.answer_column][:]

@@ -124,7 +124,7 @@ def build_generator(
     path = config._name_or_path
     if not path:
         raise SVFError("vLLM needs the base model as a folder or Hub name: load it with from_pretrained")
-    factors = None if args.vllm_weights == "merged" else _factors_to_share(model, args)
+    factors = None if args.vllm_weights == "merged" else _factors_to_share(model)
     check_divides(config, args.vllm_tensor_parallel_size)
     return ColocatedVLLMGenerator(
         path,
@@ -142,15 +142,13 @@ def build_generator(
     )
 
 
-def _factors_to_share(model: PeftModel, args: SVFReinforceConfig) -> Mapping[str, SVFFactors]:
+def _factors_to_share(model: PeftModel) -> Mapping[str, SVFFactors]:
     """Raises `SVFError` where an engine cannot compute with the model's factors."""
     factors = shared_factors(model)
     hinders = {
         "an adapter other than SVF": not factors,
         "modules_to_save": any(isinstance(module, ModulesToSaveWrapper) for module in model.modules()),
         "ZeRO-3": is_deepspeed_zero3_enabled(),
-        "vllm_tensor_parallel_size above 1": args.vllm_tensor_parallel_size > 1,
-        "vllm_enable_sleep_mode": args.vllm_enable_sleep_mode,
     }
     for what, there in hinders.items():
         if there:

@@ -37,7 +37,7 @@ IN_WORDS = {
     "lora_target_modules": "targets", "rewards": "reward", "train_items": "rows", "validation_items": "rows",
     "test_items": "rows", "data_path": "data", "data_dir": "data", "task": "task", "skill": "skill",
     "layers_to_transform": "targets", "exclude_modules": "targets", "system_prompt": "prompt",
-    "eval_strategy": "strategy", "save_strategy": "strategy", "prompt_column": "column", "answer_column": "column",
+    "eval_strategy": "strategy", "save_strategy": "strategy",
 }  # fmt: skip
 
 # What would need the Hub, much time, or another folder than the test's.
