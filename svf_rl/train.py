@@ -116,6 +116,7 @@ def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary"
     from svf_rl.settings.rows import load_rows
     from svf_rl.tasks import find_task
     from svf_rl.training.checkpoints import current_run
+    from svf_rl.training.evolution import EvolutionTrainer
     from svf_rl.training.metrics_recorder import ProgressLine
     from svf_rl.training.next_token import NextTokenTrainer
     from svf_rl.training.resume import rows_digest
@@ -149,8 +150,8 @@ def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary"
         warnings=recipe.warnings,
     )
     with phases("engine"):
-        trainer_class = NextTokenTrainer if recipe.training.objective == "next_token" else SVFReinforceTrainer
-        trainer = trainer_class(
+        trainers = {"next_token": NextTokenTrainer, "evolution_strategies": EvolutionTrainer}
+        trainer = trainers.get(recipe.training.objective, SVFReinforceTrainer)(
             model,
             list(rewards),
             recipe.training,

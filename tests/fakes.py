@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import random
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerB
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, Sampling, SyncReport
+from svf_rl.generation.vllm.colocated import POLICY
+from svf_rl.generation.weights import active_multipliers
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
 
@@ -75,6 +78,56 @@ class ScriptedGenerator(FakeGenerator):
             logprobs = self._logprobs(list(prompt), tokens) if self._logprobs else None
             result.append(Completion(tokens, logprobs, finished))
         return result
+
+
+class TableGenerator(FakeGenerator):
+    """
+    A generator with a table of adapters, as an engine that computes with factors has it. The first token of a
+    completion says how near the multipliers of its adapter are to `target`, as [`nearness`] reads it, give or take some
+    luck that the seed decides.
+
+    Of each call it keeps the `prompts`, the `members` (numbers of their adapters) and the `seeds`.
+    """
+
+    def __init__(self, eos: int, target: float = 1.3, luck: float = 0.0):
+        super().__init__(lambda *_: [])
+        self.eos, self.target, self.luck = eos, target, luck
+        self.table: dict[int, torch.Tensor] = {}
+        self.adapters = self
+        self.prompts: list[list[list[int]]] = []
+        self.members: list[list[int]] = []
+        self.seeds: list[list[int]] = []
+
+    def put(self, number: int, multipliers: dict[str, torch.Tensor]) -> None:
+        self.table[number] = torch.cat([m.detach().clone() for m in multipliers.values()])
+
+    def sync(self, model: Any, everything: bool = False) -> SyncReport:
+        self.put(POLICY, active_multipliers(model))
+        return super().sync(model, everything)
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        progress: bool = False,
+        adapters: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        members = list(adapters or [POLICY] * len(prompts))
+        self.prompts.append(list(prompts))
+        self.members.append(members)
+        self.seeds.append(list(seeds))
+        completions = []
+        for prompt, number, seed in zip(prompts, members, seeds, strict=True):
+            distance = (self.table[number] - self.target).square().mean().item()
+            near = math.exp(-10 * distance) + self.luck * random.Random(f"{prompt} {seed}").uniform(-1, 1)
+            completions.append(Completion([10 + round(400 * min(max(near, 0), 1)), self.eos], None, True))
+        return completions
+
+
+def nearness(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """The reward of what [`TableGenerator`] writes, from 0 to 1."""
+    return [(ids[0] - 10) / 400 for ids in completion_ids]
 
 
 # ---- models and adapters ---------------------------------------------------------------------------------------------

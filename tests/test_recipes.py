@@ -19,7 +19,8 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 
 def test_all_recipes_are_there() -> None:
-    assert {path.stem for path in RECIPES} >= {*EXPERTS, "llama3_70b_math", "qwen3_math", "lora_math", "quickstart"}
+    others = {"llama3_70b_math", "qwen3_math", "lora_math", "quickstart", "quickstart_evolution"}
+    assert {path.stem for path in RECIPES} >= {*EXPERTS, *others}
 
 
 def test_a_dry_run_passes_without_data(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,7 @@ def make_trainer(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path)
         generator: Any = None,
         eval_items: int = 0,
         callbacks: Any = None,
+        trainer_class: Any = None,
         **settings: Any,
     ) -> Any:
         from datasets import Dataset
@@ -77,7 +78,7 @@ def make_trainer(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path)
             "optim": "sgd", "max_grad_norm": 0.0, "beta": 0.0, "advantage": "none",
         }  # fmt: skip
         rows = [{"prompt": " ".join(["How many?"] * (1 + i % 5)) + f" {i}", "item": i} for i in range(32)]
-        return SVFReinforceTrainer(
+        return (trainer_class or SVFReinforceTrainer)(
             tiny_llama() if model is None else model,
             reward,
             SVFReinforceConfig(**{**defaults, **settings}),

@@ -14,6 +14,7 @@ from trl import GRPOConfig
 
 from svf_rl.described import described
 from svf_rl.errors import SVFError
+from svf_rl.losses.evolution import FITNESS
 from svf_rl.losses.objective import BASELINES, IMPORTANCE_MODES, KL_ESTIMATES, KL_TYPES, REDUCTIONS
 from svf_rl.runs.provenance import remove_secrets
 from svf_rl.settings.limits import check_numbers
@@ -54,12 +55,20 @@ UNSUPPORTED = (
     "use_transformers_continuous_batching", "transformers_continuous_batching_config", "max_tool_calling_iterations",
     "label_smoothing_factor", "neftune_noise_alpha",
 )  # fmt: skip
+OF_PASSES = frozenset(
+    ("advantage", "normalize_advantages", "advantage_clip", "kl_type", "kl_placement", "loss_reduction",
+     "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",
+     "vllm_importance_sampling_clip_max", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+     "pad_to_multiple_of")
+)  # fmt: skip
+"""Keys of the objectives that make passes of the model."""
 EVALUATED = ("accuracy", "reward", "unscorable", "items", "completion_length", "clipped_ratio")
 """What an evaluation measures; for one of several sets its name stands before it, as in `eval_gsm8k_accuracy`."""
 SERVER_FAILURES = ("stop", "leave_out")
 LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")
 _CHOICES: dict[str, Collection[str]] = {
-    "objective": ("policy_gradient", "next_token"),
+    "objective": ("policy_gradient", "next_token", "evolution_strategies"),
+    "evolution_fitness": tuple(FITNESS),
     "advantage": BASELINES,
     "kl_type": KL_TYPES,
     "kl_placement": ("loss", "reward"),
@@ -108,8 +117,15 @@ class SVFReinforceConfig(GRPOConfig):
     )
     objective: str = described(
         "policy_gradient",
-        "policy_gradient (REINFORCE), or next_token: cross-entropy on the targets of the data, for which the settings "
-        "of `next_token_settings` replace those of the recipe.",
+        "policy_gradient (REINFORCE); next_token: cross-entropy on the targets of the data, for which the settings "
+        "of `next_token_settings` replace those of the recipe; or evolution_strategies: perturbed z and their rewards, "
+        "without a backward pass. num_generations is then the population, of which each member answers each prompt.",
+    )
+    evolution_sigma: float = described(0.1, "With evolution_strategies: standard deviation of the perturbations of z.")
+    evolution_fitness: str = described(
+        "ranks",
+        f"With evolution_strategies: how the mean rewards of the members are compared, {' or '.join(FITNESS)} (by "
+        "their standard deviation).",
     )
     advantage: str = described(
         "leave_one_out",
@@ -170,6 +186,8 @@ class SVFReinforceConfig(GRPOConfig):
             value = getattr(self, name)
             if isinstance(value, str) and value not in allowed:
                 raise SVFError(f"{name} must be one of {', '.join(filter(None, allowed))}, not {shown(value)}")
+        if self.max_completion_length is None:
+            raise SVFError("max_completion_length must be a number of tokens, not null")
         generations = self.num_generations or 0
         if generations < 1:
             raise SVFError(f"num_generations must be at least 1, not {self.num_generations}")
@@ -281,11 +299,35 @@ class SVFReinforceConfig(GRPOConfig):
             raise SVFError(f"advantage_clip must be positive, not {self.advantage_clip}")
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise SVFError("early_stopping_patience needs evaluations: set eval_strategy to steps or epoch")
-        if self.num_generations == 1 and not BASELINES[self.advantage].whole_batch:
+        if self.objective == "evolution_strategies":
+            self._check_evolution()
+        elif self.num_generations == 1 and not BASELINES[self.advantage].whole_batch:
             others = " or ".join(name for name, baseline in BASELINES.items() if baseline.whole_batch)
             raise SVFError(
                 f"advantage={self.advantage} compares completions of one prompt: set num_generations to 2 or more, or "
                 f"advantage to {others}"
+            )
+
+    def _check_evolution(self) -> None:
+        if self.vllm_weights != "shared":
+            raise SVFError(
+                "objective: evolution_strategies needs use_vllm: true and vllm_weights: shared, whose engine answers a "
+                "population in one batch"
+            )
+        if self.beta:
+            raise SVFError(
+                f"objective: evolution_strategies has no KL term, which takes passes of the model: set beta to 0, not "
+                f"{self.beta:g}; weight_decay keeps z near the base model"
+            )
+        if (self.num_generations or 0) % 2:
+            raise SVFError(
+                "objective: evolution_strategies has a population of pairs, each member answering each prompt: "
+                f"num_generations must be even, not {self.num_generations}"
+            )
+        if self.num_iterations > 1 or self.steps_per_generation != self.gradient_accumulation_steps:
+            raise SVFError(
+                "objective: evolution_strategies makes one step from the completions of one population: remove "
+                "num_iterations, steps_per_generation and generation_batch_size"
             )
 
     def _check_sampling(self) -> None:
@@ -300,7 +342,7 @@ class SVFReinforceConfig(GRPOConfig):
         if taken:
             raise SVFError(f"generation_kwargs must not hold {taken[0]}: it has its own key, or is the trainer's")
         if self.temperature == 0:
-            if (self.num_generations or 1) > 1:
+            if (self.num_generations or 1) > 1 and self.objective != "evolution_strategies":
                 raise SVFError(
                     "temperature=0 makes all completions of a prompt the same: set num_generations to 1, or sample"
                 )

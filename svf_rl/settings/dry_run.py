@@ -12,7 +12,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from svf_rl.errors import SVFError
 from svf_rl.rewards import Reward, load_reward
 from svf_rl.runs.provenance import check_base
-from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.config import OF_PASSES, SVFReinforceConfig
 from svf_rl.settings.dry_run_model import check_quantizer, find_adapted_matrices, find_tokenizer, positions_of
 from svf_rl.settings.dry_run_training import check_training
 from svf_rl.settings.recipe import DataArguments, Recipe
@@ -57,6 +57,8 @@ def check_recipe(recipe: Recipe) -> DryRun:
         SVFError: a reward or a column is missing, the targets match nothing, or the rows do not fill one batch.
     """
     notes = list(recipe.warnings)
+    if recipe.training.objective == "evolution_strategies" and (ignored := sorted(OF_PASSES & recipe.raw.keys())):
+        notes.append(f"{', '.join(ignored)}: not read for objective evolution_strategies")
     check_reporters(recipe.training.report_to or ())
     if recipe.training.push_to_hub:
         check_base(recipe.model.model_name_or_path)
@@ -109,18 +111,24 @@ def _needs_gpu(recipe: Recipe, parameters: int) -> str:
 
 def _describe_objective(training: SVFReinforceConfig) -> dict[str, str]:
     signal, draws, correction = "next-token", "only of held-out answers", ""
+    if training.objective != "next_token":
+        draws = f"{training.num_generations} per prompt, temperature {training.temperature:g}"
     if training.objective == "policy_gradient":
         signal = f"advantage {training.advantage}"
-        draws = f"{training.num_generations} per prompt, temperature {training.temperature:g}"
         if training.use_vllm:
             corrected = training.vllm_importance_sampling_correction
             correction = f", mismatch correction {training.vllm_importance_sampling_mode if corrected else 'off'}"
     backend = training.generation_backend
     generators = {"colocated": "vLLM", "server": f"vLLM at {', '.join(training.server_urls)}"}
     kl = f"KL {training.beta:g} × {training.kl_type} in the {training.kl_placement}" if training.beta else "no KL"
+    goal = f"{signal}, log-likelihood {training.loss_reduction}, {kl}"
+    if training.objective == "evolution_strategies":
+        goal = (
+            f"evolution strategies, population {training.num_generations}, sigma {training.evolution_sigma:g}, fitness "
+            f"{training.evolution_fitness}"
+        )
     return {
-        "objective": f"{signal}, log-likelihood {training.loss_reduction}, {kl}, learning rate "
-        f"{training.learning_rate:g}, clip {training.max_grad_norm:g}",
+        "objective": f"{goal}, learning rate {training.learning_rate:g}, clip {training.max_grad_norm:g}",
         "generation": f"{generators.get(backend, backend)}, {draws}, at most {training.max_completion_length} tokens"
         f"{correction}",
     }

@@ -1,5 +1,6 @@
 """The part of the dry run that looks at the model: which weights are adapted, and how many values are trained."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
     if ignored:
         notes.append(f"{', '.join(ignored)}: not read for adapter {kind.name}, its experts have their own")
     for path in (arguments.adapter_path, *(arguments.experts or [])):
-        if path is not None and not Path(path).expanduser().is_dir():
+        if path is not None and not os.path.isdir(path):  # noqa: PTH112  (pathlib raises for long names)
             if looks_local(path):
                 raise SVFError(f"adapter folder {path} does not exist (working directory: {Path.cwd()})")
             notes.append(f"adapter {path} comes from the Hub: it was not checked")
@@ -56,7 +57,7 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
     if arguments.adapter_path is None:
         peft_config = kind.config(arguments)
     else:
-        peft_config = read_config(Path(arguments.adapter_path).expanduser())
+        peft_config = read_config(Path(arguments.adapter_path))
         kind = kind_of(peft_config)
     model = None
     config, missing = _model_config(recipe.model)

@@ -16,7 +16,8 @@ _INTERVALS = {
     "vllm_importance_sampling_clip_min save_total_limit layers_to_transform",
     "[1e-30, inf)": "adam_epsilon",
     "[0.01, 100]": "repetition_penalty",
-    "(0, inf)": "num_train_epochs logging_steps eval_steps save_steps vllm_importance_sampling_clip_max max_multiplier",
+    "(0, inf)": "num_train_epochs logging_steps eval_steps save_steps vllm_importance_sampling_clip_max max_multiplier "
+    "evolution_sigma",
     "[1, inf)": "lora_r lora_alpha per_device_train_batch_size gradient_accumulation_steps generation_batch_size "
     "steps_per_generation num_generations num_iterations torch_empty_cache_steps ddp_bucket_cap_mb ddp_timeout "
     "max_completion_length pad_to_multiple_of vllm_max_model_length early_stopping_patience num_completions_to_print "

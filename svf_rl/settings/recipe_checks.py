@@ -29,6 +29,8 @@ def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
     """Raises `SVFError` unless `processes` processes can run the recipe under this stage of DeepSpeed's ZeRO."""
     if values.get("weight_decay"):
         raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
+    if values.get("objective") == "evolution_strategies":
+        raise SVFError("objective: evolution_strategies has nothing for DeepSpeed to share out: use a config of DDP")
     if stage < 3:
         return
     if processes == 1:

@@ -29,7 +29,7 @@ from trl import GRPOTrainer
 
 from svf_rl.errors import SVFError
 from svf_rl.experts.publish import push_run
-from svf_rl.generation import CompletionGenerator, Sampling, sample_seed
+from svf_rl.generation import Completion, CompletionGenerator, Sampling, sample_seed
 from svf_rl.generation.prompts import encode_prompts
 from svf_rl.losses import objective
 from svf_rl.losses.token_logprobs import LogitTransform
@@ -216,17 +216,21 @@ class SVFReinforceTrainer(GRPOTrainer):
         """One completion of each row's prompt."""
         prompts = [row["prompt"] for row in rows]
         ids = self.tokenize(prompts)
-        step, within = self.state.global_step, self._step % self.args.gradient_accumulation_steps
+        within = self._step % self.args.gradient_accumulation_steps
         first = (within * self.accelerator.num_processes + self.accelerator.process_index) * len(ids)
-        seeds = [sample_seed(self.args.seed, "train", step, first + i) for i in range(len(ids))]
         self.sync_weights()
         before = self.recorder.seconds["rollout"]
         with self.recorder.timed("rollout"):
-            completions = self.generator.generate(ids, self.sampling, seeds)
+            completions = self._answer(ids, range(first, first + len(ids)))
         seconds = self.recorder.seconds["rollout"] - before
         tokens = gather(torch.tensor(sum(len(c.token_ids) for c in completions), device=self.accelerator.device))
         self.recorder.add("time/tokens_per_second", tokens.sum().item() / seconds)
         return Rollout.of(prompts, ids, completions, self._tokenizer)
+
+    def _answer(self, prompts: list[list[int]], places: range) -> list[Completion]:
+        """A completion of each prompt; `places` says where in the step they are, over all processes."""
+        seeds = [sample_seed(self.args.seed, "train", self.state.global_step, place) for place in places]
+        return self.generator.generate(prompts, self.sampling, seeds)
 
     def _score_rollout(self, rows: list[dict[str, Any]], rollout: Rollout) -> tuple[Tensor, Tensor]:
         """`(N, functions)` rewards of all processes, and `(N,)` their weighted sum, NaN where none could score."""
@@ -237,17 +241,11 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.recorder.add("unscorable", total.isnan().float().mean().item())
         return rewards, total
 
-    # ---- what is overridden of TRL ------------------------------------------------------------------------------
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's generates with its own engine, knows no stop strings, and computes GRPO's advantages and ratios."""
-        if "image" in inputs[0] or "images" in inputs[0]:
-            raise SVFError("images are not supported: use a text dataset")
-        args = self.args
-        rollout = self._roll_out(inputs)
-        self.recorder.add_lengths(rollout)
-        rewards, total = self._score_rollout(inputs, rollout)  # (N, functions), (N,)
-        local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+    def _make_batch(self, rollout: Rollout, rewards: Tensor, total: Tensor) -> dict[str, Any]:
+        """What the loss takes of this process's completions, given all `rewards` (N, functions) and their sums
+        `total` (N,)."""
+        args, count = self.args, len(rollout.prompts)
+        local = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         batch = rollout.tensors(self._tokenizer.pad_token_id, self.accelerator.device, self.pad_to_multiple_of)
         takes_part = ~total[local].isnan() & batch["completion_mask"].any(1)  # (B,)
         if args.mask_truncated_completions:
@@ -263,9 +261,22 @@ class SVFReinforceTrainer(GRPOTrainer):
         share = args.gradient_accumulation_steps / args.steps_per_generation
         return {**batch, "advantages": advantages[local], "sequences": gather(takes_part.sum()).sum() * share}
 
+    def _loss_of(self, model: Any, batch: dict[str, Any]) -> Tensor:
+        return self.loss(model, batch)
+
+    # ---- what is overridden of TRL ------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's generates with its own engine, knows no stop strings, and computes GRPO's advantages and ratios."""
+        if "image" in inputs[0] or "images" in inputs[0]:
+            raise SVFError("images are not supported: use a text dataset")
+        rollout = self._roll_out(inputs)
+        self.recorder.add_lengths(rollout)
+        return self._make_batch(rollout, *self._score_rollout(inputs, rollout))
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's is GRPO's clipped surrogate."""
-        return self.loss(model, inputs)
+        return self._loss_of(model, inputs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """TRL's measures a step as a whole."""

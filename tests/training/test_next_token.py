@@ -232,7 +232,8 @@ def test_a_recipe_for_policy_gradient_becomes_its_counterpart_and_says_what_chan
 
 
 def test_an_unknown_objective_and_settings_that_are_wrong_for_any(plan: Any, tmp_path: Path) -> None:
-    assert refusal(plan, "--objective", "sft") == "objective must be one of policy_gradient, next_token, not 'sft'"
+    known = "policy_gradient, next_token, evolution_strategies"
+    assert refusal(plan, "--objective", "sft") == f"objective must be one of {known}, not 'sft'"
     assert "kl_type must be one of" in refusal(plan, "--kl_type", "k4")
     args = {"output_dir": str(tmp_path), "use_cpu": True, "objective": "next_token"}
     assert SVFReinforceConfig(**args, num_iterations=2).num_generations == 1  # no completions, so none is out of date

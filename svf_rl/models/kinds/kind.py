@@ -63,6 +63,8 @@ class AdapterKind:
 
     def check_training(self, values: Mapping[str, Any], zero_stage: int = 0) -> None:
         """Raises `SVFError` where the kind cannot be trained with these values of a recipe under this ZeRO stage."""
+        if values.get("vllm_weights") == "shared" and values.get("modules_to_save"):
+            raise SVFError("vllm_weights: shared does not go with modules_to_save: set it to merged")
 
     def config(self, arguments: "AdapterArguments") -> PeftConfig:
         """The PEFT configuration that the recipe asks for. Raises `SVFError` for values that do not suit."""

@@ -1,11 +1,12 @@
 """LoRA, the baseline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftConfig
 from torch import Tensor
 
+from svf_rl.errors import SVFError
 from svf_rl.models.kinds.kind import AdapterKind
 from svf_rl.svf.targets import target_regex
 
@@ -18,8 +19,14 @@ class LoraKind(AdapterKind):
 
     same_as_saved = ("target_modules", "r")
 
+    def check_training(self, values: Mapping[str, Any], zero_stage: int = 0) -> None:
+        if values.get("vllm_weights") == "shared":
+            raise SVFError("vllm_weights: shared does not go with an adapter other than SVF: set it to merged")
+
     def config(self, arguments: "AdapterArguments") -> LoraConfig:
         targets = arguments.lora_target_modules or arguments.target_modules
+        if isinstance(arguments.exclude_modules, str):
+            target_regex(arguments.exclude_modules, "exclude_modules")
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=arguments.lora_r,
