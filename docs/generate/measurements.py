@@ -68,6 +68,14 @@ def _update_step(result: dict[str, Any]) -> Rows:
     return rows
 
 
+def _packing(result: dict[str, Any]) -> Rows:
+    return [
+        {"": case["case"], "none (s)": f"{case['seconds']['none']:.1f}"}
+        | {name: f"{value:.2f}" for name, value in case["ratios"].items()}
+        for case in result["cases"]
+    ]
+
+
 _METHODS = {"svf": "SVF", "lora": "LoRA", "dense": "dense"}
 
 
@@ -348,6 +356,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "memory_processes": _memory_processes,
     "numerics_h100_8b": _numerics,
     "numerics_h100_8b.log_probabilities": _numerics_log_probabilities,
+    "packing": _packing,
     "quickstart_h100": _quickstart,
     "rollouts": _rollouts,
     "scaling": _scaling,

@@ -77,6 +77,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "vllm_mode": ("colocate", "server"),
     "vllm_server_failure": SERVER_FAILURES,
     "vllm_weights": ("merged", "shared"),
+    "train_packing": ("prompt", "padding_free", "none"),
     "pad_to_multiple_of": ("auto",),
     "include_num_input_tokens_seen": ("all", "non_padding", "no"),
     "log_level": LOG_LEVELS,
@@ -152,6 +153,12 @@ class SVFReinforceConfig(GRPOConfig):
     print_completions_steps: int = described(10, "With log_completions: print that table every this many steps.")
     early_stopping_patience: int | None = described(
         None, "Stop after this many evaluations in a row without a better one."
+    )
+    train_packing: str = described(
+        "prompt",
+        "Rows of an update. prompt: completions of one prompt stand behind it, which is read once, and short rows "
+        "together; padding_free: each completion with its prompt, short rows together; none: one row each, padded. "
+        "Models with sliding windows or recurrent layers have none.",
     )
     vllm_enforce_eager: bool = described(False, "Skip vLLM's compilation: a faster start.")
     vllm_weights: str = described(

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import types
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import reference_mode, svf_layers
 from svf_rl.svf.sharding import gather_parameters, is_sharded
 from svf_rl.training.metrics_recorder import MetricsRecorder
+from svf_rl.training.packing import pack
 
 
 def add_hidden_states_forward(model: PreTrainedModel) -> None:
@@ -59,6 +61,26 @@ def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, c
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
     states = model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, hidden_states_only=True)
     return states[:, -completion_length - 1 : -1]
+
+
+def arrange(batch: dict[str, Tensor], packing: str, model: Any) -> Callable[[nn.Module], Tensor]:
+    """
+    The rows that a micro-batch is computed in.
+
+    Args:
+        batch (`dict`): `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, T).
+        packing (`str`): A value of `train_packing`.
+        model (`nn.Module`): For which, unwrapped.
+
+    Returns:
+        From a model, wrapped or not, the hidden states `(n, d)` that predict the tokens that count, row by row.
+    """
+    if packing != "none":
+        return pack(batch, packing == "prompt", model).hidden_states
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)  # (B, P + T)
+    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    length, counts = batch["completion_ids"].shape[1], batch["completion_mask"].bool()
+    return lambda model: hidden_states(model, ids, attention, length)[counts]
 
 
 def output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -127,6 +149,8 @@ class PolicyLoss:
     accelerator: Accelerator
     recorder: MetricsRecorder
     transform: LogitTransform
+    packing: str
+    """As `train_packing` says, or `none` where the model cannot be packed."""
 
     def __call__(self, model: Any, batch: dict[str, Any]) -> Tensor:
         """
@@ -173,20 +197,18 @@ class PolicyLoss:
 
     def statistics(self, model: Any, batch: dict[str, Any], with_reference: bool) -> TokenStatistics:
         """Statistics of the completion tokens that count, `(n,)` each, row by row."""
-        args = self.args
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)  # (B, P + T)
-        attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-        length, counts = batch["completion_ids"].shape[1], batch["completion_mask"].bool()
+        args, counts = self.args, batch["completion_mask"].bool()
         unwrapped = self.accelerator.unwrap_model(model)
+        states = arrange(batch, self.packing, unwrapped)
         # the reference first: what its pass needs for a moment is then not added to what the policy's keeps
         ref_hidden = ref_head = None
         if with_reference:
             checkpointing = disable_gradient_checkpointing(unwrapped, args.gradient_checkpointing_kwargs)
             with torch.no_grad(), reference(unwrapped), checkpointing:
-                ref_hidden = hidden_states(unwrapped, ids, attention, length)[counts]
+                ref_hidden = states(unwrapped)
                 # under ZeRO-3 nobody trains it, and a second copy would be gathered
                 ref_head = None if is_deepspeed_zero3_enabled() else output_layer(unwrapped)
-        hidden = hidden_states(model, ids, attention, length)[counts]  # (n, d)
+        hidden = states(model)  # (n, d)
         weight, bias = output_layer(unwrapped)
         direction = args.kl_type if args.kl_type in EXACT_KL and with_reference else None
         statistics = token_statistics(

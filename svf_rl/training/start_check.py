@@ -5,9 +5,11 @@ the start, where they change nothing.
 """
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +21,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from svf_rl.errors import SVFError
 from svf_rl.generation import Sampling
 from svf_rl.losses.token_logprobs import LogitTransform, token_statistics
-from svf_rl.training.policy import hidden_states, output_layer
+from svf_rl.training.packing import hindrance
+from svf_rl.training.policy import arrange, output_layer
 
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer
@@ -33,6 +36,8 @@ _FOLLOWED = 0.25  # share of what the trained values move that may be missing
 _PROMPT, _TOKENS = 64, 8
 
 Tokens = Sequence[list[int]]
+
+logger = logging.getLogger(__name__)
 
 
 def check_start(trainer: "SVFReinforceTrainer", ask_generator: bool) -> None:
@@ -50,6 +55,7 @@ def check_start(trainer: "SVFReinforceTrainer", ask_generator: bool) -> None:
             start = _model_logps(model, prompts, given)
             with _moved(model):
                 moved = _model_logps(model, prompts, given)
+                _check_packing(trainer, model, prompts)
                 _check_loss(trainer, model, prompts, given, moved)
                 if ask_generator:
                     _check_generator(trainer, model, prompts, given, _difference(start, moved))
@@ -66,6 +72,39 @@ def _check_loss(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens, giv
             f"{_name(model)} cannot be trained here: hidden states times output layer, of which the loss is made, do "
             f"not give the model's own log-probabilities ({difference:.2g} nats a token off); use another model"
         )
+
+
+def _check_packing(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens) -> None:
+    """Pads the rows of updates, and says so, where hidden states of packed rows would not be those of padded ones."""
+    if trainer.loss.packing == "none":
+        return
+    tokens = itertools.cycle(prompts[-1] + prompts[0])
+    completions = [list(itertools.islice(tokens, count)) for count in (_TOKENS, _TOKENS - 3, _TOKENS, _TOKENS)]
+    batch = _batch(trainer, [prompts[0]] * 3 + [prompts[-1]], completions)
+    found = gather_object([hindrance(model) or _packing_error(model, batch)])
+    reason = next(filter(None, found), None)  # processes decide the same
+    if reason is not None:
+        if trainer.is_world_process_zero():
+            logger.warning("updates are made of padded rows, without train_packing: %s", reason)
+        trainer.loss = replace(trainer.loss, packing="none")
+
+
+def _packing_error(model: Any, batch: dict[str, Tensor]) -> str | None:
+    padded = arrange(batch, "none", model)(model)  # (n, d)
+    rows = [{key: values[i : i + 1] for key, values in batch.items()} for i in range(len(batch["prompt_ids"]))]
+    alone = torch.cat([arrange(row, "none", model)(model) for row in rows])
+    try:
+        packed = arrange(batch, "prompt", model)(model)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # what is done with a mask it cannot read
+        return "the model takes no mask of tokens by tokens"
+
+    def error(states: Tensor) -> float:
+        return ((states - padded).float().norm(dim=1) / padded.float().norm(dim=1)).mean().item()
+
+    # rounding is measured, since it grows with the depth of a model
+    least = 1e-4 if padded.dtype == torch.float32 else 5e-3
+    found, allowed = error(packed), max(4 * error(alone), least)
+    return None if found <= allowed else f"hidden states would be off by {found:.1g} of their size"
 
 
 def _check_generator(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens, given: Tokens, moved: float) -> None:
@@ -127,19 +166,20 @@ def _moved(model: nn.Module) -> Iterator[None]:
 
 
 def _loss_logps(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens, completions: Tokens) -> list[float]:
-    """Of each token of the completions, row by row, as the loss computes them: padded, from hidden states."""
+    """Of each token of the completions, row by row, as the loss computes them: from hidden states."""
+    batch = _batch(trainer, prompts, completions)
+    hidden = arrange(batch, trainer.loss.packing, model)(model)
+    labels, transform = batch["completion_ids"][batch["completion_mask"].bool()], LogitTransform.of(model.config, 1.0)
+    return token_statistics(hidden, labels, *output_layer(model), transform).logps.tolist()
+
+
+def _batch(trainer: "SVFReinforceTrainer", prompts: Tokens, completions: Tokens) -> dict[str, Tensor]:
+    """As the loss takes it."""
     from svf_rl.training.rollout import Rollout
 
     texts = [""] * len(prompts)
     rollout = Rollout(texts, list(prompts), list(completions), list(texts), [True] * len(prompts))
-    batch = rollout.tensors(trainer._tokenizer.pad_token_id, trainer.accelerator.device)
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    counts = batch["completion_mask"].bool()
-    hidden = hidden_states(model, ids, mask, counts.shape[1])[counts]
-    transform = LogitTransform.of(model.config, 1.0)
-    logps = token_statistics(hidden, batch["completion_ids"][counts], *output_layer(model), transform).logps
-    return logps.tolist()
+    return rollout.tensors(trainer._tokenizer.pad_token_id, trainer.accelerator.device)
 
 
 def _model_logps(model: Any, prompts: Tokens, completions: Tokens) -> list[float]:

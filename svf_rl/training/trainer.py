@@ -164,7 +164,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.synced: str | None = None
         """Digest of the trained values that the generator has."""
         self.recorder = MetricsRecorder(self)
-        self.loss = PolicyLoss(args, self.accelerator, self.recorder, LogitTransform.of(base.config, args.temperature))
+        transform = LogitTransform.of(base.config, args.temperature)
+        self.loss = PolicyLoss(args, self.accelerator, self.recorder, transform, args.train_packing)
         self.held_out = HeldOutEvaluator(self)
         self.checkpoints = CheckpointManager(self, self.context)
         self.generator = generator or build_generator(

@@ -10,6 +10,7 @@ import pytest
 from launched import HALVES, TOLERANCE, UPDATES, train
 
 IN_PARTS = ["--gradient_accumulation_steps", "2", "--gradient_checkpointing", "true"]
+PADDED = ["--train_packing", "none"]
 QUARTERS = ["--per_device_train_batch_size", "8", *IN_PARTS]
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -22,10 +23,12 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
         pytest.param("cpu", [*HALVES, *IN_PARTS], id="one process in parts", marks=pytest.mark.slow),
         pytest.param("cpu_ddp", HALVES, id="DDP", marks=pytest.mark.slow),
         pytest.param("cpu_ddp", QUARTERS, id="DDP in parts", marks=pytest.mark.slow),
+        pytest.param("cpu_ddp", [*HALVES, *PADDED], id="DDP, padded", marks=pytest.mark.slow),
         pytest.param("cpu_zero2", HALVES, id="ZeRO-2", marks=pytest.mark.slow),
         pytest.param("cpu_zero2", QUARTERS, id="ZeRO-2 in parts", marks=pytest.mark.slow),
         pytest.param("cpu_zero3", HALVES, id="ZeRO-3", marks=pytest.mark.slow),
         pytest.param("cpu_zero3", QUARTERS, id="ZeRO-3 in parts", marks=pytest.mark.slow),
+        pytest.param("cpu_zero3", [*QUARTERS, *PADDED], id="ZeRO-3 in parts, padded", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_losses_and_z_are_those_of_one_process(

@@ -1,0 +1,165 @@
+"""The rows that a micro-batch is computed in: completions of one prompt behind it, which is read once.
+
+A piece is a prompt and some of its completions; a row holds as many pieces as fit into the longest. Each completion
+sees its own prompt and itself, at the positions that it has in a row of its own.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_ATTENTION_SHARE = 6  # a row of this many times the hidden size costs as much in attention as in everything else
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """
+    Args:
+        input_ids, position_ids (`Tensor` of shape `(R, L)`): The tokens, filled up on the right.
+        attention (`Tensor` of shape `(R, 1, L, L)`, *optional*): Which token sees which, as the model takes
+            it; `None` where each row is one sequence: it is causal then.
+        predicts (`Tensor` of shape `(n,)`): For each token that counts, row by row of the micro-batch, the place among
+            the `R · L` whose state predicts it.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention: Tensor | None
+    predicts: Tensor
+
+    def hidden_states(self, model: nn.Module) -> Tensor:
+        """`(n, d)`, those that predict the tokens that count; `model` has [`add_hidden_states_forward`]'s call."""
+        ids, mask, positions = self.input_ids, self.attention, self.position_ids
+        states = model(input_ids=ids, attention_mask=mask, position_ids=positions, hidden_states_only=True)
+        # A prompt's last state is taken for each of its completions. The backward pass of an embedding adds such
+        # gradients in a fixed order; that of an index does not, and a resumed run would have other bits.
+        return nn.functional.embedding(self.predicts, states.flatten(0, 1))
+
+
+@dataclass
+class _Piece:
+    prompt: list[int]
+    completions: dict[int, list[int]]
+    """By their row in the micro-batch, without the last token, whose state predicts nothing that counts."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.completions.values()))
+
+
+def hindrance(model: Any) -> str | None:
+    """Why `model` (unwrapped) cannot have several sequences in a row, as far as its configuration tells."""
+    config = model.config.get_text_config()
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"{config._attn_implementation} takes no mask of tokens by tokens"
+    if getattr(model.get_base_model(), "_is_stateful", False):
+        return "the model has recurrent layers"
+    if layer_types := getattr(config, "layer_types", None):
+        others = sorted(set(layer_types) - {"full_attention"})
+        return f"the model has layers of {', '.join(others)}" if others else None
+    windows = [key for key, value in config.to_dict().items() if key.endswith(("window", "window_size")) and value]
+    return f"the model has a {min(windows)}" if windows else None
+
+
+def pack(batch: dict[str, Tensor], share_prompts: bool, model: Any) -> PackedRows:
+    """
+    Args:
+        batch (`dict`): `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, T).
+        share_prompts (`bool`): Read the same prompt once for several completions, where that costs less.
+        model (`nn.Module`): For which, unwrapped.
+    """
+    config = model.config.get_text_config()
+    prompts = _kept(batch["prompt_ids"], batch["prompt_mask"])
+    completions = _kept(batch["completion_ids"], batch["completion_mask"])
+    groups: dict[Any, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        if completions[row]:
+            groups.setdefault(tuple(prompt) if share_prompts else row, []).append(row)
+    most = max(map(len, groups.values()), default=1)
+    sizes = [most >> halved for halved in range(most.bit_length())]
+    # where nothing counts the pass is still made: other processes wait for its collectives
+    candidates = [_fill(_pieces(groups, prompts, completions, size) or [_Piece(prompts[0], {})]) for size in sizes]
+    rows = min(candidates, key=lambda rows: _cost(rows, config.hidden_size))
+    packed = _lay_out(rows, len(prompts), batch["prompt_ids"].device)
+    if packed.attention is None or config._attn_implementation == "sdpa":
+        return packed
+    # eager attention adds its mask
+    dtype = model.get_input_embeddings().weight.dtype
+    hidden = torch.zeros(packed.attention.shape, dtype=dtype, device=packed.attention.device)
+    return replace(packed, attention=hidden.masked_fill_(~packed.attention, torch.finfo(dtype).min))
+
+
+def _kept(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
+
+
+def _pieces(
+    groups: dict[Any, list[int]], prompts: list[list[int]], completions: list[list[int]], size: int
+) -> list[_Piece]:
+    """Each prompt's completions in even pieces of at most `size`."""
+    pieces = []
+    for group in groups.values():
+        parts = -(-len(group) // size)
+        pieces += [
+            _Piece(prompts[group[0]], {row: completions[row][:-1] for row in group[part::parts]})
+            for part in range(parts)
+        ]
+    return pieces
+
+
+def _fill(pieces: list[_Piece]) -> list[list[_Piece]]:
+    """Rows no longer than the longest piece, the longest pieces first."""
+    pieces = sorted(pieces, key=len, reverse=True)
+    rows: list[list[_Piece]] = []
+    room: list[int] = []
+    for piece in pieces:
+        fitting = next((row for row, left in enumerate(room) if left >= len(piece)), None)
+        if fitting is None:
+            rows.append([piece])
+            room.append(len(pieces[0]) - len(piece))
+        else:
+            rows[fitting].append(piece)
+            room[fitting] -= len(piece)
+    return rows
+
+
+def _cost(rows: list[list[_Piece]], hidden_size: int) -> float:
+    """Of rows that are filled up to the longest. With one completion to a piece it is that of padded rows at most."""
+    length = len(rows[0][0])
+    return len(rows) * length * (1 + length / (_ATTENTION_SHARE * hidden_size))
+
+
+def _lay_out(rows: list[list[_Piece]], sequences: int, device: torch.device) -> PackedRows:
+    length = len(rows[0][0])  # the longest piece is first
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    # Of each token: the part (prompt or completion) that it is in, and the one before which it sees: its prompt, or
+    # for a prompt itself. What fills up is a part of its own, which sees itself.
+    part, before = torch.zeros_like(ids), torch.zeros_like(ids)
+    predicts: list[Tensor] = [torch.empty(0, dtype=torch.long)] * sequences
+    number = 0
+    for r, row in enumerate(rows):
+        end = 0
+        for piece in row:
+            number += 1
+            start, end, prompt = end, end + len(piece.prompt), number
+            last = end - 1
+            ids[r, start:end] = torch.tensor(piece.prompt)
+            positions[r, start:end] = torch.arange(len(piece.prompt))
+            part[r, start:end] = before[r, start:end] = prompt
+            for sequence, tokens in piece.completions.items():
+                number += 1
+                start, end = end, end + len(tokens)
+                ids[r, start:end] = torch.tensor(tokens, dtype=torch.long)
+                positions[r, start:end] = len(piece.prompt) + torch.arange(len(tokens))
+                part[r, start:end], before[r, start:end] = number, prompt
+                predicts[sequence] = r * length + torch.cat([torch.tensor([last]), torch.arange(start, end)])
+    part, before, attention = part.to(device), before.to(device), None
+    if any(len(row) > 1 or len(row[0].completions) > 1 for row in rows):
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        seen = (part[:, None, :] == part[:, :, None]) | (part[:, None, :] == before[:, :, None])
+        attention = (seen & causal)[:, None]
+    else:  # a position that does not go on would be taken for another sequence
+        positions = torch.arange(length).repeat(len(rows), 1)
+    return PackedRows(ids.to(device), positions.to(device), attention, torch.cat(predicts).to(device))
