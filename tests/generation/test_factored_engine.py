@@ -236,7 +236,6 @@ def test_factors_of_another_model_are_refused(model: PeftModel) -> None:
 def test_another_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from svf_rl.generation.vllm.factored import patches
 
-    monkeypatch.setattr(patches, "_ours", {})
-    monkeypatch.delattr("vllm.v1.worker.lora_model_runner_mixin.LoRAModelRunnerMixin.set_active_loras")
-    with pytest.raises(SVFError, match=r"vLLM .* is not known to serve factors \(set_active_loras"):
+    monkeypatch.delattr("vllm.v1.worker.lora_model_runner_mixin.LoRAModelRunnerMixin.load_lora_model")
+    with pytest.raises(SVFError, match=r"vLLM .* is not known to serve factors \(load_lora_model"):
         patches.patch_adapters()

@@ -18,7 +18,7 @@ def _table(**settings: bool) -> MultiplierTable:
 def _rows(
     table: MultiplierTable, rows: list[int], tokens: list[int], name: str, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    table.assign(np.array(rows), np.array(tokens))
+    table.assign(np.repeat(rows, tokens))
     return table.scale(torch.ones(sum(tokens), len(S[name]), dtype=dtype), table.columns[name])
 
 
@@ -38,7 +38,7 @@ def test_small_changes_are_not_rounded_away_in_bf16() -> None:
     table = MultiplierTable({"up": s}, tokens=16)
     row = table.add({"up": torch.full((64,), 1 + 2**-9)})
     h = torch.linspace(1, 2, 64).bfloat16()
-    table.assign(np.array([row, BASE]), np.array([1, 1]))
+    table.assign(np.array([row, BASE]))
     one, base = table.scale(h.expand(2, 64), table.columns["up"])
     assert torch.equal(base, (h.float() * s).bfloat16())
     assert torch.equal(one, (h.float() * (s * (1 + 2**-9))).bfloat16())

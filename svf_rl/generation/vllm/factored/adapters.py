@@ -29,16 +29,17 @@ class AdapterRows:
         else:
             self._row_of[number] = self.table.add(multipliers)
 
-    def assign(self, numbers: np.ndarray, tokens: np.ndarray) -> None:
-        """Give the requests of a batch, with so many `tokens` each, the rows of their adapters."""
-        self.table.assign(np.array([self._row_of[number] for number in numbers.tolist()], dtype=np.int64), tokens)
-
     def check(self, number: int) -> None:
         """Raises `SVFError` where no adapter has the number."""
         if number not in self:
             raise SVFError(f"the engine has no adapter {number} (any more): put it there before asking for it")
 
     # What vLLM asks of a manager of adapters:
+
+    def set_active_adapters(self, requests: set[Any], mapping: Any) -> None:
+        """Give the tokens of a batch the rows of their adapters."""
+        numbers = mapping.index_mapping
+        self.table.assign(np.fromiter(map(self._row_of.__getitem__, numbers), np.int64, len(numbers)))
 
     def add_adapter(self, request: Any) -> bool:
         self.check(request.lora_int_id)
@@ -47,7 +48,9 @@ class AdapterRows:
     def remove_adapter(self, number: int) -> bool:
         if number not in self.list_adapters():
             return False
-        self.table.drop(self._row_of.pop(number))
+        row = self._row_of.pop(number)
+        if row != BASE:
+            self.table.drop(row)
         return True
 
     def list_adapters(self) -> set[int]:
@@ -71,4 +74,6 @@ class AdapterRows:
         yield
 
     def add_dummy_lora(self, request: Any, rank: int) -> bool:
-        return True  # the model is tried and captured with the row of the base
+        """The model is tried and captured with the row of the base."""
+        self._row_of[request.lora_int_id] = BASE
+        return True

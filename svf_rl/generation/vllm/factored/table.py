@@ -77,11 +77,10 @@ class MultiplierTable:
             raise SVFError("the adapter holds values that are not finite")
         return values
 
-    def assign(self, rows: np.ndarray, tokens: np.ndarray) -> None:
-        """Let the requests of a batch, each with so many `tokens`, read these `rows`."""
+    def assign(self, rows: np.ndarray) -> None:
+        """Let the tokens of a batch read these `rows` (tokens,)."""
         self._common = int(rows[0]) if len(rows) and (rows == rows[0]).all() else None
-        of_tokens = torch.from_numpy(np.repeat(rows, tokens))
-        self.rows[: len(of_tokens)].copy_(of_tokens, non_blocking=True)
+        self.rows[: len(rows)].copy_(torch.from_numpy(rows), non_blocking=True)
 
     def scale(self, h: Tensor, columns: slice) -> Tensor:
         """
