@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -37,12 +37,11 @@ from svf_rl.generation.server.served_weights import ServedWeights
 from svf_rl.generation.server.z_update import describe_layout, pack
 from svf_rl.generation.transformers_generator import TransformersGenerator
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
-from svf_rl.generation.weights import shared_factors
+from svf_rl.generation.weights import SharedWeights
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.quickstart import model_path
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
-from svf_rl.svf.layer import SVFFactors
 from svf_rl.training.policy import PolicyLoss
 from svf_rl.training.start_check import check_start
 from svf_rl.training.trainer import SVFReinforceTrainer
@@ -210,7 +209,7 @@ def cells(name: str, folder: Path) -> dict[str, float | str]:
 
     def factored() -> float:
         """With the model's own factors."""
-        engine = start(base, shared_factors(model))
+        engine = start(base, SharedWeights.of(model))
         engine.sync(model)
         return difference(engine, model)
 
@@ -259,9 +258,9 @@ def of_loss(loss: PolicyLoss, model: Any) -> float:
     return (ours - torch.cat(own)).abs().max().item()
 
 
-def start(folder: Path, factors: Mapping[str, SVFFactors] | None = None) -> ColocatedVLLMGenerator:
+def start(folder: Path, shared: SharedWeights | None = None) -> ColocatedVLLMGenerator:
     return ColocatedVLLMGenerator(
-        str(folder), dtype=torch.float32, seed=SEED, device="cpu", max_num_seqs=8, enforce_eager=True, factors=factors
+        str(folder), dtype=torch.float32, seed=SEED, device="cpu", max_num_seqs=8, enforce_eager=True, shared=shared
     )
 
 

@@ -45,12 +45,12 @@ def dense(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[
 
 
 def factored(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[int], int]:
-    from svf_rl.generation.weights import active_multipliers, shared_factors
+    from svf_rl.generation.weights import SharedWeights, active_multipliers
     from svf_rl.svf import SVFConfig
 
     base = decompose_once(random_llama(SHAPES[shape].config(), dtype, device))
     model = get_peft_model(base, SVFConfig(target_modules=MLP, task_type="CAUSAL_LM"))
-    engine = _engine(folder, dtype, device, factors=shared_factors(model))
+    engine = _engine(folder, dtype, device, shared=SharedWeights.of(model))
     generator = torch.Generator().manual_seed(0)
     for number in range(1, max(ADAPTERS) + 1):
         multipliers = {

@@ -1,7 +1,5 @@
 """What generates for a pool: vLLM in this process, or transformers."""
 
-from collections.abc import Mapping
-
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,8 +8,8 @@ from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import EngineArguments
 from svf_rl.generation import CompletionGenerator
 from svf_rl.generation.vllm import CannotServeFactors
+from svf_rl.generation.weights import SharedWeights
 from svf_rl.models.arguments import ModelArguments
-from svf_rl.svf.layer import SVFFactors
 
 
 def start_vllm(
@@ -19,10 +17,10 @@ def start_vllm(
     engine: EngineArguments,
     max_length: int,
     share: float,
-    factors: Mapping[str, SVFFactors] | None = None,
+    shared: SharedWeights | None = None,
 ) -> CompletionGenerator:
-    """An engine with the base model, on that share of the GPU where `engine` names no other; with `factors` one that
-    computes with them. Raises `SVFError` where vLLM is missing or does not start."""
+    """An engine with the base model, on that share of the GPU where `engine` names no other, `shared` with a
+    model. Raises `SVFError` where vLLM is missing or does not start."""
     from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 
     try:
@@ -36,7 +34,7 @@ def start_vllm(
             gpu_memory_utilization=engine.gpu_memory_utilization or share,
             enforce_eager=engine.enforce_eager,
             trust_remote_code=model.trust_remote_code,
-            factors=factors,
+            shared=shared,
         )
     except CannotServeFactors:
         raise

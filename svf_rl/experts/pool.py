@@ -16,7 +16,7 @@ from svf_rl.experts.arguments import SHARE_ALONE, SHARE_BESIDE_EXPERTS, EngineAr
 from svf_rl.experts.backends import start_transformers, start_vllm
 from svf_rl.generation import Completion, CompletionGenerator, Sampling
 from svf_rl.generation.vllm import CannotServeFactors
-from svf_rl.generation.weights import active_multipliers, adapted_weights, shared_factors
+from svf_rl.generation.weights import SharedWeights, active_multipliers, adapted_weights
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.kinds import load_saved
 from svf_rl.models.loading import load_base, load_tokenizer
@@ -24,6 +24,7 @@ from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf import svf_layers
 from svf_rl.svf.combine import assign_groups
 from svf_rl.svf.expert import check_same_base, distinct_adapter_names, expert_folder, read_expert
+from svf_rl.svf.put_away import bring_weights_back, put_weights_away
 
 _MIX = "mix"  # the adapter on the model that holds whatever was asked for last
 
@@ -111,9 +112,11 @@ class ExpertPool:
         if not self.names:
             return start_vllm(self.model_arguments, self._engine, max_length, SHARE_ALONE)
         try:
-            factors = shared_factors(self.model)
-            return start_vllm(self.model_arguments, self._engine, max_length, SHARE_BESIDE_EXPERTS, factors)
+            put_weights_away(self.model)
+            shared = SharedWeights.of(self.model)
+            return start_vllm(self.model_arguments, self._engine, max_length, SHARE_BESIDE_EXPERTS, shared)
         except CannotServeFactors as error:
+            bring_weights_back(self.model)
             print(f"note: {error}: each switch of experts is a weight sync", file=sys.stderr)
             return start_vllm(self.model_arguments, self._engine, max_length, SHARE_BESIDE_EXPERTS)
 

@@ -1,7 +1,9 @@
 """The weights of an adapted model, rebuilt one at a time for a generator to load, under the names of its files."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,18 +48,50 @@ def stored_weights(model: nn.Module, everything: bool = False) -> Iterator[tuple
         del weight  # before the next one is rebuilt
 
 
-def stored_name(model: nn.Module, name: str) -> str:
+def stored_name(model: nn.Module, name: str, shape: Sequence[int] = (1, 1)) -> str:
     """The name in the model's files of its parameter `name`. Raises `SVFError` where they hold it in several parts."""
-    names = list(_as_stored(model, base_name(name), torch.empty(1, 1)))
+    names = list(_as_stored(model, base_name(name), torch.empty(*shape, device="meta")))
     if len(names) != 1:
         raise SVFError(f"{name} is stored in parts ({', '.join(names[:3])}, ...), which a server cannot rebuild")
     return names[0]
 
 
-def shared_factors(model: nn.Module) -> dict[str, SVFFactors]:
-    """The factors of an adapted model for an engine to compute with, by the paths of their layers in the model's
-    files."""
-    return {_stored_path(model, path): layer.svf_factors for path, layer in svf_layers(model).items()}
+@dataclass(frozen=True)
+class SharedWeights:
+    """
+    What a model with SVF and an engine hold once.
+
+    Args:
+        factors (`dict[str, SVFFactors]`): Of each adapted layer, by its path in the model's files.
+        parameters (`dict[str, nn.Parameter]`): What no adapter changes, by their names there; what the files hold in
+            parts is not among them.
+    """
+
+    factors: dict[str, SVFFactors]
+    parameters: dict[str, nn.Parameter]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "SharedWeights":
+        parameters = {}
+        for name, parameter in _outside_of_adapters(model):
+            with suppress(SVFError):
+                parameters[stored_name(model, name, parameter.shape)] = parameter
+        factors = {_stored_path(model, path): layer.svf_factors for path, layer in svf_layers(model).items()}
+        return cls(factors, {name: p for name, p in parameters.items() if not p.requires_grad})
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """Within it, an engine on the device of the parameters loads its own; they are on the CPU meanwhile."""
+        devices = {name: parameter.device for name, parameter in self.parameters.items()}
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.cpu()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        try:
+            yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.data = parameter.data.to(devices[name])
 
 
 def active_multipliers(model: nn.Module) -> dict[str, Tensor]:

@@ -161,11 +161,12 @@ class SVFReinforceConfig(GRPOConfig):
         "Models with sliding windows or recurrent layers have none.",
     )
     vllm_enforce_eager: bool = described(False, "Skip vLLM's compilation: a faster start.")
-    vllm_weights: str = described(
-        "merged",
-        "For a colocated vLLM. merged: it holds whole weights, and each sync pushes those that the adapter changes. "
-        "shared: it computes with the trained model's own factors, and a sync writes z alone (SVF without "
-        "modules_to_save, ZeRO-3, tensor parallelism or sleep mode).",
+    vllm_weights: str | None = described(
+        None,
+        "For a colocated vLLM. shared: it holds its weights as one with the trained model, computes with the model's "
+        "factors, and a sync writes z alone. merged: it holds whole weights of its own, and each sync pushes those "
+        "that the adapter changes. Default: shared, and merged for what cannot be shared, which is said (LoRA, "
+        "modules_to_save, ZeRO-3, tensor parallelism, mixtures of experts).",
     )
     resume_from_checkpoint: str | bool | None = described(
         None,
@@ -211,7 +212,8 @@ class SVFReinforceConfig(GRPOConfig):
         self._check_objective()
         self._check_sampling()
         self._check_servers()
-        self._check_shared_weights()
+        if self.vllm_weights == "shared" and (what := self.sharing_hindrance):
+            raise SVFError(f"vllm_weights: shared does not go with {what}: set it to merged")
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise SVFError(
                 "push_to_hub uploads the adapter, and no checkpoints with settings and paths of this machine: set "
@@ -246,17 +248,15 @@ class SVFReinforceConfig(GRPOConfig):
         kept: dict[str, Any] = remove_secrets(super().to_dict())
         return kept
 
-    def _check_shared_weights(self) -> None:
-        """What can be told without the model; the rest when the engine is built."""
+    @property
+    def sharing_hindrance(self) -> str | None:
+        """What keeps an engine from sharing its weights, as far as it can be told without the model."""
         hinders = {
             "use_vllm: false": not self.use_vllm,
             "vllm_mode: server": self.vllm_mode == "server",
             "vllm_tensor_parallel_size above 1": self.vllm_tensor_parallel_size > 1,
-            "vllm_enable_sleep_mode": self.vllm_enable_sleep_mode,
         }
-        for what, there in hinders.items():
-            if there and self.vllm_weights == "shared":
-                raise SVFError(f"vllm_weights: shared does not go with {what}: set it to merged")
+        return next((what for what, there in hinders.items() if there), None)
 
     def _check_servers(self) -> None:
         if self.vllm_mode == "colocate":

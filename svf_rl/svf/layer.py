@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svf_rl.errors import SVFError
+from svf_rl.svf.away import bring_back
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask, change_of_singular_values, initial_z
@@ -189,7 +190,10 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     def base_weight(self) -> Tensor:
         """The untouched weight, in the base layer's own layout, also while merged."""
-        return self.get_base_layer().weight.data if self._unmerged_weight is None else self._unmerged_weight
+        if self._unmerged_weight is not None:
+            return self._unmerged_weight
+        with loaded(self.get_base_layer()):
+            return self.get_base_layer().weight.data
 
     def merged_weight(self, adapter_names: list[str] | None = None) -> Tensor:
         """`W'` of the given adapters (default: the active ones), a new tensor in the base layer's layout and type."""
@@ -253,6 +257,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.svf_z]
         if not names:
             return
+        bring_back(self.get_base_layer())
         self.check_weight(look=True)
         merged = self.merged_weight(self.merged_adapters + names)
         if safe_merge and not torch.isfinite(merged).all():
@@ -269,6 +274,15 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             self._unmerged_weight = None
             self._seen = _state_of(self.get_base_layer().weight)
         self.merged_adapters.clear()
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """The base layer, as PEFT takes it out of the model."""
+        if merge:
+            self.merge(safe_merge, adapter_names)
+        bring_back(self.get_base_layer())
+        return self.get_base_layer()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFLinear":
         if self._unmerged_weight is not None:  # it must move too, though it is not a parameter

@@ -21,6 +21,24 @@ from svf_rl.svf.targets import is_linear, quantization_of
 _LARGEST_ERROR = 0.4
 
 
+def files_of(model: Any) -> tuple[nn.Module, StoredWeights, dict[str, str]]:
+    """`model` without values, as its class makes it of its configuration; the checkpoint that its `name_or_path` names;
+    and what the files call the weights of its linear layers. Raises `SVFError` for none, or a quantised one."""
+    config, source = getattr(model, "config", None), getattr(model, "name_or_path", None)
+    if not source or config is None:
+        raise SVFError("the model names no checkpoint that it was loaded from")
+    commit = getattr(config, "_commit_hash", None) if source == config.name_or_path else None
+    folder, _ = local_folder(source, commit)
+    content = read_json(folder / "config.json", "name the folder of a transformers checkpoint")
+    if content.get("quantization_config") is not None:
+        raise SVFError(f"{source} holds quantised weights only")
+    with without_values():
+        plain = type(model)(copy.deepcopy(config))
+    stored = StoredWeights(source, folder, getattr(plain, "base_model_prefix", ""))
+    wanted = [f"{name}.weight" for name, module in plain.named_modules() if is_linear(module)]
+    return plain, stored, stored_names(plain, stored.names, wanted)
+
+
 class OriginalWeights:
     """Those of a quantised `model`, read one by one from the checkpoint that its `name_or_path` names."""
 
@@ -29,20 +47,7 @@ class OriginalWeights:
 
     @cached_property
     def _files(self) -> tuple[nn.Module, StoredWeights, dict[str, str]]:
-        """The model without values, before it was quantised; its files; and what they call its weights."""
-        config, source = getattr(self._model, "config", None), getattr(self._model, "name_or_path", None)
-        if not source or config is None:
-            raise SVFError("the model names no checkpoint that it was loaded from")
-        commit = getattr(config, "_commit_hash", None) if source == config.name_or_path else None
-        folder, _ = local_folder(source, commit)
-        content = read_json(folder / "config.json", "name the folder of a transformers checkpoint")
-        if content.get("quantization_config") is not None:
-            raise SVFError(f"{source} holds quantised weights only")
-        with without_values():
-            unquantised = type(self._model)(copy.deepcopy(config))
-        stored = StoredWeights(source, folder, getattr(unquantised, "base_model_prefix", ""))
-        wanted = [f"{name}.weight" for name, module in unquantised.named_modules() if is_linear(module)]
-        return unquantised, stored, stored_names(unquantised, stored.names, wanted)
+        return files_of(self._model)
 
     @contextmanager
     def _of(self, name: str, module: nn.Module) -> Iterator[None]:

@@ -79,9 +79,10 @@ def gather_parameters(parameters: Iterable[Tensor]) -> AbstractContextManager[No
 
 @contextmanager
 def loaded(module: nn.Module) -> Iterator[None]:
-    """Within it, `module` has the weights that accelerate holds on the CPU or on disk between its calls."""
+    """Within it, `module` has the weights that a hook of accelerate holds elsewhere between its calls."""
     hook: Any = getattr(module, "_hf_hook", None)
-    offloaded = hook is not None and any(parameter.is_meta for parameter in module.parameters(recurse=False))
+    held = (getattr(module, "weight", None), getattr(module, "bias", None))
+    offloaded = hook is not None and any(tensor.is_meta for tensor in held if tensor is not None)
     if offloaded:
         hook.pre_forward(module)
     try:

@@ -1,12 +1,12 @@
 """The generator that the settings ask for, and completions as the loss, the rewards and the metrics take them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -15,10 +15,9 @@ from trl.trainer.utils import pad
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, CompletionGenerator, cut_at_stop
 from svf_rl.generation.vllm.tensor_parallel import check_divides
-from svf_rl.generation.weights import shared_factors
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.storage.bundled import find_accelerate_config
-from svf_rl.svf.layer import SVFFactors
+from svf_rl.training.weight_sharing import start_sharing
 
 Answer = str | list[dict[str, Any]]
 """A completion as rewards take it: text, or one message of the assistant where the prompt is a conversation."""
@@ -124,9 +123,9 @@ def build_generator(
     path = config._name_or_path
     if not path:
         raise SVFError("vLLM needs the base model as a folder or Hub name: load it with from_pretrained")
-    factors = None if args.vllm_weights == "merged" else _factors_to_share(model)
     check_divides(config, args.vllm_tensor_parallel_size)
-    return ColocatedVLLMGenerator(
+    start = partial(
+        ColocatedVLLMGenerator,
         path,
         dtype=dtype,
         seed=args.seed,
@@ -138,19 +137,5 @@ def build_generator(
         enforce_eager=args.vllm_enforce_eager,
         trust_remote_code=args.trust_remote_code,
         tensor_parallel_size=args.vllm_tensor_parallel_size,
-        factors=factors,
     )
-
-
-def _factors_to_share(model: PeftModel) -> Mapping[str, SVFFactors]:
-    """Raises `SVFError` where an engine cannot compute with the model's factors."""
-    factors = shared_factors(model)
-    hinders = {
-        "an adapter other than SVF": not factors,
-        "modules_to_save": any(isinstance(module, ModulesToSaveWrapper) for module in model.modules()),
-        "ZeRO-3": is_deepspeed_zero3_enabled(),
-    }
-    for what, there in hinders.items():
-        if there:
-            raise SVFError(f"vllm_weights: shared does not go with {what}: set it to merged")
-    return factors
+    return start_sharing(model, args, lambda weights: start(shared=weights))

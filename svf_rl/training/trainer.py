@@ -55,6 +55,7 @@ from svf_rl.training.policy import (
 from svf_rl.training.rollout import Rollout, before_stop, build_generator
 from svf_rl.training.run_context import RunContext
 from svf_rl.training.start_check import OnTrainBegin, check_start
+from svf_rl.training.weight_sharing import prepare_sharing
 from svf_rl.training.zero import FetchLayers, fit_gradient_buffer, trained_alone, trained_state
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.context = context or RunContext()
         if not self.context.summary.recipe:
             self.context.summary = RunSummary(args.to_dict(), args.seed)
+        if generator is None:
+            prepare_sharing(model, args)
         with hide_from_trl(args, model):
             super().__init__(
                 model=model,

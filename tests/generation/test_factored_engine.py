@@ -14,7 +14,7 @@ from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, Sampling
 from svf_rl.generation.vllm import CannotServeFactors
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
-from svf_rl.generation.weights import active_multipliers, shared_factors
+from svf_rl.generation.weights import SharedWeights, active_multipliers
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
 from svf_rl.svf.decompose import Factors
@@ -91,12 +91,12 @@ def engine(model: PeftModel) -> ColocatedVLLMGenerator:
 
 
 def _engine(model: PeftModel, **settings: Any) -> ColocatedVLLMGenerator:
-    return _start(str(model_path()), shared_factors(model), dtype=model.dtype, **settings)
+    return _start(str(model_path()), SharedWeights.of(model), dtype=model.dtype, **settings)
 
 
-def _start(path: str, factors: dict[str, SVFFactors], **settings: Any) -> ColocatedVLLMGenerator:
+def _start(path: str, shared: SharedWeights, **settings: Any) -> ColocatedVLLMGenerator:
     defaults = {"dtype": torch.float32, "max_model_len": 256, "max_num_seqs": 64, "enforce_eager": True}
-    return ColocatedVLLMGenerator(path, seed=0, device="cpu", factors=factors, **{**defaults, **settings})
+    return ColocatedVLLMGenerator(path, seed=0, device="cpu", shared=shared, **{**defaults, **settings})
 
 
 def test_each_request_of_a_batch_is_answered_by_its_own_expert(
@@ -219,18 +219,20 @@ def test_in_bf16_and_compiled_too(dtype: torch.dtype, eager: bool, prompts: list
 
 
 def test_a_matrix_that_vllm_has_not_is_named(model: PeftModel) -> None:
-    some = next(iter(shared_factors(model).values()))
+    factors = SharedWeights.of(model).factors
+    some = next(iter(factors.values()))
     with pytest.raises(CannotServeFactors, match=r"no linear layer model\.layers\.9"):
-        _start(str(model_path()), {**shared_factors(model), "model.layers.9.mlp.gate_proj": some})
+        _start(str(model_path()), SharedWeights({**factors, "model.layers.9.mlp.gate_proj": some}, {}))
 
 
 def test_factors_of_another_model_are_refused(model: PeftModel) -> None:
-    name, some = next(iter(shared_factors(model).items()))
+    factors = SharedWeights.of(model).factors
+    name, some = next(iter(factors.items()))
     other = SVFFactors(Factors(some.U[:-1], some.s, some.Vt), sharded=False)
     with pytest.raises(SVFError, match=f"{name} is .* for vLLM, and by its factors"):
-        _start(str(model_path()), {**shared_factors(model), name: other})
+        _start(str(model_path()), SharedWeights({**factors, name: other}, {}))
     with pytest.raises(SVFError, match=r"in torch\.bfloat16 for vLLM, and by its factors .* in torch\.float32"):
-        _start(str(model_path()), shared_factors(model), dtype=torch.bfloat16)
+        _start(str(model_path()), SharedWeights(factors, {}), dtype=torch.bfloat16)
 
 
 def test_another_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,6 @@ def test_an_engine_with_the_model_s_own_factors_trains_the_same(quickstart: Any)
         ({"peft_config": LoraConfig(task_type="CAUSAL_LM", target_modules=["up_proj"])}, "an adapter other than SVF"),
         ({"peft_config": SVFConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"])}, "modules_to_save"),
         ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size above 1"),
-        ({"vllm_enable_sleep_mode": True}, "vllm_enable_sleep_mode"),
         ({"vllm_mode": "server", "vllm_server_base_url": "http://localhost:1"}, "vllm_mode: server"),
     ],
 )

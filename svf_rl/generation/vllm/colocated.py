@@ -3,7 +3,7 @@
 import importlib
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,7 @@ from svf_rl.generation.vllm.cpu import check_not_repacked, cpu_length, plain_cpu
 from svf_rl.generation.vllm.settings import sampling_params
 from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
 from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_processes
-from svf_rl.generation.weights import active_multipliers, stored_weights
-from svf_rl.svf.layer import SVFFactors
+from svf_rl.generation.weights import SharedWeights, active_multipliers, stored_weights
 from svf_rl.waiting import say_waiting
 
 if TYPE_CHECKING:  # which imports vLLM
@@ -53,16 +52,16 @@ class ColocatedVLLMGenerator:
             Consecutive processes that form one engine, with a shard of each weight in each of them. They make every
             call together, each with its own prompts, and each gets the answers to these.
         enable_sleep_mode (`bool`, *optional*, defaults to `False`):
-            Free the engine's memory while the model trains (CUDA). This drops the weights too, so every sync pushes
-            all of them.
+            Free the engine's memory while the model trains (CUDA), but for weights that are shared. Whole weights are
+            dropped, so every sync pushes all of them.
         enforce_eager (`bool`, *optional*, defaults to `False`): Skip all compilation: slower tokens, a faster
             start, and no C++ compiler needed.
         trust_remote_code (`bool`, *optional*, defaults to `False`): As in transformers.
-        factors (`Mapping[str, SVFFactors]`, *optional*):
-            By the path of each layer in the model's files: the engine computes these layers with these very tensors,
-            on whose device it must be. Its weights then never change: each adapter is a row of `adapters`, a request
-            names its own, and `sync` writes the row [`POLICY`]. By default the engine holds whole weights, which
-            `sync` replaces.
+        shared ([`SharedWeights`], *optional*):
+            What the engine holds as one with a model, on whose device it must be: it computes with the model's factors,
+            and the model's other frozen weights become views of the engine's. They then never change: each adapter is a
+            row of `adapters`, a request names its own, and `sync` writes the row [`POLICY`]. By default the engine
+            holds whole weights, which `sync` replaces.
 
     Raises:
         SVFError: vLLM is missing, or does not start with this model; in one line.
@@ -83,7 +82,7 @@ class ColocatedVLLMGenerator:
         enable_sleep_mode: bool = False,
         enforce_eager: bool = False,
         trust_remote_code: bool = False,
-        factors: Mapping[str, SVFFactors] | None = None,
+        shared: SharedWeights | None = None,
     ):
         if enable_sleep_mode and device != "cuda":
             raise SVFError("vllm_enable_sleep_mode works on CUDA only: turn it off here")
@@ -108,12 +107,13 @@ class ColocatedVLLMGenerator:
             say_waiting("vLLM is starting"),
         ):
             adapters = {}
-            if factors is not None:
-                from svf_rl.generation.vllm.factored.loader import LOAD_FORMAT, serving_factors
+            if shared is not None:
+                from svf_rl.generation.vllm.factored.loader import LOAD_FORMAT, sharing
                 from svf_rl.generation.vllm.factored.patches import patch_adapters
 
                 patch_adapters()
-                stack.enter_context(serving_factors(factors))
+                stack.enter_context(sharing(shared))
+                stack.enter_context(shared.parked())
                 adapters = {"load_format": LOAD_FORMAT, "enable_lora": True, "max_loras": max_num_seqs}
             if max_model_len is None and device == "cpu":
                 max_model_len = cpu_length(model, revision, trust_remote_code)
@@ -144,7 +144,7 @@ class ColocatedVLLMGenerator:
         LIVING_ENGINES.add(self.llm)
         self._ranks = EngineRanks(tensor_parallel_size)
         self.adapters: AdapterRows | None = None
-        if factors is None:
+        if shared is None:
             check_not_repacked(self.model)
         else:
             self.adapters = self.llm.llm_engine.model_executor.driver_worker.model_runner.lora_manager
@@ -268,9 +268,9 @@ class ColocatedVLLMGenerator:
 
     def _sleep(self) -> None:
         """Level 2 frees the weights and keeps no copy on the CPU: the trained model has all of them. Level 1 keeps one,
-        for experts, which cannot be loaded a second time."""
+        for experts, which cannot be loaded a second time; shared weights it does not know."""
         if self._sleeps:
-            level = 1 if self.llm.llm_engine.model_config.is_moe else 2
+            level = 1 if self.adapters is not None or self.llm.llm_engine.model_config.is_moe else 2
             self.llm.sleep(level=level)
             self._asleep, self.stale = True, level == 2
 

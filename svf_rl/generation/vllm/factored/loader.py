@@ -1,33 +1,39 @@
 """vLLM's loading of a model whose adapted layers are factored: `load_format="svf"`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from vllm.config import CompilationMode, ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from svf_rl.generation.vllm import CannotServeFactors
+from svf_rl.generation.vllm.factored.adoption import Adoption
 from svf_rl.generation.vllm.factored.linear import FactoredLayers
 from svf_rl.generation.vllm.factored.table import MultiplierTable
-from svf_rl.svf.layer import SVFFactors
+from svf_rl.generation.weights import SharedWeights
 
 LOAD_FORMAT = "svf"
-_FACTORS: ContextVar[Mapping[str, SVFFactors]] = ContextVar("factors")
+_SHARED: ContextVar[SharedWeights] = ContextVar("shared")
 
 
 @contextmanager
-def serving_factors(factors: Mapping[str, SVFFactors]) -> Iterator[None]:
-    """Engines of this process that are built within it with `load_format="svf"` compute with these very tensors, by
-    the path of each layer in the model's files."""
-    token = _FACTORS.set(factors)
+def sharing(weights: SharedWeights) -> Iterator[None]:
+    """An engine of this process that is built within it with `load_format="svf"` computes with these very factors, and
+    the parameters become views of its own."""
+    token = _SHARED.set(weights)
     try:
         yield
     finally:
-        _FACTORS.reset(token)
+        _SHARED.reset(token)
+
+
+def is_sharing() -> bool:
+    return _SHARED.get(None) is not None
 
 
 @register_model_loader(LOAD_FORMAT)
@@ -41,7 +47,9 @@ class FactoredLoader(DefaultModelLoader):
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> nn.Module:
         if vllm_config.quant_config is not None:
             raise CannotServeFactors("the model is quantised, and factors are served beside plain weights only")
-        vllm_config.quant_config = layers = FactoredLayers(_FACTORS.get())
+        shared = _SHARED.get()
+        vllm_config.quant_config = layers = FactoredLayers(shared.factors)
+        self._adoption = Adoption(shared.parameters)
         _compile_as_without_adapters(vllm_config)
         model = super().load_model(vllm_config, model_config, prefix)
         table = MultiplierTable(
@@ -54,6 +62,13 @@ class FactoredLoader(DefaultModelLoader):
         vllm_config.compilation_config.static_forward_context.update(layers.methods)
         model.svf_table = table
         return model
+
+    def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
+        with self._adoption:
+            super().load_weights(model, model_config)
+
+    def get_all_weights(self, *args: Any) -> Iterator[tuple[str, Tensor]]:
+        return self._adoption.watch(super().get_all_weights(*args))
 
 
 def _compile_as_without_adapters(vllm_config: VllmConfig) -> None:

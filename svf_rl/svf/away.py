@@ -1,0 +1,47 @@
+"""The weight of a linear layer away from its device, read where it is needed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.hooks import ModelHook, remove_hook_from_module
+from torch import Tensor, nn
+
+
+class WeightAway(ModelHook):
+    """
+    Between the calls of a linear layer its weight is a tensor on the meta device and no parameter, so that DDP,
+    DeepSpeed, `to` and `state_dict` pass it by.
+
+    Args:
+        read (`Callable`): Gives the weight, in the layer's own layout, for each use.
+        factors ([`SVFFactors`]): On whose device, and in whose type, it is used.
+    """
+
+    def __init__(self, read: Callable[[], Tensor], factors: Any):
+        self._read, self._factors = read, factors
+
+    def init_hook(self, module: Any) -> Any:
+        weight = module._parameters.pop("weight")
+        module.weight = torch.empty_like(weight, device="meta", requires_grad=False)
+        return module
+
+    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        module.weight = self._read().to(self._factors.Vt)
+        return args, kwargs
+
+    def post_forward(self, module: Any, output: Any) -> Any:
+        module.weight = torch.empty_like(module.weight, device="meta")
+        return output
+
+    def detach_hook(self, module: Any) -> Any:
+        self.pre_forward(module)
+        weight = module.__dict__.pop("weight")
+        module.weight = nn.Parameter(weight, requires_grad=False)
+        return module
+
+
+def bring_back(linear: nn.Module) -> None:
+    """Give a linear layer its weight again where it is away."""
+    if isinstance(getattr(linear, "_hf_hook", None), WeightAway):
+        remove_hook_from_module(linear)

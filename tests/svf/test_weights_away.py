@@ -1,0 +1,140 @@
+"""The weights of adapted layers leave their device, and are read from the model's files where they are needed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+
+from svf_rl.errors import SVFError
+from svf_rl.svf import SVFConfig, svf_layers
+from svf_rl.svf.put_away import bring_weights_back, put_weights_away
+
+
+@pytest.fixture
+def folder(make_llama: Callable[..., PreTrainedModel], tmp_path: Path) -> Path:
+    make_llama(mlp_bias=True).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def adapted(folder: Path, perturb: Callable[..., PeftModel]) -> PeftModel:
+    return perturb(_adapted(folder))
+
+
+def _adapted(folder: Path, dtype: torch.dtype = torch.float32) -> PeftModel:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    return get_peft_model(model, SVFConfig(task_type="CAUSAL_LM"))
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    return [layer.get_base_layer().weight for layer in svf_layers(model).values()]
+
+
+def test_all_is_computed_as_before(adapted: PeftModel, logits: Callable[[nn.Module], Tensor], tmp_path: Path) -> None:
+    def outcomes() -> list[Tensor]:
+        layers = svf_layers(adapted).values()
+        with adapted.disable_adapter():
+            plain = logits(adapted)
+        return [logits(adapted), plain, *(layer.merged_weight() for layer in layers)]
+
+    expected = outcomes()
+    put_weights_away(adapted)
+    assert all(weight.is_meta and not isinstance(weight, nn.Parameter) for weight in _weights(adapted))
+    assert all(torch.equal(found, value) for found, value in zip(outcomes(), expected, strict=True))
+    assert all(weight.is_meta for weight in _weights(adapted))
+
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(adapted.unload(), tmp_path / "adapter")
+    assert torch.equal(logits(loaded), expected[0])
+
+
+def test_what_moves_casts_and_shares_out_models_passes_them_by(
+    adapted: PeftModel, logits: Callable[[nn.Module], Tensor]
+) -> None:
+    put_weights_away(adapted)
+    own = {name for name, _ in adapted.named_parameters()} | adapted.state_dict().keys()
+    assert not any(name.endswith("base_layer.weight") for name in own)
+    half = adapted.to("cpu").to(torch.bfloat16)
+    with half.disable_adapter():
+        assert logits(half).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_they_are_back_in_a_model_without_adapter(
+    adapted: PeftModel, folder: Path, logits: Callable[[nn.Module], Tensor], merge: bool, tmp_path: Path
+) -> None:
+    expected = logits(adapted)
+    put_weights_away(adapted)
+    base = adapted.merge_and_unload() if merge else adapted.unload()
+    base.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    if merge:
+        torch.testing.assert_close(logits(again), expected, rtol=1e-4, atol=1e-6)
+    else:
+        assert torch.equal(logits(again), logits(AutoModelForCausalLM.from_pretrained(folder).eval()))
+
+
+def test_merging_takes_them_back_and_unmerging_is_exact(
+    adapted: PeftModel, logits: Callable[[nn.Module], Tensor]
+) -> None:
+    weights, expected = [weight.clone() for weight in _weights(adapted)], logits(adapted)
+    put_weights_away(adapted)
+    adapted.merge_adapter()
+    torch.testing.assert_close(logits(adapted), expected, rtol=1e-4, atol=1e-6)
+    adapted.unmerge_adapter()
+    assert all(torch.equal(found, weight) for found, weight in zip(_weights(adapted), weights, strict=True))
+    put_weights_away(adapted)
+    bring_weights_back(adapted)
+    assert all(isinstance(weight, nn.Parameter) for weight in _weights(adapted))
+    assert torch.equal(logits(adapted), expected)
+
+
+def test_files_of_another_type_are_cast_as_the_model_was(folder: Path, logits: Callable[[nn.Module], Tensor]) -> None:
+    model = _adapted(folder, torch.bfloat16)
+    weights = [weight.clone() for weight in _weights(model)]
+    put_weights_away(model)
+    assert all(weight.is_meta for weight in _weights(model))
+    bring_weights_back(model)
+    assert all(torch.equal(found, weight) for found, weight in zip(_weights(model), weights, strict=True))
+
+
+def test_transposed_layers(tmp_path: Path, logits: Callable[[nn.Module], Tensor]) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = _adapted(tmp_path)
+    with model.disable_adapter():
+        expected = logits(model)
+    put_weights_away(model)
+    assert all(weight.is_meta for weight in _weights(model))
+    with model.disable_adapter():
+        assert torch.equal(logits(model), expected)
+
+
+def test_weights_of_no_file_stay(make_llama: Callable[..., PreTrainedModel], adapted: PeftModel) -> None:
+    in_memory = get_peft_model(make_llama(), SVFConfig(task_type="CAUSAL_LM"))
+    put_weights_away(in_memory)
+    assert not any(weight.is_meta for weight in _weights(in_memory))
+
+
+def test_weights_that_were_changed_in_memory_stay(folder: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        base.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    model = get_peft_model(base, SVFConfig(task_type="CAUSAL_LM"))
+    put_weights_away(model)
+    kept = {name: not layer.get_base_layer().weight.is_meta for name, layer in svf_layers(model).items()}
+    assert [name for name, there in kept.items() if there] == ["base_model.model.model.layers.0.mlp.up_proj"]
+
+
+def test_a_file_that_has_changed_since_is_named(adapted: PeftModel, folder: Path) -> None:
+    put_weights_away(adapted)
+    file = folder / "model.safetensors"
+    save_file({name: weight * 2 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(SVFError, match=r"model\.safetensors was changed since .*gate_proj was decomposed"):
+        adapted.merge_adapter()
