@@ -25,19 +25,21 @@ from common import (
     MLP,
     SHAPES,
     arguments,
-    decompose_once,
     hardware,
     interleaved,
     random_llama,
     ratio,
     report,
     running,
-    saved_model,
 )
+from one_copy import saved
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 REQUESTS, PROMPT, COMPLETION = 64, 32, 32
 ADAPTERS, LORAS, RANK = (1, 8, 64, 512), (1, 8, 64), 16
+LAYERS = {"small": 4, "8b": 16}  # three engines on one card
+SHARE = 0.25
 
 
 def dense(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[int], int]:
@@ -47,10 +49,12 @@ def dense(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[
 def factored(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[int], int]:
     from svf_rl.generation.weights import SharedWeights, active_multipliers
     from svf_rl.svf import SVFConfig
+    from svf_rl.svf.put_away import put_weights_away
 
-    base = decompose_once(random_llama(SHAPES[shape].config(), dtype, device))
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model = get_peft_model(base, SVFConfig(target_modules=MLP, task_type="CAUSAL_LM"))
-    engine = _engine(folder, dtype, device, shared=SharedWeights.of(model))
+    put_weights_away(model)
+    engine = _engine(folder, dtype, device, shared=SharedWeights.of(model.to(device)))
     generator = torch.Generator().manual_seed(0)
     for number in range(1, max(ADAPTERS) + 1):
         multipliers = {
@@ -70,11 +74,11 @@ def lora(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[
     torch.manual_seed(0)
     config = LoraConfig(r=RANK, target_modules=MLP, init_lora_weights=False, task_type="CAUSAL_LM")
     saved = Path(folder) / "lora"
-    get_peft_model(random_llama(SHAPES[shape].config(), dtype, "cpu"), config).save_pretrained(saved)
+    get_peft_model(random_llama(SHAPES[shape].config(LAYERS[shape]), dtype, "cpu"), config).save_pretrained(saved)
     engine = LLM(
         folder, dtype=str(dtype).removeprefix("torch."), seed=0, max_model_len=256, max_num_seqs=REQUESTS,
-        enforce_eager=True, enable_lora=True, max_loras=max(LORAS), max_lora_rank=RANK, disable_log_stats=True,
-        enable_chunked_prefill=device != "cpu",
+        enforce_eager=device == "cpu", gpu_memory_utilization=SHARE, enable_lora=True, max_loras=max(LORAS),
+        max_lora_rank=RANK, disable_log_stats=True, enable_chunked_prefill=device != "cpu",
     )  # fmt: skip
     sampling = SamplingParams(max_tokens=COMPLETION, temperature=0.0, ignore_eos=True, detokenize=False)
 
@@ -92,8 +96,8 @@ def _engine(folder: str, dtype: torch.dtype, device: str, **settings: Any) -> An
     from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 
     return ColocatedVLLMGenerator(
-        folder, dtype=dtype, seed=0, device=device, max_model_len=256, max_num_seqs=REQUESTS, enforce_eager=True,
-        **settings,
+        folder, dtype=dtype, seed=0, device=device, max_model_len=256, max_num_seqs=REQUESTS,
+        enforce_eager=device == "cpu", gpu_memory_utilization=SHARE, **settings,
     )  # fmt: skip
 
 
@@ -131,8 +135,8 @@ def main() -> None:
     args = arguments(__doc__, __file__)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     os.environ["SVF_RL_CACHE"] = cache = tempfile.mkdtemp(prefix="svf-rl-benchmark-")
-    with tempfile.TemporaryDirectory() as folder:
-        saved_model(folder, SHAPES[args.shape].config(), dtype)
+    with tempfile.TemporaryDirectory() as name:
+        folder = saved(Path(name), args.shape, LAYERS[args.shape], args.device)
         own = (folder, args.shape, dtype, args.device)
         engines = {"base": (dense, *own), "factored": (factored, *own), "LoRA": (lora, *own)}
         with running(contender, engines) as orders:

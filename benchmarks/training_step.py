@@ -40,14 +40,14 @@ class OneStepAtATime(TrainerCallback):
     """Before every step, report the phases of the last one and wait for an order."""
 
     def __init__(self, pipe: Connection):
-        self._pipe, self._phases = pipe, None
+        self._pipe, self.phases = pipe, None
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._pipe.send(self._phases)
+        self._pipe.send(self.phases)
         self._pipe.recv()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        self._phases = {name: logs[f"time/{name}"] for name in PHASES if logs and f"time/{name}" in logs}
+        self.phases = {name: logs[f"time/{name}"] for name in PHASES if logs and f"time/{name}" in logs}
 
 
 def contender(pipe: Connection, adapter: str, steps: int, device: str) -> None:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from svf_rl.generation.sampling import Sampling
 from svf_rl.generation.transformers_generator import TransformersGenerator
+from svf_rl.generation.weights import SharedWeights
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
 from svf_rl.svf.decompose import thin_svd
@@ -76,20 +77,32 @@ def test_the_quickstart_trains(dtype: str, repository: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.vllm
-# vLLM allows one engine that sleeps a process
-@pytest.mark.parametrize(("dtype", "sleep"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)])
-def test_a_synced_vllm_answers_as_the_model_does(dtype: torch.dtype, sleep: bool, prompts: list[list[int]]) -> None:
+# vLLM allows one engine a process whose weights sleep
+@pytest.mark.parametrize(
+    ("dtype", "sleep", "eager", "share"),
+    [
+        (torch.float32, False, True, False),
+        (torch.bfloat16, False, True, False),
+        (torch.bfloat16, False, False, True),
+        (torch.bfloat16, True, True, False),
+        (torch.bfloat16, True, True, True),
+    ],
+)
+def test_a_synced_vllm_answers_as_the_model_does(
+    dtype: torch.dtype, sleep: bool, eager: bool, share: bool, prompts: list[list[int]]
+) -> None:
     pytest.importorskip("vllm")
     from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 
-    engine = ColocatedVLLMGenerator(
-        str(model_path()), dtype=dtype, seed=0, max_model_len=256, max_num_seqs=64, enforce_eager=True,
-        gpu_memory_utilization=0.1, enable_sleep_mode=sleep,
-    )  # fmt: skip
     model = adapted("cuda", dtype)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    engine = ColocatedVLLMGenerator(
+        str(model_path()), dtype=dtype, seed=0, max_model_len=256, max_num_seqs=64, enforce_eager=eager,
+        gpu_memory_utilization=0.1, enable_sleep_mode=sleep, shared=SharedWeights.of(model) if share else None,
+    )  # fmt: skip
     tokenless = TransformersGenerator(model, eos_token_ids=[1], pad_token_id=0)
     for _ in range(2):  # asleep between: the weights come back
-        assert engine.stale is sleep
+        assert engine.stale is (sleep and not share)
         engine.sync(model)
         greedy = engine.generate(prompts, Sampling(max_tokens=16, temperature=0.0), range(len(prompts)))
         if sleep:
@@ -100,4 +113,9 @@ def test_a_synced_vllm_answers_as_the_model_does(dtype: torch.dtype, sleep: bool
         difference = max(abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
         assert math.isfinite(difference)
         assert difference < (2e-3 if dtype == torch.float32 else 0.3)
-        print(f"{dtype}, sleep={sleep}: log-probabilities differ by at most {difference:.2e}")
+        print(f"{dtype}, sleep={sleep}, shared={share}: log-probabilities differ by at most {difference:.2e}")
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    if share:
+        places = {p.untyped_storage().data_ptr() for p in engine.model.parameters()}
+        shared = SharedWeights.of(model).parameters
+        assert all(p.untyped_storage().data_ptr() in places for p in shared.values())

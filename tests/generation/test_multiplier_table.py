@@ -1,18 +1,27 @@
 """The rows of a factored engine: each token reads its own."""
 
+from random import Random
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from svf_rl.errors import SVFError
+from svf_rl.generation.vllm.factored.adapters import AdapterRows
 from svf_rl.generation.vllm.factored.table import BASE, MultiplierTable
 
 S = {"up": torch.tensor([3.0, 2.0, 1.0]), "down": torch.tensor([5.0, 4.0])}
 
 
-def _table(**settings: bool) -> MultiplierTable:
-    return MultiplierTable(S, tokens=16, **settings)
+def _table(slots: int = 4) -> MultiplierTable:
+    return MultiplierTable(S, tokens=16, slots=slots)
+
+
+def _add(table: MultiplierTable, row: int, multipliers: dict[str, Tensor]) -> int:
+    table.values[row] = table.row_of(multipliers)
+    return row
 
 
 def _rows(
@@ -25,7 +34,7 @@ def _rows(
 def test_each_token_is_scaled_by_the_row_of_its_request() -> None:
     table = _table()
     m = torch.tensor([1.0, 0.5, 2.0])
-    row = table.add({"up": m})
+    row = _add(table, 2, {"up": m})
     scaled = _rows(table, [row, BASE], [2, 1], "up")
     assert torch.equal(scaled, torch.stack([S["up"] * m, S["up"] * m, S["up"]]))
     assert torch.equal(_rows(table, [row, BASE], [2, 1], "down"), S["down"].expand(3, 2))  # it adapts up alone
@@ -35,8 +44,8 @@ def test_each_token_is_scaled_by_the_row_of_its_request() -> None:
 def test_small_changes_are_not_rounded_away_in_bf16() -> None:
     """A multiplier of 1 + 2⁻⁹ is 1 in bf16, and yet moves some of the products."""
     s = torch.linspace(3, 1, 64)
-    table = MultiplierTable({"up": s}, tokens=16)
-    row = table.add({"up": torch.full((64,), 1 + 2**-9)})
+    table = MultiplierTable({"up": s}, tokens=16, slots=1)
+    row = _add(table, 1, {"up": torch.full((64,), 1 + 2**-9)})
     h = torch.linspace(1, 2, 64).bfloat16()
     table.assign(np.array([row, BASE]))
     one, base = table.scale(h.expand(2, 64), table.columns["up"])
@@ -45,26 +54,39 @@ def test_small_changes_are_not_rounded_away_in_bf16() -> None:
     assert not torch.equal(one, base)
 
 
-def test_it_grows_and_takes_rows_again() -> None:
-    table = _table()
-    rows = [table.add({"down": torch.tensor([float(number), 1.0])}) for number in range(1, 41)]
-    assert len(set(rows)) == 40
-    assert BASE not in rows
-    for number, row in enumerate(rows, start=1):
-        assert torch.equal(_rows(table, [row], [1], "down")[0], S["down"] * torch.tensor([float(number), 1.0]))
-    for row in rows:
-        table.drop(row)
-    size = len(table.values)
-    for _ in range(1000):
-        table.drop(table.add({}))
-    assert len(table.values) == size
+def _answers(adapters: AdapterRows, numbers: list[int]) -> list[float]:
+    """What the first column of `down` is multiplied by for a token of each of these adapters."""
+    adapters.set_active_adapters(set(), SimpleNamespace(index_mapping=tuple(numbers)))
+    scaled = adapters.table.scale(torch.ones(len(numbers), 2), adapters.table.columns["down"])
+    return (scaled[:, 0] / S["down"][0]).tolist()
 
 
-def test_a_fixed_one_says_that_it_is_full() -> None:
-    table = _table(fixed=True)
-    place, count = table.values.data_ptr(), len(table.values)
-    for _ in range(count - 1):
-        table.add({})
-    with pytest.raises(SVFError, match=f"full with {count - 1} adapters: enforce_eager lets it grow"):
-        table.add({})
-    assert table.values.data_ptr() == place
+def test_any_number_of_adapters_takes_turns_in_the_slots() -> None:
+    adapters = AdapterRows(_table(slots=3))
+    place, random = adapters.table.values.data_ptr(), Random(0)
+    for number in range(1, 41):
+        adapters.put(number, {"down": torch.tensor([float(number), 1.0])})
+    for _ in range(200):
+        chosen = random.sample(range(1, 41), 3)
+        numbers = [random.choice([0, *chosen]) for _ in range(8)]
+        assert _answers(adapters, numbers) == [float(number or 1) for number in numbers]
+        if random.random() < 0.3:  # one that is in use, or not, becomes another
+            adapters.put(chosen[0], {"down": torch.tensor([float(chosen[0]), 2.0])})
+    assert adapters.table.values.data_ptr() == place
+
+
+def test_a_new_version_is_read_at_once_and_a_dropped_one_is_gone() -> None:
+    adapters = AdapterRows(_table(slots=2))
+    for value in (2.0, 3.0):
+        adapters.put(5, {"down": torch.tensor([value, 1.0])})
+        assert _answers(adapters, [5, 0]) == [value, 1.0]
+    for number in range(100, 10_100):
+        adapters.put(number, {})
+        assert adapters.remove_adapter(number)
+    assert adapters.list_adapters() == {5}
+    assert adapters.remove_adapter(5)
+    assert not adapters.remove_adapter(5)
+    with pytest.raises(SVFError, match="no adapter 5"):
+        adapters.check(5)
+    adapters.put(6, {"down": torch.tensor([4.0, 1.0])})
+    assert _answers(adapters, [0, 6]) == [1.0, 4.0]

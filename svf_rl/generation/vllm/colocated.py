@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # which imports vLLM
 
 POLICY = 1
 """The adapter of a factored engine that `sync` writes."""
+MOST_ADAPTERS = 64
+"""Of a factored engine that are decoded together; requests for further ones wait."""
 
 
 class ColocatedVLLMGenerator:
@@ -114,7 +116,11 @@ class ColocatedVLLMGenerator:
                 patch_adapters()
                 stack.enter_context(sharing(shared))
                 stack.enter_context(shared.parked())
-                adapters = {"load_format": LOAD_FORMAT, "enable_lora": True, "max_loras": max_num_seqs}
+                adapters = {
+                    "load_format": LOAD_FORMAT,
+                    "enable_lora": True,
+                    "max_loras": min(max_num_seqs, MOST_ADAPTERS),
+                }
             if max_model_len is None and device == "cpu":
                 max_model_len = cpu_length(model, revision, trust_remote_code)
             self.llm = llm_class(

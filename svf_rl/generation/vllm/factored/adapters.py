@@ -1,4 +1,5 @@
-"""Which row of the table each adapter of an engine has. vLLM calls this where it would call its manager of LoRAs."""
+"""The adapters of an engine, and which of them a batch reads. vLLM calls this where it would call its manager of
+LoRAs."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,22 +13,28 @@ from svf_rl.generation.vllm.factored.table import BASE, MultiplierTable
 
 
 class AdapterRows:
-    """Adapters by the number (`lora_int_id`) of the requests for them; 0 is the base model."""
+    """
+    Adapters by the number (`lora_int_id`) of the requests for them; 0 is the base model.
+
+    Any number of them is kept, 4 bytes for each singular value; those of a batch are copied into slots of the table,
+    where they stay until the slot is needed.
+    """
 
     def __init__(self, table: MultiplierTable):
         self.table = table
-        self._row_of = {0: BASE}
+        self._values: dict[int, Tensor] = {}
+        self._row: dict[int, int] = {}  # of those in the table, the one that was not used for longest first
+        self._free = list(range(len(table.values) - 1, BASE, -1))
 
     def __contains__(self, number: int) -> bool:
-        return number in self._row_of
+        return number == 0 or number in self._values
 
     def put(self, number: int, multipliers: Mapping[str, Tensor]) -> None:
         """Answer requests with this number by these `m` (r,) of matrices. Raises `SVFError` for an adapter that does
-        not suit, see [`MultiplierTable`]; an earlier one of the number stays then."""
-        if number in self._row_of:
-            self.table.write(self._row_of[number], multipliers)
-        else:
-            self._row_of[number] = self.table.add(multipliers)
+        not suit, see [`MultiplierTable.row_of`]; an earlier one of the number stays then."""
+        self._values[number] = self.table.row_of(multipliers)
+        if number in self._row:
+            self.table.values[self._row[number]] = self._values[number]
 
     def check(self, number: int) -> None:
         """Raises `SVFError` where no adapter has the number."""
@@ -39,22 +46,25 @@ class AdapterRows:
     def set_active_adapters(self, requests: set[Any], mapping: Any) -> None:
         """Give the tokens of a batch the rows of their adapters."""
         numbers = mapping.index_mapping
-        self.table.assign(np.fromiter(map(self._row_of.__getitem__, numbers), np.int64, len(numbers)))
+        rows = {0: BASE} | {number: self._row.pop(number) for number in set(numbers) & self._row.keys()}
+        for number in set(numbers) - rows.keys():
+            row = self._free.pop() if self._free else self._row.pop(next(iter(self._row)))
+            self.table.values[row] = self._values[number]
+            rows[number] = row
+        self._row |= {number: row for number, row in rows.items() if number}
+        self.table.assign(np.fromiter(map(rows.__getitem__, numbers), np.int64, len(numbers)))
 
     def add_adapter(self, request: Any) -> bool:
         self.check(request.lora_int_id)
         return True
 
     def remove_adapter(self, number: int) -> bool:
-        if number not in self.list_adapters():
-            return False
-        row = self._row_of.pop(number)
-        if row != BASE:
-            self.table.drop(row)
-        return True
+        if number in self._row:
+            self._free.append(self._row.pop(number))
+        return self._values.pop(number, None) is not None
 
     def list_adapters(self) -> set[int]:
-        return set(self._row_of) - {0}
+        return set(self._values)
 
     def remove_all_adapters(self) -> None:
         for number in self.list_adapters():
@@ -74,6 +84,6 @@ class AdapterRows:
         yield
 
     def add_dummy_lora(self, request: Any, rank: int) -> bool:
-        """The model is tried and captured with the row of the base."""
-        self._row_of[request.lora_int_id] = BASE
+        """The model is tried and captured with the base model as every adapter."""
+        self.put(request.lora_int_id, {})
         return True

@@ -55,7 +55,7 @@ class FactoredLoader(DefaultModelLoader):
         table = MultiplierTable(
             layers.singular_values(),
             tokens=vllm_config.scheduler_config.max_num_batched_tokens,
-            fixed=vllm_config.device_config.device_type == "cuda" and not model_config.enforce_eager,
+            slots=vllm_config.lora_config.max_loras,
         )
         layers.use(table)
         # where the compiled model finds what it computes by a layer's name

@@ -14,55 +14,29 @@ BASE = 0
 
 class MultiplierTable:
     """
-    `values` (rows, columns) in fp32: `s·m` of each adapter. `rows` (tokens,) says which row each token of the current
-    batch reads.
-
-    An adapter is written by one copy of `columns` numbers. The table grows by doubling, which moves it.
+    `values` (slots + 1, columns) in fp32: `s·m` of the adapters of the current batch, after those of the base model.
+    `rows` (tokens,) says which row each token of the batch reads. Both stay where they are, as CUDA graphs need it.
 
     Args:
         singular_values (`Mapping[str, Tensor]`): `s` (r,) of each served matrix, in the order of the columns.
         tokens (`int`): The most tokens of a batch.
-        fixed (`bool`, *optional*, defaults to `False`): CUDA graphs read the table where it is: it holds 256 MiB, and
-            at least 64 rows, from the start, and does not grow.
+        slots (`int`): The most adapters of a batch.
     """
 
-    def __init__(self, singular_values: Mapping[str, Tensor], tokens: int, fixed: bool = False):
+    def __init__(self, singular_values: Mapping[str, Tensor], tokens: int, slots: int):
         self.columns: dict[str, slice] = {}
         end = 0
         for name, s in singular_values.items():
             self.columns[name] = slice(end, end := end + s.numel())
         base = torch.cat([s.float() for s in singular_values.values()])
-        rows = max(64, min(1024, 2**28 // base.nbytes)) if fixed else 16
-        self.values = base.new_zeros(rows, end)
+        self.values = base.new_empty(slots + 1, end)
         self.values[BASE] = base
         self.rows = torch.zeros(tokens, dtype=torch.int64, device=base.device)
-        self._fixed = fixed
         self._common: int | None = BASE  # the row of all tokens of the batch, where it is one
-        self._free = list(range(rows - 1, BASE, -1))
 
-    def add(self, multipliers: Mapping[str, Tensor]) -> int:
-        """The row that from now on holds these `m` (r,) by matrix, and 1 for all others. Raises `SVFError` as `write`
-        does, and where a fixed table is full."""
-        values = self._values(multipliers)
-        if not self._free:
-            count = len(self.values)
-            if self._fixed:
-                raise SVFError(f"the engine's table is full with {count - 1} adapters: enforce_eager lets it grow")
-            self.values = torch.cat([self.values, torch.zeros_like(self.values)])
-            self._free = list(range(2 * count - 1, count - 1, -1))
-        row = self._free.pop()
-        self.values[row].copy_(values)
-        return row
-
-    def write(self, row: int, multipliers: Mapping[str, Tensor]) -> None:
-        """Replace a row. Raises `SVFError` for a matrix that is not served, of another rank, or not finite; nothing is
-        written then."""
-        self.values[row].copy_(self._values(multipliers))
-
-    def drop(self, row: int) -> None:
-        self._free.append(row)
-
-    def _values(self, multipliers: Mapping[str, Tensor]) -> Tensor:
+    def row_of(self, multipliers: Mapping[str, Tensor]) -> Tensor:
+        """The values (columns,) of an adapter with these `m` (r,) by matrix, and 1 for all others. Raises `SVFError`
+        for a matrix that is not served, of another rank, or not finite."""
         values = self.values[BASE].clone()
         for name, m in multipliers.items():
             columns = self.columns.get(name)
