@@ -190,6 +190,8 @@ class SVFReinforceConfig(GRPOConfig):
         if self.objective == "next_token":
             for name, value in next_token_settings(self.kl_type).items():
                 setattr(self, name, value)
+        if self.objective == "evolution_strategies" and self.vllm_weights is None:
+            self.vllm_weights = "shared"
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if isinstance(value, str) and value not in allowed:
@@ -316,10 +318,11 @@ class SVFReinforceConfig(GRPOConfig):
             )
 
     def _check_evolution(self) -> None:
-        if self.vllm_weights != "shared":
+        if self.vllm_weights == "merged" or self.sharing_hindrance:
             raise SVFError(
-                "objective: evolution_strategies needs use_vllm: true and vllm_weights: shared, whose engine answers a "
-                "population in one batch"
+                "objective: evolution_strategies does not go with "
+                f"{self.sharing_hindrance or 'vllm_weights: merged'}: a population is answered in one batch by an "
+                "engine that shares the model's weights"
             )
         if self.beta:
             raise SVFError(

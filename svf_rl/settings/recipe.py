@@ -122,6 +122,8 @@ def load_recipe(
     if values.get("objective") == "next_token":
         values, changed = apply_next_token_settings(values)
         warnings += changed
+    if values.get("objective") == "evolution_strategies":
+        values = {**values, "vllm_weights": values.get("vllm_weights") or "shared"}
     values = _with_resolved_paths(values, path.parent)
     planned = gpus or processes
     processes = planned or int(os.environ.get("WORLD_SIZE", "1"))

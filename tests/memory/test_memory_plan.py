@@ -73,7 +73,7 @@ def llama_parameters(d: int, ff: int, layers: int, kv: int, vocabulary: int) -> 
 
 def test_evolution_strategies_need_the_memory_of_inference(plan: Callable[..., MemoryPlan]) -> None:
     """However many sequences a step has: no pass is made of them."""
-    evolving = {"objective": "evolution_strategies", "vllm_weights": "shared", "beta": 0.0}
+    evolving = {"objective": "evolution_strategies", "beta": 0.0}
     passes, none = plan(TINY), plan(TINY, **evolving, per_device_train_batch_size=512)
     assert passes.gpu(passes.run).activations > 0
     assert none.gpu(none.run).activations == 0

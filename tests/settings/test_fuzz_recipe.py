@@ -30,7 +30,7 @@ RECIPES: list[dict[str, Any]] = [
     {"task": "mixture", "mixture": {"quickstart:math": 2, "quickstart:choice": 1}, "parameterization": "sigmoid"},
     {"task": "columns", "data_path": "rows.jsonl", "rewards": "numeric", "data_dir": None},
     {"use_vllm": True, "init": "random", "num_generations": 1, "advantage": "none"},
-    {"objective": "evolution_strategies", "use_vllm": True, "vllm_weights": "shared", "beta": 0.0},
+    {"objective": "evolution_strategies", "use_vllm": True, "beta": 0.0},
 ]
 # What a message says in place of the key.
 IN_WORDS = {

@@ -22,7 +22,7 @@ def evolve(folder: Path, size: int) -> None:
     model = LlamaForCausalLM(tiny_llama_config(tokenizer)).eval()
     args = SVFReinforceConfig(
         output_dir=str(folder), use_cpu=True, report_to="none", objective="evolution_strategies", use_vllm=True,
-        vllm_weights="shared", beta=0.0, num_generations=4, per_device_train_batch_size=size, max_steps=3,
+        beta=0.0, num_generations=4, per_device_train_batch_size=size, max_steps=3,
         evolution_sigma=0.1, learning_rate=0.02, max_completion_length=4, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": f"How many? {i}"} for i in range(12)])

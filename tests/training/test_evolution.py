@@ -30,7 +30,7 @@ Make = Callable[..., Any]
 Z = Callable[[Any], dict[str, Tensor]]
 MEMBERS, PROMPTS, SIGMA = 8, 4, 0.1
 POPULATION = {
-    "objective": "evolution_strategies", "use_vllm": True, "vllm_weights": "shared", "num_generations": MEMBERS,
+    "objective": "evolution_strategies", "use_vllm": True, "num_generations": MEMBERS,
     "per_device_train_batch_size": MEMBERS * PROMPTS, "evolution_sigma": SIGMA,
 }  # fmt: skip
 
@@ -240,13 +240,14 @@ def test_two_processes_share_out_the_population(tmp_path: Path, repository: Path
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
-NEEDS_ROWS = "objective: evolution_strategies needs use_vllm: true and vllm_weights: shared"
+NOT = "objective: evolution_strategies does not go with"
 REFUSED = {
-    "merged": ({"vllm_weights": "merged"}, NEEDS_ROWS),
-    "transformers": ({"use_vllm": False, "vllm_weights": "merged"}, NEEDS_ROWS),
+    "merged": ({"vllm_weights": "merged"}, f"{NOT} vllm_weights: merged"),
+    "transformers": ({"use_vllm": False}, f"{NOT} use_vllm: false"),
     "server": (
-        {"vllm_weights": "merged", "vllm_mode": "server", "vllm_server_base_url": "http://localhost:1"}, NEEDS_ROWS
+        {"vllm_mode": "server", "vllm_server_base_url": "http://localhost:1"}, f"{NOT} vllm_mode: server"
     ),
+    "tensor parallel": ({"vllm_tensor_parallel_size": 2}, f"{NOT} vllm_tensor_parallel_size above 1"),
     "KL": ({"beta": 0.1}, "objective: evolution_strategies has no KL term"),
     "odd": ({"num_generations": 5, "per_device_train_batch_size": 20}, "num_generations must be even, not 5"),
     "one": ({"num_generations": 1}, "num_generations must be even, not 1"),
@@ -298,7 +299,7 @@ def test_the_dry_run_refuses_what_the_run_would(plan: Make, monkeypatch: pytest.
     shared = "vllm_weights: shared does not go with"
     assert refusal(plan, "--adapter", "lora") == f"{shared} an adapter other than SVF: set it to merged"
     assert refusal(plan, "--modules_to_save", "[lm_head]") == f"{shared} modules_to_save: set it to merged"
-    assert NEEDS_ROWS in refusal(plan, "--vllm_weights", "merged")
+    assert f"{NOT} vllm_weights: merged" in refusal(plan, "--vllm_weights", "merged")
     assert "set beta to 0, not 0.1" in refusal(plan, "--beta", "0.1")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert "evolution_strategies has nothing for DeepSpeed to share out" in refusal(plan)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from svf_rl.generation.vllm.colocated import POLICY, ColocatedVLLMGenerator
-from svf_rl.generation.weights import shared_factors
+from svf_rl.generation.weights import SharedWeights
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.rewards import load_reward
 from svf_rl.settings.config import SVFReinforceConfig
@@ -32,7 +32,7 @@ def shared() -> tuple[PeftModel, ColocatedVLLMGenerator]:
     model = get_peft_model(base, SVFConfig(task_type="CAUSAL_LM"))
     engine = ColocatedVLLMGenerator(
         str(model_path()), dtype=torch.float32, seed=0, device="cpu", max_model_len=128, max_num_seqs=64,
-        enforce_eager=True, factors=shared_factors(model),
+        enforce_eager=True, shared=SharedWeights.of(model),
     )  # fmt: skip
     return model, engine
 
@@ -54,7 +54,7 @@ def evolving(
                 parameter.data.fill_(1)
         own: dict[str, Any] = {
             "output_dir": str(tmp_path / name), "use_cpu": True, "report_to": "none", "use_vllm": True, "beta": 0.0,
-            "vllm_weights": "shared", "num_generations": MEMBERS, "per_device_train_batch_size": 8 * MEMBERS,
+            "num_generations": MEMBERS, "per_device_train_batch_size": 8 * MEMBERS,
             "evolution_sigma": 0.1, "learning_rate": 2e-2, "max_grad_norm": 1.0, "max_completion_length": 48,
             "save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False, "max_steps": 1,
         }  # fmt: skip
@@ -114,7 +114,7 @@ def test_it_teaches_the_quickstart_its_care(evolving: Any) -> None:
 @pytest.mark.parametrize("config", ["cpu", pytest.param("cpu_ddp", marks=pytest.mark.distributed)])
 def test_a_run_that_was_killed_is_the_same_to_the_bit(config: str, tmp_path: Path) -> None:
     settings = [
-        "--objective", "evolution_strategies", "--vllm_weights", "shared", "--beta", "0", "--num_generations", "16",
+        "--objective", "evolution_strategies", "--beta", "0", "--num_generations", "16",
         "--per_device_train_batch_size", "64", "--max_steps", "12", "--eval_steps", "4", "--save_steps", "4",
         "--train_items", "64", "--validation_items", "16", "--test_items", "32", "--max_completion_length", "24",
         "--log_completions", "--num_completions_to_print", "1", "--vllm_max_model_length", "128",
@@ -135,7 +135,7 @@ def test_a_run_that_was_killed_is_the_same_to_the_bit(config: str, tmp_path: Pat
 @pytest.mark.timeout(900)
 def test_two_processes_with_an_engine_each_make_the_same_step(tmp_path: Path) -> None:
     settings = [
-        "--objective", "evolution_strategies", "--vllm_weights", "shared", "--beta", "0", "--num_generations", "16",
+        "--objective", "evolution_strategies", "--beta", "0", "--num_generations", "16",
         "--max_steps", "3", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
         "--train_items", "64", "--validation_items", "16", "--test_items", "32", "--vllm_max_model_length", "128",
     ]  # fmt: skip
