@@ -100,6 +100,7 @@ def _front_matter(
     datasets: list[str],
 ) -> str:
     results = None
+    objective = str(summary.recipe.get("objective", "policy_gradient")).replace("policy_gradient", "reinforce")
     if summary.accuracy is not None and tasks:
         label = ", ".join(tasks)
         results = [
@@ -116,7 +117,7 @@ def _front_matter(
         library_name="peft",
         base_model=base,
         pipeline_tag="text-generation",
-        tags=[*dict.fromkeys([kind_of(config).name, "svf_rl", "reinforce", "trl"])],
+        tags=[*dict.fromkeys([kind_of(config).name, "svf_rl", objective.replace("_", "-"), "trl"])],
         datasets=datasets or None,
         model_name=name if results else None,
         eval_results=results,

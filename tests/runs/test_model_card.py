@@ -50,6 +50,20 @@ def test_it_holds_accuracies_with_intervals_data_settings_and_versions():
     assert "/benchmarks" not in text
 
 
+@pytest.mark.parametrize(
+    ("objective", "words", "tag"),
+    [
+        ("policy_gradient", "REINFORCE on verifiable rewards", "reinforce"),
+        ("next_token", "next-token training", "next-token"),
+        ("evolution_strategies", "evolution strategies on verifiable rewards", "evolution-strategies"),
+    ],
+)
+def test_it_says_by_which_objective(objective, words, tag):
+    text = render_model_card(summary(recipe={**RUN["recipe"], "objective": objective}), SVF | HUB_BASE)
+    assert f", trained on `gsm8k` by {words}" in text
+    assert {"reinforce", "next-token", "evolution-strategies"} & set(ModelCard(text).data.tags) == {tag}
+
+
 def test_metrics_of_the_run_are_summed_up():
     metrics = [Line(10, {"eval_accuracy": 0.7}), Line(11, {"reward": 0.5, "kl": 0.01})]
     text = render_model_card(summary(), SVF | HUB_BASE, metrics)
