@@ -47,6 +47,7 @@ LAYERS = {"small": (4, 12), "8b": (4, 8)}
 BATCH = {
     "per_device_train_batch_size": 4,
     "num_generations": 4,
+    "train_packing": "none",  # as the plan has it
     "max_completion_length": 192,
     "beta": 0.1,
     "learning_rate": 1e-3,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from trl.trainer.utils import split_tensor_dict
 
 _ATTENTION_SHARE = 6  # a row of this many times the hidden size costs as much in attention as in everything else
 
@@ -88,6 +89,20 @@ def pack(batch: dict[str, Tensor], share_prompts: bool, model: Any) -> PackedRow
     dtype = model.get_input_embeddings().weight.dtype
     hidden = torch.zeros(packed.attention.shape, dtype=dtype, device=packed.attention.device)
     return replace(packed, attention=hidden.masked_fill_(~packed.attention, torch.finfo(dtype).min))
+
+
+def group_prompts(micro_batches: list[dict[str, Tensor]], together: int) -> list[dict[str, Tensor]]:
+    """The same rows in as many micro-batches, those of one prompt side by side within each `together` that make up a
+    step."""
+    grouped = []
+    for start in range(0, len(micro_batches), together):
+        parts = micro_batches[start : start + together]
+        rows = {key: torch.cat([part[key] for part in parts]) for key, value in parts[0].items() if value.ndim}
+        first: dict[tuple[int, ...], int] = {}
+        places = [first.setdefault(tuple(ids), row) for row, ids in enumerate(rows["prompt_ids"].tolist())]
+        order = torch.tensor(places).argsort(stable=True)
+        grouped += split_tensor_dict(parts[0] | {key: value[order] for key, value in rows.items()}, len(parts))
+    return grouped
 
 
 def _kept(ids: Tensor, mask: Tensor) -> list[list[int]]:

@@ -45,6 +45,7 @@ from svf_rl.training.checkpoints import adapter_folder
 from svf_rl.training.decay import decay_towards_identity
 from svf_rl.training.held_out import HeldOutEvaluator
 from svf_rl.training.metrics_recorder import MetricsRecorder
+from svf_rl.training.packing import group_prompts
 from svf_rl.training.policy import (
     PolicyLoss,
     add_hidden_states_forward,
@@ -92,6 +93,7 @@ class SVFReinforceTrainer(GRPOTrainer):
 
     args: SVFReinforceConfig
     control: TrainerControl
+    _buffered_inputs: list[dict[str, Tensor]] | None
     _tag_names = ["trl", "svf", "reinforce"]  # noqa: RUF012  (TRL's own attribute)
     _name = "SVF REINFORCE"
     _paper = {  # noqa: RUF012
@@ -277,6 +279,15 @@ class SVFReinforceTrainer(GRPOTrainer):
         rollout = self._roll_out(inputs)
         self.recorder.add_lengths(rollout)
         return self._make_batch(rollout, *self._score_rollout(inputs, rollout))
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's shuffles completions over the micro-batches of a step, where those of a prompt can share its pass."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is None or self._buffered_inputs is before or self.loss.packing != "prompt":
+            return inputs
+        self._buffered_inputs = group_prompts(self._buffered_inputs, self.args.gradient_accumulation_steps)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's is GRPO's clipped surrogate."""

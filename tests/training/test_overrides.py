@@ -17,6 +17,7 @@ from svf_rl.training.trainer import SVFReinforceTrainer
 OVERRIDDEN = {
     "__init__": "18f01b7a46c9544b",
     "_generate_and_score_completions": "1fa48922792dcd5c",
+    "_prepare_inputs": "f824e7fb07147956",
     "_compute_loss": "80295546bbdbf6f7",
     "training_step": "9e18632f7dd8e8d8",
     "log": "1e7772819cc8cf09",

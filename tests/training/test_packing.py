@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from svf_rl.svf import SVFConfig
-from svf_rl.training.packing import pack
+from svf_rl.training.packing import group_prompts, pack
 from svf_rl.training.policy import add_hidden_states_forward, arrange
 from svf_rl.training.rollout import Rollout
 
@@ -196,6 +196,44 @@ def test_a_run_is_the_same(make_trainer: Make, z_of: Make, scripted: Make, setti
         assert losses == pytest.approx(expected_losses, abs=1e-5)
         for name, z in expected.items():
             torch.testing.assert_close(found[name], z, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("packing", "prompts"), [("prompt", 1), ("padding_free", 2)])
+def test_completions_of_a_prompt_come_into_one_micro_batch(
+    make_trainer: Make, scripted: Make, packing: str, prompts: int
+) -> None:
+    """Within a step; which completions are in one of several steps stays as it was drawn."""
+    held = []
+    for mode in (packing, "none"):
+        trainer = make_trainer(
+            generator=scripted(), train_packing=mode, per_device_train_batch_size=4, gradient_accumulation_steps=4,
+            max_steps=1,
+        )  # fmt: skip
+        trainer.train()
+        assert len(trainer._buffered_inputs) == 4
+        held.append(trainer._buffered_inputs)
+    distinct = [len({tuple(row) for row in part["prompt_ids"].tolist()}) for part in held[0]]
+    assert min(distinct) >= prompts
+    assert prompts > 1 or max(distinct) == 1
+
+    def rows(parts: list[dict[str, Tensor]]) -> list[tuple[list[int], list[int], float]]:
+        return sorted(
+            (prompt.tolist(), completion.tolist(), advantage.item())
+            for part in parts
+            for prompt, completion, advantage in zip(
+                part["prompt_ids"], part["completion_ids"], part["advantages"], strict=True
+            )
+        )
+
+    assert rows(held[0]) == rows(held[1])
+
+
+def test_steps_keep_their_rows() -> None:
+    batch = {"prompt_ids": torch.tensor([[1], [2], [1], [2], [2], [1], [2], [1]]), "row": torch.arange(8)}
+    parts = [{key: value[i : i + 2] for key, value in batch.items()} | {"all": torch.tensor(8)} for i in (0, 2, 4, 6)]
+    grouped = group_prompts(parts, 2)
+    assert [part["row"].tolist() for part in grouped] == [[0, 2], [1, 3], [4, 6], [5, 7]]
+    assert all(part["all"] == 8 for part in grouped)
 
 
 @pytest.mark.parametrize("name", PADDED)
