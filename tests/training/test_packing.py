@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from svf_rl.svf import SVFConfig
-from svf_rl.training.packing import group_prompts, pack
+from svf_rl.training.packing import group_prompts, hindrance, pack
 from svf_rl.training.policy import add_hidden_states_forward, arrange
 from svf_rl.training.rollout import Rollout
 
@@ -250,6 +250,13 @@ def test_what_cannot_be_packed_is_padded_and_says_why(
     assert reason in said[0]
     assert "\n" not in said[0]
     assert trainer.loss.packing == "none"
+
+
+def test_kernels_without_such_masks_are_left_alone() -> None:
+    model = adapted(build("llama"))
+    assert hindrance(model) is None
+    model.get_base_model().set_attn_implementation("flex_attention")
+    assert hindrance(model) == "flex_attention takes no mask of tokens by tokens"
 
 
 def test_a_model_that_can_says_nothing(make_trainer: Make, scripted: Make, caplog: pytest.LogCaptureFixture) -> None:
