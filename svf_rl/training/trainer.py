@@ -170,7 +170,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         """Digest of the trained values that the generator has."""
         self.recorder = MetricsRecorder(self)
         transform = LogitTransform.of(base.config, args.temperature)
-        self.loss = PolicyLoss(args, self.accelerator, self.recorder, transform, args.train_packing)
+        packing = "none" if args.objective == "evolution_strategies" else args.train_packing  # it has no rows
+        self.loss = PolicyLoss(args, self.accelerator, self.recorder, transform, packing)
         self.held_out = HeldOutEvaluator(self)
         self.checkpoints = CheckpointManager(self, self.context)
         self.generator = generator or build_generator(
