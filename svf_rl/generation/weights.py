@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
@@ -19,6 +20,8 @@ from svf_rl.svf.layer import SVFFactors, svf_layers
 from svf_rl.svf.sharding import gather_parameters
 from svf_rl.svf.targets import fused_experts
 
+# of a base model's layers; transformers walks through the whole model for each name, and a sync needs them all
+_STORED_PATHS: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 _REMEDY = "use an SVF or LoRA adapter, plain and unmerged"
 
 
@@ -107,7 +110,10 @@ def active_multipliers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _stored_path(model: nn.Module, path: str) -> str:
-    return stored_name(model, f"{path}.weight").removesuffix(".weight")
+    known = _STORED_PATHS.setdefault(_base(model), {})
+    if path not in known:
+        known[path] = stored_name(model, f"{path}.weight").removesuffix(".weight")
+    return known[path]
 
 
 def _as_stored(model: nn.Module, name: str, weight: Tensor) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.generation.weights import SharedWeights, active_multipliers
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
-from svf_rl.svf.decompose import Factors
+from svf_rl.svf.decompose import Factors, thin_svd
 from svf_rl.svf.layer import SVFFactors
 
 pytestmark = pytest.mark.vllm
@@ -228,6 +228,44 @@ def test_factors_of_another_model_are_refused(model: PeftModel) -> None:
         _start(str(model_path()), SharedWeights({**factors, name: other}, {}))
     with pytest.raises(SVFError, match=r"in torch\.bfloat16 for vLLM, and by its factors .* in torch\.float32"):
         _start(str(model_path()), SharedWeights(factors, {}), dtype=torch.bfloat16)
+
+
+def test_weights_of_files_are_compared_at_whole_rows() -> None:
+    """Engines load with bf16 as the default type, which has no 699."""
+    from svf_rl.generation.vllm.factored.linear import _Part
+
+    weight = torch.randn(700, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    factors = thin_svd(weight).to(torch.bfloat16)
+    part = _Part(factors.U, slice(0, 8), SVFFactors(factors, sharded=False))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        part.load(weight)
+        with pytest.raises(CannotServeFactors, match="rows of a matrix in another order"):
+            part.load(weight.flip(0))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_an_engine_and_its_model_hold_every_weight_once(engine: ColocatedVLLMGenerator, model: PeftModel) -> None:
+    parts = [part.weight for module in engine.model.modules() for part in getattr(module, "svf_parts", ())]
+    places = {weight.untyped_storage().data_ptr() for weight in (*parts, *engine.model.parameters())}
+    shared = SharedWeights.of(model).parameters
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in shared} == {
+        "embed_tokens", "k_proj", "input_layernorm", "post_attention_layernorm", "norm",
+    }  # fmt: skip
+    assert all(p.untyped_storage().data_ptr() in places for p in shared.values())
+    assert all(p.is_leaf and not p.requires_grad for p in shared.values())
+
+
+def test_a_weight_that_was_changed_in_memory_is_not_replaced(prompts: list[list[int]]) -> None:
+    model = _model()
+    norm = model.get_base_model().model.norm.weight
+    with torch.no_grad():
+        norm *= 1.5
+    expected = norm.clone()
+    engine = _start(str(model_path()), SharedWeights.of(model))
+    assert torch.equal(norm, expected)
+    assert not torch.equal(engine.model.model.norm.weight, expected)
 
 
 def test_another_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,16 +37,17 @@ class MultiplierTable:
     def row_of(self, multipliers: Mapping[str, Tensor]) -> Tensor:
         """The values (columns,) of an adapter with these `m` (r,) by matrix, and 1 for all others. Raises `SVFError`
         for a matrix that is not served, of another rank, or not finite."""
-        values = self.values[BASE].clone()
         for name, m in multipliers.items():
             columns = self.columns.get(name)
             if columns is None:
                 raise SVFError(f"the adapter adapts {name}, which this engine does not serve in factors")
-            if m.shape != values[columns].shape:
+            if m.shape != (columns.stop - columns.start,):
                 raise SVFError(
-                    f"the adapter has {m.numel()} values for {name}, which has rank {values[columns].numel()}"
+                    f"the adapter has {m.numel()} values for {name}, which has rank {columns.stop - columns.start}"
                 )
-            values[columns] *= m.to(values)
+        base = self.values[BASE]
+        m = [multipliers.get(name, base.new_ones(part.stop - part.start)) for name, part in self.columns.items()]
+        values = base * torch.cat(m).to(base)
         if not values.isfinite().all():
             raise SVFError("the adapter holds values that are not finite")
         return values
