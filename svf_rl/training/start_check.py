@@ -101,8 +101,8 @@ def _packing_error(model: Any, batch: dict[str, Tensor]) -> str | None:
     def error(states: Tensor) -> float:
         return ((states - padded).float().norm(dim=1) / padded.float().norm(dim=1)).mean().item()
 
-    # rounding is measured, since it grows with the depth of a model
-    least = 1e-4 if padded.dtype == torch.float32 else 5e-3
+    # rounding is measured, since it grows with the depth of a model; in bf16 one token may go to another expert
+    least = 1e-4 if padded.dtype == torch.float32 else 2e-2
     found, allowed = error(packed), max(4 * error(alone), least)
     return None if found <= allowed else f"hidden states would be off by {found:.1g} of their size"
 
