@@ -1,5 +1,6 @@
 """Evolution strategies on the quickstart with the engine that computes with the model's factors."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from fakes import read_metrics
+from fakes import read_metrics, save_adapter
 from launched_run import LaunchedRun, assert_same
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from svf_rl.quickstart import make_rows, model_path
 from svf_rl.rewards import load_reward
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
+from svf_rl.train import run
 from svf_rl.training.evolution import EvolutionTrainer
 
 pytestmark = pytest.mark.vllm
@@ -109,6 +111,39 @@ def test_it_teaches_the_quickstart_its_care(evolving: Any) -> None:
     assert all(torch.equal(weights[name], p) for name, p in trainer.generator.model.named_parameters())
 
 
+def test_a_run_that_stopped_early_goes_on_to_the_same_bits(evolving: Any, tmp_path: Path) -> None:
+    own = {"per_device_train_batch_size": 4 * MEMBERS, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    ends = []
+    for name, cut in (("whole", False), ("cut", True)):
+        if cut:
+            evolving(name, **{**own, "max_steps": 2}).train()
+        trainer = evolving(name, **own)
+        trainer.train("auto")
+        ends.append(torch.cat([p.detach().clone() for p in trainer._trained]))
+    assert torch.equal(*ends)
+    assert (ends[0] - 1).abs().max() > 0.02
+    metrics = [[line for line in read_metrics(tmp_path / name) if "reward" in line] for name in ("whole", "cut")]
+    assert metrics[0] == metrics[1]
+    assert len(metrics[0]) == 4
+
+
+def test_the_weights_of_experts_evolve_too(tmp_path: Path, repository: Path) -> None:
+    """Through the recipe, with the engine that it asks for."""
+    config = SVFConfig(init="random", init_std=0.05)
+    experts = [save_adapter(tmp_path / name, config, seed) for seed, name in enumerate(["one", "two"])]
+    settings = {
+        "adapter": "combination", "experts": experts, "alpha_scope": "layer", "output_dir": str(tmp_path / "run"),
+        "max_steps": 2, "num_generations": 8, "per_device_train_batch_size": 32, "train_items": 32, "eval_steps": 1,
+        "save_steps": 1, "validation_items": 8, "test_items": 8, "report_to": "none", "disable_tqdm": True,
+    }  # fmt: skip
+    recipe = repository / "recipes/quickstart_evolution.yaml"
+    summary = run(str(recipe), [f"--{key}={json.dumps(value)}" for key, value in settings.items()])
+    assert summary is not None
+    assert (summary.updates, summary.trained_values) == (2, 6)
+    last = json.loads((tmp_path / "run/checkpoint-2/adapter_config.json").read_text())["combination"]
+    assert last["alpha"] != [[0.5, 0.5]] * 3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("config", ["cpu", pytest.param("cpu_ddp", marks=pytest.mark.distributed)])
@@ -122,9 +157,10 @@ def test_a_run_that_was_killed_is_the_same_to_the_bit(config: str, tmp_path: Pat
     whole = LaunchedRun(config, tmp_path / "whole", tmp_path / "whole.log", settings)
     assert whole.process.wait() == 0, whole.said()[-3000:]
     for update in (2, 6, 11):
-        run = LaunchedRun(config, tmp_path / "killed", tmp_path / "killed.log", settings)
-        assert run.wait_for(lambda run=run, update=update: run.update() >= update), run.said()[-3000:]
-        run.kill()
+        killed = LaunchedRun(config, tmp_path / "killed", tmp_path / "killed.log", settings)
+        reached = killed.wait_for(lambda killed=killed, update=update: killed.update() >= update)
+        assert reached, killed.said()[-3000:]
+        killed.kill()
     last = LaunchedRun(config, tmp_path / "killed", tmp_path / "killed.log", settings)
     assert last.process.wait() == 0, last.said()[-3000:]
     assert_same(tmp_path / "whole", tmp_path / "killed")
@@ -140,10 +176,10 @@ def test_two_processes_with_an_engine_each_make_the_same_step(tmp_path: Path) ->
         "--train_items", "64", "--validation_items", "16", "--test_items", "32", "--vllm_max_model_length", "128",
     ]  # fmt: skip
     for config, size in (("cpu", "96"), ("cpu_ddp", "48")):
-        run = LaunchedRun(
+        trained = LaunchedRun(
             config, tmp_path / config, tmp_path / f"{config}.log", [*settings, "--per_device_train_batch_size", size]
         )
-        assert run.process.wait() == 0, run.said()[-3000:]
+        assert trained.process.wait() == 0, trained.said()[-3000:]
     one, two = (load_file(tmp_path / config / "adapter_model.safetensors") for config in ("cpu", "cpu_ddp"))
     for name in (name for name in one if "svf_z" in name):
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5)
