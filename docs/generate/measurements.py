@@ -313,6 +313,30 @@ def _quickstart(result: dict[str, Any]) -> Rows:
     ]
 
 
+def _evolution(result: dict[str, Any]) -> Rows:
+    rows = []
+    for skill in dict.fromkeys(run["skill"] for run in result["runs"]):
+        for recipe in dict.fromkeys(run["recipe"] for run in result["runs"]):
+            own = [run for run in result["runs"] if (run["skill"], run["recipe"]) == (skill, recipe)]
+            rows.append(
+                {
+                    "skill": skill,
+                    "recipe": f"`{recipe}`",
+                    "accuracy before": f"{_mean(own, 'base_accuracy'):.3f}",
+                    "after": f"{_mean(own, 'accuracy'):.3f}",
+                    "of the seeds": ", ".join(f"{run['accuracy']:.3f}" for run in own),
+                    "tokens": f"{_mean(own, 'tokens'):,.0f}",
+                    "peak (MiB)": f"{_mean(own, 'peak_bytes') / MIB:.0f}",
+                    "of training (MiB)": f"{_mean(own, 'training_bytes') / MIB:.0f}",
+                }
+            )
+    return rows
+
+
+def _mean(runs: list[dict[str, Any]], key: str) -> float:
+    return sum(run[key] for run in runs) / len(runs)
+
+
 def _vllm_agreement(result: dict[str, Any]) -> Rows:
     return [
         {
@@ -349,6 +373,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "decompose": _decompose,
     "decompose_h100_8b": _decompose,
     "evaluation": _evaluation,
+    "evolution": _evolution,
     "expert_switch": _expert_switch,
     "expert_switch.worth": _worth,
     "memory_plan": _memory_plan,
