@@ -341,12 +341,34 @@ def _vllm_agreement(result: dict[str, Any]) -> Rows:
     return [
         {
             "dtype": row["dtype"],
+            "weights": "shared, compiled"
+            if row.get("shared") and not row["eager"]
+            else "shared"
+            if row.get("shared")
+            else "merged",
             "sleep mode": "on" if row["sleep"] else "off",
             "vLLM's attention": f"`{row['attention']}`",
             "largest difference": f"{max(row['largest_difference']):.4f}",
         }
         for row in result["rows"]
     ]
+
+
+def _one_copy(result: dict[str, Any]) -> Rows:
+    return [
+        {"layers": layers, "vLLM's weights": weights}
+        | {
+            "held (GB)": f"{(found['held'] - found['cache']) / 1e9:.2f}",
+            "peak of loading (GB)": f"{(found['peak'] - found['cache']) / 1e9:.2f}",
+        }
+        for layers, of_weights in result["memory"].items()
+        for weights, found in of_weights.items()
+    ]
+
+
+def _one_copy_phases(result: dict[str, Any]) -> Rows:
+    phases = result["phases"]["shared"]
+    return [{"a step (s)": f"{result['seconds']['shared']:.3f}"} | {f"{k} (s)": f"{v:.4f}" for k, v in phases.items()}]
 
 
 def _architectures(result: dict[str, Any]) -> Rows:
@@ -381,6 +403,8 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "memory_processes": _memory_processes,
     "numerics_h100_8b": _numerics,
     "numerics_h100_8b.log_probabilities": _numerics_log_probabilities,
+    "one_copy_h100_8b": _one_copy,
+    "one_copy_h100_8b.phases": _one_copy_phases,
     "packing": _packing,
     "quickstart_h100": _quickstart,
     "rollouts": _rollouts,

@@ -73,6 +73,12 @@ class Run:
     share: float  # of a GPU's memory that a colocated vLLM takes
     sleep: bool  # whether it gives that back while the model is trained
     tensor_parallel: int  # GPUs that share one colocated vLLM
+    shareable: bool = False  # whether the adapter lets a colocated vLLM share the model's weights
+
+    @property
+    def shared(self) -> bool:
+        """Whether the model's weights and those of a colocated vLLM are the same."""
+        return self.shareable and self.rollouts == "colocated" and self.tensor_parallel == 1 and self.stage < 3
 
 
 def held_bytes(tensors: TensorBytes, run: Run) -> dict[str, int]:
@@ -81,7 +87,8 @@ def held_bytes(tensors: TensorBytes, run: Run) -> dict[str, int]:
 
     Stage 1 shards the optimiser's state, stage 2 gradients too, stage 3 the base weights and factors too. `s` is a
     buffer, which ZeRO does not shard, and DeepSpeed keeps parameters as small as `z` whole in stage 3. Under ZeRO the
-    optimiser works on an fp32 copy of the trained values.
+    optimiser works on an fp32 copy of the trained values. Weights that are shared with vLLM are in its share of the
+    GPU, less those of the adapted matrices, which are on no GPU.
     """
     n, stage = run.processes, run.stage
     state = tensors.optimizer + (tensors.trained if stage else 0)
@@ -90,7 +97,7 @@ def held_bytes(tensors: TensorBytes, run: Run) -> dict[str, int]:
         return -(-size // n) if stage >= from_stage else size
 
     return {
-        "base weights": part(tensors.base, 3),
+        "base weights": 0 if run.shared else part(tensors.base, 3),
         "factors U, Vt": part(tensors.factors, 3),
         "s, masks, buffers": tensors.singular_values + tensors.masks + tensors.buffers,
         "trained values": tensors.trained,

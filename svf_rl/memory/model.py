@@ -15,7 +15,7 @@ from svf_rl.memory.arithmetic import TensorBytes, optimizer_bytes
 from svf_rl.memory.trace import Activations, Batch, decoder_layers, trace
 from svf_rl.settings.dry_run_model import find_adapted_matrices
 from svf_rl.settings.recipe import Recipe
-from svf_rl.svf.targets import logical_weight
+from svf_rl.svf.targets import fused_experts, logical_weight
 from svf_rl.training.policy import add_hidden_states_forward
 
 # Where all layers are alike, activations of this many are counted: each further one adds as much as the last of them.
@@ -101,6 +101,12 @@ class PlannedModel:
     def merged_bytes(self) -> int:
         """Bytes of all adapted weights, which a sync pushes to a colocated vLLM."""
         return sum(rows * columns for rows, columns in self.shapes.values()) * self.itemsize
+
+    @property
+    def shareable(self) -> bool:
+        """Whether a colocated vLLM can hold its weights as one with this model: SVF, and no layer of experts."""
+        whole = self.recipe.adapter.modules_to_save
+        return self.z_bytes is not None and not whole and not fused_experts(self.model)
 
     @property
     def z_bytes(self) -> int | None:

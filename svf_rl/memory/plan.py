@@ -86,6 +86,7 @@ class MemoryPlan:
             share=training.vllm_gpu_memory_utilization if colocated else 0.0,
             sleep=colocated and training.vllm_enable_sleep_mode,
             tensor_parallel=training.vllm_tensor_parallel_size if colocated else 1,
+            shareable=self.model.shareable and training.vllm_weights != "merged",
         )
         if stage is None and machine.processes > 1:
             runs = [replace(self.run, stage=each) for each in self.stages if each != 1]
@@ -120,6 +121,7 @@ class MemoryPlan:
         always = sum(parts.values()) + RESERVE
         colocated, own = run.rollouts == "colocated", run.rollouts == "transformers"
         engine = int(run.share * memory) if colocated else 0
+        asleep = self.engine_weights(run) if run.shared else 0
         reduce = bucket_bytes(model.tensors, run)
         whole = gathered_bytes(model.tensors, run, model.output_layer, model.itemsize)
         peak = None if activations is None else activations.peak
@@ -129,10 +131,12 @@ class MemoryPlan:
             gathered=whole,
             activations=peak,
             engine=engine,
-            update=always + reduce + whole + (peak or 0) + (0 if run.sleep else engine),
+            update=always + reduce + whole + (peak or 0) + (asleep if run.sleep else engine),
             rollout=always + engine + (self._generation(run, activations) + whole if own else 0),
             # stage 3 gathers W, U and Vt of a matrix to rebuild it
-            sync=always + engine + (model.rebuild + model.largest_factors * (run.stage == 3) if colocated else 0),
+            sync=always
+            + engine
+            + (model.rebuild + model.largest_factors * (run.stage == 3) if colocated and not run.shared else 0),
         )
 
     def _generation(self, run: Run, activations: Activations | None) -> int:
@@ -148,7 +152,11 @@ class MemoryPlan:
         """What is left for the rollouts' KV cache; `None` where no vLLM shares the GPU."""
         if run.rollouts != "colocated":
             return None
-        return kv_cache(run, self.machine.memory, self.model.tensors.base, self.token_bytes(run.tensor_parallel))
+        return kv_cache(run, self.machine.memory, self.engine_weights(run), self.token_bytes(run.tensor_parallel))
+
+    def engine_weights(self, run: Run) -> int:
+        """Bytes of the weights in the share of a colocated vLLM, over all its GPUs."""
+        return self.model.tensors.base - (self.model.merged_bytes if run.shared else 0)
 
     def token_bytes(self, ranks: int = 1) -> int | None:
         """Bytes of the KV cache for one token on each of the `ranks` GPUs of an engine; `None` where the architecture's
@@ -172,7 +180,7 @@ class MemoryPlan:
         if cache is not None and (cache.bytes <= 0 or cache.sequences(self.longest) == 0):
             shorter = "" if self.longest == self.length else f", which vllm_max_model_length: {self.length} shortens"
             found.append(
-                f"vLLM's share of {gib(each.engine)} GiB does not hold its copy of the weights "
+                f"vLLM's share of {gib(each.engine)} GiB does not hold its weights "
                 f"({gib(each.engine - cache.bytes)} GiB) and one sequence of {self.longest} tokens{shorter}"
             )
         return found
@@ -206,6 +214,11 @@ class MemoryPlan:
             )
             if self.token_bytes() is None:
                 self.notes.append(f"the KV cache of {model.config.model_type} a token is not known here")
+            if self.run.shared:
+                self.notes.append(
+                    f"vLLM's weights are the model's own, and those of the adapted matrices are on no GPU "
+                    f"({gib(model.merged_bytes)} GiB)"
+                )
         if getattr(model.config, "quantization_config", None):
             self.notes.append(
                 f"the checkpoint is quantized: planned as unquantized {str(model.dtype).removeprefix('torch.')}, "

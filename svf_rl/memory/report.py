@@ -131,8 +131,9 @@ def _gpu_rows(plan: MemoryPlan) -> list[dict[str, str]]:
         rows.append(row("gathered weights, at most", [gpu.gathered for gpu in gpus]))
     rows.append(row("activations", [gpu.activations for gpu in gpus]))
     if plan.run.rollouts == "colocated":
-        sleeps = ", asleep in an update" if plan.run.sleep else ""
-        rows.append(row(f"vLLM ({plan.run.share:g} of the GPU{sleeps})", [gpu.engine for gpu in gpus]))
+        more = ", the base weights in it" if plan.run.shared else ""
+        more += ", asleep in an update" if plan.run.sleep else ""
+        rows.append(row(f"vLLM ({plan.run.share:g} of the GPU{more})", [gpu.engine for gpu in gpus]))
     return [
         *rows,
         row("reserve: CUDA, NCCL, fragments", [RESERVE] * len(gpus)),
@@ -149,7 +150,7 @@ def _rollout_lines(plan: MemoryPlan) -> list[str]:
         return ["rollouts: vLLM servers on other GPUs; nothing of them is on these"]
     if cache is None:
         return ["rollouts: transformers, with the model in training"]
-    weights = -(-plan.model.tensors.base // run.tensor_parallel)
+    weights = -(-plan.engine_weights(run) // run.tensor_parallel)
     text = (
         f"rollouts: {run.share:g} × {gib(plan.machine.memory)} GiB − vLLM's weights {gib(weights)} GiB = "
         f"{gib(cache.bytes)} GiB of KV cache"
@@ -164,6 +165,8 @@ def _sync_lines(plan: MemoryPlan) -> list[str]:
     model, z = plan.model, plan.model.z_bytes
     pushed, merged = model.merged_bytes, f"{model.merged_bytes:,}"
     lines = []
+    if plan.run.shared:
+        return [f"a sync: {z:,} bytes of z, into the row of vLLM's table that the policy has"]
     if plan.run.sleep:
         lines.append(f"a sync: {model.tensors.base:,} bytes, all weights, since a sleeping vLLM drops them")
     elif plan.run.rollouts == "colocated":
