@@ -56,12 +56,13 @@ def make_completion(name: str, rng: random.Random) -> str:
 def paid_twice(name: str, completions: list[str]) -> list[tuple[str, list[str]]]:
     """The completions that are right for several references, with these."""
     completions = list(dict.fromkeys(completions))
+    # a completion's checks beside each other: what its answer reads as is then at hand
+    pairs = [(completion, reference) for completion in completions for reference in REFERENCES[name]]
+    verdicts = verify_all(name, *map(list, zip(*pairs, strict=True)), progress=False)
     right: dict[str, list[str]] = {}
-    for reference in REFERENCES[name]:
-        verdicts = verify_all(name, completions, [reference] * len(completions), progress=False)
-        for completion, verdict in zip(completions, verdicts, strict=True):
-            if verdict.correct:
-                right.setdefault(completion, []).append(reference)
+    for (completion, reference), verdict in zip(pairs, verdicts, strict=True):
+        if verdict.correct:
+            right.setdefault(completion, []).append(reference)
     return [(completion, references) for completion, references in right.items() if len(references) > 1]
 
 

@@ -156,7 +156,7 @@ def _serve(link: socket.socket) -> NoReturn:
         for line in lines:
             request = json.loads(line)
             try:
-                gold = _read_gold(request["gold"])
+                gold = _read(request["gold"])
                 link.sendall(GOLD_READ)
                 equal = _equal(gold, _read(request["prediction"]))
             # A model's answer must not end the child: what cannot be computed is not equal to anything.
@@ -166,14 +166,14 @@ def _serve(link: socket.socket) -> NoReturn:
     os._exit(0)
 
 
-@lru_cache(maxsize=256)
-def _read_gold(text: str) -> Any:
-    """A gold answer, which comes again with each completion of its prompt."""
-    return _read(text)
-
-
+@lru_cache(maxsize=512)
 def _read(text: str) -> Any:
-    """What latex2sympy, math-verify's reader, makes of `text`, all of it: its grammar has no rule for a part."""
+    """
+    What latex2sympy, math-verify's reader, makes of `text`, all of it: its grammar has no rule for a part.
+
+    Kept, since it takes most of a check: a gold answer comes again with each completion of its prompt, and completions
+    of a prompt often have the same answer.
+    """
     plain = normalize_latex(text, _NORMALIZATION)
     is_real = not should_treat_as_complex(plain)
     return latex2sympy(plain, is_real=is_real, normalization_config=None, conversion_config=_CONVERSION)
