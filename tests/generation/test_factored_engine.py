@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, Sampling
-from svf_rl.generation.vllm import CannotServeFactors
+from svf_rl.generation.vllm import CannotServeFactors, colocated
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.generation.weights import SharedWeights, active_multipliers
 from svf_rl.quickstart import model_path
@@ -158,6 +160,48 @@ def test_more_adapters_than_rows_are_taken_without_a_restart(
     _check_tokens(model, [experts[number] for number in numbers], asked, done)
     for number in experts:
         assert engine.adapters.remove_adapter(number)
+
+
+def test_experts_asked_the_same_prompt_in_turn_share_no_cached_prefix(
+    engine: ColocatedVLLMGenerator, model: PeftModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With vLLM's cache of prefixes left on from call to call: it is kept by adapter."""
+    asked = [[5 + i, *range(6, 145)] for i in range(6)]  # more than a block of 128
+    experts: list[Expert | None] = [_expert(model, 21, by=0.4), _expert(model, 22, by=0.4), None]
+    for number, expert in zip((21, 22), experts, strict=False):
+        _put(engine, model, number, expert)
+    monkeypatch.setattr(engine.llm, "reset_prefix_cache", lambda: None)
+    for number, expert in zip((21, 22, 0, 21, 22), [*experts, *experts], strict=False):
+        done = engine.generate(asked, GREEDY, [0] * 6, adapters=[number] * 6)
+        _check_tokens(model, [expert] * 6, asked, done)
+
+
+def test_a_cache_too_small_for_the_batch(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that were put out go on as they began: each with its expert."""
+    blocks = 32  # of 128 tokens; each request begins in one, and needs a second when it has written nine tokens
+    llm_class = colocated._import_llm()
+    monkeypatch.setattr(colocated, "_import_llm", lambda: partial(llm_class, num_gpu_blocks_override=blocks))
+    engine = _engine(model)
+    monkeypatch.undo()
+    scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
+    put_out = []
+    monkeypatch.setattr(scheduler, "_preempt_request", _noting(scheduler._preempt_request, put_out))
+    experts: list[Expert | None] = [_expert(model, 30 + i) for i in range(3)] + [None]
+    for number, expert in enumerate(experts[:3], start=1):
+        _put(engine, model, number, expert)
+    asked = [[5 + i, *range(6, 125)] for i in range(24)]
+    whole = replace(GREEDY, extra={"ignore_eos": True})
+    done = engine.generate(asked, whole, [0] * 24, adapters=[(1 + i) % 4 for i in range(24)])
+    assert put_out
+    _check_tokens(model, [experts[(i + 1) % 4 - 1] for i in range(24)], asked, done)
+
+
+def _noting(method: Any, calls: list[Any]) -> Any:
+    def noted(*args: Any, **named: Any) -> Any:
+        calls.append(args)
+        return method(*args, **named)
+
+    return noted
 
 
 def test_what_does_not_suit_is_said_and_nothing_changes(
