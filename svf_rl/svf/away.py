@@ -43,5 +43,15 @@ class WeightAway(ModelHook):
 
 def bring_back(linear: nn.Module) -> None:
     """Give a linear layer its weight again where it is away."""
-    if isinstance(getattr(linear, "_hf_hook", None), WeightAway):
+    if _is_away(linear):
         remove_hook_from_module(linear)
+
+
+def cast_away(linear: Any, dtype: torch.dtype) -> None:
+    """Where the weight is away: say of what type it will come back, as the model was cast."""
+    if _is_away(linear):
+        linear.weight = linear.weight.to(dtype)
+
+
+def _is_away(linear: nn.Module) -> bool:
+    return isinstance(getattr(linear, "_hf_hook", None), WeightAway)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.away import bring_back
+from svf_rl.svf.away import bring_back, cast_away
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask, change_of_singular_values, initial_z
@@ -289,10 +289,15 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             self._unmerged_weight = fn(self._unmerged_weight)
         dtype = self.weight.dtype
         super()._apply(fn, recurse)
+        cast_away(self.get_base_layer(), self.svf_factors.Vt.dtype)
         if self.weight.dtype != dtype:
             self._rounding = max(self._rounding, torch.finfo(self.weight.dtype).eps)
         self._seen = _state_of(self.get_base_layer().weight)
         return self
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """PEFT calls it after loading with `low_cpu_mem_usage`. `W` may be away, the factors are where it computes."""
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device or self.svf_factors.s.device)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return not self.quantized

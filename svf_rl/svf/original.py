@@ -34,7 +34,8 @@ def files_of(model: Any) -> tuple[nn.Module, StoredWeights, dict[str, str]]:
         raise SVFError(f"{source} holds quantised weights only")
     with without_values():
         plain = type(model)(copy.deepcopy(config))
-    stored = StoredWeights(source, folder, getattr(plain, "base_model_prefix", ""))
+    # the files may be read much later, from another working directory
+    stored = StoredWeights(source, folder.absolute(), getattr(plain, "base_model_prefix", ""))
     wanted = [f"{name}.weight" for name, module in plain.named_modules() if is_linear(module)]
     return plain, stored, stored_names(plain, stored.names, wanted)
 

@@ -35,7 +35,7 @@ def put_weights_away(model: nn.Module) -> None:
             continue
         layer.check_weight(look=True)
         read: Callable[[], Tensor] | None = None
-        if files is not None:
+        if files is not None and f"{name}.weight" in files[2]:  # or it was added in memory
             plain, stored, names = files
             in_file = partial(_read, stored, names[f"{name}.weight"], plain.get_submodule(name), layer, weight.dtype)
             with suppress(SVFError):

@@ -1,7 +1,9 @@
 """The weights of adapted layers leave their device, and are read from the model's files where they are needed."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +66,32 @@ def test_what_moves_casts_and_shares_out_models_passes_them_by(
         assert logits(half).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "act", [lambda model: model.merge_and_unload(), lambda model: model.unload(), bring_weights_back]
+)
+def test_they_come_back_in_the_type_that_the_model_was_cast_to(
+    folder: Path, perturb: Callable[..., PeftModel], logits: Callable[[nn.Module], Tensor], act: Callable[..., Any]
+) -> None:
+    stayed, away = perturb(_adapted(folder)), perturb(_adapted(folder))
+    put_weights_away(away)
+    models = [model.to(torch.bfloat16) for model in (stayed, away)]
+    assert all(weight.dtype == torch.bfloat16 for model in models for weight in _weights(model))
+    expected, found = (logits(act(model) or model) for model in models)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_adapters_are_loaded_beside_the_one_in_training(
+    adapted: PeftModel, logits: Callable[[nn.Module], Tensor], tmp_path: Path, low_cpu_mem_usage: bool
+) -> None:
+    expected = logits(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    put_weights_away(adapted)
+    adapted.load_adapter(tmp_path / "adapter", "second", low_cpu_mem_usage=low_cpu_mem_usage)
+    adapted.set_adapter("second")
+    assert torch.equal(logits(adapted), expected)
+
+
 @pytest.mark.parametrize("merge", [True, False])
 def test_they_are_back_in_a_model_without_adapter(
     adapted: PeftModel, folder: Path, logits: Callable[[nn.Module], Tensor], merge: bool, tmp_path: Path
@@ -120,6 +148,25 @@ def test_weights_of_no_file_stay(make_llama: Callable[..., PreTrainedModel], ada
     in_memory = get_peft_model(make_llama(), SVFConfig(task_type="CAUSAL_LM"))
     put_weights_away(in_memory)
     assert not any(weight.is_meta for weight in _weights(in_memory))
+
+
+def test_layers_that_were_added_in_memory_stay(folder: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    base.model.layers.append(copy.deepcopy(base.model.layers[-1]))
+    model = get_peft_model(base, SVFConfig(task_type="CAUSAL_LM"))
+    put_weights_away(model)
+    assert [weight.is_meta for weight in _weights(model)] == [True] * 6 + [False] * 3
+
+
+def test_the_files_are_found_from_another_working_directory(
+    folder: Path, logits: Callable[[nn.Module], Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    model = _adapted(Path(folder.name))
+    expected = logits(model)
+    put_weights_away(model)
+    monkeypatch.chdir(tmp_path.parent)
+    torch.testing.assert_close(logits(model.merge_and_unload()), expected)
 
 
 def test_weights_that_were_changed_in_memory_stay(folder: Path) -> None:
