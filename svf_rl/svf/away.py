@@ -1,10 +1,11 @@
 """The weight of a linear layer away from its device, read where it is needed."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate.hooks import ModelHook, remove_hook_from_module
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 
 
@@ -39,6 +40,17 @@ class WeightAway(ModelHook):
         weight = module.__dict__.pop("weight")
         module.weight = nn.Parameter(weight, requires_grad=False)
         return module
+
+
+def put_away(linear: nn.Module, hook: WeightAway) -> None:
+    """Free the weight of a linear layer."""
+    add_hook_to_module(linear, hook)
+    linear.forward = partial(_forward, linear)  # accelerate's own cannot be pickled
+
+
+def _forward(linear: Any, *args: Any, **kwargs: Any) -> Any:
+    args, kwargs = linear._hf_hook.pre_forward(linear, *args, **kwargs)
+    return linear._hf_hook.post_forward(linear, linear._old_forward(*args, **kwargs))
 
 
 def bring_back(linear: nn.Module) -> None:

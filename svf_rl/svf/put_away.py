@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.hooks import add_hook_to_module
 from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.away import WeightAway, bring_back
+from svf_rl.svf.away import WeightAway, bring_back, put_away
 from svf_rl.svf.checkpoint import StoredWeights, read_weight
 from svf_rl.svf.decompose import fingerprint
 from svf_rl.svf.layer import SVFLinear, svf_layers
@@ -44,7 +43,7 @@ def put_weights_away(model: nn.Module) -> None:
         if read is None and weight.device.type != "cpu":
             read = weight.detach().cpu().clone
         if read is not None:
-            add_hook_to_module(linear, WeightAway(read, layer.svf_factors))
+            put_away(linear, WeightAway(read, layer.svf_factors))
 
 
 def _read(stored: StoredWeights, key: str, module: nn.Module, layer: SVFLinear, dtype: torch.dtype) -> Tensor:

@@ -32,6 +32,8 @@ def add_hidden_states_forward(model: PreTrainedModel) -> None:
     (batch, length, d) and makes no logits. It goes through `forward`, so that wrappers (DDP, DeepSpeed) see the call.
     """
     original = model.forward
+    # with the copy as `self` where a model is copied, and not with the one that was taught
+    plain = getattr(original, "__func__", lambda _, *args, **kwargs: original(*args, **kwargs))
 
     @functools.wraps(type(model).forward)  # `generate` reads its signature
     def forward(self: PreTrainedModel, *args: Any, hidden_states_only: bool = False, **kwargs: Any) -> Any:
@@ -41,7 +43,7 @@ def add_hidden_states_forward(model: PreTrainedModel) -> None:
             if output is None or not hasattr(output, "last_hidden_state"):
                 raise SVFError(f"{type(self).__name__} gives no hidden states, of which the loss is made: use another")
             return output.last_hidden_state
-        return original(*args, **kwargs)
+        return plain(self, *args, **kwargs)
 
     model.forward = types.MethodType(forward, model)
 

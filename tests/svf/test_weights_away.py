@@ -92,6 +92,24 @@ def test_adapters_are_loaded_beside_the_one_in_training(
     assert torch.equal(logits(adapted), expected)
 
 
+@pytest.mark.parametrize("how", ["copied", "pickled"])
+def test_copies_and_pickles_read_them_too(
+    adapted: PeftModel, logits: Callable[[nn.Module], Tensor], how: str, tmp_path: Path
+) -> None:
+    put_weights_away(adapted)
+    expected = logits(adapted)
+    if how == "copied":
+        other = copy.deepcopy(adapted)
+    else:
+        torch.save(adapted, tmp_path / "model.pt")
+        other = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert all(weight.is_meta for weight in _weights(other))
+    assert torch.equal(logits(other), expected)
+    torch.testing.assert_close(logits(other.merge_and_unload()), expected, rtol=1e-4, atol=1e-6)
+    assert all(weight.is_meta for weight in _weights(adapted))
+    assert torch.equal(logits(adapted), expected)
+
+
 @pytest.mark.parametrize("merge", [True, False])
 def test_they_are_back_in_a_model_without_adapter(
     adapted: PeftModel, folder: Path, logits: Callable[[nn.Module], Tensor], merge: bool, tmp_path: Path

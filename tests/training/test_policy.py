@@ -1,5 +1,6 @@
 """Hidden states, reference and digest, on the models that train."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,18 @@ def test_the_ordinary_call_stays_as_it_was(tiny_llama: Callable[..., Any]) -> No
     assert torch.equal(base(ids).logits, before)
     assert inspect.signature(base.forward) == signature
     assert base.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 6)
+
+
+def test_a_copy_is_a_model_of_its_own(tiny_llama: Callable[..., Any]) -> None:
+    base, ids = tiny_llama(), torch.tensor([[3, 4, 5]])
+    for _ in range(2):  # as by two trainers, one after the other
+        add_hidden_states_forward(base)
+    before, copied = base(ids).logits, copy.deepcopy(base)
+    with torch.no_grad():
+        copied.get_input_embeddings().weight.mul_(2)
+    assert not torch.allclose(copied(ids).logits, before)
+    assert not torch.allclose(copied(ids, hidden_states_only=True), base(ids, hidden_states_only=True))
+    assert torch.equal(base(ids).logits, before)
 
 
 @pytest.mark.parametrize("adapter", ["svf", "lora"])
