@@ -55,15 +55,16 @@ def _forward(linear: Any, *args: Any, **kwargs: Any) -> Any:
 
 def bring_back(linear: nn.Module) -> None:
     """Give a linear layer its weight again where it is away."""
-    if _is_away(linear):
+    if is_away(linear):
         remove_hook_from_module(linear)
 
 
 def cast_away(linear: Any, dtype: torch.dtype) -> None:
     """Where the weight is away: say of what type it will come back, as the model was cast."""
-    if _is_away(linear):
+    if is_away(linear):
         linear.weight = linear.weight.to(dtype)
 
 
-def _is_away(linear: nn.Module) -> bool:
+def is_away(linear: nn.Module) -> bool:
+    """Whether its weight is read for each use."""
     return isinstance(getattr(linear, "_hf_hook", None), WeightAway)

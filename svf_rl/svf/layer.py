@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.away import bring_back, cast_away
+from svf_rl.svf.away import bring_back, cast_away, is_away
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask, change_of_singular_values, initial_z
@@ -142,7 +142,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         # The reference is z = 1 also while merged, when the base layer computes with W'.
         direct = self.disable_adapters or (self.merged and not self.reference)
         m = None if direct else self.active_multiplier()
-        if m is None or (self.quantized and self.reference):
+        # a layer that no active adapter adapts has its factors at hand where W would have to be read
+        by_factors = m is not None or (not direct and is_away(self.base_layer))
+        if not by_factors or (self.quantized and self.reference):
             return self.base_layer(x, *args, **kwargs)
         return self._adapted(x, None if self.reference else m, *args, **kwargs)
 

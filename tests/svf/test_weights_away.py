@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFConfig, svf_layers
+from svf_rl.svf.away import WeightAway
 from svf_rl.svf.put_away import bring_weights_back, put_weights_away
 
 
@@ -90,6 +91,17 @@ def test_adapters_are_loaded_beside_the_one_in_training(
     adapted.load_adapter(tmp_path / "adapter", "second", low_cpu_mem_usage=low_cpu_mem_usage)
     adapted.set_adapter("second")
     assert torch.equal(logits(adapted), expected)
+
+
+def test_layers_that_the_active_adapter_leaves_alone_read_nothing(
+    adapted: PeftModel, logits: Callable[[nn.Module], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted.add_adapter("narrow", SVFConfig(target_modules=["up_proj"], init="random", init_std=0.2))
+    adapted.set_adapter("narrow")
+    expected = logits(adapted)
+    put_weights_away(adapted)
+    monkeypatch.setattr(WeightAway, "pre_forward", lambda *_, **__: pytest.fail("a weight was read"))
+    torch.testing.assert_close(logits(adapted), expected)
 
 
 @pytest.mark.parametrize("how", ["copied", "pickled"])
