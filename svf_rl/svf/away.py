@@ -20,7 +20,7 @@ class WeightAway(ModelHook):
     """
 
     def __init__(self, read: Callable[[], Tensor], factors: Any):
-        self._read, self._factors = read, factors
+        self._read, self._factors, self._kept = read, factors, False
 
     def init_hook(self, module: Any) -> Any:
         weight = module._parameters.pop("weight")
@@ -28,12 +28,19 @@ class WeightAway(ModelHook):
         return module
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        module.weight = self._read().to(self._factors.Vt)
+        if module.weight.is_meta:
+            module.weight = self._read().to(self._factors.Vt)
         return args, kwargs
 
     def post_forward(self, module: Any, output: Any) -> Any:
-        module.weight = torch.empty_like(module.weight, device="meta")
+        if not self._kept:
+            module.weight = torch.empty_like(module.weight, device="meta")
         return output
+
+    def keep(self, module: Any, kept: bool) -> None:
+        """Whether the weight stays after its next use."""
+        self._kept = kept
+        self.post_forward(module, None)
 
     def detach_hook(self, module: Any) -> Any:
         self.pre_forward(module)
@@ -57,6 +64,12 @@ def bring_back(linear: nn.Module) -> None:
     """Give a linear layer its weight again where it is away."""
     if is_away(linear):
         remove_hook_from_module(linear)
+
+
+def keep_back(linear: nn.Module, kept: bool) -> None:
+    """Whether a weight that is away stays where it is used, as it does for as long as adapters are disabled."""
+    if is_away(linear):
+        linear._hf_hook.keep(linear, kept)
 
 
 def cast_away(linear: Any, dtype: torch.dtype) -> None:

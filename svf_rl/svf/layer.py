@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.away import bring_back, cast_away, is_away
+from svf_rl.svf.away import bring_back, cast_away, is_away, keep_back
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask, change_of_singular_values, initial_z
@@ -185,6 +185,11 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             with loaded(self.base_layer):
                 bias = self.base_layer.bias
         return F.linear(h, factors.U, bias).to(x.dtype)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """As PEFT has it; while adapters are disabled, a weight that is away is read once."""
+        super().enable_adapters(enabled)
+        keep_back(self.get_base_layer(), not enabled)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """`W' − W` of one adapter, in the layout and type of the base layer's weight."""

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFConfig, svf_layers
 from svf_rl.svf.away import WeightAway
+from svf_rl.svf.checkpoint import StoredWeights
 from svf_rl.svf.put_away import bring_weights_back, put_weights_away
 
 
@@ -172,6 +173,19 @@ def test_transposed_layers(tmp_path: Path, logits: Callable[[nn.Module], Tensor]
     assert all(weight.is_meta for weight in _weights(model))
     with model.disable_adapter():
         assert torch.equal(logits(model), expected)
+
+
+def test_while_adapters_are_disabled_they_are_read_once(
+    adapted: PeftModel, logits: Callable[[nn.Module], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_weights_away(adapted)
+    reads, read = [], StoredWeights.read
+    monkeypatch.setattr(StoredWeights, "read", lambda stored, name: reads.append(name) or read(stored, name))
+    with adapted.disable_adapter():
+        for _ in range(3):
+            logits(adapted)
+    assert len(reads) == len(set(reads)) == len(_weights(adapted))
+    assert all(weight.is_meta for weight in _weights(adapted))
 
 
 def test_weights_of_no_file_stay(make_llama: Callable[..., PreTrainedModel], adapted: PeftModel) -> None:
