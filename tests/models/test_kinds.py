@@ -120,6 +120,16 @@ def test_the_dry_run_and_the_plan_count_what_is_trained(
     assert recipe.adapter.kind.describe(recipe.adapter)
 
 
+def test_layers_of_lora_go_with_a_list_of_names() -> None:
+    with pytest.raises(SVFError, match="layers_to_transform: LoRA takes it beside a list of names alone: set lora_t"):
+        find_kind("lora").config(AdapterArguments(adapter="lora", layers_to_transform=[0]))
+    listed = AdapterArguments(adapter="lora", layers_to_transform=[0], lora_target_modules=["up_proj"])
+    assert find_kind("lora").config(listed).layers_to_transform == [0]
+    assert (
+        find_kind("lora").config(AdapterArguments(adapter="lora", layers_to_transform=[])).layers_to_transform is None
+    )
+
+
 def test_a_kind_that_is_not_there() -> None:
     with pytest.raises(SVFError, match="unknown adapter 'dora': use one of combination, "):
         find_kind("dora")

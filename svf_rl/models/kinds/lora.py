@@ -27,13 +27,19 @@ class LoraKind(AdapterKind):
         targets = arguments.lora_target_modules or arguments.target_modules
         if isinstance(arguments.exclude_modules, str):
             target_regex(arguments.exclude_modules, "exclude_modules")
+        layers = arguments.layers_to_transform or None  # PEFT takes an empty list for one to look at
+        if layers and isinstance(targets, str):
+            raise SVFError(
+                "layers_to_transform: LoRA takes it beside a list of names alone: set lora_target_modules, such as "
+                "[gate_proj, up_proj, down_proj]"
+            )
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=arguments.lora_r,
             lora_alpha=arguments.lora_alpha,
             lora_dropout=arguments.lora_dropout,
             exclude_modules=arguments.exclude_modules,
-            layers_to_transform=arguments.layers_to_transform,
+            layers_to_transform=layers,
             modules_to_save=arguments.modules_to_save,
             target_modules=target_regex(targets) if isinstance(targets, str) else targets,
         )

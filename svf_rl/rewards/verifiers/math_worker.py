@@ -180,9 +180,17 @@ def _read(text: str) -> Any:
 
 
 def _equal(gold: Any, prediction: Any) -> bool:
+    if _is_infinite_beside_a_list(gold, prediction) or _is_infinite_beside_a_list(prediction, gold):
+        return False
     if verify(gold, prediction, timeout_seconds=None) and not _far_apart(gold, prediction):
         return True
     return _difference_vanishes(gold, prediction)
+
+
+def _is_infinite_beside_a_list(one: Any, other: Any) -> bool:
+    """math-verify considers a calculation with infinity equal to every set."""
+    infinite = isinstance(one, sympy.Expr) and one.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
+    return infinite and isinstance(other, sympy.Set) and len(other.args) != 1
 
 
 def _difference_vanishes(one: Any, other: Any) -> bool:
