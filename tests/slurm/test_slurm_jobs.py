@@ -104,7 +104,9 @@ def test_two_nodes_train_one_adapter(job: Submission, config: str) -> None:
     assert (ended.state, ended.status) == ("COMPLETED", 0), ended.log[-4000:]
     assert "8 × 2 (processes) × 1 (accumulated)" in ended.log
     assert ended.log.count("9 matrices, 0 of them cached before") == 1  # decomposed once, before training
-    assert "test accuracy" in ended.last_line
+    # torch's agent on one node may log that the other's, which keeps the store, has left before it
+    said = [line for line in ended.log.splitlines() if line.strip() and "torch/distributed/elastic/agent" not in line]
+    assert "test accuracy" in said[-1]
     summary = json.loads((job.output / "summary.json").read_text())
     assert summary["updates"] == 2
     assert (job.output / "adapter_model.safetensors").is_file()
