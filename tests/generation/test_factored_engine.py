@@ -176,8 +176,9 @@ def test_experts_asked_the_same_prompt_in_turn_share_no_cached_prefix(
         _check_tokens(model, [expert] * 6, asked, done)
 
 
-def test_a_cache_too_small_for_the_batch(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_too_small_for_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that were put out go on as they began: each with its expert."""
+    model = _model()
     blocks = 32  # of 128 tokens; each request begins in one, and needs a second when it has written nine tokens
     llm_class = colocated._import_llm()
     monkeypatch.setattr(colocated, "_import_llm", lambda: partial(llm_class, num_gpu_blocks_override=blocks))
