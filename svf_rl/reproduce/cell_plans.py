@@ -1,5 +1,6 @@
 """The cells of a comparison: what each is made with, what decides its result, and the command that makes it."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -39,7 +40,7 @@ def training_cell(name: str, recipe: Recipe, overrides: Sequence[str], seed: int
     interrupted resumes."""
     folder = out / "runs" / name
     settings = {key: value for key, value in recipe.raw.items() if key != "output_dir"} | {"seed": seed}
-    if Path(recipe.model.location).is_dir():  # where other weights may come to lie
+    if os.path.isdir(recipe.model.location):  # noqa: PTH112  (Path raises for one too long): where other weights may come to lie
         config = AutoConfig.from_pretrained(recipe.model.location, trust_remote_code=recipe.model.trust_remote_code)
         settings["model_fingerprint"] = model_fingerprint(recipe.model.location, config)
     own = [f"--seed={seed}", f"--output_dir={folder}", "--resume_from_checkpoint=auto"]

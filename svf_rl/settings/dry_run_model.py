@@ -158,13 +158,14 @@ def positions_of(config: PretrainedConfig | None) -> int | None:
 def _model_config(model: ModelArguments) -> tuple[PretrainedConfig | None, str]:
     """The configuration, from the Hub where it is not on this machine; `None`, and why, where it cannot be had."""
     location = model.location
-    if looks_local(location) and not Path(location).is_dir():
+    is_folder = os.path.isdir(location)  # noqa: PTH112  (Path raises for a name that is too long)
+    if looks_local(location) and not is_folder:
         raise SVFError(f"model folder {location} does not exist (working directory: {Path.cwd()})")
     given: dict[str, Any] = {"revision": model.model_revision or "main", "trust_remote_code": model.trust_remote_code}
     try:
         return AutoConfig.from_pretrained(location, **given, local_files_only=True), ""
     except (OSError, ValueError) as error:
-        if Path(location).is_dir():
+        if is_folder:
             check_no_adapter(location)
             raise SVFError(f"model folder {location} has no usable config.json: {one_line(error)}") from error
     if missing := fetch_config(location, model.model_revision):

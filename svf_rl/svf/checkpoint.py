@@ -7,6 +7,7 @@ the safetensors shards one by one, so that memory holds one matrix and its facto
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -195,7 +196,7 @@ def _ensure(cache: FactorCache, weight: Tensor, device: str | torch.device, name
 
 def local_folder(model: str, revision: str | None) -> tuple[Path, str | None]:
     """Folder of the checkpoint's files and, for a Hub model, the commit that they belong to."""
-    if Path(model).is_dir():
+    if os.path.isdir(model):  # noqa: PTH112  (Path raises for a name that is too long)
         return Path(model), None
     try:
         # Not "*.safetensors": some repositories hold the whole model a second time (consolidated.safetensors).

@@ -186,6 +186,16 @@ def test_names_that_can_be_none(kind: str, name: str) -> None:
     assert str(error.value).isprintable()
 
 
+def test_a_name_longer_than_a_file_s_may_be() -> None:
+    from svf_rl.models.arguments import ModelArguments
+    from svf_rl.settings.dry_run_model import find_positions
+    from svf_rl.svf.checkpoint import decompose_checkpoint
+
+    for look in (decompose_checkpoint, lambda name: find_positions(ModelArguments(name))):
+        with pytest.raises(SVFError, match="x" * 400):
+            look("x" * 400)
+
+
 def test_a_long_message_keeps_its_beginning_and_its_end_and_whole_words() -> None:
     words = [f"word{number}" for number in range(1000)]
     line = one_line("cause: " + " ".join(words) + "\n\tremedy\x1b[31m", at_most=300)
