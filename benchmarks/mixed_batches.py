@@ -49,11 +49,11 @@ def dense(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[
 def factored(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[int], int]:
     from svf_rl.generation.weights import SharedWeights, active_multipliers
     from svf_rl.svf import SVFConfig
-    from svf_rl.svf.put_away import put_weights_away
+    from svf_rl.svf.offload import offload_weights
 
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model = get_peft_model(base, SVFConfig(target_modules=MLP, task_type="CAUSAL_LM"))
-    put_weights_away(model)
+    offload_weights(model)
     engine = _engine(folder, dtype, device, shared=SharedWeights.of(model.to(device)))
     generator = torch.Generator().manual_seed(0)
     for number in range(1, max(ADAPTERS) + 1):

@@ -24,7 +24,7 @@ from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf import svf_layers
 from svf_rl.svf.combine import assign_groups
 from svf_rl.svf.expert import check_same_base, distinct_adapter_names, expert_folder, read_expert
-from svf_rl.svf.put_away import bring_weights_back, put_weights_away
+from svf_rl.svf.offload import offload_weights, onload_weights
 
 _MIX = "mix"  # the adapter on the model that holds whatever was asked for last
 
@@ -112,11 +112,11 @@ class ExpertPool:
         if not self.names:
             return start_vllm(self.model_arguments, self._engine, max_length, SHARE_ALONE)
         try:
-            put_weights_away(self.model)
+            offload_weights(self.model)
             shared = SharedWeights.of(self.model)
             return start_vllm(self.model_arguments, self._engine, max_length, SHARE_BESIDE_EXPERTS, shared)
         except CannotServeFactors as error:
-            bring_weights_back(self.model)
+            onload_weights(self.model)
             print(f"note: {error}: each switch of experts is a weight sync", file=sys.stderr)
             return start_vllm(self.model_arguments, self._engine, max_length, SHARE_BESIDE_EXPERTS)
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.away import bring_back, cast_away, is_away, keep_back
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask, change_of_singular_values, initial_z
 from svf_rl.svf.merge import merged_weight
+from svf_rl.svf.offload_hook import cast_offloaded, is_offloaded, keep_onloaded, onload
 from svf_rl.svf.probe import Projections, was_written
 from svf_rl.svf.sharding import (
     is_sharded,
@@ -143,7 +143,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         direct = self.disable_adapters or (self.merged and not self.reference)
         m = None if direct else self.active_multiplier()
         # a layer that no active adapter adapts has its factors at hand where W would have to be read
-        by_factors = m is not None or (not direct and is_away(self.base_layer))
+        by_factors = m is not None or (not direct and is_offloaded(self.base_layer))
         if not by_factors or (self.quantized and self.reference):
             return self.base_layer(x, *args, **kwargs)
         return self._adapted(x, None if self.reference else m, *args, **kwargs)
@@ -187,9 +187,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         return F.linear(h, factors.U, bias).to(x.dtype)
 
     def enable_adapters(self, enabled: bool) -> None:
-        """As PEFT has it; while adapters are disabled, a weight that is away is read once."""
+        """As PEFT has it; while adapters are disabled, an offloaded weight is read once."""
         super().enable_adapters(enabled)
-        keep_back(self.get_base_layer(), not enabled)
+        keep_onloaded(self.get_base_layer(), not enabled)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """`W' − W` of one adapter, in the layout and type of the base layer's weight."""
@@ -264,7 +264,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.svf_z]
         if not names:
             return
-        bring_back(self.get_base_layer())
+        onload(self.get_base_layer())
         self.check_weight(look=True)
         merged = self.merged_weight(self.merged_adapters + names)
         if safe_merge and not torch.isfinite(merged).all():
@@ -288,7 +288,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         """The base layer, as PEFT takes it out of the model."""
         if merge:
             self.merge(safe_merge, adapter_names)
-        bring_back(self.get_base_layer())
+        onload(self.get_base_layer())
         return self.get_base_layer()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFLinear":
@@ -296,14 +296,14 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             self._unmerged_weight = fn(self._unmerged_weight)
         dtype = self.weight.dtype
         super()._apply(fn, recurse)
-        cast_away(self.get_base_layer(), self.svf_factors.Vt.dtype)
+        cast_offloaded(self.get_base_layer(), self.svf_factors.Vt.dtype)
         if self.weight.dtype != dtype:
             self._rounding = max(self._rounding, torch.finfo(self.weight.dtype).eps)
         self._seen = _state_of(self.get_base_layer().weight)
         return self
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """PEFT calls it after loading with `low_cpu_mem_usage`. `W` may be away, the factors are where it computes."""
+        """PEFT calls it after loading with `low_cpu_mem_usage`. `W` may be offloaded; the factors are in place."""
         super()._move_adapter_to_device_of_base_layer(adapter_name, device or self.svf_factors.s.device)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

@@ -14,7 +14,7 @@ from svf_rl.generation.vllm import CannotServeFactors
 from svf_rl.generation.weights import SharedWeights
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import svf_layers
-from svf_rl.svf.put_away import bring_weights_back, put_weights_away
+from svf_rl.svf.offload import offload_weights, onload_weights
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def prepare_sharing(model: Any, args: SVFReinforceConfig) -> None:
     """Before `model` is moved to its device: leave off there what the engine and the update do not need."""
     if isinstance(model, PeftModel) and args.vllm_weights != "merged" and _hindrance(model, args) is None:
-        put_weights_away(model)
+        offload_weights(model)
 
 
 def start_sharing(
@@ -38,14 +38,14 @@ def start_sharing(
         return start(None)
     reason = _hindrance(model, args)
     if reason is None:
-        put_weights_away(model)
+        offload_weights(model)
         try:
             return start(SharedWeights.of(model))
         except CannotServeFactors as error:
             if args.vllm_weights == "shared":
                 raise
             reason = str(error)
-            bring_weights_back(model)
+            onload_weights(model)
     elif args.vllm_weights == "shared":
         raise SVFError(f"vllm_weights: shared does not go with {reason}: set it to merged")
     logger.warning("vLLM holds whole weights of its own (vllm_weights: merged): %s", reason)
@@ -54,8 +54,9 @@ def start_sharing(
 
 def _hindrance(model: PeftModel, args: SVFReinforceConfig) -> str | None:
     """What keeps the weights from being shared, as far as it is known without an engine."""
+    if args.sharing_hindrance is not None:
+        return args.sharing_hindrance
     hinders = {
-        args.sharing_hindrance or "": args.sharing_hindrance is not None,
         "an adapter other than SVF": not svf_layers(model),
         "modules_to_save": any(isinstance(module, ModulesToSaveWrapper) for module in model.modules()),
         "ZeRO-3": is_deepspeed_zero3_enabled(),

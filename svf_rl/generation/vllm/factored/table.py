@@ -46,8 +46,8 @@ class MultiplierTable:
                     f"the adapter has {m.numel()} values for {name}, which has rank {columns.stop - columns.start}"
                 )
         base = self.values[BASE]
-        m = [multipliers.get(name, base.new_ones(part.stop - part.start)) for name, part in self.columns.items()]
-        values = base * torch.cat(m).to(base)
+        ones = torch.ones_like(base)
+        values = base * torch.cat([multipliers.get(name, ones[part]).to(base) for name, part in self.columns.items()])
         if not values.isfinite().all():
             raise SVFError("the adapter holds values that are not finite")
         return values

@@ -1,4 +1,4 @@
-"""The weight of a linear layer away from its device, read where it is needed."""
+"""The weight of a linear layer offloaded from its device, and read where it is needed."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from torch import Tensor, nn
 
 
-class WeightAway(ModelHook):
+class OffloadedWeight(ModelHook):
     """
     Between the calls of a linear layer its weight is a tensor on the meta device and no parameter, so that DDP,
     DeepSpeed, `to` and `state_dict` pass it by.
@@ -49,7 +49,7 @@ class WeightAway(ModelHook):
         return module
 
 
-def put_away(linear: nn.Module, hook: WeightAway) -> None:
+def offload(linear: nn.Module, hook: OffloadedWeight) -> None:
     """Free the weight of a linear layer."""
     add_hook_to_module(linear, hook)
     linear.forward = partial(_forward, linear)  # accelerate's own cannot be pickled
@@ -60,24 +60,24 @@ def _forward(linear: Any, *args: Any, **kwargs: Any) -> Any:
     return linear._hf_hook.post_forward(linear, linear._old_forward(*args, **kwargs))
 
 
-def bring_back(linear: nn.Module) -> None:
-    """Give a linear layer its weight again where it is away."""
-    if is_away(linear):
+def onload(linear: nn.Module) -> None:
+    """Give a linear layer its weight again where it is offloaded."""
+    if is_offloaded(linear):
         remove_hook_from_module(linear)
 
 
-def keep_back(linear: nn.Module, kept: bool) -> None:
-    """Whether a weight that is away stays where it is used, as it does for as long as adapters are disabled."""
-    if is_away(linear):
+def keep_onloaded(linear: nn.Module, kept: bool) -> None:
+    """Whether an offloaded weight stays where it is used, as it does for as long as adapters are disabled."""
+    if is_offloaded(linear):
         linear._hf_hook.keep(linear, kept)
 
 
-def cast_away(linear: Any, dtype: torch.dtype) -> None:
-    """Where the weight is away: say of what type it will come back, as the model was cast."""
-    if is_away(linear):
+def cast_offloaded(linear: Any, dtype: torch.dtype) -> None:
+    """Where the weight is offloaded: say of what type it will come back, as the model was cast."""
+    if is_offloaded(linear):
         linear.weight = linear.weight.to(dtype)
 
 
-def is_away(linear: nn.Module) -> bool:
+def is_offloaded(linear: nn.Module) -> bool:
     """Whether its weight is read for each use."""
-    return isinstance(getattr(linear, "_hf_hook", None), WeightAway)
+    return isinstance(getattr(linear, "_hf_hook", None), OffloadedWeight)

@@ -1,4 +1,4 @@
-"""The `W` of adapted layers away from their device: the factors compute in its place, and it is read where a merge or a
+"""The `W` of adapted layers offloaded: the factors compute in its place, and it is read where a merge or a
 disabled adapter needs it."""
 
 from collections.abc import Callable
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.away import WeightAway, bring_back, put_away
 from svf_rl.svf.checkpoint import StoredWeights, read_weight
 from svf_rl.svf.decompose import fingerprint
 from svf_rl.svf.layer import SVFLinear, svf_layers
+from svf_rl.svf.offload_hook import OffloadedWeight, offload, onload
 from svf_rl.svf.original import files_of
 
 
-def put_weights_away(model: nn.Module) -> None:
+def offload_weights(model: nn.Module) -> None:
     """
     Free the `W` of each adapted layer of `model`, which from then on is read from the checkpoint at its `name_or_path`
     or, where that has another one, from a copy on the CPU. Layers that are quantised, merged or shared out keep theirs,
@@ -43,7 +43,7 @@ def put_weights_away(model: nn.Module) -> None:
         if read is None and weight.device.type != "cpu":
             read = weight.detach().cpu().clone
         if read is not None:
-            put_away(linear, WeightAway(read, layer.svf_factors))
+            offload(linear, OffloadedWeight(read, layer.svf_factors))
 
 
 def _read(stored: StoredWeights, key: str, module: nn.Module, layer: SVFLinear, dtype: torch.dtype) -> Tensor:
@@ -54,7 +54,7 @@ def _read(stored: StoredWeights, key: str, module: nn.Module, layer: SVFLinear, 
     return weight.T if layer.transposed else weight
 
 
-def bring_weights_back(model: nn.Module) -> None:
-    """Undo [`put_weights_away`]."""
+def onload_weights(model: nn.Module) -> None:
+    """Undo [`offload_weights`]."""
     for layer in svf_layers(model).values():
-        bring_back(layer.get_base_layer())
+        onload(layer.get_base_layer())
