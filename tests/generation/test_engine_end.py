@@ -16,6 +16,7 @@ pytestmark = pytest.mark.vllm
 
 BEFORE_AND_AFTER = f"""
 import gc
+import os
 import torch
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.generation.sampling import Sampling
@@ -26,7 +27,13 @@ def answer():
     return engine.generate([[1, 4, 5]], Sampling(4, temperature=0.0), [0])[0].token_ids
 
 if __name__ == "__main__":
+    connect = torch.distributed.init_process_group
+    def watch(*args, **kwargs):
+        assert os.environ["MASTER_PORT"] == "0", "a port that was free may be taken before it is bound"
+        return connect(*args, **kwargs)
+    torch.distributed.init_process_group = watch
     first = answer()
+    torch.distributed.init_process_group = connect
     gc.collect()
     print("kept" if torch.distributed.is_initialized() else "ended")
     torch.distributed.init_process_group("gloo", init_method="tcp://localhost:0", rank=0, world_size=1)

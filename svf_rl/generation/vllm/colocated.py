@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils.other import get_free_port
 from torch import nn
 
 from svf_rl.errors import SVFError
@@ -293,9 +292,8 @@ def _import_llm() -> Any:
 @contextmanager
 def _launched() -> Iterator[None]:
     """The engine reads its rank and address from torchrun's variables; set those of a single process if they are
-    missing."""
-    port = str(get_free_port())
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    missing. With port 0 torch binds one that is free; one picked here could be taken before torch binds it."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     missing = {key: value for key, value in alone.items() if key not in os.environ}
     os.environ.update(missing)
     try:
