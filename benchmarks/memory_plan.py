@@ -5,8 +5,8 @@
 Models of two depths are trained for one update by the real trainer, with and without gradient checkpointing, each in a
 fresh process; completions of a fixed length take the place of rollouts. What libraries and the interpreter take is the
 same in all of them, so that differences are compared: of the peaks of the resident set (on CUDA: of allocated
-tensors), and of the plans. Depth changes weights, factors and activations together; checkpointing changes activations
-alone.
+tensors), and of the plans. Depth changes weights, factors and activations together; checkpointing and packing change
+activations alone.
 """
 
 import gc
@@ -47,19 +47,25 @@ LAYERS = {"small": (4, 12), "8b": (4, 8)}
 BATCH = {
     "per_device_train_batch_size": 4,
     "num_generations": 4,
-    "train_packing": "none",  # as the plan has it
     "max_completion_length": 192,
     "beta": 0.1,
     "learning_rate": 1e-3,
     "optim": "adamw_torch",
     "max_steps": 1,
 }
-# by name: index of the depth, gradient checkpointing
-RUNS = {"shallow": (0, False), "deep": (1, False), "shallow, checkpointed": (0, True), "deep, checkpointed": (1, True)}
+# by name: index of the depth, gradient checkpointing, whether prompts are packed with their completions
+RUNS = {
+    "shallow": (0, False, True),
+    "deep": (1, False, True),
+    "shallow, checkpointed": (0, True, True),
+    "deep, checkpointed": (1, True, True),
+    "deep, padded": (1, False, False),
+}
 PAIRS = [
     ("deep", "shallow"),
     ("deep, checkpointed", "shallow, checkpointed"),
     ("deep", "deep, checkpointed"),
+    ("deep, padded", "deep, checkpointed"),
 ]
 
 
@@ -81,14 +87,14 @@ class WholeCompletions:
         return SyncReport()
 
 
-def contender(pipe: Connection, shape: str, layers: int, checkpointing: bool, device: str) -> None:
+def contender(pipe: Connection, shape: str, layers: int, checkpointing: bool, packed: bool, device: str) -> None:
     """A process's life: load, then one update; sends its peak in bytes, weights included, and the longest prompt."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = decompose_once(random_llama(SHAPES[shape].config(layers), dtype, device))
     tokenizer = AutoTokenizer.from_pretrained(str(model_path()), padding_side="left")
     generator = WholeCompletions()
     # of different lengths, as prompts are: padding takes an attention mask
-    rows = [{"prompt": " ".join(["How many?"] * (2 + i))} for i in range(4)]
+    rows = [{"prompt": " ".join(["How many?"] * (60 + i))} for i in range(4)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = SVFReinforceTrainer(
             model,
@@ -97,6 +103,7 @@ def contender(pipe: Connection, shape: str, layers: int, checkpointing: bool, de
                 output_dir=folder,
                 use_cpu=device == "cpu",
                 gradient_checkpointing=checkpointing,
+                train_packing="prompt" if packed else "none",
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
@@ -120,12 +127,12 @@ def contender(pipe: Connection, shape: str, layers: int, checkpointing: bool, de
     pipe.recv()
 
 
-def planned(folder: Path, shape: str, layers: int, checkpointing: bool, prompt: int, dtype: str) -> int:
+def planned(folder: Path, shape: str, layers: int, checkpointing: bool, packed: bool, prompt: int, dtype: str) -> int:
     """Bytes that the plan gives one GPU at the peak of an update, the allowance for CUDA apart."""
     SHAPES[shape].config(layers).save_pretrained(folder)
     values = {
         "model_name_or_path": str(folder), "dtype": dtype, "task": "quickstart", "use_vllm": False,
-        "gradient_checkpointing": checkpointing, **BATCH,
+        "gradient_checkpointing": checkpointing, "train_packing": "prompt" if packed else "none", **BATCH,
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     plan = MemoryPlan(load_recipe(folder / "recipe.yaml", gpus=1), Machine(1, 1, 10**12), prompt=prompt)
@@ -143,11 +150,11 @@ def main() -> None:
     os.environ["SVF_RL_CACHE"] = str(folder / "factors")
     measured, plans = {}, {}
     try:
-        for name, (depth, checkpointing) in RUNS.items():
+        for name, (depth, checkpointing, packed) in RUNS.items():
             layers = LAYERS[args.shape][depth]
-            with running(contender, {name: (args.shape, layers, checkpointing, args.device)}) as orders:
+            with running(contender, {name: (args.shape, layers, checkpointing, packed, args.device)}) as orders:
                 measured[name], prompt = orders[name]("train")
-            plans[name] = planned(folder, args.shape, layers, checkpointing, prompt, dtype)
+            plans[name] = planned(folder, args.shape, layers, checkpointing, packed, prompt, dtype)
             print(f"{name}: measured {measured[name] / 2**20:.0f} MiB, planned {plans[name] / 2**20:.0f}", flush=True)
     finally:
         shutil.rmtree(folder)

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from svf_rl.storage.locks import hold_folder
 
 if TYPE_CHECKING:  # it would bring numpy, before what must be set is set
     from svf_rl.runs.summary import RunSummary
+    from svf_rl.training.shared_base import Member
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,16 +61,31 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "RunSummary | None":
-    """Check the recipe, then train; returns what is written to `summary.json`, or `None` after a dry run."""
+    """Check the recipe, then train; returns what is written to `summary.json`, or `None` after a dry run or several
+    runs."""
     quiet_libraries()
-    from svf_rl.generation.vllm.tensor_parallel import check_processes
-    from svf_rl.settings.dry_run import check_recipe
-    from svf_rl.settings.recipe import load_recipe
-    from svf_rl.training.checkpoints import check_ours
-    from svf_rl.training.resume import check_same_run, ended_run, find_checkpoint
-    from svf_rl.training.run_context import RunContext
+    from svf_rl.settings.recipe import load_recipe, load_runs
 
     recipe = load_recipe(path, overrides)
+    runs = load_runs(recipe, overrides)
+    if runs:
+        _run_several(recipe, runs, dry_run)
+        return None
+    report = _check(recipe, dry_run)
+    if _is_first():
+        print(report, flush=True)
+    if dry_run:
+        _note_checkpoint(recipe)
+        return None
+    return _run_checked(recipe, report)
+
+
+def _check(recipe: Any, dry_run: bool) -> Any:
+    """The report of the dry run."""
+    from svf_rl.generation.vllm.tensor_parallel import check_processes
+    from svf_rl.settings.dry_run import check_recipe
+    from svf_rl.training.checkpoints import check_ours
+
     training = recipe.training
     if not dry_run and training.use_vllm and training.vllm_mode == "colocate":
         check_processes(training.vllm_tensor_parallel_size, training.world_size)
@@ -76,18 +93,27 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
     report = check_recipe(recipe)
     adapters = (recipe.adapter.adapter_path, *(recipe.adapter.experts or ()))
     check_ours(Path(training.output_dir), (recipe.model.location, *adapters))
-    first = int(os.environ.get("RANK", "0")) == 0
-    if first:
-        print(report, flush=True)
-    output = Path(training.output_dir)
-    if dry_run:
-        try:
-            find_checkpoint(training.resume_from_checkpoint, output, training.overwrite_output_dir)
-        except SVFError as error:
-            print(f"note: {error}")
-        return None
+    return report
+
+
+def _note_checkpoint(recipe: Any) -> None:
+    from svf_rl.training.resume import find_checkpoint
+
+    training = recipe.training
+    try:
+        find_checkpoint(training.resume_from_checkpoint, Path(training.output_dir), training.overwrite_output_dir)
+    except SVFError as error:
+        print(f"note: {error}")
+
+
+def _run_checked(recipe: Any, report: Any, member: "Member | None" = None) -> "RunSummary":
+    """A run by itself, or a `member` of several."""
+    from svf_rl.training.resume import check_same_run, ended_run, find_checkpoint
+    from svf_rl.training.run_context import RunContext
+
     if report.refusal:
         raise SVFError(report.refusal)
+    training, output = recipe.training, Path(recipe.training.output_dir)
     # before anything is filled in
     settings = asdict(recipe.model) | asdict(recipe.adapter) | asdict(recipe.data) | training.to_dict()
     context = RunContext(settings=settings)
@@ -98,14 +124,56 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
             check_same_run(context.checkpoint, settings, training.world_size)
         summary = ended_run(output, recipe) if training.resume_from_checkpoint in ("auto", True) else None
         if summary is not None:
-            if first:
+            if _is_first():
                 print(f"the run in {output} has ended after {summary.updates} steps: nothing is left to do")
             return summary
-        with hold_folder(output, seconds=30.0) if first else nullcontext():
-            return _train(recipe, output, context, report)
+        with hold_folder(output, seconds=30.0) if _is_first() else nullcontext():
+            return _train(recipe, output, context, report, member)
 
 
-def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary":
+def _run_several(recipe: Any, runs: dict[str, Any], dry_run: bool) -> None:
+    """All `runs` of a recipe, in one process. One that fails leaves the others alone."""
+    from svf_rl.training.run_context import StopRequest, stopped
+    from svf_rl.training.shared_base import Member, SharedBase
+
+    output = recipe.training.output_dir
+    reports = {}
+    for name, own in runs.items():
+        try:
+            reports[name] = _check(own, dry_run)
+        except SVFError as error:
+            raise SVFError(f"run {name}: {error}") from error
+    print(f"{next(iter(reports.values()))}\n{'runs:':16}{', '.join(runs)} (each in a folder of {output})", flush=True)
+    if dry_run:
+        for own in runs.values():
+            _note_checkpoint(own)
+        return
+    stop = StopRequest()
+    base = SharedBase(recipe, list(runs), stop)
+    with stop.listening(), stop.notes():
+        ends = base.run(
+            {name: partial(_run_checked, own, reports[name], Member(name, base)) for name, own in runs.items()}
+        )
+    failed = {name: failure for name, end in ends.items() if (failure := end.exception()) is not None}
+    for failure in failed.values():
+        if not isinstance(failure, SVFError | Stopped):
+            raise failure
+    if stop.requested is not None:
+        raise stopped(f"stopped by {stop.requested}: --resume resumes the runs in {output}")
+    if failed:
+        texts = "; ".join(f"{name}: {failure}" for name, failure in failed.items())
+        raise SVFError(
+            f"{len(failed)} of {len(runs)} runs in {output} have failed (--resume tries them again): {texts}"
+        )
+    summaries = [end.result() for end in ends.values()]
+    before, after = ([getattr(summary, key) for summary in summaries] for key in ("base_accuracy", "accuracy"))
+    print(
+        f"{len(runs)} runs: accuracy {sum(before) / len(runs):.3f} before, {sum(after) / len(runs):.3f} after (mean; "
+        f"{min(after):.3f} to {max(after):.3f})"
+    )
+
+
+def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member | None") -> "RunSummary":
     from transformers import ProgressCallback, Trainer, set_seed
 
     from svf_rl.models.loading import load_adapted, load_tokenizer
@@ -134,10 +202,13 @@ def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary"
         if data is None:  # of the Hub, or for a model of the Hub: not checked before
             positions = find_positions(recipe.model)
             data, left_out = load_rows(recipe.data, recipe.training, rewards, tokenizer, positions)
-            if os.environ.get("RANK", "0") == "0":
+            if _is_first():
                 print("".join(f"note: {line}\n" for line in left_out), end="", flush=True)
     with phases("decompose"):
-        model = load_adapted(recipe.model, recipe.adapter)
+        if member is None:
+            model, generator = load_adapted(recipe.model, recipe.adapter), None
+        else:
+            model, generator = member.join(context.stop)
     splits = {split: rows for split, rows in data.items() if rows is not None}
     context.rows = {split: rows_digest(rows) for split, rows in splits.items()}
     context.summary = RunSummary(
@@ -158,14 +229,17 @@ def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary"
             data["train"],
             data["validation"],
             processing_class=tokenizer,
+            generator=generator,
             stop=task.stop_strings(recipe.data),
             context=context,
         )
         if not recipe.training.disable_tqdm:
             trainer.remove_callback(ProgressCallback)
-            trainer.add_callback(ProgressLine())
+            if member is None or member.is_first:
+                trainer.add_callback(ProgressLine())
     test = data["test"] if data["test"] is not None else data["validation"]
     main = trainer.is_world_process_zero()
+    label = "" if member is None else f"{member.name}: "
     trainer.checkpoints.begin()
     if main:
         (output / "summary.json").unlink(missing_ok=True)  # a run that resumes has not ended yet
@@ -179,7 +253,7 @@ def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary"
                 else:
                     trainer.held_out.evaluate(data["validation"])
     elif main:
-        print(f"resuming after step {context.checkpoint.manifest.step}", flush=True)
+        print(f"{label}resuming after step {context.checkpoint.manifest.step}", flush=True)
     with phases("train"):
         trainer.train()
         trainer.save_model(str(output))
@@ -203,7 +277,7 @@ def _train(recipe: Any, output: Path, context: Any, report: Any) -> "RunSummary"
         write_json(output / "summary.json", summary.to_dict())
         kind = "validation" if data["test"] is None else "test"
         print(
-            f"{kind} accuracy: {summary.base_accuracy:.3f} before, {summary.accuracy:.3f} after "
+            f"{label}{kind} accuracy: {summary.base_accuracy:.3f} before, {summary.accuracy:.3f} after "
             f"({summary.items} items, greedy; saved adapter loaded again from {output})"
         )
     if recipe.training.push_to_hub:
@@ -228,6 +302,10 @@ def _no_half_written(output: Path) -> Iterator[None]:
         if not (existed or stopped or begun):
             shutil.rmtree(output, ignore_errors=True)
         raise
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _git_commit() -> str | None:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
@@ -221,6 +222,7 @@ def _memory_plan(result: dict[str, Any]) -> Rows:
         ("deep", "shallow"): f"{deep} layers − {shallow} layers",
         ("deep, checkpointed", "shallow, checkpointed"): "the same, both with gradient checkpointing",
         ("deep", "deep, checkpointed"): f"{deep} layers, without gradient checkpointing − with it",
+        ("deep, padded", "deep, checkpointed"): "the same, without it in padded rows (`train_packing: none`)",
     }
     return [_planned(names[tuple(pair["pair"])], pair) for pair in result["pairs"]]
 
@@ -333,6 +335,19 @@ def _evolution(result: dict[str, Any]) -> Rows:
     return rows
 
 
+def _several_runs(result: dict[str, Any]) -> Rows:
+    rounds = result["rounds"]
+    return [
+        {
+            "seconds of the": kind,
+            "one process": f"{median(each['together'][kind] for each in rounds):.0f}",
+            "five, one after the other": f"{median(each['alone'][kind] for each in rounds):.0f}",
+            "ratio": f"{ratio:.2f}",
+        }
+        for kind, ratio in result["ratios"].items()
+    ]
+
+
 def _mean(runs: list[dict[str, Any]], key: str) -> float:
     return sum(run[key] for run in runs) / len(runs)
 
@@ -411,6 +426,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "scaling": _scaling,
     "scaling.tokens": _scaling_tokens,
     "server_sync": _server_sync,
+    "several_runs": _several_runs,
     "training_step": _training_step,
     "update_step": _update_step,
     "update_step_h100_8b": _update_step,

@@ -17,7 +17,7 @@ def _parts() -> dict[str, type]:
     from svf_rl.settings.recipe import load_recipe
 
     recipe = load_recipe(REPOSITORY / "recipes/quickstart.yaml")
-    return {name: type(getattr(recipe, name)) for name in ("model", "adapter", "data", "training")}
+    return {name: type(getattr(recipe, name)) for name in ("model", "adapter", "data", "training", "runs")}
 
 
 @cache
@@ -40,10 +40,10 @@ def table(which: str) -> str:
     A Markdown table of keys.
 
     Args:
-        which (`str`): `model`, `adapter`, `data`; `training` (the trainer's own keys, and those whose default differs
-            from TRL's), `trl` (as in TRL's `GRPOConfig`) or `transformers` (as in `TrainingArguments`).
+        which (`str`): `model`, `adapter`, `data`, `runs`; `training` (the trainer's own keys, and those whose default
+            differs from TRL's), `trl` (as in TRL's `GRPOConfig`) or `transformers` (as in `TrainingArguments`).
     """
-    if which in ("model", "adapter", "data"):
+    if which in ("model", "adapter", "data", "runs"):
         return _explained(list(dataclasses.fields(_parts()[which])))
     from transformers import TrainingArguments
     from trl import GRPOConfig

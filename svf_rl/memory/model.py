@@ -16,6 +16,7 @@ from svf_rl.memory.trace import Activations, Batch, decoder_layers, trace
 from svf_rl.settings.dry_run_model import find_adapted_matrices
 from svf_rl.settings.recipe import Recipe
 from svf_rl.svf.targets import fused_experts, logical_weight
+from svf_rl.training.packing import PackedRows, hindrance, pack_tokens
 from svf_rl.training.policy import add_hidden_states_forward
 
 # Where all layers are alike, activations of this many are counted: each further one adds as much as the last of them.
@@ -121,7 +122,8 @@ class PlannedModel:
             return Activations(0, 0, 0, 0, 0)
         has_reference = bool(training.beta) and training.kl_placement == "loss"
         direction = training.kl_type if training.kl_type in EXACT_KL and has_reference else None
-        batch = Batch(sequences, prompt, training.max_completion_length, checkpointing, has_reference, direction)
+        rows, completion = self._rows(sequences, prompt), training.max_completion_length
+        batch = Batch(sequences, prompt, completion, checkpointing, has_reference, rows, direction)
         kwargs = dict(training.gradient_checkpointing_kwargs or {})
         kwargs.pop("offload", None)
         every = kwargs.pop("every_n_layers", 1)
@@ -151,6 +153,16 @@ class PlannedModel:
             if note not in self.notes:
                 self.notes.append(note)
             return None
+
+    def _rows(self, sequences: int, prompt: int) -> PackedRows | None:
+        """What `train_packing` makes of a micro-batch, in which the completions of a prompt stand side by side."""
+        training = self.recipe.training
+        if training.train_packing == "none" or hindrance(self.model) is not None:
+            return None
+        prompts = [[row // (training.num_generations or 1)] * prompt for row in range(sequences)]
+        completions = [[0] * training.max_completion_length] * sequences
+        share = training.train_packing == "prompt"
+        return pack_tokens(prompts, completions, share, self.model, torch.device("meta"))
 
 
 def kv_bytes_a_token(config: PretrainedConfig, itemsize: int, ranks: int = 1) -> int | None:

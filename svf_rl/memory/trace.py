@@ -5,9 +5,9 @@ as PyTorch would allocate them. So the figure is right for any architecture, and
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from svf_rl.losses.objective import reinforce_loss
 from svf_rl.losses.token_logprobs import LogitTransform, token_statistics
 from svf_rl.svf.layer import held_factors
+from svf_rl.training.packing import PackedRows
 from svf_rl.training.policy import hidden_states, output_layer, reference
 
 
@@ -52,6 +53,7 @@ class Batch:
     completion: int
     checkpointing: bool  # of gradients
     reference: bool  # whether the loss has a KL term
+    rows: PackedRows | None  # what it is computed in, without values; where there are none, in padded rows
     direction: str | None  # of the exact divergence, as in [`token_statistics`]
 
 
@@ -86,13 +88,14 @@ def trace(model: Any, batch: Batch, checkpointing_kwargs: dict[str, Any] | None 
 def _passes(model: Any, batch: Batch, ids: Tensor, mask: Tensor, advantages: Tensor, live: "LiveBytes") -> Activations:
     """The passes of the trainer's `_statistics` and `_compute_loss`, in their order."""
     completion = batch.completion
+    states = _states(batch, ids, mask)
     ref_hidden = None
     if batch.reference:
         checkpointing = disable_gradient_checkpointing(model, None) if batch.checkpointing else nullcontext()
         with torch.no_grad(), reference(model), checkpointing:
-            ref_hidden = hidden_states(model, ids, mask, completion).flatten(0, 1)
+            ref_hidden = states(model)
     during_reference = live.take_peak()
-    hidden = hidden_states(model, ids, mask, completion).flatten(0, 1)  # (n, d)
+    hidden = states(model)  # (n, d)
     saved, forward = live.now, live.take_peak()
     tokens = token_statistics(
         hidden, ids[:, -completion:].flatten(), *output_layer(model), LogitTransform(), ref_hidden,
@@ -104,6 +107,15 @@ def _passes(model: Any, batch: Batch, ids: Tensor, mask: Tensor, advantages: Ten
     during_loss = live.take_peak()
     loss.backward()
     return Activations(saved, forward, during_reference, during_loss, live.take_peak())
+
+
+def _states(batch: Batch, ids: Tensor, mask: Tensor) -> Callable[[Any], Tensor]:
+    """As the trainer's [`arrange`], from shapes."""
+    if batch.rows is None:
+        return lambda model: hidden_states(model, ids, mask, batch.completion).flatten(0, 1)
+    shapes = {name: value for name, value in vars(batch.rows).items() if value is not None}
+    empty = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in shapes.items()}
+    return replace(batch.rows, **empty).hidden_states
 
 
 class LiveBytes(TorchDispatchMode):

@@ -15,7 +15,7 @@ from svf_rl.reproduce.cells import Cell
 from svf_rl.reproduce.comparison import Comparison, ExpertRecipe, Unseen, slug
 from svf_rl.reproduce.methods import DISPATCH, LORA, SVF
 from svf_rl.settings.dry_run import check_recipe
-from svf_rl.settings.recipe import load_recipe
+from svf_rl.settings.recipe import load_recipe, load_runs
 from svf_rl.tasks import find_task
 
 
@@ -140,6 +140,8 @@ def _training_runs(
         given = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
         try:
             recipe = load_recipe(expert.path, given)
+            if load_runs(recipe, given):
+                raise SVFError("the recipe has several runs (seeds, runs): leave them out, a comparison has seeds too")
             notes += check_recipe(recipe).notes
         except SVFError as error:
             raise SVFError(f"{expert.name} ({method}): {error}") from error

@@ -1,4 +1,4 @@
-"""A recipe: one flat YAML file. Each key is a field of one of four dataclasses, and `--key value` overrides it."""
+"""A recipe: one flat YAML file. Each key is a field of one of five dataclasses, and `--key value` overrides it."""
 
 import difflib
 import os
@@ -15,6 +15,7 @@ from svf_rl.models.arguments import AdapterArguments, ModelArguments
 from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings, refused_option
 from svf_rl.settings.limits import check_limits
 from svf_rl.settings.recipe_checks import FSDP, check_batch, check_engines, check_launcher, check_zero
+from svf_rl.settings.several_runs import RunsArguments, changes_of_runs, check_several
 from svf_rl.settings.yaml_values import fit, parse_override, read_mapping
 from svf_rl.storage.bundled import find_recipe
 from svf_rl.tasks.options import TaskOptions
@@ -46,6 +47,7 @@ class Recipe:
     adapter: AdapterArguments
     data: DataArguments
     training: SVFReinforceConfig
+    runs: RunsArguments
     path: Path
     raw: dict[str, Any]
     warnings: list[str]
@@ -76,7 +78,7 @@ _NOT_OF_A_SERVER = (
     "num_generations", "num_iterations", "vllm_mode", "vllm_server_base_url", "vllm_server_host", "vllm_server_port",
 )  # fmt: skip
 
-_PARTS = (ModelArguments, AdapterArguments, DataArguments, SVFReinforceConfig)
+_PARTS = (ModelArguments, AdapterArguments, DataArguments, SVFReinforceConfig, RunsArguments)
 
 
 def load_recipe(
@@ -85,6 +87,7 @@ def load_recipe(
     gpus: int | None = None,
     processes: int | None = None,
     serving: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read a recipe. Touches neither the network nor the output directory.
 
@@ -95,12 +98,13 @@ def load_recipe(
         processes (`int`, *optional*): read it for this many processes on this machine.
         serving (`bool`, *optional*, defaults to `False`):
             read it for a vLLM server: without its settings of batches and of server addresses.
+        changes (`Mapping`, *optional*): values in place of the recipe's and of the overrides'.
 
     Raises:
         SVFError: the file cannot be read, a key is unknown or given twice, a value does not fit; in one line.
     """
     path = find_recipe(path)
-    values, explicit = _read(path, overrides)
+    values, explicit = _read(path, overrides, changes or {})
     if serving:
         values = {key: value for key, value in values.items() if key not in _NOT_OF_A_SERVER}
     _check_values(values)
@@ -144,7 +148,7 @@ def load_recipe(
 
     try:
         model, adapter, data = build(ModelArguments), build(AdapterArguments), build(DataArguments)
-        return Recipe(model, adapter, data, build(config), path, values, warnings, lacks_gpu)
+        return Recipe(model, adapter, data, build(config), build(RunsArguments), path, values, warnings, lacks_gpu)
     except SVFError:
         raise
     # raised by TRL and transformers for settings that contradict each other or need a missing package
@@ -152,14 +156,37 @@ def load_recipe(
         raise SVFError(f"{path}: {one_line(error)}") from error
 
 
-def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values of a recipe with those of the command line, and the latter alone."""
+def load_runs(recipe: Recipe, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
+    """
+    The recipe of each run that `recipe` (read with `overrides`) has by its `seeds` or `runs`, by the run's name, which
+    is that of its folder in `output_dir` too; empty where it is one run. Raises `SVFError` as [`load_recipe`], and
+    where the runs cannot share a model and an engine.
+    """
+    of_model = [f.name for part in (ModelArguments, AdapterArguments) for f in fields(part)]
+    changes = changes_of_runs(recipe.runs, of_model)
+    if changes:
+        check_several(recipe.training, recipe.adapter)
+    found = {}
+    for name, change in changes.items():
+        own = {"seeds": None, "runs": None, "output_dir": str(Path(recipe.training.output_dir) / name)}
+        try:
+            found[name] = load_recipe(recipe.path, overrides, changes={**change, **own})
+        except SVFError as error:
+            raise SVFError(f"run {name}: {error}") from error
+        for key in ("seeds", "runs"):  # as if it were alone
+            del found[name].raw[key]
+    return found
+
+
+def _read(path: Path, overrides: Sequence[str], changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of a recipe with those of the command line and with `changes`, and without those of the file."""
     wanted = {f.name: f.type for part in _PARTS for f in fields(part) if f.init}
     values = {key: fit(key, value, _type_of(key, wanted)) for key, value in read_mapping(path).items()}
     explicit = {}
     for name, text in _pairs(overrides):
         key = name.replace("-", "_")
         explicit[key] = parse_override(key, text, _type_of(key, wanted))
+    explicit |= {key: fit(key, value, _type_of(key, wanted)) for key, value in changes.items()}
     return {**values, **explicit}, explicit
 
 

@@ -54,7 +54,7 @@ def hindrance(model: Any) -> str | None:
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"{config._attn_implementation} takes no mask of tokens by tokens"
-    if getattr(model.get_base_model(), "_is_stateful", False):
+    if getattr(model, "_is_stateful", False):
         return "the model has recurrent layers"
     if layer_types := getattr(config, "layer_types", None):
         others = sorted(set(layer_types) - {"full_attention"})
@@ -70,9 +70,16 @@ def pack(batch: dict[str, Tensor], share_prompts: bool, model: Any) -> PackedRow
         share_prompts (`bool`): Read the same prompt once for several completions, where that costs less.
         model (`nn.Module`): For which, unwrapped.
     """
-    config = model.config.get_text_config()
     prompts = _kept(batch["prompt_ids"], batch["prompt_mask"])
     completions = _kept(batch["completion_ids"], batch["completion_mask"])
+    return pack_tokens(prompts, completions, share_prompts, model, batch["prompt_ids"].device)
+
+
+def pack_tokens(
+    prompts: list[list[int]], completions: list[list[int]], share_prompts: bool, model: Any, device: torch.device
+) -> PackedRows:
+    """As [`pack`], of the tokens of each row's prompt and completion, without padding; on `device`."""
+    config = model.config.get_text_config()
     groups: dict[Any, list[int]] = {}
     for row, prompt in enumerate(prompts):
         if completions[row]:
@@ -82,7 +89,7 @@ def pack(batch: dict[str, Tensor], share_prompts: bool, model: Any) -> PackedRow
     # where nothing counts the pass is still made: other processes wait for its collectives
     candidates = [_fill(_pieces(groups, prompts, completions, size) or [_Piece(prompts[0], {})]) for size in sizes]
     rows = min(candidates, key=lambda rows: _cost(rows, config.hidden_size))
-    packed = _lay_out(rows, len(prompts), batch["prompt_ids"].device)
+    packed = _lay_out(rows, len(prompts), device)
     if packed.attention is None or config._attn_implementation == "sdpa":
         return packed
     # eager attention adds its mask

@@ -91,8 +91,10 @@ def build_generator(
     device: str,
     eos_token_ids: list[int],
     tokenizer: PreTrainedTokenizerBase,
+    max_num_seqs: int = 256,
 ) -> CompletionGenerator:
-    """The vLLM of `use_vllm`, colocated or on servers, or transformers' generation with the model in training."""
+    """The vLLM of `use_vllm`, colocated (where it decodes `max_num_seqs` sequences together) or on servers, or
+    transformers' generation with the model in training."""
     if not args.use_vllm:
         if is_deepspeed_zero3_enabled():
             raise SVFError(
@@ -132,6 +134,7 @@ def build_generator(
         device=device,
         revision=getattr(config, "_commit_hash", None),
         max_model_len=args.vllm_max_model_length,
+        max_num_seqs=max_num_seqs,
         gpu_memory_utilization=args.vllm_gpu_memory_utilization,
         enable_sleep_mode=args.vllm_enable_sleep_mode,
         enforce_eager=args.vllm_enforce_eager,

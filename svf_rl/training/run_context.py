@@ -51,6 +51,22 @@ class StopRequest:
             raise self._outside()
 
     @contextmanager
+    def notes(self) -> Iterator[None]:
+        """Within it a signal is only noted, and who entered passes it on to the requests of several runs."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def pass_on(self, name: str) -> None:
+        """Ask as the signal `name`, which came to another request, would have."""
+        if self.requested is None:
+            self.requested = name
+            if not self._waits:
+                raise self._outside()
+
+    @contextmanager
     def listening(self) -> Iterator[None]:
         """Within it the signals come here. Only a process's main thread can receive any; elsewhere nothing changes."""
         if threading.current_thread() is not threading.main_thread():

@@ -55,6 +55,7 @@ from svf_rl.training.policy import (
 )
 from svf_rl.training.rollout import Rollout, before_stop, build_generator
 from svf_rl.training.run_context import RunContext
+from svf_rl.training.shared_base import RunGenerator
 from svf_rl.training.start_check import OnTrainBegin, check_start
 from svf_rl.training.weight_sharing import prepare_sharing
 from svf_rl.training.zero import FetchLayers, fit_gradient_buffer, trained_alone, trained_state
@@ -182,7 +183,7 @@ class SVFReinforceTrainer(GRPOTrainer):
         if self.is_deepspeed_enabled:  # which has put the model in its place only then
             self.add_callback(OnTrainBegin(partial(check_start, self, generator is None)))
         else:
-            check_start(self, ask_generator=generator is None)
+            check_start(self, ask_generator=generator is None or isinstance(generator, RunGenerator))
 
     # ---- completions --------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import DeepseekV3Config, GPT2Config, LlamaConfig, MixtralConfig, Qwen3Config
+from transformers import DeepseekV3Config, GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, Qwen3Config
 
 from svf_rl.errors import SVFError
 from svf_rl.memory.advice import suggest
@@ -303,6 +303,19 @@ def test_activations_follow_the_batch_and_the_kl_term(plan) -> None:
     assert without.activations(4, 64, False).reference < one.reference < one.saved  # it keeps nothing
 
 
+def test_activations_are_those_of_the_rows_that_are_made(plan) -> None:
+    """A prompt of 448 tokens once for eight completions of 64, in place of eight times."""
+    settings = {"num_generations": 8, "max_completion_length": 64}
+    packed, padded = (plan(TINY, stage=0, train_packing=packing, **settings).model for packing in ("prompt", "none"))
+    share = (448 + 8 * 64) / (8 * (448 + 64))
+    # the mask of tokens by tokens takes some, in a model as narrow as this one
+    assert packed.activations(8, 448, False).saved < 1.5 * share * padded.activations(8, 448, False).saved
+    assert packed.activations(1, 448, False).saved == pytest.approx(padded.activations(1, 448, False).saved, rel=0.02)
+    windows = MistralConfig(**{**TINY.to_dict(), "model_type": "mistral", "sliding_window": 64})
+    one, other = (plan(windows, stage=0, train_packing=each, **settings).model for each in ("prompt", "none"))
+    assert one.activations(8, 448, False) == other.activations(8, 448, False)  # which cannot be packed
+
+
 def test_activations_that_cannot_be_found_are_said_to_be_unknown(plan) -> None:
     config = LlamaConfig(**{**TINY.to_dict(), "num_attention_heads": 4, "num_key_value_heads": 3})  # builds, never runs
     got = plan(config)
@@ -343,7 +356,13 @@ def test_the_recipe_for_70b_fits_nodes_of_eight_gpus_with_zero3_alone(repository
 
 
 def test_advice_is_found_by_trying(plan) -> None:
-    got = plan(LLAMA_8B, gradient_checkpointing=False, vllm_max_model_length=2048, vllm_gpu_memory_utilization=0.4)
+    got = plan(
+        LLAMA_8B,
+        gradient_checkpointing=False,
+        train_packing="none",
+        vllm_max_model_length=2048,
+        vllm_gpu_memory_utilization=0.4,
+    )
     assert "an update needs" in got.problems(got.run)[0]
     assert "gradient_checkpointing: true" in suggest(got)
     fits = plan(LLAMA_8B, gradient_checkpointing=True, vllm_max_model_length=2048, vllm_gpu_memory_utilization=0.4)

@@ -163,3 +163,8 @@ def test_the_default_is_the_quickstart(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "--dry-run", "--seeds", "0"]) == 0
     assert "reproduce-quickstart" in capsys.readouterr().out
+
+
+def test_a_recipe_of_several_runs_is_refused(write_comparison):
+    with pytest.raises(SVFError, match=r"math .*has several runs \(seeds, runs\): leave them out"):
+        plan_of(write_comparison(experts={"math": {**QUICKSTART, "seeds": [0, 1]}}, unseen=None))

@@ -135,6 +135,8 @@ class ColocatedVLLMGenerator:
                 tensor_parallel_size=tensor_parallel_size,
                 enable_sleep_mode=enable_sleep_mode,
                 enforce_eager=enforce_eager,
+                # of vLLM's 128 tokens the completions of a shorter prompt would share none
+                block_size=32 if device == "cpu" else None,
                 # vLLM rewinds a seeded random generator after part of a prompt, which those of the CPU cannot do
                 enable_chunked_prefill=device != "cpu",
                 trust_remote_code=trust_remote_code,
@@ -178,9 +180,8 @@ class ColocatedVLLMGenerator:
         completions = []
         for output in outputs[own]:
             (choice,), logprobs = output.outputs, None
-            if choice.logprobs is not None:
-                steps = zip(choice.token_ids, choice.logprobs, strict=True)
-                logprobs = [step[token].logprob for token, step in steps]
+            if choice.logprobs is not None:  # flat: those of all positions in a row, of the chosen token first
+                logprobs = [choice.logprobs.logprobs[start] for start in choice.logprobs.start_indices]
             completions.append(Completion(list(choice.token_ids), logprobs, choice.finish_reason == "stop"))
         return completions
 

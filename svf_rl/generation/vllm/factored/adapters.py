@@ -1,11 +1,12 @@
 """The adapters of an engine, and which of them a batch reads. vLLM calls this where it would call its manager of
 LoRAs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from svf_rl.errors import SVFError
@@ -40,6 +41,16 @@ class AdapterRows:
         """Raises `SVFError` where no adapter has the number."""
         if number not in self:
             raise SVFError(f"the engine has no adapter {number} (any more): put it there before asking for it")
+
+    def first_alike(self, numbers: Iterable[int]) -> dict[int, int]:
+        """For each of `numbers` the first of them that stands for the same values."""
+        found: dict[int, int] = {}
+        for number in numbers:
+            if number not in found:
+                values = self._values.get(number)  # none of the base model
+                alike = (n for n in found if values is not None and n and torch.equal(self._values[n], values))
+                found[number] = next(alike, number)
+        return found
 
     # What vLLM asks of a manager of adapters:
 
