@@ -39,6 +39,7 @@ def serving(model: str, dtype: str, port: int) -> Iterator[str]:
     """A server of `model` in a process of its own; yields its address when it is up."""
     url = f"http://127.0.0.1:{port}"
     options = ["--model_name_or_path", model, "--dtype", dtype, "--vllm_max_model_length", "256", "--port", str(port)]
+    options += ["--vllm_weights", "merged"]  # which alone takes a full push
     with tempfile.TemporaryFile() as log:
         command = [sys.executable, "-m", "svf_rl.cli", "serve", str(RECIPE), *options]
         process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -17,9 +17,11 @@ import torch
 
 from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.server.secret import check_secret
+from svf_rl.generation.server.served_rows import ServedRows
 from svf_rl.generation.server.served_weights import ServedWeights
 from svf_rl.generation.server.z_update import Layout
 from svf_rl.generation.vllm.cpu import check_not_repacked, plain_cpu_weights
+from svf_rl.generation.vllm.factored import loader  # noqa: F401  (vLLM finds it by its format)
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,12 +32,13 @@ _PLAIN.__enter__()
 
 class SVFWorkerExtension:
     """
-    Mixed into vLLM's worker class. `svf_X` is `ServedWeights.X` for callers over HTTP: it takes and returns plain data,
-    with bytes in base64, and returns the status afterwards. An error is returned as `{"error": "..."}`, since vLLM
-    would hide the text of an exception. Nothing is done without the server's secret: vLLM's route asks for no key.
+    Mixed into vLLM's worker class. `svf_X` is `X` of `ServedWeights`, or of `ServedRows` where the worker computes with
+    factors, for callers over HTTP: it takes and returns plain data, with bytes in base64, and returns the status
+    afterwards. An error is returned as `{"error": "..."}`, since vLLM would hide the text of an exception. Nothing is
+    done without the server's secret: vLLM's route asks for no key.
     """
 
-    svf_weights: ServedWeights | None = None
+    svf_weights: Any = None
 
     # the worker's own
     model_runner: Any
@@ -64,6 +67,11 @@ class SVFWorkerExtension:
     def svf_update(self, version: str, z: str, *, secret: object = None) -> dict[str, Any]:
         return self._svf_do(secret, lambda served: served.update(version, base64.b64decode(z)))
 
+    def svf_put(
+        self, layout: str, version: str, z: str, number: int, unused: list[int], *, secret: object = None
+    ) -> dict[str, Any]:
+        return self._svf_do(secret, lambda served: served.put(layout, version, base64.b64decode(z), number, unused))
+
     def svf_begin_push(self, prefix: str, run: str, *, secret: object = None) -> dict[str, Any]:
         return self._svf_do(secret, lambda served: served.begin_push(prefix, run))
 
@@ -77,13 +85,11 @@ class SVFWorkerExtension:
     def svf_commit(self, version: str, tensors: int, *, secret: object = None) -> dict[str, Any]:
         return self._svf_do(secret, lambda served: served.commit(version, tensors))
 
-    def _svf_do(self, secret: object, action: Callable[[ServedWeights], None]) -> dict[str, Any]:
+    def _svf_do(self, secret: object, action: Callable[[Any], None]) -> dict[str, Any]:
         try:
             check_secret(secret)
             if self.svf_weights is None:
-                module, config = self.model_runner.get_model(), self.vllm_config.model_config
-                check_not_repacked(module)
-                self.svf_weights = ServedWeights(module, config.model, config.revision, config.dtype)
+                self.svf_weights = self._svf_served()
             action(self.svf_weights)
             return self.svf_weights.status()
         except SVFError as error:
@@ -91,3 +97,11 @@ class SVFWorkerExtension:
         # torch's own, memory among them, are RuntimeErrors; vLLM's loaders assert; the rest is of arguments of any kind
         except (RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             return {"error": f"{type(error).__name__}: {one_line(error)}"}
+
+    def _svf_served(self) -> ServedWeights | ServedRows:
+        module, config = self.model_runner.get_model(), self.vllm_config.model_config
+        if getattr(module, "svf_table", None) is not None:
+            fingerprints = self.vllm_config.load_config.model_loader_extra_config["factors"]
+            return ServedRows(self.model_runner.lora_manager, fingerprints, config.model, config.dtype)
+        check_not_repacked(module)
+        return ServedWeights(module, config.model, config.revision, config.dtype)

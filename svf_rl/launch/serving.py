@@ -1,5 +1,6 @@
 """The command that starts a vLLM server which a run with `vllm_mode: server` can use."""
 
+import json
 import os
 import socket
 import sys
@@ -12,10 +13,16 @@ from svf_rl.errors import SVFError
 from svf_rl.generation.server.connection import EXTENSION
 from svf_rl.generation.server.secret import RequireSecret, make_secret
 from svf_rl.generation.vllm import require_vllm, vllm_errors
+from svf_rl.generation.vllm.colocated import MOST_ADAPTERS
 from svf_rl.generation.vllm.cpu import cpu_length
 from svf_rl.models.arguments import ModelArguments
+from svf_rl.models.kinds.svf import SVFKind
 from svf_rl.settings.recipe import Recipe
 from svf_rl.storage.loading_errors import loading_error
+from svf_rl.svf.cache import default_cache_dir
+
+# a class that imports vLLM
+_VERSIONS = "svf_rl.generation.server.versions.ServeVersions"
 
 
 def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
@@ -59,8 +66,15 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         "worker-extension-cls": EXTENSION,
         "middleware": f"{RequireSecret.__module__}.{RequireSecret.__name__}",
     }
-    flags = ["--disable-log-stats", "--disable-uvicorn-access-log"]
-    flags.append("--no-use-tqdm-on-load")
+    flags = ["--disable-log-stats", "--disable-uvicorn-access-log", "--no-use-tqdm-on-load"]
+    if _serves_rows(recipe):
+        options |= {
+            "load-format": "svf",
+            "model-loader-extra-config": json.dumps(_factors(recipe, dtype)),
+            "max-loras": MOST_ADAPTERS,
+            "middleware": _VERSIONS,
+        }
+        flags.append("--enable-lora")
     environment = {"PYTHONWARNINGS": "ignore::DeprecationWarning", **os.environ, "VLLM_SERVER_DEV_MODE": "1"}
     if training.vllm_enforce_eager:
         flags.append("--enforce-eager")
@@ -72,6 +86,30 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         flags.append("--trust-remote-code")
     given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, *flags, *more], environment
+
+
+def _serves_rows(recipe: Recipe) -> bool:
+    """Whether the server computes with factors: where nothing is known against it, and else a line says why not."""
+    if recipe.training.vllm_weights == "merged":
+        return False
+    hinders = {
+        "an adapter other than SVF": not isinstance(recipe.adapter.kind, SVFKind),
+        "modules_to_save": recipe.adapter.modules_to_save,
+        "vllm_tensor_parallel_size above 1": recipe.training.vllm_tensor_parallel_size > 1,
+    }
+    reason = next((what for what, there in hinders.items() if there), None)
+    if reason is None:
+        return True
+    print(f"note: the server holds whole weights (vllm_weights: merged): {reason}", file=sys.stderr)
+    return False
+
+
+def _factors(recipe: Recipe, dtype: str) -> dict[str, object]:
+    """Where vLLM finds the factors of the matrices that the adapter adapts; computed now where they are missing."""
+    kind = recipe.adapter.kind
+    assert isinstance(kind, SVFKind)
+    factors = kind.decompose(recipe.model, kind.config(recipe.adapter), getattr(torch, dtype))
+    return {"cache": str(default_cache_dir().resolve()), "factors": factors}
 
 
 def _dtype(model: ModelArguments) -> str:

@@ -54,6 +54,7 @@ class Index:
     """What one call of `decompose_checkpoint` covers, and its figures for the command line."""
 
     modules: dict[str, IndexEntry]  # by module path; equal weights share a file
+    stored: dict[str, str]  # what the files call each of these modules, with the prefix that they may lack
     path: Path  # the index file
     seconds: float
     bytes: int  # of all factors
@@ -130,7 +131,10 @@ def decompose_checkpoint(
         if not path.is_file() or path.read_bytes() != text:  # a complete cache is never rewritten
             write_file(path, text, REMEDY)
     size = sum((cache.root / file).stat().st_size for file in {entry.file for entry in modules.values()})
-    return Index(modules, path, time.perf_counter() - started, size, cached)
+    prefix = f"{getattr(skeleton, 'base_model_prefix', '')}."
+    keys = {name: names[f"{name}.weight"].removesuffix(".weight") for name in modules}
+    renamed = {name: name if key in (name.removeprefix(prefix), prefix + name) else key for name, key in keys.items()}
+    return Index(modules, renamed, path, time.perf_counter() - started, size, cached)
 
 
 class StoredWeights:

@@ -59,6 +59,13 @@ def initial_z(size: int, config: SVFConfig) -> Tensor:
     return mean + config.init_std * torch.randn(size, dtype=torch.float32)
 
 
+def multiplier_of_all(s: Tensor, adapters: Iterable[tuple[Mask, Tensor]]) -> Tensor:
+    """`m = 1 + Σ (m_k − 1)` (r,) of adapters together, in fp64; see [`change_of_singular_values`]."""
+    s = s.double()
+    m = [mask(z.detach().to(s), s) for mask, z in adapters]
+    return sum((one - 1 for one in m[1:]), start=m[0]) if m else torch.ones_like(s)
+
+
 def change_of_singular_values(s: Tensor, adapters: Iterable[tuple[Mask, Tensor]]) -> Tensor:
     """
     `s·(m − 1)` (r,) of the singular values `s` (r,), added up over adapters (the mask and the `z` (r,) of each): what

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from svf_rl.generation.server.z_update import describe_layout
-from svf_rl.generation.weights import stored_weights
+from svf_rl.generation.weights import stored_name, stored_weights
 from svf_rl.svf import SVFConfig, svf_layers
 from svf_rl.svf.checkpoint import decompose_checkpoint
 from svf_rl.svf.targets import fused_experts
@@ -67,10 +67,12 @@ def test_an_adapted_weight_has_one_name_in_files_updates_and_layouts(folder: Pat
 
 def test_a_checkpoint_is_decomposed_under_the_names_of_its_files(folder: Path) -> None:
     index = decompose_checkpoint(str(folder), "attention", progress=False)
-    layers = svf_layers(adapted(folder).get_base_model())
+    model = adapted(folder)
+    layers = svf_layers(model.get_base_model())
     assert {name: entry.fingerprint for name, entry in index.modules.items()} == {
         name: layer.weight_id for name, layer in layers.items()
     }
+    assert index.stored == {name: stored_name(model, f"{name}.weight").removesuffix(".weight") for name in layers}
 
 
 @pytest.mark.parametrize("folder", ["qwen3_moe"], indirect=True)

@@ -1,5 +1,6 @@
 """vLLM servers, each in a process of its own."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ Start = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def start_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """`start_server(*options)`: a server of the quickstart's recipe, not up yet; `command` for another command."""
+    """`start_server(*options)`: a server of the quickstart's recipe, not up yet; `command` for another command. It
+    computes with factors unless the options say otherwise."""
     servers: list[Server] = []
 
     def start(*options: str, command: Sequence[str] | None = None, **environment: str) -> Server:
@@ -36,14 +38,22 @@ def start_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def first_server(start_server: Start) -> Server:
-    return start_server()
+    return start_server("--vllm_weights", "merged")
+
+
+@pytest.fixture(scope="session")
+def first_rows_server(start_server: Start) -> Server:
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    extension = ["--worker-extension-cls", "weight_digest.DigestExtension"]
+    return start_server("--target_modules", "mlp+attention", "--", *extension, PYTHONPATH=path)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _start_early(request: pytest.FixtureRequest) -> None:
     """A server that a later test wants comes up while others run."""
-    if any("first_server" in item.fixturenames for item in request.session.items if isinstance(item, pytest.Function)):
-        request.getfixturevalue("first_server")
+    wanted = {name for item in request.session.items if isinstance(item, pytest.Function) for name in item.fixturenames}
+    for name in sorted(wanted & {"first_server", "first_rows_server"}):
+        request.getfixturevalue(name)
 
 
 @pytest.fixture
@@ -52,9 +62,15 @@ def server(first_server: Server) -> Server:
     return first_server.wait()
 
 
+@pytest.fixture
+def rows_server(first_rows_server: Server) -> Server:
+    """Another one, that computes with factors."""
+    return first_rows_server.wait()
+
+
 @pytest.fixture(scope="session")
 def other_server(start_server: Start) -> Server:
-    return start_server()
+    return start_server("--vllm_weights", "merged")
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ class Server:
 
     def __init__(self, command: Sequence[str], port: int, log: Path, **environment: str):
         self.url = f"http://127.0.0.1:{port}"
-        self._command, self._environment, self._log = command, environment, log
+        self._command, self._environment, self.log = command, environment, log
         self.start()
 
     def start(self) -> None:
-        with self._log.open("w") as log:
+        with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *self._command],
                 stdout=log,
@@ -38,13 +38,13 @@ class Server:
             self.start()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            assert self.process.poll() is None, self._log.read_text()[-3000:]
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
             try:
                 if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
                     return self
             except httpx.TransportError:
                 time.sleep(0.5)
-        raise TimeoutError(self._log.read_text()[-3000:])
+        raise TimeoutError(self.log.read_text()[-3000:])
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)

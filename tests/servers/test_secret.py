@@ -123,6 +123,7 @@ def test_the_worker_asks_too(worker: Any) -> None:
     calls = {
         "svf_status": (), "svf_setup": ({},), "svf_update": ("", ""), "svf_begin_push": ("model", "run"),
         "svf_push": ("model.norm.weight", "float32", [1], "AAAA"), "svf_commit": ("version", 1),
+        "svf_put": ("layout", "version", "", 1, []),
     }  # fmt: skip
     for method, arguments in calls.items():
         for key in ({}, {"secret": ""}, {"secret": "guess"}, {"secret": None}):

@@ -1,5 +1,6 @@
 """`svf-rl serve` and the keys of a recipe that go with it."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -7,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import free_port
+import torch
+from fakes import adapted_model, free_port
 
 from svf_rl.errors import SVFError
+from svf_rl.generation.weights import stored_name
 from svf_rl.launch.serving import server_command
 from svf_rl.settings.recipe import Recipe, load_recipe
+from svf_rl.svf import SVFConfig, svf_layers
+from svf_rl.svf.cache import FactorCache
 
 
 def recipe(repository: Path, *overrides: str) -> Recipe:
@@ -40,6 +45,43 @@ def test_the_server_has_the_model_type_and_length_of_the_recipe(repository: Path
     assert "--enforce-eager" in given
     assert command[-2:] == ["--dtype", "bfloat16"]  # last, so that they win
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_the_server_computes_with_the_factors_of_what_the_recipe_adapts(repository: Path) -> None:
+    loaded = recipe(repository, "--target_modules", "mlp+attention", "--exclude_modules", ".*layers.0.*")
+    given = options(server_command(loaded, "127.0.0.1", free_port())[0])
+    assert given["--load-format"] == "svf"
+    assert "--enable-lora" in given
+    assert given["--middleware"].endswith("versions.ServeVersions")
+    stored = json.loads(given["--model-loader-extra-config"])
+    cache = FactorCache(stored["cache"])
+    model = adapted_model(SVFConfig(target_modules="mlp+attention", task_type="CAUSAL_LM"))
+    expected = {
+        stored_name(model, f"{name}.weight").removesuffix(".weight"): layer.weight_id
+        for name, layer in svf_layers(model).items()
+        if ".layers.0." not in name
+    }
+    assert stored["factors"] == expected
+    assert all(cache.map_file(fingerprint, torch.float32) is not None for fingerprint in expected.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (["--adapter", "lora"], "an adapter other than SVF"),
+        (["--modules_to_save", "[norm]"], "modules_to_save"),
+        (["--vllm_tensor_parallel_size", "2"], "vllm_tensor_parallel_size above 1"),
+        (["--vllm_weights", "merged"], None),
+    ],
+)
+def test_what_has_no_rows_gets_whole_weights_and_a_line_says_why(
+    repository: Path, capsys: pytest.CaptureFixture[str], change: list[str], reason: str | None
+) -> None:
+    given = options(server_command(recipe(repository, *change), "127.0.0.1", free_port())[0])
+    assert not {"--load-format", "--enable-lora", "--max-loras"} & given.keys()
+    assert given["--middleware"].endswith("secret.RequireSecret")
+    line = f"note: the server holds whole weights (vllm_weights: merged): {reason}\n"
+    assert capsys.readouterr().err == (line if reason else "")
 
 
 def test_batches_and_addresses_are_no_matter_of_a_server(repository: Path) -> None:

@@ -130,6 +130,7 @@ def test_a_server_over_two_workers_rebuilds_its_shards(
     cores = sorted(os.sched_getaffinity(0))
     bind = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}  # by itself vLLM takes a NUMA node a worker
     sharded = start_server("--model_name_or_path", str(tmp_path), "--", "--tensor-parallel-size", "2", **bind).wait()
+    assert "note: the server holds whole weights (vllm_weights: merged): " in sharded.log.read_text()
     generator = VLLMServersGenerator([sharded.url], dtype="float32")
     model = get_peft_model(base, SVFConfig(target_modules="mlp+attention", task_type="CAUSAL_LM"))
     for seed in (1, 2):

@@ -46,21 +46,28 @@ def trained(output: Path) -> torch.Tensor:
     return torch.cat([value for name, value in sorted(tensors.items()) if "svf_z" in name])
 
 
-def test_a_run_with_a_server_sends_z_alone(repository: Path, server: Server, tmp_path: Path) -> None:
-    own = ["--vllm_mode", "server", "--vllm_server_base_url", server.url, "--output_dir", str(tmp_path / "server")]
+@pytest.mark.parametrize("kind", ["server", "rows_server"])
+def test_a_run_with_a_server_sends_z_alone(
+    repository: Path, request: pytest.FixtureRequest, kind: str, tmp_path: Path
+) -> None:
+    url = request.getfixturevalue(kind).url
+    own = ["--vllm_mode", "server", "--vllm_server_base_url", url, "--output_dir", str(tmp_path / "server")]
     assert main([str(repository / "recipes/quickstart.yaml"), *SMALL, *own]) == 0
     lines = metrics_lines(tmp_path / "server")
     sent = [line["sync/bytes"] for line in lines if "sync/bytes" in line]
     assert sent
-    assert max(sent) < 4 * 864 * 4 / 3 + 200
+    names = 200 if kind == "server" else 300  # for a row that of the layout too
+    assert max(sent) < 4 * 864 * 4 / 3 + names
     assert (trained(tmp_path / "server") - 1).abs().max() > 0.01
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["server", "rows_server"])
 def test_a_run_learns_from_a_server_as_from_a_colocated_engine(
-    repository: Path, server: Server, tmp_path: Path
+    repository: Path, request: pytest.FixtureRequest, kind: str, tmp_path: Path
 ) -> None:
-    ours = train(repository, tmp_path / "server", "--vllm_mode", "server", "--vllm_server_base_url", server.url)
+    url = request.getfixturevalue(kind).url
+    ours = train(repository, tmp_path / "server", "--vllm_mode", "server", "--vllm_server_base_url", url)
     theirs = train(repository, tmp_path / "colocated")
     a, b = trained(tmp_path / "server"), trained(tmp_path / "colocated")
     torch.testing.assert_close(a, b, rtol=0, atol=2e-3)

@@ -89,6 +89,7 @@ def test_the_live_model_finds_all_its_factors(
     index = run(folder, cache, targets="mlp+attention", dtype=dtype)
     live = find_targets(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), "mlp+attention")
     assert list(index.modules) == list(live)
+    assert index.stored == {name: name for name in live}
     for name, module in live.items():
         weight = logical_weight(module).detach()
         assert index.modules[name].fingerprint == fingerprint(weight)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.server.secret import HEADER, read_secret
-from svf_rl.generation.server.z_update import Layout
+from svf_rl.generation.server.z_update import ROWS, Layout
 
 EXTENSION = "svf_rl.generation.worker_extension.SVFWorkerExtension"
 # Seconds after which a server counts as dead; the longer time is for calls that read files or wait for requests.
@@ -33,6 +33,8 @@ class ServerConnection:
     """A vLLM server with this package's worker extension, at an address such as `http://localhost:8000`."""
 
     takes_z = True
+    serves_rows = False
+    """Whether it computes with factors: a version is a row then, which its requests name."""
     max_model_len = 0
     max_num_seqs = 256
     request_keys: frozenset[str] = frozenset()
@@ -90,10 +92,15 @@ class ServerConnection:
 
     def status(self) -> dict[str, Any]:
         """The workers' `svf_status`, see `_call`."""
-        return self._call("svf_status")[0]
+        status = self._call("svf_status")[0]
+        self.serves_rows = "rows" in status  # a restarted server may be of the other kind
+        return status
 
     def state(self) -> tuple[Any, ...]:
-        """Instance, version, and number of updates, in which those of other runs count too."""
+        """Instance, version, and number of updates, in which those of other runs count too. Nothing for rows: an answer
+        is of the version that it was asked for."""
+        if self.serves_rows:
+            return ()
         status = self.status()
         return tuple(status.get(key) for key in ("instance", "version", "updates"))
 
@@ -118,8 +125,16 @@ class ServerConnection:
         self._call("svf_setup", asdict(layout))
 
     def update(self, version: str, z: bytes) -> int:
-        """Let the workers rebuild their weights; returns the number of bytes sent, as the next three methods do."""
+        """Let the workers rebuild their weights; returns the number of bytes sent, as the next four methods do."""
         return self._send("svf_update", version, base64.b64encode(z).decode(), version=version)
+
+    def put(self, layout: str, version: str, z: bytes) -> int:
+        """Give the workers a row that requests can name; `layout` is the digest of that of `z`."""
+        return self._send("svf_put", layout, version, base64.b64encode(z).decode(), version=version)
+
+    def has_row(self, version: str) -> bool:
+        """Whether requests can name it."""
+        return any(model["id"] == version for model in self._request("GET", "/v1/models")["data"])
 
     def begin_push(self, prefix: str, run: str) -> int:
         """Announce full weights (`ServedWeights.begin_push`)."""
@@ -146,15 +161,15 @@ class ServerConnection:
         """The workers' answer, and the bytes sent. `version` and `layout` are `None` unless all workers agree;
         `instance` joins theirs."""
         call = {"method": method, "args": arguments, "kwargs": {"secret": read_secret() or ""}}
-        body = json.dumps(call).encode()
+        body, path = json.dumps(call).encode(), ROWS if method == "svf_put" else "/collective_rpc"
         limit = _SHORT if method == "svf_status" else _LONG
-        answers = self._request("POST", "/collective_rpc", content=body, timeout=limit)["results"]
+        answers = self._request("POST", path, content=body, timeout=limit)["results"]
         for answer in answers:
             if "error" in answer:
                 raise SVFError(f"the vLLM server {self.url} cannot be used: {answer['error']}")
         together = {**answers[0], "instance": "+".join(answer["instance"] for answer in answers)}
         for key in ("version", "layout"):
-            if any(answer[key] != together[key] for answer in answers):
+            if any(answer.get(key) != together.get(key) for answer in answers):
                 together[key] = None
         return together, len(body)
 

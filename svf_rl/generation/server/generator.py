@@ -27,10 +27,11 @@ class VLLMServersGenerator:
     """
     One or several vLLM servers with this package's worker extension, which share the requests evenly.
 
-    An update sends only `z`; where an adapter is more than `z` (LoRA, modules trained in full), every changed weight is
-    sent over HTTP. The weights of a server have a name, the version. It is compared before each batch of requests, so
-    that a restarted server is updated first, and after it, so that answers from another run's weights are discarded.
-    Requests wait during an update.
+    An update sends only `z`. Its weights have a name, the version. A server that computes with factors makes a row of
+    it, whose version requests name: nobody waits, and runs do not disturb one another. A server of whole weights
+    rebuilds them while requests wait; where an adapter is more than `z` (LoRA, modules trained in full), every changed
+    weight is sent to it over HTTP. Its version is compared before each batch of requests, so that a restarted server is
+    updated first, and after it, so that answers from another run's weights are discarded.
 
     With several processes, the main one updates the servers, and each generates its own share.
 
@@ -156,22 +157,27 @@ class VLLMServersGenerator:
 
     def _send(self, bodies: Sequence[dict[str, Any]], progress: bool) -> list[dict[str, Any]]:
         """The servers' answer to each request, in order."""
-        if self._update is None:
+        update = self._update  # of all answers, whatever is synced meanwhile
+        if update is None:
             raise RuntimeError("the servers' weights are not known: sync before generating")
         if not self._has_enough():
             self._take_back()
         answers: dict[int, dict[str, Any]] = {}
         for _ in range(_ATTEMPTS + len(self._servers)):
             waiting = [i for i in range(len(bodies)) if i not in answers]
-            ready = self._ready_servers(self._update)
+            ready = self._ready_servers(update)
             shares = {server: waiting[place :: len(ready)] for place, server in enumerate(ready)}
-            requests = {server: [bodies[i] for i in share] for server, share in shares.items()}
+            requests = {}
+            for server, share in shares.items():
+                named = {"model": update.version} if server.serves_rows else {}
+                requests[server] = [{**bodies[i], **named} for i in share]
             for server, outcome in send_requests(requests, progress).items():
                 try:
                     if isinstance(outcome, ServerGoneError):
                         raise outcome
                     if server.state() == ready[server]:
-                        answers.update(zip(shares[server], outcome, strict=True))
+                        pairs = zip(shares[server], outcome, strict=True)
+                        answers |= {i: answer for i, answer in pairs if answer is not None}
                 except ServerGoneError as error:
                     self._failed(server, error)
             if len(answers) == len(bodies):
@@ -202,6 +208,8 @@ class VLLMServersGenerator:
         refuse_other_trained_parameters(model)
         extended = all(server.takes_z for server in self._servers)
         z_alone = has_only_svf(model) and not self._full_push and extended
+        if not z_alone:
+            FullPush.check_servers(self._servers)
         # vLLM's loader needs all parts of a fused weight: of q, k and v none may be missing
         update: Update = ZUpdate(model) if z_alone else FullPush(model, everything or not extended, self._run)
         shared = run_on_main_process(lambda: self._update_servers(update), update.take_part)

@@ -16,11 +16,12 @@ from svf_rl.generation.server.connection import ServerConnection, ServerGoneErro
 _INTERVAL, _PATIENCE = 5.0, 60.0
 
 Answer = dict[str, Any]
+"""The first choice of an answer. `None` in its place: the server has no row any more of the version in question."""
 
 
 def send_requests(
     requests: Mapping[ServerConnection, Sequence[dict[str, Any]]], progress: bool = False
-) -> dict[ServerConnection, list[Answer] | ServerGoneError]:
+) -> dict[ServerConnection, list[Answer | None] | ServerGoneError]:
     """Send each server its requests, bodies for `/v1/completions` with one prompt each, all at once. Returns for each
     server the first choice of each answer, in order, or why it failed. Raises `SVFError` where a server refused a
     request."""
@@ -36,7 +37,7 @@ async def _gather(*work: Coroutine[Any, Any, Any]) -> list[Any]:
 
 async def _send_watched(
     server: ServerConnection, bodies: Sequence[dict[str, Any]], bar: Any
-) -> list[Answer] | ServerGoneError:
+) -> list[Answer | None] | ServerGoneError:
     """The answers of one server, or why it failed; it must answer health checks meanwhile."""
     # aiohttp: with hundreds of connections httpx takes ten times the CPU time
     connector = aiohttp.TCPConnector(limit=server.max_num_seqs)
@@ -55,7 +56,7 @@ async def _send_watched(
             await asyncio.gather(work, watch, return_exceptions=True)
 
 
-async def _request(client: aiohttp.ClientSession, url: str, body: dict[str, Any], bar: Any) -> Answer:
+async def _request(client: aiohttp.ClientSession, url: str, body: dict[str, Any], bar: Any) -> Answer | None:
     try:
         async with client.post(f"{url}/v1/completions", json=body) as response:
             status, text = response.status, await response.text()
@@ -64,6 +65,8 @@ async def _request(client: aiohttp.ClientSession, url: str, body: dict[str, Any]
     said = one_line(text or "no text")
     if status >= 500:
         raise ServerGoneError(f"status {status}: {said}")
+    if status == 404 and "model" in body:
+        return None
     if status >= 400:
         raise SVFError(f"the vLLM server {url} refused a request: {said}")
     choice = json.loads(text)["choices"][0]
@@ -73,7 +76,7 @@ async def _request(client: aiohttp.ClientSession, url: str, body: dict[str, Any]
     return choice
 
 
-async def _watch_health(url: str) -> list[Answer]:
+async def _watch_health(url: str) -> list[Answer | None]:
     """Raises `ServerGoneError` when the server has not answered a health check for `_PATIENCE` seconds."""
     timeout = aiohttp.ClientTimeout(total=_INTERVAL)
     async with aiohttp.ClientSession(timeout=timeout) as client:

@@ -64,13 +64,7 @@ class ServedWeights:
     def set_up(self, layout: Layout) -> None:
         """Find the weights and the factors of `layout`. The served weights do not change. Raises `SVFError` where they
         are not those of the trained model, of another type, or factors that this machine cannot read."""
-        served = str(self._dtype).removeprefix("torch.")
-        if layout.dtype != served:
-            raise SVFError(
-                f"it serves {self._model} in {served}, and the trained model has {layout.dtype}: start it with "
-                f"--dtype {layout.dtype}"
-            )
-        layout.check()
+        layout.check(self._model, self._dtype)
         stored = self._stored(layout.prefix)
         cache = FactorCache(layout.cache)
         if layout.matrices and not cache.root.is_dir():
@@ -88,18 +82,13 @@ class ServedWeights:
             raise SVFError(f"it serves another model than the trained one: {error}") from error
         live = weight.to(self._dtype)
         live = live.T if matrix.transposed else live
-        if live.ndim != 2 or fingerprint(live) != matrix.fingerprint:
-            raise SVFError(
-                f"it serves {self._model}, whose {matrix.name} differs from that of the trained model: start it with "
-                "the model of the recipe (svf-rl serve RECIPE)"
-            )
+        matrix.check_served(fingerprint(live) if live.ndim == 2 else "", self._model)
         factors = cache.map_file(matrix.fingerprint, self._dtype, live)
         if factors is None:
             raise SVFError(
                 f"it finds no sound factors of {matrix.name} in {cache.root}: fill the cache again (svf-rl decompose)"
             )
-        if factors.s.numel() != matrix.rank:
-            raise SVFError(f"the layout has rank {matrix.rank} for {matrix.name}, which has {factors.s.numel()}")
+        matrix.check_rank(factors.s.numel())
         return weight, factors
 
     @torch.no_grad()
@@ -109,9 +98,7 @@ class ServedWeights:
         names."""
         if self._layout is None:
             raise SVFError("it does not have the layout of the adapter: call svf_setup first")
-        parts = self._layout.split(z)
-        if self._layout.version(z) != version:
-            raise SVFError("an update did not arrive as it was sent: its digest differs")
+        parts = self._layout.unpack(version, z)
         if version == self.version:
             return
         changes = []

@@ -40,8 +40,10 @@ class Update:
 
     def ensure(self, server: ServerConnection) -> tuple[Any, ...]:
         """Let `server` serve these weights if it does not (a restarted server does not). Returns its state then."""
+        if server.serves_rows and server.has_row(self.version):
+            return server.state()
         status = server.status()
-        if status["version"] != self.version:
+        if status["version"] != self.version or server.serves_rows:
             self.bring_one(server, status)
         elif server.is_paused():  # by a run that was killed during an update
             server.resume()
@@ -49,7 +51,7 @@ class Update:
 
 
 class ZUpdate(Update):
-    """Only `z`: the workers of a server rebuild the weights."""
+    """Only `z`: the workers of a server write a row of it, or rebuild the weights."""
 
     def __init__(self, model: nn.Module):
         self._layout = describe_layout(model)
@@ -69,9 +71,11 @@ class ZUpdate(Update):
             return dict(zip(servers, pool.map(one, servers), strict=True))
 
     def bring_one(self, server: ServerConnection, status: dict[str, Any]) -> int:
-        if status["layout"] != self._layout.digest:
+        if self._layout.digest not in status.get("layouts", [status.get("layout")]):
             server.check(self._layout.dtype)  # a new server, or new to this run
             server.set_up(self._layout)
+        if server.serves_rows:
+            return server.put(self._layout.digest, self.version, self._z)
         server.pause()
         try:
             return server.update(self.version, self._z)
@@ -117,7 +121,18 @@ class FullPush(Update):
             raise broken
         return outcomes
 
+    @staticmethod
+    def check_servers(servers: Sequence[ServerConnection]) -> None:
+        """Raises `SVFError` where one of them has no weights that could be replaced."""
+        for server in servers:
+            if server.serves_rows:
+                raise SVFError(
+                    f"the vLLM server {server.url} computes with factors and takes z alone, and what is to be served "
+                    "is more: start it with svf-rl serve RECIPE --vllm_weights merged"
+                )
+
     def bring_one(self, server: ServerConnection, status: dict[str, Any]) -> int:
+        self.check_servers([server])  # one that was restarted may be of the other kind
         if process_count() > 1:
             raise ServerGoneError("it was restarted, and full weights are sent only at the next update")
         self._everything = True

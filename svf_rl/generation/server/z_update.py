@@ -23,6 +23,9 @@ from svf_rl.svf.decompose import Factors
 from svf_rl.svf.mask import Mask
 from svf_rl.svf.sharding import gather_parameters, is_sharded
 
+ROWS = "/svf_rl/rows"
+"""Where a server of rows takes a version."""
+
 
 @dataclass(frozen=True)
 class AdaptedMatrix:
@@ -34,6 +37,19 @@ class AdaptedMatrix:
     transposed: bool
     rank: int
     masks: tuple[Mask, ...]
+
+    def check_served(self, fingerprint: str, model: str) -> None:
+        """Raises `SVFError` where a server of `model` has another weight of the name, with this `fingerprint`."""
+        if fingerprint != self.fingerprint:
+            raise SVFError(
+                f"it serves {model}, whose {self.name} differs from that of the trained model: start it with "
+                "the model of the recipe (svf-rl serve RECIPE)"
+            )
+
+    def check_rank(self, rank: int) -> None:
+        """Raises `SVFError` where the factors that are served have another."""
+        if rank != self.rank:
+            raise SVFError(f"the layout has rank {self.rank} for {self.name}, which has {rank}")
 
 
 @dataclass(frozen=True)
@@ -59,9 +75,16 @@ class Layout:
         except (TypeError, KeyError, AttributeError) as error:
             raise SVFError(f"a layout that is none ({error}): use the same svf_rl on both sides") from error
 
-    def check(self) -> None:
-        """Raises `SVFError` for a field of another type, a matrix that comes twice, a rank that is not positive, or a
-        mask that no adapter has. (Plain data from another process.)"""
+    def check(self, model: str, dtype: torch.dtype) -> None:
+        """Raises `SVFError` where a server of `model` in `dtype` cannot use it, for a field of another type, a matrix
+        that comes twice, a rank that is not positive, or a mask that no adapter has. (Plain data from another
+        process.)"""
+        served = str(dtype).removeprefix("torch.")
+        if self.dtype != served:
+            raise SVFError(
+                f"it serves {model} in {served}, and the trained model has {self.dtype}: start it with "
+                f"--dtype {self.dtype}"
+            )
         names = [matrix.name for matrix in self.matrices]
         texts = [self.cache, self.prefix, self.dtype, *names, *(matrix.fingerprint for matrix in self.matrices)]
         if not all(isinstance(text, str) for text in texts):
@@ -82,6 +105,13 @@ class Layout:
     def version(self, z: bytes) -> str:
         """The name of the weights of this layout and these `z`: equal exactly where the weights are equal."""
         return hashlib.sha256(self.digest.encode() + z).hexdigest()
+
+    def unpack(self, version: str, z: bytes) -> list[list[tuple[Mask, Tensor]]]:
+        """[`split`] of the `z` that `version` names. Raises `SVFError` for others."""
+        parts = self.split(z)
+        if self.version(z) != version:
+            raise SVFError("an update did not arrive as it was sent: its digest differs")
+        return parts
 
     def split(self, z: bytes) -> list[list[tuple[Mask, Tensor]]]:
         """Undo `pack`: for each matrix the mask and the `z` (r,) of each of its adapters. Raises `SVFError` for another

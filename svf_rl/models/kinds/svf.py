@@ -15,6 +15,7 @@ from svf_rl.svf.checkpoint import decompose_checkpoint
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.expert import Expert, read_expert
 from svf_rl.svf.merge import rebuild_bytes
+from svf_rl.svf.model import SVFModel
 from svf_rl.svf.probe import Projections
 from svf_rl.svf.targets import logical_weight, target_regex
 
@@ -54,7 +55,12 @@ class SVFKind(AdapterKind):
     def prepare(self, model: "ModelArguments", config: PeftConfig, dtype: torch.dtype) -> None:
         """Puts the factors of the targeted weights into the cache, a matrix at a time, where injecting the adapter
         finds them."""
-        decompose_checkpoint(
+        self.decompose(model, config, dtype)
+
+    def decompose(self, model: "ModelArguments", config: PeftConfig, dtype: torch.dtype) -> dict[str, str]:
+        """Does so, and returns of each adapted matrix the path in the model's files, and the fingerprint that its
+        factors are stored by."""
+        index = decompose_checkpoint(
             model.location,
             target_regex(config.target_modules),
             dtype,
@@ -62,6 +68,11 @@ class SVFKind(AdapterKind):
             revision=model.model_revision,
             trust_remote_code=model.trust_remote_code,
         )
+        return {
+            index.stored[name]: entry.fingerprint
+            for name, entry in index.modules.items()
+            if SVFModel._check_target_module_exists(config, name)
+        }
 
     def rebuilt_weight(self, layer: Any) -> Tensor:
         return layer.merged_weight()

@@ -1,21 +1,28 @@
 """vLLM's loading of a model whose adapted layers are factored: `load_format="svf"`."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from vllm.config import CompilationMode, ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
+from svf_rl.errors import SVFError
 from svf_rl.generation.vllm import CannotServeFactors
 from svf_rl.generation.vllm.factored.adoption import Adoption
 from svf_rl.generation.vllm.factored.linear import FactoredLayers
+from svf_rl.generation.vllm.factored.patches import patch_adapters
 from svf_rl.generation.vllm.factored.table import MultiplierTable
 from svf_rl.generation.weights import SharedWeights
+from svf_rl.svf.cache import FactorCache
+from svf_rl.svf.layer import SVFFactors
 
 LOAD_FORMAT = "svf"
 _SHARED: ContextVar[SharedWeights] = ContextVar("shared")
@@ -38,16 +45,42 @@ def is_sharing() -> bool:
 
 @register_model_loader(LOAD_FORMAT)
 class FactoredLoader(DefaultModelLoader):
-    """Loads all that has no factors from the model's files. The model it returns has a `svf_table`."""
+    """
+    Loads all that has no factors from the model's files. The model it returns has a `svf_table`.
+
+    The factors are those that the engine shares, or, in a process without a trainer, of `model_loader_extra_config`:
+    the `cache` and, by the path of each matrix in the model's files, the fingerprint (`factors`) that they are stored
+    by. A model that cannot be served so is then loaded with whole weights, and `svf_table` is `None`.
+    """
 
     def __init__(self, load_config: LoadConfig):
-        load_config.load_format = "auto"  # of the files
-        super().__init__(load_config)
+        self._stored = load_config.model_loader_extra_config
+        super().__init__(replace(load_config, load_format="auto", model_loader_extra_config={}))  # of the files
 
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> nn.Module:
+        if is_sharing():
+            return self._load_factored(_SHARED.get(), vllm_config, model_config, prefix)
+        patch_adapters()
+        plain, device = vllm_config.quant_config, torch.device(vllm_config.device_config.device)
+        try:
+            shared = SharedWeights(_map_factors(self._stored, model_config.dtype, device), {})
+            return self._load_factored(shared, vllm_config, model_config, prefix)
+        except CannotServeFactors as error:
+            reason = str(error)
+        print(f"note: the server holds whole weights (vllm_weights: merged): {reason}", file=sys.stderr, flush=True)
+        vllm_config.quant_config, vllm_config.lora_config = plain, None
+        for layers in ("static_forward_context", "static_all_moe_layers"):  # of the model that was begun
+            getattr(vllm_config.compilation_config, layers).clear()
+        self._adoption = Adoption({})
+        model = super().load_model(vllm_config, model_config, prefix)
+        model.svf_table = None
+        return model
+
+    def _load_factored(
+        self, shared: SharedWeights, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
+    ) -> nn.Module:
         if vllm_config.quant_config is not None:
             raise CannotServeFactors("the model is quantised, and factors are served beside plain weights only")
-        shared = _SHARED.get()
         vllm_config.quant_config = layers = FactoredLayers(shared.factors)
         self._adoption = Adoption(shared.parameters)
         _compile_as_without_adapters(vllm_config)
@@ -69,6 +102,17 @@ class FactoredLoader(DefaultModelLoader):
 
     def get_all_weights(self, *args: Any) -> Iterator[tuple[str, Tensor]]:
         return self._adoption.watch(super().get_all_weights(*args))
+
+
+def _map_factors(stored: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, SVFFactors]:
+    """On the CPU they stay in their files, and take no memory of the process."""
+    cache, found = FactorCache(stored["cache"]), {}
+    for path, fingerprint in stored["factors"].items():
+        factors = cache.map_file(fingerprint, dtype)
+        if factors is None:
+            raise SVFError(f"no sound factors of {path} are in {cache.root}: fill the cache again (svf-rl decompose)")
+        found[path] = SVFFactors(factors.to(dtype, device), sharded=False)
+    return found
 
 
 def _compile_as_without_adapters(vllm_config: VllmConfig) -> None:

@@ -43,6 +43,9 @@ def patch_adapters() -> None:
     def load_lora_model(self: Any, model: Any, vllm_config: Any, device: Any) -> Any:
         if not hasattr(model, "svf_table"):
             return load_theirs(self, model, vllm_config, device)
+        if model.svf_table is None:  # it has whole weights after all
+            self.lora_config = None
+            return model
         self.lora_manager = AdapterRows(model.svf_table)
         return model
 
