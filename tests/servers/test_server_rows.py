@@ -107,6 +107,22 @@ def test_a_request_that_names_no_version_is_answered_by_the_base_model(
     assert theirs == tokens(rows, prompts) != ours
 
 
+def test_a_cached_prefix_is_read_by_its_own_version_alone(
+    rows: VLLMServersGenerator, rows_server: Server, adapted: Adapted, prompts: list[list[int]]
+) -> None:
+    long = [token for prompt in prompts for token in prompt][:200]  # more than a block of vLLM's cache
+    models, expected = [adapted(1), adapted(2)], []
+    for seed, model in enumerate(models):
+        move(model, seed, by=0.1)
+        rows.sync(model)
+        expected.append(rows.generate([long], GREEDY, [0])[0])  # with an empty cache
+    assert expected[0].logprobs[0] != pytest.approx(expected[1].logprobs[0], abs=1e-3)
+    for kind in (0, 1, 0, 1):
+        choice = ask(rows_server.url, long, version_of(models[kind])).json()["choices"][0]
+        assert choice["token_ids"] == expected[kind].token_ids
+        assert choice["logprobs"]["token_logprobs"] == pytest.approx(expected[kind].logprobs, abs=1e-4)
+
+
 @pytest.mark.parametrize("updates", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_an_update_disturbs_no_request_and_no_weight(
     rows: VLLMServersGenerator, rows_server: Server, adapted: Adapted, prompts: list[list[int]], updates: int
