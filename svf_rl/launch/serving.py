@@ -82,6 +82,7 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
     if not torch.cuda.is_available():
         # vLLM rewinds a seeded random generator after part of a prompt, which those of the CPU cannot do
         flags.append("--no-enable-chunked-prefill")
+        flags += ["--block-size", "32"]  # of vLLM's 128 tokens the completions of a shorter prompt would share none
     if model.trust_remote_code:
         flags.append("--trust-remote-code")
     given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
