@@ -51,7 +51,7 @@ def changes_of_runs(arguments: RunsArguments, of_model: Sequence[str]) -> dict[s
                 raise SVFError(f"runs: {name} is the same for all runs of a process: set it outside of runs")
         name = _name(change)
         if name in found:
-            raise SVFError(f"{key} has the run {shown(change)} twice: leave one out")
+            raise SVFError(f"{key} has two runs named {name}, such as {shown(change)}: leave one out, or shorten it")
         found[name] = change
     return found
 

@@ -40,24 +40,21 @@ class StopRequest:
         self._parent = os.getppid()
 
     @contextmanager
-    def waits_for_step(self) -> Iterator[None]:
+    def notes(self) -> Iterator[None]:
         """Within it a signal is only noted, and the one who entered looks at `requested`."""
         self._waits = True
         try:
             yield
         finally:
             self._waits = False
-        if self.requested is not None:  # after the last step
-            raise self._outside()
 
     @contextmanager
-    def notes(self) -> Iterator[None]:
-        """Within it a signal is only noted, and who entered passes it on to the requests of several runs."""
-        self._waits = True
-        try:
+    def waits_for_step(self) -> Iterator[None]:
+        """[`notes`] what comes between the steps; a signal after the last one raises [`Stopped`]."""
+        with self.notes():
             yield
-        finally:
-            self._waits = False
+        if self.requested is not None:  # after the last step
+            raise self._outside()
 
     def pass_on(self, name: str) -> None:
         """Ask as the signal `name`, which came to another request, would have."""

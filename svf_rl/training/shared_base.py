@@ -10,8 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from svf_rl.generation import Completion, Sampling, SyncReport
-from svf_rl.generation.vllm.colocated import POLICY
-from svf_rl.generation.weights import active_multipliers
+from svf_rl.generation.vllm.colocated import POLICY, put_policy
 from svf_rl.models.loading import load_adapted, load_tokenizer
 from svf_rl.settings.recipe import Recipe
 from svf_rl.svf import svf_layers
@@ -177,9 +176,7 @@ class RunGenerator:
         return answers
 
     def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
-        multipliers = active_multipliers(model)
-        self.adapters.put(POLICY, multipliers)
-        return SyncReport(1, sum(m.nbytes for m in multipliers.values()))
+        return put_policy(self.adapters, model)
 
 
 class _RunAdapters:

@@ -38,7 +38,7 @@ def test_each_change_is_a_run_with_a_folder_of_its_name() -> None:
     [
         (["--seeds", "[]"], "seeds is empty: leave it out, or name the runs"),
         (["--runs", "[]"], "runs is empty"),
-        (["--seeds", "[1, 1]"], "seeds has the run .*1.* twice"),
+        (["--seeds", "[1, 1]"], "seeds has two runs named seed1"),
         (["--seeds", "[a]"], "seeds must be"),
         (["--seeds", "[-1]"], "run seed-1: seed must be"),
         (["--seeds", "[1]", "--runs", "[{seed: 2}]"], "seeds and runs are both given"),

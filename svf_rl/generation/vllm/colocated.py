@@ -253,9 +253,7 @@ class ColocatedVLLMGenerator:
 
     def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
         if self.adapters is not None:
-            multipliers = active_multipliers(model)
-            self.adapters.put(POLICY, multipliers)
-            return SyncReport(1, sum(m.nbytes for m in multipliers.values()))
+            return put_policy(self.adapters, model)
         self._wake_weights()
         tensors = pushed = 0
         for name, weight in stored_weights(model, everything or self.stale):
@@ -279,6 +277,13 @@ class ColocatedVLLMGenerator:
             level = 1 if self.adapters is not None or self.llm.llm_engine.model_config.is_moe else 2
             self.llm.sleep(level=level)
             self._asleep, self.stale = True, level == 2
+
+
+def put_policy(adapters: Any, model: nn.Module) -> SyncReport:
+    """Make the active adapters of `model` the [`POLICY`] among `adapters`."""
+    multipliers = active_multipliers(model)
+    adapters.put(POLICY, multipliers)
+    return SyncReport(1, sum(m.nbytes for m in multipliers.values()))
 
 
 def _import_llm() -> Any:

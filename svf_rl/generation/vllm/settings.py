@@ -16,16 +16,13 @@ def sampling_params(sampling: Sampling, seed: int) -> Any:
     from vllm.exceptions import VLLMValidationError
 
     settings = {"n": 1, **sampling.vllm_settings(seed)}
-    ours = {
-        "flat_logprobs": True,
-        "detokenize": bool(sampling.stop),
-    }  # a text takes time, and only stop strings read it
+    # a text takes time, and only stop strings read it
+    ours = {"flat_logprobs": True, "detokenize": bool(sampling.stop)}
     try:
         for name in sampling.extra:
             if name in settings or name in _OURS:
                 raise ValueError(f"{name} is the trainer's: remove it")
-        return msgspec.convert(
-            {**settings, **sampling.extra, **ours}, SamplingParams
-        )  # as its constructor, and with the types
+        # as its constructor, and with the types
+        return msgspec.convert({**settings, **sampling.extra, **ours}, SamplingParams)
     except (TypeError, ValueError, VLLMValidationError) as error:
         raise SVFError(f"generation_kwargs or another sampling key does not suit vLLM: {one_line(error)}") from error
