@@ -167,22 +167,23 @@ def ratio(times: dict[str, list[float]], over: str, under: str) -> float:
 
 
 @contextmanager
-def peak_memory(device: str) -> Iterator[Callable[[], int]]:
+def peak_memory(device: str, mapped: bool = True) -> Iterator[Callable[[], int]]:
     """
     Yields a function that gives the bytes in use at the peak of the block, above those in use at its start: allocated
-    tensors on CUDA; the resident set of the process elsewhere, sampled every 2 ms.
+    tensors on CUDA; the resident set of the process elsewhere, sampled every 2 ms, which has the pages of `mapped`
+    files that were read of late, or not.
     """
     if device == "cuda":
         start = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         yield lambda: torch.cuda.max_memory_allocated() - start
         return
-    start, peak, done = resident(), resident(), threading.Event()
+    start, peak, done = resident(mapped), resident(mapped), threading.Event()
 
     def sample() -> None:
         nonlocal peak
         while not done.wait(0.002):
-            peak = max(peak, resident())
+            peak = max(peak, resident(mapped))
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
@@ -193,9 +194,10 @@ def peak_memory(device: str) -> Iterator[Callable[[], int]]:
         sampler.join()
 
 
-def resident() -> int:
-    """Bytes of the process that are in memory (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident(mapped: bool = True) -> int:
+    """Bytes of the process that are in memory (Linux), pages of `mapped` files with them or not."""
+    _, all_pages, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (all_pages - (0 if mapped else of_files)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def hardware(device: str) -> dict[str, Any]:

@@ -4,7 +4,8 @@
 
 The real trainer and its colocated engine, at several depths, with random weights and MLP weights adapted. Memory is
 what both hold together once they stand, and the most that loading took (on CUDA of allocated tensors, else of the
-resident set above what the imported libraries take), less the cache of keys and values, which is of any size one likes.
+resident set above what the imported libraries take; pages of files that are read while loading, which the system drops
+at will, do not count for the most), less the cache of keys and values, which is of any size one likes.
 Every run lives in a process of its own; at the greatest depth the two take turns, a step each.
 """
 
@@ -13,6 +14,7 @@ import os
 import statistics
 import tempfile
 from functools import partial
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,9 @@ WEIGHTS = ("shared", "merged")
 
 def contender(pipe: Connection, folder: str, weights: str, steps: int, device: str) -> None:
     """A process's life: sends the bytes held and their peak, then makes a step an order."""
-    import vllm  # noqa: F401  (so that its libraries are not counted)
-
+    for library in ("deepspeed", "vllm", *(["vllm.v1.worker.cpu_worker"] if device == "cpu" else [])):
+        import_module(library)  # so that it is not counted
+    import_module("vllm.model_executor.models.llama")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     tokenizer, turns = AutoTokenizer.from_pretrained(folder, padding_side="left"), OneStepAtATime(pipe)
     rows = [{"prompt": " ".join(["How many?"] * (2 + i % 8))} for i in range(256)]
@@ -79,7 +82,7 @@ def contender(pipe: Connection, folder: str, weights: str, steps: int, device: s
         )
         gc.collect()
         before = 0 if device == "cuda" else resident()
-        with peak_memory(device) as peak:
+        with peak_memory(device, mapped=False) as peak:
             model = get_peft_model(
                 AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
                 SVFConfig(target_modules=MLP, task_type="CAUSAL_LM"),
@@ -95,7 +98,8 @@ def contender(pipe: Connection, folder: str, weights: str, steps: int, device: s
             gc.collect()
             most = peak()
         runner = trainer.generator.llm.llm_engine.model_executor.driver_worker.model_runner
-        cache = sum({t.untyped_storage().data_ptr(): t.nbytes for t in _tensors(runner.kv_caches)}.values())
+        storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in _tensors(runner.kv_caches))}
+        cache = sum(storages.values())
         held = torch.cuda.memory_allocated() if device == "cuda" else resident() - before
         found = {"held": held, "peak": most, "cache": cache}
         if steps:
@@ -165,11 +169,15 @@ def main() -> None:
         "phases": {name: {p: statistics.median(v[-repeats:]) for p, v in phases[name].items()} for name in WEIGHTS},
         "step_ratio": ratio(times, "shared", "merged"),
     }
+    own = {
+        layers: {weights: {what: of[what] - of["cache"] for what in ("held", "peak")} for weights, of in found.items()}
+        for layers, found in memory.items()
+    }
     rows = [
         {"layers": layers, "weights": weights}
-        | {what: f"{found[weights][what] / 2**20:.0f}" for what in ("held", "peak", "cache")}
+        | {f"{what}, MiB": f"{size / 2**20:.0f}" for what, size in found[weights].items()}
         | {"held / merged": f"{found[weights]['held'] / found['merged']['held']:.2f}"}
-        for layers, found in memory.items()
+        for layers, found in own.items()
         for weights in WEIGHTS
     ]
     report(result, rows, args.out)

@@ -28,7 +28,7 @@ def _rows(
     table: MultiplierTable, rows: list[int], tokens: list[int], name: str, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     table.assign(np.repeat(rows, tokens))
-    return table.scale(torch.ones(sum(tokens), len(S[name]), dtype=dtype), table.columns[name])
+    return table.scale_(torch.ones(sum(tokens), len(S[name]), dtype=dtype), table.columns[name])
 
 
 def test_each_token_is_scaled_by_the_row_of_its_request() -> None:
@@ -48,7 +48,7 @@ def test_small_changes_are_not_rounded_away_in_bf16() -> None:
     row = _add(table, 1, {"up": torch.full((64,), 1 + 2**-9)})
     h = torch.linspace(1, 2, 64).bfloat16()
     table.assign(np.array([row, BASE]))
-    one, base = table.scale(h.expand(2, 64), table.columns["up"])
+    one, base = table.scale_(h.repeat(2, 1), table.columns["up"])
     assert torch.equal(base, (h.float() * s).bfloat16())
     assert torch.equal(one, (h.float() * (s * (1 + 2**-9))).bfloat16())
     assert not torch.equal(one, base)
@@ -57,7 +57,7 @@ def test_small_changes_are_not_rounded_away_in_bf16() -> None:
 def _answers(adapters: AdapterRows, numbers: list[int]) -> list[float]:
     """What the first column of `down` is multiplied by for a token of each of these adapters."""
     adapters.set_active_adapters(set(), SimpleNamespace(index_mapping=tuple(numbers)))
-    scaled = adapters.table.scale(torch.ones(len(numbers), 2), adapters.table.columns["down"])
+    scaled = adapters.table.scale_(torch.ones(len(numbers), 2), adapters.table.columns["down"])
     return (scaled[:, 0] / S["down"][0]).tolist()
 
 

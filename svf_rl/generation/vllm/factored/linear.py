@@ -162,14 +162,23 @@ class FactoredLinear(LinearMethodBase):
         set_weight_attrs(weight, {**extra_weight_attrs, "weight_loader": _loader_of(layer.svf_parts)})
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        h = torch.ops.svf_rl.scale(F.linear(x, layer.svf_vt), self.prefix)
-        parts = [F.linear(x if part.columns is None else h[..., part.columns], part.weight) for part in layer.svf_parts]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        h = F.linear(x, layer.svf_vt)
+        torch.ops.svf_rl.scale_(h, self.prefix)
+        parts = [(x if part.columns is None else h[:, part.columns], part.weight) for part in layer.svf_parts]
+        if len(parts) == 1:
+            y = F.linear(*parts[0])
+        elif torch.compiler.is_compiling():  # which writes them into their places by itself
+            y = torch.cat([F.linear(*part) for part in parts], dim=1)
+        else:
+            sizes = [len(weight) for _, weight in parts]
+            y = x.new_empty(len(x), sum(sizes))
+            for (given, weight), place in zip(parts, y.split(sizes, dim=1), strict=True):
+                torch.mm(given, weight.t(), out=place)
         return y if bias is None else y + bias
 
-    def scale(self, h: Tensor) -> Tensor:
-        # while it measures its memory the engine has no table yet
-        return h if self.table is None else self.table.scale(h, self.columns)
+    def scale_(self, h: Tensor) -> None:
+        if self.table is not None:  # while it measures its memory the engine has none yet
+            self.table.scale_(h, self.columns)
 
 
 def _loader_of(parts: list[_Part]) -> Callable[..., None]:
@@ -188,11 +197,6 @@ def _loader_of(parts: list[_Part]) -> Callable[..., None]:
 
 
 # An operation of its own, so that a compiled model reads the table as it is then.
-@torch.library.custom_op("svf_rl::scale", mutates_args=())
-def _scale(h: Tensor, layer: str) -> Tensor:
-    return get_forward_context().no_compile_layers[layer].scale(h)
-
-
-@_scale.register_fake
-def _(h: Tensor, layer: str) -> Tensor:
-    return torch.empty_like(h)
+@torch.library.custom_op("svf_rl::scale_", mutates_args=("h",))
+def _scale(h: Tensor, layer: str) -> None:
+    get_forward_context().no_compile_layers[layer].scale_(h)

@@ -57,13 +57,13 @@ class MultiplierTable:
         self._common = int(rows[0]) if len(rows) and (rows == rows[0]).all() else None
         self.rows[: len(rows)].copy_(torch.from_numpy(rows), non_blocking=True)
 
-    def scale(self, h: Tensor, columns: slice) -> Tensor:
+    def scale_(self, h: Tensor, columns: slice) -> Tensor:
         """
-        `h` (tokens, r), each token times its own `s·m`.
+        Multiply each token of `h` (tokens, r) by its own `s·m`, in place.
 
         In fp32 before it is rounded, as the trained layer does: in bf16 multipliers lose small changes of `z`.
         """
         values = self.values[:, columns]
         if self._common is not None and not h.is_cuda:  # a graph would keep the branch that it was captured with
-            return (h * values[self._common]).to(h.dtype)
-        return (h * values.index_select(0, self.rows[: len(h)])).to(h.dtype)
+            return h.mul_(values[self._common])
+        return h.mul_(values.index_select(0, self.rows[: len(h)]))
