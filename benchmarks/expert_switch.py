@@ -1,11 +1,11 @@
-"""Switching experts in a colocated vLLM: one weight sync, against vLLM's own LoRA switching.
+"""Switching experts in a colocated vLLM: rows of factored layers, a weight sync, and vLLM's own LoRA switching.
 
     python benchmarks/expert_switch.py [--device cuda] [--shape 8b] [--out results.json]
 
-Three experts take turns on one base model: SVF vectors, merged and pushed into the engine, and LoRA adapters of rank 16
-in an engine with room for one of them at a time, or for all. A switch is what the first token after it takes longer
-than without one. What LoRA saves there it pays with every token: tokens a second stand beside it. Each engine lives in
-a process of its own; rounds take turns.
+Three experts take turns on one base model: SVF vectors as rows of an engine that computes with the model's factors, or
+merged and pushed into one with whole weights, and LoRA adapters of rank 16 in an engine with room for one of them at a
+time, or for all. A switch is what the first token after it takes longer than without one; what is saved there costs
+time at every token: tokens a second stand beside it. Each engine lives in a process of its own; rounds take turns.
 """
 
 import os
@@ -29,16 +29,14 @@ PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]
 
 
 class SVFEngine:
-    """Vectors on one model beside the engine; a switch is `set_adapter` and a sync."""
+    """Vectors on one model beside the engine; a switch is `set_adapter` and a sync, or, with `rows`, which share the
+    model's factors, nothing."""
 
-    def __init__(self, folder: str, shape: str, dtype: torch.dtype, device: str):
+    def __init__(self, folder: str, shape: str, dtype: torch.dtype, device: str, rows: bool):
         from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
+        from svf_rl.generation.weights import SharedWeights, active_multipliers
         from svf_rl.svf import SVFConfig, svf_layers
 
-        self.engine = ColocatedVLLMGenerator(
-            f"{folder}/base", dtype=dtype, seed=0, device=device, max_model_len=256, max_num_seqs=PROMPTS,
-            enforce_eager=True,
-        )  # fmt: skip
         base = decompose_once(random_llama(SHAPES[shape].config(), dtype, device))
         self.model = get_peft_model(base, SVFConfig(target_modules=MLP), adapter_name="expert0")
         for k in range(1, EXPERTS):
@@ -47,16 +45,25 @@ class SVFEngine:
         for layer in svf_layers(self.model).values():
             for vector in layer.svf_z.values():
                 vector.weight.data += 0.05 * torch.randn(len(vector.weight), generator=generator).to(device)
+        self.engine = ColocatedVLLMGenerator(
+            f"{folder}/base", dtype=dtype, seed=0, device=device, max_model_len=256, max_num_seqs=PROMPTS,
+            enforce_eager=True, shared=SharedWeights.of(self.model) if rows else None,
+        )  # fmt: skip
+        for k in range(EXPERTS if rows else 0):
+            self.model.set_adapter(f"expert{k}", inference_mode=True)
+            self.engine.adapters.put(1 + k, active_multipliers(self.model))
 
     def switch(self, expert: int) -> None:
-        self.model.set_adapter(f"expert{expert}", inference_mode=True)
-        self.engine.sync(self.model)
+        if self.engine.adapters is None:
+            self.model.set_adapter(f"expert{expert}", inference_mode=True)
+            self.engine.sync(self.model)
 
     def generate(self, expert: int, prompts: int, tokens: int) -> None:
         from svf_rl.generation import Sampling
 
         sampling = Sampling(max_tokens=tokens, temperature=0.0, logprobs=False, extra={"ignore_eos": True})
-        self.engine.generate([PROMPT] * prompts, sampling, [0] * prompts)
+        numbers = {} if self.engine.adapters is None else {"adapters": [1 + expert] * prompts}
+        self.engine.generate([PROMPT] * prompts, sampling, [0] * prompts, **numbers)
 
 
 class LoRAEngine:
@@ -96,7 +103,9 @@ def life(pipe: Connection, kind: str, folder: str, shape: str, dtype_name: str, 
     dtype = getattr(torch, dtype_name)
     slots = {"lora_one_slot": 1, "lora_all_slots": EXPERTS}
     engine: Any = (
-        SVFEngine(folder, shape, dtype, device) if kind == "svf" else LoRAEngine(folder, slots[kind], dtype, device)
+        LoRAEngine(folder, slots[kind], dtype, device)
+        if kind in slots
+        else SVFEngine(folder, shape, dtype, device, rows=kind == "svf_rows")
     )
     for expert in range(EXPERTS):  # every adapter was read once, every kernel ran
         engine.switch(expert)
@@ -122,11 +131,11 @@ def main() -> None:
         lora = LoraConfig(r=RANK, target_modules=MLP, init_lora_weights=False)
         torch.manual_seed(k)
         get_peft_model(random_llama(config, getattr(torch, dtype), "cpu"), lora).save_pretrained(f"{folder}/lora{k}")
-    kinds = ["svf", "lora_one_slot", "lora_all_slots"]
+    kinds = ["svf_rows", "svf", "lora_one_slot", "lora_all_slots"]
     rounds: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
     with running(life, {kind: (kind, folder, args.shape, dtype, args.device) for kind in kinds}) as ask:
         for turn in range(args.repeats or 9):
-            for kind in kinds[turn % 3 :] + kinds[: turn % 3]:
+            for kind in kinds[turn % len(kinds) :] + kinds[: turn % len(kinds)]:
                 rounds[kind].append(ask[kind]("turn"))
     lora_bytes = (Path(folder) / "lora0/adapter_model.safetensors").stat().st_size
     shutil.rmtree(cache)
@@ -138,7 +147,8 @@ def main() -> None:
         kind: statistics.median(a[2] / b[2] for a, b in zip(rounds[kind], rounds["svf"], strict=True)) for kind in kinds
     }
     names = {
-        "svf": "SVF, one sync",
+        "svf_rows": "SVF, a row each",
+        "svf": "SVF, merged by a sync",
         "lora_one_slot": "vLLM's LoRA, one slot",
         "lora_all_slots": "vLLM's LoRA, all loaded",
     }
@@ -148,14 +158,14 @@ def main() -> None:
             "experts": names[kind],
             "switch (s)": f"{switch[kind]:.3f}",
             "tokens/s": f"{rate[kind]:.0f}",
-            "of SVF's": f"{relative[kind]:.2f}",
-            "MB an expert": f"{(svf_bytes if kind == 'svf' else lora_bytes) / 1e6:.2f}",
+            "of merged": f"{relative[kind]:.2f}",
+            "MB an expert": f"{(svf_bytes if kind.startswith('svf') else lora_bytes) / 1e6:.2f}",
         }
         for kind in kinds
     ]
     result = {
         "hardware": hardware(args.device), "shape": args.shape, "dtype": dtype, "rank": RANK, "prompts": PROMPTS,
-        "tokens": TOKENS, "switch_seconds": switch, "tokens_a_second": rate, "tokens_relative_to_svf": relative,
+        "tokens": TOKENS, "switch_seconds": switch, "tokens_a_second": rate, "tokens_relative_to_merged": relative,
         "rounds": rounds,
     }  # fmt: skip
     report(result, rows, args.out)

@@ -246,7 +246,8 @@ def _planned(name: str, pair: dict[str, Any]) -> dict[str, str]:
 
 def _expert_switch(result: dict[str, Any]) -> Rows:
     names = {
-        "svf": "SVF, one sync",
+        "svf_rows": "SVF, a row each",
+        "svf": "SVF, merged by a sync",
         "lora_one_slot": "vLLM's LoRA, one slot",
         "lora_all_slots": "vLLM's LoRA, all loaded",
     }
@@ -255,22 +256,20 @@ def _expert_switch(result: dict[str, Any]) -> Rows:
             "experts": name,
             "switch (s)": f"{result['switch_seconds'][key]:.3f}",
             "tokens/s": f"{result['tokens_a_second'][key]:.0f}",
-            "against SVF": f"{result['tokens_relative_to_svf'][key]:.2f}",
+            "against merged": f"{result['tokens_relative_to_merged'][key]:.2f}",
         }
         for key, name in names.items()
     ]
 
 
 def _worth(result: dict[str, Any]) -> str:
-    """From how many tokens on a switch of SVF costs less than LoRA does at each token."""
+    """From how many tokens on a merge costs less than the factored layers do at each token."""
     switch, speed = result["switch_seconds"], result["tokens_a_second"]
-
-    def tokens(kind: str) -> int:
-        dearer = 1 / speed[kind] - 1 / speed["svf"]
-        return round((switch["svf"] - switch[kind]) / dearer / 100) * 100
-
-    one, every = tokens("lora_one_slot"), tokens("lora_all_slots")
-    return f"Here a switch is worth it from about {one:,} tokens on with one slot, and {every:,} with all loaded."
+    dearer = 1 / speed["svf_rows"] - 1 / speed["svf"]
+    if dearer <= 0:
+        return "Here merging never pays."
+    tokens = round((switch["svf"] - switch["svf_rows"]) / dearer / 100) * 100
+    return f"Here merging pays where one expert answers about {tokens:,} tokens before the next is asked."
 
 
 def _numerics(result: dict[str, Any]) -> Rows:
