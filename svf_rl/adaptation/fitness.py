@@ -17,7 +17,7 @@ from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights
 from svf_rl.evaluation.answers import decode_completions
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.experts.pool import ExpertPool, Mix
-from svf_rl.generation import Completion, Sampling, sample_seed
+from svf_rl.generation import Completion, sample_seed
 
 
 @dataclass(frozen=True)
@@ -52,32 +52,17 @@ def evaluate_candidates(
     count = len(labelled.prompt_ids)
     drawn = [(prompt, sample) for prompt in range(count) for sample in range(arguments.samples)]
     seeds = [sample_seed(arguments.seed, f"few_shot/{generation}", prompt, sample) for prompt, sample in drawn]
-    made = [
-        _answers(pool, labelled, mixes, list(range(count)), greedy, [0] * count),
-        _answers(pool, labelled, mixes, [prompt for prompt, _ in drawn], sampled, seeds),
-    ]
     of = [*range(count), *(prompt for prompt, _ in drawn)]
+    completions = pool.generate(
+        [labelled.prompt_ids[prompt] for prompt in of] * len(mixes),
+        [*[greedy] * count, *[sampled] * len(drawn)] * len(mixes),
+        [*[0] * count, *seeds] * len(mixes),
+        [mix for mix in mixes for _ in of],
+    )
     return [
-        _fitness_of(pool, labelled, mix, of, greedy_ones + sampled_ones, arguments.weights)
-        for mix, greedy_ones, sampled_ones in zip(mixes, *made, strict=True)
+        _fitness_of(pool, labelled, mix, of, completions[start : start + len(of)], arguments.weights)
+        for start, mix in zip(range(0, len(completions), len(of)), mixes, strict=True)
     ]
-
-
-def _answers(
-    pool: ExpertPool,
-    labelled: TaskItems,
-    mixes: Sequence[Mix],
-    of: Sequence[int],
-    sampling: Sampling,
-    seeds: Sequence[int],
-) -> list[list[Completion]]:
-    """For each mix its completions of the prompts `of`."""
-    if not of:
-        return [[] for _ in mixes]
-    prompts = [labelled.prompt_ids[prompt] for prompt in of]
-    which = [mix for mix in mixes for _ in of]
-    completions = pool.generate(prompts * len(mixes), sampling, list(seeds) * len(mixes), which)
-    return [completions[start : start + len(of)] for start in range(0, len(completions), len(of))]
 
 
 def _fitness_of(

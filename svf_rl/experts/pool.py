@@ -187,25 +187,27 @@ class ExpertPool:
     def generate(
         self,
         prompts: Sequence[list[int]],
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         seeds: Sequence[int],
         which: Sequence[str | Mix | None] | None = None,
     ) -> list[Completion]:
-        """One completion a prompt, in order; each as the adapter that `which` names for it, by default all as whatever
-        `use` named last."""
+        """One completion a prompt, in order. `sampling`: of all, or one a prompt. Each is answered as the adapter that
+        `which` names for it, by default all as whatever `use` named last."""
         if which is None or self.mixes_adapters:
             numbers = [self._number] * len(prompts) if which is None else [self._number_of(one) for one in which]
             with self._timed():
                 completions = self.generator.generate(prompts, sampling, seeds, **self._mixed(numbers))
             self._drop_mixes()
             return completions
+        samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
         groups: dict[object, list[int]] = {}
         for place, one in enumerate(which):
-            groups.setdefault(_key(one), []).append(place)
+            groups.setdefault((_key(one), samplings.index(samplings[place])), []).append(place)
         answers: dict[int, Completion] = {}
         for places in groups.values():
             self.use(which[places[0]])
-            made = self.generate([prompts[place] for place in places], sampling, [seeds[place] for place in places])
+            alike = samplings[places[0]]
+            made = self.generate([prompts[place] for place in places], alike, [seeds[place] for place in places])
             answers.update(zip(places, made, strict=True))
         return [answers[place] for place in range(len(prompts))]
 

@@ -1,5 +1,7 @@
 """The rows of a factored engine: each token reads its own."""
 
+import os
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
@@ -90,3 +92,29 @@ def test_a_new_version_is_read_at_once_and_a_dropped_one_is_gone() -> None:
         adapters.check(5)
     adapters.put(6, {"down": torch.tensor([4.0, 1.0])})
     assert _answers(adapters, [0, 6]) == [1.0, 4.0]
+
+
+def test_adapters_take_four_bytes_a_value_and_nothing_once_they_are_dropped() -> None:
+    """10,000 come and go, of which 1,000 are held; those of a batch are in the table besides."""
+    values, random, m = 20_000, Random(0), torch.rand(20_000)
+    adapters = AdapterRows(MultiplierTable({"up": torch.ones(values)}, tokens=16, slots=8))
+
+    def come_and_go(numbers: range) -> None:
+        for number in numbers:
+            adapters.put(number, {"up": m})
+            adapters.remove_adapter(number - 1000)
+            in_batch = random.sample(sorted(adapters.list_adapters())[-8:], min(8, len(adapters.list_adapters())))
+            adapters.set_active_adapters(set(), SimpleNamespace(index_mapping=tuple(in_batch)))
+
+    empty = _resident()
+    come_and_go(range(1, 1001))
+    full = _resident()
+    assert (full - empty) / 1000 == pytest.approx(4 * values, rel=0.1)
+    come_and_go(range(1001, 3001))
+    early = _resident()  # with the gaps that the C library keeps
+    come_and_go(range(3001, 10_001))
+    assert _resident() - early < 0.02 * (full - empty)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -166,17 +166,18 @@ class ColocatedVLLMGenerator:
     def generate(
         self,
         prompts: Sequence[list[int]],
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         seeds: Sequence[int],
         progress: bool = False,
         adapters: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """One completion a prompt, in order. `adapters`: numbers of a factored engine's adapters, one a prompt, 0 for
-        the base model; default: the policy."""
-        requests, own = self._ranks.gather(list(zip(prompts, seeds, strict=True)))
-        check_prompt_lengths([prompt for prompt, _ in requests], self._max_model_len)
-        params = [sampling_params(sampling, seed) for _, seed in requests]
-        outputs = self._outputs([prompt for prompt, _ in requests], params, progress and self._ranks.first, adapters)
+        """One completion a prompt, in order. `sampling`: of all, or one a prompt. `adapters`: numbers of a factored
+        engine's adapters, one a prompt, 0 for the base model; default: the policy."""
+        samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        requests, own = self._ranks.gather(list(zip(prompts, samplings, seeds, strict=True)))
+        check_prompt_lengths([prompt for prompt, *_ in requests], self._max_model_len)
+        params = [sampling_params(sampling, seed) for _, sampling, seed in requests]
+        outputs = self._outputs([prompt for prompt, *_ in requests], params, progress and self._ranks.first, adapters)
         completions = []
         for output in outputs[own]:
             (choice,), logprobs = output.outputs, None

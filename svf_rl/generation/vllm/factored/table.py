@@ -45,10 +45,11 @@ class MultiplierTable:
                 raise SVFError(
                     f"the adapter has {m.numel()} values for {name}, which has rank {columns.stop - columns.start}"
                 )
-        base = self.values[BASE]
-        ones = torch.ones_like(base)
-        values = base * torch.cat([multipliers.get(name, ones[part]).to(base) for name, part in self.columns.items()])
-        if not values.isfinite().all():
+        # Thousands are held: temporary tensors of their size would leave as large holes between them.
+        values = self.values[BASE].clone()
+        for name, m in multipliers.items():
+            values[self.columns[name]] *= m.to(values)
+        if not torch.stack(values.aminmax()).isfinite().all():
             raise SVFError("the adapter holds values that are not finite")
         return values
 
