@@ -335,15 +335,19 @@ def _evolution(result: dict[str, Any]) -> Rows:
 
 
 def _several_runs(result: dict[str, Any]) -> Rows:
-    rounds = result["rounds"]
+    def seconds(threads: str, way: str, kind: str) -> str:
+        return f"{median(each[threads][way][kind] for each in result['rounds']):.0f}"
+
     return [
         {
+            "threads": threads,
             "seconds of the": kind,
-            "one process": f"{median(each['together'][kind] for each in rounds):.0f}",
-            "five, one after the other": f"{median(each['alone'][kind] for each in rounds):.0f}",
+            "one process": seconds(threads, "together", kind),
+            "five, one after the other": seconds(threads, "alone", kind),
             "ratio": f"{ratio:.2f}",
         }
-        for kind, ratio in result["ratios"].items()
+        for threads, ratios in result["ratios"].items()
+        for kind, ratio in ratios.items()
     ]
 
 
@@ -381,8 +385,33 @@ def _one_copy(result: dict[str, Any]) -> Rows:
 
 
 def _one_copy_phases(result: dict[str, Any]) -> Rows:
-    phases = result["phases"]["shared"]
-    return [{"a step (s)": f"{result['seconds']['shared']:.3f}"} | {f"{k} (s)": f"{v:.4f}" for k, v in phases.items()}]
+    return [
+        {"vLLM's weights": weights, "a step (s)": f"{result['seconds'][weights]:.3f}"}
+        | {f"{phase} (s)": f"{seconds:.4f}" for phase, seconds in phases.items()}
+        for weights, phases in result["phases"].items()
+    ]
+
+
+def _mixed_batches(result: dict[str, Any]) -> Rows:
+    ratios = result["ratios"]
+    return [
+        {"adapters": "none (the base model)" if name == "base" else name, "tokens/s": f"{rate:.0f}"}
+        | {f"against {other}": _times(ratios.get(f"{name} / {other}")) for other in ("base", "LoRA")}
+        for name, rate in result["tokens_per_second"].items()
+    ]
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f} ×"
+
+
+def _adaptation(result: dict[str, Any]) -> Rows:
+    return [
+        {"work": work}
+        | {f"{kind} (s)": f"{value:.2f}" for kind, value in of.items()}
+        | {"ratio": f"{result['ratios'][work]:.2f}"}
+        for work, of in result["seconds"].items()
+    ]
 
 
 def _architectures(result: dict[str, Any]) -> Rows:
@@ -404,6 +433,7 @@ def _architectures_refused(result: dict[str, Any]) -> str:
 
 
 _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "adaptation": _adaptation,
     "architectures": _architectures,
     "architectures.refused": _architectures_refused,
     "decompose": _decompose,
@@ -417,6 +447,9 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "memory_processes": _memory_processes,
     "numerics_h100_8b": _numerics,
     "numerics_h100_8b.log_probabilities": _numerics_log_probabilities,
+    "mixed_batches": _mixed_batches,
+    "one_copy": _one_copy,
+    "one_copy.phases": _one_copy_phases,
     "one_copy_h100_8b": _one_copy,
     "one_copy_h100_8b.phases": _one_copy_phases,
     "packing": _packing,
