@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from launched_run import LaunchedRun, assert_same
 
-KILLS, UPDATES, EVERY = 20, 120, 5
+KILLS, UPDATES, EVERY = 20, 240, 5
 RUN = [
     "--max_steps", str(UPDATES), "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2",
     "--steps_per_generation", "4", "--max_completion_length", "24", "--train_items", "64", "--eval_steps", str(EVERY),
