@@ -2,9 +2,11 @@
 
     python benchmarks/mixed_batches.py [--device cuda] [--shape 8b] [--out results.json]
 
-64 requests generate the same number of tokens each: by vLLM with whole weights (the base model); by a vLLM that
-computes with factors, where they have 1, 8, 64 or 512 adapters, of which a batch of 64 can see 64; and by vLLM's LoRA
-of rank 16 with all of as many loaded, up to 64. Each engine lives in a process of its own; rounds take turns.
+64 requests of 32 tokens generate the same number of tokens each: by vLLM with whole weights (the base model); by a
+vLLM that computes with factors, where they have 1, 8, 64 or 512 adapters, of which a batch of 64 can see 64; and by
+vLLM's LoRA of rank 16 with all of as many loaded, up to 64. Base and factors also with longer completions, where
+reading the prompts, which is bound by arithmetic, counts for less. Each engine lives in a process of its own; rounds
+take turns.
 """
 
 import os
@@ -36,17 +38,17 @@ from one_copy import saved
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-REQUESTS, PROMPT, COMPLETION = 64, 32, 32
+REQUESTS, PROMPT, COMPLETION, LONG = 64, 32, 32, 128
 ADAPTERS, LORAS, RANK = (1, 8, 64, 512), (1, 8, 64), 16
 LAYERS = {"small": 4, "8b": 16}  # three engines on one card
 SHARE = 0.25
 
 
-def dense(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[int], int]:
+def dense(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[int, int], int]:
     return _generates(_engine(folder, dtype, device))
 
 
-def factored(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[int], int]:
+def factored(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[int, int], int]:
     from svf_rl.generation.weights import SharedWeights, active_multipliers
     from svf_rl.svf import SVFConfig
     from svf_rl.svf.offload import offload_weights
@@ -65,7 +67,7 @@ def factored(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callab
     return _generates(engine)
 
 
-def lora(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[int], int]:
+def lora(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[int, int], int]:
     """vLLM's own engine: of ours, it is asked as vLLM's users ask it."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
@@ -80,9 +82,9 @@ def lora(folder: str, shape: str, dtype: torch.dtype, device: str) -> Callable[[
         enforce_eager=device == "cpu", gpu_memory_utilization=SHARE, enable_lora=True, max_loras=max(LORAS),
         max_lora_rank=RANK, disable_log_stats=True, enable_chunked_prefill=device != "cpu",
     )  # fmt: skip
-    sampling = SamplingParams(max_tokens=COMPLETION, temperature=0.0, ignore_eos=True, detokenize=False)
 
-    def generate(adapters: int) -> int:
+    def generate(adapters: int, tokens: int) -> int:
+        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True, detokenize=False)
         engine.reset_prefix_cache()
         requests = [LoRARequest(f"lora{i % adapters}", 1 + i % adapters, str(saved)) for i in range(REQUESTS)]
         prompts = [{"prompt_token_ids": prompt} for prompt in _prompts()]
@@ -101,13 +103,13 @@ def _engine(folder: str, dtype: torch.dtype, device: str, **settings: Any) -> An
     )  # fmt: skip
 
 
-def _generates(engine: Any) -> Callable[[int], int]:
+def _generates(engine: Any) -> Callable[[int, int], int]:
     from svf_rl.generation import Sampling
 
-    sampling = Sampling(max_tokens=COMPLETION, temperature=0.0, logprobs=False, extra={"ignore_eos": True})
     mixed = engine.adapters is not None
 
-    def generate(adapters: int) -> int:
+    def generate(adapters: int, tokens: int) -> int:
+        sampling = Sampling(max_tokens=tokens, temperature=0.0, logprobs=False, extra={"ignore_eos": True})
         # of 512 adapters, every eighth is in the batch
         numbers = (
             {"adapters": [1 + i * max(1, adapters // REQUESTS) % adapters for i in range(REQUESTS)]} if mixed else {}
@@ -124,11 +126,11 @@ def _prompts() -> list[list[int]]:
 
 
 def contender(pipe: Connection, start: Callable[..., Any], *arguments: Any) -> None:
-    """A process's life: an engine that generates for so many adapters once an order."""
+    """A process's life: an engine that generates for so many adapters so many tokens a request, once an order."""
     generate = start(*arguments)
     pipe.send("ready")
-    while (adapters := pipe.recv()) is not None:
-        pipe.send(generate(adapters))
+    while (order := pipe.recv()) is not None:
+        pipe.send(generate(*order))
 
 
 def main() -> None:
@@ -140,15 +142,23 @@ def main() -> None:
         own = (folder, args.shape, dtype, args.device)
         engines = {"base": (dense, *own), "factored": (factored, *own), "LoRA": (lora, *own)}
         with running(contender, engines) as orders:
-            asked: dict[str, Callable[[], Any]] = {"base": partial(orders["base"], 1)}
-            asked |= {f"{count} SVF": partial(orders["factored"], count) for count in ADAPTERS}
-            asked |= {f"{count} LoRA": partial(orders["LoRA"], count) for count in LORAS}
+            asked: dict[str, Callable[[], Any]] = {}
+            for tokens, suffix in ((COMPLETION, ""), (LONG, f", {LONG} tokens")):
+                asked[f"base{suffix}"] = partial(orders["base"], (1, tokens))
+                asked |= {f"{n} SVF{suffix}": partial(orders["factored"], (n, tokens)) for n in ADAPTERS}
+            asked |= {f"{n} LoRA": partial(orders["LoRA"], (n, COMPLETION)) for n in LORAS}
             times = interleaved(asked, args.repeats or 7)
     shutil.rmtree(cache)
-    tokens = REQUESTS * COMPLETION
-    rates = {name: tokens / statistics.median(values) for name, values in times.items()}
-    ratios = {f"{count} SVF / base": ratio(times, "base", f"{count} SVF") for count in ADAPTERS}
-    ratios |= {f"{count} SVF / LoRA": ratio(times, f"{count} LoRA", f"{count} SVF") for count in LORAS}
+    rates = {
+        name: REQUESTS * (LONG if name.endswith("tokens") else COMPLETION) / statistics.median(values)
+        for name, values in times.items()
+    }
+    ratios = {
+        f"{n} SVF{suffix} / base": ratio(times, f"base{suffix}", f"{n} SVF{suffix}")
+        for suffix in ("", f", {LONG} tokens")
+        for n in ADAPTERS
+    }
+    ratios |= {f"{n} SVF / LoRA": ratio(times, f"{n} LoRA", f"{n} SVF") for n in LORAS}
     rows = [{"engine": name, "tokens/s": f"{value:.0f}"} for name, value in rates.items()]
     rows += [{"engine": name, "tokens/s": f"{value:.2f} ×"} for name, value in ratios.items()]
     result = {"hardware": hardware(args.device), "shape": args.shape, "tokens_per_second": rates, "ratios": ratios}

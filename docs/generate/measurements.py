@@ -395,7 +395,7 @@ def _one_copy_phases(result: dict[str, Any]) -> Rows:
 def _mixed_batches(result: dict[str, Any]) -> Rows:
     ratios = result["ratios"]
     return [
-        {"adapters": "none (the base model)" if name == "base" else name, "tokens/s": f"{rate:.0f}"}
+        {"adapters": name.replace("base", "none (the base model)"), "tokens/s": f"{rate:.0f}"}
         | {f"against {other}": _times(ratios.get(f"{name} / {other}")) for other in ("base", "LoRA")}
         for name, rate in result["tokens_per_second"].items()
     ]
