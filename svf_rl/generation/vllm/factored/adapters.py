@@ -24,6 +24,7 @@ class AdapterRows:
     def __init__(self, table: MultiplierTable):
         self.table = table
         self._values: dict[int, Tensor] = {}
+        self._spare: list[Tensor] = []  # of dropped ones: the C library would leave gaps where they come and go
         self._row: dict[int, int] = {}  # of those in the table, the one that was not used for longest first
         self._free = list(range(len(table.values) - 1, BASE, -1))
 
@@ -33,7 +34,13 @@ class AdapterRows:
     def put(self, number: int, multipliers: Mapping[str, Tensor]) -> None:
         """Answer requests with this number by these `m` (r,) of matrices. Raises `SVFError` for an adapter that does
         not suit, see [`MultiplierTable.row_of`]; an earlier one of the number stays then."""
-        self._values[number] = self.table.row_of(multipliers)
+        values = self.table.row_of(multipliers)
+        if number not in self._values and not self._spare:
+            self._values[number] = values
+        else:
+            if number not in self._values:
+                self._values[number] = self._spare.pop()
+            self._values[number].copy_(values)
         if number in self._row:
             self.table.values[self._row[number]] = self._values[number]
 
@@ -72,7 +79,10 @@ class AdapterRows:
     def remove_adapter(self, number: int) -> bool:
         if number in self._row:
             self._free.append(self._row.pop(number))
-        return self._values.pop(number, None) is not None
+        if number not in self._values:
+            return False
+        self._spare.append(self._values.pop(number))
+        return True
 
     def list_adapters(self) -> set[int]:
         return set(self._values)

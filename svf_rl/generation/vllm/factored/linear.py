@@ -162,18 +162,20 @@ class FactoredLinear(LinearMethodBase):
         set_weight_attrs(weight, {**extra_weight_attrs, "weight_loader": _loader_of(layer.svf_parts)})
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        h = F.linear(x, layer.svf_vt)
+        tokens = x.flatten(0, -2)  # models of transformers' own classes have a batch of one
+        h = F.linear(tokens, layer.svf_vt)
         torch.ops.svf_rl.scale_(h, self.prefix)
-        parts = [(x if part.columns is None else h[:, part.columns], part.weight) for part in layer.svf_parts]
+        parts = [(tokens if part.columns is None else h[:, part.columns], part.weight) for part in layer.svf_parts]
         if len(parts) == 1:
             y = F.linear(*parts[0])
         elif torch.compiler.is_compiling():  # which writes them into their places by itself
             y = torch.cat([F.linear(*part) for part in parts], dim=1)
         else:
             sizes = [len(weight) for _, weight in parts]
-            y = x.new_empty(len(x), sum(sizes))
+            y = tokens.new_empty(len(tokens), sum(sizes))
             for (given, weight), place in zip(parts, y.split(sizes, dim=1), strict=True):
                 torch.mm(given, weight.t(), out=place)
+        y = y.unflatten(0, x.shape[:-1])
         return y if bias is None else y + bias
 
     def scale_(self, h: Tensor) -> None:
