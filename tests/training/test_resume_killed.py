@@ -24,11 +24,14 @@ def come_to(run: LaunchedRun, moment: str, draw: random.Random) -> str:
     if moment == "start":
         time.sleep(delay := draw.uniform(1, 20))
         return f"{delay:.1f} s after the start"
-    assert run.wait_for(run.trains), run.said()[-3000:]
+    if not run.wait_for(run.trains):
+        assert moment == "end", run.said()[-3000:]
+        assert "nothing is left to do" in run.said(), run.said()[-3000:]
+        return "all was written before the last kill"
     first = run.update()
     if moment == "end":
         assert run.wait_for(lambda: run.update() >= UPDATES), run.said()[-3000:]
-        time.sleep(delay := draw.uniform(0, 0.2))  # longer, and nothing is left for the second one
+        time.sleep(delay := draw.uniform(0, 0.6))
         adapter = (run.output / "adapter_model.safetensors").exists()
         return f"{delay:.2f} s after the last update, the adapter {'' if adapter else 'not '}written"
     if moment == "saving":
@@ -60,7 +63,7 @@ def test_killed_at_random_moments(config: str, tmp_path: Path) -> None:
     for number, moment in enumerate(moments):
         run = LaunchedRun(config, tmp_path / "killed", tmp_path / f"{number}.log", RUN)
         when = come_to(run, moment, draw)
-        assert not run.ended(), run.said()[-3000:]
+        assert moment == "end" or not run.ended(), run.said()[-3000:]
         run.kill()
         hit.append(f"{number + 1}: {moment}, {when}; it had come to update {run.update()}")
         print(hit[-1], flush=True)

@@ -34,13 +34,10 @@ class AdapterRows:
     def put(self, number: int, multipliers: Mapping[str, Tensor]) -> None:
         """Answer requests with this number by these `m` (r,) of matrices. Raises `SVFError` for an adapter that does
         not suit, see [`MultiplierTable.row_of`]; an earlier one of the number stays then."""
-        values = self.table.row_of(multipliers)
-        if number not in self._values and not self._spare:
-            self._values[number] = values
-        else:
-            if number not in self._values:
-                self._values[number] = self._spare.pop()
-            self._values[number].copy_(values)
+        values, place = self.table.row_of(multipliers), self._values.get(number)
+        if place is None and self._spare:
+            place = self._spare.pop()
+        self._values[number] = values if place is None else place.copy_(values)
         if number in self._row:
             self.table.values[self._row[number]] = self._values[number]
 
@@ -79,10 +76,10 @@ class AdapterRows:
     def remove_adapter(self, number: int) -> bool:
         if number in self._row:
             self._free.append(self._row.pop(number))
-        if number not in self._values:
-            return False
-        self._spare.append(self._values.pop(number))
-        return True
+        values = self._values.pop(number, None)
+        if values is not None:
+            self._spare.append(values)
+        return values is not None
 
     def list_adapters(self) -> set[int]:
         return set(self._values)
