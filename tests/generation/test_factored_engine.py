@@ -4,13 +4,15 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fakes import SIZES
 from peft import PeftModel, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, SmolLM3Config, SmolLM3ForCausalLM
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, Sampling
@@ -256,6 +258,23 @@ def test_in_bf16_and_compiled_too(dtype: torch.dtype, eager: bool, prompts: list
     numbers = [number for _, number in asked]
     done = engine.generate([prompt for prompt, _ in asked], GREEDY, [0] * len(asked), adapters=numbers)
     _check_tokens(model, [experts[number] for number in numbers], [prompt for prompt, _ in asked], done)
+
+
+def test_a_model_of_transformers_own_class_too(tmp_path: Path) -> None:
+    """vLLM runs it with a batch of one, of all tokens."""
+    sizes = {**SIZES, "hidden_size": 128, "num_hidden_layers": 4, "max_position_embeddings": 8192}
+    config = SmolLM3Config(**sizes, initializer_range=0.2)
+    torch.manual_seed(0)
+    SmolLM3ForCausalLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model_path()).save_pretrained(tmp_path)
+    model = _model(str(tmp_path))
+    engine = _start(str(tmp_path), SharedWeights.of(model))
+    prompts = [[5 + i, 9, 20 + i] for i in range(6)]
+    experts = [None, _expert(model, 1), _expert(model, 2)]
+    for number, expert in enumerate(experts[1:], start=1):
+        _put(engine, model, number, expert)
+    done = engine.generate(prompts, GREEDY, [0] * 6, adapters=[0, 1, 2] * 2)
+    _check_tokens(model, experts * 2, prompts, done)
 
 
 def test_a_matrix_that_vllm_has_not_is_named(model: PeftModel) -> None:
