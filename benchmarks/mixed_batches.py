@@ -38,7 +38,8 @@ from one_copy import saved
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-REQUESTS, PROMPT, COMPLETION, LONG = 64, 32, 32, 128
+REQUESTS, PROMPT, COMPLETION = 64, 32, 32
+LENGTHS = {COMPLETION: "", 128: ", 128 tokens"}  # of completions, and how the contenders are named
 ADAPTERS, LORAS, RANK = (1, 8, 64, 512), (1, 8, 64), 16
 LAYERS = {"small": 4, "8b": 16}  # three engines on one card
 SHARE = 0.25
@@ -143,19 +144,19 @@ def main() -> None:
         engines = {"base": (dense, *own), "factored": (factored, *own), "LoRA": (lora, *own)}
         with running(contender, engines) as orders:
             asked: dict[str, Callable[[], Any]] = {}
-            for tokens, suffix in ((COMPLETION, ""), (LONG, f", {LONG} tokens")):
-                asked[f"base{suffix}"] = partial(orders["base"], (1, tokens))
-                asked |= {f"{n} SVF{suffix}": partial(orders["factored"], (n, tokens)) for n in ADAPTERS}
-            asked |= {f"{n} LoRA": partial(orders["LoRA"], (n, COMPLETION)) for n in LORAS}
+            tokens: dict[str, int] = {}
+            for length, suffix in LENGTHS.items():
+                some = {f"base{suffix}": ("base", 1)} | {f"{n} SVF{suffix}": ("factored", n) for n in ADAPTERS}
+                if length == COMPLETION:
+                    some |= {f"{n} LoRA": ("LoRA", n) for n in LORAS}
+                asked |= {name: partial(orders[engine], (n, length)) for name, (engine, n) in some.items()}
+                tokens |= dict.fromkeys(some, REQUESTS * length)
             times = interleaved(asked, args.repeats or 7)
     shutil.rmtree(cache)
-    rates = {
-        name: REQUESTS * (LONG if name.endswith("tokens") else COMPLETION) / statistics.median(values)
-        for name, values in times.items()
-    }
+    rates = {name: tokens[name] / statistics.median(values) for name, values in times.items()}
     ratios = {
         f"{n} SVF{suffix} / base": ratio(times, f"base{suffix}", f"{n} SVF{suffix}")
-        for suffix in ("", f", {LONG} tokens")
+        for suffix in LENGTHS.values()
         for n in ADAPTERS
     }
     ratios |= {f"{n} SVF / LoRA": ratio(times, f"{n} LoRA", f"{n} SVF") for n in LORAS}
