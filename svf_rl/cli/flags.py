@@ -35,7 +35,7 @@ class Command:
     keys: str | None = None
 
 
-def add_experts(parser: argparse.ArgumentParser, metavar: str, help: str, **options: Any) -> None:
+def add_experts(parser: "argparse._ActionsContainer", metavar: str, help: str, **options: Any) -> None:
     """Add `--expert`, given once for each saved adapter."""
     parser.add_argument("--expert", action="append", dest="experts", metavar=metavar, help=help, **options)
 

@@ -67,7 +67,7 @@ def merge(
     folders = [expert_folder(path) for path in experts]
     path_names(folders)  # refuses one that is named twice
     alpha = _checked_weights(folders, arguments)
-    adapted = _load(replace(model, dtype=_dtype(model, folders)), folders, out)
+    adapted = _load(replace(model, dtype=trained_dtype(model, folders)), folders, out)
     tokenizer = load_tokenizer(model)
     if alpha is not None:
         names = list(adapted.peft_config)
@@ -109,7 +109,7 @@ def _checked_weights(folders: Sequence[Path], arguments: MergeArguments) -> Tens
     return check_weights(weights, len(read), groups, arguments.normalized)
 
 
-def _dtype(model: ModelArguments, folders: Sequence[Path]) -> Any:
+def trained_dtype(model: ModelArguments, folders: Sequence[Path]) -> Any:
     """That of the experts' training: what their fingerprints and their accuracies hold for."""
     trained = {read_summary(folder).recipe.get("dtype", "auto") for folder in folders}
     return trained.pop() if model.dtype == "auto" and len(trained) == 1 else model.dtype

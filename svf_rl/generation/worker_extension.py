@@ -21,9 +21,11 @@ from svf_rl.generation.server.served_rows import ServedRows
 from svf_rl.generation.server.served_weights import ServedWeights
 from svf_rl.generation.server.z_update import Layout
 from svf_rl.generation.vllm.cpu import check_not_repacked, plain_cpu_weights
-from svf_rl.generation.vllm.factored import loader  # noqa: F401  (vLLM finds it by its format)
+from svf_rl.generation.vllm.plugin import register
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+register()  # also where the package is no installed one, whose entry point vLLM finds
 
 # For the whole life of the process: no update could replace what vLLM repacks when it loads the model.
 _PLAIN = plain_cpu_weights()

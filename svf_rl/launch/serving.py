@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import AutoConfig
@@ -15,6 +15,7 @@ from svf_rl.generation.server.secret import RequireSecret, make_secret
 from svf_rl.generation.vllm import require_vllm, vllm_errors
 from svf_rl.generation.vllm.colocated import MOST_ADAPTERS
 from svf_rl.generation.vllm.cpu import cpu_length
+from svf_rl.generation.vllm.plugin import LOAD_FORMAT
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.kinds.svf import SVFKind
 from svf_rl.settings.recipe import Recipe
@@ -40,25 +41,13 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         SVFError: no such model, no vLLM, or a server cannot listen at the address.
     """
     model, training = recipe.model, recipe.training
-    require_vllm()
-    _check_free(host, port)
     make_secret()
-    dtype = _dtype(model)
-    length = training.vllm_max_model_length
-    if length is None and not torch.cuda.is_available():
-        with vllm_errors(f"vLLM does not start with {model.location}"):
-            length = cpu_length(model.location, model.model_revision, model.trust_remote_code)
+    dtype = model_dtype(model)
     options: dict[str, object] = {
-        "host": host,
-        "port": port,
-        "model": model.location,
-        "revision": model.model_revision,
         "dtype": dtype,
         "seed": training.seed,
         "tensor-parallel-size": training.vllm_tensor_parallel_size,
-        "max-model-len": length,
         "max-num-seqs": 256,
-        "max-num-batched-tokens": max(4096, length) if length else None,
         # a server has its GPU to itself, but an update needs memory for a matrix and its factors
         "gpu-memory-utilization": 0.85 if torch.cuda.is_available() else training.vllm_gpu_memory_utilization,
         # after temperature and truncation: the distribution from which tokens are sampled
@@ -66,27 +55,69 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         "worker-extension-cls": EXTENSION,
         "middleware": f"{RequireSecret.__module__}.{RequireSecret.__name__}",
     }
-    flags = ["--disable-log-stats", "--disable-uvicorn-access-log", "--no-use-tqdm-on-load"]
+    flags = ["--disable-log-stats"]
     if _serves_rows(recipe):
         options |= {
-            "load-format": "svf",
+            "load-format": LOAD_FORMAT,
             "model-loader-extra-config": json.dumps(_factors(recipe, dtype)),
             "max-loras": MOST_ADAPTERS,
             "middleware": _VERSIONS,
         }
         flags.append("--enable-lora")
-    environment = {"PYTHONWARNINGS": "ignore::DeprecationWarning", **os.environ, "VLLM_SERVER_DEV_MODE": "1"}
-    if training.vllm_enforce_eager:
+    length, eager = training.vllm_max_model_length, training.vllm_enforce_eager
+    command, environment = vllm_command(model, host, port, length, options, flags, eager, more)
+    return command, {**environment, "VLLM_SERVER_DEV_MODE": "1"}
+
+
+def vllm_command(
+    model: ModelArguments,
+    host: str,
+    port: int,
+    length: int | None,
+    options: Mapping[str, object],
+    flags: Sequence[str],
+    eager: bool,
+    more: Sequence[str],
+) -> tuple[list[str], dict[str, str]]:
+    """
+    Of any server of the package: what all of them need of vLLM, on this machine.
+
+    Args:
+        length (`int`, *optional*): The longest prompt and completion, in tokens.
+        options (`Mapping[str, object]`), flags (`Sequence[str]`): What this one needs.
+        eager (`bool`): Compile nothing.
+        more (`Sequence[str]`): Options of vLLM from its user, which replace others.
+
+    Raises:
+        SVFError: no vLLM, or a server cannot listen at the address.
+    """
+    require_vllm()
+    _check_free(host, port)
+    flags = [*flags, "--disable-uvicorn-access-log", "--no-use-tqdm-on-load"]
+    environment = {"PYTHONWARNINGS": "ignore::DeprecationWarning", **os.environ}
+    if eager:
         flags.append("--enforce-eager")
         environment["TORCHDYNAMO_DISABLE"] = "1"  # `--enforce-eager` alone still compiles the sampler
     if not torch.cuda.is_available():
+        if length is None:
+            with vllm_errors(f"vLLM does not start with {model.location}"):
+                length = cpu_length(model.location, model.model_revision, model.trust_remote_code)
         # vLLM rewinds a seeded random generator after part of a prompt, which those of the CPU cannot do
         flags.append("--no-enable-chunked-prefill")
         flags += ["--block-size", "32"]  # of vLLM's 128 tokens the completions of a shorter prompt would share none
     if model.trust_remote_code:
         flags.append("--trust-remote-code")
-    given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, *flags, *more], environment
+    given = {
+        "host": host,
+        "port": port,
+        "model": model.location,
+        "revision": model.model_revision,
+        "max-model-len": length,
+        "max-num-batched-tokens": max(4096, length) if length else None,
+        **options,
+    }
+    texts = [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *texts, *flags, *more], environment
 
 
 def _serves_rows(recipe: Recipe) -> bool:
@@ -113,7 +144,7 @@ def _factors(recipe: Recipe, dtype: str) -> dict[str, object]:
     return {"cache": str(default_cache_dir().resolve()), "factors": factors}
 
 
-def _dtype(model: ModelArguments) -> str:
+def model_dtype(model: ModelArguments) -> str:
     """The type that transformers chooses for the trained model; vLLM's `auto` would turn float32 into half
     precision."""
     try:

@@ -34,6 +34,7 @@ class Expert:
     # stored (with `parameterization: sigmoid`, before the sigmoid).
     z: dict[str, Tensor]
     fingerprints: dict[str, str]  # by the same paths: hex digest of the base weight
+    probes: dict[str, Tensor]  # by the same paths, where the file has it: (16,), see `svf_rl.svf.probe`
     bytes: int  # of the file with the vectors
 
 
@@ -69,6 +70,7 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
         )
     z: dict[str, Tensor] = {}
     fingerprints: dict[str, str] = {}
+    probes: dict[str, Tensor] = {}
     try:
         with safe_open(file, framework="pt") as saved:
             for key in saved.keys():  # noqa: SIM118  (no mapping)
@@ -77,6 +79,8 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
                 elif key.endswith(FINGERPRINT):
                     digest = saved.get_tensor(key).flatten().to(torch.uint8).numpy().tobytes().hex()
                     fingerprints[key.removesuffix(FINGERPRINT).removeprefix(PREFIX)] = digest
+                elif key.endswith(PROBE):
+                    probes[key.removesuffix(PROBE).removeprefix(PREFIX)] = saved.get_tensor(key).float()
     except (SafetensorError, OSError, ValueError) as error:
         raise SVFError(f"{file} is damaged ({one_line(error)}): save the adapter again") from error
     if not z:
@@ -89,7 +93,7 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
                 f"{file}: z of {matrix} is not finite, above {LARGEST:g} or no vector: it is damaged, save the adapter "
                 "again"
             )
-    return Expert(name or folder.resolve().name, folder, config, z, fingerprints, file.stat().st_size)
+    return Expert(name or folder.resolve().name, folder, config, z, fingerprints, probes, file.stat().st_size)
 
 
 def adapter_name(name: str) -> str:

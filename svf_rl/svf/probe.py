@@ -1,6 +1,6 @@
 """A few numbers that tell whether the same `z` gives the same weights here as in its training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,18 +32,21 @@ def project(factors: Factors, weight: Tensor) -> Projections:
 
     This is done once, while the whole matrix is available, and replaces it when adapters are saved and loaded.
     """
-    A, B, scale = _signs(weight)
-    return Projections(
-        left=((A @ factors.U.float()) * scale).cpu(),
-        s=factors.s.float().cpu(),
-        right=(factors.Vt.float() @ B).cpu(),
-        weight=_project_weight(weight),
-    )
+    made: Projections = project_factors(factors)
+    return replace(made, weight=_project_weight(weight))
 
 
-def _signs(weight: Tensor) -> tuple[Tensor, Tensor, float]:
+@torch.no_grad()
+def project_factors(factors: Factors) -> Projections:
+    """As [`project`], of the matrix that the factors make: where the weight itself is not at hand."""
+    A, B, scale = _signs(len(factors.U), factors.Vt.shape[1], factors.U.device)
+    left, s = ((A @ factors.U.float()) * scale).cpu(), factors.s.float().cpu()
+    right = (factors.Vt.float() @ B).cpu()
+    return Projections(left, s, right, weight=(left * s) @ right)
+
+
+def _signs(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor, float]:
     generator = torch.Generator().manual_seed(0)
-    (rows, columns), device = weight.shape, weight.device
     A = (torch.randint(0, 2, (_SIDE, rows), generator=generator) * 2 - 1).to(device, torch.float32)
     B = (torch.randint(0, 2, (columns, _SIDE), generator=generator) * 2 - 1).to(device, torch.float32)
     return A, B, (rows * columns) ** -0.5
@@ -51,7 +54,7 @@ def _signs(weight: Tensor) -> tuple[Tensor, Tensor, float]:
 
 def _project_weight(weight: Tensor) -> Tensor:
     """In fp64, whose sums do not depend on the device beyond what fp32 shows; in blocks, for the memory."""
-    A, B, scale = _signs(weight)
+    A, B, scale = _signs(len(weight), weight.shape[1], weight.device)
     parts = zip(A.double().split(1024, dim=1), weight.split(1024), strict=True)
     total = sum(part @ (rows.double() @ B.double()) for part, rows in parts)
     assert isinstance(total, Tensor)

@@ -109,9 +109,11 @@ class ColocatedVLLMGenerator:
         ):
             adapters = {}
             if shared is not None:
-                from svf_rl.generation.vllm.factored.loader import LOAD_FORMAT, sharing
+                from svf_rl.generation.vllm.factored.loader import sharing
                 from svf_rl.generation.vllm.factored.patches import patch_adapters
+                from svf_rl.generation.vllm.plugin import LOAD_FORMAT, register
 
+                register()
                 patch_adapters()
                 stack.enter_context(sharing(shared))
                 stack.enter_context(shared.parked())

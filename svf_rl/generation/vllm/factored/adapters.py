@@ -1,7 +1,7 @@
 """The adapters of an engine, and which of them a batch reads. vLLM calls this where it would call its manager of
 LoRAs."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,11 +19,24 @@ class AdapterRows:
 
     Any number of them is kept, 4 bytes for each singular value; those of a batch are copied into slots of the table,
     where they stay until the slot is needed.
+
+    Args:
+        table ([`MultiplierTable`]): Of the engine.
+        read (`Callable`, *optional*): The `m` (r,) of the matrices of the adapter in a folder. With it a request's
+            adapter that is not there is read from the folder that the request names.
+        kept (`int`, *optional*): With `read` no more than these stay, those that were used last. At least as many as
+            a batch may have.
     """
 
-    def __init__(self, table: MultiplierTable):
+    def __init__(
+        self,
+        table: MultiplierTable,
+        read: Callable[[str], Mapping[str, Tensor]] | None = None,
+        kept: int | None = None,
+    ):
         self.table = table
-        self._values: dict[int, Tensor] = {}
+        self._read, self._kept = read, kept
+        self._values: dict[int, Tensor] = {}  # the one that was not used for longest first
         self._spare: list[Tensor] = []  # of dropped ones: the C library would leave gaps where they come and go
         self._row: dict[int, int] = {}  # of those in the table, the one that was not used for longest first
         self._free = list(range(len(table.values) - 1, BASE, -1))
@@ -60,6 +73,8 @@ class AdapterRows:
 
     def set_active_adapters(self, requests: set[Any], mapping: Any) -> None:
         """Give the tokens of a batch the rows of their adapters."""
+        for request in requests if self._read is not None else ():
+            self._take(request)
         numbers = mapping.index_mapping
         rows = {0: BASE} | {number: self._row.pop(number) for number in set(numbers) & self._row.keys()}
         for number in set(numbers) - rows.keys():
@@ -70,8 +85,25 @@ class AdapterRows:
         self.table.assign(np.fromiter(map(rows.__getitem__, numbers), np.int64, len(numbers)))
 
     def add_adapter(self, request: Any) -> bool:
-        self.check(request.lora_int_id)
+        if request.load_inplace:
+            raise SVFError(
+                f"adapter {request.lora_name} is not replaced while requests may be running as it: load the new one "
+                "under another name, and unload this one"
+            )
+        self._take(request)
         return True
+
+    def _take(self, request: Any) -> None:
+        """Have the adapter of a request, and know it for the last one used."""
+        number = request.lora_int_id
+        if self._read is None or number in self._values:
+            self.check(number)
+            self._values[number] = self._values.pop(number)
+            return
+        self.put(number, self._read(request.lora_path))
+        if self._kept is not None:
+            for unused in list(self._values)[: -self._kept]:
+                self.remove_adapter(unused)
 
     def remove_adapter(self, number: int) -> bool:
         if number in self._row:

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from vllm.config import CompilationMode, ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
-from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.vllm import CannotServeFactors
 from svf_rl.generation.vllm.factored.adoption import Adoption
+from svf_rl.generation.vllm.factored.folders import AdapterFolders
 from svf_rl.generation.vllm.factored.linear import FactoredLayers
 from svf_rl.generation.vllm.factored.patches import patch_adapters
 from svf_rl.generation.vllm.factored.table import MultiplierTable
 from svf_rl.generation.weights import SharedWeights
 from svf_rl.svf.cache import FactorCache
+from svf_rl.svf.checkpoint import decompose_checkpoint
 from svf_rl.svf.layer import SVFFactors
 
-LOAD_FORMAT = "svf"
 _SHARED: ContextVar[SharedWeights] = ContextVar("shared")
 
 
@@ -43,14 +43,16 @@ def is_sharing() -> bool:
     return _SHARED.get(None) is not None
 
 
-@register_model_loader(LOAD_FORMAT)
 class FactoredLoader(DefaultModelLoader):
     """
-    Loads all that has no factors from the model's files. The model it returns has a `svf_table`.
+    Loads all that has no factors from the model's files. The model it returns has a `svf_table`, and where adapters are
+    read from folders `svf_read`, which does that ([`AdapterFolders.read`]).
 
-    The factors are those that the engine shares, or, in a process without a trainer, of `model_loader_extra_config`:
-    the `cache` and, by the path of each matrix in the model's files, the fingerprint (`factors`) that they are stored
-    by. A model that cannot be served so is then loaded with whole weights, and `svf_table` is `None`.
+    The factors are those that the engine shares. In a process without a trainer `model_loader_extra_config` says which:
+    for `svf-rl serve`, the `cache` and, by the path of each matrix in the model's files, the fingerprint (`factors`)
+    that they are stored by, and a model that cannot be served so is then loaded with whole weights, its `svf_table`
+    `None`; for any other server the `targets` of its adapters (default: mlp), whose factors are computed now where the
+    cache lacks them.
     """
 
     def __init__(self, load_config: LoadConfig):
@@ -62,6 +64,8 @@ class FactoredLoader(DefaultModelLoader):
             return self._load_factored(_SHARED.get(), vllm_config, model_config, prefix)
         patch_adapters()
         plain, device = vllm_config.quant_config, torch.device(vllm_config.device_config.device)
+        if "factors" not in self._stored:
+            return self._load_for_folders(vllm_config, model_config, prefix)
         try:
             shared = SharedWeights(_map_factors(self._stored, model_config.dtype, device), {})
             return self._load_factored(shared, vllm_config, model_config, prefix)
@@ -74,6 +78,30 @@ class FactoredLoader(DefaultModelLoader):
         self._adoption = Adoption({})
         model = super().load_model(vllm_config, model_config, prefix)
         model.svf_table = None
+        return model
+
+    def _load_for_folders(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> nn.Module:
+        unknown = sorted(self._stored.keys() - {"targets"})
+        if unknown:
+            raise SVFError(f"--model-loader-extra-config has no {unknown[0]} with --load-format svf, only targets")
+        if vllm_config.lora_config is None:
+            raise SVFError("--load-format svf is for adapters: add --enable-lora")
+        if vllm_config.parallel_config.tensor_parallel_size > 1:
+            raise SVFError("adapters are served on one device: drop --tensor-parallel-size, or merge them")
+        device = torch.device(vllm_config.device_config.device)
+        index = decompose_checkpoint(
+            model_config.model,
+            self._stored.get("targets", "mlp"),
+            model_config.dtype,
+            device=device,
+            revision=model_config.revision,
+            trust_remote_code=model_config.trust_remote_code,
+        )
+        fingerprints = {index.stored[name]: entry.fingerprint for name, entry in index.modules.items()}
+        stored = {"cache": index.path.parent, "factors": fingerprints}
+        factors = _map_factors(stored, model_config.dtype, device)
+        model = self._load_factored(SharedWeights(factors, {}), vllm_config, model_config, prefix)
+        model.svf_read = AdapterFolders(model_config.model, factors, fingerprints, index.stored).read
         return model
 
     def _load_factored(
@@ -93,7 +121,7 @@ class FactoredLoader(DefaultModelLoader):
         layers.use(table)
         # where the compiled model finds what it computes by a layer's name
         vllm_config.compilation_config.static_forward_context.update(layers.methods)
-        model.svf_table = table
+        model.svf_table, model.svf_read = table, None
         return model
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:

@@ -8,6 +8,10 @@ from typing import Any
 from svf_rl.errors import SVFError
 from svf_rl.generation.vllm.factored.adapters import AdapterRows
 
+KEPT = 256
+"""How many adapters of folders stay in memory at least. Each takes 4 bytes a singular value, and `--max-cpu-loras` of
+vLLM, by which it asks for more, is a batch's by default."""
+
 # What is replaced, with its arguments, and what vLLM asks of a manager when it runs, tries and captures a model
 _RUNNERS = {"load_lora_model": ["self", "model", "vllm_config", "device"]}
 _WORKERS = {"_maybe_get_memory_pool_context": ["self", "tag"]}
@@ -46,7 +50,8 @@ def patch_adapters() -> None:
         if model.svf_table is None:  # it has whole weights after all
             self.lora_config = None
             return model
-        self.lora_manager = AdapterRows(model.svf_table)
+        kept = None if model.svf_read is None else max(KEPT, vllm_config.lora_config.max_cpu_loras)
+        self.lora_manager = AdapterRows(model.svf_table, model.svf_read, kept)
         return model
 
     def memory_pool(self: Any, tag: str) -> Any:

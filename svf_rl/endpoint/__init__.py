@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server that adapts itself to each request: experts, mixtures of them, and `auto`."""

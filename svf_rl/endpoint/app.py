@@ -1,0 +1,245 @@
+"""The middleware that makes an endpoint of vLLM's server.
+
+vLLM answers as single adapters by itself. What comes here first is the key, and a request whose model is `auto` or a
+mixture: it goes on to vLLM with the name of what was chosen, which so stands in the answer's `model`, and in a header.
+"""
+
+import asyncio
+import base64
+import binascii
+import hmac
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
+
+from svf_rl.adaptation.dispatch import classification_ids
+from svf_rl.endpoint.asgi import (
+    App,
+    BodyTooLarge,
+    Disconnected,
+    Message,
+    Receive,
+    Send,
+    answer,
+    answer_error,
+    answer_json,
+    read_body,
+    with_body,
+)
+from svf_rl.endpoint.classify import Class, classify
+from svf_rl.endpoint.metrics import CLASSIFYING, REQUESTS
+from svf_rl.endpoint.model_names import parse_mixture
+from svf_rl.endpoint.settings import AUTO, BASE, CLASSIFIER, KEY, EndpointSettings
+from svf_rl.errors import SVFError, one_line
+
+_ANSWERS = ("/v1/chat/completions", "/v1/completions")
+_LOADS = "/v1/load_lora_adapter"
+_OPEN = ("/health",)
+_MIXTURES = 64
+"""How many mixtures keep their names, the last ones."""
+_LOG = logging.getLogger("svf_rl.endpoint")
+_PAGE = Path(__file__).parent / "page.html"
+
+
+class Endpoint:
+    """ASGI middleware of vLLM's server, which `svf-rl serve MODEL --expert NAME=DIR` starts."""
+
+    def __init__(self, app: App):
+        self._app = app
+        self._settings = EndpointSettings.from_environment()
+        self._key = os.environ.get(KEY, "")
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(self._settings.model)
+        self._labels = [
+            (label, self._tokenizer(rf"\boxed{{{label}}}", add_special_tokens=False)["input_ids"])
+            for label in self._settings.classes
+        ]
+        self._mixtures: dict[str, LoRARequest] = {}  # the last ones
+        self._one_at_a_time = asyncio.Lock()
+        if not _LOG.handlers:
+            _LOG.addHandler(logging.StreamHandler())
+            _LOG.setLevel(logging.INFO)
+            _LOG.propagate = False
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        path = str(scope.get("path", "")).removeprefix(scope.get("root_path", ""))
+        if path not in _OPEN and not self._knows(dict(scope["headers"]).get(b"authorization", b"")):
+            await _refuse(scope, send)
+            return
+        method = scope.get("method")
+        if (method, path) == ("GET", "/"):
+            await answer(send, 200, _PAGE.read_bytes(), (b"content-type", b"text/html; charset=utf-8"))
+        elif (method, path) == ("GET", "/v1/svf"):
+            await answer_json(send, {"model": self._settings.model, "experts": list(self._settings.experts)})
+        elif method == "POST" and path in (*_ANSWERS, _LOADS):
+            try:
+                body = await read_body(receive)
+            except BodyTooLarge:
+                await answer_error(send, 413, "the body of the request is too large")
+            except Disconnected:
+                return
+            else:
+                await self._post(path, scope, receive, send, body)
+        else:
+            await self._app(scope, receive, send)
+
+    def _knows(self, authorization: bytes) -> bool:
+        """Whether a request has the key: as a bearer's token, or as the password that a browser asks for."""
+        if not self._key:
+            return True
+        scheme, _, given = authorization.decode("latin-1").partition(" ")
+        if scheme.lower() == "basic":
+            try:
+                given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+            except (binascii.Error, UnicodeDecodeError):
+                return False
+        elif scheme.lower() != "bearer":
+            return False
+        return hmac.compare_digest(given.encode(errors="backslashreplace"), self._key.encode())
+
+    async def _post(self, path: str, scope: Message, receive: Receive, send: Send, body: bytes) -> None:
+        try:
+            call = json.loads(body)
+        except (ValueError, RecursionError):
+            call = None  # vLLM says what is wrong with it
+        if not isinstance(call, dict):
+            call = {}
+        if path == _LOADS:
+            if problem := self._outside(call.get("lora_path")):
+                await answer_error(send, 403, problem)
+                return
+            await self._app(*with_body(scope, receive, body), send)
+            return
+        started, name, found = time.perf_counter(), call.get("model"), None
+        try:
+            if name == AUTO:
+                with CLASSIFYING.time():
+                    found = await self._classify(scope, path, call)
+                chosen = found.label if found.label in self._settings.experts else BASE
+                body = json.dumps({**call, "model": chosen}).encode()
+            else:
+                chosen = name if isinstance(name, str) else ""
+                await self._have_mixture(scope, chosen)
+        except SVFError as error:
+            REQUESTS.labels("unknown", "refused", 400).inc()
+            await answer_error(send, 400, str(error))
+            return
+        status = 0
+
+        async def send_with_choice(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                told = [(b"x-svf-rl-model", chosen.encode("ascii", "backslashreplace"))] if status == 200 else []
+                if found is not None:
+                    told.append(
+                        (b"x-svf-rl-class", f"{found.label} {found.probability:.4f}".encode("ascii", "replace"))
+                    )
+                message = {**message, "headers": [*message.get("headers", []), *told]}
+            await send(message)
+
+        try:
+            await self._app(*with_body(scope, receive, body), send_with_choice)
+        finally:
+            self._count(scope, chosen, found, status, time.perf_counter() - started)
+
+    def _outside(self, path: object) -> str | None:
+        """Why an adapter is not loaded from there."""
+        root = Path(self._settings.adapters or "")
+        if isinstance(path, str) and "\0" not in path and Path(path).resolve().is_relative_to(root.resolve()):
+            return None
+        return "adapters are loaded from the folder alone that the server was started with (--adapters)"
+
+    async def _classify(self, scope: Message, path: str, call: Mapping[str, Any]) -> Class:
+        conversation = _conversation(path, call)
+        (prompt,) = classification_ids(self._tokenizer, [conversation], self._settings.system_prompt)
+        server = scope["app"].state
+        adapter = server.openai_serving_models.lora_requests.get(CLASSIFIER)
+        longest = server.openai_serving_models.model_config.max_model_len - max(len(ids) for _, ids in self._labels) - 1
+        if len(prompt) > longest:
+            raise SVFError(
+                f"the request has {len(prompt)} tokens for the classifier, which reads {longest}: name an expert"
+            )
+
+        async def next_token(ids: list[int], branches: list[int]) -> list[float]:
+            params = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=branches, detokenize=False)
+            answers = server.engine_client.generate(
+                {"prompt_token_ids": ids}, params, f"classify-{uuid.uuid4().hex}", lora_request=adapter
+            )
+            async for last in answers:
+                logprobs = last.outputs[0].logprobs[0]
+            return [logprobs[token].logprob for token in branches]
+
+        return await classify(prompt, self._labels, next_token)
+
+    async def _have_mixture(self, scope: Message, name: str) -> None:
+        """Let vLLM know a mixture by its name. Raises `SVFError` for one that cannot be made."""
+        models = scope["app"].state.openai_serving_models
+        if name in self._mixtures:
+            self._mixtures[name] = self._mixtures.pop(name)
+        if name in models.lora_requests or models.is_base_model(name):
+            return
+        mixture = parse_mixture(name, self._settings.experts)
+        if mixture is None:
+            return
+        async with self._one_at_a_time:
+            if name in models.lora_requests:
+                return
+            request = LoRARequest(name, models.lora_id_counter.inc(1), mixture.path)
+            try:
+                await models.engine_client.add_lora(request)
+            except Exception as error:  # vLLM raises this very class for what a worker raised
+                raise SVFError(f"{name} cannot be made: {one_line(error)}") from error
+            models.lora_requests[name] = self._mixtures[name] = request
+            for old in list(self._mixtures)[:-_MIXTURES]:
+                del self._mixtures[old]
+                models.lora_requests.pop(old, None)
+
+    def _count(self, scope: Message, chosen: str, found: Class | None, status: int, seconds: float) -> None:
+        known = chosen in self._settings.experts or chosen in (BASE, CLASSIFIER)
+        kind = chosen if known else "mixture" if chosen in self._mixtures else "other"
+        REQUESTS.labels(kind, AUTO if found else "named", status).inc()
+        line: dict[str, object] = {"time": round(time.time(), 3), "path": scope["path"], "status": status}
+        line |= {"model": chosen[:200], "seconds": round(seconds, 4)}
+        if found is not None:
+            line |= {"class": found.label, "probability": round(found.probability, 4)}
+        _LOG.info(json.dumps(line))
+
+
+async def _refuse(scope: Message, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    asks = (b"www-authenticate", b'Basic realm="svf-rl", charset="UTF-8"')
+    await answer_error(send, 401, "give the key of this server, as in Authorization: Bearer KEY", asks)
+
+
+def _conversation(path: str, call: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What is classified of a request. Raises `SVFError` where there is no text."""
+    if path == _ANSWERS[1]:
+        prompt = call.get("prompt")
+        if not isinstance(prompt, str):
+            raise SVFError("auto reads one prompt in text: give prompt as a string, or name an expert")
+        return [{"role": "user", "content": prompt}]
+    messages, found = call.get("messages"), []
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+            content = "\n".join(text for text in texts if isinstance(text, str))
+        if isinstance(content, str) and isinstance(message.get("role"), str):
+            found.append({"role": message["role"], "content": content})
+    if not any(message["role"] == "user" and message["content"].strip() for message in found):
+        raise SVFError("auto needs a message of the user with text, by which it chooses an expert")
+    return found

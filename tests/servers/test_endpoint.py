@@ -1,0 +1,288 @@
+"""`svf-rl serve MODEL --expert NAME=DIR`: each request is answered as the expert or mixture that it names, or as the
+one that the server chooses."""
+
+import base64
+import json
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+from fakes import adapted_model, save_adapter
+from peft import PeftModel
+from server_process import Server, wrong_tokens
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from svf_rl.endpoint.settings import KEY
+from svf_rl.generation import Completion
+from svf_rl.quickstart import model_path
+from svf_rl.svf import SVFConfig
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+SVF = SVFConfig(target_modules="mlp", task_type="CAUSAL_LM")
+EXPERTS = {"math": 1, "code": 2, "reasoning": 3}
+MIXTURE = "code:0.3+math:0.6"
+ASKED = [{"role": "user", "content": "x"}]
+QUESTIONS = (
+    "What is 12 + 7?", "3 * 9 = ?", "Write a function that adds two numbers.", "Which is a fruit: A) oak B) pear?",
+    "Tell me a story about cats.", "Print the numbers from 1 to 5.",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experts")
+    for name, seed in {**EXPERTS, "late": 4, "elsewhere": 5}.items():
+        save_adapter((folder / "loaded" if name == "late" else folder) / name, SVF, seed=seed, by=0.05)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(start_server: Callable[..., Server], folder: Path) -> Callable[..., Server]:
+    experts = [text for name in EXPERTS for text in ("--expert", f"{name}={folder / name}")]
+
+    def started(**environment: str) -> Server:
+        options = ["--adapters", str(folder / "loaded"), "--dtype", "float32", "--max-length", "256"]
+        return start_server(command=["svf_rl.cli", "serve", str(model_path()), *experts, *options], **environment)
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def server(start: Callable[..., Server]) -> Iterator[Server]:
+    started = start().wait()
+    yield started
+    started.kill()
+
+
+@pytest.fixture(scope="module")
+def merged(folder: Path) -> dict[str, torch.nn.Module]:
+    def base() -> Any:
+        return AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32).eval()
+
+    made = {"base": base(), **{n: adapted_model(SVF, seed=s, by=0.05).merge_and_unload() for n, s in EXPERTS.items()}}
+    model = PeftModel.from_pretrained(base(), str(folder / "math"), "math")
+    model.load_adapter(str(folder / "code"), "code")
+    model.add_weighted_adapter(["math", "code"], [0.6, 0.3], "mix", form="deviation")
+    model.set_adapter("mix")
+    return {**made, MIXTURE: model.merge_and_unload(adapter_names=["mix"])}
+
+
+@pytest.fixture
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300)
+
+
+def ask(client: openai.OpenAI, model: str, question: str) -> tuple[Completion, Any]:
+    """The answer, and the response that it came in."""
+    response = client.chat.completions.with_raw_response.create(
+        model=model, messages=[{"role": "user", "content": question}], max_tokens=24, temperature=0,
+        extra_body={"return_token_ids": True},
+    )  # fmt: skip
+    return Completion(response.parse().choices[0].token_ids, None, True), response
+
+
+def prompt_of(question: str) -> list[int]:
+    return AutoTokenizer.from_pretrained(model_path()).apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+    )
+
+
+def post(server: Server, path: str, **body: object) -> httpx.Response:
+    return httpx.post(f"{server.url}{path}", json=body, timeout=300)
+
+
+def test_experts_mixtures_and_the_base_model_answer_side_by_side(
+    client: openai.OpenAI, merged: dict[str, torch.nn.Module]
+) -> None:
+    draw = random.Random(0)
+    asked = [(draw.choice([*merged]), draw.choice(QUESTIONS)) for _ in range(48)]
+    with ThreadPoolExecutor(48) as threads:
+        answers = list(threads.map(lambda one: ask(client, *one)[0], asked))
+    for name in merged:
+        mine = [i for i, (model, _) in enumerate(asked) if model == name]
+        prompts = [prompt_of(asked[i][1]) for i in mine]
+        assert wrong_tokens(merged[name], prompts, [answers[i] for i in mine])[0] == 0, name
+    assert {model.id for model in client.models.list()} >= {"base", *EXPERTS, MIXTURE}
+
+
+def test_auto_is_answered_by_whom_the_response_names(
+    client: openai.OpenAI, merged: dict[str, torch.nn.Module], server: Server
+) -> None:
+    for question in QUESTIONS:
+        answer, response = ask(client, "auto", question)
+        chosen = response.headers["x-svf-rl-model"]
+        label, probability = response.headers["x-svf-rl-class"].split()
+        assert response.parse().model == chosen
+        assert chosen == (label if label in EXPERTS else "base")
+        assert 0.25 <= float(probability) <= 1
+        assert wrong_tokens(merged[chosen], [prompt_of(question)], [answer])[0] == 0
+        assert label == _likeliest(merged["base"], question)
+    stream = client.chat.completions.create(
+        model="auto", messages=[{"role": "user", "content": QUESTIONS[0]}], max_tokens=8, stream=True
+    )
+    assert {chunk.model for chunk in stream} <= {"base", *EXPERTS}
+    text = client.completions.create(model="auto", prompt=QUESTIONS[1], max_tokens=4)
+    assert text.model in {"base", *EXPERTS}
+    assert "svf_rl_requests_total" in httpx.get(f"{server.url}/metrics").text
+
+
+@torch.no_grad()
+def _likeliest(model: torch.nn.Module, question: str) -> str:
+    """By the whole label's log-likelihood under transformers, as `svf-rl dispatch --method loglikelihood` has it."""
+    from svf_rl.adaptation.dispatch import classification_ids, default_system_prompt
+    from svf_rl.adaptation.strategies.loglikelihood import label_ids
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_path())
+    turn = [[{"role": "user", "content": question}]]
+    (prompt,) = classification_ids(tokenizer, turn, default_system_prompt(str(model_path())))
+    scores = {}
+    for label, ids in label_ids(tokenizer).items():
+        logps = model(input_ids=torch.tensor([prompt + ids])).logits[0].log_softmax(1)
+        scores[label] = sum(float(logps[len(prompt) + i - 1, token]) for i, token in enumerate(ids))
+    return max(scores, key=scores.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/v1/chat/completions", {"model": "math:0.5+law:0.5"}, 400, "no expert 'law'"),
+        ("/v1/chat/completions", {"model": "math:inf"}, 400, "no weight from -4 to 4"),
+        ("/v1/chat/completions", {"model": "law", "messages": ASKED}, 404, "does not exist"),
+        ("/v1/chat/completions", {"model": "auto"}, 400, "a message of the user"),
+        ("/v1/chat/completions", {"model": "auto", "messages": [1, {"role": "user"}]}, 400, "of the user"),
+        ("/v1/completions", {"model": "auto", "prompt": [1, 2]}, 400, "one prompt in text"),
+        ("/v1/completions", {"model": "auto", "prompt": "x" * 4000}, 400, "tokens for the classifier"),
+        ("/v1/completions", {"model": ["math"], "prompt": "x"}, 400, ""),
+        ("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "elsewhere"}, 403, "from the folder alone"),
+        ("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "svf-mix:{}"}, 403, "from the folder alone"),
+        ("/v1/load_lora_adapter", {"lora_name": "x"}, 403, "from the folder alone"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_answered_is_an_error_as_openai_has_them(
+    server: Server, folder: Path, path: str, body: dict[str, Any], status: int, said: str
+) -> None:
+    if body.get("lora_path") == "elsewhere":
+        body = {**body, "lora_path": str(folder / "loaded" / ".." / "elsewhere")}
+    response = post(server, path, **body)
+    assert response.status_code == status
+    assert said in response.json()["error"]["message"]
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_bodies_that_are_no_requests_leave_the_server_as_it_was(server: Server, client: openai.OpenAI) -> None:
+    url = f"{server.url}/v1/chat/completions"
+    head = {"content-type": "application/json"}
+    for content in (b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"model": "auto", "messages": ' + b"[" * 5000):
+        assert 400 <= httpx.post(url, content=content, headers=head).status_code < 500
+    assert httpx.post(url, content=b" " * (33 << 20), headers=head, timeout=60).status_code == 413
+    with httpx.stream(
+        "POST", url, json={"model": "math", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    ):
+        pass  # it goes before the answer is whole
+    assert ask(client, "math", QUESTIONS[0])[0].token_ids
+
+
+def test_an_adapter_of_the_named_folder_is_loaded_while_the_server_runs(
+    server: Server, client: openai.OpenAI, folder: Path
+) -> None:
+    late = adapted_model(SVF, seed=4, by=0.05).merge_and_unload()
+    assert post(server, "/v1/load_lora_adapter", lora_name="new", lora_path=str(folder / "loaded/late")).is_success
+    for name in ("new", "late"):  # by its path, and by its name alone
+        answer, _ = ask(client, name, QUESTIONS[0])
+        assert wrong_tokens(late, [prompt_of(QUESTIONS[0])], [answer])[0] == 0
+    assert post(server, "/v1/unload_lora_adapter", lora_name="new").is_success
+    with pytest.raises(openai.NotFoundError):
+        ask(client, "new", QUESTIONS[0])
+
+
+def test_the_page_is_whole_in_itself(server: Server) -> None:
+    page = httpx.get(f"{server.url}/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "http" not in page.text.replace("http-equiv", "")  # it works without a network
+    assert httpx.get(f"{server.url}/v1/svf").json()["experts"] == [*EXPERTS]
+
+
+@pytest.fixture(scope="module")
+def locked(start: Callable[..., Server]) -> Server:
+    return start(**{KEY: "a key"}).wait()
+
+
+def test_without_the_key_nothing_but_health_answers(locked: Server) -> None:
+    body = {"model": "math", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    paths = [
+        *json.loads(httpx.get(f"{locked.url}/openapi.json", headers={"authorization": "Bearer a key"}).text)["paths"]
+    ]
+    paths += ["/", "/metrics", "/v1/svf", "/docs", "/nothing", "/health/", "//health", "/health/../metrics"]
+    for path in {*paths} - {"/health"}:
+        for given in ({}, {"authorization": "Bearer a"}, {"authorization": "Basic !"}, {"authorization": "a key"}):
+            for method in ("GET", "POST"):
+                said = httpx.request(method, f"{locked.url}{path}", headers=given)
+                assert said.status_code == 401, path
+                assert "key" in said.json()["error"]["message"]
+    assert httpx.get(f"{locked.url}/health").status_code == 200
+    basic = "Basic " + base64.b64encode(b"anyone:a key").decode()
+    for key in ("Bearer a key", basic):
+        head = {"authorization": key}
+        assert httpx.get(f"{locked.url}/", headers=head).status_code == 200
+        assert httpx.post(f"{locked.url}/v1/chat/completions", json=body, headers=head, timeout=300).is_success
+
+
+def test_told_to_stop_it_ends_what_runs(locked: Server) -> None:
+    body = {"model": "code", "prompt": "x", "max_tokens": 200, "min_tokens": 200, "temperature": 0}
+    done: list[httpx.Response] = []
+
+    def complete() -> None:
+        head = {"authorization": "Bearer a key"}
+        done.append(httpx.post(f"{locked.url}/v1/completions", json=body, headers=head, timeout=300))
+
+    threads = [threading.Thread(target=complete) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while "num_requests_running" not in (text := _metrics(locked)) or _running(text) < 8:
+        assert not done
+    locked.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    assert [response.json()["usage"]["completion_tokens"] for response in done] == [200] * 8
+    assert locked.process.wait(60) == 0
+
+
+def _metrics(server: Server) -> str:
+    return httpx.get(f"{server.url}/metrics", headers={"authorization": "Bearer a key"}).text
+
+
+def _running(metrics: str) -> float:
+    lines = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def test_experts_that_do_not_go_together_are_refused_before_anything_is_loaded(
+    start_server: Callable[..., Server], folder: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(folder / "math", tmp_path / "damaged")
+    (damaged / "adapter_model.safetensors").write_bytes(b"")
+    save_adapter(tmp_path / "other", SVFConfig(target_modules="attention", task_type="CAUSAL_LM"))
+    for experts, said in (
+        ([f"math={damaged}"], "is damaged"),
+        ([f"math={folder / 'math'}", f"code={tmp_path / 'other'}"], "different targets"),
+        ([f"auto={folder / 'math'}"], "stands for something else"),
+        (["math"], "give the class and its adapter"),
+        ([f"math={folder / 'math'}", "--learning_rate", "1"], "unknown option --learning_rate"),
+        ([f"math={folder / 'math'}", "--adapters", str(tmp_path / "none")], "no folder"),
+    ):
+        given = ["--expert", experts[0]] + [
+            text for one in experts[1:] for text in (("--expert", one) if "=" in one else (one,))
+        ]
+        refused = start_server(command=["svf_rl.cli", "serve", str(model_path()), *given])
+        assert refused.process.wait(120) == 1
+        (line,) = [line for line in refused.log.read_text().splitlines() if line.startswith("error: ")]
+        assert said in line
