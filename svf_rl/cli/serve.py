@@ -21,7 +21,7 @@ class ServeArguments:
 
 
 def _fill(parser: argparse.ArgumentParser) -> None:
-    from svf_rl.endpoint.command import EndpointArguments
+    from svf_rl.endpoint.arguments import EndpointArguments
 
     parser.add_argument("served", metavar="recipe | model", help="a recipe, or with --expert a base model")
     add_flags(parser, ServeArguments)
@@ -48,7 +48,8 @@ def _for_runs(known: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
 
 def _endpoint(known: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     from svf_rl.adaptation.arguments import named_by_class
-    from svf_rl.endpoint.command import EndpointArguments, endpoint_command
+    from svf_rl.endpoint.arguments import EndpointArguments
+    from svf_rl.endpoint.command import endpoint_command
     from svf_rl.models.base import ModelArguments
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -3,39 +3,25 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from svf_rl.adaptation.dispatch import default_system_prompt
-from svf_rl.described import described
+from svf_rl.endpoint.arguments import EndpointArguments
 from svf_rl.endpoint.settings import BASE, CLASSIFIER, EndpointSettings
 from svf_rl.errors import SVFError
 from svf_rl.experts.merged import trained_dtype
 from svf_rl.generation.vllm.colocated import MOST_ADAPTERS
 from svf_rl.generation.vllm.plugin import LOAD_FORMAT
-from svf_rl.launch.serving import model_dtype, vllm_command
+from svf_rl.launch.serving import check_address, model_dtype, vllm_command
 from svf_rl.models.base import ModelArguments
 from svf_rl.svf.expert import check_same_base, expert_folder, read_expert
 
 _MIDDLEWARE = "svf_rl.endpoint.app.Endpoint"  # a class that imports vLLM
 _DRAIN = 600
 """Seconds for the requests that run when the server is told to stop."""
-
-
-@dataclass
-class EndpointArguments:
-    """What an endpoint serves beside its experts."""
-
-    classifier: str | None = described(
-        None, "A trained dispatch expert, which chooses for auto (default: the base model does)."
-    )
-    classifier_prompt: str | None = described(
-        None, "System message that asks for the class (default: the classifier's own)."
-    )
-    adapters: str | None = described(None, "Folder from which adapters may be loaded while the server runs.")
-    max_length: int | None = described(None, "Longest prompt and answer, in tokens (default: the model's).")
 
 
 def endpoint_command(
@@ -62,6 +48,7 @@ def endpoint_command(
         SVFError: an adapter that is none or does not go with the others, a name that no request could give, or a server
             cannot listen at the address. All of it before anything is loaded.
     """
+    check_address(host, port)
     folders = {name: expert_folder(path).resolve() for name, path in experts.items()}
     classifier = None if arguments.classifier is None else expert_folder(arguments.classifier).resolve()
     root = None if arguments.adapters is None else Path(arguments.adapters).expanduser().resolve()

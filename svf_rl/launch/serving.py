@@ -41,6 +41,7 @@ def server_command(recipe: Recipe, host: str, port: int, more: Sequence[str] = (
         SVFError: no such model, no vLLM, or a server cannot listen at the address.
     """
     model, training = recipe.model, recipe.training
+    check_address(host, port)
     make_secret()
     dtype = model_dtype(model)
     options: dict[str, object] = {
@@ -89,10 +90,8 @@ def vllm_command(
         more (`Sequence[str]`): Options of vLLM from its user, which replace others.
 
     Raises:
-        SVFError: no vLLM, or a server cannot listen at the address.
+        SVFError: vLLM cannot read the model's length.
     """
-    require_vllm()
-    _check_free(host, port)
     flags = [*flags, "--disable-uvicorn-access-log", "--no-use-tqdm-on-load"]
     environment = {"PYTHONWARNINGS": "ignore::DeprecationWarning", **os.environ}
     if eager:
@@ -156,8 +155,10 @@ def model_dtype(model: ModelArguments) -> str:
     return model.dtype if model.dtype != "auto" else str(config.dtype or torch.float32).removeprefix("torch.")
 
 
-def _check_free(host: str, port: int) -> None:
-    """Check the address now: vLLM would fail only after minutes of loading."""
+def check_address(host: str, port: int) -> None:
+    """Raises `SVFError` where there is no vLLM, or nothing can listen at the address: vLLM itself would fail only after
+    minutes of loading."""
+    require_vllm()
     if not 0 < port < 65536:
         raise SVFError(f"cannot listen at port {port}: give a --port between 1 and 65535")
     try:
