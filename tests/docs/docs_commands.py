@@ -41,7 +41,7 @@ SMALLER = {
 }  # fmt: skip
 STUBS = ("svf-rl", "accelerate", "python", "make")
 # These are never run, only checked.
-CHECKED = ("pip", "hf", "sbatch", "scancel", "apptainer", "sudo", "tensorboard", "nvidia-smi")
+CHECKED = ("pip", "hf", "sbatch", "scancel", "apptainer", "sudo", "tensorboard", "nvidia-smi", "vllm", "curl")
 
 _STUB = """#!{python} -IS
 import array, json, os, socket, sys
