@@ -6,6 +6,8 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -227,6 +230,28 @@ def gpu() -> dict[str, Any]:
         "driver": driver,
         "cuda": torch.version.cuda,
     }
+
+
+@contextmanager
+def serving(command: list[str], port: int) -> Iterator[str]:
+    """A server in a process of its own, `python -m` of a command to which the port is added; yields its address when it
+    is up."""
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([sys.executable, "-m", *command, "--port", str(port)], stdout=log, stderr=log)
+        try:
+            while True:
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise SystemExit(log.read().decode()[-2000:])
+                with suppress(httpx.TransportError):
+                    if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                        break
+                time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def arguments(doc: str | None, script: str) -> argparse.Namespace:

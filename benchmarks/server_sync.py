@@ -10,20 +10,26 @@ does (packing `z`, or rebuilding and encoding matrices) is in them, and so is th
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
-import httpx
 import torch
-from common import MLP, SHAPES, arguments, decompose_once, hardware, interleaved, random_llama, report, saved_model
+from common import (
+    MLP,
+    SHAPES,
+    arguments,
+    decompose_once,
+    hardware,
+    interleaved,
+    random_llama,
+    report,
+    saved_model,
+    serving,
+)
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -34,29 +40,10 @@ from svf_rl.svf import SVFConfig, svf_layers
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
 
 
-@contextmanager
-def serving(model: str, dtype: str, port: int) -> Iterator[str]:
-    """A server of `model` in a process of its own; yields its address when it is up."""
-    url = f"http://127.0.0.1:{port}"
-    options = ["--model_name_or_path", model, "--dtype", dtype, "--vllm_max_model_length", "256", "--port", str(port)]
-    options += ["--vllm_weights", "merged"]  # which alone takes a full push
-    with tempfile.TemporaryFile() as log:
-        command = [sys.executable, "-m", "svf_rl.cli", "serve", str(RECIPE), *options]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            while True:
-                if process.poll() is not None:
-                    log.seek(0)
-                    raise SystemExit(log.read().decode()[-2000:])
-                try:
-                    if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    time.sleep(1)
-            yield url
-        finally:
-            process.terminate()
-            process.wait()
+def served(model: str, dtype: str) -> list[str]:
+    """The command of a server of whole weights, which alone takes a full push."""
+    options = ["--model_name_or_path", model, "--dtype", dtype, "--vllm_max_model_length", "256"]
+    return ["svf_rl.cli", "serve", str(RECIPE), *options, "--vllm_weights", "merged"]
 
 
 def measure(name: str, model: PeftModel, url: str, dtype: str, repeats: int) -> dict[str, Any]:
@@ -96,7 +83,7 @@ def main() -> None:
     os.environ["SVF_RL_CACHE"] = cache = tempfile.mkdtemp(prefix="svf-rl-benchmark-")
     rows, port = [], 8731
     if args.shape == "small":
-        with serving("quickstart", "float32", port) as url:
+        with serving(served("quickstart", "float32"), port) as url:
             base = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
             model = get_peft_model(base, SVFConfig(target_modules="mlp"))
             rows.append(measure("quickstart", model, url, "float32", repeats))
@@ -105,7 +92,7 @@ def main() -> None:
     for layers in depths:
         with tempfile.TemporaryDirectory() as folder:
             saved_model(folder, SHAPES[args.shape].config(layers), torch.bfloat16)
-            with serving(folder, "bfloat16", port) as url:
+            with serving(served(folder, "bfloat16"), port) as url:
                 base = random_llama(SHAPES[args.shape].config(layers), torch.bfloat16, args.device)
                 model = get_peft_model(decompose_once(base), SVFConfig(target_modules=MLP))
                 name = f"{layers} layers, hidden {SHAPES[args.shape].hidden}"

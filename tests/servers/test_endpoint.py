@@ -211,6 +211,55 @@ def test_the_page_is_whole_in_itself(server: Server) -> None:
     assert httpx.get(f"{server.url}/v1/svf").json()["experts"] == [*EXPERTS]
 
 
+WIDTHS = {"a desk": (1200, 900), "a phone": (390, 844)}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_mixes_asks_and_compares_in_a_browser(server: Server, width: str) -> None:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    if (driver := shutil.which("chromedriver")) is None:
+        pytest.skip("no browser: Debian's chromium and chromium-driver are not installed")
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
+        metrics = {**size, "deviceScaleFactor": 1, "mobile": width == "a phone"}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get(server.url)
+        wait = WebDriverWait(browser, 60)
+        boxes = wait.until(lambda page: page.find_elements(By.CSS_SELECTOR, "#models input"))
+        assert [box.get_attribute("value") for box in boxes] == ["base", *EXPERTS, "auto", "mix"]
+        for name in ("code", "reasoning"):
+            browser.find_element(By.CSS_SELECTOR, f"#models [value={name}]").send_keys(Keys.SPACE)  # by the keyboard
+        sliders = browser.find_elements(By.CSS_SELECTOR, "#sliders input")
+        sliders[0].send_keys(Keys.ARROW_RIGHT * 2)  # which chooses the mix too
+        sliders[2].send_keys(Keys.HOME)
+        tokens = browser.find_element(By.ID, "tokens")
+        tokens.clear()
+        tokens.send_keys("24")
+        browser.find_element(By.ID, "question").send_keys(QUESTIONS[0] + Keys.CONTROL + Keys.ENTER)
+        wait.until(lambda page: page.find_element(By.ID, "status").text == "All have answered.")
+        cards = [card.text.split("\n") for card in browser.find_elements(By.TAG_NAME, "article")]
+        assert [card[0] for card in cards] == ["base", "math", "auto", "mix"]
+        assert [card[-1].partition(",")[0] for card in cards[:2]] == ["base", "math"]
+        assert "was chosen" in cards[2][-1]
+        assert cards[3][-1].startswith("math:0.45+code:0.35")
+        assert all(len(card) > 2 and card[1] for card in cards)  # each said something
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= size["width"]
+        unnamed = "[...document.querySelectorAll('input, textarea')].filter(each => !each.labels.length).length"
+        assert browser.execute_script(f"return {unnamed}") == 0  # a screen reader has a name for each
+        assert browser.get_log("browser") == []
+    finally:
+        browser.quit()
+
+
 @pytest.fixture(scope="module")
 def locked(start: Callable[..., Server]) -> Server:
     return start(**{KEY: "a key"}).wait()
