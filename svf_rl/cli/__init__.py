@@ -15,7 +15,8 @@ from svf_rl.train import main as train
 from svf_rl.train import quiet_libraries
 
 COMMANDS = (
-    plan.PLAN, serve.SERVE, evaluation.EVAL, report.REPORT, experts.EXPERTS, experts.MERGE, experts.PUSH,
+    plan.PLAN, serve.SERVE, evaluation.EVAL, report.REPORT, experts.EXPERTS, experts.MERGE, experts.EXTRACT,
+    experts.PUSH,
     adaptation.FEW_SHOT, adaptation.DISPATCH, reproduce.REPRODUCE, decompose.DECOMPOSE, recipes.RECIPES,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`svf-rl experts`, `merge` and `push`: saved adapters."""
+"""`svf-rl experts`, `merge`, `extract` and `push`: saved adapters."""
 
 import argparse
 import json
@@ -49,6 +49,27 @@ def _merge(known: argparse.Namespace) -> None:
         print("note: vLLM runs float32 models in half precision unless it is given --dtype float32")
 
 
+def _fill_extract(parser: argparse.ArgumentParser) -> None:
+    from svf_rl.models.base import ModelArguments
+
+    parser.add_argument("model", help="the base model: local folder or Hub name; 'quickstart' is the bundled model")
+    parser.add_argument("tuned", help="a model that was made from it, in any way")
+    parser.add_argument("--out", required=True, help="folder of the adapter; must be new or empty")
+    parser.add_argument(
+        "--targets", default="mlp", help="mlp, attention, mlp+attention, or a regular expression (default: mlp)"
+    )
+    add_flags(parser, ModelArguments, ["dtype", "trust_remote_code"], dtype={"help": "of the base model's weights"})
+    parser.add_argument("--revision", help="branch, tag or commit of the base model on the Hub")
+
+
+def _extract(known: argparse.Namespace) -> None:
+    from svf_rl.experts.extract import extract
+    from svf_rl.models.base import ModelArguments
+
+    model = read_flags(known, ModelArguments, model_name_or_path=known.model, model_revision=known.revision)
+    print(extract(model, known.tuned, known.out, known.targets))
+
+
 def _fill_push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", metavar="DIR", help="a saved adapter")
     parser.add_argument("target", help="OWNER/NAME on the Hub, or a folder, as in ./NAME")
@@ -76,3 +97,7 @@ MERGE = Command(
     "nothing was written",
 )  # fmt: skip
 PUSH = Command("push", "publish an adapter with its model card, on the Hub or into a folder", _fill_push, _push)
+EXTRACT = Command(
+    "extract", "write the SVF adapter that is nearest to a tuned model, and say how much of it that is",
+    _fill_extract, _extract, "nothing was written",
+)  # fmt: skip

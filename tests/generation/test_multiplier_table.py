@@ -65,6 +65,16 @@ def _answers(adapters: AdapterRows, numbers: list[int]) -> list[float]:
     return (scaled[:, 0] / S["down"][0]).tolist()
 
 
+def test_a_row_is_no_part_of_a_graph() -> None:
+    """The multiplier of a directly trained `z` is the parameter; each update would lengthen the graph of a row."""
+    adapters = AdapterRows(_table())
+    for value in (1.0, 2.0):
+        adapters.put(1, {"down": torch.nn.Parameter(torch.full((2,), value))})
+        assert _answers(adapters, [1]) == [value]
+        assert not adapters._values[1].requires_grad
+        assert not adapters.table.values.requires_grad
+
+
 def test_any_number_of_adapters_takes_turns_in_the_slots() -> None:
     adapters = AdapterRows(_table(slots=3))
     place, random = adapters.table.values.data_ptr(), Random(0)

@@ -140,7 +140,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def undisturbed(folder: Path, updates: int) -> Soak:
     soak = Soak(folder, updates)
-    with MemoryWatch(lambda: soak.run.process.pid, soak.run.update, 1.0) as watch:
+    with MemoryWatch(lambda: soak.run.process.pid, soak.run.update, min(1.0, updates / 500)) as watch:
         soak.run.process.wait()
     assert soak.run.process.returncode == 0, soak.run.said()[-4000:]
     soak.samples = watch.samples
