@@ -414,6 +414,18 @@ def _adaptation(result: dict[str, Any]) -> Rows:
     ]
 
 
+def _endpoint(result: dict[str, Any]) -> Rows:
+    return [{"who answers": name, "accuracy": f"{value:.3f}"} for name, value in result["accuracy"].items()]
+
+
+def _endpoint_latency(result: dict[str, Any]) -> Rows:
+    return [
+        {"model": name, "median seconds": f"{value:.3f}"}
+        | {"against a named expert": _times(result["ratio"]) if name == "auto" else ""}
+        for name, value in result["seconds"].items()
+    ]
+
+
 def _architectures(result: dict[str, Any]) -> Rows:
     heads = ("loss", "transformers", "colocated", "factored", "server", "merge")
     return [
@@ -434,6 +446,8 @@ def _architectures_refused(result: dict[str, Any]) -> str:
 
 _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "adaptation": _adaptation,
+    "endpoint": _endpoint,
+    "endpoint.latency": _endpoint_latency,
     "architectures": _architectures,
     "architectures.refused": _architectures_refused,
     "decompose": _decompose,
