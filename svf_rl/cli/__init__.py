@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from svf_rl import __version__
-from svf_rl.cli import adaptation, decompose, evaluation, experts, plan, recipes, report, reproduce, serve
+from svf_rl.cli import adaptation, decompose, evaluation, experts, export, plan, recipes, report, reproduce, serve
 from svf_rl.errors import SVFError, one_line_errors, whole_output
 from svf_rl.storage.bundled import check_recipe_file
 from svf_rl.storage.environment import check_environment
@@ -16,7 +16,7 @@ from svf_rl.train import quiet_libraries
 
 COMMANDS = (
     plan.PLAN, serve.SERVE, evaluation.EVAL, report.REPORT, experts.EXPERTS, experts.MERGE, experts.EXTRACT,
-    experts.PUSH,
+    export.EXPORT, experts.PUSH,
     adaptation.FEW_SHOT, adaptation.DISPATCH, reproduce.REPRODUCE, decompose.DECOMPOSE, recipes.RECIPES,
 )  # fmt: skip
 

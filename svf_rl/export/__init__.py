@@ -1,0 +1,1 @@
+"""Adapters for engines that do not know SVF, each with a certificate of what it does there."""
