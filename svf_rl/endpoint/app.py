@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
@@ -40,6 +39,8 @@ from svf_rl.endpoint.metrics import CLASSIFYING, REQUESTS
 from svf_rl.endpoint.model_names import parse_mixture
 from svf_rl.endpoint.settings import AUTO, BASE, CLASSIFIER, KEY, EndpointSettings
 from svf_rl.errors import SVFError, one_line
+from svf_rl.models.arguments import ModelArguments
+from svf_rl.models.loading import load_tokenizer
 
 _ANSWERS = ("/v1/chat/completions", "/v1/completions")
 _LOADS = "/v1/load_lora_adapter"
@@ -57,7 +58,11 @@ class Endpoint:
         self._app = app
         self._settings = EndpointSettings.from_environment()
         self._key = os.environ.get(KEY, "")
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(self._settings.model)
+        self._tokenizer: Any = load_tokenizer(
+            ModelArguments(
+                self._settings.model, self._settings.revision, trust_remote_code=self._settings.trust_remote_code
+            )
+        )
         self._labels = [
             (label, self._tokenizer(rf"\boxed{{{label}}}", add_special_tokens=False)["input_ids"])
             for label in self._settings.classes

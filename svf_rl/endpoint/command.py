@@ -60,6 +60,8 @@ def endpoint_command(
         None if classifier is None else str(classifier),
         arguments.classifier_prompt or default_system_prompt(model.location, classifier),
         None if root is None else str(root),
+        model.model_revision,
+        model.trust_remote_code,
     )
     adapters = folders | ({} if classifier is None else {CLASSIFIER: classifier})
     read = [read_expert(folder, name) for name, folder in adapters.items()]

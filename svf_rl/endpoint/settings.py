@@ -24,6 +24,7 @@ class EndpointSettings:
         classifier (`str`, *optional*): The adapter that classifies; `None`: the base model does.
         system_prompt (`str`): Asks for the class.
         adapters (`str`, *optional*): The only folder from which adapters are loaded at run time.
+        revision (`str`, *optional*), trust_remote_code (`bool`): Of the base model, as [`ModelArguments`] has them.
 
     Raises:
         SVFError: no expert, or a name that a request could not give.
@@ -34,6 +35,8 @@ class EndpointSettings:
     classifier: str | None = None
     system_prompt: str = ""
     adapters: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if not self.experts:
