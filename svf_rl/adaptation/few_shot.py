@@ -116,7 +116,7 @@ def adapt(pool: ExpertPool, items: TaskItems, arguments: FewShotArguments, out: 
     labelled = items.only(shots)
     groups = pool.combination_groups(arguments.scope)
     search = arguments.search(groups, len(pool.names))
-    settings = normalize_json(_settings(pool, labelled, arguments))
+    settings = {} if out is None else normalize_json(_settings(pool, labelled, arguments))
     history = [] if out is None else _resume(search, out, settings)
     count = arguments.population
     at_once = count if pool.mixes_adapters else 1

@@ -13,12 +13,13 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
 
 from svf_rl.adaptation.dispatch import classification_ids
 from svf_rl.endpoint.asgi import (
@@ -35,18 +36,22 @@ from svf_rl.endpoint.asgi import (
     with_body,
 )
 from svf_rl.endpoint.classify import Class, classify
+from svf_rl.endpoint.few_shot import FewShotJob, read_task
 from svf_rl.endpoint.metrics import CLASSIFYING, REQUESTS
+from svf_rl.endpoint.mixtures import KEPT, NamedMixtures
 from svf_rl.endpoint.model_names import parse_mixture
 from svf_rl.endpoint.settings import AUTO, BASE, CLASSIFIER, KEY, EndpointSettings
 from svf_rl.errors import SVFError, one_line
+from svf_rl.generation import Completion, Sampling
+from svf_rl.generation.vllm.mixture import Mixture
+from svf_rl.generation.vllm.settings import completion_of, sampling_params
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_tokenizer
 
 _ANSWERS = ("/v1/chat/completions", "/v1/completions")
 _LOADS = "/v1/load_lora_adapter"
+_ADAPT = "/v1/adapt"
 _OPEN = ("/health",)
-_MIXTURES = 64
-"""How many mixtures keep their names, the last ones."""
 _LOG = logging.getLogger("svf_rl.endpoint")
 _PAGE = Path(__file__).parent / "page.html"
 
@@ -67,8 +72,9 @@ class Endpoint:
             (label, self._tokenizer(rf"\boxed{{{label}}}", add_special_tokens=False)["input_ids"])
             for label in self._settings.classes
         ]
-        self._mixtures: dict[str, LoRARequest] = {}  # the last ones
-        self._one_at_a_time = asyncio.Lock()
+        self._mixtures = NamedMixtures()
+        self._adapted = NamedMixtures()  # found by searches: other mixtures do not put them out
+        self._jobs: dict[str, FewShotJob] = {}
         if not _LOG.handlers:
             _LOG.addHandler(logging.StreamHandler())
             _LOG.setLevel(logging.INFO)
@@ -87,7 +93,9 @@ class Endpoint:
             await answer(send, 200, _PAGE.read_bytes(), (b"content-type", b"text/html; charset=utf-8"))
         elif (method, path) == ("GET", "/v1/svf"):
             await answer_json(send, {"model": self._settings.model, "experts": list(self._settings.experts)})
-        elif method == "POST" and path in (*_ANSWERS, _LOADS):
+        elif path.startswith(f"{_ADAPT}/") and method in ("GET", "DELETE"):
+            await self._tell(send, path.removeprefix(f"{_ADAPT}/"), method == "DELETE")
+        elif method == "POST" and path in (*_ANSWERS, _LOADS, _ADAPT):
             try:
                 body = await read_body(receive)
             except BodyTooLarge:
@@ -125,6 +133,9 @@ class Endpoint:
                 await answer_error(send, 403, problem)
                 return
             await self._app(*with_body(scope, receive, body), send)
+            return
+        if path == _ADAPT:
+            await self._adapt(scope, send, call)
             return
         started, name, found = time.perf_counter(), call.get("model"), None
         try:
@@ -191,29 +202,78 @@ class Endpoint:
     async def _have_mixture(self, scope: Message, name: str) -> None:
         """Let vLLM know a mixture by its name. Raises `SVFError` for one that cannot be made."""
         models = scope["app"].state.openai_serving_models
-        if name in self._mixtures:
-            self._mixtures[name] = self._mixtures.pop(name)
-        if name in models.lora_requests or models.is_base_model(name):
+        known = name in models.lora_requests and name not in self._mixtures
+        if known or models.is_base_model(name):
             return
         mixture = parse_mixture(name, self._settings.experts)
-        if mixture is None:
+        if mixture is not None:
+            await self._mixtures.add(models, name, mixture)
+
+    async def _adapt(self, scope: Message, send: Send, call: Mapping[str, Any]) -> None:
+        """Begin a search."""
+        if any(job.status == "running" for job in self._jobs.values()):
+            await answer_error(send, 429, "a search is running already: wait for it, or DELETE it")
             return
-        async with self._one_at_a_time:
-            if name in models.lora_requests:
-                return
-            request = LoRARequest(name, models.lora_id_counter.inc(1), mixture.path)
+        server = scope["app"].state
+        models = server.openai_serving_models
+        loop = asyncio.get_running_loop()
+        try:
+            longest = models.model_config.max_model_len
+            task = await loop.run_in_executor(None, read_task, call, self._tokenizer, longest)
+        except SVFError as error:
+            await answer_error(send, 400, one_line(error))
+            return
+        numbers: dict[str, int] = {}
+
+        async def complete(
+            prompts: Sequence[list[int]], sampling: Sequence[Sampling], seeds: Sequence[int], which: Sequence[Mixture]
+        ) -> list[Completion]:
+            for mixture in which:
+                if mixture.path not in numbers:
+                    numbers[mixture.path] = models.lora_id_counter.inc(1)
+
+            async def one(i: int) -> Completion:
+                params = sampling_params(sampling[i], seeds[i])
+                params.output_kind = RequestOutputKind.FINAL_ONLY
+                adapter = LoRARequest(which[i].path, numbers[which[i].path], which[i].path)
+                asked = {"prompt_token_ids": prompts[i]}
+                answers = server.engine_client.generate(
+                    asked, params, f"adapt-{uuid.uuid4().hex}", lora_request=adapter
+                )
+                return [completion_of(last) async for last in answers][-1]
+
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(one(i)) for i in range(len(prompts))]
+            return [task.result() for task in asked]
+
+        async def publish(job: FewShotJob) -> None:
+            assert job.mixture is not None
             try:
-                await models.engine_client.add_lora(request)
-            except Exception as error:  # vLLM raises this very class for what a worker raised
-                raise SVFError(f"{name} cannot be made: {one_line(error)}") from error
-            models.lora_requests[name] = self._mixtures[name] = request
-            for old in list(self._mixtures)[:-_MIXTURES]:
-                del self._mixtures[old]
-                models.lora_requests.pop(old, None)
+                await self._adapted.add(models, job.name, job.mixture)
+            except SVFError as error:
+                job.stop("failed", one_line(error))
+            else:
+                job.stop("done")
+
+        job = FewShotJob(task, self._settings.experts, self._tokenizer, complete, publish)
+        self._jobs[job.id] = job
+        for old in list(self._jobs)[:-KEPT]:
+            del self._jobs[old]
+        await answer_json(send, job.to_dict(), 202)
+
+    async def _tell(self, send: Send, name: str, cancel: bool) -> None:
+        job = self._jobs.get(name)
+        if job is None:
+            await answer_error(send, 404, "there is no such search (any more)")
+            return
+        if cancel:
+            job.stop()
+        await answer_json(send, job.to_dict())
 
     def _count(self, scope: Message, chosen: str, found: Class | None, status: int, seconds: float) -> None:
         known = chosen in self._settings.experts or chosen in (BASE, CLASSIFIER)
-        kind = chosen if known else "mixture" if chosen in self._mixtures else "other"
+        mixed = chosen in self._mixtures or chosen in self._adapted
+        kind = chosen if known else "mixture" if mixed else "other"
         REQUESTS.labels(kind, AUTO if found else "named", status).inc()
         line: dict[str, object] = {"time": round(time.time(), 3), "path": scope["path"], "status": status}
         line |= {"model": chosen[:200], "seconds": round(seconds, 4)}

@@ -4,9 +4,11 @@ one that the server chooses."""
 import base64
 import json
 import random
+import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -178,6 +180,100 @@ def test_what_cannot_be_answered_is_an_error_as_openai_has_them(
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
+def _text(client: openai.OpenAI, model: str, question: str) -> str:
+    asked: Any = [{"role": "user", "content": question}]
+    said = client.chat.completions.create(model=model, messages=asked, max_tokens=24, temperature=0)
+    return said.choices[0].message.content or ""
+
+
+def _search(server: Server, call: dict[str, Any], until: str = "done") -> dict[str, Any]:
+    """Ask for a search, and wait for its end."""
+    begun = post(server, "/v1/adapt", **call)
+    assert begun.status_code == 202, begun.text
+    job = begun.json()
+    assert job["status"] == "running"
+    while job["status"] == "running":
+        time.sleep(0.05)
+        job = httpx.get(f"{server.url}/v1/adapt/{job['id']}").json()
+    assert job["status"] == until, job
+    return job
+
+
+EXAMPLES: list[dict[str, Any]] = [
+    {"prompt": "What is 12 + 7?", "answer": "19"},
+    {"messages": [{"role": "user", "content": "What is 3 + 4?"}], "answer": "7"},
+    {"prompt": "What is 2 + 2?", "answer": "4"},
+]
+SMALL = {"examples": EXAMPLES, "verifier": "numeric", "generations": 2, "population": 4, "samples": 1, "max_tokens": 16}
+
+
+def test_a_few_examples_make_a_model_of_its_own(server: Server, client: openai.OpenAI, folder: Path) -> None:
+    numbers = [re.findall(r"\d+", _text(client, "base", question))[-1] for question in QUESTIONS[:2]]
+    rows = [{"prompt": question, "answer": one} for question, one in zip(QUESTIONS, numbers, strict=False)]
+    call = {**SMALL, "examples": rows, "max_tokens": 24}
+    first, again, other = _search(server, call), _search(server, call), _search(server, {**call, "seed": 1})
+    assert (first["weights"], first["fitness"]) == (again["weights"], again["fitness"])  # the seed decides
+    assert first["fitness"] != other["fitness"]
+    assert first["weights"].keys() == EXPERTS.keys()
+    assert (first["generation"], first["generations"]) == (1, 2)
+    assert len({first["model"], again["model"], other["model"]}) == 3
+    base: Any = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32).eval()
+    model = PeftModel.from_pretrained(base, str(folder / "math"), "math")
+    for name in ("code", "reasoning"):
+        model.load_adapter(str(folder / name), name)
+    model.add_weighted_adapter([*EXPERTS], [*first["weights"].values()], "mix", form="deviation")
+    model.set_adapter("mix")
+    mixed = model.merge_and_unload(adapter_names=["mix"])
+    for question in QUESTIONS:
+        answer, _ = ask(client, first["model"], question)
+        assert wrong_tokens(mixed, [prompt_of(question)], [answer])[0] == 0
+
+
+def test_a_search_can_be_cancelled_and_has_its_time(server: Server, client: openai.OpenAI) -> None:
+    long = {**SMALL, "generations": 20, "population": 32, "samples": 4, "max_tokens": 100}
+    begun = post(server, "/v1/adapt", **long).json()
+    assert post(server, "/v1/adapt", **SMALL).status_code == 429  # one at a time
+    gone = httpx.delete(f"{server.url}/v1/adapt/{begun['id']}").json()
+    assert (gone["status"], gone["model"]) == ("cancelled", None)
+    late = _search(server, {**long, "time_limit": 1}, until="failed")
+    assert "the time limit of 1 s is over" in late["error"]
+    assert ask(client, "math", QUESTIONS[0])[0].token_ids
+    assert _search(server, SMALL)["model"] in {model.id for model in client.models.list()}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"examples": []}, "a list of 1 to 64"),
+        ({"examples": "x"}, "a list of 1 to 64"),
+        ({"examples": [{"prompt": "x"}]}, "an answer in text"),
+        ({"examples": [{"prompt": 1, "answer": "1"}]}, "a text, or messages"),
+        ({"examples": [{"messages": [{"role": "user"}], "answer": "1"}]}, "a text, or messages"),
+        ({"examples": [{"prompt": "x", "answer": "no number"}]}, "no number"),
+        ({"examples": [EXAMPLES[0], EXAMPLES[0]]}, "fewer than the 2 shots"),
+        ({"examples": [{"prompt": "x" * 4000, "answer": "1"}]}, "the model reads"),
+        ({"verifier": "unit_tests"}, "verifier must be"),
+        ({"verifier": "/etc/passwd:x"}, "verifier must be"),
+        ({"generations": 10_000}, "generations must be a whole number from 1 to 20"),
+        ({"seed": True}, "seed must be a whole number"),
+        ({"adapter": "x"}, "unknown field 'adapter'"),
+    ],
+)
+def test_a_search_that_cannot_be_made_is_said(server: Server, change: dict[str, Any], said: str) -> None:
+    response = post(server, "/v1/adapt", **{**SMALL, **change})
+    if response.status_code == 202:  # found by the search itself
+        job = response.json()
+        while job["status"] == "running":
+            time.sleep(0.05)
+            job = httpx.get(f"{server.url}/v1/adapt/{job['id']}").json()
+        assert job["status"] == "failed"
+        assert said in job["error"]
+        return
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
+    assert httpx.get(f"{server.url}/v1/adapt/none").status_code == 404
+
+
 def test_bodies_that_are_no_requests_leave_the_server_as_it_was(server: Server, client: openai.OpenAI) -> None:
     url = f"{server.url}/v1/chat/completions"
     head = {"content-type": "application/json"}
@@ -286,32 +382,26 @@ def test_without_the_key_nothing_but_health_answers(locked: Server) -> None:
 
 
 def test_told_to_stop_it_ends_what_runs(locked: Server) -> None:
-    body = {"model": "code", "prompt": "x", "max_tokens": 200, "min_tokens": 200, "temperature": 0}
-    done: list[httpx.Response] = []
+    body = {"model": "code", "prompt": "x", "max_tokens": 200, "min_tokens": 200, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    begun = threading.Barrier(9)
 
-    def complete() -> None:
-        head = {"authorization": "Bearer a key"}
-        done.append(httpx.post(f"{locked.url}/v1/completions", json=body, headers=head, timeout=300))
+    def complete(_: int) -> int:
+        """Tokens of the answer, whose first one has come when the server is told to stop."""
+        head, tokens = {"authorization": "Bearer a key"}, 0
+        with httpx.stream("POST", f"{locked.url}/v1/completions", json=body, headers=head, timeout=300) as response:
+            for place, line in enumerate(line for line in response.iter_lines() if line.startswith("data: {")):
+                if place == 0:
+                    begun.wait(60)
+                tokens = (json.loads(line.removeprefix("data: ")).get("usage") or {}).get("completion_tokens", 0)
+        return tokens
 
-    threads = [threading.Thread(target=complete) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    while "num_requests_running" not in (text := _metrics(locked)) or _running(text) < 8:
-        assert not done
-    locked.process.send_signal(signal.SIGTERM)
-    for thread in threads:
-        thread.join()
-    assert [response.json()["usage"]["completion_tokens"] for response in done] == [200] * 8
+    with ThreadPoolExecutor(8) as threads:
+        answers = threads.map(complete, range(8))
+        begun.wait(60)
+        locked.process.send_signal(signal.SIGTERM)
+        assert list(answers) == [200] * 8
     assert locked.process.wait(60) == 0
-
-
-def _metrics(server: Server) -> str:
-    return httpx.get(f"{server.url}/metrics", headers={"authorization": "Bearer a key"}).text
-
-
-def _running(metrics: str) -> float:
-    lines = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
-    return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 def test_experts_that_do_not_go_together_are_refused_before_anything_is_loaded(

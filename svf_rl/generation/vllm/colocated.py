@@ -19,7 +19,7 @@ from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.vllm import require_vllm, vllm_errors
 from svf_rl.generation.vllm.classes import separate_classes
 from svf_rl.generation.vllm.cpu import check_not_repacked, cpu_length, plain_cpu_collectives, plain_cpu_weights
-from svf_rl.generation.vllm.settings import sampling_params
+from svf_rl.generation.vllm.settings import completion_of, sampling_params
 from svf_rl.generation.vllm.shutdown import LIVING_ENGINES
 from svf_rl.generation.vllm.tensor_parallel import EngineRanks, check_processes
 from svf_rl.generation.weights import SharedWeights, active_multipliers, stored_weights
@@ -180,13 +180,7 @@ class ColocatedVLLMGenerator:
         check_prompt_lengths([prompt for prompt, *_ in requests], self._max_model_len)
         params = [sampling_params(sampling, seed) for _, sampling, seed in requests]
         outputs = self._outputs([prompt for prompt, *_ in requests], params, progress and self._ranks.first, adapters)
-        completions = []
-        for output in outputs[own]:
-            (choice,), logprobs = output.outputs, None
-            if choice.logprobs is not None:  # flat: those of all positions in a row, of the chosen token first
-                logprobs = [choice.logprobs.logprobs[start] for start in choice.logprobs.start_indices]
-            completions.append(Completion(list(choice.token_ids), logprobs, choice.finish_reason == "stop"))
-        return completions
+        return [completion_of(output) for output in outputs[own]]
 
     def loglikelihood(
         self,

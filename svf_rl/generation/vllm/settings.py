@@ -1,9 +1,9 @@
-"""A request as vLLM's own settings."""
+"""A request as vLLM's own settings, and its answer."""
 
 from typing import Any
 
 from svf_rl.errors import SVFError, one_line
-from svf_rl.generation.sampling import Sampling
+from svf_rl.generation.sampling import Completion, Sampling
 
 # What reads the answers relies on vLLM's defaults.
 _OURS = ("output_kind", "flat_logprobs", "detokenize")
@@ -26,3 +26,11 @@ def sampling_params(sampling: Sampling, seed: int) -> Any:
         return msgspec.convert({**settings, **sampling.extra, **ours}, SamplingParams)
     except (TypeError, ValueError, VLLMValidationError) as error:
         raise SVFError(f"generation_kwargs or another sampling key does not suit vLLM: {one_line(error)}") from error
+
+
+def completion_of(output: Any) -> Completion:
+    """Of vLLM's output for a request with such settings."""
+    (choice,), logprobs = output.outputs, None
+    if choice.logprobs is not None:  # flat: those of all positions in a row, of the chosen token first
+        logprobs = [choice.logprobs.logprobs[start] for start in choice.logprobs.start_indices]
+    return Completion(list(choice.token_ids), logprobs, choice.finish_reason == "stop")
