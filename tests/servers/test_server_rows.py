@@ -172,7 +172,10 @@ def test_an_update_disturbs_no_request_and_no_weight(
         for thread in clients:
             thread.join()
     assert len(versions) == done
-    for kind, place, response, _ in answers:
+    for kind, place, response, meanwhile in answers:
+        if response.status_code == 404:  # so many updates came before the request did that its version had no name left
+            assert meanwhile >= KEPT
+            continue
         choice = response.json()["choices"][0]
         assert choice["token_ids"] == expected[kind][place]
     assert sum(meanwhile > 0 for *_, meanwhile in answers) > len(answers) / 2, "no update came while requests ran"
