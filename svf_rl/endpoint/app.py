@@ -50,6 +50,7 @@ from svf_rl.models.loading import load_tokenizer
 
 _ANSWERS = ("/v1/chat/completions", "/v1/completions")
 _LOADS = "/v1/load_lora_adapter"
+_SAGEMAKER = "/adapters"  # which loads them too, under other names
 _ADAPT = "/v1/adapt"
 _OPEN = ("/health",)
 _LOG = logging.getLogger("svf_rl.endpoint")
@@ -93,6 +94,8 @@ class Endpoint:
             await answer(send, 200, _PAGE.read_bytes(), (b"content-type", b"text/html; charset=utf-8"))
         elif (method, path) == ("GET", "/v1/svf"):
             await answer_json(send, {"model": self._settings.model, "experts": list(self._settings.experts)})
+        elif path.startswith(_SAGEMAKER):
+            await answer_error(send, 403, f"adapters are loaded by {_LOADS} alone")
         elif path.startswith(f"{_ADAPT}/") and method in ("GET", "DELETE"):
             await self._tell(send, path.removeprefix(f"{_ADAPT}/"), method == "DELETE")
         elif method == "POST" and path in (*_ANSWERS, _LOADS, _ADAPT):

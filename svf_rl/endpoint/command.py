@@ -14,7 +14,7 @@ from svf_rl.endpoint.settings import BASE, CLASSIFIER, EndpointSettings
 from svf_rl.errors import SVFError
 from svf_rl.experts.merged import trained_dtype
 from svf_rl.generation.vllm.colocated import MOST_ADAPTERS
-from svf_rl.generation.vllm.plugin import LOAD_FORMAT
+from svf_rl.generation.vllm.plugin import ADAPTERS, LOAD_FORMAT
 from svf_rl.launch.serving import check_address, model_dtype, vllm_command
 from svf_rl.models.base import ModelArguments
 from svf_rl.svf.expert import check_same_base, expert_folder, read_expert
@@ -83,5 +83,5 @@ def endpoint_command(
     )
     environment |= settings.to_environment()
     if root is not None:
-        environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_LORA_RESOLVER_CACHE_DIR": str(root)}
+        environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", ADAPTERS: str(root)}
     return command, environment

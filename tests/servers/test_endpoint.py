@@ -167,6 +167,8 @@ def _likeliest(model: torch.nn.Module, question: str) -> str:
         ("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "elsewhere"}, 403, "from the folder alone"),
         ("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "svf-mix:{}"}, 403, "from the folder alone"),
         ("/v1/load_lora_adapter", {"lora_name": "x"}, 403, "from the folder alone"),
+        ("/adapters", {"name": "x", "src": "elsewhere"}, 403, "by /v1/load_lora_adapter alone"),
+        ("/v1/completions", {"model": "../elsewhere", "prompt": "x"}, 404, "does not exist"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_an_error_as_openai_has_them(

@@ -9,11 +9,15 @@ from typing import Any
 LOAD_FORMAT = "svf"
 """Of a vLLM that computes with factors (`--load-format`)."""
 
+ADAPTERS = "SVF_RL_ADAPTERS"
+"""Variable with the folder of the resolver, before vLLM's own: by that vLLM looks for LoRA adapters too, where a name
+with `../` leads out of the folder."""
+
 _registered: list[str] = []
 
 
 def register() -> None:
-    """Make the load format known, and the resolver of a folder of adapters where vLLM's variable names one."""
+    """Make the load format known, and the resolver of a folder of adapters where a variable names one."""
     if _registered:
         return
     from vllm.config.load import LoadConfig
@@ -35,7 +39,7 @@ def register() -> None:
 
     register_model_loader(LOAD_FORMAT)(LazyLoader)
     _registered.append(LOAD_FORMAT)
-    folder = os.environ.get("VLLM_LORA_RESOLVER_CACHE_DIR")
+    folder = os.environ.get(ADAPTERS) or os.environ.get("VLLM_LORA_RESOLVER_CACHE_DIR")
     if folder:
         from svf_rl.generation.vllm.resolver import FolderResolver
 
