@@ -1,6 +1,8 @@
 """An SVF adapter as a LoRA of rank k: the nearest there is, with a certificate of what it does."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,15 +92,17 @@ def test_the_curve_tells_beforehand_what_a_rank_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
-def test_vllms_own_lora_says_what_peft_says(tmp_path: Path) -> None:
-    """The engine for which it is made."""
+def test_the_engine_for_which_it_is_made_says_the_same(tmp_path: Path) -> None:
+    """In a process of its own, with which its memory goes."""
     expert = save_adapter(tmp_path / "expert", CONFIGS["direct"], seed=1, by=0.2)
-    found = export_lora(
-        expert, tmp_path / "lora", 96,
-        EvaluationArguments("quickstart", tasks=["quickstart:math"], limit=8, max_tokens=16, enforce_eager=True),
-    )  # fmt: skip
-    assert found.backend == "vllm"
-    assert found.equal_tokens > 0.98
+    command = [sys.executable, "-m", "svf_rl.cli", "export", "quickstart", "--expert", expert, "--format", "peft-lora"]
+    command += ["--rank", "96", "--out", str(tmp_path / "lora"), "--task", "quickstart:math", "--limit", "8"]
+    done = subprocess.run([*command, "--max-tokens", "16", "--enforce-eager"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = json.loads((tmp_path / "lora" / CERTIFICATE).read_text())
+    assert written["backend"] == "vllm"
+    assert written["equal_tokens"] > 0.98
+    assert "rank 96, 9 matrices, 8 rows of quickstart:math (vllm)" in done.stdout
 
 
 def test_equal_tokens_are_counted_by_their_places() -> None:
