@@ -26,7 +26,7 @@ def _fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("served", metavar="recipe | model", help="a recipe, or with --expert a base model")
     add_flags(parser, ServeArguments)
     endpoint = parser.add_argument_group("with experts")
-    add_experts(endpoint, "NAME=DIR", "an SVF adapter and the model's name in requests; given once for each")
+    add_experts(endpoint, "[NAME=]DIR", "an SVF adapter and the model's name in requests; given once for each")
     add_flags(endpoint, EndpointArguments)
 
 
@@ -47,20 +47,19 @@ def _for_runs(known: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
 
 
 def _endpoint(known: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    from svf_rl.adaptation.arguments import named_by_class
+    from svf_rl.adaptation.few_shot_run import experts_by_name
     from svf_rl.endpoint.arguments import EndpointArguments
     from svf_rl.endpoint.command import endpoint_command
     from svf_rl.models.base import ModelArguments
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for names in _OF_ENDPOINT:
-        add_flags(parser, ModelArguments, [names])
+    add_flags(parser, ModelArguments, _OF_ENDPOINT)
     model, unknown = parser.parse_known_args(known.keys)
     if unknown:
         raise SVFError(f"unknown option {unknown[0]} of a server of experts: options of vLLM follow after --")
     return endpoint_command(
         read_flags(model, ModelArguments, model_name_or_path=known.served),
-        named_by_class(known.experts),
+        experts_by_name(known.experts),
         read_flags(known, EndpointArguments),
         known.host,
         known.port,

@@ -12,14 +12,10 @@ import json
 import logging
 import os
 import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from vllm import SamplingParams
-from vllm.lora.request import LoRARequest
-from vllm.sampling_params import RequestOutputKind
 
 from svf_rl.adaptation.dispatch import classification_ids
 from svf_rl.endpoint.asgi import (
@@ -36,19 +32,19 @@ from svf_rl.endpoint.asgi import (
     with_body,
 )
 from svf_rl.endpoint.classify import Class, classify
+from svf_rl.endpoint.conversations import messages_of, prompt_of
+from svf_rl.endpoint.engine import ServedEngine
 from svf_rl.endpoint.few_shot import FewShotJob, read_task
 from svf_rl.endpoint.metrics import CLASSIFYING, REQUESTS
 from svf_rl.endpoint.mixtures import KEPT, NamedMixtures
 from svf_rl.endpoint.model_names import parse_mixture
 from svf_rl.endpoint.settings import AUTO, BASE, CLASSIFIER, KEY, EndpointSettings
 from svf_rl.errors import SVFError, one_line
-from svf_rl.generation import Completion, Sampling
-from svf_rl.generation.vllm.mixture import Mixture
-from svf_rl.generation.vllm.settings import completion_of, sampling_params
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_tokenizer
 
-_ANSWERS = ("/v1/chat/completions", "/v1/completions")
+_COMPLETIONS = "/v1/completions"
+_ANSWERS = ("/v1/chat/completions", _COMPLETIONS)
 _LOADS = "/v1/load_lora_adapter"
 _SAGEMAKER = "/adapters"  # which loads them too, under other names
 _ADAPT = "/v1/adapt"
@@ -137,19 +133,20 @@ class Endpoint:
                 return
             await self._app(*with_body(scope, receive, body), send)
             return
+        engine = ServedEngine(scope["app"].state)
         if path == _ADAPT:
-            await self._adapt(scope, send, call)
+            await self._adapt(engine, send, call)
             return
         started, name, found = time.perf_counter(), call.get("model"), None
         try:
             if name == AUTO:
                 with CLASSIFYING.time():
-                    found = await self._classify(scope, path, call)
+                    found = await self._classify(engine, path, call)
                 chosen = found.label if found.label in self._settings.experts else BASE
                 body = json.dumps({**call, "model": chosen}).encode()
             else:
                 chosen = name if isinstance(name, str) else ""
-                await self._have_mixture(scope, chosen)
+                await self._have_mixture(engine.models, chosen)
         except SVFError as error:
             REQUESTS.labels("unknown", "refused", 400).inc()
             await answer_error(send, 400, str(error))
@@ -180,31 +177,18 @@ class Endpoint:
             return None
         return "adapters are loaded from the folder alone that the server was started with (--adapters)"
 
-    async def _classify(self, scope: Message, path: str, call: Mapping[str, Any]) -> Class:
-        conversation = _conversation(path, call)
+    async def _classify(self, engine: ServedEngine, path: str, call: Mapping[str, Any]) -> Class:
+        conversation = prompt_of(call) if path == _COMPLETIONS else messages_of(call)
         (prompt,) = classification_ids(self._tokenizer, [conversation], self._settings.system_prompt)
-        server = scope["app"].state
-        adapter = server.openai_serving_models.lora_requests.get(CLASSIFIER)
-        longest = server.openai_serving_models.model_config.max_model_len - max(len(ids) for _, ids in self._labels) - 1
+        longest = engine.longest - max(len(ids) for _, ids in self._labels) - 1
         if len(prompt) > longest:
             raise SVFError(
                 f"the request has {len(prompt)} tokens for the classifier, which reads {longest}: name an expert"
             )
+        return await classify(prompt, self._labels, partial(engine.next_token, CLASSIFIER))
 
-        async def next_token(ids: list[int], branches: list[int]) -> list[float]:
-            params = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=branches, detokenize=False)
-            answers = server.engine_client.generate(
-                {"prompt_token_ids": ids}, params, f"classify-{uuid.uuid4().hex}", lora_request=adapter
-            )
-            async for last in answers:
-                logprobs = last.outputs[0].logprobs[0]
-            return [logprobs[token].logprob for token in branches]
-
-        return await classify(prompt, self._labels, next_token)
-
-    async def _have_mixture(self, scope: Message, name: str) -> None:
+    async def _have_mixture(self, models: Any, name: str) -> None:
         """Let vLLM know a mixture by its name. Raises `SVFError` for one that cannot be made."""
-        models = scope["app"].state.openai_serving_models
         known = name in models.lora_requests and name not in self._mixtures
         if known or models.is_base_model(name):
             return
@@ -212,53 +196,28 @@ class Endpoint:
         if mixture is not None:
             await self._mixtures.add(models, name, mixture)
 
-    async def _adapt(self, scope: Message, send: Send, call: Mapping[str, Any]) -> None:
+    async def _adapt(self, engine: ServedEngine, send: Send, call: Mapping[str, Any]) -> None:
         """Begin a search."""
-        if any(job.status == "running" for job in self._jobs.values()):
-            await answer_error(send, 429, "a search is running already: wait for it, or DELETE it")
-            return
-        server = scope["app"].state
-        models = server.openai_serving_models
         loop = asyncio.get_running_loop()
         try:
-            longest = models.model_config.max_model_len
-            task = await loop.run_in_executor(None, read_task, call, self._tokenizer, longest)
+            task = await loop.run_in_executor(None, read_task, call, self._tokenizer, engine.longest)
         except SVFError as error:
             await answer_error(send, 400, one_line(error))
             return
-        numbers: dict[str, int] = {}
-
-        async def complete(
-            prompts: Sequence[list[int]], sampling: Sequence[Sampling], seeds: Sequence[int], which: Sequence[Mixture]
-        ) -> list[Completion]:
-            for mixture in which:
-                if mixture.path not in numbers:
-                    numbers[mixture.path] = models.lora_id_counter.inc(1)
-
-            async def one(i: int) -> Completion:
-                params = sampling_params(sampling[i], seeds[i])
-                params.output_kind = RequestOutputKind.FINAL_ONLY
-                adapter = LoRARequest(which[i].path, numbers[which[i].path], which[i].path)
-                asked = {"prompt_token_ids": prompts[i]}
-                answers = server.engine_client.generate(
-                    asked, params, f"adapt-{uuid.uuid4().hex}", lora_request=adapter
-                )
-                return [completion_of(last) async for last in answers][-1]
-
-            async with asyncio.TaskGroup() as tasks:
-                asked = [tasks.create_task(one(i)) for i in range(len(prompts))]
-            return [task.result() for task in asked]
+        if any(job.status == "running" for job in self._jobs.values()):
+            await answer_error(send, 429, "a search is running already: wait for it, or DELETE it")
+            return
 
         async def publish(job: FewShotJob) -> None:
             assert job.mixture is not None
             try:
-                await self._adapted.add(models, job.name, job.mixture)
+                await self._adapted.add(engine.models, job.name, job.mixture)
             except SVFError as error:
                 job.stop("failed", one_line(error))
             else:
                 job.stop("done")
 
-        job = FewShotJob(task, self._settings.experts, self._tokenizer, complete, publish)
+        job = FewShotJob(task, self._settings.experts, self._tokenizer, engine.complete, publish)
         self._jobs[job.id] = job
         for old in list(self._jobs)[:-KEPT]:
             del self._jobs[old]
@@ -291,23 +250,3 @@ async def _refuse(scope: Message, send: Send) -> None:
         return
     asks = (b"www-authenticate", b'Basic realm="svf-rl", charset="UTF-8"')
     await answer_error(send, 401, "give the key of this server, as in Authorization: Bearer KEY", asks)
-
-
-def _conversation(path: str, call: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What is classified of a request. Raises `SVFError` where there is no text."""
-    if path == _ANSWERS[1]:
-        prompt = call.get("prompt")
-        if not isinstance(prompt, str):
-            raise SVFError("auto reads one prompt in text: give prompt as a string, or name an expert")
-        return [{"role": "user", "content": prompt}]
-    messages, found = call.get("messages"), []
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, list):
-            texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-            content = "\n".join(text for text in texts if isinstance(text, str))
-        if isinstance(content, str) and isinstance(message.get("role"), str):
-            found.append({"role": message["role"], "content": content})
-    if not any(message["role"] == "user" and message["content"].strip() for message in found):
-        raise SVFError("auto needs a message of the user with text, by which it chooses an expert")
-    return found

@@ -60,7 +60,7 @@ def read_task(call: Mapping[str, Any], tokenizer: Any, longest: int) -> Task:
     Raises:
         SVFError: for anything else.
     """
-    unknown = sorted(call.keys() - {"examples", "verifier", "model", *_NUMBERS})
+    unknown = sorted(call.keys() - {"examples", "verifier", *_NUMBERS})
     if unknown:
         raise SVFError(f"unknown field {unknown[0]!r:.80}: use examples, verifier, {', '.join(_NUMBERS)}")
     numbers = {name: _number(call, name) for name in _NUMBERS}
@@ -151,7 +151,8 @@ class FewShotJob:
         self.task, self._experts, self._complete, self._done = task, dict(experts), complete, done
         # the part of an `ExpertPool` that a search uses
         self.names, self.tokenizer, self.mixes_adapters, self.syncs = list(experts), tokenizer, True, 0
-        self._loop, self._asked = asyncio.get_running_loop(), None
+        self._loop = asyncio.get_running_loop()
+        self._asked: Future[list[Completion]] | None = None  # of the engine, now
         self._loop.call_later(task.seconds, self.stop, "failed", f"the time limit of {task.seconds} s is over")
         threading.Thread(target=self._search, name=f"adapt-{self.id}", daemon=True).start()
 
@@ -200,8 +201,6 @@ class FewShotJob:
         if self.status != "running":  # it was stopped meanwhile
             self._asked.cancel()
         return self._asked.result()
-
-    _asked: "Future[list[Completion]] | None"
 
     def _mixture_of(self, mix: Mix) -> Mixture:
         alpha = tuple(tuple(round(weight, 6) for weight in row) for row in mix.alpha.view(1, -1).tolist())

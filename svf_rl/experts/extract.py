@@ -118,8 +118,12 @@ def extract(base: ModelArguments, tuned: str, out: str | Path, targets: str = "m
 
 
 def _read(stored: StoredWeights, name: str, own: Tensor) -> Tensor:
-    """In fp64. Raises `SVFError` where it is of another shape than the base model's own."""
+    """In fp64. Raises `SVFError` where it is of another shape than the base model's own, quantised or not finite."""
     other = stored.read(name)
+    if other.dtype.itemsize == 1 or not other.is_floating_point():
+        raise SVFError(f"{name} is quantised in the tuned model ({other.dtype}): name the unquantised one")
+    if not other.isfinite().all():
+        raise SVFError(f"{name} of the tuned model is not finite: its training has failed, or the file is damaged")
     if other.shape != own.shape:
         raise SVFError(
             f"{name} has shape {tuple(other.shape)} in the tuned model and {tuple(own.shape)} in the base model: name "

@@ -1,13 +1,14 @@
 """The adapter that is nearest to a model which was trained in another way."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from fakes import refusal
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from svf_rl.experts.extract import Extracted, extract
@@ -101,6 +102,21 @@ def test_singular_values_of_zero_tell_nothing_and_multipliers_stay_sound() -> No
     assert found.isfinite().all()
     tiny = Factors(factors.U[:, :3], torch.tensor([1.0, 1e-3, 1e-6]), factors.Vt[:3])
     assert nearest_multiplier(tiny, 1e6 * torch.randn(16, 12))[0].abs().max() <= LARGEST
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [(lambda weight: weight.mul_(torch.nan), "not finite"), (lambda weight: weight.to(torch.int8), "quantised")],
+    ids=["NaN", "int8"],
+)
+@pytest.mark.parametrize("name", ["up_proj", "q_proj"], ids=["adapted", "another"])
+def test_weights_that_are_none_are_refused(base: Path, tmp_path: Path, spoil, said: str, name: str) -> None:
+    tuned = shutil.copytree(base, tmp_path / "tuned")
+    weights = load_file(tuned / "model.safetensors")
+    key = next(key for key in weights if name in key)
+    save_file({**weights, key: spoil(weights[key])}, tuned / "model.safetensors", {"format": "pt"})
+    assert said in refusal(extract, ModelArguments(str(base)), str(tuned), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(

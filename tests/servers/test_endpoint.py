@@ -418,7 +418,8 @@ def test_experts_that_do_not_go_together_are_refused_before_anything_is_loaded(
         (["--expert", f"math={damaged}"], "is damaged"),
         ([*sound, "--expert", f"code={tmp_path / 'other'}"], "different targets"),
         (["--expert", f"auto={folder / 'math'}"], "stands for something else"),
-        (["--expert", "math"], "give the class and its adapter"),
+        (["--expert", "math="], "give a folder, or a name for it"),
+        ([*sound, "--expert", f"math={folder / 'code'}"], "two experts are called math"),
         ([*sound, "--learning_rate", "1"], "unknown option --learning_rate"),
         ([*sound, "--adapters", str(tmp_path / "none")], "no folder"),
     ):

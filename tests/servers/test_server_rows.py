@@ -178,7 +178,7 @@ def test_an_update_disturbs_no_request_and_no_weight(
             continue
         choice = response.json()["choices"][0]
         assert choice["token_ids"] == expected[kind][place]
-    assert sum(meanwhile > 0 for *_, meanwhile in answers) >= 20, "no update came while requests ran"
+    assert sum(meanwhile > 0 for *_, meanwhile in answers) > len(answers) / 2, "no update came while requests ran"
     rows.sync(models[0])
     assert ServerConnection(rows_server.url).status()["rows"] <= KEPT + 1
     assert digest(rows_server.url) == before
