@@ -68,13 +68,15 @@ def endpoint_command(
     check_same_base([expert for expert in read if expert.name != CLASSIFIER])
     model = replace(model, dtype=trained_dtype(model, list(folders.values())))
     suffixes = sorted({re.escape(name.rpartition(".")[2]) for expert in read for name in expert.z})
-    options = {
+    options: dict[str, object] = {
         "served-model-name": BASE,
         "dtype": model_dtype(model),
         "load-format": LOAD_FORMAT,
         "model-loader-extra-config": json.dumps({"targets": rf".*\.({'|'.join(suffixes)})"}),
         "max-loras": MOST_ADAPTERS,
         "shutdown-timeout": _DRAIN,
+        # of the machine's memory on a CPU, of which vLLM would take .92 and leave others none
+        "gpu-memory-utilization": None if torch.cuda.is_available() else 0.4,
         "middleware": _MIDDLEWARE,
     }
     flags = ["--enable-lora", "--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]

@@ -23,8 +23,11 @@ from peft import PeftModel
 from server_process import Server, wrong_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from svf_rl.endpoint.arguments import EndpointArguments
+from svf_rl.endpoint.command import endpoint_command
 from svf_rl.endpoint.settings import KEY
 from svf_rl.generation import Completion
+from svf_rl.models.arguments import ModelArguments
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
 
@@ -424,3 +427,11 @@ def test_experts_that_do_not_go_together_are_refused_before_anything_is_loaded(
         ([*sound, "--adapters", str(tmp_path / "none")], "no folder"),
     ):
         assert said in refused_command(capsys, "serve", str(model_path()), *given)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is the server's own")
+def test_on_a_cpu_it_leaves_memory_to_others(folder: Path) -> None:
+    command, _ = endpoint_command(
+        ModelArguments("quickstart"), {"math": str(folder / "math")}, EndpointArguments(), "127.0.0.1", free_port()
+    )
+    assert command[command.index("--gpu-memory-utilization") + 1] == "0.4"
