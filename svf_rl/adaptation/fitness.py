@@ -18,6 +18,7 @@ from svf_rl.evaluation.answers import decode_completions
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.generation import Completion, sample_seed
+from svf_rl.rewards import Verdict
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,14 @@ def evaluate_candidates(
         [*[0] * count, *seeds] * len(mixes),
         [mix for mix in mixes for _ in of],
     )
-    return [
-        _fitness_of(pool, labelled, mix, of, completions[start : start + len(of)], arguments.weights)
-        for start, mix in zip(range(0, len(completions), len(of)), mixes, strict=True)
-    ]
+    texts = decode_completions(pool.tokenizer, completions, labelled.sampling.stop)
+    rows = [labelled.rows[prompt] for _ in mixes for prompt in of]
+    verdicts = labelled.grader.grade(rows, texts, [completion.token_ids for completion in completions])
+    found = []
+    for start, mix in zip(range(0, len(completions), len(of)), mixes, strict=True):
+        own = slice(start, start + len(of))
+        found.append(_fitness_of(pool, labelled, mix, of, completions[own], verdicts[own], arguments.weights))
+    return found
 
 
 def _fitness_of(
@@ -71,11 +76,9 @@ def _fitness_of(
     mix: Mix,
     of: Sequence[int],
     completions: Sequence[Completion],
+    verdicts: Sequence[Verdict],
     weights: FitnessWeights,
 ) -> Fitness:
-    texts = decode_completions(pool.tokenizer, completions, labelled.sampling.stop)
-    rows, tokens = [labelled.rows[prompt] for prompt in of], [completion.token_ids for completion in completions]
-    verdicts = labelled.grader.grade(rows, texts, tokens)
     right = [i for i, verdict in enumerate(verdicts) if verdict.correct]
     logps = _logps(pool, mix, [labelled.prompt_ids[of[i]] for i in right], [completions[i] for i in right])
     logp = dict(zip(right, logps, strict=True))

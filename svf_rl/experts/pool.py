@@ -22,7 +22,7 @@ from svf_rl.models.kinds import load_saved
 from svf_rl.models.loading import load_base, load_tokenizer
 from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf import svf_layers
-from svf_rl.svf.combine import assign_groups
+from svf_rl.svf.combine import assign_groups, combine_matrices
 from svf_rl.svf.expert import check_same_base, distinct_adapter_names, expert_folder, read_expert
 from svf_rl.svf.offload import offload_weights, onload_weights
 
@@ -105,6 +105,7 @@ class ExpertPool:
         self._used: object = () if experts else None
         self._numbers: dict[object, int] = {None: 0}  # of adapters that a factored engine holds
         self._number = 0
+        self._masks: dict[str, Tensor] = {}  # (K, r) of the experts by matrix, once a mix was asked for
         self.syncs = 0  # weight syncs
         self.seconds = 0.0  # of weight syncs and of the model, without templates and grading
 
@@ -224,11 +225,21 @@ class ExpertPool:
         key = _key(which)
         if key not in self._numbers:
             with self._timed():
-                self._activate(which)
                 number = max(self._numbers.values()) + 1
-                self.generator.adapters.put(number, active_multipliers(self.model))
+                self.generator.adapters.put(number, self._multipliers(which))
                 self._numbers[key] = number
         return self._numbers[key]
+
+    def _multipliers(self, which: str | Mix | None) -> dict[str, Tensor]:
+        """`m` (r,) of each matrix. A search asks for hundreds of mixes, so that these do not go through the model."""
+        if not isinstance(which, Mix):
+            self._activate(which)
+            return active_multipliers(self.model)
+        if not self._masks:
+            self._activate(which)  # refuses experts that cannot be combined
+            experts = [self._multipliers(name) for name in self.names]
+            self._masks = {path: torch.stack([m[path] for m in experts]) for path in experts[0]}
+        return combine_matrices(self._masks, which.alpha, which.scope, which.form, which.normalized)
 
     def _drop_mixes(self) -> None:
         """A search asks for thousands, each of them once."""

@@ -137,6 +137,24 @@ def check_weights(
     return table
 
 
+def combine_matrices(
+    masks: Mapping[str, Tensor],
+    weights: "Sequence[float] | Sequence[Sequence[float]] | Tensor",
+    scope: str = "global",
+    form: str = "mask",
+    normalized: bool = False,
+) -> dict[str, Tensor]:
+    """[`combine`] for each of `masks` (K, r), by the module path of its matrix and in the order of the model. Raises
+    `SVFError` as [`assign_groups`] and [`check_weights`] do."""
+    rows = assign_groups(list(masks), scope)
+    experts = len(next(iter(masks.values())))
+    table = check_weights(weights, experts, max(rows) + 1, normalized)
+    return {
+        path: combine(of_experts, table[row].to(of_experts), form)
+        for row, (path, of_experts) in zip(rows, masks.items(), strict=True)
+    }
+
+
 def even_weights(experts: int, groups: int) -> Tensor:
     """The plain mean of the experts, `1/K` each, in either form: shape `(groups, K)`."""
     return torch.full((groups, experts), 1 / experts)

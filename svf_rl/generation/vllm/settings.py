@@ -6,7 +6,7 @@ from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.sampling import Completion, Sampling
 
 # What reads the answers relies on vLLM's defaults.
-_OURS = ("output_kind", "flat_logprobs", "detokenize")
+_OURS = ("output_kind", "flat_logprobs", "detokenize", "skip_clone")
 
 
 def sampling_params(sampling: Sampling, seed: int) -> Any:
@@ -16,8 +16,8 @@ def sampling_params(sampling: Sampling, seed: int) -> Any:
     from vllm.exceptions import VLLMValidationError
 
     settings = {"n": 1, **sampling.vllm_settings(seed)}
-    # a text takes time, and only stop strings read it
-    ours = {"flat_logprobs": True, "detokenize": bool(sampling.stop)}
+    # a text takes time, and only stop strings read it; so does a deep copy, and nobody else has these settings
+    ours = {"flat_logprobs": True, "detokenize": bool(sampling.stop), "skip_clone": True}
     try:
         for name in sampling.extra:
             if name in settings or name in _OURS:

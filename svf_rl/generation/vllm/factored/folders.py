@@ -8,7 +8,7 @@ from torch import Tensor
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.vllm.mixture import Mixture
-from svf_rl.svf.combine import assign_groups, check_weights, combine
+from svf_rl.svf.combine import combine_matrices
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.expert import read_expert
 from svf_rl.svf.layer import SVFFactors
@@ -53,15 +53,11 @@ class AdapterFolders:
         read = [self._read_one(folder) for folder in mixture.experts]
         # in the order of the model, whatever that of the files
         adapted = [path for path in self._factors if any(path in expert for expert in read)]
-        groups = assign_groups(adapted, mixture.scope)
-        rows = max(groups) + 1
-        alpha = check_weights(mixture.alpha, len(read), rows, normalized=False).double()
-        combined = {}
-        for path, group in zip(adapted, groups, strict=True):
+        masks = {}
+        for path in adapted:
             unchanged = torch.ones(self._factors[path].s.numel(), dtype=torch.float64)
-            masks = torch.stack([expert.get(path, unchanged) for expert in read])
-            combined[path] = combine(masks, alpha[group], mixture.form)
-        return combined
+            masks[path] = torch.stack([expert.get(path, unchanged) for expert in read])
+        return combine_matrices(masks, mixture.alpha, mixture.scope, mixture.form)
 
     def _read_one(self, folder: str) -> dict[str, Tensor]:
         expert = read_expert(folder)
