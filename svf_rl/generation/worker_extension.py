@@ -103,7 +103,6 @@ class SVFWorkerExtension:
     def _svf_served(self) -> ServedWeights | ServedRows:
         module, config = self.model_runner.get_model(), self.vllm_config.model_config
         if getattr(module, "svf_table", None) is not None:
-            fingerprints = self.vllm_config.load_config.model_loader_extra_config["factors"]
-            return ServedRows(self.model_runner.lora_manager, fingerprints, config.model, config.dtype)
+            return ServedRows(self.model_runner.lora_manager, module.svf_fingerprints, config.model, config.dtype)
         check_not_repacked(module)
         return ServedWeights(module, config.model, config.revision, config.dtype)

@@ -15,7 +15,7 @@ _LATER = "leave push_to_hub out, and give its name on the Hub to svf-rl push FOL
 
 _OF_THIS_MACHINE = (
     "output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "vllm_server_base_url", "vllm_server_host",
-    "vllm_server_port",
+    "vllm_server_port", "vllm_server_folder",
 )  # fmt: skip
 # An absolute path of at least three parts within a text. (A mark such as `</answer>` is none.)
 _PATH = re.compile(r"(?<![\w.:/<~-])~?(?:/[\w.@+-]+){3,}/?")

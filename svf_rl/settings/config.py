@@ -185,6 +185,11 @@ class SVFReinforceConfig(GRPOConfig):
         f"When a vLLM server dies and is not back within vllm_server_timeout: {' or '.join(SERVER_FAILURES)}. stop "
         "ends the run; leave_out continues without the server at once, until it answers again.",
     )
+    vllm_server_folder: str | None = described(
+        None,
+        'For servers of plain vLLM with --weight-transfer-config \'{"backend": "svf"}\': a shared folder through '
+        "which z goes to them, which they were told of by SVF_RL_TRANSFER_FOLDER. Default: z is in the call.",
+    )
 
     def __post_init__(self) -> None:
         check_numbers({f.name: getattr(self, f.name) for f in fields(self)})
@@ -265,6 +270,8 @@ class SVFReinforceConfig(GRPOConfig):
         if self.vllm_mode == "colocate":
             if self.server_urls:
                 raise SVFError("vllm_server_base_url is for vllm_mode: server: set that too, or remove it")
+            if self.vllm_server_folder is not None:
+                raise SVFError("vllm_server_folder is for vllm_mode: server: set that too, or remove it")
             return
         if not self.use_vllm:
             raise SVFError("vllm_mode: server needs use_vllm: true")

@@ -37,7 +37,7 @@ _MAY_DIFFER = frozenset(
     gradient_checkpointing gradient_checkpointing_kwargs torch_empty_cache_steps
     vllm_gpu_memory_utilization vllm_enable_sleep_mode vllm_enforce_eager vllm_weights vllm_max_model_length
     vllm_tensor_parallel_size vllm_mode vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout
-    vllm_server_failure vllm_group_port
+    vllm_server_failure vllm_server_folder vllm_group_port
 """.split()
 )
 

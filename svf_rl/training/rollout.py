@@ -118,6 +118,7 @@ def build_generator(
             timeout=args.vllm_server_timeout,
             on_failure=args.vllm_server_failure,
             device=device,
+            folder=args.vllm_server_folder,
         )
     from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 

@@ -16,7 +16,7 @@ from svf_rl.generation.server.z_update import ROWS, Layout
 
 EXTENSION = "svf_rl.generation.worker_extension.SVFWorkerExtension"
 # Seconds after which a server counts as dead; the longer time is for calls that read files or wait for requests.
-_SHORT, _LONG = 60.0, 1800.0
+_SHORT, LONG = 60.0, 1800.0
 _HOW = f"start it with svf-rl serve RECIPE, or with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
 _NOT_VLLM = "{} answers, but not as a vLLM server does: give the address of one"
 
@@ -34,7 +34,7 @@ class ServerConnection:
 
     takes_z = True
     serves_rows = False
-    """Whether it computes with factors: a version is a row then, which its requests name."""
+    """Whether a version is a row of its own there, which requests name."""
     max_model_len = 0
     max_num_seqs = 256
     request_keys: frozenset[str] = frozenset()
@@ -49,6 +49,11 @@ class ServerConnection:
             limits=httpx.Limits(max_keepalive_connections=0),
             trust_env=False,
         )
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether it computes with them: it takes `z` alone then."""
+        return self.serves_rows
 
     def is_up(self) -> bool:
         """Whether the server answers within a few seconds."""
@@ -90,6 +95,27 @@ class ServerConnection:
         """Type and length of the model, and how it is served."""
         return self.status()
 
+    def transfer(self) -> str | None:
+        """The backend of vLLM's own weight transfer that the server was started with."""
+        config = self._server_info()["weight_transfer_config"]
+        return None if config is None else str(config["backend"])
+
+    def own_settings(self) -> dict[str, Any]:
+        """What vLLM itself says of how it serves."""
+        info = self._server_info()
+        return {
+            **{key: info["model_config"][key] for key in ("max_model_len", "logprobs_mode")},
+            "dtype": str(info["model_config"]["dtype"]).removeprefix("torch."),
+            "max_num_seqs": info["scheduler_config"]["max_num_seqs"],
+            "chunked_prefill": info["scheduler_config"]["enable_chunked_prefill"],
+            "device": str(info["device_config"]["device"]),
+            "replicas": info["parallel_config"]["data_parallel_size"],
+        }
+
+    def _server_info(self) -> dict[str, Any]:
+        """vLLM's configuration, as its development mode tells it."""
+        return self._request("GET", "/server_info", params={"config_format": "json"})["vllm_config"]
+
     def status(self) -> dict[str, Any]:
         """The workers' `svf_status`, see `_call`."""
         status = self._call("svf_status")[0]
@@ -110,7 +136,7 @@ class ServerConnection:
 
     def pause(self) -> None:
         """Finish the running requests, and let later ones wait; caches are emptied."""
-        self._request("POST", "/pause", params={"mode": "wait"}, timeout=_LONG)
+        self._request("POST", "/pause", params={"mode": "wait"}, timeout=LONG)
 
     def empty_cache(self) -> None:
         """Drop cached prefixes: they were computed in other batches and differ in the last bits."""
@@ -162,7 +188,7 @@ class ServerConnection:
         `instance` joins theirs."""
         call = {"method": method, "args": arguments, "kwargs": {"secret": read_secret() or ""}}
         body, path = json.dumps(call).encode(), ROWS if method == "svf_put" else "/collective_rpc"
-        limit = _SHORT if method == "svf_status" else _LONG
+        limit = _SHORT if method == "svf_status" else LONG
         answers = self._request("POST", path, content=body, timeout=limit)["results"]
         for answer in answers:
             if "error" in answer:
@@ -174,7 +200,7 @@ class ServerConnection:
         return together, len(body)
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
-        end = time.monotonic() + _LONG
+        end = time.monotonic() + LONG
         headers = {HEADER: read_secret() or ""}
         while True:
             try:

@@ -14,9 +14,11 @@ from svf_rl.generation.prompts import check_prompt_lengths, join_continuations
 from svf_rl.generation.sampling import Completion, Sampling, SyncReport
 from svf_rl.generation.server.connection import NoExtensionError, ServerConnection, ServerGoneError
 from svf_rl.generation.server.requests import send_requests
+from svf_rl.generation.server.transfer import TransferConnection
 from svf_rl.generation.server.trl_push import TRLPushConnection
 from svf_rl.generation.server.update import FullPush, Update, ZUpdate
 from svf_rl.generation.server.z_update import has_only_svf
+from svf_rl.generation.vllm.plugin import BACKEND
 from svf_rl.generation.weights import refuse_other_trained_parameters
 from svf_rl.waiting import say_waiting
 
@@ -47,6 +49,8 @@ class VLLMServersGenerator:
         device (`str`, *optional*, defaults to `"cpu"`):
             Where the model trains. On `"cuda"` a server without the extension is accepted, and TRL's push sends it
             every weight.
+        folder (`str`, *optional*):
+            Where `z` is left for servers that get it by vLLM's own weight transfer; default: it is sent to them.
 
     Raises:
         SVFError: a server is not up within `timeout`, or cannot be used; one line says how to start it.
@@ -61,8 +65,10 @@ class VLLMServersGenerator:
         on_failure: str = "stop",
         full_push: bool = False,
         device: str = "cpu",
+        folder: str | None = None,
     ):
         self._timeout, self._on_failure, self._full_push = timeout, on_failure, full_push
+        self._folder = folder
         self._run = uuid.uuid4().hex
         self._urls, self._dtype, self._device = list(urls), dtype, device
         self._servers: list[ServerConnection] = []
@@ -96,12 +102,18 @@ class VLLMServersGenerator:
         )
 
     def _check(self, server: ServerConnection) -> ServerConnection:
-        """`server`, or a connection for TRL's push where it lacks the extension and the push is possible."""
+        """`server`, or where it lacks the extension a connection for vLLM's weight transfer, by this package's engine
+        or by TRL's push, where either is possible."""
         try:
             server.check(self._dtype)
         except NoExtensionError:
-            if self._device != "cuda":
+            backend = server.transfer()
+            if backend != BACKEND and self._device != "cuda":
                 raise
+            if backend == BACKEND:
+                server = TransferConnection(server.url, self._folder)
+                server.check(self._dtype)
+                return server
             server = TRLPushConnection(server.url, group_port=51216 + self._urls.index(server.url))
             server.check(self._dtype)
             _warn(f"the vLLM server {server.url} runs without the extension of this package: TRL sends it all weights")

@@ -7,13 +7,9 @@ from typing import Any
 import torch
 
 from svf_rl.errors import SVFError
+from svf_rl.generation.server.known_layouts import KnownLayouts
 from svf_rl.generation.server.z_update import Layout
 from svf_rl.generation.vllm.factored.adapters import AdapterRows
-from svf_rl.generation.vllm.factored.table import BASE
-from svf_rl.svf.mask import multiplier_of_all
-
-_LAYOUTS = 16
-"""That are kept, the last ones. Runs with other settings have others."""
 
 
 class ServedRows:
@@ -28,8 +24,8 @@ class ServedRows:
     """
 
     def __init__(self, rows: AdapterRows, fingerprints: Mapping[str, str], model: str, dtype: torch.dtype):
-        self._rows, self._fingerprints, self._model, self._dtype = rows, fingerprints, model, dtype
-        self._layouts: dict[str, Layout] = {}
+        self._rows = rows
+        self._layouts = KnownLayouts(rows.table, fingerprints, model, dtype)
         self.instance = uuid.uuid4().hex
         """Different after every start of the server."""
         self.version = ""
@@ -49,21 +45,7 @@ class ServedRows:
 
     def set_up(self, layout: Layout) -> None:
         """Expect updates of `layout`. Raises `SVFError` where its matrices are not those that are served."""
-        layout.check(self._model, self._dtype)
-        for matrix in layout.matrices:
-            path = _path(matrix.name)
-            if path not in self._fingerprints:
-                raise SVFError(
-                    f"it does not serve {path} in factors, which the adapter adapts: start it with the recipe of the "
-                    "run and its keys (svf-rl serve RECIPE --key value), or with --vllm_weights merged"
-                )
-            matrix.check_served(self._fingerprints[path], self._model)
-            columns = self._rows.table.columns[path]
-            matrix.check_rank(columns.stop - columns.start)
-        self._layouts.pop(layout.digest, None)
-        self._layouts[layout.digest] = layout
-        for digest in list(self._layouts)[:-_LAYOUTS]:
-            del self._layouts[digest]
+        self._layouts.add(layout)
 
     @torch.no_grad()
     def put(self, layout: str, version: str, z: bytes, number: int, unused: Sequence[int]) -> None:
@@ -72,13 +54,7 @@ class ServedRows:
         row is not there then."""
         for one in unused:
             self._rows.remove_adapter(one)
-        if layout not in self._layouts:
-            raise SVFError("it does not have the layout of the adapter: call svf_setup first")
-        known, s, multipliers = self._layouts[layout], self._rows.table.values[BASE], {}
-        for matrix, masks_and_z in zip(known.matrices, known.unpack(version, z), strict=True):
-            path = _path(matrix.name)
-            multipliers[path] = multiplier_of_all(s[self._rows.table.columns[path]], masks_and_z)
-        self._rows.put(number, multipliers)
+        self._rows.put(number, self._layouts.multipliers(layout, version, z))
         self.version = version
         self.updates += 1
 
@@ -87,7 +63,3 @@ class ServedRows:
         raise SVFError("it computes with factors and takes z alone: start it with --vllm_weights merged")
 
     update = push = commit = begin_push
-
-
-def _path(name: str) -> str:
-    return name.removesuffix(".weight")

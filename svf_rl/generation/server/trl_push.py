@@ -30,19 +30,12 @@ class TRLPushConnection(ServerConnection):
         self._last = ""
 
     def _settings(self) -> dict[str, Any]:
-        info = self._request("GET", "/server_info", params={"config_format": "json"})["vllm_config"]
-        if info["weight_transfer_config"] is None:
+        if self.transfer() is None:
             raise SVFError(
                 f"the vLLM server {self.url} cannot get new weights: start it with svf-rl serve RECIPE, or with "
-                """--weight-transfer-config '{"backend": "nccl"}' for TRL's push"""
+                """--weight-transfer-config '{"backend": "svf"}', or '{"backend": "nccl"}' for TRL's push"""
             )
-        return {
-            **{key: info["model_config"][key] for key in ("max_model_len", "logprobs_mode")},
-            "dtype": str(info["model_config"]["dtype"]).removeprefix("torch."),
-            "max_num_seqs": info["scheduler_config"]["max_num_seqs"],
-            "device": "cuda",
-            "replicas": 1,  # TRL's push reaches all of them
-        }
+        return {**self.own_settings(), "replicas": 1}  # TRL's push reaches all of them
 
     def status(self) -> dict[str, Any]:
         return {"instance": "", "version": self._request("GET", "/weight_info")["weight_version"], "layout": None}

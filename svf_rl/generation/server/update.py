@@ -125,7 +125,7 @@ class FullPush(Update):
     def check_servers(servers: Sequence[ServerConnection]) -> None:
         """Raises `SVFError` where one of them has no weights that could be replaced."""
         for server in servers:
-            if server.serves_rows:
+            if server.has_factors:
                 raise SVFError(
                     f"the vLLM server {server.url} computes with factors and takes z alone, and what is to be served "
                     "is more: start it with svf-rl serve RECIPE --vllm_weights merged"

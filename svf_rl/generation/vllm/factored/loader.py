@@ -68,7 +68,9 @@ class FactoredLoader(DefaultModelLoader):
             return self._load_for_folders(vllm_config, model_config, prefix)
         try:
             shared = SharedWeights(_map_factors(self._stored, model_config.dtype, device), {})
-            return self._load_factored(shared, vllm_config, model_config, prefix)
+            model = self._load_factored(shared, vllm_config, model_config, prefix)
+            model.svf_fingerprints = self._stored["factors"]
+            return model
         except CannotServeFactors as error:
             reason = str(error)
         print(f"note: the server holds whole weights (vllm_weights: merged): {reason}", file=sys.stderr, flush=True)
@@ -102,6 +104,7 @@ class FactoredLoader(DefaultModelLoader):
         factors = _map_factors(stored, model_config.dtype, device)
         model = self._load_factored(SharedWeights(factors, {}), vllm_config, model_config, prefix)
         model.svf_read = AdapterFolders(model_config.model, factors, fingerprints, index.stored).read
+        model.svf_fingerprints = fingerprints
         return model
 
     def _load_factored(

@@ -9,13 +9,14 @@ from torch import Tensor
 from svf_rl.errors import SVFError
 
 BASE = 0
-"""The row of the base model, `m = 1`."""
+"""The row of the base model: `m = 1`, or what a weight transfer has put there."""
 
 
 class MultiplierTable:
     """
     `values` (slots + 1, columns) in fp32: `s·m` of the adapters of the current batch, after those of the base model.
     `rows` (tokens,) says which row each token of the batch reads. Both stay where they are, as CUDA graphs need it.
+    `singular_values` (columns,) is `s` alone.
 
     Args:
         singular_values (`Mapping[str, Tensor]`): `s` (r,) of each served matrix, in the order of the columns.
@@ -28,10 +29,10 @@ class MultiplierTable:
         end = 0
         for name, s in singular_values.items():
             self.columns[name] = slice(end, end := end + s.numel())
-        base = torch.cat([s.float() for s in singular_values.values()])
-        self.values = base.new_empty(slots + 1, end)
-        self.values[BASE] = base
-        self.rows = torch.zeros(tokens, dtype=torch.int64, device=base.device)
+        self.singular_values = torch.cat([s.float() for s in singular_values.values()])
+        self.values = self.singular_values.new_empty(slots + 1, end)
+        self.values[BASE] = self.singular_values
+        self.rows = torch.zeros(tokens, dtype=torch.int64, device=self.values.device)
         self._common: int | None = BASE  # the row of all tokens of the batch, where it is one
 
     @torch.no_grad()  # `m` may be the trained parameter itself: a row would keep the graph of all rows before it
@@ -47,7 +48,7 @@ class MultiplierTable:
                     f"the adapter has {m.numel()} values for {name}, which has rank {columns.stop - columns.start}"
                 )
         # Thousands are held: temporary tensors of their size would leave as large holes between them.
-        values = self.values[BASE].clone()
+        values = self.singular_values.clone()
         for name, m in multipliers.items():
             values[self.columns[name]] *= m.to(values)
         if not torch.stack(values.aminmax()).isfinite().all():
