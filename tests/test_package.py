@@ -32,7 +32,7 @@ print("", *svf_rl.__path__, sep="\\n")
 for module in pkgutil.walk_packages(svf_rl.__path__, "svf_rl."):
     # programs of their own, what vLLM loads into its processes, and classes made of its own
     others = ("__main__", "worker_extension", "server.versions", "factored.linear", "factored.loader", "vllm.resolver")
-    others += ("endpoint.app", "endpoint.metrics", "endpoint.mixtures", "endpoint.engine")
+    others += ("endpoint.app", "endpoint.metrics", "endpoint.mixtures", "endpoint.engine", "server.transfer_engine")
     if "boxed" not in module.name and not module.name.endswith(others):
         importlib.import_module(module.name)
 
