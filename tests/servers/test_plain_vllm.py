@@ -1,8 +1,10 @@
 """vLLM's own server, as somebody starts it who has installed the package: SVF adapters go where LoRA goes."""
 
+import json
 import os
 import random
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -115,6 +117,23 @@ def test_64_requests_at_once_of_base_and_five_adapters_are_each_its_merged_model
     asked = [tokenizer(text)["input_ids"] for text in TASKS]
     said = {str([answer(client, name, prompt, False).token_ids for prompt in asked]) for name in ["", *ADAPTERS]}
     assert len(said) == 1 + len(ADAPTERS)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_curl_gets_what_the_client_gets(server: Server, client: openai.OpenAI, stream: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    for name in ADAPTERS:
+        body = {"model": name, "prompt": TASKS[0], "max_tokens": 32, "temperature": 0, "stream": stream}
+        command = ["curl", "-sSfN", f"{server.url}/v1/completions", "-H", "Content-Type: application/json", "-d", "@-"]
+        done = subprocess.run(command, input=json.dumps(body), capture_output=True, text=True, check=True, timeout=60)
+        lines = done.stdout.splitlines()
+        if stream:
+            assert lines[-2] == "data: [DONE]"
+            lines = [line.removeprefix("data: ") for line in lines if line.startswith("data: {")]
+        text = "".join(json.loads(line)["choices"][0]["text"] for line in lines)
+        ids = answer(client, name, tokenizer(TASKS[0])["input_ids"], stream=False).token_ids
+        assert text == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def test_an_adapter_comes_and_goes_under_load(
