@@ -62,7 +62,7 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
     model = None
     config, missing = _model_config(recipe.model)
     if config is not None:
-        _check_weights(recipe.model)
+        check_no_adapter(recipe.model.location)
         _check_generation(config, recipe.training)
         model = _empty_model(config, recipe.model)
         _check_modules_to_save(model, peft_config)
@@ -72,18 +72,6 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
         notes.append(f"model {name} is not on this machine, and {missing}: its targets were not checked")
         return None
     return Adapted(config, kind, peft_config, *found, None if model is None else model.num_parameters())
-
-
-def _check_weights(model: ModelArguments) -> None:
-    """Factors and weight syncs read the stored weights, by name and without unpickling. A folder without weights is
-    one that is planned for."""
-    folder = Path(model.location)
-    check_no_adapter(str(folder))
-    if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
-        raise SVFError(
-            f"model folder {folder} has its weights as .bin alone: convert them with "
-            f"AutoModelForCausalLM.from_pretrained('{folder}').save_pretrained(FOLDER), and name that folder"
-        )
 
 
 def _empty_model(config: PretrainedConfig, model: ModelArguments) -> PreTrainedModel:

@@ -1,14 +1,16 @@
 """Decompose a checkpoint on disk, matrix by matrix, into the factor cache.
 
 The model itself is built on the meta device only, to learn which layers the targets match; its weights are read from
-the safetensors shards one by one, so that memory holds one matrix and its factors however large the model is.
+the files one by one, so that memory holds one matrix and its factors however large the model is.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import pickle
 import time
+import zipfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -36,6 +38,9 @@ from svf_rl.svf.cache import REMEDY, FactorCache
 from svf_rl.svf.decompose import ALGORITHM_VERSION, fingerprint, thin_svd
 from svf_rl.svf.sharding import without_values
 from svf_rl.svf.targets import find_targets, logical_weight, target_regex
+
+SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+"""The files of a model's weights, by transformers' names."""
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -77,14 +82,14 @@ def decompose_checkpoint(
     already cached are skipped, so an interrupted call resumes at the next one; a second process waits for the first.
 
     Args:
-        model: a local folder with a config and safetensors, or a name on the Hugging Face Hub.
+        model: a local folder with a config and weights, or a name on the Hugging Face Hub.
         targets: `mlp`, `attention`, `mlp+attention` or a regular expression of module paths.
         dtype: dtype of the loaded model and of the stored U and Vt; by default the one that the config names, or else
             the one that the files hold.
         device: where the decompositions run.
 
     Raises:
-        SVFError: no such model, no safetensors, a target missing in the files, a quantised or damaged weight, nothing
+        SVFError: no such model, no weights, a target missing in the files, a quantised or damaged weight, nothing
             matched, or a cache that cannot be written.
     """
     started = time.perf_counter()
@@ -139,24 +144,23 @@ def decompose_checkpoint(
 
 class StoredWeights:
     """The weights of a checkpoint on disk, read one by one under the names of a loaded model, whose `base_model_prefix`
-    the files may lack or add. Raises `SVFError` for a `folder` without safetensors; `model` is the name in errors."""
+    the files may lack or add: safetensors, or where there are none files of `torch.save`. Raises `SVFError` for a
+    `folder` without either; `model` is the name in errors."""
 
     def __init__(self, model: str, folder: Path, prefix: str = ""):
         self._model, self._prefix = model, prefix
-        index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
         # tensor name → the file that holds it
         self._shards: dict[str, Path]
-        if index.is_file():
-            files = read_json(index, "download or copy it again", {"weight_map": dict})["weight_map"]
-            self._shards = {key: folder / file for key, file in files.items()}
-        elif single.is_file():
-            with _open(single) as file:
-                self._shards = dict.fromkeys(file.keys(), single)
-        else:
-            raise SVFError(
-                f"{model} holds no model.safetensors; convert it with "
-                "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER) and name that folder"
-            )
+        for name in (SAFE, PICKLED):
+            index, single = folder / f"{name}.index.json", folder / name
+            if index.is_file():
+                files = read_json(index, "download or copy it again", {"weight_map": dict})["weight_map"]
+                self._shards = {key: folder / file for key, file in files.items()}
+                return
+            if single.is_file():
+                self._shards = dict.fromkeys(_names_in(single), single)
+                return
+        raise SVFError(f"{model} holds no {SAFE} and no {PICKLED}: name a folder with a model's weights")
 
     @property
     def names(self) -> list[str]:
@@ -177,6 +181,8 @@ class StoredWeights:
         """The parameter `name` as it is stored: a map of the file, not a copy. Raises `SVFError` where the files lack
         it, or are damaged."""
         path, key = self.find(name)
+        if path.suffix == ".bin":
+            return _map_pickled(path)[key]
         with _open(path) as file:
             try:
                 return file.get_tensor(key)
@@ -206,6 +212,8 @@ def local_folder(model: str, revision: str | None) -> tuple[Path, str | None]:
         # Not "*.safetensors": some repositories hold the whole model a second time (consolidated.safetensors).
         patterns = ["*.json", "model*.safetensors", "*.bin.index.json"]
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        if not any(folder.glob("model*.safetensors")):
+            snapshot_download(model, revision=revision, allow_patterns=["pytorch_model*.bin"])
     except (OSError, HFValidationError) as error:
         raise loading_error("model", model, error, revision) from error
     return folder, folder.name
@@ -270,6 +278,27 @@ def read_weight(stored: StoredWeights, name: str, module: nn.Module) -> Tensor:
             f"{key} in {path} has shape (out, in) {tuple(weight.shape)}, but the config asks for {tuple(expected)}"
         )
     return weight
+
+
+def _names_in(path: Path) -> list[str]:
+    if path.suffix == ".bin":
+        return list(_map_pickled(path))
+    with _open(path) as file:
+        return list(file.keys())
+
+
+def _map_pickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of `torch.save`, mapped where its format allows it. Nothing that it holds is run. Raises
+    `SVFError` for one that holds anything else than tensors by name."""
+    try:
+        tensors = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError) as error:
+        raise SVFError(
+            f"{path} cannot be read as weights alone ({one_line(error)}): download or copy it again"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise SVFError(f"{path} holds something else than the weights of a model")
+    return tensors
 
 
 def _open(path: Path) -> safe_open:

@@ -25,7 +25,7 @@ def offload_weights(model: nn.Module) -> None:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     files = None
-    with suppress(SVFError):  # made in memory, or of other files than safetensors
+    with suppress(SVFError):  # made in memory, or of files that are none of a checkpoint
         files = files_of(base)
     for name, layer in svf_layers(base).items():
         linear: Any = layer.get_base_layer()

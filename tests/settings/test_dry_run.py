@@ -249,12 +249,6 @@ def test_a_model_that_cannot_be_built(plan, model: Path, settings: dict, part: s
     assert part in refusal(plan, "--model_name_or_path", str(model))
 
 
-def test_a_model_whose_weights_are_pickled(plan, model: Path) -> None:
-    for file in model.glob("*.safetensors"):
-        file.rename(model / "pytorch_model.bin")
-    assert "has its weights as .bin alone: convert them" in refusal(plan, "--model_name_or_path", str(model))
-
-
 def test_an_attention_that_transformers_does_not_have(plan) -> None:
     assert "attn_implementation 'nosuch'" in refusal(plan, "--attn_implementation", "nosuch")
 

@@ -332,10 +332,61 @@ def test_a_truncated_shard_is_named(llama: Path, cache: FactorCache, tmp_path: P
         run(folder, cache)
 
 
-def test_a_checkpoint_without_safetensors_says_how_to_convert(llama: Path, cache: FactorCache, tmp_path: Path) -> None:
+def as_pickled(folder: Path, to: Path, kind: str) -> Path:
+    """The checkpoint as `torch.save` writes it: one file, one of the old format, or two with an index."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.config.save_pretrained(to)
+    tensors = model.state_dict()
+    if kind != "sharded":
+        torch.save(tensors, to / "pytorch_model.bin", _use_new_zipfile_serialization=kind == "single")
+        return to
+    names = list(tensors)
+    files = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        torch.save({name: tensors[name] for name in names if files[name] == file}, to / file)
+    (to / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return to
+
+
+@pytest.mark.parametrize("kind", ["single", "old", "sharded"])
+def test_pickled_weights_give_the_same_factors(llama: Path, cache: FactorCache, tmp_path: Path, kind: str) -> None:
+    first = run(llama, cache)
+    second = run(as_pickled(llama, tmp_path / "model", kind), cache)
+    assert second.modules == first.modules
+    assert second.cached == MATRICES
+
+
+class Hostile:
+    """Runs a command where it is unpickled by a reader that allows it."""
+
+    def __init__(self, file: Path):
+        self._file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self._file,)
+
+
+@pytest.mark.parametrize("content", ["empty", "garbage", "truncated", "code", "no weights"])
+def test_a_pickled_file_that_is_no_weights_is_refused_and_runs_nothing(
+    llama: Path, cache: FactorCache, tmp_path: Path, content: str
+) -> None:
+    file = as_pickled(llama, tmp_path / "model", "single") / "pytorch_model.bin"
+    if content == "code":
+        torch.save({UP: Hostile(tmp_path / "ran")}, file)
+    elif content == "no weights":
+        torch.save({UP: 3}, file)
+    else:
+        whole = file.read_bytes()
+        file.write_bytes({"empty": b"", "garbage": b"\x80\x02garbage", "truncated": whole[: len(whole) // 2]}[content])
+    with pytest.raises(SVFError, match=r"pytorch_model\.bin (cannot be read|holds something else)") as caught:
+        run(file.parent, cache)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_without_weights_is_refused(llama: Path, cache: FactorCache, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((llama / "config.json").read_text())
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(SVFError, match="save_pretrained"):
+    with pytest.raises(SVFError, match=r"no model\.safetensors and no pytorch_model\.bin"):
         run(tmp_path, cache)
 
 
