@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +19,8 @@ EXTENSION = "svf_rl.generation.worker_extension.SVFWorkerExtension"
 # Seconds after which a server counts as dead; the longer time is for calls that read files or wait for requests.
 _SHORT, LONG = 60.0, 1800.0
 _HOW = f"start it with svf-rl serve RECIPE, or with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
+# of a worker in another process than vLLM's engine, and of one within it
+_NO_METHOD = re.compile(r"has no attribute 'svf_|Method 'svf_\w+' is not implemented")
 _NOT_VLLM = "{} answers, but not as a vLLM server does: give the address of one"
 
 
@@ -226,7 +229,7 @@ class ServerConnection:
     def _explain(self, path: str, response: httpx.Response) -> None:
         if path != "/health":
             self._request("GET", "/health", timeout=10.0)
-            if "has no attribute 'svf_" in response.text:
+            if _NO_METHOD.search(response.text):
                 raise NoExtensionError(
                     f"the vLLM server {self.url} runs without the extension of this package, and TRL's push "
                     f"works on CUDA only: {_HOW}"
