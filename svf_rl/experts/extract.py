@@ -14,9 +14,10 @@ from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_base
 from svf_rl.storage.folders import check_new, new_folder
 from svf_rl.svf import SVFConfig, svf_layers
-from svf_rl.svf.checkpoint import StoredWeights, local_folder, stored_names
+from svf_rl.svf.checkpoint import stored_names
 from svf_rl.svf.decompose import Factors
 from svf_rl.svf.nearest import nearest_multiplier
+from svf_rl.svf.stored_weights import StoredWeights, local_folder
 
 
 @dataclass(frozen=True)

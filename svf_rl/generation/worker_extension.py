@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from svf_rl.errors import SVFError, one_line
+from svf_rl.generation.server.known_layouts import KnownLayouts
 from svf_rl.generation.server.secret import check_secret
 from svf_rl.generation.server.served_rows import ServedRows
 from svf_rl.generation.server.served_weights import ServedWeights
@@ -103,6 +104,7 @@ class SVFWorkerExtension:
     def _svf_served(self) -> ServedWeights | ServedRows:
         module, config = self.model_runner.get_model(), self.vllm_config.model_config
         if getattr(module, "svf_table", None) is not None:
-            return ServedRows(self.model_runner.lora_manager, module.svf_fingerprints, config.model, config.dtype)
+            layouts = KnownLayouts(module.svf_table, module.svf_fingerprints, config.model, config.dtype)
+            return ServedRows(self.model_runner.lora_manager, layouts)
         check_not_repacked(module)
         return ServedWeights(module, config.model, config.revision, config.dtype)

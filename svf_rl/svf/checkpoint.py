@@ -7,10 +7,7 @@ the files one by one, so that memory holds one matrix and its factors however la
 import contextlib
 import hashlib
 import json
-import os
-import pickle
 import time
-import zipfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -18,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -31,16 +25,13 @@ from transformers.pytorch_utils import Conv1D
 from svf_rl.errors import SVFError, one_line
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.files import remove_partials, write_file
-from svf_rl.storage.json_files import read_json
-from svf_rl.storage.loading_errors import check_no_adapter, loading_error
+from svf_rl.storage.loading_errors import check_no_adapter
 from svf_rl.storage.locks import lock
 from svf_rl.svf.cache import REMEDY, FactorCache
 from svf_rl.svf.decompose import ALGORITHM_VERSION, fingerprint, thin_svd
 from svf_rl.svf.sharding import without_values
+from svf_rl.svf.stored_weights import StoredWeights, local_folder
 from svf_rl.svf.targets import find_targets, logical_weight, target_regex
-
-SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
-"""The files of a model's weights, by transformers' names."""
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -142,54 +133,6 @@ def decompose_checkpoint(
     return Index(modules, renamed, path, time.perf_counter() - started, size, cached)
 
 
-class StoredWeights:
-    """The weights of a checkpoint on disk, read one by one under the names of a loaded model, whose `base_model_prefix`
-    the files may lack or add: safetensors, or where there are none files of `torch.save`. Raises `SVFError` for a
-    `folder` without either; `model` is the name in errors."""
-
-    def __init__(self, model: str, folder: Path, prefix: str = ""):
-        self._model, self._prefix = model, prefix
-        # tensor name → the file that holds it
-        self._shards: dict[str, Path]
-        for name in (SAFE, PICKLED):
-            index, single = folder / f"{name}.index.json", folder / name
-            if index.is_file():
-                files = read_json(index, "download or copy it again", {"weight_map": dict})["weight_map"]
-                self._shards = {key: folder / file for key, file in files.items()}
-                return
-            if single.is_file():
-                self._shards = dict.fromkeys(_names_in(single), single)
-                return
-        raise SVFError(f"{model} holds no {SAFE} and no {PICKLED}: name a folder with a model's weights")
-
-    @property
-    def names(self) -> list[str]:
-        """What the files call their tensors."""
-        return list(self._shards)
-
-    def find(self, name: str) -> tuple[Path, str]:
-        """The file of the parameter `name` (`model.layers.0.mlp.up_proj.weight`), and its name there. Raises `SVFError`
-        where the files lack it."""
-        for key in (name, name.removeprefix(f"{self._prefix}."), f"{self._prefix}.{name}"):
-            if key in self._shards:
-                return self._shards[key], key
-        raise SVFError(
-            f"{self._model}: the files lack {name}, which the targets match; the checkpoint is incomplete or renamed"
-        )
-
-    def read(self, name: str) -> Tensor:
-        """The parameter `name` as it is stored: a map of the file, not a copy. Raises `SVFError` where the files lack
-        it, or are damaged."""
-        path, key = self.find(name)
-        if path.suffix == ".bin":
-            return _map_pickled(path)[key]
-        with _open(path) as file:
-            try:
-                return file.get_tensor(key)
-            except SafetensorError as error:
-                raise SVFError(f"{path} is damaged at {key} ({error}): download it again") from error
-
-
 def _ensure(cache: FactorCache, weight: Tensor, device: str | torch.device, name: str) -> tuple[IndexEntry, bool]:
     """The entry of a weight (out, in) whose factors are in the cache now, and whether they were before."""
     key = fingerprint(weight)
@@ -202,21 +145,6 @@ def _ensure(cache: FactorCache, weight: Tensor, device: str | torch.device, name
             raise SVFError(f"{name}: {error}") from error
         cache.store(key, factors.to(weight.dtype))
     return IndexEntry(key, (weight.shape[0], weight.shape[1]), cache.path(key, weight.dtype).name), was_cached
-
-
-def local_folder(model: str, revision: str | None) -> tuple[Path, str | None]:
-    """Folder of the checkpoint's files and, for a Hub model, the commit that they belong to."""
-    if os.path.isdir(model):  # noqa: PTH112  (Path raises for a name that is too long)
-        return Path(model), None
-    try:
-        # Not "*.safetensors": some repositories hold the whole model a second time (consolidated.safetensors).
-        patterns = ["*.json", "model*.safetensors", "*.bin.index.json"]
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-        if not any(folder.glob("model*.safetensors")):
-            snapshot_download(model, revision=revision, allow_patterns=["pytorch_model*.bin"])
-    except (OSError, HFValidationError) as error:
-        raise loading_error("model", model, error, revision) from error
-    return folder, folder.name
 
 
 def _skeleton(model: str, folder: Path, trust_remote_code: bool) -> nn.Module:
@@ -278,31 +206,3 @@ def read_weight(stored: StoredWeights, name: str, module: nn.Module) -> Tensor:
             f"{key} in {path} has shape (out, in) {tuple(weight.shape)}, but the config asks for {tuple(expected)}"
         )
     return weight
-
-
-def _names_in(path: Path) -> list[str]:
-    if path.suffix == ".bin":
-        return list(_map_pickled(path))
-    with _open(path) as file:
-        return list(file.keys())
-
-
-def _map_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of `torch.save`, mapped where its format allows it. Nothing that it holds is run. Raises
-    `SVFError` for one that holds anything else than tensors by name."""
-    try:
-        tensors = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError) as error:
-        raise SVFError(
-            f"{path} cannot be read as weights alone ({one_line(error)}): download or copy it again"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise SVFError(f"{path} holds something else than the weights of a model")
-    return tensors
-
-
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise SVFError(f"{path} cannot be read ({error}): download or copy it again") from error

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
-from svf_rl.svf.checkpoint import StoredWeights, read_weight
+from svf_rl.svf.checkpoint import read_weight
 from svf_rl.svf.decompose import fingerprint
 from svf_rl.svf.layer import SVFLinear, svf_layers
 from svf_rl.svf.offload_hook import OffloadedWeight, offload, onload
 from svf_rl.svf.original import files_of
+from svf_rl.svf.stored_weights import StoredWeights
 
 
 def offload_weights(model: nn.Module) -> None:

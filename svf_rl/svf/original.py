@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from svf_rl.errors import SVFError
 from svf_rl.storage.json_files import read_json
-from svf_rl.svf.checkpoint import StoredWeights, dtype_of_model, local_folder, read_weight, stored_names
+from svf_rl.svf.checkpoint import dtype_of_model, read_weight, stored_names
 from svf_rl.svf.sharding import without_values
+from svf_rl.svf.stored_weights import StoredWeights, local_folder
 from svf_rl.svf.targets import is_linear, quantization_of
 
 # Of a kernel, relative to the weight that it stands for. Measured: 8 bits 0.01 to 0.03, 4 bits 0.1 to 0.35, 2 bits 0.5

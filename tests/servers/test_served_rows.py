@@ -9,6 +9,7 @@ from fakes import move
 from peft import PeftModel
 
 from svf_rl.errors import SVFError
+from svf_rl.generation.server.known_layouts import KnownLayouts
 from svf_rl.generation.server.served_rows import ServedRows
 from svf_rl.generation.server.z_update import describe_layout, pack
 from svf_rl.generation.vllm.factored.adapters import AdapterRows
@@ -29,7 +30,7 @@ def rows(adapted: Adapted) -> AdapterRows:
 def served(rows: AdapterRows, adapted: Adapted) -> ServedRows:
     layers = svf_layers(adapted())
     fingerprints = {path.removeprefix("base_model.model."): layer.weight_id for path, layer in layers.items()}
-    return ServedRows(rows, fingerprints, "model", torch.float32)
+    return ServedRows(rows, KnownLayouts(rows.table, fingerprints, "model", torch.float32))
 
 
 def put(served: ServedRows, model: PeftModel, number: int, unused: tuple[int, ...] = ()) -> None:

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from svf_rl.errors import SVFError
 from svf_rl.svf import SVFConfig, svf_layers
-from svf_rl.svf.checkpoint import StoredWeights
 from svf_rl.svf.offload import offload_weights, onload_weights
 from svf_rl.svf.offload_hook import OffloadedWeight
+from svf_rl.svf.stored_weights import StoredWeights
 
 
 @pytest.fixture

@@ -107,13 +107,12 @@ class VLLMServersGenerator:
         try:
             server.check(self._dtype)
         except NoExtensionError:
-            backend = server.transfer()
-            if backend != BACKEND and self._device != "cuda":
-                raise
-            if backend == BACKEND:
+            if server.transfer() == BACKEND:
                 server = TransferConnection(server.url, self._folder)
                 server.check(self._dtype)
                 return server
+            if self._device != "cuda":
+                raise
             server = TRLPushConnection(server.url, group_port=51216 + self._urls.index(server.url))
             server.check(self._dtype)
             _warn(f"the vLLM server {server.url} runs without the extension of this package: TRL sends it all weights")

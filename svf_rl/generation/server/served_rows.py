@@ -1,7 +1,7 @@
 """The adapters of the worker of a vLLM server that computes with factors: each version of each run's `z` is a row."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,14 +18,11 @@ class ServedRows:
 
     Args:
         rows ([`AdapterRows`]): Of this worker's engine.
-        fingerprints (`Mapping[str, str]`): Of the matrices that it serves in factors, by path in the model's files.
-        model (`str`): The checkpoint that the server was started with: folder or Hub name.
-        dtype (`torch.dtype`): Type of the server's weights.
+        layouts ([`KnownLayouts`]): Of the same engine.
     """
 
-    def __init__(self, rows: AdapterRows, fingerprints: Mapping[str, str], model: str, dtype: torch.dtype):
-        self._rows = rows
-        self._layouts = KnownLayouts(rows.table, fingerprints, model, dtype)
+    def __init__(self, rows: AdapterRows, layouts: KnownLayouts):
+        self._rows, self._layouts = rows, layouts
         self.instance = uuid.uuid4().hex
         """Different after every start of the server."""
         self.version = ""

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from svf_rl.errors import SVFError
 from svf_rl.generation.server.z_update import AdaptedMatrix, Layout, check_values
 from svf_rl.svf.cache import FactorCache
-from svf_rl.svf.checkpoint import StoredWeights, local_folder
 from svf_rl.svf.decompose import Factors, fingerprint
 from svf_rl.svf.mask import change_of_singular_values
 from svf_rl.svf.merge import merged_weight
+from svf_rl.svf.stored_weights import StoredWeights, local_folder
 
 # what is above it comes from a training that has diverged, or from nowhere
 _LARGEST_WEIGHT = 1e6

@@ -30,7 +30,6 @@ class TransferConnection(ServerConnection):
         self._folder = None if folder is None else Path(folder).expanduser()
         self._layout: str | None = None
         self._last = ""  # the version that was brought last
-        self._file: Path | None = None
 
     @property
     def has_factors(self) -> bool:
@@ -52,8 +51,7 @@ class TransferConnection(ServerConnection):
         if self._folder is None:
             info["z"] = base64.b64encode(z).decode()
         else:
-            path = self._folder / f"{version}.z"
-            write_file(path, z, "give another vllm_server_folder")
+            write_file(self._folder / f"{version}.z", z, "give another vllm_server_folder")
         try:
             self._do("/start_weight_update", {})
         except SVFError:  # a run that was killed may have left one open
@@ -61,12 +59,10 @@ class TransferConnection(ServerConnection):
             self._do("/start_weight_update", {})
         self._do("/update_weights", {"update_info": info})
         self._do("/finish_weight_update", {"weight_version": version})
+        if self._folder is not None and self._last not in ("", version):
+            (self._folder / f"{self._last}.z").unlink(missing_ok=True)
         self._last = version
-        if self._folder is not None:
-            if self._file is not None and self._file != path:
-                self._file.unlink(missing_ok=True)
-            self._file = path
-        return len(z) if self._folder is not None else len(info["z"])
+        return len(info.get("z", z))
 
     def _do(self, path: str, body: dict[str, Any]) -> None:
         self._request("POST", path, json=body, timeout=LONG)
