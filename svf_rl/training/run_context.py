@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -121,6 +122,23 @@ def leave_process_group() -> None:
 
     if distributed.is_initialized() and distributed.get_world_size() > 1:
         distributed.destroy_process_group()
+        # DDP keeps a group alive, whose threads give the last tensors back in their own time and under the GIL: one
+        # that asks for it when the interpreter has begun to end brings the process down.
+        deadline = time.monotonic() + 5
+        time.sleep(0.01)
+        while _gloo_at_work() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _gloo_at_work() -> bool:
+    """Whether a thread of gloo runs, or would if there were a core for it (Linux). Not to be asked without having
+    released the GIL just before, for which one may wait asleep."""
+    for status in Path("/proc/self/task").glob("*/stat"):
+        with suppress(OSError):  # it has just ended
+            name, _, rest = status.read_text().partition("(")[2].rpartition(")")
+            if name == "pt_gloo_runloop" and rest.split()[0] == "R":
+                return True
+    return False
 
 
 def _end_with_launcher() -> None:
