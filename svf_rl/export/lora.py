@@ -13,11 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from svf_rl.errors import SVFError
-from svf_rl.evaluation.answers import decode_completions
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.base_model import find_base_model
 from svf_rl.evaluation.items import TaskItems, check_lengths, load_items
 from svf_rl.experts.pool import ExpertPool
+from svf_rl.export.certificate import CERTIFICATE, accuracy, equal_tokens
 from svf_rl.export.picture import draw_rank_curve
 from svf_rl.generation import Completion
 from svf_rl.models.kinds import load_saved
@@ -31,7 +31,7 @@ from svf_rl.svf.low_rank import low_rank, strongest
 from svf_rl.svf.mask import Mask, change_of_singular_values
 from svf_rl.text_table import aligned
 
-CERTIFICATE, PICTURE = "certificate.json", "rank_curve.png"
+PICTURE = "rank_curve.png"
 SVF, LORA = "SVF", "LoRA"
 _OWN = "svf"
 
@@ -121,20 +121,12 @@ def export_lora(expert: str, out: str | Path, rank: int, arguments: EvaluationAr
             backend=arguments.backend,
             curve=curve,
             equal_tokens=equal_tokens(answers[SVF], answers[LORA]),
-            accuracy={name: _accuracy(base.tokenizer, items, done) for name, done in answers.items()},
+            accuracy={name: accuracy(base.tokenizer, items, done) for name, done in answers.items()},
             logit_difference=_logit_difference(model, deltas, rank, base.arguments, staging, texts[:16]),
         )
         draw_rank_curve(curve, rank, staging / PICTURE)
         write_json(staging / CERTIFICATE, {"format": "peft-lora", "base_model": arguments.model, **asdict(certificate)})
     return certificate
-
-
-def equal_tokens(one: Sequence[Completion], other: Sequence[Completion]) -> float:
-    """Share of the tokens of both that are the same at the same place."""
-    pairs = [(a.token_ids, b.token_ids) for a, b in zip(one, other, strict=True)]
-    same = sum(x == y for a, b in pairs for x, y in zip(a, b, strict=False))
-    longest = sum(max(len(a), len(b)) for a, b in pairs)
-    return same / longest if longest else 1.0
 
 
 def _made_direct(layer: Any) -> Tensor:
@@ -171,14 +163,6 @@ def _answers(pool: ExpertPool, items: TaskItems) -> dict[str, list[Completion]]:
         pool.use(name)
         found[name] = pool.generate(items.prompt_ids, greedy, seeds)
     return found
-
-
-def _accuracy(tokenizer: Any, items: TaskItems, completions: Sequence[Completion]) -> float:
-    """Of the answers that could be graded."""
-    texts = decode_completions(tokenizer, completions, items.sampling.stop)
-    verdicts = items.grader.grade(items.rows, texts, [completion.token_ids for completion in completions])
-    graded = [verdict.correct for verdict in verdicts if verdict.correct is not None]
-    return sum(graded) / len(graded) if graded else math.nan
 
 
 def _curve(

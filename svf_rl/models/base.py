@@ -1,6 +1,7 @@
 """What a recipe says of the base model. Nothing slow is imported here."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from svf_rl.described import described
@@ -11,7 +12,9 @@ from svf_rl.quickstart import model_path
 class ModelArguments:
     """The base model."""
 
-    model_name_or_path: str = described("quickstart", "Hub name or local folder; 'quickstart' is the bundled model.")
+    model_name_or_path: str = described(
+        "quickstart", "Hub name, local folder or GGUF file; 'quickstart' is the bundled model."
+    )
     model_revision: str | None = described(None, "Branch, tag or commit on the Hub.")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = described(
         "auto", "Type of the base weights; auto is the type they are stored in."
@@ -24,5 +27,10 @@ class ModelArguments:
 
     @property
     def location(self) -> str:
-        """What `from_pretrained` and vLLM take: `model_name_or_path`, or the folder of the bundled model."""
+        """What `from_pretrained` and vLLM take: `model_name_or_path`, or the folder of the bundled model or of what a
+        GGUF file was converted to. Raises `SVFError` for a file that cannot be."""
+        if self.model_name_or_path.endswith(".gguf"):
+            from svf_rl.models.gguf.read import converted_folder
+
+            return str(converted_folder(Path(self.model_name_or_path).expanduser()))
         return str(model_path()) if self.model_name_or_path == "quickstart" else self.model_name_or_path

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from svf_rl.cli import main
 from svf_rl.evaluation.arguments import EvaluationArguments
-from svf_rl.export.lora import CERTIFICATE, PICTURE, equal_tokens, export_lora
+from svf_rl.export.certificate import CERTIFICATE, equal_tokens
+from svf_rl.export.lora import PICTURE, export_lora
 from svf_rl.generation import Completion
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig

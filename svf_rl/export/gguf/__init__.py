@@ -1,0 +1,1 @@
+"""A plain model as one GGUF file."""
