@@ -27,14 +27,14 @@ def _fill(parser: argparse.ArgumentParser) -> None:
 def _run(known: argparse.Namespace) -> None:
     import torch
 
-    from svf_rl.quickstart import model_path
+    from svf_rl.models.base import ModelArguments
     from svf_rl.svf.checkpoint import decompose_checkpoint
 
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     if known.device not in devices:
         raise SVFError(f"device {known.device!r} is not there: use {' or '.join(devices)}")
-    model = str(model_path()) if known.model == "quickstart" else known.model
-    index = decompose_checkpoint(model, **asdict(read_flags(known, DecomposeArguments)))
+    model = ModelArguments(known.model)
+    index = decompose_checkpoint(model.location, **asdict(read_flags(known, DecomposeArguments)))
     print(
         f"{len(index.modules)} matrices, {index.cached} of them cached before; {index.bytes / 1e6:.1f} MB of factors, "
         f"{index.seconds:.1f} s; index: {index.path}"

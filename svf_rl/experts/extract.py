@@ -74,7 +74,7 @@ def extract(base: ModelArguments, tuned: str, out: str | Path, targets: str = "m
 
     Args:
         base ([`ModelArguments`]): The model that the other one was made from.
-        tuned (`str`): Folder or Hub name of a merged or fully trained model with the same architecture.
+        tuned (`str`): Folder, GGUF file or Hub name of a merged or fully trained model with the same architecture.
         out (`str` or `Path`): The folder to write; it must be free or empty.
         targets (`str`): As [`SVFConfig`] takes them.
 
@@ -83,7 +83,7 @@ def extract(base: ModelArguments, tuned: str, out: str | Path, targets: str = "m
     """
     out = Path(out).expanduser()
     check_new(out)
-    folder, _ = local_folder(tuned, None)
+    folder, _ = local_folder(ModelArguments(tuned).location, None)
     model: Any = load_base(base).requires_grad_(False)
     stored = StoredWeights(tuned, folder, getattr(model, "base_model_prefix", ""))
     parameters = dict(model.named_parameters())

