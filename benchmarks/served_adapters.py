@@ -79,11 +79,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         base = saved(folder, "small", LAYERS, "cpu")
-        lora = ["--enable-lora", "--max-loras", str(max(ADAPTERS)), "--max-lora-rank", str(RANK), "--lora-modules"]
+        mixed = ["--enable-lora", "--max-loras", str(max(ADAPTERS))]
         own = {
             "merged": [],
-            "SVF": ["--load-format", "svf", "--enable-lora", "--lora-modules", *adapters("SVF", folder, base)],
-            "LoRA": [*lora, *adapters("LoRA", folder, base)],
+            "SVF": [*mixed, "--load-format", "svf", "--lora-modules", *adapters("SVF", folder, base)],
+            "LoRA": [*mixed, "--max-lora-rank", str(RANK), "--lora-modules", *adapters("LoRA", folder, base)],
         }
         urls = {
             kind: stack.enter_context(serving([*SERVER, "--model", base, *options], 8741 + i))

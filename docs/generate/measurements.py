@@ -401,6 +401,18 @@ def _mixed_batches(result: dict[str, Any]) -> Rows:
     ]
 
 
+def _served_adapters(result: dict[str, Any]) -> Rows:
+    ratios = result["ratios"]
+    return [
+        {"adapters": name.replace("merged", "none (one merged model)"), "tokens/s": f"{rate:.0f}"}
+        | {
+            f"against {label}": _times(ratios.get(f"{name} / {other}"))
+            for label, other in (("a merged model", "merged"), ("as many LoRA", f"{name.split()[0]} LoRA"))
+        }
+        for name, rate in result["tokens_per_second"].items()
+    ]
+
+
 def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f} ×"
 
@@ -472,6 +484,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "scaling": _scaling,
     "scaling.tokens": _scaling_tokens,
     "server_sync": _server_sync,
+    "served_adapters": _served_adapters,
     "several_runs": _several_runs,
     "training_step": _training_step,
     "update_step": _update_step,

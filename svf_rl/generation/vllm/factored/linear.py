@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers import utils
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
@@ -100,6 +101,7 @@ class _Part:
     weight: Tensor
     columns: slice | None = None
     factors: SVFFactors | None = None
+    packed: Callable[[Tensor], Tensor] | None = None  # multiplies in the place of `weight`
 
     def load(self, loaded: Tensor) -> None:
         """Take the weight of the file, as vLLM lays it out. Raises `CannotServeFactors` where the factors make another
@@ -148,11 +150,13 @@ class FactoredLinear(LinearMethodBase):
                     f"{name} is {size} × {input_size} in {params_dtype} for vLLM, and by its factors {len(u)} × "
                     f"{vt.shape[1]} in {u.dtype}"
                 )
-            layer.svf_parts.append(_Part(u, slice(end, end := end + s.numel()), factors))
+            layer.svf_parts.append(_Part(u, slice(end, end := end + s.numel()), factors, _packed(u)))
             vts.append(vt)
-        layer.svf_vt = vts[0]
-        if len(vts) > 1:  # one product for all; their holder has views of it from now on
-            layer.svf_vt = torch.cat(vts)
+        layer.svf_vt = vts[0] if len(vts) == 1 else torch.cat(vts)  # one product for all
+        layer.svf_packed = _packed(layer.svf_vt)
+        if layer.svf_packed is not None:
+            layer.svf_vt = layer.svf_vt[:0].clone()
+        elif len(vts) > 1:  # their holder has views of it from now on
             for part in layer.svf_parts:
                 if part.factors is not None:
                     part.factors.Vt = layer.svf_vt[part.columns]
@@ -161,19 +165,27 @@ class FactoredLinear(LinearMethodBase):
         layer.register_parameter("weight", weight)
         set_weight_attrs(weight, {**extra_weight_attrs, "weight_loader": _loader_of(layer.svf_parts)})
 
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        for part in layer.svf_parts:
+            if part.factors is None and (packed := _packed(part.weight)) is not None:
+                part.packed, part.weight = packed, part.weight[:0].clone()
+
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         tokens = x.flatten(0, -2)  # models of transformers' own classes have a batch of one
-        h = F.linear(tokens, layer.svf_vt)
+        h = _product(tokens, layer.svf_vt, layer.svf_packed)
         torch.ops.svf_rl.scale_(h, self.prefix)
-        parts = [(tokens if part.columns is None else h[:, part.columns], part.weight) for part in layer.svf_parts]
+        parts = [
+            (tokens if part.columns is None else h[:, part.columns], part.weight, part.packed)
+            for part in layer.svf_parts
+        ]
         if len(parts) == 1:
-            y = F.linear(*parts[0])
-        elif torch.compiler.is_compiling():  # which writes them into their places by itself
-            y = torch.cat([F.linear(*part) for part in parts], dim=1)
-        else:
-            sizes = [len(weight) for _, weight in parts]
+            y = _product(*parts[0])
+        elif torch.compiler.is_compiling() or parts[0][2] is not None:
+            y = torch.cat([_product(*part) for part in parts], dim=1)
+        else:  # written into their places, as a compiled model does by itself
+            sizes = [len(weight) for _, weight, _ in parts]
             y = tokens.new_empty(len(tokens), sum(sizes))
-            for (given, weight), place in zip(parts, y.split(sizes, dim=1), strict=True):
+            for (given, weight, _), place in zip(parts, y.split(sizes, dim=1), strict=True):
                 torch.mm(given, weight.t(), out=place)
         y = y.unflatten(0, x.shape[:-1])
         return y if bias is None else y + bias
@@ -181,6 +193,23 @@ class FactoredLinear(LinearMethodBase):
     def scale_(self, h: Tensor) -> None:
         if self.table is not None:  # while it measures its memory the engine has none yet
             self.table.scale_(h, self.columns)
+
+
+def _product(x: Tensor, weight: Tensor, packed: Callable[[Tensor], Tensor] | None) -> Tensor:
+    return F.linear(x, weight) if packed is None else packed(x)
+
+
+def _packed(weight: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """vLLM's own product with a weight (out, in) that it has packed for this CPU; `None` where it has not, as in an
+    engine whose weights stay those of a trainer."""
+    if weight.device.type != "cpu":
+        return None
+    holder = nn.Module()
+    holder.weight = nn.Parameter(weight, requires_grad=False)
+    utils.dispatch_cpu_unquantized_gemm(holder, remove_weight=True)
+    if holder.weight.numel():
+        return None
+    return lambda x: holder.cpu_linear(x.contiguous(), holder.weight, None)
 
 
 def _loader_of(parts: list[_Part]) -> Callable[..., None]:

@@ -90,6 +90,8 @@ class FactoredLoader(DefaultModelLoader):
             raise SVFError("--load-format svf is for adapters: add --enable-lora")
         if vllm_config.parallel_config.tensor_parallel_size > 1:
             raise SVFError("adapters are served on one device: drop --tensor-parallel-size, or merge them")
+        if vllm_config.lora_config.max_loras == 1:  # vLLM's default, for LoRA's sake
+            print("note: a batch takes one adapter at a time: --max-loras 64 mixes them", file=sys.stderr, flush=True)
         device = torch.device(vllm_config.device_config.device)
         index = decompose_checkpoint(
             model_config.model,
