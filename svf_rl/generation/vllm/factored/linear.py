@@ -150,10 +150,10 @@ class FactoredLinear(LinearMethodBase):
                     f"{name} is {size} × {input_size} in {params_dtype} for vLLM, and by its factors {len(u)} × "
                     f"{vt.shape[1]} in {u.dtype}"
                 )
-            layer.svf_parts.append(_Part(u, slice(end, end := end + s.numel()), factors, _packed(u)))
+            layer.svf_parts.append(_Part(u, slice(end, end := end + s.numel()), factors, packed_product(u)))
             vts.append(vt)
         layer.svf_vt = vts[0] if len(vts) == 1 else torch.cat(vts)  # one product for all
-        layer.svf_packed = _packed(layer.svf_vt)
+        layer.svf_packed = packed_product(layer.svf_vt)
         if layer.svf_packed is not None:
             layer.svf_vt = layer.svf_vt[:0].clone()
         elif len(vts) > 1:  # their holder has views of it from now on
@@ -167,7 +167,7 @@ class FactoredLinear(LinearMethodBase):
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         for part in layer.svf_parts:
-            if part.factors is None and (packed := _packed(part.weight)) is not None:
+            if part.factors is None and (packed := packed_product(part.weight)) is not None:
                 part.packed, part.weight = packed, part.weight[:0].clone()
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -199,7 +199,7 @@ def _product(x: Tensor, weight: Tensor, packed: Callable[[Tensor], Tensor] | Non
     return F.linear(x, weight) if packed is None else packed(x)
 
 
-def _packed(weight: Tensor) -> Callable[[Tensor], Tensor] | None:
+def packed_product(weight: Tensor) -> Callable[[Tensor], Tensor] | None:
     """vLLM's own product with a weight (out, in) that it has packed for this CPU; `None` where it has not, as in an
     engine whose weights stay those of a trainer."""
     if weight.device.type != "cpu":
