@@ -34,7 +34,10 @@ def server(start_server: Callable[..., Server], tmp_path_factory: pytest.TempPat
         given += ["--expert", f"{name}={save_adapter(folder / name, SVF, seed=seed, by=0.05)}"]
     command = ["svf_rl.cli", "serve", str(model_path()), *given, "--dtype", "float32", "--max-length", "256"]
     command += ["--", "--num-gpu-blocks-override", "512"]  # a cache that is soon touched as a whole
-    started = start_server(*command[command.index("--") :], command=command[: command.index("--")]).wait()
+    split = command.index("--")
+    # oneDNN keeps 1,024 products compiled, one for each size of a batch: what else grew would hide behind them
+    own = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+    started = start_server(*command[split:], command=command[:split], **own).wait()
     yield started
     started.kill()
 
@@ -170,11 +173,9 @@ def test_ten_thousand_requests(server: Server, capsys: pytest.CaptureFixture[str
         prompts = [tokenizer(prompt)["input_ids"] for prompt, _ in said]
         wrong, _ = wrong_tokens(model, prompts, [Completion(list(ids), None, True) for _, ids in said])
         assert wrong == 0, name
-    # The first fifth fills caches: names, prefixes, the allocator's arenas. The worker of a plain vLLM, without this
-    # package, still takes 60 to 100 MB more in as many requests, so that its bound only shows what is far larger;
-    # that rows go is tested where they are counted.
+    # the first fifth fills caches: names, prefixes, the allocator's arenas
     (others, worker), (others_late, worker_late) = memory[1], memory[-1]
     assert others_late <= others + 15, memory
-    assert worker_late <= worker + 120, memory
+    assert worker_late <= worker + 15, memory
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(120) == 0
