@@ -31,13 +31,19 @@ class Engine(Protocol):
 
 
 class TransformersEngine:
-    """`model`, with an adapter or without."""
+    """
+    Args:
+        model: With an adapter or without.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        ends (`Sequence[int]`): Tokens that end a completion.
+    """
 
     name = "transformers"
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int | None = None):
-        self._model = model.eval()
-        self._generator = start_transformers(model, tokenizer, batch_size)
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]):
+        self._model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        model.generation_config.eos_token_id = list(ends)  # transformers reads another one from some GGUF files
+        self._generator = start_transformers(model, tokenizer, None)
 
     def answer(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         return self._generator.generate(prompts, sampling, [0] * len(prompts))
@@ -78,6 +84,7 @@ class LlamaCppEngine:
         path (`Path`): The file.
         length (`int`): Tokens of the longest prompt with its completion.
         tokenizer (`PreTrainedTokenizerBase`): Of the model that was exported, for stop strings.
+        ends (`Sequence[int]`): Tokens that end a completion.
     """
 
     name = "llama.cpp"

