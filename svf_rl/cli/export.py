@@ -5,6 +5,7 @@ import argparse
 from svf_rl.cli.evaluation import ANSWERING, add_evaluation, read_evaluation
 from svf_rl.cli.flags import Command
 from svf_rl.errors import SVFError
+from svf_rl.export.gguf import TYPES
 
 FORMATS = {
     "safetensors": "the merged model, for transformers, vLLM and what converts from them",
@@ -12,7 +13,6 @@ FORMATS = {
     "gguf": "the merged model in one file for llama.cpp",
     "ollama": "that file and a Modelfile",
 }
-_TYPES = ("f32", "f16", "bf16", "q8_0")
 _ROWS = 200
 """Of the task, for the certificate."""
 
@@ -23,7 +23,7 @@ def _fill(parser: argparse.ArgumentParser) -> None:
     formats = "; ".join(f"{name}: {text}" for name, text in FORMATS.items())
     add("--format", choices=FORMATS, required=True, help=formats)
     add("--rank", type=int, help="peft-lora: of the LoRA (default: 16)")
-    add("--stored-as", choices=_TYPES, help="gguf, ollama: type of the matrices (default: q8_0)")
+    add("--stored-as", choices=TYPES, help="gguf, ollama: type of the matrices (default: q8_0)")
     add("--out", required=True, help="folder to write; must be new or empty")
     add("--task", help="whose rows the certificate is about (default: that of the adapter's training)")
     add_evaluation(parser, ANSWERING)

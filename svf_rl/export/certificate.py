@@ -109,7 +109,7 @@ def compare(
     expected: Expected,
     prompts: Sequence[list[int]],
     sampling: Sampling,
-    accuracy: Callable[[Sequence[Completion]], float],
+    grade: Callable[[Sequence[Completion]], float],
     equal_prompts: float | None = None,
 ) -> OfEngine:
     """Ask an engine what the adapter was asked."""
@@ -124,7 +124,7 @@ def compare(
         same / len(answers),
         equal_tokens(answers, expected.answers),
         max(differences),
-        accuracy(answers),
+        grade(answers),
         equal_prompts,
     )
 

@@ -54,7 +54,7 @@ def export_plain(
         out (`str` or `Path`): The folder to write; it must be free or empty.
         format (`str`): `safetensors`: a folder as transformers and vLLM read it, in the type `arguments.dtype`; `gguf`:
             one file for llama.cpp; `ollama`: that file and a `Modelfile`.
-        stored_as (`str`): The type of a GGUF file's matrices, of `svf_rl.export.gguf.file.TYPES`.
+        stored_as (`str`): The type of a GGUF file's matrices, of `svf_rl.export.gguf.TYPES`.
         arguments ([`EvaluationArguments`]): Base model, one task for the certificate, and what generates.
 
     Raises:

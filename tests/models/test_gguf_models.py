@@ -84,7 +84,8 @@ def test_the_end_is_the_one_that_ends_a_turn(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _file(tmp_path / "model")
-    whole = path.read_bytes()
+    whole, whole_template = path.read_bytes(), (path.parent / "chat_template.jinja").read_bytes().strip()
+    assert whole_template in whole
     assert "there is no file" in refusal(lambda: ModelArguments(str(tmp_path / "none.gguf")).location)
     for damaged in (b"", b"not a model", whole[: len(whole) // 2], whole[:600]):
         path.write_bytes(damaged)
@@ -94,6 +95,9 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path, monkeypatch:
     assert "splits texts in the way 'jinaai'" in refusal(lambda: ModelArguments(str(path)).location)
     path.write_bytes(whole.replace(b"gpt2", b"bert"))
     assert "tokenizer is of the kind 'bert'" in refusal(lambda: ModelArguments(str(path)).location)
+    template = b"{{ raise_exception('odd') }}"
+    path.write_bytes(whole.replace(whole_template, template.ljust(len(whole_template))))
+    assert "chat template cannot be used (odd)" in refusal(lambda: ModelArguments(str(path)).location)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'svf-rl[gguf]'" in refusal(lambda: ModelArguments(str(path)).location)
 

@@ -17,9 +17,6 @@ from svf_rl.models.gguf import require_gguf
 from svf_rl.models.gguf.rope import TENSOR, frequency_factors
 from svf_rl.svf.stored_weights import StoredWeights
 
-TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
-"""What the matrices are stored as; vectors stay in fp32, as llama.cpp wants them."""
-
 # GGUF's name of the architecture, and whether it rotates neighbouring pairs of a head: transformers rotates the halves,
 # so that the rows of q and k are in another order there.
 _ARCHITECTURES = {
@@ -28,7 +25,6 @@ _ARCHITECTURES = {
     "qwen2": ("qwen2", False),
     "qwen3": ("qwen3", False),
 }
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
 
 def check_writable_as_gguf(config: PretrainedConfig) -> None:
@@ -54,7 +50,7 @@ def write_gguf(folder: Path, path: Path, stored_as: str) -> None:
     Args:
         folder (`Path`): As [`svf_rl.experts.merged.merge`] writes it.
         path (`Path`): The file.
-        stored_as (`str`): A key of [`TYPES`].
+        stored_as (`str`): One of `svf_rl.export.gguf.TYPES`.
 
     Raises:
         SVFError: an architecture, or a tokenizer, that cannot be written.
@@ -66,7 +62,7 @@ def write_gguf(folder: Path, path: Path, stored_as: str) -> None:
     architecture, _ = _ARCHITECTURES[config.model_type]
     writer = gguf.GGUFWriter(path, architecture)
     _add_shape(writer, config)
-    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[stored_as]])
+    writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if stored_as == 'f32' else 'MOSTLY'}_{stored_as.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_vocabulary(writer, folder, config.vocab_size)
     stored = StoredWeights(str(folder), folder)
@@ -121,7 +117,7 @@ def stored_type(shape: tuple[int, ...], stored_as: str) -> Any:
     """gguf's type of a tensor of this shape: blocks of 32 do not go into each."""
     import gguf
 
-    kind = gguf.GGMLQuantizationType[TYPES[stored_as] if len(shape) > 1 else "F32"]
+    kind = gguf.GGMLQuantizationType[stored_as.upper() if len(shape) > 1 else "F32"]
     if kind.name == "Q8_0" and shape[-1] % 32:
         return gguf.GGMLQuantizationType.F16
     return kind

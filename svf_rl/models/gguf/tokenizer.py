@@ -7,11 +7,12 @@ token that pads, and splits texts as GPT-2 does whatever the file says.
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.models.gguf.splits import find_split
 
 CONTROL, OF_THE_USER = 3, 4
@@ -71,8 +72,10 @@ def _check_end_of_turn(tokenizer: PreTrainedTokenizerBase, metadata: dict[str, A
     """With a chat template the token that ends an assistant's turn is the end of a completion."""
     said = "the answer"
     turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": said}]
-    rendered = tokenizer.apply_chat_template(turns, tokenize=False)
-    assert isinstance(rendered, str)
+    try:
+        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except TemplateError as error:
+        raise SVFError(f"its chat template cannot be used ({one_line(error)}): use the model's own files") from error
     after = tokenizer(rendered.rpartition(said)[2], add_special_tokens=False)["input_ids"]
     control = {i for i, kind in enumerate(metadata["tokenizer.ggml.token_type"]) if kind == CONTROL}
     end = next((i for i in after if i in control), None)

@@ -174,19 +174,16 @@ class FactoredLinear(LinearMethodBase):
         tokens = x.flatten(0, -2)  # models of transformers' own classes have a batch of one
         h = _product(tokens, layer.svf_vt, layer.svf_packed)
         torch.ops.svf_rl.scale_(h, self.prefix)
-        parts = [
-            (tokens if part.columns is None else h[:, part.columns], part.weight, part.packed)
-            for part in layer.svf_parts
-        ]
-        if len(parts) == 1:
-            y = _product(*parts[0])
-        elif torch.compiler.is_compiling() or parts[0][2] is not None:
-            y = torch.cat([_product(*part) for part in parts], dim=1)
+        given = [(part, tokens if part.columns is None else h[:, part.columns]) for part in layer.svf_parts]
+        if len(given) == 1:
+            y = _product(h, layer.svf_parts[0].weight, layer.svf_parts[0].packed)
+        elif torch.compiler.is_compiling() or any(part.packed is not None for part, _ in given):
+            y = torch.cat([_product(x, part.weight, part.packed) for part, x in given], dim=1)
         else:  # written into their places, as a compiled model does by itself
-            sizes = [len(weight) for _, weight, _ in parts]
+            sizes = [len(part.weight) for part, _ in given]
             y = tokens.new_empty(len(tokens), sum(sizes))
-            for (given, weight, _), place in zip(parts, y.split(sizes, dim=1), strict=True):
-                torch.mm(given, weight.t(), out=place)
+            for (part, x), place in zip(given, y.split(sizes, dim=1), strict=True):
+                torch.mm(x, part.weight.t(), out=place)
         y = y.unflatten(0, x.shape[:-1])
         return y if bias is None else y + bias
 
