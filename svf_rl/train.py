@@ -197,6 +197,8 @@ def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member
         task = find_task(recipe.data.task)
         rewards = load_rewards(recipe.data)
         recipe.training.reward_weights = [reward.weight for reward in rewards]
+        if rewards[0].full is not None and "correct_threshold" not in recipe.raw:
+            recipe.training.correct_threshold = recipe.raw["correct_threshold"] = rewards[0].full
         tokenizer = load_tokenizer(recipe.model)
         data = report.splits
         if data is None:  # of the Hub, or for a model of the Hub: not checked before

@@ -63,9 +63,11 @@ def load_items(
     task = find_task(base_name)
     options = arguments.options
     if colon:
-        if base_name != "quickstart":
-            raise SVFError(f"task {name!r}: only quickstart has skills, as in quickstart:choice")
-        options = replace(options, skill=skill)
+        if base_name not in ("quickstart", "reasoning_gym"):
+            raise SVFError(
+                f"task {name!r}: only quickstart has skills, as in quickstart:choice, and reasoning_gym sets"
+            )
+        options = replace(options, skill=skill) if base_name == "quickstart" else replace(options, dataset=skill)
     specs = task.rewards(options) if arguments.reward is None else (arguments.reward,)
     grader = Grader(specs[0], arguments.max_failed)
     rows = _rows(task, options, arguments.limit, splits)
@@ -90,6 +92,8 @@ def load_items(
 
 def _rows(task: Task, options: TaskOptions, limit: int | None, splits: Sequence[str]) -> Dataset:
     if task.name == "columns" and options.data_path is not None and Path(options.data_path).is_file():
+        if options.shots:
+            raise SVFError("shots are training rows, and one file has none: give a folder with a train file")
         return limit_rows(splits[0], read_rows(options), limit)  # one file is evaluated whole
     there = task.load(options)
     for split in splits:

@@ -37,6 +37,8 @@ class Verdict:
             share of passed tests lie between.
         infrastructure (`bool`, *optional*, defaults to `False`): the check itself failed (a sandbox did not start, a
             worker died), which says nothing about the completion. Then `correct` is `None`.
+        raised (`bool`, *optional*, defaults to `False`): what checks could not cope with the completion, which is wrong
+            for that.
     """
 
     correct: bool | None
@@ -44,6 +46,7 @@ class Verdict:
     reason: str
     score: float | None = None
     infrastructure: bool = False
+    raised: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", one_line(self.reason))  # it may quote the completion
@@ -208,6 +211,8 @@ def _make_reward(found: Verifier) -> Callable[..., list[float | None]]:
             references = columns.get(found.column or "") or [None] * len(completions)
         verdicts = verify_all(found.name, completions, references, **options)
         log_metric = columns.get("log_metric")
+        if log_metric is not None and verdicts and (options.get("partial") or options.get("share")):
+            log_metric("reward/partial", sum(0 < (verdict.score or 0) < 1 for verdict in verdicts) / len(verdicts))
         if found.finds_answer and log_metric is not None and completions:
             counts = [count_marked_answers(_text(found.name, completion)) for completion in completions]
             log_metric("reward/marked", sum(count > 0 for count in counts) / len(counts))
@@ -251,6 +256,7 @@ def check_failed_share(
     failed = [verdict for verdict in verdicts if verdict.infrastructure]
     if log_metric is not None:
         log_metric(f"checks_failed/{name}", len(failed) / max(1, len(verdicts)))
+        log_metric(f"checks_raised/{name}", sum(verdict.raised for verdict in verdicts) / max(1, len(verdicts)))
     if failed:
         logger.warning("%s: %d of %d checks failed: %s", name, len(failed), len(verdicts), failed[0].reason)
     if len(failed) > most * len(verdicts):

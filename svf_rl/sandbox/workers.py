@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import InfrastructureError, one_line
@@ -37,6 +38,14 @@ def parallel_checks() -> int:
 def check_start(name: str, command: Sequence[str], seconds: float) -> None:
     """Start a worker and end it. Raises `InfrastructureError` where it is not ready within that time."""
     _Worker(name, command, seconds).kill()
+
+
+def script_command(script: Path) -> list[str]:
+    """The command of a worker that is a script of this package. The order of hash tables is fixed: what libraries make
+    of sets must not depend on the process."""
+    places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # -P: the script's folder, which may have a math.py, must not hide modules of the standard library
+    return ["env", "PYTHONHASHSEED=0", f"PYTHONPATH={os.pathsep.join(places)}", sys.executable, "-P", str(script)]
 
 
 def _with_default_signals(command: Sequence[str]) -> list[str]:

@@ -145,7 +145,9 @@ class SVFReinforceConfig(GRPOConfig):
         "sum", f"Log-likelihood of a sequence over its tokens: {', '.join(REDUCTIONS)}. The paper takes the sum."
     )
     correct_threshold: float = described(
-        0.5, "A completion counts as correct in evaluation when its first reward is at least this."
+        0.5,
+        "A completion counts as correct in evaluation when its first reward is at least this. In a recipe whose first "
+        "reward gives partial scores, such as reasoning_gym's: by default the reward of a right answer.",
     )
     num_completions_to_print: int | None = described(
         4, "With log_completions: rows of the table of completions that is printed; all are kept in files."

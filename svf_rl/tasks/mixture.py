@@ -3,7 +3,8 @@
     task: mixture
     mixture: {gsm8k: 2, mbpp: 1}
 
-- data: each task reads its own, from the Hub or from `data_dir`; `quickstart:choice` means that skill
+- data: each task reads its own, from the Hub or from `data_dir`; `quickstart:choice` means that skill, and
+  `reasoning_gym:word_sorting` that data set, whose settings are in `config: {word_sorting: {...}}`
 - split: in each of the three splits, rows of the tasks in proportion to the weights, none twice, as many as there are
   until a task that is next in turn has no more. Which rows of a task: its own rows in a fixed random order. Tasks take
   turns, so that the first rows of a split hold all of them in proportion
@@ -37,11 +38,12 @@ def read(options: TaskOptions) -> Splits:
     for name in weights:
         task, own = _part(name, options)
         spec = task.rewards(own)[0]
-        verifier = spec if isinstance(spec, str) else str(spec["name"])
+        spec = {"name": spec} if isinstance(spec, str) else spec
+        verifier, column = str(spec["name"]), str(spec.get("column", "answer"))
         for split, rows in task.load(own).items():
             if rows is None:
                 raise SVFError(f"task {name} has no {split} rows: leave it out of the mixture")
-            tables[split][name] = [_graded(row, name, verifier) for row in rows.shuffle(seed=ORDER_SEED)]
+            tables[split][name] = [_graded(row, name, verifier, column) for row in rows.shuffle(seed=ORDER_SEED)]
     return {split: Dataset.from_list(list(_in_turn(parts, weights))) for split, parts in tables.items()}
 
 
@@ -62,11 +64,13 @@ def _part(name: str, options: TaskOptions) -> tuple[Task, TaskOptions]:
     if base in ("mixture", "columns"):
         raise SVFError(f"mixture: {base} cannot be a part of a mixture, only a task that has its own data and verifier")
     own = replace(options, mixture=None, train_items=None, validation_items=None, test_items=None)
+    if base == "reasoning_gym":
+        own = replace(own, dataset=skill, config=(options.config or {}).get(skill))
     return find_task(base), replace(own, skill=skill) if skill else own
 
 
-def _graded(row: dict[str, Any], name: str, verifier: str) -> dict[str, Any]:
-    answer = json.dumps(row["answer"]) if isinstance(row["answer"], dict) else row["answer"]
+def _graded(row: dict[str, Any], name: str, verifier: str, column: str) -> dict[str, Any]:
+    answer = json.dumps(row[column]) if isinstance(row[column], dict) else row[column]
     return {"prompt": row["prompt"], "answer": answer, "target": row.get("target"), "task": name, "verifier": verifier}
 
 
@@ -87,4 +91,4 @@ def is_local(options: TaskOptions) -> bool:
 
 
 COLUMNS = TRAINING_COLUMNS | {"task", "verifier"}
-TASK = Task("mixture", read, graded_by("verified"), is_local, columns=COLUMNS, max_tokens=1024)
+TASK = Task("mixture", read, graded_by("verified"), is_local, columns=COLUMNS, max_tokens=1024, reads_shots=True)

@@ -1,7 +1,7 @@
 """Where a task's rows come from and how many are used: the part of a recipe that every task reads."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from svf_rl.described import described
 
@@ -37,6 +37,16 @@ class TaskOptions:
         "default",
         "reference uses the splits, prompts and stop strings of the published code of Transformer², to compare with "
         "its figures. Answers that this code graded wrongly are graded correctly here.",
+    )
+    dataset: str | None = described(None, "Task reasoning_gym: the name of one of its data sets, such as word_sorting.")
+    config: dict[str, Any] | None = described(
+        None,
+        "Task reasoning_gym: the data set's own settings, as in {min_words: 2, max_words: 3}; in a mixture by set.",
+    )
+    shots: int = described(
+        0,
+        "Worked examples before each question, as turns of the conversation: the first training rows, which are then "
+        "not trained on.",
     )
     mixture: dict[str, float] | None = described(
         None, "Task mixture: the tasks and the weight of each, as in {gsm8k: 2, mbpp: 1}."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from svf_rl.errors import SVFError
+from svf_rl.tasks.examples import with_examples
 from svf_rl.tasks.options import TaskOptions
 
 if TYPE_CHECKING:  # the flags of commands are made from this package, and `--help` is to answer at once
@@ -64,10 +65,14 @@ class Task:
     # Accuracy of one greedy completion an item, or the chance that one of `k` passes.
     metric: Literal["accuracy", "pass_at_k"] = "accuracy"
     trainable: bool = True  # whether there are training rows
+    reads_shots: bool = False  # whether `read` gives the rows their worked examples itself
 
     def load(self, options: TaskOptions) -> Splits:
-        """The rows of each split, as many as `options` say. Raises `SVFError` for a split without rows."""
+        """The rows of each split, as many as `options` say. Raises `SVFError` for a split without rows, or where there
+        are no worked examples."""
         tables = self.read(options)
+        if options.shots and not self.reads_shots:
+            tables = with_examples(tables, options.shots, self.name)
         splits: Splits = {}
         for split in SPLITS:
             rows = tables.get(split)

@@ -215,7 +215,7 @@ def test_a_sandbox_that_does_not_start_gives_no_verdict(caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         scores = lenient(completions=[GOOD] * 2, answer=[ASSERTS] * 2, log_metric=logged.__setitem__)
     assert scores == [None, None]
-    assert logged == {"checks_failed/unit_tests": 1.0}
+    assert logged == {"checks_failed/unit_tests": 1.0, "checks_raised/unit_tests": 0.0}
     assert "2 of 2 checks failed" in caplog.text
 
 

@@ -10,7 +10,6 @@ intervals do.
 """
 
 import re
-import sys
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -23,14 +22,12 @@ from svf_rl.rewards.reading.number_text import read_number, read_sentence
 from svf_rl.rewards.reading.sentences import sets_task, statements_from_end
 from svf_rl.rewards.references import is_number, reference_text, shorten
 from svf_rl.rewards.verifier import Verdict, verifier
-from svf_rl.sandbox.workers import WorkerPool, parallel_checks
+from svf_rl.sandbox.workers import WorkerPool, parallel_checks, script_command
 
 # How much longer than a check's own limits a worker may take: two attempts of two parts each, on a busy machine.
 PATIENCE_FACTOR, PATIENCE_SECONDS = 50, 60.0
 
-# Sympy's results must not depend on the order of its hash tables. -P: neither the working directory nor this folder,
-# which has a math.py, may hide modules of the standard library.
-_WORKER = ("env", "PYTHONHASHSEED=0", sys.executable, "-P", str(Path(__file__).with_name("math_worker.py")))
+_WORKER = script_command(Path(__file__).with_name("math_worker.py"))
 _workers = WorkerPool("math", _WORKER, parallel_checks())
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$((?:\\.|[^$\n\\])+)\$", re.DOTALL)

@@ -1,8 +1,6 @@
 """The worker process of the `math` verifier: symbolic equality by math-verify, under a hard time-out.
 
-This script is a supervisor: it imports math-verify once and forks a child that makes the checks one after the other.
-Symbolic algebra may never end, and may run in C code that no signal handler interrupts, so the supervisor kills a child
-that is late and forks the next. A child also ends after `CHECKS_A_CHILD` checks, so that sympy's caches stay small.
+It imports math-verify once and forks a child that makes the checks (`svf_rl/sandbox/supervised_child.py`).
 
 A request is a line `{"gold": text, "prediction": text, "timeout": seconds, "nonce": text}`, both texts in LaTeX. The
 reply is `{"outcome": ..., "nonce": text}`:
@@ -11,48 +9,28 @@ reply is `{"outcome": ..., "nonce": text}`:
 - "late": reading the prediction, or comparing it, took longer than `timeout`; "crashed": it made the child crash, as
   what is nested too deeply for a library in C can;
 - "gold late", "gold crashed": reading the gold alone did;
-- "died": two children, one after the other, were killed from outside, or neither ran nor waited for a processor for
-  `WALL_FACTOR` times as long; this says nothing about the answers.
-
-The time-out counts the child's CPU time, so that a busy machine does not make an answer wrong.
+- "died": two children, one after the other, were killed from outside or did not get to run, which says nothing about
+  the answers.
 """
 
-import ctypes
-import json
 import logging
-import os
-import resource
-import select
-import signal
-import socket
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
-from types import CodeType
-from typing import Any, NoReturn
+from typing import Any
 
 import sympy
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
-from sympy.parsing import sympy_parser
 
-CHECKS_A_CHILD = 1000
-WALL_FACTOR = 10
-# The address space of a child: beyond it, an allocation fails, and with it the check of that one answer.
-CHILD_BYTES = 2 << 30
+from svf_rl.sandbox.supervised_child import CRASHED, LATE, serve_requests
+from svf_rl.sandbox.text_evaluation import only_arithmetic_is_evaluated
+
 # Two numbers that differ by more than this share are different, even where they round to the same decimals.
 RELATIVE_TOLERANCE = 1e-3
 
-PR_SET_PDEATHSIG = 1
-# By an administrator, or by a machine out of memory
-_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-GOLD_READ, LATE, CRASHED, DIED = b".", b"-", b"!", b""
-_OUTCOMES = {b"1": "equal", b"0": "different", LATE: "late", CRASHED: "crashed", DIED: "died"}
 _NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 
@@ -67,103 +45,25 @@ def main() -> None:
         ("0<x<1", "(0,1)"),
     ):
         _equal(_read(gold), _read(prediction))
-    _only_arithmetic_is_evaluated()
-    print("{}", flush=True)  # ready
-    child = _Child()
-    for line in sys.stdin.buffer:
-        for _ in range(2):  # again with a new child where one died
-            outcome = child.outcome(line)
-            if outcome not in ("equal", "different") or child.checks >= CHECKS_A_CHILD:
-                child.end()
-                child = _Child()
-            if outcome != "died":
-                break
-        print(json.dumps({"outcome": outcome, "nonce": json.loads(line)["nonce"]}), flush=True)
-    child.end()
+    only_arithmetic_is_evaluated()
+    serve_requests(_answer, _reply)
 
 
-class _Child:
-    """A forked process that makes checks; seen from the supervisor."""
-
-    def __init__(self) -> None:
-        self.checks = 0
-        self._link, link = socket.socketpair()
-        self._pid = os.fork()
-        if self._pid == 0:
-            self._link.close()
-            _serve(link)
-        link.close()
-
-    def outcome(self, line: bytes) -> str:
-        """The outcome of a request, as the module describes them."""
-        self.checks += 1
-        timeout = json.loads(line)["timeout"]
-        try:
-            self._link.sendall(line)
-            reply = self._receive(timeout)
-            if reply == GOLD_READ:
-                return _OUTCOMES[self._receive(timeout)]
-        except ConnectionError:
-            return "died"
-        return f"gold {_OUTCOMES[reply]}" if reply in (LATE, CRASHED) else _OUTCOMES[reply]
-
-    def end(self) -> None:
-        """Kill and reap it."""
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-        self._link.close()
-
-    def _receive(self, timeout: float) -> bytes:
-        """One byte, `LATE`, `CRASHED`, or `DIED` where it was killed or does not get to run."""
-        clock = ~self._pid << 3 | 2  # that of its CPU time, as the C library's `clock_getcpuclockid` forms it
-        cpu_end, wall_end = time.clock_gettime(clock) + timeout, self._own_time() + WALL_FACTOR * timeout
-        while (left := cpu_end - time.clock_gettime(clock)) > 0:
-            if self._own_time() > wall_end:
-                return DIED
-            ready, _, _ = select.select([self._link], [], [], min(max(left, 0.01), timeout))
-            if ready:
-                with suppress(ConnectionError):  # the same as an end
-                    if reply := self._link.recv(1):
-                        return reply
-                return self._why_ended()
-        return LATE
-
-    def _own_time(self) -> float:
-        """Seconds on a clock that stands still while the child waits for a processor, where the kernel tells."""
-        try:
-            waited = int(Path(f"/proc/{self._pid}/schedstat").read_text().split()[1]) / 1e9
-        except (OSError, IndexError):
-            waited = 0.0
-        return time.monotonic() - waited
-
-    def _why_ended(self) -> bytes:
-        """`DIED` where it was killed by what it cannot send itself; else what it was given is to blame."""
-        ended = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
-        killed = ended is not None and ended.si_code != os.CLD_EXITED and ended.si_status in _FROM_OUTSIDE
-        return DIED if killed else CRASHED
+def _answer(request: dict[str, Any]) -> Iterator[bool]:
+    """Says something when the reference is read, and then whether the two are equal."""
+    equal = False
+    # A model's answer must not end the child: what cannot be computed is not equal to anything.
+    with suppress(Exception, RecursionError, MemoryError):
+        gold = _read(request["gold"])
+        yield True
+        equal = _equal(gold, _read(request["prediction"]))
+    yield equal
 
 
-def _serve(link: socket.socket) -> NoReturn:
-    """The life of a child."""
-    # without this, a child in an endless computation would outlive its supervisor
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    for limit, value in ((resource.RLIMIT_AS, CHILD_BYTES), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
-        allowed = resource.getrlimit(limit)[1]
-        lower = value if allowed == resource.RLIM_INFINITY else min(value, allowed)
-        resource.setrlimit(limit, (lower, lower))
-    with link.makefile("rb") as lines:
-        for line in lines:
-            request = json.loads(line)
-            try:
-                gold = _read(request["gold"])
-                link.sendall(GOLD_READ)
-                equal = _equal(gold, _read(request["prediction"]))
-            # A model's answer must not end the child: what cannot be computed is not equal to anything.
-            except (Exception, RecursionError, MemoryError):  # noqa: BLE001
-                equal = False
-            link.sendall(b"1" if equal else b"0")
-    os._exit(0)
+def _reply(said: list[bool], why: str) -> dict[str, Any]:
+    if why in (LATE, CRASHED) and not said:
+        return {"outcome": f"gold {why}"}
+    return {"outcome": why or ("equal" if said[-1] else "different")}
 
 
 @lru_cache(maxsize=512)
@@ -214,28 +114,6 @@ def _far_apart(one: Any, other: Any) -> bool:
         return False
     ratio = sympy.N(one / other, 15)
     return bool(ratio.is_number and ratio.is_finite and abs(ratio - 1) > RELATIVE_TOLERANCE)
-
-
-def _only_arithmetic_is_evaluated() -> None:
-    """
-    Let sympy evaluate its own classes and constants and nothing else.
-
-    math-verify passes plain text to `parse_expr`, which calls Python's `eval`. Its pattern accepts digits and operators
-    and no letters, so that nothing can be called. This check also holds if a release widens the pattern, or if sympy
-    turns a piece of text into an expression.
-    """
-    evaluate: Callable[..., Any] = sympy_parser.eval_expr
-
-    def checked(code: str | CodeType, local_dict: dict[str, Any], global_dict: dict[str, Any]) -> Any:
-        compiled = code if isinstance(code, CodeType) else compile(code, "<text>", "eval")
-        if any(isinstance(constant, CodeType) for constant in compiled.co_consts):
-            raise ValueError("the text holds a function")
-        for name in compiled.co_names:  # of variables and of attributes
-            if name.startswith("_") or not isinstance(getattr(sympy, name, None), type | sympy.Basic):
-                raise ValueError(f"the text names {name}")
-        return evaluate(code, local_dict, global_dict)
-
-    sympy_parser.eval_expr = checked
 
 
 if __name__ == "__main__":

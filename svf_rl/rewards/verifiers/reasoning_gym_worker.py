@@ -1,0 +1,97 @@
+"""The worker process of reasoning-gym: it makes entries of data sets, and scores answers by their own scorers.
+
+Both are made here, since some data sets depend on the order of hash tables, which is fixed in workers. An entry is
+named by its data set, configuration and position; `svf_rl/sandbox/supervised_child.py` has the time-outs.
+
+A request is `{"do": "make", "dataset", "config", "first", "count", ...}`, answered by `{"entries": [...]}` with
+`question` and `answer` (text, or `null` where there is no single one), or by `{"refused": text}`; or it is
+`{"do": "score", "dataset", "config", "position", "completion", ...}`, answered by `{"score": number}`,
+`{"raised": text}` or `{"ended": "late" | "crashed" | "died", "entry": whether the entry had been made}`.
+"""
+
+import ast
+import dataclasses
+import importlib
+import logging
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from svf_rl.sandbox.supervised_child import serve_requests
+from svf_rl.sandbox.text_evaluation import only_arithmetic_is_evaluated
+
+# Entries of one object of a data set: some prepare all of them, or take no more. The next have another object.
+ENTRIES = 10_000
+# Whose scorers call Python's `eval` with the answer: there it reads literals alone.
+_EVALUATING = (
+    "algorithmic.string_insertion", "algorithmic.spiral_matrix", "algorithmic.number_sorting",
+    "algorithmic.binary_matrix", "games.n_queens",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Answer requests until the standard input ends."""
+    logging.disable(logging.WARNING)
+    importlib.import_module("reasoning_gym")
+    for name in _EVALUATING:
+        vars(importlib.import_module(f"reasoning_gym.{name}"))["eval"] = ast.literal_eval
+    only_arithmetic_is_evaluated()
+    serve_requests(_answer, _reply)
+
+
+def _answer(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    # What a data set's code raises, at a configuration or at an answer, is what its user is told.
+    try:
+        yield from _make(request) if request["do"] == "make" else _score(request)
+    except (Exception, RecursionError, MemoryError) as error:  # noqa: BLE001
+        yield {"raised": f"{type(error).__name__}: {error}" if str(error) else type(error).__name__}
+
+
+def _reply(said: list[dict[str, Any]], why: str) -> dict[str, Any]:
+    return {"ended": why, "entry": bool(said)} if why else said[-1]
+
+
+def _make(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    positions = range(request["first"], request["first"] + request["count"])
+    entries = (_entry(request, position) for position in positions)
+    yield {"entries": [{"question": e["question"], "answer": _text(e["answer"])} for e in entries]}
+
+
+def _score(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    entry = _entry(request, request["position"])
+    yield {}  # from here on, what happens is the answer's doing
+    data = _dataset(request["dataset"], _frozen(request["config"]), 0)
+    yield {"score": float(data.score_answer(request["completion"], entry))}
+
+
+def _entry(request: dict[str, Any], position: int) -> dict[str, Any]:
+    data = _dataset(request["dataset"], _frozen(request["config"]), position // ENTRIES)
+    entry: dict[str, Any] = data[position % ENTRIES]
+    return entry
+
+
+@lru_cache(maxsize=64)
+def _dataset(name: str, config: str, part: int) -> Any:
+    """Data sets draw entry `i` from `seed + i`: with seeds this far apart no two parts have the same."""
+    from reasoning_gym.factory import DATASETS, create_dataset
+
+    if name not in DATASETS:
+        raise ValueError(f"there is no data set {name!r}; there are: {', '.join(sorted(DATASETS))}")
+    given = ast.literal_eval(config)
+    known = [field.name for field in dataclasses.fields(DATASETS[name][1]) if field.name not in ("seed", "size")]
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{name} has no key {key!r} here; it has: {', '.join(known)}")
+    return create_dataset(name, **given, seed=part * ENTRIES, size=ENTRIES)
+
+
+def _frozen(config: dict[str, Any]) -> str:
+    return repr(config)
+
+
+def _text(answer: Any) -> str | None:
+    return answer if isinstance(answer, str) and answer.strip() else None
+
+
+if __name__ == "__main__":
+    main()
