@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from svf_rl.evaluation.arguments import EvaluationArguments
 
 _DATA = ("data_dir", "data_path", "dataset_name", "dataset_config", "prompt_column", "answer_column", "skill",
-         "wording", "system_prompt", "profile")  # fmt: skip
+         "wording", "system_prompt", "dataset", "config", "shots", "profile")  # fmt: skip
 RESUMES = "the same command resumes from here"
 # Of every command that lets a model answer the items of a task.
 ANSWERING = ("limit", "backend", "max_tokens", "dtype", "batch_size", "chat_template_kwargs", "max_failed",

