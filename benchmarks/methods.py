@@ -3,9 +3,9 @@
     python benchmarks/methods.py --jobs 2
     python benchmarks/methods.py --methods svf lora-16 --seeds 0 1 2 3 4 --rates 1 --task word_sorting
 
-Each method has three learning rates, a factor of two or three apart; the middle one is 1 in `--rates`, the others .5 and
-2. A run that is in the results already is not made again, so that the same command goes on where it was stopped, and
-with `--minutes` it stops by itself. Runs are compared by accuracy on validation rows; test rows are reported.
+Each method has three learning rates, a factor of two apart; the middle one is 1 in `--rates`, the others .5 and 2. A run
+that is in the results already is not made again, so that the same command goes on where it was stopped, and with
+`--minutes` it stops by itself. Runs are compared by accuracy on validation rows; test rows are reported.
 """
 
 import argparse
@@ -45,6 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "shuffled-reward": {"rewards": "[{name: control, kind: shuffled}]", "learning_rate": 4e-3},
 }
 """Keys of the recipe that a method changes, with the middle one of its learning rates."""
+_SHOWN = ("base", "validation", "test", "seconds", "failed")
 CURVES = ("reward", "entropy", "kl", "grad_norm", "completions/mean_length")
 
 
@@ -77,7 +78,10 @@ def main() -> None:
             return
         run = _run(wish, given.set)
         there["runs"].append(run)
-        print({key: run[key] for key in (*wish, "base", "validation", "test", "seconds", "failed") if key in run}, flush=True)
+        print(
+            {key: run[key] for key in (*wish, "base", "validation", "test", "seconds", "failed") if key in run},
+            flush=True,
+        )
         given.out.write_text(json.dumps(there, indent=1) + "\n")
 
     with ThreadPoolExecutor(given.jobs) as pool:
@@ -109,7 +113,9 @@ def _run(wish: dict[str, Any], common: list[str]) -> dict[str, Any]:
             "test": found.summary.accuracy,
             "validation": found.evaluations[-1].values["eval_accuracy"],
             "phases": found.summary.seconds,
-            "curves": {key: [round(line.values[key], 5) for line in found.updates if key in line.values] for key in CURVES},
+            "curves": {
+                key: [round(line.values[key], 5) for line in found.updates if key in line.values] for key in CURVES
+            },
         }
     shutil.rmtree(folder)
     return run

@@ -6,7 +6,7 @@ from pathlib import Path
 from svf_rl.described import described
 from svf_rl.errors import SVFError
 
-PARTS = ("fine_tuning", "adaptation", "ablations")
+PARTS = ("fine_tuning", "adaptation", "ablations", "probes")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from svf_rl.evaluation.base_model import model_fingerprint
 from svf_rl.reproduce.cells import Cell, record_path
-from svf_rl.reproduce.comparison import Comparison
+from svf_rl.reproduce.comparison import Comparison, slug
 from svf_rl.reproduce.methods import DISPATCH, SVF
 from svf_rl.settings.recipe import Recipe
 from svf_rl.storage.json_files import normalize_json
@@ -32,7 +32,8 @@ class TrainingRun:
     def task(self) -> str:
         """The task as evaluations call it, with its skill where it has one."""
         data = self.recipe.data
-        return data.task + (f":{data.skill}" if data.task == "quickstart" else "")
+        part = {"quickstart": data.skill, "reasoning_gym": data.dataset}.get(data.task)
+        return f"{data.task}:{part}" if part else data.task
 
 
 def training_cell(name: str, recipe: Recipe, overrides: Sequence[str], seed: int, out: Path, start: list[str]) -> Cell:
@@ -55,20 +56,42 @@ def training_cell(name: str, recipe: Recipe, overrides: Sequence[str], seed: int
 
 def evaluation_cell(comparison: Comparison, runs: Sequence[TrainingRun], out: Path) -> Cell:
     """The base model and the adapters of all runs of an expert, on the rows of its task that no run has seen."""
-    run = runs[0]
+    name = runs[0].expert
+    settings = _evaluation(runs[0], asdict(comparison.evaluation), {})
+    return _worker_cell("evaluation", f"{name}-evaluation", out, name, settings, runs, _adapters(runs))
+
+
+def probe_cell(comparison: Comparison, name: str, runs: Sequence[TrainingRun], on: TrainingRun, out: Path) -> Cell:
+    """The same as the probe `name` has it, on the task of the run `on`."""
+    probe, expert = comparison.probes[name], runs[0].expert
+    limit = comparison.evaluation.limit if probe.limit is None else probe.limit
+    sampled: dict[str, Any] = {"limit": limit, "temperature": probe.temperature, "samples": probe.samples}
+    sampled["k"] = [2**power for power in range(probe.samples.bit_length())]
+    changes = {**probe.options, **probe.experts.get(on.expert, {})}
+    settings = _evaluation(on, asdict(comparison.evaluation) | sampled, changes)
+    below = f"{slug(name)}/{expert}" + (f"-on-{on.expert}" if on.expert != expert else "")
+    cell = f"probe-{below.replace('/', '-')}"
+    return _worker_cell("evaluation", cell, out, below, settings, runs, _adapters(runs), "probes")
+
+
+def _evaluation(run: TrainingRun, evaluation: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the answers to the task of a run, with some of its options changed."""
     recipe, rewards = run.recipe, run.recipe.data.rewards
-    settings = {
+    options = {f.name: getattr(recipe.data, f.name) for f in fields(TaskOptions)}
+    return {
         "model": asdict(recipe.model),
         "task": run.task,
         # how many items are reported is for `evaluation` to say, and not for the recipe
-        "options": {f.name: getattr(recipe.data, f.name) for f in fields(TaskOptions)} | {"test_items": None},
+        "options": {**options, "test_items": None, **changes},
         "reward": rewards[0] if isinstance(rewards, list) and rewards else None,
         "max_tokens": recipe.training.max_completion_length,
         "chat_template_kwargs": recipe.training.chat_template_kwargs or {},
-        "evaluation": asdict(comparison.evaluation),
+        "evaluation": evaluation,
     }
-    places = {"adapters": {run.cell.name: str(run.cell.folder) for run in runs}}
-    return _worker_cell("evaluation", f"{run.expert}-evaluation", out, run.expert, settings, runs, places)
+
+
+def _adapters(runs: Sequence[TrainingRun]) -> dict[str, Any]:
+    return {"adapters": {run.cell.name: str(run.cell.folder) for run in runs}}
 
 
 def adaptation_cell(
@@ -115,10 +138,11 @@ def _worker_cell(
     settings: Mapping[str, Any],
     runs: Sequence[TrainingRun],
     places: Mapping[str, Any],
+    room: str | None = None,
 ) -> Cell:
     """A cell that `svf_rl.reproduce.worker` makes of what the `runs` left: how these were trained decides it too, and
     `places` says where they are."""
-    folder = out / kind / below
+    folder = out / (room or kind) / below
     return Cell(
         name=name,
         kind=kind,

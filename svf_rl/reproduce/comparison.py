@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -10,7 +10,7 @@ from typing import Any, Literal, get_type_hints
 from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights, check_classes
 from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import SHARE_ALONE, EngineArguments
-from svf_rl.reproduce.methods import DISPATCH, RESERVED, is_few_shot
+from svf_rl.reproduce.methods import DISPATCH, LORA, RESERVED, SVF, is_few_shot
 from svf_rl.settings.yaml_values import fit, read_mapping
 from svf_rl.storage.bundled import bundled_files, find_recipe
 from svf_rl.tasks import TaskOptions, find_task
@@ -63,6 +63,29 @@ class Ablations:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """
+    A further evaluation of all that was trained: other rows than an expert's own, or sampled answers.
+
+    Args:
+        options (`dict`, *optional*): the task's options that are changed, such as `{shots: 0}`.
+        experts (`dict[str, dict]`, *optional*): further ones by expert; default: all experts.
+        others (`bool`, *optional*): on the tasks of the other experts: what training took away.
+        methods (`list[str]`, *optional*): those of the table; default: all.
+        temperature (`float`, *optional*), samples (`int`, *optional*), limit (`int`, *optional*): as `svf-rl eval` has
+            them, greedy by default. With several samples pass@k is reported for 1, 2, 4, ….
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    experts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    others: bool = False
+    methods: list[str] = field(default_factory=list)
+    temperature: float = 0.0
+    samples: int = 1
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """
     A comparison as read from its file.
@@ -79,6 +102,7 @@ class Comparison:
         few_shot ([`FewShotArguments`]): how weights of the experts are searched for; the seed is that of the run.
         evaluation ([`EvaluationSettings`]): of all reported figures.
         ablations ([`Ablations`]): further variants.
+        probes (`dict[str, Probe]`): further evaluations by name.
     """
 
     path: Path
@@ -93,6 +117,7 @@ class Comparison:
     few_shot: FewShotArguments
     evaluation: EvaluationSettings
     ablations: Ablations
+    probes: dict[str, Probe]
 
     @property
     def name(self) -> str:
@@ -107,7 +132,7 @@ class Comparison:
 
 _KEYS: dict[str, Any] = {
     "model": str, "seeds": list[int], "experts": dict, "training": dict, "lora": dict, "dispatch": dict | None,
-    "classes": dict, "unseen": dict, "few_shot": dict, "evaluation": dict, "ablations": dict,
+    "classes": dict, "unseen": dict, "few_shot": dict, "evaluation": dict, "ablations": dict, "probes": dict,
 }  # fmt: skip
 
 
@@ -130,6 +155,7 @@ def read_comparison(path: str | Path) -> Comparison:
         if name in RESERVED or is_few_shot(name) or not _NAME.fullmatch(name):
             raise SVFError(f"expert {name!r}: the name must be letters and digits, and none of {', '.join(RESERVED)}")
     dispatch = given.get("dispatch")
+    ablations = _ablations(given.get("ablations", {}), experts)
     comparison = Comparison(
         path=path,
         model=given["model"],
@@ -142,7 +168,11 @@ def read_comparison(path: str | Path) -> Comparison:
         unseen=[_unseen(str(label), spec) for label, spec in given.get("unseen", {}).items()],
         few_shot=_few_shot(given.get("few_shot", {})),
         evaluation=_section("evaluation", given.get("evaluation", {}), EvaluationSettings),
-        ablations=_ablations(given.get("ablations", {}), experts),
+        ablations=ablations,
+        probes={
+            str(name): _probe(str(name), spec, experts, ablations.variants)
+            for name, spec in given.get("probes", {}).items()
+        },
     )
     if comparison.dispatch is not None and not comparison.classes:
         raise SVFError("a dispatch expert needs classes: {math: NAME, …}, the expert of each class")
@@ -225,6 +255,26 @@ def _ablations(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) ->
     if ablations.variants and not ablations.experts:
         raise SVFError("ablations: name the experts that are trained in each variant, as in experts: [math]")
     return ablations
+
+
+def _probe(name: str, spec: Any, experts: Mapping[str, ExpertRecipe], variants: Collection[Any]) -> Probe:
+    if not isinstance(spec, dict) or not slug(name):
+        raise SVFError(
+            f"probe {name!r} must have a name with letters, and be a mapping, as in {{options: {{shots: 0}}}}"
+        )
+    probe: Probe = _section(f"probe {name!r}", spec, Probe)
+    for expert in probe.experts:
+        if expert not in experts:
+            raise SVFError(f"probe {name!r}: there is no expert {expert!r}; the experts are {', '.join(experts)}")
+    for changes in (probe.options, *probe.experts.values()):
+        _section(f"probe {name!r}: options", changes, TaskOptions)
+    known = [SVF, LORA, *(slug(str(variant)) for variant in variants)]
+    for method in probe.methods:
+        if slug(method) not in known:
+            raise SVFError(f"probe {name!r}: there is no method {method!r}; there are: {', '.join(known)}")
+    if probe.others and len(experts) < 2:
+        raise SVFError(f"probe {name!r}: others needs a second expert")
+    return probe
 
 
 def _section(name: str, given: Mapping[Any, Any], wanted: type, **more: Any) -> Any:

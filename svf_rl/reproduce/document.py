@@ -18,6 +18,7 @@ def render_document(results: Mapping[str, Any], figures: Collection[str]) -> str
         results=results,
         figures=figures,
         tabulate_accuracies=partial(tabulate_accuracies, experts=results["experts"]),
+        tabulate_passes=tabulate_passes,
         tabulate_timing=_tabulate_timing,
         method_name=method_name,
         signed=_signed,
@@ -38,6 +39,16 @@ def tabulate_accuracies(
         for row in rows
     ]
     return markdown_table(["", *_ALWAYS, *more], lines, "---:")
+
+
+def tabulate_passes(rows: Sequence[Row]) -> str:
+    """A line a method: pass@k in per cent, as the mean over the seeds, for each k."""
+    ks = list(rows[0]["pass_at_k"])
+    lines = []
+    for row in rows:
+        means = [[value for value in row["pass_at_k"][k].values() if value is not None] for k in ks]
+        lines.append([method_name(row["method"]), *(_percent(sum(m) / len(m)) if m else "" for m in means)])
+    return markdown_table(["", *(f"pass@{k}" for k in ks)], lines, "---:")
 
 
 def _tabulate_timing(rows: Sequence[Row]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.reproduce.cell_plans import TrainingRun, adaptation_cell, evaluation_cell, training_cell
+from svf_rl.reproduce.cell_plans import TrainingRun, adaptation_cell, evaluation_cell, probe_cell, training_cell
 from svf_rl.reproduce.cells import Cell
 from svf_rl.reproduce.comparison import Comparison, ExpertRecipe, Unseen, slug
 from svf_rl.reproduce.methods import DISPATCH, LORA, SVF
@@ -54,6 +54,7 @@ class Plan:
             "parts": ", ".join(self.parts),
             "experts": ", ".join(f"{expert} ({self.task_of(expert)})" for expert in experts),
             "unseen tasks": ", ".join(unseen) or "none",
+            "probes": (", ".join(comparison.probes) if "probes" in self.parts else "") or "none",
             "ablations": (", ".join(comparison.ablations.variants) if "ablations" in self.parts else "") or "none",
             "cells": f"{kinds.count('training')} training runs, {kinds.count('evaluation')} evaluations, "
             f"{kinds.count('adaptation')} adaptations",
@@ -108,7 +109,31 @@ def make_plan(
     for expert in dict.fromkeys(run.expert for run in runs):
         if expert in shown:
             cells.append(evaluation_cell(comparison, [run for run in runs if run.expert == expert], out))
+    if "probes" in parts:
+        for name in comparison.probes:
+            cells += [probe_cell(comparison, name, of, on, out) for of, on in probed(comparison, name, runs)]
     return Plan(comparison, out, tuple(parts), runs, cells, shots, labelled, list(dict.fromkeys(notes)))
+
+
+def probed(
+    comparison: Comparison, name: str, runs: Sequence[TrainingRun]
+) -> list[tuple[list[TrainingRun], TrainingRun]]:
+    """For each table of a probe the runs of one expert in it, and a run on whose task they are tried."""
+    probe = comparison.probes[name]
+    own = {
+        expert: [
+            run
+            for run in runs
+            if run.expert == expert and (not probe.methods or run.method in map(slug, probe.methods))
+        ]
+        for expert in comparison.experts
+    }
+    return [
+        (own[expert], own[on][0])
+        for expert in own
+        for on in own
+        if own[expert] and own[on] and (expert != on) is probe.others
+    ]
 
 
 def _training_runs(
@@ -123,7 +148,7 @@ def _training_runs(
     wanted: list[tuple[ExpertRecipe, str, Mapping[str, Any]]] = []  # the last are the keys that the method changes
     for expert in comparison.experts.values():
         ablated = "ablations" in parts and expert.name in comparison.ablations.experts
-        if "fine_tuning" in parts or adapts or ablated:
+        if "fine_tuning" in parts or adapts or ablated or ("probes" in parts and comparison.probes):
             wanted.append((expert, SVF, {}))
         if "fine_tuning" in parts and comparison.lora:
             wanted.append((expert, LORA, comparison.lora))

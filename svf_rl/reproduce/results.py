@@ -7,12 +7,13 @@ from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
-from svf_rl.metrics.statistics import as_json
+from svf_rl.metrics.statistics import as_json, pass_at_k
+from svf_rl.reproduce.cell_plans import TrainingRun, probe_cell
 from svf_rl.reproduce.cells import read_result
 from svf_rl.reproduce.comparison import Unseen, slug
 from svf_rl.reproduce.estimates import Verdicts, compared, estimate, oracle
 from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF, few_shot_label
-from svf_rl.reproduce.plan import Plan
+from svf_rl.reproduce.plan import Plan, probed
 from svf_rl.runs.run_folder import read_summary
 
 BySeed = Mapping[int, Verdicts]
@@ -67,6 +68,12 @@ def collect(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
         ]
         if adapts and len(plan.shots) > 1:
             results["shots"] = [_compare_shots(plan, adaptation) for adaptation in adaptations]
+    if "probes" in plan.parts:
+        results["probes"] = [
+            _read_probe(plan, failed, name, runs, on)
+            for name in comparison.probes
+            for runs, on in probed(comparison, name, plan.runs)
+        ]
     if adapts:
         results["timing"] = [_time_passes(plan, adaptation) for adaptation in adaptations]
     return results
@@ -106,6 +113,56 @@ def _rows(
             row["updates"] = max(summary.updates or 0 for summary in summaries)
         rows.append(row)
     return rows
+
+
+def _read_probe(
+    plan: Plan, failed: Mapping[str, str], name: str, runs: list[TrainingRun], on: TrainingRun
+) -> dict[str, Any]:
+    """One table of a probe. With several samples an item's verdicts are those of all of them."""
+    cell = probe_cell(plan.comparison, name, runs, on, plan.out)
+    file, samples = on.task.replace(":", "-") + ".jsonl", plan.comparison.probes[name].samples
+    made = cell.name not in failed
+    verdicts = {BASE: {0: _all_verdicts(cell.folder / BASE / file)}} if made else {}
+    for run in runs if made else ():
+        if run.cell.name not in failed:
+            verdicts.setdefault(run.method, {})[run.seed] = _all_verdicts(cell.folder / run.cell.name / file)
+    base = _by_sample(verdicts.get(BASE, {}))
+    rows = []
+    for method in dict.fromkeys([BASE, *(run.method for run in runs)]):
+        row = _row(method, _by_sample(verdicts.get(method, {})), base)
+        # of each seed, over its samples
+        row["by_seed"] = {seed: _mean(map(_mean, found.values())) for seed, found in verdicts.get(method, {}).items()}
+        row["seeds"] = len(row["by_seed"])
+        if samples > 1:
+            row["pass_at_k"] = {
+                2**power: {seed: _pass_at(2**power, found) for seed, found in verdicts.get(method, {}).items()}
+                for power in range(samples.bit_length())
+            }
+        rows.append(row)
+    return {"name": name, "task": on.task, "expert": runs[0].expert, "samples": samples, "rows": rows}
+
+
+def _all_verdicts(path: Path) -> dict[int, list[bool]]:
+    """By item, the verdicts on all of its samples."""
+    found: dict[int, list[bool]] = {}
+    for record in read_records(path):
+        if record.correct is not None:
+            found.setdefault(record.index, []).append(record.correct)
+    return found
+
+
+def _by_sample(by_seed: Mapping[int, Mapping[int, list[bool]]]) -> dict[int, Verdicts]:
+    """Each sample of each seed as if it were a seed of its own: an item's mean is over both."""
+    apart: dict[tuple[int, int], dict[int, bool | None]] = {}
+    for seed, items in by_seed.items():
+        for item, answers in items.items():
+            for sample, answer in enumerate(answers):
+                apart.setdefault((seed, sample), {})[item] = answer
+    return dict(enumerate(apart.values()))
+
+
+def _pass_at(k: int, items: Mapping[int, list[bool]]) -> float | None:
+    return _mean(pass_at_k(len(answers), sum(answers), k) for answers in items.values() if len(answers) >= k)
 
 
 def _row(method: str, by_seed: BySeed, base: BySeed) -> dict[str, Any]:

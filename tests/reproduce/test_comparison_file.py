@@ -58,6 +58,11 @@ def test_recipes_are_found_from_the_folder_of_the_file(tmp_path):
         ({"ablations": {"variants": {"a": {"beta": 0}}}}, "ablations: name the experts"),
         ({"ablations": {"experts": ["math"], "variants": {"a": 3}}}, "variant 'a'"),
         ({"ablations": {"shots": [0]}}, "shots must be at least 1, not 0"),
+        ({"probes": {"zero": {"option": {}}}}, "unknown key 'option' in probe 'zero'; the nearest one is 'options'"),
+        ({"probes": {"zero": {"options": {"shot": 0}}}}, "unknown key 'shot' in probe 'zero': options"),
+        ({"probes": {"zero": {"methods": ["dora"]}}}, "probe 'zero': there is no method 'dora'; there are: svf, lora"),
+        ({"probes": {"zero": {"experts": {"choice": {}}}}}, "probe 'zero': there is no expert 'choice'"),
+        ({"probes": {"zero": 3}}, "probe 'zero' must have a name with letters, and be a mapping"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(write_comparison, changes, message):
