@@ -3,8 +3,8 @@
     python benchmarks/methods.py --jobs 2
     python benchmarks/methods.py --methods svf lora-16 --seeds 0 1 2 3 4 --rates 1 --task word_sorting
 
-Each method has three learning rates, a factor of two apart: 1 in `--rates` is the middle one, .5 and 2 the others. A run
-that is in the results already is not made again, so that the same command goes on where it was stopped, and with
+Each method has three learning rates, a factor of two apart: 1 in `--rates` is the middle one, .5 and 2 the others. A
+run that is in the results already is not made again, so that the same command goes on where it was stopped, and with
 `--minutes` it stops by itself. Runs are compared by accuracy on validation rows; test rows are reported.
 """
 
