@@ -195,3 +195,14 @@ def reinforce_loss(
     if kl is not None and beta:
         loss = loss + beta * reduce_tokens(kl, mask, reduction)
     return loss.sum() / max(sequences, 1)
+
+
+def entropy_bonus(entropy: Tensor, coefficient: float, tokens: float) -> Tensor:
+    """
+    What a bonus for entropy adds to the loss of one micro-batch; micro-batches add up to `−coefficient` times the mean
+    over the `tokens` that count in the whole optimizer step, as TRL's `entropy_coef` has it.
+
+    Args:
+        entropy (`Tensor` of shape `(n,)`): Of the policy at each token that counts, with gradient.
+    """
+    return -coefficient * entropy.sum() / max(tokens, 1)

@@ -60,7 +60,7 @@ class LogitTransform:
 @dataclass(frozen=True)
 class TokenStatistics:
     """For each token: log-probability under policy and reference, entropy of the policy, exact divergence. Each has
-    shape `(n,)`. Gradients flow through `logps` and `kl`."""
+    shape `(n,)`. Gradients flow through all but `ref_logps`."""
 
     logps: Tensor
     ref_logps: Tensor | None
@@ -122,11 +122,14 @@ class _TokenStatistics(torch.autograd.Function):
                 ref_logps[chunk] = lq.gather(1, labels[chunk, None])[:, 0]
                 if direction is not None:
                     kl[chunk] = EXACT_KL[direction].value(lp, lq)
-        ctx.mark_non_differentiable(entropy, ref_logps)
+        ctx.mark_non_differentiable(ref_logps)
+        ctx.set_materialize_grads(False)
         return logps, entropy, ref_logps, kl
 
     @staticmethod
-    def backward(ctx: Any, grad_logps: Tensor, _e: Tensor, _r: Tensor, grad_kl: Tensor) -> Any:
+    def backward(
+        ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None, _r: None, grad_kl: Tensor | None
+    ) -> Any:
         hidden, weight, bias, labels, ref_hidden, ref_weight, ref_bias = ctx.saved_tensors
         transform: LogitTransform = ctx.transform
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -139,9 +142,13 @@ class _TokenStatistics(torch.autograd.Function):
             logits = transform(_raw(hidden[chunk], weight, bias))
             lp = logits.log_softmax(1)
             p = lp.exp()
-            gradient = -grad_logps[chunk, None] * p  # of the logits: onehot − p for the log-probability
-            gradient.scatter_add_(1, labels[chunk, None], grad_logps[chunk, None])
-            if ctx.direction is not None:
+            gradient = torch.zeros_like(p)  # of the logits
+            if grad_logps is not None:  # onehot − p
+                gradient = -grad_logps[chunk, None] * p
+                gradient.scatter_add_(1, labels[chunk, None], grad_logps[chunk, None])
+            if grad_entropy is not None:  # −p·(log p + H)
+                gradient -= grad_entropy[chunk, None] * p * (lp - (p * lp).sum(1, keepdim=True))
+            if ctx.direction is not None and grad_kl is not None:
                 lq = _log_softmax(ref_hidden[chunk], ref_weight, ref_bias, transform)
                 gradient += EXACT_KL[ctx.direction].gradient(grad_kl[chunk, None], p, lp, lq)
             gradient = transform.backward(gradient, logits).to(hidden.dtype)

@@ -21,7 +21,7 @@ from svf_rl.settings.limits import check_numbers
 from svf_rl.settings.yaml_values import shown
 
 _NO_MEANING = "has no meaning for SVF REINFORCE: remove it from the recipe"
-_ENTROPY = "is not supported, there is no entropy bonus: remove it; beta keeps the policy near its reference"
+_ENTROPY = "is not supported: remove it; entropy_coef is a bonus, and beta keeps the policy near its reference"
 _LIGER = (
     "is not supported: remove it; the loss never holds more than a part of the logits, and Liger's kernels would "
     "replace the layers that SVF adapts"
@@ -32,7 +32,7 @@ _FP32_HEAD = (
 _ONE_ANSWER = "is not supported: remove it; held-out items have one greedy answer each (svf-rl eval samples several)"
 _EXPLAINED = {
     **dict.fromkeys(
-        ("entropy_coef", "use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta",
+        ("use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta",
          "entropy_target"),
         _ENTROPY,
     ),
@@ -45,7 +45,7 @@ _EXPLAINED = {
 UNSUPPORTED = (
     "loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "scale_rewards",
     "multi_objective_aggregation", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos", "vespo_lambda_pos",
-    "vespo_k_neg", "vespo_lambda_neg", "top_entropy_quantile", "entropy_coef", "use_adaptive_entropy",
+    "vespo_k_neg", "vespo_lambda_neg", "top_entropy_quantile", "use_adaptive_entropy",
     "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target", "off_policy_mask_threshold",
     "use_bias_correction_kl", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef",
     "cast_lm_head_to_fp32", "use_liger_kernel", "liger_kernel_config", "num_generations_eval", "cache_implementation",

@@ -161,8 +161,8 @@ class PolicyLoss:
         Args:
             model (`nn.Module`): As the trainer wrapped it.
             batch (`dict`): `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, T), `advantages`
-                (B,), `sequences` (scalar: those of the whole step that take part), and where the generator gave them
-                `sampling_per_token_logps` (B, T).
+                (B,), `sequences` and `tokens` (scalars: those of the whole step that count), and where the generator
+                gave them `sampling_per_token_logps` (B, T).
 
         Returns:
             Scalar `Tensor`.
@@ -194,6 +194,8 @@ class PolicyLoss:
         loss = objective.reinforce_loss(
             logps, batch["advantages"], mask, weights, kl, args.beta, args.loss_reduction, float(batch["sequences"])
         )
+        if args.entropy_coef:
+            loss = loss + objective.entropy_bonus(statistics.entropy, args.entropy_coef, float(batch["tokens"]))
         # DDP divides by the processes, and nothing by the accumulation steps (TRL turns that off): micro-batches add up
         return loss * self.accelerator.num_processes
 

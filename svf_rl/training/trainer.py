@@ -43,6 +43,7 @@ from svf_rl.training.argument_checks import check_arguments, own_settings
 from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
 from svf_rl.training.decay import decay_towards_identity
+from svf_rl.training.health import HealthWarnings
 from svf_rl.training.held_out import HeldOutEvaluator
 from svf_rl.training.metrics_recorder import MetricsRecorder
 from svf_rl.training.packing import group_prompts
@@ -180,6 +181,7 @@ class SVFReinforceTrainer(GRPOTrainer):
         )
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self.add_callback(HealthWarnings())
         if self.is_deepspeed_enabled:  # which has put the model in its place only then
             self.add_callback(OnTrainBegin(partial(check_start, self, generator is None)))
         else:
@@ -267,7 +269,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.recorder.add_table(rollout, rewards, advantages)
         # mean over the sequences of one step: an even share of those generated together
         share = args.gradient_accumulation_steps / args.steps_per_generation
-        return {**batch, "advantages": advantages[local], "sequences": gather(takes_part.sum()).sum() * share}
+        counted = {"sequences": takes_part.sum(), "tokens": batch["completion_mask"].sum()}
+        return {**batch, "advantages": advantages[local], **{k: gather(n).sum() * share for k, n in counted.items()}}
 
     def _loss_of(self, model: Any, batch: dict[str, Any]) -> Tensor:
         return self.loss(model, batch)

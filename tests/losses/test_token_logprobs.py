@@ -118,10 +118,10 @@ def test_gradients_equal_autograd(transform: LogitTransform, direction: str | No
         inputs[name].requires_grad_()
         doubled[name].requires_grad_()
     torch.manual_seed(0)
-    a, b = torch.randn(2, CHUNK + 7)
+    a, b, c = torch.randn(3, CHUNK + 7)
 
     def objective(s: TokenStatistics) -> Tensor:
-        total = (a.to(s.logps) * s.logps).sum()
+        total = (a.to(s.logps) * s.logps).sum() + (c.to(s.logps) * s.entropy).sum()
         return total if direction is None else total + (b.to(s.logps) * s.kl).sum()
 
     objective(_ours(inputs, transform, direction)).backward()
@@ -129,6 +129,16 @@ def test_gradients_equal_autograd(transform: LogitTransform, direction: str | No
     for name in trained:
         error = (inputs[name].grad - doubled[name].grad).abs().max() / doubled[name].grad.abs().max()
         assert error < 2e-6, name
+
+
+def test_the_gradient_of_entropy_alone_needs_no_advantage() -> None:
+    inputs = _inputs(5)
+    doubled = _doubled(inputs)
+    for each in (inputs, doubled):
+        each["hidden"].requires_grad_()
+    _ours(inputs, LogitTransform(), None).entropy.sum().backward()
+    _naive(doubled, LogitTransform(), "policy_ref").entropy.sum().backward()
+    torch.testing.assert_close(inputs["hidden"].grad.double(), doubled["hidden"].grad, rtol=1e-4, atol=1e-6)
 
 
 def test_the_gradient_of_logps_alone_needs_no_reference() -> None:
@@ -139,7 +149,6 @@ def test_the_gradient_of_logps_alone_needs_no_reference() -> None:
     )
     assert statistics.kl is None
     assert statistics.ref_logps is None
-    assert not statistics.entropy.requires_grad
     statistics.logps.sum().backward()
     assert inputs["hidden"].grad.abs().min() > 0
 

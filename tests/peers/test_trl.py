@@ -222,7 +222,7 @@ def test_an_adapter_that_was_loaded_to_be_used_is_not_trained_in_silence(
     [
         ("use_liger_kernel", True, "Liger's kernels would replace the layers that SVF adapts"),
         ("cast_lm_head_to_fp32", True, "log-probabilities are computed in fp32"),
-        ("entropy_coef", 0.1, "there is no entropy bonus"),
+        ("use_adaptive_entropy", True, "entropy_coef is a bonus"),
         ("num_generations_eval", 2, "one greedy answer each"),
         ("max_tool_calling_iterations", 2, "no tools"),
         ("remove_unused_columns", True, "rewards read all columns"),
