@@ -24,6 +24,9 @@ class AdapterArguments:
 
     adapter: str = described("svf", "svf, lora, or combination: the weights of trained experts.")
     target_modules: str | list[str] = _as_in_svf("target_modules")
+    core: str = _as_in_svf("core")
+    core_seed: int = _as_in_svf("core_seed")
+    biases: bool = _as_in_svf("biases")
     parameterization: Literal["direct", "sigmoid"] = _as_in_svf("parameterization")
     max_multiplier: float = _as_in_svf("max_multiplier")
     renormalize: bool = _as_in_svf("renormalize")
