@@ -34,6 +34,9 @@ class Core:
         """How many values `z` has for a matrix of rank `r`. Raises `SVFError` where the rank is too small."""
         raise NotImplementedError
 
+    def prepare(self, s: Tensor) -> None:
+        """Draw what is drawn for the matrix of these singular values, where they are. It is done on demand too."""
+
     def __call__(self, z: Tensor, s: Tensor) -> Tensor:
         """The multiplier `m` (r,) of the singular values `s` (r,), in the type of `z`."""
         raise NotImplementedError
@@ -76,10 +79,13 @@ class Projected(Core):
     def size(self, r: int) -> int:
         return self._count
 
+    def prepare(self, s: Tensor) -> None:
+        self.projection(len(s), s.device)
+
     def projection(self, r: int, device: torch.device) -> Tensor:
         """`P` (r, n), fp32."""
         if self._made is None or len(self._made) != r:
-            draws = torch.randint(_UNIFORM, (4, r, self._count), generator=_generator(self._seed)).sum(0)
+            draws = torch.randint(_UNIFORM, (4, r, self._count), generator=_generator(self._seed), device="cpu").sum(0)
             spread = (4 * (_UNIFORM**2 - 1) / 12) ** 0.5  # of such a sum
             centered = draws.double() - 2 * (_UNIFORM - 1)
             self._made = (centered / (spread * self._count**0.5)).float()
@@ -140,14 +146,19 @@ class Block(Core):
     def size(self, r: int) -> int:
         return _at_most(r, self._count, "k") ** 2
 
+    def prepare(self, s: Tensor) -> None:
+        self.directions(len(s), s.device)
+
     def directions(self, r: int, device: torch.device) -> Tensor:
         """Which of the `r` singular directions, in order: (k,)."""
         if self._made is None:
             if self._where == "random":
-                self._made = torch.randperm(r, generator=_generator(self._seed))[: self._count].sort().values
+                self._made = (
+                    torch.randperm(r, generator=_generator(self._seed), device="cpu")[: self._count].sort().values
+                )
             else:
                 first = 0 if self._where == "top" else r - self._count
-                self._made = torch.arange(first, first + self._count)
+                self._made = torch.arange(first, first + self._count, device="cpu")
         if device.type != "meta" and self._made.device != device:
             self._made = self._made.to(device)
         return self._made.to(device)

@@ -113,6 +113,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         has one for all."""
         s = self.svf_factors.s
         self.svf_mask[adapter_name] = core = core_of(config, plain_path(self.path))
+        if not s.is_meta:
+            core.prepare(s)
         if not core.shared or shared is None:
             z = initial_z(core.size(s.numel()), config)
             shared = SVFVector(z.to(s.device), decays_well=core.identity == 0)
@@ -398,7 +400,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         super()._move_adapter_to_device_of_base_layer(adapter_name, device or self.svf_factors.s.device)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return not self.quantized
+        return not self.quantized and adapter_name not in self.svf_bias
 
 
 def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
