@@ -149,7 +149,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
     @staticmethod
     def _check_target_module_exists(peft_config: SVFConfig, key: str) -> Any:
         matched = BaseTuner._check_target_module_exists(peft_config, key)
-        layers = peft_config.layers_to_transform
+        layers = getattr(peft_config, "layers_to_transform", None)  # asked for other methods too
         if not matched or layers is None or layers == []:
             return matched
         # PEFT looks at the layer index only where target_modules is a list, and not for a whole path in it; here
