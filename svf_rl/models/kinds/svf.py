@@ -52,8 +52,13 @@ class SVFKind(AdapterKind):
         super().check_training(values, zero_stage)
         settings = {name: values[name] for name in ("core", "core_seed", "biases") if values.get(name) is not None}
         config = SVFConfig(**settings)
-        if not config.is_multiplier and values.get("vllm_weights") == "shared":
-            raise SVFError(f"vllm_weights: shared does not go with {beside_multipliers(config)}: set it to merged")
+        if config.is_multiplier:
+            return
+        what = beside_multipliers(config)
+        if values.get("objective") == "evolution_strategies":
+            raise SVFError(f"objective: evolution_strategies does not go with {what}: use a core of multipliers alone")
+        if values.get("vllm_weights") == "shared":
+            raise SVFError(f"vllm_weights: shared does not go with {what}: set it to merged")
 
     def config(self, arguments: "AdapterArguments") -> SVFConfig:
         return SVFConfig(task_type="CAUSAL_LM", **{name: getattr(arguments, name) for name in SETTINGS})
