@@ -1,9 +1,9 @@
 """The SVF linear layer: frozen factors, and what an adapter trains on them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svf_rl.errors import SVFError
+from svf_rl.svf.adapter_values import AdapterValues
 from svf_rl.svf.config import SVFConfig
 from svf_rl.svf.core import Core
 from svf_rl.svf.decompose import Factors
-from svf_rl.svf.mask import Mask, change_of_singular_values, core_of, initial_z
+from svf_rl.svf.mask import change_of_singular_values, core_of, initial_z
 from svf_rl.svf.merge import merged_weight
 from svf_rl.svf.offload_hook import cast_offloaded, is_offloaded, keep_onloaded, onload
-from svf_rl.svf.probe import Projections, probe, was_written
+from svf_rl.svf.probe import Projections, was_written
 from svf_rl.svf.sharding import (
     is_sharded,
     loaded,
@@ -66,7 +67,7 @@ class SVFFactors(nn.Module):
         return self
 
 
-class SVFLinear(nn.Module, BaseTunerLayer):
+class SVFLinear(AdapterValues, nn.Module, BaseTunerLayer):
     """
     `y = ((x V) · (s·m)) Uᵀ + b` around a `Linear` or GPT-2's `Conv1D`.
 
@@ -122,56 +123,6 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         if config.biases:
             self.svf_bias[adapter_name] = SVFVector(torch.zeros(self.out_features, device=s.device), decays_well=True)
         self.set_adapter(self.active_adapters)
-
-    def multiplier(self, adapter_name: str, z: Tensor | None = None) -> Tensor:
-        """`m` (r,) of one adapter; `z` stands in for the stored vector when given."""
-        s = self.svf_factors.s
-        z = self._z(adapter_name) if z is None else z.to(s)
-        return self.svf_mask[adapter_name](z, s)
-
-    def _z(self, adapter_name: str) -> Tensor:
-        return self._read(self.svf_z[adapter_name])
-
-    def _read(self, vector: nn.Module) -> Tensor:
-        if self.quantized:  # TRL's trainers have rounded what is trained over bitsandbytes' layers to bf16
-            for parameter in vector.parameters():
-                parameter.data = parameter.data.float()
-        # not always called: ZeRO-3 would take the values back at once
-        values = vector() if hasattr(vector, "_hf_hook") and next(vector.parameters()).is_meta else vector.weight
-        return cast(Tensor, values)
-
-    def active_multiplier(self) -> Tensor | None:
-        """`m` (r,) of the active adapters together, or `None` where none of them adapts this layer."""
-        names = [name for name in self.active_adapters if name in self.svf_z]
-        if not names:
-            return None
-        m = self.multiplier(names[0])
-        for name in names[1:]:
-            m = m + (self.multiplier(name) - 1)
-        return m
-
-    def more_than_multiplier(self, adapter_names: Iterable[str] | None = None) -> list[str]:
-        """Those of the given adapters (default: the active ones) whose core mixes, or that train a bias."""
-        names = self.active_adapters if adapter_names is None else adapter_names
-        return [n for n in names if n in self.svf_z and (self.svf_mask[n].mixes or n in self.svf_bias)]
-
-    def _mixed_by(self, h: Tensor, names: Iterable[str], transposed: bool = False) -> Tensor | None:
-        """`Σ C h` (..., r) of adapters, or of their `Cᵀ`; `None` where none of them mixes."""
-        total = None
-        for name in names:
-            if name in self.svf_z and self.svf_mask[name].mixes:
-                s, z = self.svf_factors.s.to(h.device), whole(self._z(name)).to(h.device)
-                if h.dtype == torch.float64:
-                    s, z = s.double(), z.double()
-                part = self.svf_mask[name].mix(h, s, z, transposed)
-                total = part if total is None else total + part
-        return total
-
-    def bias_change(self, adapter_names: Iterable[str] | None = None) -> Tensor | None:
-        """The trained biases (out,) of the given adapters (default: the active ones) together; `None` for none."""
-        names = self.active_adapters if adapter_names is None else adapter_names
-        biases = [whole(self._read(self.svf_bias[name])) for name in names if name in self.svf_bias]
-        return sum(biases[1:], start=biases[0]) if biases else None
 
     def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
         """`adapter_names`: an adapter for each row of `x` (B, ..., in), `"__base__"` for none, in place of the active
@@ -229,7 +180,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         scale = factors.s if m is None else factors.s * (m - 1 if self.quantized else m)
         h = F.linear(self._cast_input_dtype(x, factors.Vt.dtype), factors.Vt)  # (..., r)
         # fp32 product: rounding s·m itself to bf16 would make small changes of z invisible
-        scaled, mixed = h * scale, self._mixed_by(h, more) if more else None
+        scaled, mixed = h * scale, self.mixed_by(h, more) if more else None
         h = (scaled if mixed is None else scaled + mixed).to(h.dtype)
         change = self.bias_change(more) if more else None
         if self.quantized:
@@ -266,29 +217,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         if self.transposed:  # (in, out): W'ᵀ = V diag(s·m) Uᵀ, made as it is stored
             left, right = right.T, left.T
         more = self.more_than_multiplier(adapter_names)
-        mixed = partial(self._mixed_by, names=more, transposed=not self.transposed) if more else None
+        mixed = partial(self.mixed_by, names=more, transposed=not self.transposed) if more else None
         return shared_out_like(merged_weight(whole(weight), left, right, delta, mixed), weight)
-
-    def masks_and_z(self, adapter_names: list[str] | None = None) -> list[tuple[Mask, Tensor]]:
-        """The mask and the `z` (r,) of each of the given adapters (default: the active ones) that adapts this layer; of
-        other cores than `diagonal` their multiplier, as a mask has it."""
-        names = self.active_adapters if adapter_names is None else adapter_names
-        return [self._mask_and_z(name) for name in names if name in self.svf_z]
-
-    def _mask_and_z(self, name: str) -> tuple[Mask, Tensor]:
-        core, z = self.svf_mask[name], whole(self._z(name))
-        return (core, z) if isinstance(core, Mask) else (Mask(), core(z, self.svf_factors.s))
-
-    def probe_of(self, adapter_name: str, z: Tensor) -> Tensor:
-        """What a saved adapter's `z` does to this matrix, see `probe.py`: (16,)."""
-        m, core = self.multiplier(adapter_name, z).detach(), self.svf_mask[adapter_name]
-        mix = partial(core.mix, s=self.projections.s, z=z.detach().float().cpu()) if core.mixes else None
-        return probe(self.projections, m, mix)
-
-    def _has_moved(self, name: str) -> bool:
-        core, z = self.svf_mask[name], self._z(name)
-        change = self.multiplier(name) - 1 if isinstance(core, Mask) else z
-        return bool(change.abs().max() > 1e-6)
 
     def check_weight(self, look: bool = False) -> None:
         """
@@ -308,7 +238,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             return
         weight = logical_weight(self.get_base_layer()).detach()
         if was_written(self.projections, weight, self._rounding):
-            if any(self._has_moved(name) for name in self.svf_z):
+            if any(self.has_moved(name) for name in self.svf_z):
                 raise SVFError(
                     f"the weight of {self.path} was changed after SVF decomposed it, and z belongs to the one before: "
                     "change weights before the adapter is put on the model, or put the old ones back"

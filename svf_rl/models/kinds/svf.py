@@ -184,9 +184,9 @@ _CORES = {
     "top": "`m = 1 + z` for the {} largest singular values, and 1 for the others",
     "bottom": "`m = 1 + z` for the {} smallest singular values, and 1 for the others",
     "projected": "`m = 1 + P v`, with one vector `v` of {} values for all matrices and fixed random projections `P`",
-    "band": "`W' = U (diag(s·m) + C) Vᵀ`, with trained `m` and a trained `C` that leads from a singular direction to "
+    "band": "with trained `m`, and beside `s·m` on the diagonal a trained band that leads from a singular direction to "
     "those up to {} away",
-    "block": "`W' = U (diag(s) + C) Vᵀ`, with a trained dense `C` between {} singular directions",
+    "block": "with `m = 1`, and added to the diagonal a trained dense block between {} singular directions",
 }
 
 
@@ -196,8 +196,7 @@ def _describe_core(config: Mapping[str, Any]) -> str:
     how = "`m = z`" if core == DIAGONAL else _CORES[kind].format(number.replace(":", " ").strip())
     biases = " A bias of each matrix was trained too." if config.get("biases") else ""
     return (
-        f"Each adapted weight `W = U diag(s) Vᵀ` becomes `W' = U diag(s·m) Vᵀ` or more (core `{core}`): {how}.{biases} "
-        "See [Transformer²](https://arxiv.org/abs/2501.06252), section 3.1, for the factors. "
+        f"Each adapted weight `W = U diag(s) Vᵀ` becomes `W' = U diag(s·m) Vᵀ` (core `{core}`): {how}.{biases} "
         f"Adapted: {named_targets(config)}."
     )
 
