@@ -155,6 +155,15 @@ def test_biases_that_the_base_model_has_no_place_for_are_said() -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("values", [{"core": "projected:13"}, {"adapter": "full"}], ids=str)
+def test_what_zero_3_cannot_share_out(values: dict[str, Any]) -> None:
+    kind = find_kind(values.get("adapter", "svf"))
+    kind.check_training(values, 2)
+    with pytest.raises(SVFError, match=r"ZeRO-3 .*zero2\.yaml") as caught:
+        kind.check_training(values, 3)
+    assert "\n" not in str(caught.value)
+
+
 def test_layers_of_lora_go_with_a_list_of_names() -> None:
     with pytest.raises(SVFError, match="layers_to_transform: LoRA takes it beside a list of names alone: set lora_t"):
         find_kind("lora").config(AdapterArguments(adapter="lora", layers_to_transform=[0]))

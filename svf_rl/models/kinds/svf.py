@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from svf_rl.errors import SVFError
 from svf_rl.markdown import code, markdown_table
 from svf_rl.models.kinds.kind import AdapterKind, named_targets
+from svf_rl.storage.bundled import find_accelerate_config
 from svf_rl.svf import SVFConfig, SVFLinear
 from svf_rl.svf.checkpoint import decompose_checkpoint
 from svf_rl.svf.core import DIAGONAL
@@ -52,6 +53,11 @@ class SVFKind(AdapterKind):
         super().check_training(values, zero_stage)
         settings = {name: values[name] for name in ("core", "core_seed", "biases") if values.get(name) is not None}
         config = SVFConfig(**settings)
+        if zero_stage == 3 and core_of(config, "").shared:
+            raise SVFError(
+                f"ZeRO-3 does not share out core: {config.core}, which trains a few values: use "
+                f"{find_accelerate_config('accelerate_configs/zero2.yaml')}"
+            )
         if config.is_multiplier:
             return
         what = beside_multipliers(config)
