@@ -59,7 +59,7 @@ class AdapterValues:
         names = self.active_adapters if adapter_names is None else adapter_names
         return [n for n in names if n in self.svf_z and (self.svf_mask[n].mixes or n in self.svf_bias)]
 
-    def mixed_by(self, h: Tensor, names: Iterable[str], transposed: bool = False) -> Tensor | None:
+    def off_diagonal(self, h: Tensor, names: Iterable[str], transposed: bool = False) -> Tensor | None:
         """`Σ C h` (..., r) of adapters, or of their `Cᵀ`; `None` where none of them mixes."""
         total = None
         for name in names:
@@ -94,6 +94,7 @@ class AdapterValues:
         return probe(self.projections, m, mix)
 
     def has_moved(self, name: str) -> bool:
+        """Whether an adapter is no longer at the base weight, its bias apart."""
         core, z = self.svf_mask[name], self._z(name)
         change = self.multiplier(name) - 1 if isinstance(core, Mask) else z
         return bool(change.abs().max() > 1e-6)

@@ -6,6 +6,7 @@ which only cores that *mix* have, leads from one singular direction to another. 
 """
 
 import hashlib
+import math
 import re
 from typing import ClassVar
 
@@ -67,7 +68,7 @@ class Projected(Core):
 
     `P` (r, n) is random and fixed, with entries of mean 0 and variance `1/n`, so that `m − 1` is of the size of a value
     of `v`. It is drawn again from the seed and the matrix's path wherever it is needed, and the same on every machine:
-    sums of four uniform integers, which involve no floating-point function.
+    sums of four uniform integers, which involve no function that machines round differently.
     """
 
     shared = True
@@ -86,9 +87,9 @@ class Projected(Core):
         """`P` (r, n), fp32."""
         if self._made is None or len(self._made) != r:
             draws = torch.randint(_UNIFORM, (4, r, self._count), generator=_generator(self._seed), device="cpu").sum(0)
-            spread = (4 * (_UNIFORM**2 - 1) / 12) ** 0.5  # of such a sum
+            variance = 4 * (_UNIFORM**2 - 1) / 12  # of such a sum
             centered = draws.double() - 2 * (_UNIFORM - 1)
-            self._made = (centered / (spread * self._count**0.5)).float()
+            self._made = (centered / math.sqrt(variance * self._count)).float()
         if device.type != "meta" and self._made.device != device:
             self._made = self._made.to(device)
         return self._made.to(device)

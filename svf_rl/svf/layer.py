@@ -180,13 +180,13 @@ class SVFLinear(AdapterValues, nn.Module, BaseTunerLayer):
         scale = factors.s if m is None else factors.s * (m - 1 if self.quantized else m)
         h = F.linear(self._cast_input_dtype(x, factors.Vt.dtype), factors.Vt)  # (..., r)
         # fp32 product: rounding s·m itself to bf16 would make small changes of z invisible
-        scaled, mixed = h * scale, self.mixed_by(h, more) if more else None
-        h = (scaled if mixed is None else scaled + mixed).to(h.dtype)
+        scaled, beside = h * scale, self.off_diagonal(h, more) if more else None
+        h = (scaled if beside is None else scaled + beside).to(h.dtype)
         change = self.bias_change(more) if more else None
         if self.quantized:
             y = self.base_layer(x, *args, **kwargs)
             return _plus(y + F.linear(h, factors.U).to(y.dtype), change)
-        bias = self.base_layer.bias
+        (bias,) = self._unmerged_bias or (self.base_layer.bias,)
         if bias is not None and bias.is_meta:
             with loaded(self.base_layer):
                 bias = self.base_layer.bias
@@ -217,8 +217,8 @@ class SVFLinear(AdapterValues, nn.Module, BaseTunerLayer):
         if self.transposed:  # (in, out): W'ᵀ = V diag(s·m) Uᵀ, made as it is stored
             left, right = right.T, left.T
         more = self.more_than_multiplier(adapter_names)
-        mixed = partial(self.mixed_by, names=more, transposed=not self.transposed) if more else None
-        return shared_out_like(merged_weight(whole(weight), left, right, delta, mixed), weight)
+        beside = partial(self.off_diagonal, names=more, transposed=not self.transposed) if more else None
+        return shared_out_like(merged_weight(whole(weight), left, right, delta, beside), weight)
 
     def check_weight(self, look: bool = False) -> None:
         """

@@ -12,12 +12,12 @@ def merged_weight(
     U: Tensor,
     Vt: Tensor,
     delta: Tensor,
-    mixed: Callable[[Tensor], Tensor | None] | None = None,
+    off_diagonal: Callable[[Tensor], Tensor | None] | None = None,
 ) -> Tensor:
     """
     `W + U diag(delta) Vᵀ` in the type of `weight` (out, in), which is only read; U (out, r), Vt (r, in), and `delta`
-    (r,) is `s·(m − 1)`. Accumulated above that type and rounded once; bit-equal to `W` where `delta` is 0. `mixed` is
-    for `U (diag(delta) + C) Vᵀ`: it makes `u C` of rows `u` (n, r), in their type.
+    (r,) is `s·(m − 1)`. Accumulated above that type and rounded once; bit-equal to `W` where `delta` is 0.
+    `off_diagonal` is for `U (diag(delta) + C) Vᵀ`: it makes `u C` of rows `u` (n, r), in their type.
 
     Adding to the stored `W` (instead of multiplying the factors out) keeps the rounding of the factors out of the
     part of the weight that training did not touch. Extra memory: the result, and work space of about one matrix in
@@ -36,7 +36,7 @@ def merged_weight(
     for i in range(0, rows, height):
         h = min(height, rows - i)
         left = left_space[:h].copy_(U[i : i + h]).mul_(delta)
-        if mixed is not None and (more := mixed(U[i : i + h].to(wide))) is not None:
+        if off_diagonal is not None and (more := off_diagonal(U[i : i + h].to(wide))) is not None:
             left += more
         left_norm = left.norm(dim=1, keepdim=True)  # (h, 1)
         for j in range(0, columns, width):
@@ -47,7 +47,9 @@ def merged_weight(
                 if i == 0:
                     right_norm[j : j + w] = right.norm(dim=0)
                 size = left_norm * right_norm[j : j + w]
-                _repair_cancelled(new, old, size, U[i : i + h], delta, mixed, right, torch.finfo(weight.dtype).eps)
+                _repair_cancelled(
+                    new, old, size, U[i : i + h], delta, off_diagonal, right, torch.finfo(weight.dtype).eps
+                )
             merged[i : i + h, j : j + w] = new
     return merged
 
@@ -58,7 +60,7 @@ def _repair_cancelled(
     size: Tensor,
     U: Tensor,
     delta: Tensor,
-    mixed: Callable[[Tensor], Tensor | None] | None,
+    off_diagonal: Callable[[Tensor], Tensor | None] | None,
     right: Tensor,
     eps: float,
 ) -> None:
@@ -71,7 +73,7 @@ def _repair_cancelled(
     i, j = (new.abs() * (eps / 4) < error).nonzero(as_tuple=True)
     rows = U[i].double()
     left = rows * delta.double()
-    if mixed is not None and (more := mixed(rows)) is not None:
+    if off_diagonal is not None and (more := off_diagonal(rows)) is not None:
         left += more
     change = (left * right[:, j].T.double()).sum(dim=1)
     new[i, j] = (old[i, j].double() + change).to(new.dtype)

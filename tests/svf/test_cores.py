@@ -125,6 +125,10 @@ def test_it_starts_at_the_reference_and_at_the_base_weight(
     with reference_mode(model):
         assert torch.equal(logits(model), start)
     assert not torch.equal(logits(model), start)
+    model.merge_adapter()
+    with reference_mode(model):
+        assert torch.equal(logits(model), start)
+    model.unmerge_adapter()
 
     merged = get_peft_model(model.unload(), SVFConfig(core=core, biases=True)).merge_and_unload()
     assert all(torch.equal(p, weights[name]) for name, p in merged.named_parameters() if name in weights)
