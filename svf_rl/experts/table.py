@@ -14,6 +14,7 @@ from svf_rl.runs.provenance import base_name, find_base, list_tasks
 from svf_rl.runs.run_folder import read_adapter_config, read_summary
 from svf_rl.storage.path_names import path_names
 from svf_rl.svf.cache import FactorCache
+from svf_rl.svf.core import DIAGONAL
 from svf_rl.svf.expert import Expert, check_same_base, expert_folder
 from svf_rl.svf.mask import Mask
 from svf_rl.svf.saved_config import WEIGHTS
@@ -108,7 +109,8 @@ def experts_table(paths: Sequence[str]) -> ExpertsTable:
         if expert is not None:
             m, note = _multipliers(expert)
             experts.append((expert, torch.cat(list(m.values())) - 1))
-        values = kind.count_values(folder, config) if expert is None else sum(map(len, m.values()))
+        few = expert is None or expert.config.core != DIAGONAL
+        values = kind.count_values(folder, config) if few else sum(map(len, m.values()))
         row = Row(
             name=name,
             kind=kind.label(config),

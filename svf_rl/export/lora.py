@@ -29,6 +29,7 @@ from svf_rl.svf.decompose import Factors
 from svf_rl.svf.expert import PREFIX, expert_folder, read_expert
 from svf_rl.svf.low_rank import low_rank, strongest
 from svf_rl.svf.mask import Mask, change_of_singular_values
+from svf_rl.svf.vector import SVFVector
 from svf_rl.text_table import aligned
 
 PICTURE = "rank_curve.png"
@@ -134,7 +135,7 @@ def _made_direct(layer: Any) -> Tensor:
     stands for one direction."""
     delta = change_of_singular_values(layer.svf_factors.s, layer.masks_and_z([_OWN]))
     multiplier = layer.multiplier(_OWN).detach().clone()
-    layer.svf_mask[_OWN], layer.svf_z[_OWN].weight.data = Mask(), multiplier
+    layer.svf_mask[_OWN], layer.svf_z[_OWN] = Mask(), SVFVector(multiplier)
     return delta
 
 

@@ -16,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from svf_rl.errors import SVFError
 from svf_rl.models.kinds import kind_of_model
-from svf_rl.svf.layer import SVFFactors, svf_layers
+from svf_rl.svf.layer import SVFFactors, SVFLinear, svf_layers
 from svf_rl.svf.sharding import gather_parameters
 from svf_rl.svf.targets import fused_experts
 
@@ -104,6 +104,11 @@ def active_multipliers(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             raise SVFError(f"{base_name(name)} is trained in full, which an engine cannot hold for one adapter of many")
+        if isinstance(module, SVFLinear) and module.more_than_multiplier():
+            raise SVFError(
+                f"the adapter of {base_name(name)} is more than multipliers of singular values, which is all that an "
+                "engine can hold for one adapter of many: use core: diagonal without biases"
+            )
     with torch.no_grad():
         found = {_stored_path(model, path): layer.active_multiplier() for path, layer in svf_layers(model).items()}
     return {path: m for path, m in found.items() if m is not None}
@@ -141,15 +146,20 @@ def adapted_weights(model: nn.Module, everything: bool = False) -> Iterator[tupl
     Each `W'` is rebuilt from the untouched `W` when the iterator reaches it, so that only one of them is in memory.
     """
     refuse_other_trained_parameters(model)
+    changed = set()  # biases
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             # no_grad here and not on the whole iterator, which would then keep the last weight in memory
             with torch.no_grad(), gather_parameters(module.parameters()):
-                weight = kind_of_model(model).rebuilt_weight(module)
+                kind = kind_of_model(model)
+                weight, bias = kind.rebuilt_weight(module), kind.rebuilt_bias(module)
             if weight is None:
                 raise SVFError(f"{name} is a {type(module).__name__}, whose weight cannot be rebuilt: {_REMEDY}")
             yield f"{base_name(name)}.weight", weight
             del weight  # or it would still be in memory while the next one is rebuilt
+            if bias is not None:
+                changed.add(f"{name}.base_layer.bias")
+                yield f"{base_name(name)}.bias", bias
         elif isinstance(module, ModulesToSaveWrapper):
             for adapter in module.active_adapters:
                 if adapter in module.modules_to_save:
@@ -157,6 +167,8 @@ def adapted_weights(model: nn.Module, everything: bool = False) -> Iterator[tupl
                         with gather_parameters([parameter]):
                             yield f"{base_name(name)}.{key}", parameter.data
     for name, parameter in _outside_of_adapters(model) if everything else ():
+        if name in changed:
+            continue
         with gather_parameters([parameter]):
             yield base_name(name), parameter.data
 

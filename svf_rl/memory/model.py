@@ -46,6 +46,7 @@ class PlannedModel:
         self.positions = getattr(text_config, "max_position_embeddings", None)
         self.dtype = _dtype(recipe, adapted.config, self.notes)
         self.itemsize = self.dtype.itemsize
+        self._has_multipliers = getattr(adapted.peft_config, "is_multiplier", False)
         self._fake = FakeTensorMode()
         with torch.device("meta"):
             model = _base(recipe, adapted.config, self.dtype)
@@ -111,8 +112,9 @@ class PlannedModel:
 
     @property
     def z_bytes(self) -> int | None:
-        """Bytes of all `z`, which a sync sends to vLLM servers; `None` for adapters that have none."""
-        return self.tensors.singular_values or None
+        """Bytes of all multipliers, which a sync sends to vLLM servers; `None` for adapters that are more than those or
+        have none."""
+        return (self.tensors.singular_values or None) if self._has_multipliers else None
 
     def _trace_activations(self, sequences: int, prompt: int, checkpointing: bool) -> Activations | None:
         """Of one micro-batch of `sequences` sequences with `prompt` tokens and a whole completion each; `None`, and a

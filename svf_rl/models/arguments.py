@@ -22,8 +22,13 @@ def _as_in_svf(name: str) -> Any:
 class AdapterArguments:
     """What is trained: an adapter of one of the kinds in `svf_rl/models/kinds/`, whose files explain it."""
 
-    adapter: str = described("svf", "svf, lora, or combination: the weights of trained experts.")
+    adapter: str = described(
+        "svf", "svf, lora, full: all values of the targeted matrices, or combination: the weights of trained experts."
+    )
     target_modules: str | list[str] = _as_in_svf("target_modules")
+    core: str = _as_in_svf("core")
+    core_seed: int = _as_in_svf("core_seed")
+    biases: bool = _as_in_svf("biases")
     parameterization: Literal["direct", "sigmoid"] = _as_in_svf("parameterization")
     max_multiplier: float = _as_in_svf("max_multiplier")
     renormalize: bool = _as_in_svf("renormalize")
@@ -36,6 +41,7 @@ class AdapterArguments:
     lora_r: int = described(16, "Rank of LoRA.")
     lora_alpha: int = described(32, "Scale of LoRA, divided by its rank.")
     lora_dropout: float = described(0.0, "Dropout of LoRA.")
+    lora_use_dora: bool = described(False, "DoRA: LoRA beside a trained norm of each row of the weight.")
     lora_target_modules: str | list[str] | None = described(
         None, "Targets of LoRA where they differ from target_modules."
     )

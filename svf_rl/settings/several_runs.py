@@ -9,6 +9,7 @@ from typing import Any
 from svf_rl.described import described
 from svf_rl.errors import SVFError
 from svf_rl.settings.yaml_values import shown
+from svf_rl.svf import SVFConfig
 
 
 @dataclass
@@ -68,6 +69,8 @@ def check_several(training: Any, adapter: Any) -> None:
     """Raises `SVFError` where the runs of a recipe cannot share a base model and an engine."""
     reasons = {
         f"adapter: {adapter.adapter}": adapter.adapter != "svf",
+        "biases: true": adapter.biases,
+        f"core: {adapter.core}": not SVFConfig(core=adapter.core).is_multiplier,
         "init: random": adapter.init == "random",
         "modules_to_save": bool(adapter.modules_to_save),
         "use_vllm: false": not training.use_vllm,

@@ -10,6 +10,7 @@ from peft import PeftConfig
 from svf_rl.described import described
 from svf_rl.errors import SVFError
 from svf_rl.svf.combine import check_record
+from svf_rl.svf.core import DIAGONAL, make_core
 from svf_rl.svf.targets import target_regex
 
 _HOW_TO_LOAD = """## How to load it
@@ -52,7 +53,7 @@ class SVFConfig(PeftConfig):
     Configuration of singular value fine-tuning (Transformer², arXiv 2501.06252, section 3.1).
 
     Each targeted weight `W = U diag(s) Vᵀ` becomes `W' = U diag(s·m(z)) Vᵀ`. Only `z` is trained, with one value for
-    each singular value. What each field means stands in its `help`.
+    each singular value, or as `core` says (`core.py`). What each field means stands in its `help`.
     """
 
     target_modules: list[str] | str | None = described(
@@ -66,6 +67,15 @@ class SVFConfig(PeftConfig):
         None, "Name of the list with the layers, where it is not found automatically."
     )
     modules_to_save: list[str] | None = described(None, "Modules that are trained in full and saved together with z.")
+    core: str = described(
+        DIAGONAL,
+        "What is trained of each matrix. diagonal: a multiplier of every singular value. top:k, bottom:k: of the k "
+        "largest, smallest. projected:n: n values for all matrices together, from which random fixed projections make "
+        "the multipliers. band:w: multipliers, and what leads to neighbouring singular directions up to w away. "
+        "block:k, block:k:bottom, block:k:random: a dense k by k matrix between k singular directions.",
+    )
+    core_seed: int = described(0, "Seed of the projections of projected:n and of the directions of block:k:random.")
+    biases: bool = described(False, "Train a bias of each adapted matrix too. It starts at 0.")
     parameterization: Literal["direct", "sigmoid"] = described(
         "direct", "direct: m = z. sigmoid: m = max_multiplier * sigmoid(z), as in the reference implementation."
     )
@@ -102,6 +112,13 @@ class SVFConfig(PeftConfig):
             target_regex(self.exclude_modules, "exclude_modules")
         if self.parameterization not in ("direct", "sigmoid"):
             raise SVFError(f"parameterization must be 'direct' or 'sigmoid', not {self.parameterization!r:.300}")
+        if self.core != DIAGONAL:
+            make_core(self.core, self.core_seed, "")  # refuses what is none
+            if self.parameterization != "direct" or self.renormalize:
+                raise SVFError(
+                    f"core: {self.core} goes with parameterization: direct and without renormalize: change them, or "
+                    "use core: diagonal"
+                )
         if self.init not in ("identity", "random"):
             raise SVFError(f"init must be 'identity' or 'random', not {self.init!r:.300}")
         if self.parameterization == "sigmoid" and not 1 < self.max_multiplier <= LARGEST:
@@ -132,4 +149,13 @@ class SVFConfig(PeftConfig):
             card.write_text(f"{text.rstrip()}\n\n{_HOW_TO_LOAD}", encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "base_fingerprint": self._live_fingerprint or self.base_fingerprint}
+        """Without the fields of other cores where there is none, as files were before there were any."""
+        plain = {"core": DIAGONAL, "core_seed": 0, "biases": False}
+        content = {**super().to_dict(), "base_fingerprint": self._live_fingerprint or self.base_fingerprint}
+        return {name: value for name, value in content.items() if name not in plain or value != plain[name]}
+
+    @property
+    def is_multiplier(self) -> bool:
+        """Whether an adapter is a multiplier of the singular values and nothing else (`modules_to_save` apart), which
+        is what experts are: combined, and served by factors."""
+        return not self.biases and (self.core == DIAGONAL or not make_core(self.core, self.core_seed, "").mixes)

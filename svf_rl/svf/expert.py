@@ -14,13 +14,16 @@ from torch import Tensor
 from svf_rl.errors import SVFError, one_line
 from svf_rl.storage.loading_errors import loading_error
 from svf_rl.svf.config import LARGEST, SVFConfig
-from svf_rl.svf.mask import is_sound
+from svf_rl.svf.core import DIAGONAL
+from svf_rl.svf.mask import core_of, is_sound
 from svf_rl.svf.saved_config import CONFIG, WEIGHTS, read_config
 
 # The suffixes of a matrix's tensors in the file, after its path.
-Z, FINGERPRINT, PROBE = ".svf_z.weight", ".svf_fingerprint", ".svf_probe"
+Z, BIAS, FINGERPRINT, PROBE = ".svf_z.weight", ".svf_bias.weight", ".svf_fingerprint", ".svf_probe"
+RANK = ".svf_rank"  # of the matrix, where `z` has another number of values
 _FILES = ["adapter_*", "*.json", "*.jsonl", "*.md"]  # that are downloaded: not the weights of a whole model
 PREFIX = "base_model.model."
+_LARGEST_RANK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Expert:
     folder: Path
     config: SVFConfig
     # By module path of the base model, such as `model.layers.0.mlp.gate_proj`: the trained vector (r,), fp32, as it is
-    # stored (with `parameterization: sigmoid`, before the sigmoid).
+    # stored (with `parameterization: sigmoid`, before the sigmoid); with another core than `diagonal` the multiplier.
     z: dict[str, Tensor]
     fingerprints: dict[str, str]  # by the same paths: hex digest of the base weight
     probes: dict[str, Tensor]  # by the same paths, where the file has it: (16,), see `svf_rl.svf.probe`
@@ -68,7 +71,14 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
             f"{path} also holds whole modules ({', '.join(config.modules_to_save)}), which cannot be combined: "
             "train the expert without modules_to_save"
         )
+    if not config.is_multiplier:
+        what = "biases" if config.biases else f"a core {config.core}"
+        raise SVFError(
+            f"{path} has {what}, more than multipliers of singular values: it can be neither combined nor served by "
+            "factors; make a model of it (svf-rl merge), or train with core: diagonal"
+        )
     z: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
     fingerprints: dict[str, str] = {}
     probes: dict[str, Tensor] = {}
     try:
@@ -79,9 +89,11 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
                 elif key.endswith(FINGERPRINT):
                     digest = saved.get_tensor(key).flatten().to(torch.uint8).numpy().tobytes().hex()
                     fingerprints[key.removesuffix(FINGERPRINT).removeprefix(PREFIX)] = digest
+                elif key.endswith(RANK):
+                    ranks[key.removesuffix(RANK).removeprefix(PREFIX)] = int(saved.get_tensor(key).item())
                 elif key.endswith(PROBE):
                     probes[key.removesuffix(PROBE).removeprefix(PREFIX)] = saved.get_tensor(key).float()
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise SVFError(f"{file} is damaged ({one_line(error)}): save the adapter again") from error
     if not z:
         raise SVFError(f"{file} holds no z: it is damaged, save the adapter again")
@@ -93,7 +105,17 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
                 f"{file}: z of {matrix} is not finite, above {LARGEST:g} or no vector: it is damaged, save the adapter "
                 "again"
             )
+    if config.core != DIAGONAL:
+        z = {matrix: _expanded(config, matrix, vector, ranks.get(matrix), file) for matrix, vector in z.items()}
     return Expert(name or folder.resolve().name, folder, config, z, fingerprints, probes, file.stat().st_size)
+
+
+def _expanded(config: SVFConfig, matrix: str, values: Tensor, rank: int | None, file: Path) -> Tensor:
+    """The multiplier (r,) that the few values of a core make."""
+    core = core_of(config, matrix)
+    if rank is None or not 0 < rank <= _LARGEST_RANK or len(values) != core.size(rank):
+        raise SVFError(f"{file}: z of {matrix} is not that of a core {config.core}: it is damaged, save it again")
+    return core(values, torch.ones(rank))
 
 
 def adapter_name(name: str) -> str:

@@ -1,7 +1,8 @@
-"""The SVF linear layer: frozen factors, one trained vector an adapter."""
+"""The SVF linear layer: frozen factors, and what an adapter trains on them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svf_rl.errors import SVFError
+from svf_rl.svf.adapter_values import AdapterValues
 from svf_rl.svf.config import SVFConfig
+from svf_rl.svf.core import Core
 from svf_rl.svf.decompose import Factors
-from svf_rl.svf.mask import Mask, change_of_singular_values, initial_z
+from svf_rl.svf.mask import change_of_singular_values, core_of, initial_z
 from svf_rl.svf.merge import merged_weight
 from svf_rl.svf.offload_hook import cast_offloaded, is_offloaded, keep_onloaded, onload
 from svf_rl.svf.probe import Projections, was_written
 from svf_rl.svf.sharding import (
     is_sharded,
     loaded,
+    plain_path,
     put_into,
     shard_like,
     shared_out_like,
@@ -63,7 +67,7 @@ class SVFFactors(nn.Module):
         return self
 
 
-class SVFLinear(nn.Module, BaseTunerLayer):
+class SVFLinear(AdapterValues, nn.Module, BaseTunerLayer):
     """
     `y = ((x V) · (s·m)) Uᵀ + b` around a `Linear` or GPT-2's `Conv1D`.
 
@@ -71,11 +75,13 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     full-size gradient of `W'`. Several active adapters add up: `m = 1 + Σ_k (m_k − 1)`. `weight_id` is the fingerprint
     of the frozen `W`; `projections` is what the probe of an adapter needs of it; `path` is the layer's, for errors.
 
+    A core that mixes (`core.py`) adds `C (x V)` before `Uᵀ`, and a trained bias is added after it.
+
     A quantised base layer keeps its kernel, `y = base(x) + ((x V) · (s·(m − 1))) Uᵀ`, and all the rest is of the `W`
     that it was quantised from.
     """
 
-    adapter_layer_names: tuple[str, ...] = ("svf_z",)
+    adapter_layer_names: tuple[str, ...] = ("svf_z", "svf_bias")
     other_param_names: tuple[str, ...] = ("svf_mask",)
     cast_input_dtype_enabled = True  # PEFT's disable_input_dtype_casting sets it
 
@@ -91,46 +97,32 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self.svf_factors = SVFFactors(factors, will_be_sharded(base_layer.weight))
         shard_like(self.svf_factors, base_layer.weight)
         self.svf_z = nn.ModuleDict()
-        self.svf_mask: dict[str, Mask] = {}
+        self.svf_bias = nn.ModuleDict()
+        self.svf_mask: dict[str, Core] = {}
         self.reference = False  # compute as if m were 1, see `reference_mode`
         self.merged_adapters: list[str] = []
         self.weight_id = weight_id
         self.projections = projections
         self.path = path
         self._unmerged_weight: Tensor | None = None
+        self._unmerged_bias: tuple[nn.Parameter | None] | None = None  # where a merge has replaced it
         self._seen = _state_of(base_layer.weight)
         self._rounding = 1e-6  # of the weight since it was decomposed, by casts
 
-    def update_layer(self, adapter_name: str, config: SVFConfig) -> None:
-        """Add the adapter `adapter_name` to this layer."""
+    def update_layer(self, adapter_name: str, config: SVFConfig, shared: nn.Module | None = None) -> None:
+        """Add the adapter `adapter_name` to this layer; `shared` is the vector of the layers before it, where its core
+        has one for all."""
         s = self.svf_factors.s
-        self.svf_mask[adapter_name] = mask = Mask.of(config)
-        self.svf_z[adapter_name] = SVFVector(initial_z(s.numel(), config).to(s.device), decays_well=mask.identity == 0)
+        self.svf_mask[adapter_name] = core = core_of(config, plain_path(self.path))
+        if not s.is_meta:
+            core.prepare(s)
+        if not core.shared or shared is None:
+            z = initial_z(core.size(s.numel()), config)
+            shared = SVFVector(z.to(s.device), decays_well=core.identity == 0)
+        self.svf_z[adapter_name] = shared
+        if config.biases:
+            self.svf_bias[adapter_name] = SVFVector(torch.zeros(self.out_features, device=s.device), decays_well=True)
         self.set_adapter(self.active_adapters)
-
-    def multiplier(self, adapter_name: str, z: Tensor | None = None) -> Tensor:
-        """`m` (r,) of one adapter; `z` stands in for the stored vector when given."""
-        s = self.svf_factors.s
-        z = self._z(adapter_name) if z is None else z.to(s)
-        return self.svf_mask[adapter_name](z, s)
-
-    def _z(self, adapter_name: str) -> Tensor:
-        vector = self.svf_z[adapter_name]
-        if self.quantized:  # TRL's trainers have rounded what is trained over bitsandbytes' layers to bf16
-            for parameter in vector.parameters():
-                parameter.data = parameter.data.float()
-        # not always called: ZeRO-3 would take the values back at once
-        return vector() if hasattr(vector, "_hf_hook") and next(vector.parameters()).is_meta else vector.weight
-
-    def active_multiplier(self) -> Tensor | None:
-        """`m` (r,) of the active adapters together, or `None` where none of them adapts this layer."""
-        names = [name for name in self.active_adapters if name in self.svf_z]
-        if not names:
-            return None
-        m = self.multiplier(names[0])
-        for name in names[1:]:
-            m = m + (self.multiplier(name) - 1)
-        return m
 
     def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
         """`adapter_names`: an adapter for each row of `x` (B, ..., in), `"__base__"` for none, in place of the active
@@ -146,7 +138,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         by_factors = m is not None or (not direct and is_offloaded(self.base_layer))
         if not by_factors or (self.quantized and self.reference):
             return self.base_layer(x, *args, **kwargs)
-        return self._adapted(x, None if self.reference else m, *args, **kwargs)
+        if self.reference:
+            return self._adapted(x, None, (), *args, **kwargs)
+        return self._adapted(x, m, self.more_than_multiplier(), *args, **kwargs)
 
     def _mixed(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
         if len(names) != len(x):
@@ -156,17 +150,27 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         rows = [row for row, name in enumerate(names) if name in self.svf_z]
         if self.disable_adapters or not rows:
             return self.base_layer(x, *args, **kwargs)
+        if any(self.more_than_multiplier(names)):
+            return self._one_by_one(x, names, *args, **kwargs)
         multipliers = {name: self.multiplier(name) for name in {names[row] for row in rows}}
         m = torch.stack([multipliers[names[row]] for row in rows])
         m = m.view(len(rows), *[1] * (x.dim() - 2), -1)
         if len(rows) == len(names):
-            return self._adapted(x, m, *args, **kwargs)
+            return self._adapted(x, m, (), *args, **kwargs)
         y = self.base_layer(x, *args, **kwargs).clone()
-        y[rows] = self._adapted(x[rows], m, *args, **kwargs).to(y.dtype)
+        y[rows] = self._adapted(x[rows], m, (), *args, **kwargs).to(y.dtype)
         return y
 
-    def _adapted(self, x: Tensor, m: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
-        """`m`: `(r,)`, or with the dimensions of `x` before it; `None`: 1."""
+    def _one_by_one(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        y = self.base_layer(x, *args, **kwargs).clone()
+        for name in sorted({name for name in names if name in self.svf_z}):
+            rows, more = [row for row, own in enumerate(names) if own == name], self.more_than_multiplier([name])
+            y[rows] = self._adapted(x[rows], self.multiplier(name), more, *args, **kwargs).to(y.dtype)
+        return y
+
+    def _adapted(self, x: Tensor, m: Tensor | None, more: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        """`m`: `(r,)`, or with the dimensions of `x` before it; `None`: 1. `more`: the adapters that are more than
+        that."""
         self.check_weight()
         factors = self.svf_factors
         if factors.s.device != x.device:  # the base layer is loaded for each call, and so was not where it runs
@@ -176,15 +180,17 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         scale = factors.s if m is None else factors.s * (m - 1 if self.quantized else m)
         h = F.linear(self._cast_input_dtype(x, factors.Vt.dtype), factors.Vt)  # (..., r)
         # fp32 product: rounding s·m itself to bf16 would make small changes of z invisible
-        h = (h * scale).to(h.dtype)
+        scaled, beside = h * scale, self.off_diagonal(h, more) if more else None
+        h = (scaled if beside is None else scaled + beside).to(h.dtype)
+        change = self.bias_change(more) if more else None
         if self.quantized:
             y = self.base_layer(x, *args, **kwargs)
-            return y + F.linear(h, factors.U).to(y.dtype)
-        bias = self.base_layer.bias
+            return _plus(y + F.linear(h, factors.U).to(y.dtype), change)
+        (bias,) = self._unmerged_bias or (self.base_layer.bias,)
         if bias is not None and bias.is_meta:
             with loaded(self.base_layer):
                 bias = self.base_layer.bias
-        return F.linear(h, factors.U, bias).to(x.dtype)
+        return _plus(F.linear(h, factors.U, bias).to(x.dtype), change)
 
     def enable_adapters(self, enabled: bool) -> None:
         """As PEFT has it; while adapters are disabled, an offloaded weight is read once."""
@@ -210,12 +216,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         left, right = whole(factors.U), whole(factors.Vt)
         if self.transposed:  # (in, out): W'ᵀ = V diag(s·m) Uᵀ, made as it is stored
             left, right = right.T, left.T
-        return shared_out_like(merged_weight(whole(weight), left, right, delta), weight)
-
-    def masks_and_z(self, adapter_names: list[str] | None = None) -> list[tuple[Mask, Tensor]]:
-        """The mask and the `z` (r,) of each of the given adapters (default: the active ones) that adapts this layer."""
-        names = self.active_adapters if adapter_names is None else adapter_names
-        return [(self.svf_mask[name], whole(self._z(name))) for name in names if name in self.svf_z]
+        more = self.more_than_multiplier(adapter_names)
+        beside = partial(self.off_diagonal, names=more, transposed=not self.transposed) if more else None
+        return shared_out_like(merged_weight(whole(weight), left, right, delta, beside), weight)
 
     def check_weight(self, look: bool = False) -> None:
         """
@@ -235,7 +238,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             return
         weight = logical_weight(self.get_base_layer()).detach()
         if was_written(self.projections, weight, self._rounding):
-            if any((self.multiplier(name) - 1).abs().max() > 1e-6 for name in self.svf_z):
+            if any(self.has_moved(name) for name in self.svf_z):
                 raise SVFError(
                     f"the weight of {self.path} was changed after SVF decomposed it, and z belongs to the one before: "
                     "change weights before the adapter is put on the model, or put the old ones back"
@@ -259,6 +262,17 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         """Whether the base layer stores (in, out), as GPT-2's `Conv1D` does."""
         return not isinstance(self.get_base_layer(), nn.Linear)
 
+    def merged_bias(self, adapter_names: list[str] | None = None) -> Tensor | None:
+        """The bias (out,) of the given adapters (default: the active ones), a new tensor in the type of the weight;
+        `None` where they train none."""
+        change, base = self.bias_change(adapter_names), self.get_base_layer()
+        if change is None:
+            return None
+        with loaded(base):
+            (untouched,) = self._unmerged_bias or (base.bias,)
+            total = change.detach() if untouched is None else whole(untouched).float() + change.detach()
+        return total.to(self.svf_factors.Vt.dtype)
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Replace `W` by `W'`. `W` is kept too, so that `unmerge` is bit-exact."""
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.svf_z]
@@ -269,9 +283,13 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         merged = self.merged_weight(self.merged_adapters + names)
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
+        bias = self.merged_bias(self.merged_adapters + names)
         old = put_into(self.get_base_layer().weight, merged)
         if self._unmerged_weight is None:
             self._unmerged_weight = old
+        if bias is not None:
+            self._unmerged_bias = self._unmerged_bias or (self.get_base_layer().bias,)
+            self.get_base_layer().bias = nn.Parameter(bias, requires_grad=False)
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
@@ -279,6 +297,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         if self._unmerged_weight is not None:
             put_into(self.get_base_layer().weight, self._unmerged_weight)
             self._unmerged_weight = None
+            if self._unmerged_bias is not None:
+                (self.get_base_layer().bias,), self._unmerged_bias = self._unmerged_bias, None
             self._seen = _state_of(self.get_base_layer().weight)
         self.merged_adapters.clear()
 
@@ -294,6 +314,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SVFLinear":
         if self._unmerged_weight is not None:  # it must move too, though it is not a parameter
             self._unmerged_weight = fn(self._unmerged_weight)
+        for bias in self._unmerged_bias or ():
+            if bias is not None:
+                bias.data = fn(bias.data)
         dtype = self.weight.dtype
         super()._apply(fn, recurse)
         cast_offloaded(self.get_base_layer(), self.svf_factors.Vt.dtype)
@@ -307,7 +330,12 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         super()._move_adapter_to_device_of_base_layer(adapter_name, device or self.svf_factors.s.device)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return not self.quantized
+        return not self.quantized and adapter_name not in self.svf_bias
+
+
+def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
+    """With a trained bias. Not within the matrix product, so that a bias of 0 leaves all bits as they are."""
+    return y if bias is None else (y + bias.to(y.device)).to(y.dtype)
 
 
 def _state_of(weight: Tensor) -> tuple[int, int] | None:

@@ -1,4 +1,5 @@
-"""From the trained vector to the multiplier of the singular values: the formulas of SVF, without any module."""
+"""From the trained vector to the multiplier of the singular values: the formulas of SVF, without any module. The cores
+other than `diagonal` are in `core.py`."""
 
 import math
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from svf_rl.errors import SVFError
 from svf_rl.svf.config import LARGEST, SVFConfig
+from svf_rl.svf.core import DIAGONAL, Core, make_core
 
 
 def is_sound(z: Tensor) -> bool:
@@ -17,8 +19,8 @@ def is_sound(z: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Mask:
-    """How one adapter turns `z` into the multiplier `m`; see [`SVFConfig`] for the options."""
+class Mask(Core):
+    """The core `diagonal`: how one adapter turns `z` into the multiplier `m`; see [`SVFConfig`] for the options."""
 
     parameterization: str = "direct"
     max_multiplier: float = 2.0
@@ -36,9 +38,12 @@ class Mask:
             raise SVFError(f"{self} is the mask of no adapter: see SVFConfig")
 
     @property
-    def identity(self) -> float:
+    def identity(self) -> float:  # type: ignore[override]
         """The value of `z` at which `m = 1`."""
         return 1.0 if self.parameterization == "direct" else -math.log(self.max_multiplier - 1)
+
+    def size(self, r: int) -> int:
+        return r
 
     def __call__(self, z: Tensor, s: Tensor) -> Tensor:
         """The multiplier `m` (r,) of the singular values `s` (r,), in the type of the trained `z` (r,)."""
@@ -50,9 +55,14 @@ class Mask:
         return m
 
 
+def core_of(config: SVFConfig, path: str) -> Core:
+    """That of an adapter, for the matrix at the module path `path`."""
+    return Mask.of(config) if config.core == DIAGONAL else make_core(config.core, config.core_seed, path)
+
+
 def initial_z(size: int, config: SVFConfig) -> Tensor:
     """The start of training: shape `(size,)`, fp32, on the CPU; random starts draw from torch's global generator."""
-    identity = Mask.of(config).identity
+    identity = core_of(config, "").identity
     if config.init == "identity":
         return torch.full((size,), identity, dtype=torch.float32)
     mean = identity if config.parameterization == "direct" else config.init_mean

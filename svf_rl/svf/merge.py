@@ -1,14 +1,23 @@
-"""Rebuilding one weight from its factors: `W' = W + U diag(s·(m − 1)) Vᵀ`."""
+"""Rebuilding one weight from its factors: `W' = W + U diag(s·(m − 1)) Vᵀ`, and `U C Vᵀ` for cores that mix."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 
 @torch.no_grad()
-def merged_weight(weight: Tensor, U: Tensor, Vt: Tensor, delta: Tensor) -> Tensor:
+def merged_weight(
+    weight: Tensor,
+    U: Tensor,
+    Vt: Tensor,
+    delta: Tensor,
+    off_diagonal: Callable[[Tensor], Tensor | None] | None = None,
+) -> Tensor:
     """
     `W + U diag(delta) Vᵀ` in the type of `weight` (out, in), which is only read; U (out, r), Vt (r, in), and `delta`
     (r,) is `s·(m − 1)`. Accumulated above that type and rounded once; bit-equal to `W` where `delta` is 0.
+    `off_diagonal` is for `U (diag(delta) + C) Vᵀ`: it makes `u C` of rows `u` (n, r), in their type.
 
     Adding to the stored `W` (instead of multiplying the factors out) keeps the rounding of the factors out of the
     part of the weight that training did not touch. Extra memory: the result, and work space of about one matrix in
@@ -27,6 +36,8 @@ def merged_weight(weight: Tensor, U: Tensor, Vt: Tensor, delta: Tensor) -> Tenso
     for i in range(0, rows, height):
         h = min(height, rows - i)
         left = left_space[:h].copy_(U[i : i + h]).mul_(delta)
+        if off_diagonal is not None and (more := off_diagonal(U[i : i + h].to(wide))) is not None:
+            left += more
         left_norm = left.norm(dim=1, keepdim=True)  # (h, 1)
         for j in range(0, columns, width):
             w = min(width, columns - j)
@@ -36,13 +47,22 @@ def merged_weight(weight: Tensor, U: Tensor, Vt: Tensor, delta: Tensor) -> Tenso
                 if i == 0:
                     right_norm[j : j + w] = right.norm(dim=0)
                 size = left_norm * right_norm[j : j + w]
-                _repair_cancelled(new, old, size, U[i : i + h], delta, right, torch.finfo(weight.dtype).eps)
+                _repair_cancelled(
+                    new, old, size, U[i : i + h], delta, off_diagonal, right, torch.finfo(weight.dtype).eps
+                )
             merged[i : i + h, j : j + w] = new
     return merged
 
 
 def _repair_cancelled(
-    new: Tensor, old: Tensor, size: Tensor, U: Tensor, delta: Tensor, right: Tensor, eps: float
+    new: Tensor,
+    old: Tensor,
+    size: Tensor,
+    U: Tensor,
+    delta: Tensor,
+    off_diagonal: Callable[[Tensor], Tensor | None] | None,
+    right: Tensor,
+    eps: float,
 ) -> None:
     """
     Compute again, in fp64 and in place, the few elements of `new = old + U diag(delta) right` that fp32 leaves more
@@ -51,7 +71,11 @@ def _repair_cancelled(
     """
     error = 2.0**-23 * (old.abs() + size)  # of the fp32 sum, about
     i, j = (new.abs() * (eps / 4) < error).nonzero(as_tuple=True)
-    change = (U[i].double() * delta.double() * right[:, j].T.double()).sum(dim=1)
+    rows = U[i].double()
+    left = rows * delta.double()
+    if off_diagonal is not None and (more := off_diagonal(rows)) is not None:
+        left += more
+    change = (left * right[:, j].T.double()).sum(dim=1)
     new[i, j] = (old[i, j].double() + change).to(new.dtype)
 
 

@@ -19,12 +19,13 @@ from tqdm import tqdm
 from svf_rl.errors import SVFError
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.config import LARGEST, SVFConfig
+from svf_rl.svf.core import DIAGONAL
 from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
-from svf_rl.svf.expert import FINGERPRINT, PREFIX, PROBE, Z
+from svf_rl.svf.expert import BIAS, FINGERPRINT, PREFIX, PROBE, RANK, Z
 from svf_rl.svf.layer import SVFLinear, svf_layers
-from svf_rl.svf.mask import is_sound
+from svf_rl.svf.mask import core_of, is_sound
 from svf_rl.svf.original import OriginalWeights, keep_trainable
-from svf_rl.svf.probe import Projections, agrees, probe, project
+from svf_rl.svf.probe import Projections, agrees, project
 from svf_rl.svf.sharding import gather_parameters, is_dtensor, loaded, plain_path, whole
 from svf_rl.svf.targets import check_target, find_targets, logical_weight, quantization_of, target_regex
 from svf_rl.svf.vector import SVFCombination
@@ -58,6 +59,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
         total, self._originals = None, OriginalWeights(model)
         if kwargs.get("state_dict") is None:  # refuse what cannot be adapted before anything is changed
             total = self._check_targets(model, _maybe_include_all_linear_layers(config, model))
+        self._shared: nn.Module | None = None  # the vector of a core that has one for all matrices
         with tqdm(total=total, desc="Factors of the weights", unit="matrix", delay=3, leave=False) as self._progress:
             try:
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -65,7 +67,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
                 raise SVFError(str(error)) from None
             finally:
                 # The bar has an open file, with which the model could not be pickled.
-                del self._progress, self._originals
+                del self._progress, self._originals, self._shared
 
         layers = _adapted(model, adapter_name)
         if not layers:
@@ -98,8 +100,10 @@ class SVFModel(WeightedAdapters, BaseTuner):
             if not name.startswith(inside)
             and (name in layers or check_target(model, name, model.get_submodule(name), listed))
         ]
+        core = core_of(config, "")
         for name in adapted:
             module = model.get_submodule(name)
+            core.size(layers[name].svf_factors.s.numel() if name in layers else _rank(module))
             if name not in layers and quantization_of(module):
                 self._originals.find(name, module)
         return len(adapted)
@@ -145,7 +149,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
     @staticmethod
     def _check_target_module_exists(peft_config: SVFConfig, key: str) -> Any:
         matched = BaseTuner._check_target_module_exists(peft_config, key)
-        layers = peft_config.layers_to_transform
+        layers = getattr(peft_config, "layers_to_transform", None)  # asked for other methods too
         if not matched or layers is None or layers == []:
             return matched
         # PEFT looks at the layer index only where target_modules is a list, and not for a whole path in it; here
@@ -165,16 +169,21 @@ class SVFModel(WeightedAdapters, BaseTuner):
         current_key: str,
     ) -> None:
         if isinstance(target, SVFLinear):
-            target.update_layer(adapter_name, peft_config)
+            self._add_to(target, adapter_name, peft_config)
             return
         if not check_target(self.model, current_key, target, not isinstance(peft_config.target_modules, str)):
             return
         self._progress.set_postfix_str(current_key, refresh=False)
         layer = _wrap(target, current_key, self._originals)
-        layer.update_layer(adapter_name, peft_config)
+        self._add_to(layer, adapter_name, peft_config)
         # not by _replace_module, which also moves the new module: factors are made where the weight is
         setattr(parent, target_name, layer)
         self._progress.update()
+
+    def _add_to(self, layer: SVFLinear, adapter_name: str, config: SVFConfig) -> None:
+        layer.update_layer(adapter_name, config, self._shared)
+        if layer.svf_mask[adapter_name].shared:
+            self._shared = layer.svf_z[adapter_name]
 
     @classmethod
     def _get_adapter_state_dict(
@@ -202,10 +211,14 @@ class SVFModel(WeightedAdapters, BaseTuner):
                 # PEFT leaves out a key that holds the name of another adapter, also where a module has that name
                 z = state[key] if key in state else vector.weight.detach()
             result[f"{name}.svf_z.{adapter_name}.weight"] = z
+            if adapter_name in layer.svf_bias:
+                key = f"{name}.svf_bias.{adapter_name}.weight"
+                result[key] = state[key] if key in state else layer.svf_bias[adapter_name].weight.detach()
+            if config.core != DIAGONAL:  # else it is the number of values in z
+                result[name + RANK] = torch.tensor([layer.svf_factors.s.numel()])
             result[name + FINGERPRINT] = torch.frombuffer(bytearray.fromhex(layer.weight_id), dtype=torch.uint8)
             if not z.is_meta:
-                m = layer.multiplier(adapter_name, whole(z)).detach()
-                result[name + PROBE] = probe(layer.projections, m)
+                result[name + PROBE] = layer.probe_of(adapter_name, whole(z))
         if rows:
             config.combination = {**config.combination, "alpha": list(rows.values())}
         config._live_fingerprint = _digest(layers)
@@ -215,12 +228,13 @@ class SVFModel(WeightedAdapters, BaseTuner):
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Only where it stands for the adapter: a module may have the same name."""
         key = plain_path(key)
-        if key.endswith((FINGERPRINT, PROBE, _ALPHA)):
+        if key.endswith((FINGERPRINT, PROBE, RANK, _ALPHA)):
             return key
-        own = f".svf_z.{adapter_name}."
-        if own in key:
-            head, _, tail = key.rpartition(own)
-            return f"{head}.svf_z.{tail}"
+        for part in SVFLinear.adapter_layer_names:
+            own = f".{part}.{adapter_name}."
+            if own in key:
+                head, _, tail = key.rpartition(own)
+                return f"{head}.{part}.{tail}"
         plain: str = super()._remove_adapter_name_from_key(key, adapter_name)
         return plain
 
@@ -245,7 +259,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
                 "the adapter is not a combination with trained weights: training a combination cannot resume from it"
             )
         # A combination in training resumes from its weights, not from the z computed from them.
-        left_out = (FINGERPRINT, PROBE, Z if in_training else _ALPHA)
+        left_out = (FINGERPRINT, PROBE, RANK, Z if in_training else _ALPHA)
         kept = {
             key.replace(_ALPHA, ".svf_z.alpha"): value
             for key, value in state_dict.items()
@@ -280,12 +294,14 @@ def _check_saved(layers: dict[str, SVFLinear], adapter_name: str, saved: dict[st
     z_alone = not any(key.endswith((FINGERPRINT, PROBE)) for key in saved)
     different, told = [], False  # whether any of the probes of those is not 0, as it is at z = 1
     for name, layer in layers.items():
-        missing = [suffix for suffix in (Z, FINGERPRINT, PROBE) if name + suffix not in saved]
+        needed = (Z, BIAS) if config.biases else (Z,)
+        missing = [suffix for suffix in (*needed, FINGERPRINT, PROBE) if name + suffix not in saved]
         if z_alone and missing == [FINGERPRINT, PROBE]:
             missing = []
         if missing:
             raise SVFError(f"the adapter file lacks {name}{missing[0]}: it is damaged, save the adapter again")
-        z, size = saved[name + Z], layer.svf_factors.s.shape
+        z, r = saved[name + Z], layer.svf_factors.s.numel()
+        size = torch.Size([layer.svf_mask[adapter_name].size(r)])
         if z.shape != size and other:
             raise SVFError(f"{other}z of {name} has shape {tuple(z.shape)}, here {tuple(size)}: load it onto {base}")
         if z.shape != size or not (z.is_meta or is_sound(z)):
@@ -297,9 +313,9 @@ def _check_saved(layers: dict[str, SVFLinear], adapter_name: str, saved: dict[st
             continue
         same = saved[name + FINGERPRINT].numpy(force=True).tobytes().hex() == layer.weight_id
         different += [] if same else [name]
-        m, recorded = layer.multiplier(adapter_name, z).detach(), saved[name + PROBE].float().cpu()
+        found, recorded = layer.probe_of(adapter_name, z), saved[name + PROBE].float().cpu()
         told = told or (not same and bool(recorded.any()))
-        if agrees(layer.projections, m, recorded, same):
+        if agrees(layer.projections, found, recorded, same):
             continue
         if same:
             raise SVFError(
@@ -326,6 +342,12 @@ def _other_weights(where: str, base: str) -> SVFError:
         f"the adapter was trained on other base weights ({where}): load it onto {base}, in the dtype of its training; "
         "set_peft_model_state_dict takes z alone onto any weights"
     )
+
+
+def _rank(module: Any) -> int:
+    """Of a `Linear` or `Conv1D`, also where its weight is packed."""
+    linear = isinstance(module, nn.Linear)
+    return int(min(module.in_features, module.out_features) if linear else min(module.nx, module.nf))
 
 
 def _wrap(module: nn.Module, name: str, originals: OriginalWeights) -> SVFLinear:

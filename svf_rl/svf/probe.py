@@ -1,5 +1,6 @@
 """A few numbers that tell whether the same `z` gives the same weights here as in its training."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,23 +71,28 @@ def was_written(matrix: Projections, weight: Tensor, rounding: float) -> bool:
 
 
 @torch.no_grad()
-def probe(matrix: Projections, m: Tensor) -> Tensor:
+def probe(matrix: Projections, m: Tensor, mix: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """
-    `A (W' − W) B` of the multiplier `m` (r,): shape (16,), fp32, on the CPU.
+    `A (W' − W) B` of the multiplier `m` (r,): shape (16,), fp32, on the CPU. `mix` is `C` of a core that mixes, from
+    rows (n, r) to rows.
 
     The factors of one `W` are not unique (equal singular values, other hardware), and where they differ the same `z`
     gives another `W'`; random projections keep the size of such a difference. `W` itself is left out: fingerprints
     compare it, and the rounding of a model cast after its decomposition would hide the difference.
     """
-    return ((matrix.left * (matrix.s * (m.float().cpu() - 1))) @ matrix.right).flatten()
+    change = (matrix.left * (matrix.s * (m.float().cpu() - 1))) @ matrix.right
+    if mix is not None:
+        change = change + matrix.left @ mix(matrix.right.T).T
+    return change.flatten()
 
 
-def agrees(matrix: Projections, m: Tensor, recorded: Tensor, same_weight: bool = True) -> bool:
-    """Whether `m` on this matrix gives the recorded probe: up to `TOLERANCE` relative to `W'`, or on a weight that is
-    not the adapter's own to the bit, up to `SHARE` of the change itself, or any weight would do for a small change."""
+def agrees(matrix: Projections, found: Tensor, recorded: Tensor, same_weight: bool = True) -> bool:
+    """Whether the probe that was `found` on this matrix is the recorded one: up to `TOLERANCE` relative to `W'`, or on
+    a weight that is not the adapter's own to the bit, up to `SHARE` of the change itself, or any weight would do for a
+    small change."""
     if not torch.isfinite(recorded).all():
         return False
-    error = (probe(matrix, m) - recorded).norm()
+    error = (found - recorded).norm()
     if same_weight:
         return bool(error <= TOLERANCE * (matrix.weight.flatten() + recorded).norm())
     return bool(error <= SHARE * recorded.norm())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from svf_rl.errors import SVFError
 from svf_rl.svf.combine import assign_groups, check_form, check_weights, combine, even_weights
 from svf_rl.svf.config import SVFConfig
+from svf_rl.svf.core import DIAGONAL
 from svf_rl.svf.layer import SVFLinear, svf_layers
 from svf_rl.svf.vector import SVFCombination
 
@@ -112,6 +113,12 @@ class WeightedAdapters:
             raise SVFError(
                 f"adapter {saved[0]!r} contains whole modules, which cannot be combined: train without modules_to_save"
             )
+        other = [name for name in adapters if not self.peft_config[name].is_multiplier]
+        if other:
+            raise SVFError(
+                f"adapter {other[0]!r} is more than multipliers of singular values (its core mixes them, or it has "
+                "biases), and cannot be combined: train with core: diagonal"
+            )
         found = svf_layers(self.model)
         for path, layer in found.items():
             have = [name for name in adapters if name in layer.svf_z]
@@ -145,7 +152,7 @@ class WeightedAdapters:
             return
         first: SVFConfig = self.peft_config[adapters[0]]
         self.peft_config[adapter_name] = replace(
-            first, parameterization="direct", renormalize=False, init="identity", combination=combination
+            first, core=DIAGONAL, parameterization="direct", renormalize=False, init="identity", combination=combination
         )
         self.inject_adapter(self.model, adapter_name)  # type: ignore[attr-defined]  # of SVFModel
 

@@ -58,6 +58,9 @@ def _hindrance(model: PeftModel, args: SVFReinforceConfig) -> str | None:
         return args.sharing_hindrance
     hinders = {
         "an adapter other than SVF": not svf_layers(model),
+        "a core that mixes singular directions, or biases": any(
+            layer.more_than_multiplier() for layer in svf_layers(model).values()
+        ),
         "modules_to_save": any(isinstance(module, ModulesToSaveWrapper) for module in model.modules()),
         "ZeRO-3": is_deepspeed_zero3_enabled(),
     }

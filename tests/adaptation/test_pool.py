@@ -46,16 +46,22 @@ def pool(vllm_engine: ColocatedVLLMGenerator, folders: dict[str, str], dispatche
 
 
 @pytest.fixture
-def answers(pool: ExpertPool) -> Callable[[], list[list[int]]]:
-    """`answers()`: greedy tokens of eight questions, as whatever the pool was told to be."""
+def answers_of() -> Callable[[ExpertPool], list[list[int]]]:
+    """`answers_of(pool)`: greedy tokens of eight questions, as whatever the pool was told to be."""
     questions = [[{"role": "user", "content": row["prompt"]}] for row in make_rows("math", "test", 8)]
-    ids = encode_prompts(pool.tokenizer, questions)
 
-    def ask() -> list[list[int]]:
+    def ask(pool: ExpertPool) -> list[list[int]]:
+        ids = encode_prompts(pool.tokenizer, questions)
         completions: list[Completion] = pool.generate(ids, GREEDY, [0] * len(ids))
         return [completion.token_ids for completion in completions]
 
     return ask
+
+
+@pytest.fixture
+def answers(pool: ExpertPool, answers_of: Callable[[ExpertPool], list[list[int]]]) -> Callable[[], list[list[int]]]:
+    """`answers()`: those of `pool`."""
+    return lambda: answers_of(pool)
 
 
 @pytest.mark.vllm
@@ -146,6 +152,38 @@ def test_a_pool_that_cannot_be_is_refused_in_one_line(folders: dict[str, str], t
         with pytest.raises(SVFError, match=message) as caught:
             ExpertPool(MODEL, experts, engine=TRANSFORMERS, max_length=64)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("core", ["top:9", "projected:13"])
+def test_experts_of_few_values_are_combined_with_others(
+    core: str, folders: dict[str, str], tmp_path: Path, answers_of: Callable[[ExpertPool], list[list[int]]]
+) -> None:
+    """A mix of two experts, one of which is written out as a plain one, is the same mix."""
+    few = saved(tmp_path / "few", 5, core=core)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32), few)
+    plain.add_weighted_adapter(["default"], [1.0], "written")
+    plain.save_pretrained(tmp_path / "plain", selected_adapters=["written"])
+    written = []
+    for own in (few, str(tmp_path / "plain" / "written")):
+        pool = ExpertPool(MODEL, {"few": own, "svf": folders["svf"]}, engine=TRANSFORMERS, max_length=256)
+        pool.use(Mix(torch.tensor([0.5, 0.5])))
+        written.append(answers_of(pool))
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("core", ["band:2", "block:9"])
+def test_an_adapter_that_mixes_stands_alone(
+    core: str, tmp_path: Path, folders: dict[str, str], answers_of: Callable[[ExpertPool], list[list[int]]]
+) -> None:
+    other = saved(tmp_path / "other", 5, core=core)
+    pool = ExpertPool(MODEL, {}, {"other": other, "svf": folders["svf"]}, engine=TRANSFORMERS, max_length=256)
+    written = []
+    for which in ("other", None, "svf"):
+        pool.use(which)
+        written.append(answers_of(pool))
+    assert len({str(tokens) for tokens in written}) == 3
+    with pytest.raises(SVFError, match=f"has a core {core}, more than multipliers"):
+        ExpertPool(MODEL, {"other": other}, engine=TRANSFORMERS, max_length=256)
 
 
 def test_an_expert_that_is_not_there_is_named_with_those_that_are(folders: dict[str, str]) -> None:

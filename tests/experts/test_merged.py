@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import refusal
-from peft import PeftModel
+from fakes import refusal, save_adapter
+from peft import LNTuningConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import MergeArguments
 from svf_rl.experts.merged import merge
 from svf_rl.models.arguments import ModelArguments
@@ -40,8 +41,13 @@ def test_logits_and_greedy_tokens_are_those_of_the_adapter(tied, make_base, make
 
 
 @pytest.mark.parametrize(
-    "config", [{"parameterization": "sigmoid"}, {"renormalize": True}, {"target_modules": "attention"}]
-)
+    "config",
+    [
+        {"parameterization": "sigmoid"}, {"renormalize": True}, {"target_modules": "attention"}, {"core": "top:5"},
+        {"core": "projected:13"}, {"core": "band:2"}, {"core": "block:5:random"},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_every_form_of_svf(config, base, make_expert, loaded, logits, out):
     expert = make_expert("expert", **config)
     merge(ModelArguments(str(base)), [str(expert)], out)
@@ -75,6 +81,34 @@ def test_lora_is_merged(base, make_lora, loaded, logits, out):
     lora = make_lora("lora")
     merge(ModelArguments(str(base)), [str(lora)], out)
     torch.testing.assert_close(logits(loaded(out)), logits(loaded(base, lora)), rtol=0, atol=1e-4)
+
+
+def test_dora_and_full_fine_tuning_are_merged(base, make_lora, loaded, logits, tmp_path):
+    dora = make_lora("dora", use_dora=True)
+    save_adapter(tmp_path / "full", LNTuningConfig(target_modules=["up_proj"]), 1, 0.05, base=base)
+    for adapter in (dora, tmp_path / "full"):
+        out = tmp_path / f"{adapter.name} merged"
+        merge(ModelArguments(str(base)), [str(adapter)], out)
+        torch.testing.assert_close(logits(loaded(out)), logits(loaded(base, adapter)), rtol=0, atol=1e-4)
+        assert (logits(loaded(out)) - logits(loaded(base))).abs().max() > 0.01
+
+
+def test_cores_of_multipliers_are_combined_with_others(base, make_expert, loaded, logits, out):
+    experts = [make_expert("few", core="projected:13"), make_expert("all", seed=2)]
+    merge(ModelArguments(str(base)), [str(path) for path in experts], out, MergeArguments([0.5, 0.5]))
+    model = loaded(base, experts[0])
+    model.load_adapter(str(experts[1]), "all")
+    model.add_weighted_adapter(["default", "all"], [0.5, 0.5], "mixed")
+    model.set_adapter("mixed")
+    torch.testing.assert_close(logits(loaded(out)), logits(model.eval()), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("config", "says"), [({"core": "band:1"}, "a core band:1"), ({"biases": True}, "biases")])
+def test_what_is_no_multiplier_is_not_combined(config, says, base, make_expert, out):
+    experts = [str(make_expert("other", **config)), str(make_expert("all"))]
+    with pytest.raises(SVFError, match=f"has {says}, more than multipliers"):
+        merge(ModelArguments(str(base)), experts, out)
+    assert not out.exists()
 
 
 def test_an_adapter_of_one_of_two_tied_matrices_unties_them(base, make_lora, loaded, logits, out):

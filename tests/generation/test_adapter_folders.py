@@ -39,7 +39,11 @@ def folders() -> AdapterFolders:
     return _folders()
 
 
-@pytest.mark.parametrize("config", [ALL, SIGMOID], ids=["direct, all matrices", "sigmoid, some matrices"])
+@pytest.mark.parametrize(
+    "config",
+    [ALL, SIGMOID, *(SVFConfig(core=core, task_type="CAUSAL_LM") for core in ("top:7", "bottom:7", "projected:13"))],
+    ids=["direct, all matrices", "sigmoid, some matrices", "top", "bottom", "projected"],
+)
 def test_what_is_read_is_what_the_adapter_is_on_the_model(
     folders: AdapterFolders, tmp_path: Path, config: SVFConfig
 ) -> None:
@@ -57,6 +61,10 @@ def test_an_adapter_that_was_trained_in_another_type_is_taken_as_peft_takes_it(t
 
 def _lora(folder: Path) -> None:
     save_adapter(folder, LoraConfig(target_modules=["up_proj"], task_type="CAUSAL_LM"))
+
+
+def _band(folder: Path) -> None:
+    save_adapter(folder, SVFConfig(core="band:1", task_type="CAUSAL_LM"))
 
 
 def _of_other_weights(folder: Path) -> None:
@@ -101,6 +109,7 @@ def _without_z(tensors: dict[str, torch.Tensor]) -> None:
     ("write", "said"),
     [
         (_lora, "holds a LORA adapter"),
+        (_band, "has a core band:1, more than multipliers"),
         (_of_other_weights, "trained on other base weights than those of quickstart"),
         (_changed(_nan), "is not finite"),
         (_changed(_longer), "was trained on another model than quickstart"),
@@ -108,7 +117,7 @@ def _without_z(tensors: dict[str, torch.Tensor]) -> None:
         (_changed(_without_z), "holds no z"),
         (lambda folder: folder.mkdir(), "no adapter in"),
     ],
-    ids=["LoRA", "other base", "NaN", "another length", "no probes", "no z", "empty folder"],
+    ids=["LoRA", "band", "other base", "NaN", "another length", "no probes", "no z", "empty folder"],
 )
 def test_what_cannot_be_served_is_refused_in_one_line(
     folders: AdapterFolders, tmp_path: Path, write: Callable[[Path], None], said: str

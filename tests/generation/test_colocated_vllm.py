@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from fakes import adapted_model
+from peft import LNTuningConfig, LoraConfig, PeftConfig, PeftModel
 
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, Sampling, sample_seed
@@ -18,6 +19,12 @@ from svf_rl.svf import SVFConfig
 pytestmark = pytest.mark.vllm
 EOS, PAD = 2, 0
 GREEDY = Sampling(max_tokens=40, temperature=0.0)
+MLP = ["gate_proj", "up_proj", "down_proj"]
+OTHERS: dict[str, PeftConfig] = {
+    **{core: SVFConfig(core=core, task_type="CAUSAL_LM") for core in ("top:9", "projected:13", "band:2", "block:8")},
+    "dora": LoraConfig(r=1, target_modules=MLP, use_dora=True, task_type="CAUSAL_LM"),
+    "full": LNTuningConfig(target_modules=MLP, task_type="CAUSAL_LM"),
+}
 Adapted = Callable[..., PeftModel]
 
 
@@ -42,7 +49,21 @@ def _logits(model: torch.nn.Module, prompt: list[int], completion: list[int]) ->
 def test_greedy_tokens_agree_with_the_merged_model(
     vllm_engine: ColocatedVLLMGenerator, model: PeftModel, prompts: list[list[int]]
 ) -> None:
-    merged = copy.deepcopy(model).merge_and_unload()
+    _assert_greedy_tokens_agree(vllm_engine, copy.deepcopy(model).merge_and_unload(), prompts)
+
+
+@pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
+def test_greedy_tokens_agree_with_other_cores_and_the_baselines(
+    vllm_engine: ColocatedVLLMGenerator, prompts: list[list[int]], config: PeftConfig
+) -> None:
+    trained = adapted_model(config, by=0.3 if isinstance(config, SVFConfig) else 0.03)
+    vllm_engine.sync(trained, everything=True)
+    _assert_greedy_tokens_agree(vllm_engine, trained, prompts)
+    with trained.disable_adapter(), pytest.raises(AssertionError):
+        _assert_greedy_tokens_agree(vllm_engine, trained, prompts)
+
+
+def _assert_greedy_tokens_agree(vllm_engine: ColocatedVLLMGenerator, merged: Any, prompts: list[list[int]]) -> None:
     completions = vllm_engine.generate(prompts, GREEDY, range(len(prompts)))
     near_ties = compared = 0
     for prompt, completion in zip(prompts, completions, strict=True):

@@ -137,11 +137,11 @@ def test_every_weight_comes_once_under_its_checkpoint_name(adapted: Adapted) -> 
     [
         IA3Config(target_modules=MLP, feedforward_modules=MLP, task_type="CAUSAL_LM"),
         PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
-        LoraConfig(target_modules=MLP, use_dora=True, task_type="CAUSAL_LM"),
+        LoraConfig(target_modules=["embed_tokens"], use_dora=True, task_type="CAUSAL_LM"),
         LoraConfig(target_modules=MLP, bias="all", lora_bias=True, task_type="CAUSAL_LM"),
         LoraConfig(target_modules=MLP, trainable_token_indices=[5], task_type="CAUSAL_LM"),
     ],
-    ids=["ia3", "prompt-tuning", "dora", "lora-bias", "token-indices"],
+    ids=["ia3", "prompt-tuning", "dora-embedding", "lora-bias", "token-indices"],
 )
 def test_an_adapter_that_cannot_be_rebuilt_is_refused(config: object, adapted: Adapted) -> None:
     """Never generated from without it: the training would go on with rollouts of another model."""

@@ -11,6 +11,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from svf_rl.errors import SVFError
+from svf_rl.generation.weights import adapted_weights
 from svf_rl.memory.model import PlannedModel
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
 from svf_rl.models.kinds import find_kind, kind_of, kind_of_model, load_saved
@@ -18,11 +19,24 @@ from svf_rl.models.kinds.kind import all_kinds
 from svf_rl.models.loading import load_adapted, load_base
 from svf_rl.settings.dry_run_model import find_adapted_matrices
 from svf_rl.settings.recipe import load_recipe
-from svf_rl.svf import SVFConfig
+from svf_rl.svf import SVFConfig, svf_layers
 from svf_rl.svf.layer import held_factors
 from svf_rl.training.policy import reference
 
-KINDS = sorted(all_kinds())
+# what a recipe says of the adapter, and what a table calls it when it is saved
+ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
+    "svf": ({}, "SVF"),
+    "top": ({"core": "top:5"}, "SVF top:5"),
+    "projected": ({"core": "projected:13"}, "SVF projected:13"),
+    "band": ({"core": "band:2"}, "SVF band:2"),
+    "block": ({"core": "block:6:random", "core_seed": 3}, "SVF block:6:random"),
+    "biases": ({"biases": True}, "SVF + biases"),
+    "lora": ({"adapter": "lora"}, "LORA r=16"),
+    "dora": ({"adapter": "lora", "lora_use_dora": True, "lora_r": 1}, "DoRA r=1"),
+    "full": ({"adapter": "full"}, "full"),
+    "combination": ({"adapter": "combination"}, "SVF combination"),
+}
+KINDS = sorted(ADAPTERS)
 MODEL = ModelArguments(dtype="float32")
 
 
@@ -37,7 +51,11 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def values(experts: list[str], request: pytest.FixtureRequest) -> dict[str, Any]:
     """What a recipe says of the adapter of each kind."""
     adapter = request.node.callspec.params["adapter"]
-    return {"adapter": adapter, **({"experts": experts} if adapter == "combination" else {})}
+    return {**ADAPTERS[adapter][0], **({"experts": experts} if adapter == "combination" else {})}
+
+
+def test_every_kind_is_looked_at() -> None:
+    assert {values.get("adapter", "svf") for values, _ in ADAPTERS.values()} == all_kinds().keys()
 
 
 def trained(model: PeftModel) -> dict[str, torch.nn.Parameter]:
@@ -76,7 +94,8 @@ def test_a_rebuilt_weight_does_what_the_layer_does(adapter: str, values: dict[st
         weight = kind.rebuilt_weight(layer)
         if weight is not None:
             x = torch.randn(3, weight.shape[1], dtype=weight.dtype)
-            torch.testing.assert_close(torch.nn.functional.linear(x, weight), layer(x), rtol=1e-4, atol=1e-4)
+            bias = layer.bias_change() if adapter == "biases" else None
+            torch.testing.assert_close(torch.nn.functional.linear(x, weight, bias), layer(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("adapter", KINDS)
@@ -86,7 +105,7 @@ def test_what_is_saved_is_loaded_again(adapter: str, values: dict[str, Any], tmp
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     kind = kind_of(config)
     assert kind.peft_type == config["peft_type"]
-    assert kind.label(config).startswith(kind.peft_type)
+    assert kind.label(config) == ADAPTERS[adapter][1]
     assert kind.describe_saved(config)
     assert kind.count_values(tmp_path, config) == sum(p.numel() for p in set(trained(model).values()))
     again = load_saved(load_base(MODEL), MODEL, tmp_path).eval()
@@ -115,9 +134,34 @@ def test_the_dry_run_and_the_plan_count_what_is_trained(
     assert planned.tensors.trained == 4 * count
     held = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     factors = sum(part.nbytes for part in held_factors(model))  # `s` is counted apart
+    if adapter == "projected":
+        factors += sum(4 * 13 * layer.svf_factors.s.numel() for layer in svf_layers(model).values())
     assert planned.tensors.base == held
     assert planned.tensors.factors + planned.tensors.singular_values == factors
     assert recipe.adapter.kind.describe(recipe.adapter)
+
+
+@pytest.mark.parametrize("adapter", ["projected", "band", "dora", "full"])
+def test_activations_are_planned(adapter: str, values: dict[str, Any], repository: Path) -> None:
+    words = [word for key, value in values.items() for word in (f"--{key}", json.dumps(value))]
+    planned = PlannedModel(load_recipe(repository / "recipes/quickstart.yaml", words))
+    assert planned.activations(2, 16, False) is not None
+
+
+def test_biases_that_the_base_model_has_no_place_for_are_said() -> None:
+    model = load_adapted(MODEL, AdapterArguments(biases=True))
+    with pytest.raises(SVFError, match="has no bias in the base model") as caught:
+        next(adapted_weights(model))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [{"core": "projected:13"}, {"adapter": "full"}], ids=str)
+def test_what_zero_3_cannot_share_out(values: dict[str, Any]) -> None:
+    kind = find_kind(values.get("adapter", "svf"))
+    kind.check_training(values, 2)
+    with pytest.raises(SVFError, match=r"ZeRO-3 .*zero2\.yaml") as caught:
+        kind.check_training(values, 3)
+    assert "\n" not in str(caught.value)
 
 
 def test_layers_of_lora_go_with_a_list_of_names() -> None:

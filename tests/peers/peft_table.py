@@ -54,7 +54,7 @@ DOES_NOT_HOLD = {
 
 NO_MEANING = {
     "`r`, `lora_alpha`, scaling, `rank_pattern`, `alpha_pattern`, dropout": "SVF has one value a singular value.",
-    "`bias`, `lora_bias`": "SVF changes no bias.",
+    "`bias`, `lora_bias`": "SVF has `biases`, which train one beside the base model's.",
     "DoRA, rsLoRA, LoftQ, aLoRA and other variants; hot swapping; layer replication": "They are LoRA's.",
     "`target_parameters`, `trainable_token_indices`": "Other weights than those of layers; use `modules_to_save`.",
     "Prompt learning, virtual tokens, `PeftMixedModel`": "Other kinds of methods.",

@@ -70,11 +70,17 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "linear, a list": (linear, {"target_modules": ["first", "last"]}),
     "linear, modules to save": (linear, {"target_modules": ["first"], "modules_to_save": ["last"]}),
     "linear, sigmoid": (linear, {"target_modules": ["first", "last"], "parameterization": "sigmoid"}),
+    "linear, top": (linear, {"target_modules": ["first", "last"], "core": "top:2"}),
+    "linear, projected": (linear, {"target_modules": ["first", "last"], "core": "projected:3"}),
+    "linear, band": (linear, {"target_modules": ["first", "last"], "core": "band:1"}),
+    "linear, block and biases": (linear, {"target_modules": ["first"], "core": "block:2:random", "biases": True}),
     "conv1d": (conv1d, {"target_modules": ["first"]}),
+    "conv1d, band and biases": (conv1d, {"target_modules": ["first"], "core": "band:2", "biases": True}),
+    "llama, projected": (llama, {"task_type": "CAUSAL_LM", "core": "projected:13"}),
     "llama": (llama, {"task_type": "CAUSAL_LM"}),
 }
 every_case = pytest.mark.parametrize(("make", "values"), CASES.values(), ids=CASES)
-networks = pytest.mark.parametrize(("make", "values"), list(CASES.values())[:-1], ids=list(CASES)[:-1])
+networks = pytest.mark.parametrize(("make", "values"), list(CASES.values())[:-2], ids=list(CASES)[:-2])
 
 
 def config(values: dict[str, Any], start: str = "random") -> SVFConfig:
@@ -411,6 +417,10 @@ def test_weighted_adapters(make: Callable, values: dict) -> None:
     values = {**values, "modules_to_save": None}
     model = adapted(make, values)
     model.add_adapter("other", config(values))
+    if not config(values).is_multiplier:
+        with pytest.raises(SVFError, match="more than multipliers of singular values"):
+            model.add_weighted_adapter(["default", "other"], [1.0, 0.0], "mixed", "linear")
+        return
     model.add_weighted_adapter(["default", "other"], [1.0, 0.0], "mixed", "linear")
     expected = run(model)
     model.set_adapter("mixed")
@@ -421,14 +431,16 @@ def test_weighted_adapters(make: Callable, values: dict) -> None:
 def test_conversion_to_lora(make: Callable, values: dict) -> None:
     values = {**values, "modules_to_save": None, "target_modules": ["first"]}
     model = adapted(make, values)
-    assert model.supports_lora_conversion()
+    assert model.supports_lora_conversion() is not values.get("biases", False)
+    if values.get("biases"):  # which a LoRA has not
+        return
     converted, state = convert_to_lora(model, 5)
     lora = inject_adapter_in_model(converted, make()).eval()
     set_peft_model_state_dict(lora, state)
     same(run(lora), run(model))
 
 
-@pytest.mark.parametrize("name", ["linear, a list", "conv1d"])
+@pytest.mark.parametrize("name", ["linear, a list", "linear, projected", "conv1d, band and biases", "conv1d"])
 def test_compiled(name: str) -> None:
     model = adapted(*CASES[name])
     same(run(torch.compile(model, backend="eager", fullgraph=True)), run(model))

@@ -61,8 +61,10 @@ def update(served: ServedWeights, model: PeftModel) -> str:
     [
         {"target_modules": "mlp"},
         {"target_modules": "mlp+attention", "parameterization": "sigmoid", "renormalize": True},
+        {"core": "top:7"},
+        {"core": "projected:13"},
     ],
-    ids=["direct", "sigmoid"],
+    ids=["direct", "sigmoid", "top", "projected"],
 )
 def test_rebuilt_weights_are_those_of_a_full_push_to_the_bit(
     served: ServedWeights, worker: Worker, adapted: Adapted, config: dict
@@ -283,4 +285,5 @@ def test_z_is_all_that_an_update_holds(adapted: Adapted) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert len(pack(model)) == 4 * trained
     assert has_only_svf(model)
-    assert not has_only_svf(adapted(1, SVFConfig(modules_to_save=["lm_head"], task_type="CAUSAL_LM")))
+    for more in ({"modules_to_save": ["lm_head"]}, {"core": "band:1"}, {"core": "block:3"}, {"biases": True}):
+        assert not has_only_svf(adapted(1, SVFConfig(task_type="CAUSAL_LM", **more)))

@@ -63,6 +63,42 @@ def test_options_that_svf_does_not_have(plan) -> None:
     assert "max_multiplier" in refusal(plan, "--parameterization", "sigmoid", "--max_multiplier", "0.5")
 
 
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        (["--core", "top:5"], 9 * 5),
+        (["--core", "projected:13"], 13),
+        (["--core", "band:1"], 864 + 9 * 2 * 95),
+        (["--core", "block:4:random"], 9 * 16),
+        (["--biases", "true"], 864 + 3 * (256 + 256 + 96)),
+        (["--adapter", "lora", "--lora_r", "1", "--lora_use_dora", "true"], 9 * (256 + 96) + 3 * (256 + 256 + 96)),
+        (["--adapter", "full"], 9 * 256 * 96),
+    ],
+    ids=str,
+)
+def test_other_cores_and_the_baselines_count_theirs(plan, options: list[str], values: int) -> None:
+    assert plan(*options).trainable_values == values
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--core", "topp:3"], "core must be diagonal, top:k"),
+        (["--core", "top:0"], "core must be diagonal, top:k"),
+        (["--core", "band:x"], "core must be diagonal, top:k"),
+        (["--core", "top:9999"], "core: k = 9999 is above 96"),
+        (["--core", "top:3", "--parameterization", "sigmoid"], "core: top:3 goes with parameterization: direct"),
+        (["--core", "band:1", "--vllm_weights", "shared", "--use_vllm", "true"], "does not go with core: band:1"),
+        (["--biases", "true", "--vllm_weights", "shared", "--use_vllm", "true"], "does not go with biases: true"),
+        (["--adapter", "full", "--vllm_weights", "shared", "--use_vllm", "true"], "an adapter other than SVF"),
+        (["--adapter", "full", "--layers_to_transform", "[0]"], "adapter: full takes an expression"),
+    ],
+    ids=str,
+)
+def test_cores_and_baselines_that_do_not_suit(plan, options: list[str], says: str) -> None:
+    assert says in refusal(plan, *options)
+
+
 def test_a_missing_reward(plan) -> None:
     assert "unknown reward 'exact_mach'; did you mean 'exact_match'?" in refusal(plan, "--rewards", "exact_mach")
     assert "none.py does not exist" in refusal(plan, "--rewards", "none.py:score")

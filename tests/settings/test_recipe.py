@@ -153,7 +153,7 @@ def test_an_unknown_key_names_the_nearest_one(write) -> None:
         ("use_vllm: 1", ["use_vllm must be true or false"]),
         ("run_name: 3", ["run_name must be", "string", "3"]),
         ("dtype: fp32", ["dtype must be float32 or", "'fp32'"]),
-        ("adapter: dora", ["unknown adapter 'dora'", "combination, lora, svf"]),
+        ("adapter: dora", ["unknown adapter 'dora'", "combination, full, lora, svf"]),
         ("eval_strategy: step", ["eval_strategy must be no or steps or epoch", "'step'"]),
         ("advantage: best", ["advantage must be one of"]),
         ("loss_type: grpo", ["loss_type", "remove it"]),

@@ -50,6 +50,8 @@ def test_each_change_is_a_run_with_a_folder_of_its_name() -> None:
         (["--runs", "[{learning_rate: fast}]"], "run learning_rate=fast: learning_rate must be a number"),
         (["--seeds", "[0]", "--adapter", "lora"], r"do not go with adapter: lora: start each run alone"),
         (["--seeds", "[0]", "--init", "random"], "do not go with init: random"),
+        (["--seeds", "[0]", "--core", "band:1"], "do not go with core: band:1"),
+        (["--seeds", "[0]", "--biases", "true"], "do not go with biases: true"),
         (["--seeds", "[0]", "--modules_to_save", "[lm_head]"], "do not go with modules_to_save"),
         (["--seeds", "[0]", "--use_vllm", "false"], "do not go with use_vllm: false"),
         (["--seeds", "[0]", "--vllm_weights", "merged"], "do not go with vllm_weights: merged"),

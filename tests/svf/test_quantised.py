@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import SIZES
+from fakes import SIZES, move
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import (
@@ -119,6 +119,18 @@ def test_an_adapter_adds_the_change_of_the_original_weight(kernel: str, checkpoi
         rows = x[layer.in_features]
         change = layer(rows) - layer.base_layer(rows)
         torch.testing.assert_close(change, rows @ full[name].get_delta_weight("default").T, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("core", ["top:5", "projected:13", "band:2", "block:5:random"])
+def test_other_cores_and_biases_add_theirs(core: str, checkpoint: Path) -> None:
+    full, quantised = (adapted(checkpoint, kernel, core=core, biases=True) for kernel in (None, INT8))
+    for model in (full, quantised):
+        move(model, seed=0, by=0.2)
+    plain = svf_layers(full)
+    for name, layer in svf_layers(quantised).items():
+        x = torch.randn(3, layer.in_features)
+        expected = x @ plain[name].get_delta_weight("default").T + plain[name].bias_change()
+        torch.testing.assert_close(layer(x) - layer.base_layer(x), expected, atol=1e-6, rtol=1e-4)
 
 
 @kernels

@@ -120,6 +120,27 @@ def test_the_population_comes_nearer_to_what_is_rewarded(evolving: Make, config:
     assert rewards[-1] > rewards[0] + 0.2
 
 
+@pytest.mark.parametrize("core", ["top:3", "projected:13"])
+def test_few_values_are_perturbed_as_they_are(evolving: Make, core: str) -> None:
+    """The members differ by the perturbation of the few values, which is what the estimate is made for."""
+    trainer = evolving(peft_config=SVFConfig(task_type="CAUSAL_LM", core=core), learning_rate=1.0)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in trained)
+    trainer.train()
+    table = trainer.generator.table
+    members = torch.stack([table[POLICY + 1 + member] for member in range(MEMBERS)])
+    torch.testing.assert_close((members[0::2] + members[1::2]) / 2, torch.ones_like(members[0::2]))
+    assert count == (13 if core == "projected:13" else 3 * len(trained))
+    assert all((p != 0).all() for p in trained)
+    spread = (members[0] - 1)[members[0] != 1].std().item()
+    assert SIGMA / 3 < spread < 3 * SIGMA
+
+
+def test_a_core_that_mixes_has_no_row_for_a_member(evolving: Make) -> None:
+    with pytest.raises(SVFError, match="more than multipliers of singular values"):
+        evolving(peft_config=SVFConfig(task_type="CAUSAL_LM", core="band:1")).train()
+
+
 def test_what_cannot_be_scored_is_left_out(evolving: Make, z_of: Z) -> None:
     def some(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         return [None if i % 3 == 0 else value for i, value in enumerate(nearness(completion_ids))]

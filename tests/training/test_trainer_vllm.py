@@ -17,7 +17,7 @@ from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.quickstart import make_rows, model_path
 from svf_rl.rewards import load_reward
 from svf_rl.settings.config import SVFReinforceConfig
-from svf_rl.svf import SVFConfig
+from svf_rl.svf import SVFConfig, svf_layers
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 pytestmark = pytest.mark.vllm
@@ -98,14 +98,16 @@ def test_num_iterations_works_with_the_correction(quickstart: Any) -> None:
     assert third < 1e-4
 
 
-def test_an_engine_with_the_model_s_own_factors_trains_the_same(quickstart: Any) -> None:
-    """A sync writes z: no weight of the engine changes."""
+@pytest.mark.parametrize("core", ["diagonal", "projected:13"])
+def test_an_engine_with_the_model_s_own_factors_trains_the_same(quickstart: Any, core: str) -> None:
+    """A sync writes multipliers: no weight of the engine changes."""
     merged, shared = (
-        quickstart("merged"),
+        quickstart("merged", peft_config=SVFConfig(core=core, task_type="CAUSAL_LM")),
         quickstart(
-            "shared", own_engine=True, vllm_weights="shared", vllm_enforce_eager=True, vllm_max_model_length=128
+            "shared", own_engine=True, peft_config=SVFConfig(core=core, task_type="CAUSAL_LM"), vllm_weights="shared",
+            vllm_enforce_eager=True, vllm_max_model_length=128,
         ),
-    )
+    )  # fmt: skip
     weights = {name: p.clone() for name, p in shared.generator.model.named_parameters()}
     for trainer in (merged, shared):
         trainer.train()
@@ -116,10 +118,11 @@ def test_an_engine_with_the_model_s_own_factors_trains_the_same(quickstart: Any)
         for trainer in (shared, merged)
     )
     for name, value in expected.items():
-        assert (value - 1).abs().max() > 1e-3
+        assert (value - float(core == "diagonal")).abs().max() > 1e-3
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
     syncs = [line["sync/bytes"] for line in read_metrics(Path(shared.args.output_dir)) if "sync/bytes" in line]
-    assert set(syncs) == {4 * sum(p.numel() for p in found.values())}
+    multipliers = [layer.active_multiplier() for layer in svf_layers(shared.model).values()]
+    assert set(syncs) == {4 * sum(m.numel() for m in multipliers)}
 
 
 @pytest.mark.parametrize(
@@ -127,10 +130,11 @@ def test_an_engine_with_the_model_s_own_factors_trains_the_same(quickstart: Any)
     [
         ({"peft_config": LoraConfig(task_type="CAUSAL_LM", target_modules=["up_proj"])}, "an adapter other than SVF"),
         ({"peft_config": SVFConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"])}, "modules_to_save"),
+        ({"peft_config": SVFConfig(task_type="CAUSAL_LM", core="band:1")}, "a core that mixes singular directions"),
         ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size above 1"),
         ({"vllm_mode": "server", "vllm_server_base_url": "http://localhost:1"}, "vllm_mode: server"),
     ],
 )
 def test_what_cannot_be_shared_is_said(quickstart: Any, settings: dict[str, Any], what: str) -> None:
-    with pytest.raises(SVFError, match=f"vllm_weights: shared does not go with {what}: set it to merged"):
+    with pytest.raises(SVFError, match=f"vllm_weights: shared does not go with {what}.*: set it to merged"):
         quickstart("refused", own_engine=True, vllm_weights="shared", **settings)

@@ -134,9 +134,9 @@ def check_values(values: Tensor, name: str, bound: float) -> None:
 
 
 def has_only_svf(model: nn.Module) -> bool:
-    """Whether `z` describes every change by the adapters of `model`; true for a model without adapters."""
+    """Whether multipliers describe every change by the adapters of `model`; true for a model without adapters."""
     adapted = (m for m in model.modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper))
-    return all(isinstance(module, SVFLinear) for module in adapted)
+    return all(isinstance(module, SVFLinear) and not module.more_than_multiplier() for module in adapted)
 
 
 def describe_layout(model: nn.Module) -> Layout:

@@ -2,6 +2,7 @@
 of SVF."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from svf_rl.storage.bundled import find_accelerate_config
 from svf_rl.storage.path_names import path_names
 from svf_rl.svf import SVFConfig
 from svf_rl.svf.combine import assign_groups, even_weights
+from svf_rl.svf.core import DIAGONAL
 from svf_rl.svf.expert import Expert, check_same_base, distinct_adapter_names, expert_folder, read_expert
 from svf_rl.svf.vector import SVFCombination
 
@@ -47,8 +49,9 @@ class CombinationKind(SVFKind):
             )
 
     def config(self, arguments: "AdapterArguments") -> SVFConfig:
-        """That of the first expert."""
-        return _experts(arguments)[0].config
+        """That of the first expert, as a multiplier of every singular value, whatever the cores of the experts."""
+        first = _experts(arguments)[0].config
+        return first if first.core == DIAGONAL else replace(first, core=DIAGONAL)
 
     def describe(self, arguments: "AdapterArguments") -> str:
         experts = ", ".join(Path(path).name for path in arguments.experts or [])

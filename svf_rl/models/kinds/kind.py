@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from svf_rl.errors import SVFError, one_line
 from svf_rl.markdown import code
 from svf_rl.storage.same_settings import check_same_settings
-from svf_rl.svf.expert import FINGERPRINT, PROBE, Expert, expert_folder
+from svf_rl.svf.expert import FINGERPRINT, PROBE, RANK, Expert, expert_folder
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.saved_config import WEIGHTS, read_config
 from svf_rl.svf.targets import PRESETS, find_targets, logical_weight, target_regex
@@ -123,6 +123,11 @@ class AdapterKind:
         weight says all that the adapter changes."""
         return None
 
+    def rebuilt_bias(self, layer: Any) -> Tensor | None:
+        """A new tensor: the bias beside [`rebuilt_weight`] where the adapter changes it, else `None`. Raises `SVFError`
+        where the base model has none in this place, and neither a model nor an engine could take it."""
+        return None
+
     # ---- without values, for the memory plan
 
     def put_on_empty(
@@ -161,11 +166,15 @@ class AdapterKind:
 
     def count_values(self, folder: Path, config: Mapping[str, Any]) -> int:
         """How many values were trained, from the saved weights. Raises `SVFError` where they are missing or damaged."""
+        return sum(self.stored_sizes(folder).values())
+
+    def stored_sizes(self, folder: Path) -> dict[str, int]:
+        """How many values each trained tensor has, by its name in the file. Raises `SVFError` as [`count_values`]."""
         file = folder / WEIGHTS
         try:
             with safe_open(file, framework="pt") as saved:
-                names = [name for name in saved.keys() if not name.endswith((FINGERPRINT, PROBE))]  # noqa: SIM118
-                return sum(math.prod(saved.get_slice(name).get_shape()) for name in names)
+                names = [name for name in saved.keys() if not name.endswith((FINGERPRINT, PROBE, RANK))]  # noqa: SIM118
+                return {name: math.prod(saved.get_slice(name).get_shape()) for name in names}
         except (OSError, SafetensorError) as error:
             raise SVFError(f"{file} is missing or damaged: save the adapter again") from error
 

@@ -1,9 +1,10 @@
-"""LoRA, the baseline."""
+"""LoRA, the baseline, and DoRA."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from peft import LoraConfig, PeftConfig
+from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor
 
 from svf_rl.errors import SVFError
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
 
 class LoraKind(AdapterKind):
-    """`W' = W + (alpha / r) B A`; `A` and `B` are trained."""
+    """`W' = W + (alpha / r) B A`; `A` and `B` are trained. With DoRA (arXiv 2402.09353, section 4.1) each row of that
+    is scaled to a trained norm."""
 
-    same_as_saved = ("target_modules", "r")
+    same_as_saved = ("target_modules", "r", "use_dora")
 
     def check_training(self, values: Mapping[str, Any], zero_stage: int = 0) -> None:
         if values.get("vllm_weights") == "shared":
@@ -38,6 +40,7 @@ class LoraKind(AdapterKind):
             r=arguments.lora_r,
             lora_alpha=arguments.lora_alpha,
             lora_dropout=arguments.lora_dropout,
+            use_dora=arguments.lora_use_dora,
             exclude_modules=arguments.exclude_modules,
             layers_to_transform=layers,
             modules_to_save=arguments.modules_to_save,
@@ -46,22 +49,45 @@ class LoraKind(AdapterKind):
 
     def describe(self, arguments: "AdapterArguments") -> str:
         targets = arguments.lora_target_modules or arguments.target_modules
-        return f"LoRA r = {arguments.lora_r}, alpha = {arguments.lora_alpha} on {targets}"
+        return f"{_name(arguments.lora_use_dora)} r = {arguments.lora_r}, alpha = {arguments.lora_alpha} on {targets}"
 
     def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
-        return sum(config.r * sum(shape) for shape in shapes)
+        norms = sum(shape[0] for shape in shapes) if config.use_dora else 0
+        return sum(config.r * sum(shape) for shape in shapes) + norms
+
+    def label(self, config: Mapping[str, Any]) -> str:
+        return f"{_name(config.get('use_dora'))} r={config['r']}" if config.get("use_dora") else super().label(config)
+
+    def describe_saved(self, config: Mapping[str, Any]) -> str:
+        text = super().describe_saved(config)
+        return text.replace(str(self.peft_type), "DoRA", 1) if config.get("use_dora") else text
 
     def rebuilt_weight(self, layer: Any) -> Tensor | None:
-        # variants (DoRA and others) and LoRA's own bias change more than the weight by B·A
-        plain = hasattr(layer, "get_delta_weight") and not layer.lora_variant and not any(layer.lora_bias.values())
-        if layer.merged or not plain:
+        # LoRA's own bias and other variants than DoRA change more than the weight by B·A
+        if layer.merged or not hasattr(layer, "get_delta_weight") or any(layer.lora_bias.values()):
             return None
+        if layer.lora_variant:
+            return _dora_weight(layer)
         weight = layer.get_base_layer().weight
         total = weight.float()
         for adapter in layer.active_adapters:
             if adapter in layer.lora_A or adapter in layer.lora_embedding_A:
                 total = total + layer.get_delta_weight(adapter).float()
         return total.to(weight.dtype)
+
+
+def _dora_weight(layer: Any) -> Tensor | None:
+    """As PEFT merges it; `None` for other variants, and for several adapters, of which each scales those before it."""
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(names) != 1 or type(layer.lora_variant.get(names[0])) is not DoraLinearVariant:
+        return None
+    weight = layer.lora_variant[names[0]].merge_safe(layer, names[0], layer.get_base_layer().weight.data)
+    layer._cache_pop(f"{names[0]}-weight_norm")  # what unmerging would ask for
+    return cast(Tensor, weight)
+
+
+def _name(use_dora: object) -> str:
+    return "DoRA" if use_dora else "LoRA"
 
 
 KIND = LoraKind("lora", "LORA")

@@ -13,7 +13,7 @@ from svf_rl.svf.decompose import Factors
 from svf_rl.svf.expert import read_expert
 from svf_rl.svf.layer import SVFFactors
 from svf_rl.svf.mask import Mask, multiplier_of_all
-from svf_rl.svf.probe import Projections, agrees, project_factors
+from svf_rl.svf.probe import Projections, agrees, probe, project_factors
 
 
 class AdapterFolders:
@@ -77,7 +77,7 @@ class AdapterFolders:
                 )
             m, recorded = multiplier_of_all(matrix.s, [(mask, z)]), expert.probes.get(name)
             same = expert.fingerprints[name] == self._fingerprints[path]
-            if recorded is None or not agrees(matrix, m, recorded, same):
+            if recorded is None or not agrees(matrix, probe(matrix, m), recorded, same):
                 raise SVFError(
                     f"adapter {folder} was trained on other base weights than those of {self._model} ({name} is the "
                     f"first where its z does something else): serve {expert.config.base_model_name_or_path}, in the "
