@@ -19,6 +19,7 @@ from svf_rl.errors import SVFError
 DIAGONAL = "diagonal"
 KNOWN = "diagonal, top:k, bottom:k, projected:n, band:w, block:k, block:k:bottom or block:k:random"
 _UNIFORM = 1 << 16
+_LARGEST_SHARED = 4096  # values of `projected:n`, each of which is a column of `P` for every matrix
 
 
 class Core:
@@ -78,7 +79,7 @@ class Projected(Core):
         self._made: Tensor | None = None
 
     def size(self, r: int) -> int:
-        return self._count
+        return _at_most(_LARGEST_SHARED, self._count, "n")
 
     def prepare(self, s: Tensor) -> None:
         self.projection(len(s), s.device)
@@ -192,7 +193,7 @@ def make_core(core: str, seed: int, path: str) -> Core:
 
 def _at_most(largest: int, value: int, name: str) -> int:
     if value > largest:
-        raise SVFError(f"core: {name} = {value} is above {largest}, the most that an adapted matrix allows: lower it")
+        raise SVFError(f"core: {name} = {value} is above {largest}, the most that the adapted matrices allow: lower it")
     return value
 
 

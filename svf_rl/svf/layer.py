@@ -114,10 +114,11 @@ class SVFLinear(AdapterValues, nn.Module, BaseTunerLayer):
         has one for all."""
         s = self.svf_factors.s
         self.svf_mask[adapter_name] = core = core_of(config, plain_path(self.path))
+        size = core.size(s.numel())  # refuses what is too large, before anything is drawn
         if not s.is_meta:
             core.prepare(s)
         if not core.shared or shared is None:
-            z = initial_z(core.size(s.numel()), config)
+            z = initial_z(size, config)
             shared = SVFVector(z.to(s.device), decays_well=core.identity == 0)
         self.svf_z[adapter_name] = shared
         if config.biases:

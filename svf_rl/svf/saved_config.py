@@ -3,6 +3,7 @@ take whatever it says."""
 
 import math
 import os
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -56,6 +57,9 @@ def check_config(content: Mapping[str, Any], folder: Path) -> None:
         except SVFError as error:
             raise SVFError(f"{folder / CONFIG} is damaged: {error}; {REMEDY}") from error
     largest = _largest_side(weights)
+    number = re.search(r":(\d{1,18})", str(content.get("core") or ""))
+    if largest is not None and number is not None and int(number[1]) > largest:
+        raise SVFError(f"{folder / CONFIG} says core {content['core']!r:.40}, more than {WEIGHTS} holds: {REMEDY}")
     for name in _SIZES:
         value = content.get(name)
         for size in value.values() if isinstance(value, dict) else [value]:

@@ -41,11 +41,14 @@ SECONDS = 60
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Adapters of the bundled model: `direct`, `sigmoid`, `lora` and `mix`, a combination of the first two."""
+    """Adapters of the bundled model: `direct`, `sigmoid`, those of other cores, `lora` and `mix`, a combination of the
+    first two."""
     folder = tmp_path_factory.mktemp("sound")
     kinds = {
         "direct": SVFConfig(task_type="CAUSAL_LM"),
         "sigmoid": SVFConfig(task_type="CAUSAL_LM", parameterization="sigmoid", renormalize=True),
+        "projected": SVFConfig(task_type="CAUSAL_LM", core="projected:13"),
+        "band": SVFConfig(task_type="CAUSAL_LM", core="band:2", biases=True),
         "lora": LoraConfig(task_type="CAUSAL_LM", target_modules=["up_proj", "down_proj"], r=4),
     }
     for name, config in kinds.items():
@@ -122,7 +125,7 @@ def bad_ends(sound: Path, commands, tmp_path: Path) -> Callable[[int], list[str]
     """`bad_ends(seed)`: the commands that do not end well with what `seed` damages."""
 
     def run(seed: int) -> list[str]:
-        kind = ("direct", "sigmoid", "lora", "mix")[seed % 4]
+        kind = ("direct", "sigmoid", "lora", "mix", "projected", "band")[seed % 6]
         folder = tmp_path / f"{seed}-{kind}"
         shutil.copytree(sound / kind, folder)
         done, found = damage(folder, seed), []
@@ -139,7 +142,7 @@ def bad_ends(sound: Path, commands, tmp_path: Path) -> Callable[[int], list[str]
 
 
 # one of each kind of damage to each kind of adapter, and some more
-@pytest.mark.parametrize("block", range(2))
+@pytest.mark.parametrize("block", range(3))
 def test_a_malformed_adapter_ends_each_command_in_a_line(bad_ends, block: int) -> None:
     assert [line for seed in range(8 * block, 8 * block + 8) for line in bad_ends(seed)] == []
 
@@ -194,6 +197,11 @@ def test_a_z_that_no_training_reaches_is_refused_by_all(changed, commands, tmp_p
         ("lora", {"monteclora_config": [None]}, "monteclora_config cannot be"),
         ("direct", {"exclude_modules": 10**9}, "exclude_modules cannot be"),
         ("direct", {"target_modules": "a{99999999999}"}, "valid regular expression"),
+        ("direct", {"core": "top:0"}, "core must be diagonal"),
+        ("direct", {"core": "top:5"}, "damaged"),
+        ("projected", {"core": "projected:999999999"}, "more than adapter_model.safetensors holds"),
+        ("projected", {"core": "projected:12"}, "damaged"),
+        ("projected", {"core": 13}, "core cannot be"),
         ("direct", {"max_multiplier": float("inf"), "parameterization": "sigmoid"}, "max_multiplier cannot be"),
         ("direct", {"base_model_name_or_path": "two\nlines"}, "base_model_name_or_path cannot be"),
         ("direct", {"peft_type": "NOSUCH"}, "NOSUCH"),

@@ -326,9 +326,11 @@ def test_a_core_that_is_none_is_one_line(core: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("core", "most"), [("top:9999", 32), ("block:33", 32), ("band:32", 31)])
+@pytest.mark.parametrize(
+    ("core", "most"), [("top:9999", 32), ("block:33", 32), ("band:32", 31), ("projected:4097", 4096)]
+)
 def test_more_than_the_rank_is_one_line_and_changes_nothing(core: str, most: int, llama: PreTrainedModel) -> None:
-    with pytest.raises(SVFError, match=rf"is above {most}, the most that an adapted matrix allows") as caught:
+    with pytest.raises(SVFError, match=rf"is above {most}, the most that the adapted matrices allow") as caught:
         get_peft_model(llama, SVFConfig(core=core))
     assert "\n" not in str(caught.value)
     assert not svf_layers(llama)
