@@ -27,6 +27,7 @@ from svf_rl.runs.run_folder import read_run
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2.yaml"
 MLP = "[gate_proj, up_proj, down_proj]"
 LORA = {"adapter": "lora", "lora_target_modules": MLP, "max_grad_norm": 1.0}
+_CONTROL = "[{{name: exact_match, weight: 0}}, {{name: control, kind: {}}}]"
 METHODS: dict[str, dict[str, Any]] = {
     "svf": {"learning_rate": 4e-3},
     "lora-16": {**LORA, "lora_r": 16, "lora_alpha": 32, "learning_rate": 5e-4},
@@ -41,8 +42,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "projected-1000": {"core": "projected:1000", "learning_rate": 3e-2},
     "biases": {"biases": True, "learning_rate": 4e-3},
     "evolution": {"objective": "evolution_strategies", "evolution_sigma": 0.05, "learning_rate": 4e-3},
-    "random-reward": {"rewards": "[{name: control, kind: random}]", "learning_rate": 4e-3},
-    "shuffled-reward": {"rewards": "[{name: control, kind: shuffled}]", "learning_rate": 4e-3},
+    # what is right decides the accuracies, and is paid nothing
+    "random-reward": {"rewards": _CONTROL.format("random"), "learning_rate": 4e-3},
+    "shuffled-reward": {"rewards": _CONTROL.format("shuffled"), "learning_rate": 4e-3},
 }
 """Keys of the recipe that a method changes, with the middle one of its learning rates."""
 _SHOWN = ("base", "validation", "test", "seconds", "failed")
