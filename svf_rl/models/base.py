@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from svf_rl.described import described
-from svf_rl.quickstart import model_path
+from svf_rl.quickstart import MODELS, model_path
 
 
 @dataclass
@@ -13,7 +13,9 @@ class ModelArguments:
     """The base model."""
 
     model_name_or_path: str = described(
-        "quickstart", "Hub name, local folder or GGUF file; 'quickstart' is the bundled model."
+        "quickstart",
+        "Hub name, local folder or GGUF file; 'quickstart' is the bundled model, and 'quickstart-tools' "
+        "the one that can ask a calculator.",
     )
     model_revision: str | None = described(None, "Branch, tag or commit on the Hub.")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = described(
@@ -33,4 +35,5 @@ class ModelArguments:
             from svf_rl.models.gguf.read import converted_folder
 
             return str(converted_folder(Path(self.model_name_or_path).expanduser()))
-        return str(model_path()) if self.model_name_or_path == "quickstart" else self.model_name_or_path
+        name = self.model_name_or_path
+        return str(model_path(name)) if name in MODELS else name

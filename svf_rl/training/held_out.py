@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import Trainer
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion
 from svf_rl.losses.objective import total_reward
+from svf_rl.training.random_state import own_random_numbers
 
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer
@@ -56,7 +58,10 @@ class HeldOutEvaluator:
         count = -(-len(dataset) // trainer.accelerator.num_processes)
         first = trainer.accelerator.process_index * count
         items = [dataset[i % len(dataset)] for i in range(first, first + count)]
-        rewards, lengths = self._answered(items)
+        # what tools and environments draw is the same in each evaluation, and moves no draw of the training
+        draws = own_random_numbers(args.seed + args.process_index) if trainer.acts else nullcontext()
+        with draws:
+            rewards, lengths = self._answered(items)
         rewards = rewards[: len(dataset)]  # (items, functions)
         total = total_reward(rewards, trainer.reward_weights)
         lengths = gather(lengths.to(trainer.accelerator.device)).view(-1, 2)[: len(dataset)].float()

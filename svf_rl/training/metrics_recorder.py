@@ -20,7 +20,7 @@ from trl.trainer.utils import nanstd
 from svf_rl.errors import SVFError
 from svf_rl.rewards.references import is_number
 from svf_rl.storage.disk_errors import disk_errors
-from svf_rl.training.rollout import EpisodeCounts, Rollout
+from svf_rl.training.rollout import Answer, EpisodeCounts, Rollout
 
 
 class MetricsRecorder(TrainerCallback):
@@ -191,10 +191,30 @@ class MetricsRecorder(TrainerCallback):
         """Add rows to the table of completions: `rewards` (N, functions) and `advantages` (N,) of all processes."""
         logs = self._trainer._logs
         logs["prompt"].extend(gather_object(rollout.prompts))
-        logs["completion"].extend(gather_object(rollout.completions))
+        logs["completion"].extend(gather_object([_storable(completion) for completion in rollout.completions]))
         for name, column in zip(self._trainer.reward_func_names, rewards.unbind(1), strict=True):
             logs["rewards"][name].extend(column.tolist())
         logs["advantages"].extend(advantages.tolist())
+
+
+def _storable(completion: Answer) -> Answer:
+    """With the arguments of tools as text: a model writes any, and a column of a table has values of one type."""
+    if isinstance(completion, str):
+        return completion
+    return [
+        {**message, "tool_calls": [_storable_call(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in completion
+    ]
+
+
+def _storable_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function") or call
+    given = function["arguments"]
+    given = given if isinstance(given, dict) else {"arguments": given}  # TRL prints them by their names
+    arguments = json.dumps(given, ensure_ascii=False, default=str)
+    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
 class ProgressLine(ProgressCallback):

@@ -204,6 +204,11 @@ class SVFReinforceTrainer(GRPOTrainer):
         else:
             check_start(self, ask_generator=generator is None or isinstance(generator, RunGenerator))
 
+    @property
+    def acts(self) -> bool:
+        """Whether answers take several turns, as far as it was given anything that makes them."""
+        return bool(self.tools or self.environment_factories or self.rollout_func)
+
     # ---- completions --------------------------------------------------------------------------------------------
 
     def sync_weights(self) -> None:

@@ -4,8 +4,10 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from episode_parts import Counter, Echo, Scripted, acting, add, by_length, questions
@@ -242,6 +244,22 @@ def test_an_episode_that_outgrows_the_context_is_cut_and_counted(
     assert len(rollouts[0].completion_ids[0]) == 40
     assert [message["role"] for message in dropped] == ["assistant"]  # what the tool said has no room
     assert [message["role"] for message in positions] == ["assistant"]  # of 128 positions
+
+
+def test_whatever_a_model_gives_as_arguments_can_be_logged(acting: Make, tokenizer: Any) -> None:
+    texts = ('@add {"a": 1, "b": 2}', '@add {"a": "x", "b": [1]}', "@add {}", '@nothing {"a": {"b": null}}', "none")
+    drawn = iter(range(1000))
+
+    def answer(prompts: Any, sampling: Any, seeds: Any) -> list[Completion]:
+        ids = [tokenizer.encode(texts[next(drawn) % 5], add_special_tokens=False) for _ in prompts]
+        return [Completion([*own, tokenizer.eos_token_id], None, True) for own in ids]
+
+    trainer = acting(questions(), by_length, FakeGenerator(answer), tools=[add], log_completions=True, max_steps=2)
+    trainer.train()
+    first, _ = sorted((Path(trainer.args.output_dir) / "completions").glob("*.parquet"))
+    calls = [completion[0]["tool_calls"] for completion in pd.read_parquet(first)["completion"]]
+    calls = [own[0]["function"]["arguments"] for own in calls if own is not None]
+    assert '{"a": "x", "b": [1]}' in calls
 
 
 # ---- refused before the run ------------------------------------------------------------------------------------------

@@ -77,6 +77,22 @@ def test_held_out_items_are_answered_greedily_in_several_turns(acting: Make) -> 
     assert metrics["eval_completion_length"] == pytest.approx(written)  # what the model wrote
 
 
+def test_what_environments_draw_in_an_evaluation_moves_no_draw_of_the_training(acting: Make) -> None:
+    drawn: list[int] = []
+
+    class Luck(Counter):
+        def reset(self, **_: Any) -> None:
+            super().reset(random.randrange(10**9))
+            drawn.append(self.total)
+
+    trainer = acting(rows(), by_length, environment_factory=Luck, eval_dataset=rows(5))
+    random.seed(3)
+    trainer.evaluate()
+    assert random.random() == random.Random(3).random()
+    trainer.evaluate()
+    assert drawn[:5] == drawn[5:]
+
+
 def rewards_of(seen: list[tuple[Any, Any]]) -> float:
     """Of the environments: where they began, and what their tool was told."""
     total = 0.0
