@@ -13,12 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from svf_rl.quickstart import model_path
-from svf_rl.quickstart.build_model import CARELESS_SHARE, train
+from svf_rl.quickstart.build_model import train
 from svf_rl.quickstart.corpus import Corpus, labelled
 from svf_rl.quickstart.skills import split_problems
 from svf_rl.quickstart.tool_skill import TOOLS, calc
 
-CLEAN_STEPS, MIXED_STEPS = 1000, 100
+CLEAN_STEPS, MIXED_STEPS = 500, 250
+CARELESS_SHARE = 0.8  # of sums and differences
 CLEAN_RATES, MIXED_RATES = (0.01, 2e-3), (0.004, 8e-4)
 
 
