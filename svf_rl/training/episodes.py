@@ -66,7 +66,8 @@ class Episodes:
         self._trainer, self.environments = trainer, Environments(trainer)
         self._tools = ToolCalls(trainer, lambda environment: self.environments.hung.append(environment))
         self._ask: Ask | None = None
-        self._rows = 0
+        self.rows: list[dict[str, Any]] = []
+        """Those that are being answered, for a `rollout_func` that reads more than their prompts."""
 
     def generate(
         self, prompt_ids: list[list[int]], places: Sequence[int] | None, turn: int, room: int
@@ -75,10 +76,10 @@ class Episodes:
         if self._ask is None:
             raise SVFError("trainer.generate is for a rollout_func, while it is called")
         chosen = range(len(prompt_ids)) if places is None else places
-        if len(chosen) != len(prompt_ids) or not all(0 <= place < self._rows for place in chosen):
+        if len(chosen) != len(prompt_ids) or not all(0 <= place < len(self.rows) for place in chosen):
             raise SVFError(
                 f"trainer.generate was given {len(prompt_ids)} prompts and places {list(chosen)!r:.80}: give for each "
-                f"which of the {self._rows} prompts of the rollout_func it belongs to"
+                f"which of the {len(self.rows)} prompts of the rollout_func it belongs to"
             )
         return self._ask(prompt_ids, chosen, turn, room)
 
@@ -87,7 +88,7 @@ class Episodes:
         afterwards, as rewards see them."""
         trainer = self._trainer
         prompts = self.environments.reset(rows)
-        with self._asking(ask, len(rows)):
+        with self._asking(ask, rows):
             if trainer.rollout_func is not None:
                 given = call_rollout_function(trainer, copy.deepcopy(prompts))
                 prompt_ids, completions, masks, extra = given
@@ -115,8 +116,8 @@ class Episodes:
     # ---- turns --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _asking(self, ask: Ask, rows: int) -> Iterator[None]:
-        self._ask, self._rows = ask, rows
+    def _asking(self, ask: Ask, rows: list[dict[str, Any]]) -> Iterator[None]:
+        self._ask, self.rows = ask, rows
         try:
             yield
         finally:

@@ -99,5 +99,5 @@ def test_killed_in_the_middle_of_episodes(tmp_path: Path) -> None:
     assert last.process.wait() == 0, last.said()[-3000:]
     assert_same(tmp_path / "whole", tmp_path / "killed")
     called = [line["tools/call_frequency"] for line in read_metrics(tmp_path / "killed") if "reward" in line]
-    assert len(called) == updates
+    assert len(called) == updates // 2  # two steps of each generation
     assert min(called) > 0
