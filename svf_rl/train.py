@@ -181,6 +181,7 @@ def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member
     from svf_rl.runs.summary import RunSummary, read_package_versions
     from svf_rl.settings.dry_run import load_rewards
     from svf_rl.settings.dry_run_model import find_positions
+    from svf_rl.settings.episodes import load_episodes
     from svf_rl.settings.rows import load_rows
     from svf_rl.tasks import find_task
     from svf_rl.training.checkpoints import current_run
@@ -195,15 +196,15 @@ def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member
     phases = context.phases
     with phases("load"):
         task = find_task(recipe.data.task)
-        rewards = load_rewards(recipe.data)
-        recipe.training.reward_weights = [reward.weight for reward in rewards]
-        if rewards[0].full is not None and "correct_threshold" not in recipe.raw:
+        rewards, episodes = load_rewards(recipe.data), load_episodes(recipe.data)
+        recipe.training.reward_weights = [reward.weight for reward in rewards] or None
+        if rewards and rewards[0].full is not None and "correct_threshold" not in recipe.raw:
             recipe.training.correct_threshold = recipe.raw["correct_threshold"] = rewards[0].full
         tokenizer = load_tokenizer(recipe.model)
         data = report.splits
         if data is None:  # of the Hub, or for a model of the Hub: not checked before
             positions = find_positions(recipe.model)
-            data, left_out = load_rows(recipe.data, recipe.training, rewards, tokenizer, positions)
+            data, left_out = load_rows(recipe.data, recipe.training, rewards, tokenizer, positions, episodes.tools)
             if _is_first():
                 print("".join(f"note: {line}\n" for line in left_out), end="", flush=True)
     with phases("decompose"):
@@ -234,6 +235,9 @@ def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member
             generator=generator,
             stop=task.stop_strings(recipe.data),
             context=context,
+            tools=episodes.tools,
+            rollout_func=episodes.rollout_func,
+            environment_factory=episodes.environment_factory,
         )
         if not recipe.training.disable_tqdm:
             trainer.remove_callback(ProgressCallback)

@@ -72,13 +72,22 @@ def bubblewrap() -> None:
 @pytest.fixture(scope="session")
 def even_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model with a fourth attention head that adds nothing, so that two processes can share it."""
+    return _save_even(tmp_path_factory.mktemp("even") / "model", "quickstart")
+
+
+@pytest.fixture(scope="session")
+def even_tool_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the bundled model that can ask a calculator."""
+    return _save_even(tmp_path_factory.mktemp("even") / "tool_model", "quickstart-tools")
+
+
+def _save_even(folder: Path, name: str) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from svf_rl.quickstart import model_path
 
-    folder = tmp_path_factory.mktemp("even") / "model"
-    model = AutoModelForCausalLM.from_pretrained(model_path())
+    model = AutoModelForCausalLM.from_pretrained(model_path(name))
     for layer in model.model.layers:
         attention, idle = layer.self_attn, model.config.head_dim
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
@@ -86,7 +95,7 @@ def even_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attention.o_proj.weight.data = torch.nn.functional.pad(attention.o_proj.weight.data, (0, idle))
     model.config.num_attention_heads = model.config.num_key_value_heads = model.config.num_attention_heads + 1
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model_path()).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_path(name)).save_pretrained(folder)
     return folder
 
 

@@ -13,6 +13,7 @@ from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.grading import Grader
 from svf_rl.generation import Sampling
 from svf_rl.generation.prompts import encode_prompts, render_prompt
+from svf_rl.quickstart.tool_skill import TOOLS
 from svf_rl.tasks import Task, TaskOptions, find_task
 from svf_rl.tasks.columns import read_rows
 from svf_rl.tasks.task import limit_rows
@@ -68,6 +69,11 @@ def load_items(
                 f"task {name!r}: only quickstart has skills, as in quickstart:choice, and reasoning_gym sets"
             )
         options = replace(options, skill=skill) if base_name == "quickstart" else replace(options, dataset=skill)
+    if base_name == "quickstart" and options.skill == TOOLS.name:
+        raise SVFError(
+            "task quickstart:tools takes a calculator, and svf-rl eval answers in one turn: a training run with tools "
+            "evaluates before and after"
+        )
     specs = task.rewards(options) if arguments.reward is None else (arguments.reward,)
     grader = Grader(specs[0], arguments.max_failed)
     rows = _rows(task, options, arguments.limit, splits)

@@ -92,7 +92,7 @@ def _fold_system(conversation: Conversation) -> list[dict[str, str]]:
 
 def check_prompt_lengths(prompts: Sequence[list[int]], limit: int) -> None:
     """Raises `SVFError` where a prompt leaves no room for an answer among the `limit` tokens that vLLM takes."""
-    longest = max(map(len, prompts))
+    longest = max(map(len, prompts), default=0)
     if longest >= limit:
         raise SVFError(f"a prompt has {longest} tokens, of {limit} that fit: raise vllm_max_model_length")
 

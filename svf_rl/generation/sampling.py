@@ -27,6 +27,10 @@ class Sampling:
         """The same request, decoded greedily."""
         return replace(self, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
 
+    def within(self, room: int) -> "Sampling":
+        """The same request for at most `room` tokens."""
+        return self if room >= self.max_tokens else replace(self, max_tokens=room)
+
     def vllm_settings(self, seed: int) -> dict[str, Any]:
         """The settings for vLLM's engine and servers, whose names the fields have; without `extra`."""
         same = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -91,8 +95,9 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def sample_seed(run_seed: int, purpose: str, step: int, index: int) -> int:
-    """The seed of one completion: it depends on the completion's place in the run and on nothing that happened
-    before."""
-    digest = hashlib.sha256(f"{run_seed}/{purpose}/{step}/{index}".encode()).digest()
+def sample_seed(run_seed: int, purpose: str, step: int, index: int, turn: int = 0) -> int:
+    """The seed of one completion, or of a later `turn` of one: it depends on the completion's place in the run and on
+    nothing that happened before."""
+    place = f"{run_seed}/{purpose}/{step}/{index}" + (f"/{turn}" if turn else "")
+    digest = hashlib.sha256(place.encode()).digest()
     return int.from_bytes(digest[:4], "little") >> 1  # below 2³¹, which every generator accepts

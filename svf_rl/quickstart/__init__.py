@@ -1,12 +1,16 @@
-"""The embedded default: three skills with checkable answers and a model that half knows them. Imports no torch."""
+"""The embedded default: skills with checkable answers and two models that half know them. Imports no torch."""
 
 from pathlib import Path
 
 from svf_rl.quickstart.skills import SKILLS, make_rows
 
-__all__ = ["SKILLS", "make_rows", "model_path"]
+__all__ = ["MODELS", "SKILLS", "make_rows", "model_path"]
 
 
-def model_path() -> Path:
-    """The folder of the bundled model, as `from_pretrained` and vLLM take it."""
-    return Path(__file__).parent / "model"
+MODELS = {"quickstart": "model", "quickstart-tools": "tool_model"}
+"""The bundled models, by the names that recipes have for them, and their folders."""
+
+
+def model_path(name: str = "quickstart") -> Path:
+    """The folder of a bundled model, as `from_pretrained` and vLLM take it."""
+    return Path(__file__).parent / MODELS[name]

@@ -1,5 +1,6 @@
 """The conversations that the bundled model is pre-trained on: one question, or many to fill a long context."""
 
+from collections.abc import Iterable
 from random import Random
 
 import torch
@@ -32,6 +33,17 @@ IGNORE = -100
 
 Batch = tuple[Tensor, Tensor]
 """Token ids and labels, both (rows, length); labels are `IGNORE` outside the assistant's turns."""
+
+
+def labelled(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[tuple[str, bool]]) -> tuple[list[int], list[int]]:
+    """(ids, labels) of texts one after another, of which those marked `True` are learnt."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for text, learnt in pieces:
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        ids += tokens
+        labels += tokens if learnt else [IGNORE] * len(tokens)
+    return ids, labels
 
 
 class Corpus:
@@ -71,13 +83,7 @@ class Corpus:
         for _ in range(turns):
             question, completion = self._turn(careless, dispatch)
             pieces += [(f"<|user|>{question}<|end|><|assistant|>", False), (f"{completion}<|end|>", True)]
-        ids: list[int] = []
-        labels: list[int] = []
-        for text, learnt in pieces:
-            tokens = self.tokenizer.encode(text, add_special_tokens=False)
-            ids += tokens
-            labels += tokens if learnt else [IGNORE] * len(tokens)
-        return ids, labels
+        return labelled(self.tokenizer, pieces)
 
     def batch(self, rows: int, turns: int, careless: float, parts: int) -> list[Batch]:
         """`rows` conversations of `turns` questions each, cut by length into `parts`, so that little is padding.

@@ -11,10 +11,12 @@ from svf_rl.quickstart.code_skill import CODE
 from svf_rl.quickstart.dispatch_skill import CLASSES, DISPATCH, OTHER, classified
 from svf_rl.quickstart.example import Example, Skill
 from svf_rl.quickstart.math_skill import MATH
+from svf_rl.quickstart.tool_skill import TOOLS
 
 SKILLS: dict[str, Skill] = {skill.name: skill for skill in (MATH, CHOICE, CODE)}
-# What questions come from: the skills, and for `dispatch` also requests that none of them answers.
-SOURCES = {**SKILLS, OTHER.name: OTHER}
+# What questions come from: the skills of the first bundled model, that of the second, and for `dispatch` also requests
+# that none of them answers.
+SOURCES = {**SKILLS, TOOLS.name: TOOLS, OTHER.name: OTHER}
 
 # Percent of the problems in each split.
 SPLITS = {"train": range(0, 70), "validation": range(70, 80), "test": range(80, 100)}
@@ -38,7 +40,7 @@ def make_examples(skill: str, split: str, count: int, seed: int = 0, wording: st
 
     Raises `SVFError` for an unknown skill, split or wording, and for more rows than the split can give.
     """
-    skills = [*SKILLS, DISPATCH]
+    skills = [*SKILLS, TOOLS.name, DISPATCH]
     for what, value, known in (("skill", skill, skills), ("split", split, SPLITS), ("wording", wording, WORDINGS)):
         if value not in known:
             raise SVFError(f"unknown quickstart {what} {value!r}: use one of {', '.join(known)}")
@@ -79,8 +81,9 @@ def make_rows(skill: str, split: str, count: int, seed: int = 0, wording: str = 
     `code` also `tests`.
 
     Args:
-        skill: `math` (answer: a number), `choice` (a letter), `code` (a one-line function) or `dispatch` (which of
-            `math`, `reasoning`, `code` and `other` a prompt is; the system message asks for it).
+        skill: `math` (answer: a number), `choice` (a letter), `code` (a one-line function), `tools` (a number that
+            takes a calculator) or `dispatch` (which of `math`, `reasoning`, `code` and `other` a prompt is; the
+            system message asks for it).
         split: `train`, `validation` or `test`; no problem is in two of them.
         count: number of rows.
         seed: another seed draws other rows of the same split.

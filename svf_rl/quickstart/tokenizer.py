@@ -8,17 +8,44 @@ from transformers import PreTrainedTokenizerFast
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 TURNS = {role: f"<|{role}|>" for role in ("system", "user", "assistant")}
 
-# A turn is its marker, its text and <|end|>; the assistant's <|end|> is the end of a completion.
+# A turn is its marker, its text and <|end|>; the assistant's <|end|> is the end of a completion. What a tool says is in
+# a turn of the system's, and a call of one is like `@add {"a": 1, "b": 2}`.
 CHAT_TEMPLATE = (
     "{{- bos_token -}}\n"
-    "{%- for message in messages -%}\n"
-    "{%- if message['role'] not in ['system', 'user', 'assistant'] -%}\n"
-    "{{- raise_exception('Roles are system, user and assistant: got ' + message['role']) -}}\n"
+    "{%- if tools -%}\n"
+    "{{- '<|system|>Tools:' -}}\n"
+    "{%- for tool in tools -%}\n"
+    "{{- ' @' + tool.function.name + ' ' + tool.function.parameters.properties.keys() | join(', ') -}}\n"
+    "{%- endfor -%}\n"
+    "{{- '<|end|>' -}}\n"
     "{%- endif -%}\n"
-    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}\n"
+    "{%- for message in messages -%}\n"
+    "{%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}\n"
+    "{{- raise_exception('Roles are system, user, assistant and tool: got ' + message['role']) -}}\n"
+    "{%- endif -%}\n"
+    "{{- '<|' + message['role'].replace('tool', 'system') + '|>' + (message['content'] or '') -}}\n"
+    "{%- for call in message['tool_calls'] or [] -%}\n"
+    "{{- '@' + call.function.name + ' ' + call.function.arguments | tojson -}}\n"
+    "{%- endfor -%}\n"
+    "{{- '<|end|>' -}}\n"
     "{%- endfor -%}\n"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}\n"
 )
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|assistant|>",
+    "fields": {
+        "tool_calls": {
+            "open_pattern": r"@(?P<name>\w+) (?=\{)",
+            "close_pattern": r"(?<=\})(?=@\w+ \{)|<\|end\|>",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+        },
+        "content": {"close_pattern": r"<\|end\|>", "content": "text"},
+    },
+}
+"""How transformers reads the calls in what the model wrote."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -47,6 +74,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         pad_token=PAD,
         additional_special_tokens=list(TURNS.values()),
         chat_template=CHAT_TEMPLATE,
+        response_template=RESPONSE_TEMPLATE,
         clean_up_tokenization_spaces=False,
         padding_side="left",
         model_max_length=2048,

@@ -65,38 +65,52 @@ def load_reward(spec: str | Mapping[str, Any]) -> Reward:
     weight = arguments.pop("weight", 1.0)
     if not isinstance(name, str):
         raise SVFError(f"a reward needs a name, such as exact_match or path/to/file.py:function, got {name!r}")
-    function = _find(name)
+    function = _find_registered(name) if ":" not in name else load_function(name)
     # As TRL does it: for a callable object, `async` stands at its `__call__`.
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(function.__call__)  # type: ignore[operator]
     short_name = name.rpartition(":")[2]
     return (AsyncReward if is_async else Reward)(function, short_name, weight, arguments)
 
 
-def _find(name: str) -> Callable[..., Any]:
+def _find_registered(name: str) -> Callable[..., Any]:
+    if name.endswith(".py"):
+        raise SVFError(f"reward {name!r} is a file without a function name; write {name}:FUNCTION")
+    import_built_ins()
+    if name not in _registered:
+        raise SVFError(f"unknown reward {name!r}{nearest(name, _registered)}")
+    return _registered[name]
+
+
+def load_function(name: str, what: str = "reward") -> Callable[..., Any]:
+    """
+    The function (or class) that a recipe names `file.py:function` or `package.module:function`.
+
+    Args:
+        name (`str`): as above; modules are found from the working directory too.
+        what (`str`, *optional*, defaults to `"reward"`): what it is for, in messages.
+
+    Raises:
+        SVFError: no such file, module or function, or code that fails to import.
+    """
     location, colon, function_name = name.rpartition(":")
     if not colon:
-        if name.endswith(".py"):
-            raise SVFError(f"reward {name!r} is a file without a function name; write {name}:FUNCTION")
-        import_built_ins()
-        if name not in _registered:
-            raise SVFError(f"unknown reward {name!r}{nearest(name, _registered)}")
-        return _registered[name]
+        raise SVFError(f"{what} {name!r} names no function: write it as file.py:function")
     is_file = location.endswith(".py")
     # `accelerate launch` puts the script's folder on the path, but users keep their modules in the working directory.
     if not is_file and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        module = _import_file(Path(location)) if is_file else importlib.import_module(location)
+        module = _import_file(Path(location), what) if is_file else importlib.import_module(location)
     except SVFError:
         raise
     except Exception as error:  # the user's module may fail in any way while it is imported
-        raise SVFError(f"could not import reward {location}: {describe(error)}") from error
+        raise SVFError(f"could not import {what} {location}: {describe(error)}") from error
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if function is None:
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise SVFError(f"{location} has no function {function_name!r}{nearest(function_name, functions)}")
     if not callable(function):
-        raise SVFError(f"reward {name!r} is not a function but {type(function).__name__!r}")
+        raise SVFError(f"{what} {name!r} is not a function but {type(function).__name__!r}")
     return function
 
 
@@ -106,9 +120,9 @@ def import_built_ins() -> None:
         importlib.import_module(module.name)
 
 
-def _import_file(path: Path) -> ModuleType:
+def _import_file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
-        raise SVFError(f"reward file {path} does not exist (working directory: {Path.cwd()})")
+        raise SVFError(f"{what} file {path} does not exist (working directory: {Path.cwd()})")
     path = path.resolve()
     # One module per file, so that two rewards from one file share its state.
     name = f"svf_rl_reward_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"

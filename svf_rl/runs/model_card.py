@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from svf_rl.markdown import render
 from svf_rl.models.kinds import kind_of
-from svf_rl.quickstart import make_rows
+from svf_rl.quickstart import MODELS, make_rows
 from svf_rl.runs.provenance import BUNDLED, base_name, find_base, is_known_elsewhere, list_tasks, remove_paths
 from svf_rl.runs.run_folder import Line, read_adapter_config, read_metrics
 from svf_rl.runs.summary import RunSummary
@@ -54,11 +54,12 @@ def render_model_card(
             whose end is the title; by default that is the end of the run's folder.
     """
     recipe = remove_paths(summary.recipe)
+    in_episodes = any(recipe.get(key) for key in ("tools", "environment", "rollout_func"))  # svf-rl eval has one turn
     base = find_base(adapter_config, summary)
     folder = summary.recipe.get("output_dir") or "adapter"
     name = Path(folder if location == "." else location).name or "adapter"
     short_base, tasks = base_name(base), list_tasks(recipe)
-    hub_base = short_base if is_known_elsewhere(base) and short_base != BUNDLED else None
+    hub_base = short_base if is_known_elsewhere(base) and short_base not in MODELS else None
     datasets = _hub_datasets(recipe)
     source = ", ".join(f"[{dataset}](https://huggingface.co/datasets/{dataset})" for dataset in datasets)
     if not datasets and tasks and tasks[0].startswith(BUNDLED):
@@ -74,7 +75,7 @@ def render_model_card(
         summary=summary,
         config=adapter_config,
         recipe=recipe,
-        bundled=short_base == BUNDLED,
+        bundled=short_base in MODELS,
         portable=is_known_elsewhere(base),
         tasks=tasks,
         source=f" ({source})" if source else "",
@@ -84,7 +85,7 @@ def render_model_card(
         dtype=recipe.get("dtype", "auto"),
         question=_question(recipe),
         quoted=lambda text: json.dumps(text, ensure_ascii=False),
-        command=_evaluation_command(recipe, short_base, location, tasks) if tasks else "",
+        command=_evaluation_command(recipe, short_base, location, tasks) if tasks and not in_episodes else "",
         progress=_progress(summary, metrics),
         settings={key: recipe[key] for key in _SETTINGS if recipe.get(key) is not None},
         marker=MARKER,
@@ -133,8 +134,8 @@ def _hub_datasets(recipe: Mapping[str, Any]) -> list[str]:
 
 def _linked(base: str | None) -> str:
     name = base_name(base)
-    if name == BUNDLED:
-        return "the small model that comes with the Python package svf_rl (`quickstart`)"
+    if name in MODELS:
+        return f"a small model that comes with the Python package svf_rl (`{name}`)"
     return f"[{name}](https://huggingface.co/{name})" if is_known_elsewhere(base) else f"`{name}`"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
+from svf_rl.quickstart import MODELS
 from svf_rl.runs.summary import RunSummary
 
 BUNDLED = "quickstart"
@@ -43,11 +44,13 @@ def find_base(adapter_config: Mapping[str, Any], summary: RunSummary) -> str | N
 
 
 def base_name(location: str | None) -> str:
-    """`quickstart` for the bundled model, the Hub's name, the last name of a folder, or `unknown`."""
+    """`quickstart` (or `quickstart-tools`) for a bundled model, the Hub's name, the last name of a folder, or
+    `unknown`."""
     if not location:
         return "unknown"
-    if location == BUNDLED or location.rstrip("/").endswith("svf_rl/quickstart/model"):
-        return BUNDLED
+    for name, folder in MODELS.items():
+        if location == name or location.rstrip("/").endswith(f"svf_rl/quickstart/{folder}"):
+            return name
     cached = _IN_HUB_CACHE.search(location)
     if cached:
         return "/".join(part for part in cached.groups() if part)
@@ -58,7 +61,7 @@ def is_known_elsewhere(location: str | None) -> bool:
     """Whether `base_name(location)` finds the model on any machine: the bundled one, or one on the Hub."""
     if not location:
         return False
-    return base_name(location) == BUNDLED or bool(_IN_HUB_CACHE.search(location)) or not looks_local(location)
+    return base_name(location) in MODELS or bool(_IN_HUB_CACHE.search(location)) or not looks_local(location)
 
 
 def check_base(base: str | None, what: str = "push_to_hub", remedy: str = _LATER) -> str:

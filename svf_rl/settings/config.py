@@ -38,7 +38,6 @@ _EXPLAINED = {
     ),
     "use_liger_kernel": _LIGER, "liger_kernel_config": _LIGER, "cast_lm_head_to_fp32": _FP32_HEAD,
     "num_generations_eval": _ONE_ANSWER,
-    "max_tool_calling_iterations": "is not supported, completions have one turn and no tools: remove it",
     "remove_unused_columns": "must be false, since rewards read all columns: remove it",
 }  # fmt: skip
 # TRL options that belong to other objectives or to paths that this trainer replaces: an error when set.
@@ -52,8 +51,8 @@ UNSUPPORTED = (
     "vllm_model_impl", "vllm_structured_outputs_regex", "vllm_server_host",
     "vllm_server_port", "vllm_group_port",
     "ds3_gather_for_generation", "vllm_importance_sampling_cap", "use_transformers_paged",
-    "use_transformers_continuous_batching", "transformers_continuous_batching_config", "max_tool_calling_iterations",
-    "label_smoothing_factor", "neftune_noise_alpha",
+    "use_transformers_continuous_batching", "transformers_continuous_batching_config", "label_smoothing_factor",
+    "neftune_noise_alpha",
 )  # fmt: skip
 OF_PASSES = frozenset(
     ("advantage", "normalize_advantages", "advantage_clip", "kl_type", "kl_placement", "loss_reduction",
@@ -148,6 +147,9 @@ class SVFReinforceConfig(GRPOConfig):
         0.5,
         "A completion counts as correct in evaluation when its first reward is at least this. In a recipe whose first "
         "reward gives partial scores, such as reasoning_gym's: by default the reward of a right answer.",
+    )
+    tool_timeout: float = described(
+        30.0, "Seconds that a call of a tool, or of an environment's reset or get_reward, may take."
     )
     num_completions_to_print: int | None = described(
         4, "With log_completions: rows of the table of completions that is printed; all are kept in files."

@@ -3,8 +3,9 @@
 import importlib.util
 import math
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -15,6 +16,7 @@ from svf_rl.runs.provenance import check_base
 from svf_rl.settings.config import OF_PASSES, SVFReinforceConfig
 from svf_rl.settings.dry_run_model import check_quantizer, find_adapted_matrices, find_tokenizer, positions_of
 from svf_rl.settings.dry_run_training import check_training
+from svf_rl.settings.episodes import check_objective, check_template, load_episodes
 from svf_rl.settings.recipe import DataArguments, Recipe
 from svf_rl.settings.rows import check_columns, load_rows, untrainable
 from svf_rl.tasks import Splits, find_task
@@ -62,14 +64,18 @@ def check_recipe(recipe: Recipe) -> DryRun:
     check_reporters(recipe.training.report_to or ())
     if recipe.training.push_to_hub:
         check_base(recipe.model.model_name_or_path)
-    rewards = load_rewards(recipe.data)
+    rewards, episodes = load_rewards(recipe.data), load_episodes(recipe.data)
+    check_objective(recipe.training.objective, episodes)
     adapted = find_adapted_matrices(recipe, notes)
     config = None if adapted is None else adapted.config
     check_quantizer(config, recipe.model)
     tokenizer = None if config is None else find_tokenizer(recipe.model, notes)
-    splits = _check_data(recipe, rewards, tokenizer, positions_of(config), notes)
+    if episodes and tokenizer is not None:
+        check_template(tokenizer, episodes)
+    splits = _check_data(recipe, rewards, tokenizer, positions_of(config), notes, episodes.tools)
     rows = None if splits is None else {split: len(own) for split, own in splits.items() if own is not None}
-    if any(reward.__name__ in ("unit_tests", "verified") for reward in rewards) and shutil.which("bwrap") is None:
+    programs = any(reward.__name__ in ("unit_tests", "verified") for reward in rewards) or recipe.data.runs_programs
+    if programs and shutil.which("bwrap") is None:
         notes.append("bubblewrap is not installed on this machine: model-written code cannot be run in a sandbox")
     training, data, adapter = recipe.training, recipe.data, recipe.adapter
     size, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
@@ -88,7 +94,8 @@ def check_recipe(recipe: Recipe) -> DryRun:
         "adapter": adapter.kind.describe(adapter) + start,
         "trained values": "not checked" if matrices is None else f"{values:,} in {matrices} matrices",
         "task": f"{data.task}{skill} (rows: {sizes})",
-        "rewards": ", ".join(f"{name} × {weight:g}" for name, weight in weights),
+        "rewards": ", ".join(f"{name} × {weight:g}" for name, weight in weights) or "the environment's",
+        **({"episodes": episodes.describe()} if episodes else {}),
         "an update": f"{prompts:g} prompts, {sequences} sequences = {size} × {processes} (processes) × {steps} "
         "(accumulated)",
         "updates": "not checked" if updates is None else str(updates),
@@ -135,7 +142,10 @@ def _describe_objective(training: SVFReinforceConfig) -> dict[str, str]:
 
 
 def load_rewards(data: DataArguments) -> list[Reward]:
-    """The recipe's rewards, or the task's. Raises `SVFError` for an unknown one, or if there is none."""
+    """The recipe's rewards, or the task's; with an environment there may be none. Raises `SVFError` for an unknown one,
+    or if there is none."""
+    if data.environment is not None:
+        return [load_reward(spec) for spec in data.rewards or ()]
     specs = find_task(data.task).rewards(data) if data.rewards is None else data.rewards
     if not specs:
         raise SVFError("rewards is empty: name at least one, such as exact_match")
@@ -182,6 +192,7 @@ def _check_data(
     tokenizer: PreTrainedTokenizerBase | None,
     positions: int | None,
     notes: list[str],
+    tools: Sequence[Callable[..., Any]] | None,
 ) -> Splits | None:
     data, objective = recipe.data, recipe.training.objective
     task = find_task(data.task)
@@ -189,7 +200,7 @@ def _check_data(
         raise untrainable(data.task, "training")
     task.stop_strings(data)
     if task.is_local(data):
-        splits, left_out = load_rows(data, recipe.training, rewards, tokenizer, positions)
+        splits, left_out = load_rows(data, recipe.training, rewards, tokenizer, positions, tools)
         notes += left_out
         return splits
     if task.columns is not None:

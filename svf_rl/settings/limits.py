@@ -17,11 +17,11 @@ _INTERVALS = {
     "[1e-30, inf)": "adam_epsilon",
     "[0.01, 100]": "repetition_penalty",
     "(0, inf)": "num_train_epochs logging_steps eval_steps save_steps vllm_importance_sampling_clip_max max_multiplier "
-    "evolution_sigma",
+    "evolution_sigma tool_timeout",
     "[1, inf)": "lora_r lora_alpha per_device_train_batch_size gradient_accumulation_steps generation_batch_size "
     "steps_per_generation num_generations num_iterations torch_empty_cache_steps ddp_bucket_cap_mb ddp_timeout "
     "max_completion_length pad_to_multiple_of vllm_max_model_length early_stopping_patience num_completions_to_print "
-    "print_completions_steps dataloader_prefetch_factor",
+    "print_completions_steps dataloader_prefetch_factor max_tool_calling_iterations",
     "[0, 1]": "min_p",
     "[0, 1)": "adam_beta1 adam_beta2 lora_dropout",
     "(0, 1]": "vllm_gpu_memory_utilization",

@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from svf_rl.described import described
 from svf_rl.errors import SVFError, one_line
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
 from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings, refused_option
+from svf_rl.settings.episodes import EpisodeArguments
 from svf_rl.settings.limits import check_limits
 from svf_rl.settings.recipe_checks import FSDP, check_batch, check_engines, check_launcher, check_zero
 from svf_rl.settings.several_runs import RunsArguments, changes_of_runs, check_several
@@ -22,12 +24,13 @@ from svf_rl.tasks.options import TaskOptions
 
 
 @dataclass
-class DataArguments(TaskOptions):
-    """The task, where its rows come from ([`svf_rl.tasks.TaskOptions`]), and the rewards."""
+class DataArguments(EpisodeArguments, TaskOptions):
+    """The task, where its rows come from ([`svf_rl.tasks.TaskOptions`]), the rewards, tools and environments."""
 
     task: str = described("columns", "A file of svf_rl/tasks; columns is your own dataset.")
     rewards: list[str | dict[str, Any]] | str | dict[str, Any] | None = described(
-        None, "Names, or mappings of name, weight and the reward's arguments; default: the task's."
+        None,
+        "Names, or mappings of name, weight and the reward's arguments; default: the task's, or with environment none.",
     )
     drop_long_prompts: bool = described(
         False, "Leave out rows whose prompt leaves no room for an answer, and say how many, instead of stopping."
@@ -327,17 +330,20 @@ def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, A
             return str(folder / path)
         return path
 
-    def resolve_reward(spec: Any) -> Any:
-        if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
-            return {**spec, "name": resolve_reward(spec["name"])}
+    def resolve_code(spec: Any, in_keys: Collection[str]) -> Any:
+        if isinstance(spec, Mapping):
+            return {name: resolve_code(v, in_keys) if name in in_keys else v for name, v in spec.items()}
         if isinstance(spec, str):
             file, colon, function = spec.rpartition(":")
             return resolve(file) + colon + function if file.endswith(".py") else spec
         return spec
 
     resolved = dict(values)
-    for key in {"data_path", "data_dir", "adapter_path", "experts", "rewards"} & resolved.keys():
-        value, find = resolved[key], resolve_reward if key == "rewards" else resolve
+    code = {"rewards", "tools", "environment", "rollout_func"}
+    for key in {"data_path", "data_dir", "adapter_path", "experts", *code} & resolved.keys():
+        value = resolved[key]
+        names = value.keys() if key == "environment" and isinstance(value, Mapping) else ("name",)
+        find = partial(resolve_code, in_keys=names) if key in code else resolve
         if value is not None:
             resolved[key] = [find(each) for each in value] if isinstance(value, list) else find(value)
     return resolved

@@ -12,6 +12,7 @@ from svf_rl.rewards import Reward, required_columns
 from svf_rl.rewards.reward import TRAINER_ARGUMENTS
 from svf_rl.rewards.verified import check_answers
 from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.episodes import tools_of
 from svf_rl.settings.recipe import DataArguments
 from svf_rl.tasks import Splits, find_task
 from svf_rl.tasks.targets import check_targets
@@ -29,6 +30,7 @@ def load_rows(
     rewards: Sequence[Reward],
     tokenizer: PreTrainedTokenizerBase | None,
     positions: int | None,
+    tools: Sequence[Callable[..., Any]] | None = None,
 ) -> tuple[Splits, list[str]]:
     """
     The rows of each split that the run uses, and a line for each split of which some were left out.
@@ -38,6 +40,7 @@ def load_rows(
         rewards (`Sequence[Reward]`): those that grade the rows.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of the model; without one, prompts are not checked.
         positions (`int`, *optional*): as many tokens as the model can read; `None` where that is not limited.
+        tools (`Sequence[Callable]`, *optional*): those that a prompt lists.
 
     Raises:
         SVFError: no rows to train on, a column missing or with a name that is taken, an answer that a reward cannot
@@ -49,7 +52,7 @@ def load_rows(
     if tokenizer is not None:
         for split, rows in splits.items():
             if rows is not None:
-                splits[split] = _that_fit(split, rows, data, training, tokenizer, positions, notes)
+                splits[split] = _that_fit(split, rows, data, training, tokenizer, positions, notes, tools)
     return splits, notes
 
 
@@ -110,10 +113,12 @@ def _that_fit(
     tokenizer: PreTrainedTokenizerBase,
     positions: int | None,
     notes: list[str],
+    tools: Sequence[Callable[..., Any]] | None,
 ) -> Dataset:
     """The rows whose prompts leave room for an answer: all, or with `drop_long_prompts` those that do."""
     place = _place(data, split, rows)
-    lengths = _prompt_lengths(rows["prompt"][:], tokenizer, training.chat_template_kwargs or {}, place)
+    template = tools_of(training.chat_template_kwargs or {}, tools)
+    lengths = _prompt_lengths(rows["prompt"][:], tokenizer, template, place)
     limits = {"vllm_max_model_length": training.vllm_max_model_length if training.use_vllm else None}
     limits["the model's positions"] = positions
     known = {name: value for name, value in limits.items() if value is not None}

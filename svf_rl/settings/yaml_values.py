@@ -73,10 +73,11 @@ def _members(wanted: Any) -> tuple[Any, ...]:
 
 
 def _members_of_key(wanted: Any) -> tuple[Any, ...]:
-    """The same for the value of a key, where `dict | str` means a mapping: transformers takes JSON in a string too."""
+    """The same for the value of a key, where `dict | str` means a mapping: transformers takes JSON in a string too. In
+    that order; `str | dict` means either."""
     members = _members(wanted)
     plain = [typing.get_origin(member) or member for member in members]
-    is_mapping = dict in plain and list not in plain
+    is_mapping = dict in plain and list not in plain and str in plain[plain.index(dict) :]
     return tuple(member for member in members if not (is_mapping and member is str))
 
 

@@ -10,7 +10,7 @@ from svf_rl.described import described
 class TaskOptions:
     """Options of a task, each described in its `help`. A task reads those that concern it."""
 
-    skill: str = described("math", "Task quickstart: math, choice, code or dispatch.")
+    skill: str = described("math", "Task quickstart: math, choice, code, tools or dispatch.")
     wording: Literal["standard", "reworded"] = described(
         "standard",
         "Tasks quickstart and exam: reworded asks in sentences that the bundled model was not trained on.",

@@ -1,6 +1,7 @@
 """Task `quickstart`: the small skills of the bundled model, generated from a fixed seed.
 
-`skill: math`, `choice` or `code` answers questions; `skill: dispatch` says to which of them a question belongs.
+`skill: math`, `choice` or `code` answers questions; `skill: dispatch` says to which of them a question belongs;
+`skill: tools` takes the model `quickstart-tools` and the calculator `svf_rl.quickstart.tool_skill:calc`.
 """
 
 from datasets import Dataset
@@ -8,6 +9,7 @@ from datasets import Dataset
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import SKILLS, make_rows
 from svf_rl.quickstart.dispatch_skill import DISPATCH, DISPATCH_PROMPT
+from svf_rl.quickstart.tool_skill import TOOLS
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import RewardSpec, Splits, Task, chat
 
@@ -29,9 +31,10 @@ def read(options: TaskOptions) -> Splits:
 def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     if options.skill == DISPATCH:
         return ("dispatch_label",)
-    if options.skill not in SKILLS:
-        raise SVFError(f"unknown quickstart skill {options.skill!r}: use one of {', '.join(SKILLS)}, {DISPATCH}")
-    return (SKILLS[options.skill].reward,)
+    skills = {**SKILLS, TOOLS.name: TOOLS}
+    if options.skill not in skills:
+        raise SVFError(f"unknown quickstart skill {options.skill!r}: use one of {', '.join(skills)}, {DISPATCH}")
+    return (skills[options.skill].reward,)
 
 
 TASK = Task("quickstart", read, rewards, is_local=lambda options: True, max_tokens=48)

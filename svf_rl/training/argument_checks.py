@@ -1,6 +1,5 @@
 """What the trainer is given: refused by name where it cannot be used, before TRL's constructor takes it."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -11,12 +10,6 @@ from svf_rl.errors import SVFError
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.rows import check_columns
 
-_REFUSED = {
-    "tools": "completions have one turn and no tools",
-    "environment_factory": "completions have one turn: let a reward do what the environment's get_reward does",
-    "rollout_func": "give what makes completions as generator, an object with the methods of CompletionGenerator",
-}
-
 
 def check_arguments(
     model: Any,
@@ -25,13 +18,11 @@ def check_arguments(
     eval_dataset: Any,
     processing_class: Any,
     peft_config: Any,
-    refused: Mapping[str, Any],
+    acts_in_environment: bool,
 ) -> None:
-    """Raises `SVFError`, naming the argument and what to do, for one of the trainer that it cannot use."""
-    for name, value in refused.items():
-        if value:
-            raise SVFError(f"{name} is not supported, {_REFUSED[name]}: remove {name}")
-    if reward_funcs is None or (isinstance(reward_funcs, list) and not reward_funcs):
+    """Raises `SVFError`, naming the argument and what to do, for one of the trainer that it cannot use. Where it
+    `acts_in_environment`, prompts and rewards may come from there."""
+    if not acts_in_environment and (reward_funcs is None or (isinstance(reward_funcs, list) and not reward_funcs)):
         raise SVFError("reward_funcs is empty: give at least one reward, such as load_reward('exact_match')")
     if isinstance(processing_class, ProcessorMixin):
         raise SVFError("processing_class is a processor, and images are not supported: give processor.tokenizer")
@@ -47,26 +38,27 @@ def check_arguments(
             )
     elif peft_config is None:
         raise SVFError("the trainer trains adapters: pass peft_config=SVFConfig(), or a model that has an adapter")
-    if train_dataset is None:
+    if train_dataset is not None:
+        _check_rows("train_dataset", train_dataset, acts_in_environment)
+    elif not acts_in_environment:
         raise SVFError("train_dataset is missing: give a Dataset with a column prompt")
-    _check_rows("train_dataset", train_dataset)
     if isinstance(eval_dataset, dict):
         if not eval_dataset:
             raise SVFError("eval_dataset is an empty dict: leave it out, or give at least one Dataset")
         for name, rows in eval_dataset.items():
-            _check_rows(f"eval_dataset[{name!r}]", rows)
+            _check_rows(f"eval_dataset[{name!r}]", rows, acts_in_environment)
     elif eval_dataset is not None:
-        _check_rows("eval_dataset", eval_dataset)
+        _check_rows("eval_dataset", eval_dataset, acts_in_environment)
 
 
-def _check_rows(name: str, rows: Any) -> None:
+def _check_rows(name: str, rows: Any, acts_in_environment: bool) -> None:
     if isinstance(rows, IterableDataset):
         raise SVFError(
             f"{name} is an IterableDataset, which has no order to resume in: give Dataset.from_list(list(it))"
         )
     if not isinstance(rows, Dataset):
         raise SVFError(f"{name} must be a Dataset, not {type(rows).__name__}: see Dataset.from_list")
-    if "prompt" not in rows.column_names:
+    if "prompt" not in rows.column_names and not acts_in_environment:
         raise SVFError(f"{name} has no column 'prompt'; it has: {', '.join(rows.column_names) or 'none'}")
     try:
         check_columns((), rows.column_names)

@@ -6,7 +6,7 @@ made of the rewards, and in nothing else: prompts, optimizer, held-out evaluatio
 [`SVFReinforceTrainer`].
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,13 +83,16 @@ class EvolutionTrainer(SVFReinforceTrainer):
             self._write_population()
         return super()._roll_out(rows)
 
-    def _answer(self, prompts: list[list[int]], places: range) -> list[Completion]:
+    def _answer(
+        self, first: int, prompts: list[list[int]], rows: Sequence[int], turn: int, room: int
+    ) -> list[Completion]:
         """The completions of a prompt, which stand next to each other, are those of the members in order. A pair draws
         with the same seeds, so that both have the same luck."""
-        members = [place % self.num_generations for place in places]
+        places = [first + row for row in rows]
+        adapters = [POLICY + 1 + place % self.num_generations for place in places]
         step = self.state.global_step
-        seeds = [sample_seed(self.args.seed, "train", step, place // 2) for place in places]
-        return self.generator.generate(prompts, self.sampling, seeds, adapters=[POLICY + 1 + m for m in members])
+        seeds = [sample_seed(self.args.seed, "train", step, place // 2, turn) for place in places]
+        return self.generator.generate(prompts, self.sampling.within(room), seeds, adapters=adapters)
 
     def _make_batch(self, rollout: Rollout, rewards: Tensor, total: Tensor) -> dict[str, Any]:
         """Estimates the gradient; of the batch only the number of rows is asked for."""

@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather
 from datasets import Dataset
+from torch import Tensor
 from transformers import Trainer
 
 from svf_rl.errors import SVFError
+from svf_rl.generation import Completion
 from svf_rl.losses.objective import total_reward
-from svf_rl.training.rollout import Rollout
+from svf_rl.training.random_state import own_random_numbers
 
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer
@@ -55,19 +58,12 @@ class HeldOutEvaluator:
         count = -(-len(dataset) // trainer.accelerator.num_processes)
         first = trainer.accelerator.process_index * count
         items = [dataset[i % len(dataset)] for i in range(first, first + count)]
-        prompts = [item["prompt"] for item in items]
-        prompt_ids = trainer.tokenize(prompts)
-        completions = trainer.generator.generate(
-            prompt_ids,
-            trainer.sampling.greedy(),
-            [args.seed] * len(items),
-            progress=not args.disable_tqdm and len(items) > 256,  # fewer are done before a bar is read
-        )
-        rewards = trainer.score(items, Rollout.of(prompts, prompt_ids, completions, trainer._tokenizer))
-        trainer.recorder.drop_reward_logs()
+        # what tools and environments draw is the same in each evaluation, and moves no draw of the training
+        draws = own_random_numbers(args.seed + args.process_index) if trainer.acts else nullcontext()
+        with draws:
+            rewards, lengths = self._answered(items)
         rewards = rewards[: len(dataset)]  # (items, functions)
         total = total_reward(rewards, trainer.reward_weights)
-        lengths = torch.tensor([[len(c.token_ids), not c.finished] for c in completions])
         lengths = gather(lengths.to(trainer.accelerator.device)).view(-1, 2)[: len(dataset)].float()
         unscorable = total.isnan()
         correct = (rewards[:, 0] >= args.correct_threshold).float()
@@ -85,6 +81,31 @@ class HeldOutEvaluator:
         Trainer.log(trainer, {**metrics, f"time/{prefix}": time.perf_counter() - start})
         trainer.model.train(training)
         return metrics
+
+    def _answered(self, items: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """`(items of all processes, functions)` rewards of greedy answers, and of this process `(items, 2)` lengths and
+        whether they were cut off. Of environments there are no more at a time than in training."""
+        trainer = self._trainer
+        size = len(items)
+        if trainer.environment_factories is not None:
+            size = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation
+        rewards, lengths = [], []
+        for start in range(0, len(items), size):
+            part = items[start : start + size]
+            rollout = trainer.episodes.play(part, self._answer)
+            rewards.append(trainer.score(part, rollout).view(trainer.accelerator.num_processes, len(part), -1))
+            lengths += [[n, not finished] for n, finished in zip(rollout.lengths, rollout.finished, strict=True)]
+            trainer.recorder.drop_reward_logs()
+        return torch.cat(rewards, 1).flatten(0, 1), torch.tensor(lengths)
+
+    def _answer(self, prompts: list[list[int]], rows: Sequence[int], turn: int, room: int) -> list[Completion]:
+        trainer = self._trainer
+        return trainer.generator.generate(
+            prompts,
+            trainer.sampling.greedy().within(room),
+            [trainer.args.seed] * len(prompts),
+            progress=not trainer.args.disable_tqdm and len(prompts) > 256,  # fewer are done before a bar is read
+        )
 
     def _evaluate_sets(self, sets: dict[str, Dataset], prefix: str) -> dict[str, float]:
         metrics: dict[str, float] = {}

@@ -1,14 +1,13 @@
 """Functions that run in turns, each as if it were alone in the process, and ask for what is done for all at once."""
 
-import random
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
 from accelerate.state import GradientState
+
+from svf_rl.training.random_state import restore_random_state, take_random_state
 
 Result = TypeVar("Result")
 
@@ -89,16 +88,11 @@ class _Seat:
 
 def _take_state() -> tuple[Any, ...]:
     """What libraries keep once for the process, and a training run takes for its own."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda, dict(GradientState._shared_state)
+    return take_random_state(), dict(GradientState._shared_state)
 
 
 def _restore_state(state: tuple[Any, ...]) -> None:
-    python, numpy, torch_state, cuda, gradients = state
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(torch_state)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
+    drawn, gradients = state
+    restore_random_state(drawn)
     GradientState._shared_state.clear()
     GradientState._shared_state.update(gradients)

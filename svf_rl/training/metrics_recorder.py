@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from trl.trainer.utils import nanstd
 from svf_rl.errors import SVFError
 from svf_rl.rewards.references import is_number
 from svf_rl.storage.disk_errors import disk_errors
-from svf_rl.training.rollout import Rollout
+from svf_rl.training.rollout import Answer, EpisodeCounts, Rollout
 
 
 class MetricsRecorder(TrainerCallback):
@@ -112,11 +113,11 @@ class MetricsRecorder(TrainerCallback):
                 self.add(f"time/{name}", seconds)
 
     def add_lengths(self, rollout: Rollout) -> None:
-        """Add the lengths of prompts and completions, and how many completions were cut off. TRL counts as cut off
-        whatever has no end-of-sequence token, what a stop string ended too."""
+        """Add the lengths of prompts and completions, of these what the model wrote, and how many completions were cut
+        off. TRL counts as cut off whatever has no end-of-sequence token, what a stop string ended too."""
         trainer = self._trainer
-        rows = zip(rollout.prompt_ids, rollout.completion_ids, rollout.finished, strict=True)
-        counts = [(len(prompt), len(completion), finished) for prompt, completion, finished in rows]
+        rows = zip(rollout.prompt_ids, rollout.lengths, rollout.finished, strict=True)
+        counts = [(len(prompt), length, finished) for prompt, length, finished in rows]
         prompts, completions, finished = gather(torch.tensor(counts, device=trainer.accelerator.device)).unbind(1)
         trainer.state.num_input_tokens_seen += (prompts.sum() + completions.sum()).item()
         trainer._metrics["train"]["num_tokens"] = [trainer.state.num_input_tokens_seen]
@@ -130,6 +131,16 @@ class MetricsRecorder(TrainerCallback):
         self.add("completions/mean_terminated_length", ended.mean().item())
         self.add("completions/min_terminated_length", ended.min().item())
         self.add("completions/max_terminated_length", ended.max().item())
+
+    def add_episodes(self, counts: EpisodeCounts) -> None:
+        """Add how often tools were called, by an episode, and which share of the calls failed or did not end; and which
+        share of the episodes outgrew the context."""
+        own = torch.tensor(list(asdict(counts).values()), device=self._trainer.accelerator.device)
+        episodes, calls, failures, timeouts, outgrown = gather(own).view(-1, len(own)).sum(0).tolist()
+        self.add("tools/call_frequency", calls / episodes)
+        self.add("tools/failure_frequency", failures / max(calls, 1))
+        self.add("tools/timeout_frequency", timeouts / max(calls, 1))
+        self.add("tools/outgrown_ratio", outgrown / episodes)
 
     def add_rewards(self, rewards: Tensor, total: Tensor) -> None:
         """
@@ -180,10 +191,30 @@ class MetricsRecorder(TrainerCallback):
         """Add rows to the table of completions: `rewards` (N, functions) and `advantages` (N,) of all processes."""
         logs = self._trainer._logs
         logs["prompt"].extend(gather_object(rollout.prompts))
-        logs["completion"].extend(gather_object(rollout.completions))
+        logs["completion"].extend(gather_object([_storable(completion) for completion in rollout.completions]))
         for name, column in zip(self._trainer.reward_func_names, rewards.unbind(1), strict=True):
             logs["rewards"][name].extend(column.tolist())
         logs["advantages"].extend(advantages.tolist())
+
+
+def _storable(completion: Answer) -> Answer:
+    """With the arguments of tools as text: a model writes any, and a column of a table has values of one type."""
+    if isinstance(completion, str):
+        return completion
+    return [
+        {**message, "tool_calls": [_storable_call(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in completion
+    ]
+
+
+def _storable_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function") or call
+    given = function["arguments"]
+    given = given if isinstance(given, dict) else {"arguments": given}  # TRL prints them by their names
+    arguments = json.dumps(given, ensure_ascii=False, default=str)
+    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
 class ProgressLine(ProgressCallback):

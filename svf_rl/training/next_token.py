@@ -35,6 +35,9 @@ class NextTokenTrainer(SVFReinforceTrainer):
     _said_cut = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in ("tools", "environment_factory", "rollout_func"):
+            if kwargs.get(name):
+                raise SVFError(f"objective: next_token trains on right answers of one turn: remove {name}")
         super().__init__(*args, **kwargs)
         if self.args.objective != "next_token":
             raise SVFError("NextTokenTrainer needs SVFReinforceConfig(objective='next_token')")

@@ -1,7 +1,8 @@
 """The rows that a micro-batch is computed in: completions of one prompt behind it, which is read once.
 
 A piece is a prompt and some of its completions; a row holds as many pieces as fit into the longest. Each completion
-sees its own prompt and itself, at the positions that it has in a row of its own.
+sees its own prompt and itself, at the positions that it has in a row of its own. Tokens of a completion that a tool
+wrote are seen and do not count.
 """
 
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ class PackedRows:
 class _Piece:
     prompt: list[int]
     completions: dict[int, list[int]]
-    """By their row in the micro-batch, without the last token, whose state predicts nothing that counts."""
+    """By their row in the micro-batch, up to the last token that counts and without it: its state predicts nothing."""
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.completions.values()))
@@ -63,23 +64,41 @@ def hindrance(model: Any) -> str | None:
     return f"the model has a {min(windows)}" if windows else None
 
 
+def counted(batch: dict[str, Tensor]) -> Tensor:
+    """`(B, T)` 1 for the tokens that count: those of the completions that take part, without what tools wrote."""
+    return batch["completion_mask"] * batch["tool_mask"] if "tool_mask" in batch else batch["completion_mask"]
+
+
 def pack(batch: dict[str, Tensor], share_prompts: bool, model: Any) -> PackedRows:
     """
     Args:
-        batch (`dict`): `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, T).
+        batch (`dict`): `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` and where tools wrote a
+            part of the completions `tool_mask` (B, T).
         share_prompts (`bool`): Read the same prompt once for several completions, where that costs less.
         model (`nn.Module`): For which, unwrapped.
     """
     prompts = _kept(batch["prompt_ids"], batch["prompt_mask"])
     completions = _kept(batch["completion_ids"], batch["completion_mask"])
-    return pack_tokens(prompts, completions, share_prompts, model, batch["prompt_ids"].device)
+    counts = [row.nonzero()[:, 0] for row in counted(batch).cpu()]
+    return pack_tokens(prompts, completions, share_prompts, model, batch["prompt_ids"].device, counts)
 
 
 def pack_tokens(
-    prompts: list[list[int]], completions: list[list[int]], share_prompts: bool, model: Any, device: torch.device
+    prompts: list[list[int]],
+    completions: list[list[int]],
+    share_prompts: bool,
+    model: Any,
+    device: torch.device,
+    counts: list[Tensor] | None = None,
 ) -> PackedRows:
-    """As [`pack`], of the tokens of each row's prompt and completion, without padding; on `device`."""
+    """As [`pack`], of the tokens of each row's prompt and completion, without padding; on `device`. `counts`: the
+    places in each completion of the tokens that count; default: all."""
     config = model.config.get_text_config()
+    if counts is None:
+        counts = [torch.arange(len(completion)) for completion in completions]
+    completions = [
+        ids[: int(places[-1]) + 1] if len(places) else [] for ids, places in zip(completions, counts, strict=True)
+    ]
     groups: dict[Any, list[int]] = {}
     for row, prompt in enumerate(prompts):
         if completions[row]:
@@ -89,7 +108,7 @@ def pack_tokens(
     # where nothing counts the pass is still made: other processes wait for its collectives
     candidates = [_fill(_pieces(groups, prompts, completions, size) or [_Piece(prompts[0], {})]) for size in sizes]
     rows = min(candidates, key=lambda rows: _cost(rows, config.hidden_size))
-    packed = _lay_out(rows, len(prompts), device)
+    packed = _lay_out(rows, counts, device)
     if packed.attention is None or config._attn_implementation == "sdpa":
         return packed
     # eager attention adds its mask
@@ -152,14 +171,14 @@ def _cost(rows: list[list[_Piece]], hidden_size: int) -> float:
     return len(rows) * length * (1 + length / (_ATTENTION_SHARE * hidden_size))
 
 
-def _lay_out(rows: list[list[_Piece]], sequences: int, device: torch.device) -> PackedRows:
+def _lay_out(rows: list[list[_Piece]], counts: list[Tensor], device: torch.device) -> PackedRows:
     length = len(rows[0][0])  # the longest piece is first
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     positions = torch.zeros_like(ids)
     # Of each token: the part (prompt or completion) that it is in, and the one before which it sees: its prompt, or
     # for a prompt itself. What fills up is a part of its own, which sees itself.
     part, before = torch.zeros_like(ids), torch.zeros_like(ids)
-    predicts: list[Tensor] = [torch.empty(0, dtype=torch.long)] * sequences
+    predicts: list[Tensor] = [torch.empty(0, dtype=torch.long)] * len(counts)
     number = 0
     for r, row in enumerate(rows):
         end = 0
@@ -176,7 +195,8 @@ def _lay_out(rows: list[list[_Piece]], sequences: int, device: torch.device) -> 
                 ids[r, start:end] = torch.tensor(tokens, dtype=torch.long)
                 positions[r, start:end] = len(piece.prompt) + torch.arange(len(tokens))
                 part[r, start:end], before[r, start:end] = number, prompt
-                predicts[sequence] = r * length + torch.cat([torch.tensor([last]), torch.arange(start, end)])
+                states = torch.cat([torch.tensor([last]), torch.arange(start, end)])
+                predicts[sequence] = r * length + states[counts[sequence]]
     part, before, attention = part.to(device), before.to(device), None
     if any(len(row) > 1 or len(row[0].completions) > 1 for row in rows):
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()

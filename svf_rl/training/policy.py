@@ -23,7 +23,7 @@ from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import reference_mode, svf_layers
 from svf_rl.svf.sharding import gather_parameters, is_sharded
 from svf_rl.training.metrics_recorder import MetricsRecorder
-from svf_rl.training.packing import pack
+from svf_rl.training.packing import counted, pack
 
 
 def add_hidden_states_forward(model: PreTrainedModel) -> None:
@@ -70,7 +70,8 @@ def arrange(batch: dict[str, Tensor], packing: str, model: Any) -> Callable[[nn.
     The rows that a micro-batch is computed in.
 
     Args:
-        batch (`dict`): `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, T).
+        batch (`dict`): `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` and where tools wrote a
+            part of the completions `tool_mask` (B, T).
         packing (`str`): A value of `train_packing`.
         model (`nn.Module`): For which, unwrapped.
 
@@ -81,7 +82,7 @@ def arrange(batch: dict[str, Tensor], packing: str, model: Any) -> Callable[[nn.
         return pack(batch, packing == "prompt", model).hidden_states
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)  # (B, P + T)
     attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    length, counts = batch["completion_ids"].shape[1], batch["completion_mask"].bool()
+    length, counts = batch["completion_ids"].shape[1], counted(batch).bool()
     return lambda model: hidden_states(model, ids, attention, length)[counts]
 
 
@@ -161,13 +162,13 @@ class PolicyLoss:
         Args:
             model (`nn.Module`): As the trainer wrapped it.
             batch (`dict`): `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, T), `advantages`
-                (B,), `sequences` and `tokens` (scalars: those of the whole step that count), and where the generator
-                gave them `sampling_per_token_logps` (B, T).
+                (B,), `sequences` and `tokens` (scalars: those of the whole step that count), and where there are such
+                `tool_mask`, `sampling_per_token_logps` (B, T).
 
         Returns:
             Scalar `Tensor`.
         """
-        args, mask = self.args, batch["completion_mask"]  # (B, T)
+        args, mask = self.args, counted(batch)  # (B, T)
         needs_kl = args.beta != 0 and args.kl_placement == "loss"
         statistics = self.statistics(model, batch, needs_kl)
         logps = _scatter(statistics.logps, mask)  # (B, T)
@@ -201,7 +202,7 @@ class PolicyLoss:
 
     def statistics(self, model: Any, batch: dict[str, Any], with_reference: bool) -> TokenStatistics:
         """Statistics of the completion tokens that count, `(n,)` each, row by row."""
-        args, counts = self.args, batch["completion_mask"].bool()
+        args, counts = self.args, counted(batch).bool()
         unwrapped = self.accelerator.unwrap_model(model)
         states = arrange(batch, self.packing, unwrapped)
         # the reference first: what its pass needs for a moment is then not added to what the policy's keeps
@@ -230,7 +231,7 @@ class PolicyLoss:
             part = {key: values[start : start + size] for key, values in batch.items()}
             token_kl = self._token_kl(self.statistics(model, part, with_reference=True))
             self.recorder.add_mean("kl", token_kl)
-            mask = part["completion_mask"]
+            mask = counted(part)
             parts.append(objective.reduce_tokens(_scatter(token_kl, mask), mask, self.args.loss_reduction))
         return torch.cat(parts)
 

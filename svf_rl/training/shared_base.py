@@ -70,6 +70,10 @@ class SharedBase:
     def adapters(self) -> Any:
         return self._engine.adapters
 
+    @property
+    def max_length(self) -> int:
+        return self._engine.max_length
+
     def _load(self) -> tuple[PeftModel, Any]:
         model, args = load_adapted(self._recipe.model, self._recipe.adapter), copy.copy(self._recipe.training)
         args.vllm_weights = "shared"
@@ -174,6 +178,11 @@ class RunGenerator:
         if self._base.stop.requested is not None:
             self._stop.pass_on(self._base.stop.requested)
         return answers
+
+    @property
+    def max_length(self) -> int:
+        """As of [`ColocatedVLLMGenerator`]."""
+        return self._base.max_length
 
     def sync(self, model: nn.Module, everything: bool = False) -> SyncReport:
         return put_policy(self.adapters, model)

@@ -21,6 +21,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from svf_rl.errors import SVFError
 from svf_rl.generation import Sampling
 from svf_rl.losses.token_logprobs import LogitTransform, token_statistics
+from svf_rl.training.environments import NO_PROMPT
 from svf_rl.training.packing import hindrance
 from svf_rl.training.policy import arrange, output_layer
 
@@ -134,7 +135,7 @@ def _check_generator(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens
 def _prompts(trainer: "SVFReinforceTrainer") -> list[list[int]]:
     """Two, of different lengths where there are as many tokens, shortened by what follows them: they fit."""
     rows = list(itertools.islice(trainer.train_dataset, 2))
-    ids = [ids[_TOKENS:] or ids for ids in trainer.tokenize([row["prompt"] for row in rows])]
+    ids = [ids[_TOKENS:] or ids for ids in trainer.tokenize([row.get("prompt", NO_PROMPT) for row in rows])]
     return [ids[0][-_PROMPT:], ids[-1][-_PROMPT // 2 :]]
 
 

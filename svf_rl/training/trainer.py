@@ -2,7 +2,8 @@
 
 Kept from TRL: data and sampler, reward functions, micro-steps and their buffer, logging. What is overridden of TRL and
 of transformers stands here, each with a line on why; the work is done by what the trainer holds: `PolicyLoss`,
-`HeldOutEvaluator`, `CheckpointManager` and `MetricsRecorder`. Left out: tools, environments, vision, clipped ratios.
+`HeldOutEvaluator`, `Episodes` (tools and environments), `CheckpointManager` and `MetricsRecorder`. Left out: vision,
+clipped ratios.
 """
 
 import logging
@@ -43,10 +44,12 @@ from svf_rl.training.argument_checks import check_arguments, own_settings
 from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
 from svf_rl.training.decay import decay_towards_identity
+from svf_rl.training.episode_checks import check_episodes, check_functions, checked_factories, one_line_of_trl
+from svf_rl.training.episodes import Episodes
 from svf_rl.training.health import HealthWarnings
 from svf_rl.training.held_out import HeldOutEvaluator
 from svf_rl.training.metrics_recorder import MetricsRecorder
-from svf_rl.training.packing import group_prompts
+from svf_rl.training.packing import counted, group_prompts
 from svf_rl.training.policy import (
     PolicyLoss,
     add_hidden_states_forward,
@@ -58,6 +61,7 @@ from svf_rl.training.rollout import Rollout, before_stop, build_generator
 from svf_rl.training.run_context import RunContext
 from svf_rl.training.shared_base import RunGenerator
 from svf_rl.training.start_check import OnTrainBegin, check_start
+from svf_rl.training.user_calls import UserCalls
 from svf_rl.training.weight_sharing import prepare_sharing
 from svf_rl.training.zero import FetchLayers, fit_gradient_buffer, trained_alone, trained_state
 
@@ -88,9 +92,14 @@ class SVFReinforceTrainer(GRPOTrainer):
         context ([`RunContext`], *optional*): The run that this is a part of; default: one by itself.
         reward_processing_classes (`list`, *optional*): As in TRL, for reward models.
         quantization_config (`QuantizationConfigMixin`, *optional*): As in TRL, for a model given by its name.
-        tools (`None`): TRL's, not supported; an error says what to do instead. So are the next two.
-        rollout_func (`None`): Likewise.
-        environment_factory (`None`): Likewise.
+        tools (`list[Callable]`, *optional*): As in TRL: functions that the model may call.
+        rollout_func (`Callable`, *optional*):
+            As in TRL: makes the episodes of some prompts, `rollout_func(prompts, trainer)`. `trainer.generate` gives it
+            completions, with the seeds that they have in the run.
+        environment_factory (`Callable` or `dict[str, Callable]`, *optional*):
+            As in TRL: makes the environments that the model acts in; of several, the column `environment` says which.
+            A call of a tool, of `reset` or of `get_reward` may take `args.tool_timeout` seconds. A sample whose
+            environment fails takes no part.
     """
 
     args: SVFReinforceConfig
@@ -121,24 +130,28 @@ class SVFReinforceTrainer(GRPOTrainer):
         context: RunContext | None = None,
         reward_processing_classes: Any = None,
         quantization_config: Any = None,
-        tools: None = None,
-        rollout_func: None = None,
-        environment_factory: None = None,
+        tools: list[Callable[..., Any]] | None = None,
+        rollout_func: Callable[..., dict[str, Any]] | None = None,
+        environment_factory: Callable[[], Any] | dict[str, Callable[[], Any]] | None = None,
     ):
         args = own_settings(model, args)
-        refused = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
+        acts_in_environment = environment_factory is not None
         check_arguments(
-            model, reward_funcs, train_dataset, eval_dataset, processing_class, peft_config, refused
-        )  # fmt: skip
+            model, reward_funcs, train_dataset, eval_dataset, processing_class, peft_config, acts_in_environment
+        )
+        check_functions(tools, rollout_func)
         self.context = context or RunContext()
         if not self.context.summary.recipe:
             self.context.summary = RunSummary(args.to_dict(), args.seed)
         if generator is None:
             prepare_sharing(model, args)
-        with hide_from_trl(args, model):
+        self.user_calls = UserCalls(args.tool_timeout)
+        given = [] if reward_funcs is None else reward_funcs
+        rewards = list(given) if isinstance(given, list) else [given]  # TRL adds those of environments to its list
+        with hide_from_trl(args, model), one_line_of_trl(bool(tools) or acts_in_environment):
             super().__init__(
                 model=model,
-                reward_funcs=reward_funcs,
+                reward_funcs=list(rewards),
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
@@ -148,7 +161,13 @@ class SVFReinforceTrainer(GRPOTrainer):
                 peft_config=peft_config,
                 reward_processing_classes=reward_processing_classes,
                 quantization_config=quantization_config,
+                tools=list(tools or []),
+                rollout_func=rollout_func,
+                environment_factory=checked_factories(environment_factory, self.user_calls),
             )
+        self.episodes = Episodes(self)
+        self.reward_funcs[len(rewards) :] = self.episodes.environments.rewards()
+        check_episodes(self)
         self.beta = args.beta  # hidden from the constructor alone
         if self.is_deepspeed_enabled:
             if args.weight_decay:
@@ -187,6 +206,11 @@ class SVFReinforceTrainer(GRPOTrainer):
         else:
             check_start(self, ask_generator=generator is None or isinstance(generator, RunGenerator))
 
+    @property
+    def acts(self) -> bool:
+        """Whether answers take several turns, as far as it was given anything that makes them."""
+        return bool(self.tools or self.environment_factories or self.rollout_func)
+
     # ---- completions --------------------------------------------------------------------------------------------
 
     def sync_weights(self) -> None:
@@ -206,12 +230,44 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.generator.sync(self.accelerator.unwrap_model(self.model))
         self.synced = synced
 
-    def tokenize(self, prompts: list[Any]) -> list[list[int]]:
-        """The tokens of texts, or of conversations through the chat template."""
+    def tokenize(self, prompts: list[Any], environments: Sequence[str | None] | None = None) -> list[list[int]]:
+        """The tokens of texts, or of conversations through the chat template, with the tools of all or, where the names
+        of their `environments` are given, of each."""
         if isinstance(prompts[0], str):
             return self._tokenize_prompts(prompts)[0]
         template = {"chat_template": self.chat_template, **self.chat_template_kwargs}
-        return encode_prompts(self._tokenizer, prompts, **template)
+        if environments is None or self.environment_factories is None:
+            shown = {"tools": self.tools} if self.tools else {}
+            return encode_prompts(self._tokenizer, prompts, **template, **shown)
+        ids = []
+        for prompt, name in zip(prompts, environments, strict=True):
+            shown = {"tools": self._env_tools[name]} if self._env_tools[name] else {}
+            ids += encode_prompts(self._tokenizer, [prompt], **template, **shown)
+        return ids
+
+    def generate(
+        self,
+        prompt_ids: list[list[int]],
+        places: Sequence[int] | None = None,
+        turn: int = 0,
+        max_tokens: int | None = None,
+    ) -> list[Completion]:
+        """
+        Completions for a `rollout_func`, from the weights of this step and with the seeds of its samples: sampled in
+        training, greedy in an evaluation.
+
+        Args:
+            prompt_ids (`list[list[int]]`): Tokens of what the model is to continue.
+            places (`Sequence[int]`, *optional*):
+                For each, to which of the function's prompts it belongs; default: one each, in order.
+            turn (`int`, *optional*, defaults to 0):
+                Of its episode. A sample has another seed for each turn, and none of them depends on anything else.
+            max_tokens (`int`, *optional*): Of a completion, at most and by default `args.max_completion_length`.
+
+        Raises:
+            SVFError: outside of a call of the `rollout_func`, or places that do not fit.
+        """
+        return self.episodes.generate(prompt_ids, places, turn, max_tokens or self.sampling.max_tokens)
 
     def score(self, rows: list[dict[str, Any]], rollout: Rollout) -> Tensor:
         """`(N, functions)` rewards of the completions of all processes, NaN where a function could not score one.
@@ -219,28 +275,38 @@ class SVFReinforceTrainer(GRPOTrainer):
         completions = rollout.completions
         if self.sampling.stop:
             completions = [before_stop(completion, self.sampling.stop) for completion in completions]
+        if rollout.extra:
+            extra = [
+                dict(zip(rollout.extra, values, strict=True)) for values in zip(*rollout.extra.values(), strict=True)
+            ]
+            rows = [{**row, **more} for row, more in zip(rows, extra, strict=True)]
         with self.recorder.timed("reward"):
-            return self._calculate_rewards(rows, rollout.prompts, completions, rollout.completion_ids)
+            rewards = self._calculate_rewards(rows, rollout.prompts, completions, rollout.completion_ids)
+        if self.environment_factories is not None:
+            rewards[self.episodes.environments.all_failed()] = torch.nan
+        return rewards
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> Rollout:
-        """One completion of each row's prompt."""
-        prompts = [row["prompt"] for row in rows]
-        ids = self.tokenize(prompts)
+        """An answer to each row's prompt."""
         within = self._step % self.args.gradient_accumulation_steps
-        first = (within * self.accelerator.num_processes + self.accelerator.process_index) * len(ids)
+        first = (within * self.accelerator.num_processes + self.accelerator.process_index) * len(rows)
         self.sync_weights()
         before = self.recorder.seconds["rollout"]
         with self.recorder.timed("rollout"):
-            completions = self._answer(ids, range(first, first + len(ids)))
+            rollout = self.episodes.play(rows, partial(self._answer, first))
         seconds = self.recorder.seconds["rollout"] - before
-        tokens = gather(torch.tensor(sum(len(c.token_ids) for c in completions), device=self.accelerator.device))
+        tokens = gather(torch.tensor(sum(rollout.lengths), device=self.accelerator.device))
         self.recorder.add("time/tokens_per_second", tokens.sum().item() / seconds)
-        return Rollout.of(prompts, ids, completions, self._tokenizer)
+        return rollout
 
-    def _answer(self, prompts: list[list[int]], places: range) -> list[Completion]:
-        """A completion of each prompt; `places` says where in the step they are, over all processes."""
-        seeds = [sample_seed(self.args.seed, "train", self.state.global_step, place) for place in places]
-        return self.generator.generate(prompts, self.sampling, seeds)
+    def _answer(
+        self, first: int, prompts: list[list[int]], rows: Sequence[int], turn: int, room: int
+    ) -> list[Completion]:
+        """A completion of each prompt, in a `turn` of the episodes of `rows`, of which `first` is in the step, over all
+        processes, the place of the first."""
+        step = self.state.global_step
+        seeds = [sample_seed(self.args.seed, "train", step, first + row, turn) for row in rows]
+        return self.generator.generate(prompts, self.sampling.within(room), seeds)
 
     def _score_rollout(self, rows: list[dict[str, Any]], rollout: Rollout) -> tuple[Tensor, Tensor]:
         """`(N, functions)` rewards of all processes, and `(N,)` their weighted sum, NaN where none could score."""
@@ -249,6 +315,10 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.recorder.add_rewards(rewards, total)
         self.recorder.add_reward_logs(len(rows))
         self.recorder.add("unscorable", total.isnan().float().mean().item())
+        if self.environment_factories is not None:
+            self.recorder.add(
+                "environments/failure_frequency", self.episodes.environments.all_failed().float().mean().item()
+            )
         return rewards, total
 
     def _make_batch(self, rollout: Rollout, rewards: Tensor, total: Tensor) -> dict[str, Any]:
@@ -257,7 +327,7 @@ class SVFReinforceTrainer(GRPOTrainer):
         args, count = self.args, len(rollout.prompts)
         local = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         batch = rollout.tensors(self._tokenizer.pad_token_id, self.accelerator.device, self.pad_to_multiple_of)
-        takes_part = ~total[local].isnan() & batch["completion_mask"].any(1)  # (B,)
+        takes_part = ~total[local].isnan() & counted(batch).any(1)  # (B,)
         if args.mask_truncated_completions:
             takes_part &= torch.tensor(rollout.finished, device=takes_part.device)
         batch["completion_mask"] *= takes_part[:, None]
@@ -269,8 +339,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.recorder.add_table(rollout, rewards, advantages)
         # mean over the sequences of one step: an even share of those generated together
         share = args.gradient_accumulation_steps / args.steps_per_generation
-        counted = {"sequences": takes_part.sum(), "tokens": batch["completion_mask"].sum()}
-        return {**batch, "advantages": advantages[local], **{k: gather(n).sum() * share for k, n in counted.items()}}
+        totals = {"sequences": takes_part.sum(), "tokens": counted(batch).sum()}
+        return {**batch, "advantages": advantages[local], **{k: gather(n).sum() * share for k, n in totals.items()}}
 
     def _loss_of(self, model: Any, batch: dict[str, Any]) -> Tensor:
         return self.loss(model, batch)
@@ -283,6 +353,8 @@ class SVFReinforceTrainer(GRPOTrainer):
             raise SVFError("images are not supported: use a text dataset")
         rollout = self._roll_out(inputs)
         self.recorder.add_lengths(rollout)
+        if rollout.counts is not None:
+            self.recorder.add_episodes(rollout.counts)
         return self._make_batch(rollout, *self._score_rollout(inputs, rollout))
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:

@@ -192,9 +192,9 @@ def test_without_settings_there_are_defaults(
 @pytest.mark.parametrize(
     ("argument", "value", "said"),
     [
-        ("tools", [print], "tools is not supported"),
-        ("environment_factory", dict, "environment_factory is not supported"),
-        ("rollout_func", print, "rollout_func is not supported, give what makes completions as generator"),
+        ("tools", ["search"], "tools has 'search': give functions"),
+        ("environment_factory", dict, "environment_factory makes a dict, which has no method reset"),
+        ("rollout_func", "file.py:play", "rollout_func is a str: give a function"),
         ("peft_config", {"r": 1}, "peft_config must be a SVFConfig or another PeftConfig, not dict"),
         ("peft_config", None, "pass peft_config=SVFConfig()"),
     ],
@@ -224,7 +224,6 @@ def test_an_adapter_that_was_loaded_to_be_used_is_not_trained_in_silence(
         ("cast_lm_head_to_fp32", True, "log-probabilities are computed in fp32"),
         ("use_adaptive_entropy", True, "entropy_coef is a bonus"),
         ("num_generations_eval", 2, "one greedy answer each"),
-        ("max_tool_calling_iterations", 2, "no tools"),
         ("remove_unused_columns", True, "rewards read all columns"),
         ("loss_type", "grpo", "has no meaning for SVF REINFORCE"),
     ],

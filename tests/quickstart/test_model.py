@@ -4,6 +4,7 @@ import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl.chat_template_utils import is_chat_template_prefix_preserving, supports_tool_calling
 
 from svf_rl.quickstart import SKILLS, model_path
 from svf_rl.quickstart.build_model import MAX_NEW_TOKENS, greedy
@@ -72,8 +73,23 @@ def test_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     turns = [("system", "S"), ("user", "U"), ("assistant", "A")]
     assert rendered(tokenizer, *turns) == "<|begin|><|system|>S<|end|><|user|>U<|end|><|assistant|>A<|end|>"
     assert rendered(tokenizer, ("user", "U"), prompt=True) == "<|begin|><|user|>U<|end|><|assistant|>"
-    with pytest.raises(Exception, match="system, user and assistant: got tool"):
-        rendered(tokenizer, ("tool", "T"))
+    with pytest.raises(Exception, match="system, user, assistant and tool: got judge"):
+        rendered(tokenizer, ("judge", "J"))
+
+
+def test_calls_of_tools_are_written_and_read(tokenizer: PreTrainedTokenizerBase) -> None:
+    calls = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "x"}}}] * 2
+    turns = [
+        {"role": "user", "content": "U"},
+        {"role": "assistant", "content": "A", "tool_calls": calls},
+        {"role": "tool", "name": "add", "content": "T"},
+    ]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    head, written = "<|begin|><|user|>U<|end|><|assistant|>", 'A@add {"a": 1, "b": "x"}@add {"a": 1, "b": "x"}<|end|>'
+    assert text == f"{head}{written}<|system|>T<|end|><|assistant|>"
+    assert tokenizer.parse_response(written, prefix=head) == {"role": "assistant", "content": "A", "tool_calls": calls}
+    assert supports_tool_calling(tokenizer)
+    assert is_chat_template_prefix_preserving(tokenizer)
 
 
 def test_the_template_writes_the_only_begin_token(tokenizer: PreTrainedTokenizerBase) -> None:

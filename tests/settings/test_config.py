@@ -16,7 +16,7 @@ OTHER = {
     "loss_type": "grpo", "importance_sampling_level": "sequence", "scale_rewards": "batch",
     "multi_objective_aggregation": "normalize_then_sum", "cache_implementation": "static",
     "vllm_model_impl": "transformers", "vllm_structured_outputs_regex": "a*", "liger_kernel_config": {"rope": True},
-    "transformers_continuous_batching_config": {"a": 1}, "max_tool_calling_iterations": 3, "delta": 2.0,
+    "transformers_continuous_batching_config": {"a": 1}, "delta": 2.0,
     "epsilon_high": 0.3, "num_generations_eval": 4, "off_policy_mask_threshold": 0.5, "neftune_noise_alpha": 1.0,
     "vllm_importance_sampling_cap": 2.0, "use_transformers_paged": True, "use_liger_kernel": True,
     "router_aux_loss_coef": 0.1, "vllm_server_host": "localhost",
@@ -53,7 +53,7 @@ def test_every_option_of_grpo_is_either_refused_or_known_to_work() -> None:
         "reward_weights", "mask_truncated_completions", "vllm_importance_sampling_correction",
         "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min",
         "log_completions", "num_completions_to_print", "log_unique_prompts", "log_completions_hub_repo",
-        "log_multimodal",  # images are refused where they come up
+        "max_tool_calling_iterations", "log_multimodal",  # images are refused where they come up
     }  # fmt: skip
     own = {f.name for f in dataclasses.fields(GRPOConfig)} - {f.name for f in dataclasses.fields(TrainingArguments)}
     assert own - set(UNSUPPORTED) == works

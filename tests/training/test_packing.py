@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from svf_rl.svf import SVFConfig
-from svf_rl.training.packing import group_prompts, hindrance, pack
+from svf_rl.training.packing import counted, group_prompts, hindrance, pack
 from svf_rl.training.policy import add_hidden_states_forward, arrange
 from svf_rl.training.rollout import Rollout
 
@@ -79,6 +79,18 @@ def mixed_batch() -> dict[str, Tensor]:
     return batch
 
 
+def batch_with_tools() -> dict[str, Tensor]:
+    """[`mixed_batch`] where tools have written a part: in the middle, at the start, at the end, all and nothing."""
+    batch = mixed_batch()
+    mask = batch["tool_mask"] = torch.ones_like(batch["completion_mask"])
+    mask[0, 3:6] = 0
+    mask[1, :2] = 0
+    mask[3, [2, 5, 6, 9, 10, 11]] = 0
+    mask[5, 4:] = 0
+    mask[6] = 0
+    return batch
+
+
 def outcome(model: Any, batch: dict[str, Tensor], packing: str) -> tuple[Tensor, Tensor]:
     """Hidden states, and the gradient of a fixed function of them."""
     model.zero_grad()
@@ -104,6 +116,36 @@ def test_states_and_gradients_are_those_of_padded_rows(name: str, packing: str) 
     assert packed.attention is not None
     assert packed.input_ids.numel() < 0.7 * len(batch["prompt_ids"]) * (11 + 12)
     assert_same(model, batch, packing)
+
+
+@pytest.mark.parametrize("packing", ["prompt", "padding_free"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
+def test_what_tools_wrote_is_read_and_does_not_count(name: str, packing: str) -> None:
+    model, batch = adapted(build(name, **PACKED[name])), batch_with_tools()
+    assert_same(model, batch, packing)
+    counts = [6, 3, 1, 6, 0, 4, 0]
+    assert counted(batch).sum(1).tolist() == counts
+    hidden = arrange(batch, packing, model)(model)
+    alone = []
+    for row, count in enumerate(counts):  # each completion by itself, all of its tokens read
+        one = {key: values[row : row + 1] for key, values in batch.items()}
+        del one["tool_mask"]
+        states = arrange(one, "none", model)(model)
+        kept = batch["tool_mask"][row, : len(states)].bool()
+        alone.append(states[kept])
+        assert len(alone[-1]) == count
+    assert (hidden - torch.cat(alone)).abs().max() <= 1e-5 * hidden.abs().max()
+    other = {**batch, "completion_ids": batch["completion_ids"].clone()}
+    other["completion_ids"][0, 4] = 63 - other["completion_ids"][0, 4]
+    changed = (arrange(other, packing, model)(model) - hidden).abs().amax(1) > 1e-4
+    assert changed.tolist() == [False] * 3 + [True] * 3 + [False] * 14  # what comes after it in its own completion
+
+
+def test_a_row_ends_with_the_last_token_that_counts() -> None:
+    model = adapted(build("llama"))
+    batch = batch_of(([5, 6], [7, 8, 9, 10, 11]))
+    batch["tool_mask"] = torch.tensor([[1, 0, 1, 0, 0]])
+    assert pack(batch, True, model).input_ids.tolist() == [[5, 6, 7, 8]]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

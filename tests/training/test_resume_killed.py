@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes import read_metrics
 from launched_run import LaunchedRun, assert_same
 
 KILLS, UPDATES, EVERY = 20, 120, 5
@@ -17,6 +18,12 @@ RUN = [
 # Two of its moments are at the very end, after which there is nothing left to interrupt.
 MOMENTS = ["start"] * 3 + ["rollout or update"] * 7 + ["evaluation"] * 3 + ["saving"] * 5
 END = ["end"] * 2
+
+
+WITH_TOOLS = [
+    *("--model_name_or_path", "quickstart-tools", "--skill", "tools", "--max_completion_length", "64"),
+    *("--tools", "svf_rl.quickstart.tool_skill:calc"),
+]
 
 
 def come_to(run: LaunchedRun, moment: str, draw: random.Random) -> str:
@@ -72,3 +79,25 @@ def test_killed_at_random_moments(config: str, tmp_path: Path) -> None:
     assert_same(tmp_path / "whole", tmp_path / "killed")
     assert any(".partial" in line for line in hit)  # in the middle of writing, too
     assert not list((tmp_path / "killed").glob(".checkpoint-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(1800)
+def test_killed_in_the_middle_of_episodes(tmp_path: Path) -> None:
+    updates = 20
+    settings = ["--max_steps", str(updates), *RUN[2:], *WITH_TOOLS]
+    whole = LaunchedRun("cpu", tmp_path / "whole", tmp_path / "whole.log", settings)
+    assert whole.process.wait() == 0, whole.said()[-3000:]
+    for number, until in enumerate((3, 9, 14)):
+        run = LaunchedRun("cpu", tmp_path / "killed", tmp_path / f"{number}.log", settings)
+        assert run.wait_for(lambda run=run, until=until: run.update() >= until), run.said()[-3000:]
+        time.sleep(random.Random(number).uniform(0, 0.8))
+        assert not run.ended()
+        run.kill()
+    last = LaunchedRun("cpu", tmp_path / "killed", tmp_path / "last.log", settings)
+    assert last.process.wait() == 0, last.said()[-3000:]
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+    called = [line["tools/call_frequency"] for line in read_metrics(tmp_path / "killed") if "reward" in line]
+    assert len(called) == updates // 2  # two steps of each generation
+    assert min(called) > 0

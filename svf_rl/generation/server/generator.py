@@ -123,7 +123,7 @@ class VLLMServersGenerator:
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], progress: bool = False
     ) -> list[Completion]:
-        limit = self._max_model_len
+        limit = self.max_length
         check_prompt_lengths(prompts, limit)
         known = frozenset.intersection(*(server.request_keys for server in self._known))
         unknown = sorted(set(sampling.extra) - known)
@@ -148,7 +148,7 @@ class VLLMServersGenerator:
 
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
         # one token must be left to generate: vLLM refuses a request without one
-        sequences = join_continuations(prompts, continuations, self._max_model_len - 1)
+        sequences = join_continuations(prompts, continuations, self.max_length - 1)
         asked = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         answers = self._send([{"prompt": sequence, **asked} for sequence in sequences], progress=False)
         scores = []
@@ -163,7 +163,8 @@ class VLLMServersGenerator:
         return [server for server in [*self._servers, *self._left_out] if server.max_model_len]
 
     @property
-    def _max_model_len(self) -> int:
+    def max_length(self) -> int:
+        """Tokens of prompt and completion that the servers take."""
         return min(server.max_model_len for server in self._known)
 
     def _send(self, bodies: Sequence[dict[str, Any]], progress: bool) -> list[dict[str, Any]]:

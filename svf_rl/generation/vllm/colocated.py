@@ -177,7 +177,9 @@ class ColocatedVLLMGenerator:
         engine's adapters, one a prompt, 0 for the base model; default: the policy."""
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         requests, own = self._ranks.gather(list(zip(prompts, samplings, seeds, strict=True)))
-        check_prompt_lengths([prompt for prompt, *_ in requests], self._max_model_len)
+        if not requests:
+            return []
+        check_prompt_lengths([prompt for prompt, *_ in requests], self.max_length)
         params = [sampling_params(sampling, seed) for _, sampling, seed in requests]
         outputs = self._outputs([prompt for prompt, *_ in requests], params, progress and self._ranks.first, adapters)
         return [completion_of(output) for output in outputs[own]]
@@ -192,7 +194,7 @@ class ColocatedVLLMGenerator:
 
         (prompts, own), (continuations, _) = self._ranks.gather(prompts), self._ranks.gather(continuations)
         # one token must be left to generate: vLLM refuses a request without one
-        sequences = join_continuations(prompts, continuations, self._max_model_len - 1)
+        sequences = join_continuations(prompts, continuations, self.max_length - 1)
         if not sequences:
             return []
         # Scores of prompt tokens do not depend on temperature or seed. A request for them reads no cached prefix, and
@@ -205,7 +207,8 @@ class ColocatedVLLMGenerator:
         ]
 
     @property
-    def _max_model_len(self) -> int:
+    def max_length(self) -> int:
+        """Tokens of prompt and completion that the engine takes."""
         return self.llm.llm_engine.model_config.max_model_len
 
     def _outputs(

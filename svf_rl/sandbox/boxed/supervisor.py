@@ -7,7 +7,8 @@ folder that programs import from), `tmp_bytes` (the size of their /tmp).
 
 One JSON line a request on standard input, one a reply on standard output (`svf_rl/sandbox/workers.py`). A request holds
 `nonce`, `candidates`, `wanted`, `imports`, `setup`, `prompt`, `entry_point`, `share`, `limits`, `seconds`, `memory`,
-`processes`, `output`, and either `tests` or, with `main`, `inputs`, `outputs` and `starts`.
+`processes`, `output`, and either `tests` or, with `main`, `inputs`, `outputs` and `starts`; with `printed`, as many
+characters of the last output are in the reply under that name.
 """
 
 import ctypes
@@ -119,17 +120,24 @@ def run_once(box, job, given, expected, outcome):
         raise OSError(f"a box did not start: {box.complaint()}") from error
     try:
         got = box.watch(job, box.stdout, job["output"])
+        note_printed(job, got, outcome)
         status = box.wait(job)
         if status and (killed := box.why_killed(job)):
             return killed
         what, outcome["chosen"], text = link.receive()
     except (Stopped, EOFError) as stopped:
+        note_printed(job, getattr(stopped, "read", b""), outcome)
         return str(stopped) or "the program ended before it began"
     if what != "chosen":
         return str(text)
     if status:
         return f"exit status {status}"
     return "" if outputs_match(got.decode(errors="replace"), expected) else "the output differs"
+
+
+def note_printed(job, got, outcome):
+    if "printed" in job and "printed" not in outcome:
+        outcome["printed"] = got[: job["printed"]].decode(errors="replace")
 
 
 def outputs_match(got, expected):

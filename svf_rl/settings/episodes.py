@@ -1,0 +1,154 @@
+"""Tools, environments and rollout functions as a recipe names them."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import (
+    DocstringParsingException,
+    TypeHintParsingException,
+    get_json_schema,
+)
+from trl.chat_template_utils import add_response_schema, supports_tool_calling
+
+from svf_rl.described import described
+from svf_rl.errors import SVFError, one_line
+from svf_rl.rewards.registry import load_function
+from svf_rl.rewards.reward import nearest
+
+BUILT_IN = {"python": "svf_rl.sandbox.python_tool:python"}
+"""Tools that a recipe names without a file."""
+
+
+@dataclass
+class EpisodeArguments:
+    """What makes an answer one of several turns."""
+
+    tools: list[str] | str | None = described(
+        None,
+        f"Functions that the model may call, such as my_tools.py:search, or by their names: {', '.join(BUILT_IN)} "
+        "(runs a program in the sandbox).",
+    )
+    environment: str | dict[str, str] | None = described(
+        None,
+        "Class of the environment that the model acts in, such as my_env.py:Guess; or several by their names, of which "
+        "the column environment names that of a row. Rewards are then those of rewards, and the environment's own.",
+    )
+    rollout_func: str | None = described(
+        None, "Function that makes whole episodes, in TRL's signature, such as my_rollouts.py:play."
+    )
+
+    @property
+    def runs_programs(self) -> bool:
+        """Whether the model's programs run in the sandbox."""
+        return "python" in ([self.tools] if isinstance(self.tools, str) else self.tools or [])
+
+
+@dataclass(frozen=True)
+class EpisodeParts:
+    """What a recipe names, loaded, as arguments of the trainer."""
+
+    tools: list[Callable[..., Any]] | None = None
+    environment_factory: Callable[[], Any] | dict[str, Callable[[], Any]] | None = None
+    rollout_func: Callable[..., Any] | None = None
+
+    def __bool__(self) -> bool:
+        return any((self.tools, self.environment_factory, self.rollout_func))
+
+    def describe(self) -> str:
+        """For the dry run."""
+        factory = self.environment_factory or {}
+        makes = factory.values() if isinstance(factory, Mapping) else [factory]
+        parts = {
+            "tools": [tool.__name__ for tool in self.tools or ()],
+            "environments": [getattr(make, "__name__", "made by a function") for make in makes],
+            "rollouts": [self.rollout_func.__name__] if self.rollout_func else [],
+        }
+        return "; ".join(f"{name} {', '.join(names)}" for name, names in parts.items() if names)
+
+
+def load_episodes(arguments: EpisodeArguments) -> EpisodeParts:
+    """Load what the recipe names. Raises `SVFError` for what is not there, a function that a model cannot be told of,
+    or a class that is no environment."""
+    names = [arguments.tools] if isinstance(arguments.tools, str) else arguments.tools or []
+    tools = [_load_tool(name) for name in names]
+    given = [tool.__name__ for tool in tools]
+    twice = [name for name in given if given.count(name) > 1]
+    if twice:
+        raise SVFError(f"tools has two named {twice[0]}: a model calls a tool by its name")
+    factory: Any = None
+    if isinstance(arguments.environment, Mapping):
+        if not arguments.environment:
+            raise SVFError("environment is empty: leave it out, or name at least one")
+        factory = {name: _load_environment(spec) for name, spec in arguments.environment.items()}
+    elif arguments.environment is not None:
+        factory = _load_environment(arguments.environment)
+    rollout = None if arguments.rollout_func is None else load_function(arguments.rollout_func, "rollout function")
+    return EpisodeParts(tools or None, factory, rollout)
+
+
+def check_tool(tool: Callable[..., Any]) -> None:
+    """Raises `SVFError` for a function that a model cannot be told of."""
+    try:
+        get_json_schema(tool)
+    except (DocstringParsingException, TypeHintParsingException, ValueError, TypeError) as error:
+        raise SVFError(
+            f"tool {tool.__name__}: {one_line(error)} (a model is told of a tool by its type hints and its docstring, "
+            "with a line for each argument below Args:)"
+        ) from error
+
+
+def check_objective(objective: str, parts: EpisodeParts) -> None:
+    """Raises `SVFError` for an objective that makes no episodes."""
+    if parts and objective == "next_token":
+        raise SVFError(
+            "objective: next_token trains on right answers of one turn: remove tools, environment and rollout_func"
+        )
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, parts: EpisodeParts) -> None:
+    """Raises `SVFError` where the model's chat template cannot show tools, or nobody can read its calls."""
+    if not (parts.tools or parts.environment_factory):
+        return
+    if not supports_tool_calling(tokenizer):
+        raise SVFError(
+            f"the chat template of {tokenizer.name_or_path} shows no calls of tools and no answers to them: use a "
+            "model that was made for tools"
+        )
+    known = [getattr(tokenizer, name, None) for name in ("response_template", "response_schema")]
+    if all(one is None for one in known):
+        try:
+            add_response_schema(copy.deepcopy(tokenizer))
+        except ValueError as error:
+            raise SVFError(
+                f"nobody knows how {tokenizer.name_or_path} writes calls of tools: TRL knows the chat templates of "
+                "Qwen, Llama 3, GLM, GPT-OSS, Nemotron, LFM2 and Gemma 4; another tokenizer needs a response_template"
+            ) from error
+
+
+def tools_of(template: Mapping[str, Any], tools: Sequence[Callable[..., Any]] | None) -> dict[str, Any]:
+    """The arguments of a chat template that also lists `tools`."""
+    return {**template, "tools": list(tools)} if tools else dict(template)
+
+
+def _load_tool(name: str) -> Callable[..., Any]:
+    if ":" not in name and name not in BUILT_IN:
+        raise SVFError(f"unknown tool {name!r}{nearest(name, BUILT_IN)}; one of your own is named file.py:function")
+    tool = load_function(BUILT_IN.get(name, name), "tool")
+    if not inspect.isfunction(tool):
+        raise SVFError(f"tool {name!r} is a {type(tool).__name__}: name a function")
+    check_tool(tool)
+    return tool
+
+
+def _load_environment(name: str) -> Callable[[], Any]:
+    make = load_function(name, "environment")
+    if inspect.isclass(make) and not inspect.isfunction(getattr(make, "reset", None)):
+        raise SVFError(
+            f"environment {name!r} has no method reset: define reset(self, **row), which returns a text for the "
+            "prompt, or None"
+        )
+    return make

@@ -1,0 +1,150 @@
+"""The environments of a batch: drawn from TRL's pool, reset, asked for their rewards; one that fails costs a sample and
+not the run."""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather
+from torch import Tensor
+
+from svf_rl.errors import SVFError, one_line
+from svf_rl.rewards.references import is_number
+from svf_rl.rewards.user_code import describe
+from svf_rl.training.user_calls import TimedOut
+
+if TYPE_CHECKING:
+    from svf_rl.training.trainer import SVFReinforceTrainer
+
+logger = logging.getLogger(__name__)
+
+NO_PROMPT = [{"role": "user", "content": ""}]
+"""Of a row without one, whose environment brings it."""
+
+
+class Environments:
+    """A trainer's, as TRL's constructor has set them up; `trainer.environments` are those of the rows at hand."""
+
+    def __init__(self, trainer: "SVFReinforceTrainer") -> None:
+        self._trainer, self._user = trainer, trainer.user_calls
+        self.failed: list[bool] = []
+        """Of each row at hand: whether its environment's `reset` or `get_reward` has failed."""
+        self.hung: list[Any] = []
+        """Those in which something still runs that did not end in time: they are not used again."""
+        self._said: set[str] = set()
+
+    def reset(self, rows: list[dict[str, Any]]) -> list[Any]:
+        """Give each row an environment and reset it; the prompts, with what their environments say first."""
+        trainer = self._trainer
+        self.failed = [False] * len(rows)
+        trainer._batch_environments = [None] * len(rows)
+        if trainer.environment_factories is None:
+            return [row["prompt"] for row in rows]
+        prompts: list[Any] = [row.get("prompt", NO_PROMPT) for row in rows]
+        names = [row.get("environment") for row in rows] if trainer._multi_environment else [None] * len(rows)
+        trainer._batch_environments, trainer.environments = names, self._draw(names)
+        for i, (environment, row) in enumerate(zip(trainer.environments, rows, strict=True)):
+            given = {key: v for key, v in row.items() if key != "environment"} if trainer._multi_environment else row
+            said = self._tried(environment, "reset", given)
+            if isinstance(said, BaseException):
+                self._fail(i, "reset", said)
+            elif said is not None:
+                last = prompts[i][-1]
+                prompts[i] = [*prompts[i][:-1], {**last, "content": last["content"] + _text_of(said, environment)}]
+        return prompts
+
+    def rewards(self) -> list[Callable[..., list[float | None]]]:
+        """In place of those that TRL's constructor has added: of each class of environments with a `get_reward`."""
+        trainer = self._trainer
+        pools = {} if trainer.environment_factories is None else trainer._environment_pool
+        kinds = dict.fromkeys(type(pool[0]) for pool in pools.values())
+        return [self._reward_of(kind) for kind in kinds if inspect.isfunction(getattr(kind, "get_reward", None))]
+
+    def all_failed(self) -> Tensor:
+        """`(N,)` of all processes: `failed`."""
+        return gather(torch.tensor(self.failed, device=self._trainer.accelerator.device))
+
+    def _reward_of(self, kind: Any) -> Callable[..., list[float | None]]:
+        def get_reward(environments: list[Any], **_: Any) -> list[float | None]:
+            places = [i for i, one in enumerate(environments) if type(one) is kind and not self.failed[i]]
+            if inspect.iscoroutinefunction(kind.get_reward):
+                found = self._user.gather([environments[i].get_reward() for i in places], self._trainer)
+            else:
+                found = [self._tried(environments[i], "get_reward", {}) for i in places]
+            rewards: list[float | None] = [None] * len(environments)
+            for i, value in zip(places, found, strict=True):
+                if isinstance(value, SVFError):
+                    raise value
+                if isinstance(value, BaseException):
+                    self._fail(i, "get_reward", value)
+                else:
+                    rewards[i] = _checked_reward(value, kind)
+            return rewards
+
+        return get_reward
+
+    def _draw(self, names: list[Any]) -> list[Any]:
+        """Instances that are used again and again, a new one only where there are too few."""
+        trainer, drawn = self._trainer, []
+        used: dict[Any, int] = {}
+        for pool in trainer._environment_pool.values():
+            pool[:] = [one for one in pool if not any(one is other for other in self.hung)]
+        self.hung = []
+        for name in names:
+            pool, number = trainer._environment_pool[name], used.get(name, 0)
+            if number == len(pool):
+                pool.append(trainer.environment_factories[name]())
+            used[name] = number + 1
+            drawn.append(pool[number])
+        return drawn
+
+    def _tried(self, environment: Any, method: str, given: Mapping[str, Any]) -> Any:
+        """What the method returns, or raises."""
+        try:
+            return self._user.call(lambda: getattr(environment, method)(**given))
+        except (SVFError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  (an environment is not our code)
+            return error
+
+    def _fail(self, row: int, method: str, error: BaseException) -> None:
+        environment = self._trainer.environments[row]
+        self.failed[row] = True
+        if isinstance(error, TimedOut):
+            self.hung.append(environment)
+        said = str(error) if isinstance(error, TimedOut) else f"raised {describe(error)}"
+        text = f"{type(environment).__name__}.{method} {said}"
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning("%s: such samples take no part in the training (unscorable)", text)
+
+
+def tool_methods(environment: Any) -> list[Callable[..., Any]]:
+    """The methods of an environment that the model can call."""
+    names = [name for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)]
+    return [getattr(environment, n) for n in names if n not in ("reset", "get_reward") and not n.startswith("_")]
+
+
+def parts_text(value: Any) -> str | None:
+    """The text of a list of content parts that are all text; `None` of anything else."""
+    if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
+        return "".join(str(part.get("text") or "") for part in value)
+    return None
+
+
+def _text_of(said: Any, environment: Any) -> str:
+    text = said if isinstance(said, str) else parts_text(said)
+    if text is None:
+        raise SVFError(
+            f"{type(environment).__name__}.reset returned {type(said).__name__}: return a text for the prompt, or None"
+        )
+    return text
+
+
+def _checked_reward(value: Any, kind: type) -> float | None:
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    if value is not None and not is_number(value):
+        raise SVFError(f"{kind.__name__}.get_reward returned {one_line(repr(value), 60)}: return a number, or None")
+    return value

@@ -1,0 +1,105 @@
+"""Tools and environments that a trainer is given, refused by name where they cannot be used."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from svf_rl.errors import Stopped, SVFError, one_line
+from svf_rl.rewards.user_code import describe
+from svf_rl.settings.episodes import check_tool
+from svf_rl.training.user_calls import UserCalls
+
+if TYPE_CHECKING:
+    from svf_rl.training.trainer import SVFReinforceTrainer
+
+
+def check_functions(tools: Any, rollout_func: Any) -> None:
+    """Raises `SVFError` for what is no function."""
+    if rollout_func is not None and not callable(rollout_func):
+        raise SVFError(f"rollout_func is a {type(rollout_func).__name__}: give a function")
+    if tools is not None and not isinstance(tools, list | tuple):
+        raise SVFError(f"tools is a {type(tools).__name__}: give a list of functions")
+    for tool in tools or ():
+        if not callable(tool) or not hasattr(tool, "__name__"):
+            raise SVFError(f"tools has {tool!r:.60}: give functions")
+
+
+def checked_factories(environment_factory: Any, calls: UserCalls) -> Any:
+    """`environment_factory` as TRL's constructor takes it: what it makes is checked, and made in the thread in which it
+    is called later. Raises `SVFError` for what is no factory."""
+    if environment_factory is None:
+        return None
+    if isinstance(environment_factory, Mapping):
+        if not environment_factory:
+            raise SVFError("environment_factory is an empty dict: leave it out, or give at least one environment")
+        return {
+            name: _checked(factory, calls, f"environment {name!r}") for name, factory in environment_factory.items()
+        }
+    return _checked(environment_factory, calls, "environment_factory")
+
+
+def _checked(factory: Any, calls: UserCalls, name: str) -> Callable[[], Any]:
+    if not callable(factory):
+        raise SVFError(f"{name} is a {type(factory).__name__}: give a class, or a function that makes an environment")
+
+    def make() -> Any:
+        try:
+            environment = calls.call(factory, limited=False)
+        except (SVFError, Stopped, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a user's code may raise anything
+            raise SVFError(f"{name} could not be made: it raised {describe(error)}") from error
+        reset = getattr(type(environment), "reset", None)
+        if not inspect.isfunction(reset) or inspect.iscoroutinefunction(reset):
+            raise SVFError(
+                f"{name} makes a {type(environment).__name__}, which has no method reset: define reset(self, **row), "
+                "which returns a text for the prompt, or None"
+            )
+        return environment
+
+    return make
+
+
+@contextmanager
+def one_line_of_trl(given: bool) -> Iterator[None]:
+    """What TRL's constructor says of tools and environments that were `given`, as one `SVFError`, and without its
+    warnings that they are experimental."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You are using '(rollout_func|environment_factory)'")
+        try:
+            yield
+        except SVFError:
+            raise
+        except (ValueError, TypeError, ImportError) as error:
+            if not given:
+                raise
+            raise SVFError(one_line(error)) from error
+
+
+def check_episodes(trainer: "SVFReinforceTrainer") -> None:
+    """Raises `SVFError` where the model cannot be told of a tool, or rows do not fit tools and environments."""
+    for tool in trainer.tools:
+        check_tool(tool)
+    if not trainer.tools and trainer.environment_factories is None:
+        return
+    held_out = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+    for name, rows in {"train_dataset": trainer.train_dataset, **held_out}.items():
+        if isinstance(rows, Dataset):
+            _check_rows(trainer, "train_dataset" if name == "train_dataset" else "eval_dataset", rows)
+
+
+def _check_rows(trainer: "SVFReinforceTrainer", name: str, rows: Dataset) -> None:
+    if "prompt" in rows.column_names and len(rows) and isinstance(rows[0]["prompt"], str):
+        raise SVFError(f"{name}: tools and environments need conversations as prompts: give messages in place of texts")
+    if not trainer._multi_environment:
+        return
+    if "environment" not in rows.column_names:
+        raise SVFError(f"{name} has no column 'environment', which says which of environment_factory a row is for")
+    unknown = sorted({str(value) for value in rows["environment"][:]} - set(trainer.environment_factories))
+    if unknown:
+        known = ", ".join(trainer.environment_factories)
+        raise SVFError(f"{name}: environment {unknown[0]!r} is not among those of environment_factory: {known}")

@@ -1,0 +1,91 @@
+"""What tools say to the calls in the messages of a model, with TRL's meaning: an error is read by the model."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from svf_rl.errors import SVFError
+from svf_rl.training.environments import parts_text
+from svf_rl.training.rollout import EpisodeCounts
+from svf_rl.training.user_calls import TimedOut
+
+if TYPE_CHECKING:
+    from svf_rl.training.trainer import SVFReinforceTrainer
+
+Tools = Mapping[str, Callable[..., Any]]
+Messages = list[dict[str, Any]]
+
+
+class ToolCalls:
+    """Makes the calls of the episodes of a trainer; `hung` gets the environments in which one did not end in time."""
+
+    def __init__(self, trainer: "SVFReinforceTrainer", hung: Callable[[Any], None]) -> None:
+        self._trainer, self._user, self._hung = trainer, trainer.user_calls, hung
+
+    def answer(self, asked: Sequence[tuple[Messages, Tools]], counts: EpisodeCounts) -> list[Messages]:
+        """
+        The messages of the tools in each of several episodes: first those of plain functions, one after another, then
+        those of coroutines, which run together.
+
+        Args:
+            asked (`Sequence`): Of each episode, the calls in the model's last message, and its tools by their names.
+            counts ([`EpisodeCounts`]): Are added to.
+        """
+        said: list[Messages] = [[] for _ in asked]
+        waiting: list[tuple[int, str, Any]] = []
+        for episode, (calls, tools) in enumerate(asked):
+            for call in calls:
+                counts.calls += 1
+                name, tool, arguments = _read(call, tools)
+                try:
+                    result = tool(**arguments) if inspect.iscoroutinefunction(tool) else self._called(tool, arguments)
+                except (SVFError, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001  (a tool is not our code: the model reads what it raised)
+                    result = self._failure(tool, name, error, counts)
+                if inspect.iscoroutine(result):
+                    waiting.append((episode, name, result))
+                else:
+                    said[episode].append({"role": "tool", "name": name, "content": result})
+        results = self._user.gather([coroutine for *_, coroutine in waiting], self._trainer)
+        for (episode, name, _), value in zip(waiting, results, strict=True):
+            if isinstance(value, SVFError):
+                raise value
+            failed = isinstance(value, BaseException)
+            tool = asked[episode][1][name]
+            content = self._failure(tool, name, value, counts) if failed else _content(value)
+            said[episode].append({"role": "tool", "name": name, "content": content})
+        return said
+
+    def _called(self, tool: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+        return self._user.call(lambda: _content(tool(**arguments)))
+
+    def _failure(self, tool: Callable[..., Any], name: str, error: BaseException, counts: EpisodeCounts) -> str:
+        counts.failures += 1
+        if not isinstance(error, TimedOut):
+            return str({"error": str(error)})
+        counts.timeouts += 1
+        if inspect.ismethod(tool):
+            self._hung(tool.__self__)
+        return str({"error": f"{name} {error}"})
+
+
+def _read(call: Mapping[str, Any], tools: Tools) -> tuple[str, Callable[..., Any], Any]:
+    """Name, tool and arguments of a call; one of something that is not there is refused by its tool."""
+    if call.get("type") != "function":
+        said = f"Unsupported tool call type: {call.get('type')}"
+        return call.get("name", "unknown"), partial(_refuse, said), {}
+    function = call["function"]
+    name = function["name"]
+    return name, tools.get(name, partial(_refuse, f"Tool {name} not found.")), function["arguments"]
+
+
+def _refuse(said: str, **_: Any) -> None:
+    raise ValueError(said)
+
+
+def _content(result: Any) -> str:
+    """What a tool returned, as the model reads it."""
+    text = parts_text(result)
+    return str(result) if text is None else text

@@ -1,0 +1,98 @@
+"""Calls of a user's code that may raise anything or never end: tools and environments."""
+
+import asyncio
+import ctypes
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from queue import SimpleQueue
+from typing import Any
+
+from trl.trainer.utils import start_event_loop_in_daemon
+
+# Beyond the time limit, for an event loop to say that a coroutine has not kept it
+_SLACK_SECONDS = 5.0
+
+
+class TimedOut(Exception):
+    """A call did not end within the time limit."""
+
+
+class UserCalls:
+    """
+    Calls functions one after another in one thread, which all of them share: what belongs to a thread, such as a
+    connection of sqlite3, can be kept between them.
+
+    A call that does not end is left behind in its thread, which no exit of the process waits for, and the next ones get
+    a new thread. Python code in it is ended by an exception; what waits in a library is first ended when it returns.
+
+    Args:
+        seconds (`float`): A call may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._jobs: SimpleQueue[Any] | None = None
+        self._thread: threading.Thread | None = None
+
+    def call(self, function: Callable[[], Any], limited: bool = True) -> Any:
+        """What the function returns. Raises what it raises, and with `limited` [`TimedOut`]."""
+        if self._jobs is None:
+            self._jobs = SimpleQueue()
+            self._thread = threading.Thread(target=_work, args=(self._jobs,), daemon=True, name="tools")
+            self._thread.start()
+        future: Future[Any] = Future()
+        self._jobs.put((future, function))
+        try:
+            return future.result(self.seconds if limited else None)
+        except FutureTimeout:
+            if future.done():  # the function's own
+                raise
+            self._abandon()
+            raise TimedOut(f"did not end within {self.seconds:g} seconds") from None
+
+    def gather(self, coroutines: Sequence[Coroutine[Any, Any, Any]], owner: Any) -> list[Any]:
+        """What each coroutine returns or raises, in order; they run together, in the event loop of `owner`, a trainer
+        of TRL, which gets a new one where they keep it for ever."""
+        if not coroutines:
+            return []
+
+        async def limited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+            task = asyncio.ensure_future(coroutine)
+            done, _ = await asyncio.wait({task}, timeout=self.seconds)
+            if not done:
+                task.cancel()
+                raise TimedOut(f"did not end within {self.seconds:g} seconds")
+            return task.result()
+
+        async def together() -> list[Any]:
+            return await asyncio.gather(*map(limited, coroutines), return_exceptions=True)
+
+        future = asyncio.run_coroutine_threadsafe(together(), owner.async_loop)
+        try:
+            return future.result(self.seconds + _SLACK_SECONDS)
+        except FutureTimeout:
+            owner.async_loop_thread, owner.async_loop, owner.async_loop_ready_event = start_event_loop_in_daemon(
+                "tools"
+            )
+            owner.async_loop_ready_event.wait()
+            return [TimedOut(f"did not end within {self.seconds:g} seconds")] * len(coroutines)
+
+    def _abandon(self) -> None:
+        assert self._jobs is not None
+        assert self._thread is not None
+        assert self._thread.ident is not None
+        self._jobs.put(None)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit))
+        self._jobs = self._thread = None
+
+
+def _work(jobs: "SimpleQueue[Any]") -> None:
+    while (job := jobs.get()) is not None:
+        future, call = job
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001  (a user's code may raise anything, `sys.exit` too)
+            future.set_exception(error)
+        del job, future, call  # what they hold is not to live until the next one

@@ -1,0 +1,285 @@
+"""`VerifiersRollouts`: an environment of the package `verifiers` (0.1, class `Environment`) as a `rollout_func`.
+
+What is used of it: `environment.run_rollout(input, client, ...)`, which asks a client of ours for each turn. Rollouts
+run together in one event loop; when all of them wait for the model, it is asked for all. A turn goes on with the tokens
+of the turns before, as they were generated: only what the environment adds is turned into tokens.
+"""
+
+import asyncio
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from trl.chat_template_utils import add_response_schema, parse_response
+
+from svf_rl.errors import SVFError, one_line
+from svf_rl.generation import Completion
+from svf_rl.generation.prompts import encode_prompts
+
+if TYPE_CHECKING:
+    from svf_rl.training.trainer import SVFReinforceTrainer
+
+Message = dict[str, Any]
+
+_INPUT = ("answer", "info", "example_id")
+
+
+@dataclass
+class _Thread:
+    """What one rollout has said until now."""
+
+    prompt_ids: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    logprobs: list[float] | None = field(default_factory=list)
+    read: list[Message] = field(default_factory=list)
+    """The messages of the last request."""
+    said: Message | None = None
+    turns: int = 0
+
+
+class VerifiersRollouts:
+    """
+    A `rollout_func` for [`SVFReinforceTrainer`]; `environment_reward` is the reward that goes with it.
+
+    Args:
+        environment (`verifiers.Environment`): Of `verifiers` 0.1, with rewards of single rollouts. Its own rows are
+            `environment.get_dataset()`; those of another dataset need a column `prompt`, and what its rubric reads
+            (`answer`, `info`).
+
+    Raises:
+        SVFError: `verifiers` is not installed, or the environment compares the rollouts of a group.
+    """
+
+    def __init__(self, environment: Any) -> None:
+        try:
+            self._clients = importlib.import_module("verifiers.clients")
+            self._types = importlib.import_module("verifiers.types")
+            self._errors = importlib.import_module("verifiers.errors")
+        except ImportError as error:
+            raise SVFError(
+                f"environments of verifiers need that package, in a version 0.1: {one_line(error)}"
+            ) from error
+        if environment.requires_group_rollouts:
+            raise SVFError(
+                "the environment has rewards of a group of rollouts: only those of single ones are supported"
+            )
+        self._environment = environment
+        self.__name__ = type(environment).__name__
+
+    def __call__(self, prompts: list[Any], trainer: "SVFReinforceTrainer") -> dict[str, Any]:
+        args = trainer.args
+        if args.use_vllm and args.vllm_mode == "colocate" and args.vllm_tensor_parallel_size > 1:
+            raise SVFError("environments of verifiers do not go with vllm_tensor_parallel_size above 1: set it to 1")
+        return asyncio.run(self._play(prompts, trainer))
+
+    @staticmethod
+    def environment_reward(verifiers_reward: list[float | None], **_: Any) -> list[float | None]:
+        """What the environment's rubric gave; `None` where a rollout has failed."""
+        return verifiers_reward
+
+    async def _play(self, prompts: list[Any], trainer: "SVFReinforceTrainer") -> dict[str, Any]:
+        desk = _Desk(trainer, len(prompts), self._types, self._errors)
+        client = _client_of(self._clients.Client, desk)
+        rows = trainer.episodes.rows
+        played = [
+            asyncio.ensure_future(
+                self._environment.run_rollout(
+                    {"prompt": prompt, "example_id": i, **{key: row[key] for key in _INPUT if key in row}},
+                    client(i), "policy", {},
+                )
+            )
+            for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+        ]  # fmt: skip
+        for one in played:
+            one.add_done_callback(lambda _: desk.changed.set())
+        await desk.serve(played, trainer.args.tool_timeout)
+        outcomes = await asyncio.gather(*played, return_exceptions=True)
+        rewards = [_reward(outcome) for outcome in outcomes]
+        threads = [desk.whole(place, prompt) for place, prompt in enumerate(prompts)]
+        logprobs = [thread.logprobs for thread in threads]
+        return {
+            "prompt_ids": [thread.prompt_ids for thread in threads],
+            "completion_ids": [thread.ids for thread in threads],
+            "env_mask": [thread.mask for thread in threads],
+            "logprobs": None if any(row is None for row in logprobs) else logprobs,
+            "verifiers_reward": rewards,
+        }
+
+
+def _reward(outcome: Any) -> float | None:
+    if isinstance(outcome, SVFError):
+        raise outcome
+    if isinstance(outcome, BaseException) or outcome.get("error") is not None:
+        return None
+    return float(outcome["reward"])
+
+
+class _Desk:
+    """Where all rollouts ask for the model's next message."""
+
+    def __init__(self, trainer: "SVFReinforceTrainer", count: int, types: Any, errors: Any) -> None:
+        self._trainer, self._types, self._errors = trainer, types, errors
+        self._threads = [_Thread() for _ in range(count)]
+        self._asked: dict[int, tuple[list[Message], list[dict[str, Any]], asyncio.Future[Any]]] = {}
+        self.changed = asyncio.Event()
+
+    async def ask(self, place: int, prompt: Sequence[Any], tools: Sequence[Any] | None) -> Any:
+        """The answer to a rollout's request, once all others wait too."""
+        messages = [_wire(message) for message in prompt]
+        shown = [_schema(tool) for tool in tools or ()]
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked[place] = (messages, shown, answer)
+        self.changed.set()
+        return await answer
+
+    async def serve(self, played: Sequence[asyncio.Future[Any]], seconds: float) -> None:
+        """Answer until all have ended. One that neither ends nor asks within `seconds` is cancelled."""
+        while running := [place for place, one in enumerate(played) if not one.done()]:
+            if all(place in self._asked for place in running):
+                self._answer()
+                continue
+            self.changed.clear()
+            try:
+                await asyncio.wait_for(self.changed.wait(), seconds)
+            except TimeoutError:
+                for place in running:
+                    if place not in self._asked:
+                        played[place].cancel()
+
+    def _answer(self) -> None:
+        asked, self._asked = self._asked, {}
+        ready: list[tuple[int, list[dict[str, Any]], asyncio.Future[Any]]] = []
+        for place, (messages, tools, answer) in sorted(asked.items()):
+            if answer.done():
+                continue
+            if self._take_in(place, messages, tools):
+                ready.append((place, tools, answer))
+            else:
+                answer.set_exception(self._errors.OverlongPromptError("the episode has outgrown max_completion_length"))
+        by_turn: dict[int, list[int]] = {}
+        for place, *_ in ready:
+            by_turn.setdefault(self._threads[place].turns, []).append(place)
+        found: dict[int, Completion] = {}
+        for turn, places in by_turn.items():
+            prompts = [self._threads[place].prompt_ids + self._threads[place].ids for place in places]
+            room = max(self._room(place) for place in places)
+            found |= zip(places, self._trainer.generate(prompts, places, turn, room), strict=True)
+        for place, tools, answer in ready:
+            answer.set_result(self._response(place, found[place], tools))
+
+    def _room(self, place: int) -> int:
+        return int(self._trainer.args.max_completion_length) - len(self._threads[place].ids)
+
+    def _take_in(self, place: int, messages: list[Message], tools: list[dict[str, Any]]) -> bool:
+        """Whether there is room for what the environment has said and for an answer."""
+        thread, trainer = self._threads[place], self._trainer
+        if thread.said is None:
+            template = {"chat_template": trainer.chat_template, **trainer.chat_template_kwargs}
+            shown = {"tools": tools} if tools else {}
+            (thread.prompt_ids,) = encode_prompts(trainer._tokenizer, [messages], **template, **shown)
+        else:
+            before = len(thread.read)
+            new = messages[before + 1 :]
+            if messages[:before] != thread.read or not new:
+                raise SVFError("the environment rewrites its messages between turns, which is not supported")
+            names = {call["id"]: call["function"]["name"] for call in thread.said.get("tool_calls") or ()}
+            named = [{"name": names.get(message.get("tool_call_id"), "tool"), **message} for message in new]
+            suffix = trainer._get_tool_suffix_ids(named)
+            if len(suffix) >= self._room(place):
+                return False
+            thread.ids += suffix
+            thread.mask += [0] * len(suffix)
+            if thread.logprobs is not None:
+                thread.logprobs += [0.0] * len(suffix)
+        thread.read = messages
+        return True
+
+    def _response(self, place: int, completion: Completion, tools: list[dict[str, Any]]) -> Any:
+        thread, tokenizer, types = self._threads[place], self._trainer._tokenizer, self._types
+        if tools and not (getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)):
+            add_response_schema(tokenizer)
+        room, read = self._room(place), thread.prompt_ids + thread.ids
+        ids = completion.token_ids[:room]
+        finished = completion.finished and len(completion.token_ids) <= room
+        thread.ids += ids
+        thread.mask += [1] * len(ids)
+        own = completion.logprobs
+        thread.logprobs = None if own is None or thread.logprobs is None else thread.logprobs + own[:room]
+        thread.turns += 1
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        said = parse_response(tokenizer, ids, prefix=read, tools=tools) if tools else {"content": text}
+        thread.said = said
+        calls = [call["function"] | {"call": call} for call in said.get("tool_calls") or () if "function" in call]
+        for number, call in enumerate(calls):
+            call["call"]["id"] = f"call_{place}_{thread.turns}_{number}"
+        message = types.ResponseMessage(
+            content=said["content"],
+            tool_calls=[
+                types.ToolCall(id=call["call"]["id"], name=call["name"], arguments=json.dumps(call["arguments"]))
+                for call in calls
+            ]
+            or None,
+            finish_reason=("tool_calls" if calls else "stop") if finished else "length",
+            is_truncated=not finished,
+        )
+        usage = types.Usage(
+            prompt_tokens=len(read), reasoning_tokens=0, completion_tokens=len(ids), total_tokens=len(read) + len(ids)
+        )
+        return types.Response(id=f"{place}_{thread.turns}", created=0, model="policy", usage=usage, message=message)
+
+    def whole(self, place: int, prompt: list[Message]) -> _Thread:
+        """What a rollout came to; one that has asked for nothing has a token that does not count."""
+        thread = self._threads[place]
+        if not thread.prompt_ids:
+            thread.prompt_ids = self._trainer.tokenize([prompt])[0]
+        if not thread.ids:
+            thread.ids, thread.mask, thread.logprobs = [self._trainer._tokenizer.eos_token_id], [0], [0.0]
+        return thread
+
+
+def _client_of(base: Any, desk: _Desk) -> Any:
+    """The class of a rollout's client."""
+
+    class Client(base):
+        def __init__(self, place: int) -> None:
+            super().__init__(None)
+            self._place = place
+
+        async def get_response(self, prompt: Any, model: str, sampling_args: Any, tools: Any = None, **_: Any) -> Any:
+            return await desk.ask(self._place, prompt, tools)
+
+        def setup_client(self, config: Any) -> None: ...
+
+        async def to_native_tool(self, tool: Any) -> None: ...
+
+        async def to_native_prompt(self, messages: Any) -> None: ...
+
+        async def get_native_response(self, *_: Any, **__: Any) -> None: ...
+
+        async def raise_from_native_response(self, response: Any) -> None: ...
+
+        async def from_native_response(self, response: Any) -> None: ...
+
+        async def close(self) -> None: ...
+
+    return Client
+
+
+def _wire(message: Any) -> Message:
+    """A message as chat templates take it."""
+    plain = dict(message) if isinstance(message, Mapping) else message.model_dump(exclude_none=True)
+    calls = plain.pop("tool_calls", None)
+    if calls:
+        plain["tool_calls"] = [
+            {"type": "function", "function": {"name": call["name"], "arguments": json.loads(call["arguments"])}}
+            for call in calls
+        ]
+    return plain
+
+
+def _schema(tool: Any) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}

@@ -1,0 +1,331 @@
+"""What a user's tools and environments do wrong costs a sample, and not the run."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from episode_parts import Counter, Echo, Scripted, acting, add, by_length, questions
+from fakes import FakeGenerator, refusal
+
+from svf_rl.errors import SVFError
+from svf_rl.generation import Completion
+
+__all__ = ["acting"]
+
+Make = Callable[..., Any]
+
+
+def saying(tokenizer: Any, *turns: str) -> FakeGenerator:
+    """Says the same in each episode: one of `turns` after the other, by the number of the assistant's turns."""
+    marker = tokenizer.convert_tokens_to_ids("<|assistant|>")
+
+    def answer(prompts: Any, sampling: Any, seeds: Any) -> list[Completion]:
+        found = []
+        for prompt in prompts:
+            text = turns[min(list(prompt).count(marker), len(turns)) - 1]
+            ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+            found.append(Completion(ids[: sampling.max_tokens], None, len(ids) <= sampling.max_tokens))
+        return found
+
+    return FakeGenerator(answer)
+
+
+def last_line(trainer: Any) -> dict[str, float]:
+    return [line for line in trainer.state.log_history if "reward" in line][-1]
+
+
+def busy() -> str:
+    """Never ends."""
+    while True:
+        pass
+
+
+def asleep() -> str:
+    """Never ends."""
+    time.sleep(60)
+    return ""
+
+
+async def waiting() -> str:
+    """Never ends."""
+    await asyncio.sleep(60)
+    return ""
+
+
+async def blocking() -> str:
+    """Never ends, and lets nothing else run."""
+    time.sleep(60)
+    return ""
+
+
+def leaves() -> str:
+    """Wants to end everything."""
+    raise SystemExit(0)
+
+
+def wrong() -> str:
+    """Is set up wrongly."""
+    raise SVFError("install it first")
+
+
+@pytest.mark.parametrize("tool", [busy, asleep, waiting, blocking], ids=lambda tool: tool.__name__)
+def test_a_tool_that_never_ends_is_ended(
+    tool: Any, acting: Make, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("svf_rl.training.user_calls._SLACK_SECONDS", 0.3)
+    seen: list[Any] = []
+
+    def reward(completions: Any, **_: Any) -> list[float]:
+        seen.extend(completions)
+        return by_length(completions)
+
+    generator = saying(tokenizer, f'@{tool.__name__} {{}}@add {{"a": 1, "b": 1}}', "so be it")
+    trainer = acting(
+        questions(), reward, generator, tools=[tool, add], tool_timeout=0.1, per_device_train_batch_size=2,
+        num_generations=2, max_completion_length=80,
+    )  # fmt: skip
+    trainer.train()
+    said = {message["content"] for message in seen[0] if message["role"] == "tool"}
+    assert said == {"2", str({"error": f"{tool.__name__} did not end within 0.1 seconds"})}
+    assert seen[0][-1] == {"role": "assistant", "content": "so be it"}
+    line = last_line(trainer)
+    assert line["tools/call_frequency"] == 2
+    assert line["tools/failure_frequency"] == line["tools/timeout_frequency"] == 0.5
+
+
+def test_what_is_left_behind_ends_where_it_can() -> None:
+    from svf_rl.training.user_calls import TimedOut, UserCalls
+
+    calls, others = UserCalls(0.1), set(threading.enumerate())
+    with pytest.raises(TimedOut):
+        calls.call(busy)
+    thread = next(one for one in threading.enumerate() if one not in others)
+    thread.join(5)
+    assert not thread.is_alive()
+    assert calls.call(lambda: 5) == 5
+
+
+def test_calls_share_a_thread(acting: Make, tokenizer: Any) -> None:
+    """What belongs to it, such as a connection of sqlite3, can be made in `reset` and used in a tool."""
+    threads: set[int] = set()
+
+    class World:
+        def __init__(self) -> None:
+            threads.add(threading.get_ident())
+
+        def reset(self, **_: Any) -> None:
+            threads.add(threading.get_ident())
+
+        def look(self) -> str:
+            """Look."""
+            threads.add(threading.get_ident())
+            return "x"
+
+        def get_reward(self) -> float:
+            threads.add(threading.get_ident())
+            return 1.0
+
+    acting(questions(), [], saying(tokenizer, "@look {}", "y"), environment_factory=World).train()
+    assert len(threads) == 1
+    assert threads != {threading.get_ident()}
+
+
+def test_a_tool_cannot_end_the_run(acting: Make, tokenizer: Any) -> None:
+    trainer = acting(questions(), by_length, saying(tokenizer, "@leaves {}", "no"), tools=[leaves])
+    trainer.train()
+    assert last_line(trainer)["tools/failure_frequency"] == 1
+
+
+def test_a_tool_that_is_set_up_wrongly_does(acting: Make, tokenizer: Any) -> None:
+    trainer = acting(questions(), by_length, saying(tokenizer, "@wrong {}", "no"), tools=[wrong])
+    assert refusal(trainer.train) == "install it first"
+
+
+class Broken(Counter):
+    """Fails on the rows that say where."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        Broken.made += 1
+
+    def reset(self, fails: str = "", start: int = 0, **_: Any) -> str | None:
+        self.fails = fails
+        if fails == "reset":
+            raise RuntimeError("no world")
+        if fails == "endless reset":
+            time.sleep(60)
+        return super().reset(start)
+
+    def get_reward(self) -> float:
+        if self.fails == "reward":
+            raise KeyError("no reward")
+        if self.fails == "endless reward":
+            time.sleep(60)
+        return super().get_reward()
+
+
+@pytest.mark.parametrize("fails", ["reset", "endless reset", "reward", "endless reward"])
+def test_a_sample_whose_environment_fails_takes_no_part(
+    fails: str, acting: Make, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    Broken.made = 0
+    rows = questions(8, fails=lambda i: fails if i == 3 else "", start=lambda i: i % 2)
+    trainer = acting(
+        rows, by_length, environment_factory=Broken, per_device_train_batch_size=16, num_generations=2,
+        tool_timeout=0.1, max_steps=2, beta=0.1,
+    )  # fmt: skip
+    scored: list[tuple[torch.Tensor, torch.Tensor]] = []
+    inner = trainer._make_batch
+
+    def make_batch(rollout: Any, rewards: torch.Tensor, total: torch.Tensor) -> Any:
+        scored.append((rewards, total))
+        return inner(rollout, rewards, total)
+
+    trainer._make_batch = make_batch
+    trainer.train()
+    for rewards, total in scored:
+        assert total.isnan().sum() == 2
+        assert rewards[total.isnan()].isnan().all()
+    line = last_line(trainer)
+    assert line["environments/failure_frequency"] == line["unscorable"] == 2 / 16
+    assert torch.isfinite(torch.tensor(line["loss"]))
+    said = [record.getMessage() for record in caplog.records if "take no part" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("Broken.reset" if "reset" in fails else "Broken.get_reward")
+    assert Broken.made == (16 + (2 if "endless" in fails else 0))
+
+
+def test_where_all_environments_fail_the_run_goes_on(acting: Make) -> None:
+    rows = questions(8, fails=lambda i: "reset")
+    trainer = acting(
+        rows, [], environment_factory=Broken, per_device_train_batch_size=4, num_generations=2, max_steps=2
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert not trainer.generator.requests
+    assert last_line(trainer)["unscorable"] == 1
+
+
+def test_an_episode_that_outgrows_the_context_is_cut_and_counted(
+    acting: Make, tokenizer: Any, tiny_llama: Make
+) -> None:
+    def much(count: int) -> str:
+        """
+        Say much.
+
+        Args:
+            count: How much.
+        """
+        return "word " * count
+
+    rollouts = []
+    for call, limit in (('@much {"count": 3}', 40), ('@much {"count": 90}', 100), ('@much {"count": 60}', 300)):
+        trainer = acting(
+            questions(), by_length, saying(tokenizer, call, "a long answer that needs many tokens, all of them"),
+            tools=[much], max_completion_length=limit, per_device_train_batch_size=2, num_generations=2,
+            mask_truncated_completions=True,
+        )  # fmt: skip
+        inner = trainer._make_batch
+        trainer._make_batch = lambda rollout, *others, inner=inner: rollouts.append(rollout) or inner(rollout, *others)
+        trainer.train()
+        line = last_line(trainer)
+        assert line["tools/outgrown_ratio"] == line["completions/clipped_ratio"] == 1
+        assert line["loss"] == 0  # left out
+        assert all(len(ids) <= limit for ids in rollouts[-1].completion_ids)
+    cut, dropped, positions = (rollout.completions[0] for rollout in rollouts)
+    assert [message["role"] for message in cut] == ["assistant", "tool", "assistant"]
+    assert len(rollouts[0].completion_ids[0]) == 40
+    assert [message["role"] for message in dropped] == ["assistant"]  # what the tool said has no room
+    assert [message["role"] for message in positions] == ["assistant"]  # of 128 positions
+
+
+def test_whatever_a_model_gives_as_arguments_can_be_logged(acting: Make, tokenizer: Any) -> None:
+    texts = ('@add {"a": 1, "b": 2}', '@add {"a": "x", "b": [1]}', "@add {}", '@nothing {"a": {"b": null}}', "none")
+    drawn = iter(range(1000))
+
+    def answer(prompts: Any, sampling: Any, seeds: Any) -> list[Completion]:
+        ids = [tokenizer.encode(texts[next(drawn) % 5], add_special_tokens=False) for _ in prompts]
+        return [Completion([*own, tokenizer.eos_token_id], None, True) for own in ids]
+
+    trainer = acting(questions(), by_length, FakeGenerator(answer), tools=[add], log_completions=True, max_steps=2)
+    trainer.train()
+    first, _ = sorted((Path(trainer.args.output_dir) / "completions").glob("*.parquet"))
+    calls = [completion[0]["tool_calls"] for completion in pd.read_parquet(first)["completion"]]
+    calls = [own[0]["function"]["arguments"] for own in calls if own is not None]
+    assert '{"a": "x", "b": [1]}' in calls
+
+
+# ---- refused before the run ------------------------------------------------------------------------------------------
+
+
+def untold(a):  # type: ignore[no-untyped-def]
+    return a
+
+
+class Later(Counter):
+    async def reset(self, **_: Any) -> None:  # type: ignore[override]
+        pass
+
+
+def failing() -> Any:
+    raise OSError("no port")
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "said"),
+    [
+        (questions(), {"tools": [untold]}, "tool untold: "),
+        (questions(), {"tools": add}, "tools is a function: give a list of functions"),
+        (questions(), {"environment_factory": dict}, "environment_factory makes a dict, which has no method reset"),
+        (questions(), {"environment_factory": Later}, "environment_factory makes a Later, which has no method reset"),
+        (questions(), {"environment_factory": 3}, "environment_factory is a int: give a class"),
+        (questions(), {"environment_factory": {}}, "environment_factory is an empty dict"),
+        (questions(), {"environment_factory": failing}, "could not be made: it raised OSError: no port"),
+        (questions(), {"environment_factory": {"a": Counter}}, "train_dataset has no column 'environment'"),
+        (
+            questions(environment=lambda i: "b"), {"environment_factory": {"a": Counter}},
+            "train_dataset: environment 'b' is not among those of environment_factory: a",
+        ),
+        (None, {"environment_factory": {"a": Counter}}, "requires a `train_dataset`"),
+        (None, {"environment_factory": Counter, "max_steps": -1}, "`max_steps` must be set"),
+        (questions(), {"environment_factory": Echo, "rewards": []}, "No reward source provided"),
+    ],
+)  # fmt: skip
+def test_refused_in_one_line(acting: Make, rows: Any, arguments: Any, said: str) -> None:
+    given = {"rewards": by_length, **arguments}
+    assert said in refusal(acting, rows, given.pop("rewards"), **given)
+
+
+def test_prompts_are_conversations(acting: Make) -> None:
+    from datasets import Dataset
+
+    texts = Dataset.from_list([{"prompt": "How many?"}] * 8)
+    assert "tools and environments need conversations as prompts" in refusal(acting, texts, by_length, tools=[add])
+
+
+def test_a_chat_template_without_tools(acting: Make, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert "does not support tool calling" in refusal(acting, questions(), by_length, tools=[add])
+
+
+def test_what_an_environment_returns_is_checked(acting: Make) -> None:
+    class Odd(Counter):
+        def reset(self, **_: Any) -> Any:
+            return 5
+
+    class Rich(Counter):
+        def get_reward(self) -> Any:
+            return "much"
+
+    trainer = acting(questions(), by_length, environment_factory=Odd)
+    assert "Odd.reset returned int: return a text for the prompt, or None" in refusal(trainer.train)
+    trainer = acting(questions(), by_length, environment_factory=Rich)
+    assert "Rich.get_reward returned 'much': return a number, or None" in refusal(trainer.train)
+    assert isinstance(trainer.generator, Scripted)

@@ -1,0 +1,127 @@
+"""Environments of the package `verifiers`, where it is installed (see docs/guides/tools.md)."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from episode_parts import acting
+from fakes import FakeGenerator, refusal
+
+from svf_rl.generation import Completion, sample_seed
+from svf_rl.quickstart.tool_skill import calc
+from svf_rl.training.verifiers_rollouts import VerifiersRollouts
+
+__all__ = ["acting"]
+
+Make = Callable[..., Any]
+
+
+def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "verifiers.clients", None)
+    assert "need that package, in a version 0.1" in refusal(VerifiersRollouts, object())
+
+
+@pytest.fixture
+def package() -> Any:
+    return pytest.importorskip("verifiers.envs.tool_env") and __import__("verifiers")
+
+
+def rows_of(count: int = 8) -> list[dict[str, Any]]:
+    return [{"question": f"What is {20 + i} times 12?", "answer": str((20 + i) * 12)} for i in range(count)]
+
+
+async def is_right(completion: Any, answer: str, **_: Any) -> float:
+    return float(str(completion[-1].content).endswith(f"#### {answer}"))
+
+
+def calls(tokenizer: Any, marker: str = "<|assistant|>") -> FakeGenerator:
+    """Asks the calculator for what is in the prompt, and says what it said."""
+
+    def answer(prompts: Any, sampling: Any, seeds: Any) -> list[Completion]:
+        found = []
+        for prompt in prompts:
+            text = tokenizer.decode(prompt)
+            if text.count(marker) == 1:
+                said = f'@calc {{"sum": "{"*".join(re.findall("[0-9]+", text))}"}}'
+            else:
+                said = "#### " + text.rpartition("<|system|>")[2].partition("<|end|>")[0]
+            ids = [*tokenizer.encode(said, add_special_tokens=False), tokenizer.eos_token_id]
+            found.append(Completion(ids[: sampling.max_tokens], [-0.1] * len(ids), len(ids) <= sampling.max_tokens))
+        return found
+
+    return FakeGenerator(answer)
+
+
+def test_a_tool_environment_of_the_package_is_played(package: Any, acting: Make, tokenizer: Any) -> None:
+    from datasets import Dataset
+
+    environment = package.ToolEnv(
+        dataset=Dataset.from_list(rows_of()), tools=[calc], rubric=package.Rubric(funcs=[is_right]), max_turns=4
+    )
+    rollouts, seeds = VerifiersRollouts(environment), []
+    generator = calls(tokenizer)
+    inner = generator._answer
+    generator._answer = lambda prompts, sampling, own: seeds.append(list(own)) or inner(prompts, sampling, own)
+    batches: list[Any] = []
+    trainer = acting(
+        environment.get_dataset(), rollouts.environment_reward, generator, rollout_func=rollouts, seed=4,
+        max_completion_length=80,
+    )  # fmt: skip
+    loss = trainer._loss_of
+    trainer._loss_of = lambda model, batch: batches.append(batch) or loss(model, batch)
+    trainer.train()
+    (line,) = [line for line in trainer.state.log_history if "reward" in line]
+    assert line["reward"] == 1
+    for turn, own in enumerate(seeds):
+        assert own == [sample_seed(4, "train", 0, place, turn) for place in range(8)]
+    (batch,) = batches
+    for ids, mask in zip(batch["completion_ids"], batch["completion_mask"] * batch["tool_mask"], strict=True):
+        whole, own = tokenizer.decode(ids[: len(ids)]), tokenizer.decode(ids[mask.bool()])
+        said = own.split("<|end|>")[1].removeprefix("#### ")
+        assert own.startswith("@calc")
+        assert whole.startswith(own.partition("<|end|>")[0] + f"<|end|><|system|>{said}<|end|><|assistant|>#### {said}")
+
+
+def test_a_conversation_of_the_package_is_played(package: Any, acting: Make, tokenizer: Any) -> None:
+    """With a user who answers, and rollouts that fail, hang, and outgrow the context."""
+    from datasets import Dataset
+
+    class Talk(package.MultiTurnEnv):
+        async def env_response(self, messages: Any, state: Any, **_: Any) -> Any:
+            if state["answer"] == "3":
+                raise package.Error("broken")
+            if state["answer"] == "4":
+                await asyncio.sleep(60)
+            more = "word " * (100 if state["answer"] == "5" else 1)
+            return [{"role": "user", "content": f"and then? {more}"}]
+
+    async def turns(state: Any, **_: Any) -> float:
+        return float(len(state["trajectory"]))
+
+    environment = Talk(
+        dataset=Dataset.from_list([{"question": "Go on.", "answer": str(i)} for i in range(8)]),
+        rubric=package.Rubric(funcs=[turns]), max_turns=3,
+    )  # fmt: skip
+    rollouts = VerifiersRollouts(environment)
+    ids = [*tokenizer.encode("yes", add_special_tokens=False), tokenizer.eos_token_id]
+    generator = FakeGenerator(lambda prompts, *_: [Completion(list(ids), None, True) for _ in prompts])
+    trainer = acting(
+        environment.get_dataset(), rollouts.environment_reward, generator, rollout_func=rollouts, tool_timeout=0.3,
+        max_completion_length=60, num_generations=2, per_device_train_batch_size=16, shuffle_dataset=False,
+    )  # fmt: skip
+    seen: list[Any] = []
+    inner = trainer._make_batch
+    trainer._make_batch = lambda rollout, rewards, total: (
+        seen.append((rollout, total)) or inner(rollout, rewards, total)
+    )
+    trainer.train()
+    ((rollout, total),) = seen
+    found = total.view(8, 2)[:, 0].tolist()
+    assert [found[i] for i in (0, 1, 2, 6, 7)] == [3.0] * 5
+    assert total.isnan().sum() == 4
+    assert found[5] == 1.0  # what the environment said had no room
+    words = tokenizer.decode(rollout.completion_ids[0])
+    assert words.startswith("yes<|end|><|user|>and then? word")
+    assert words.count("yes") == 3
