@@ -2,7 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,8 @@ def load_episodes(arguments: EpisodeArguments) -> EpisodeParts:
     """Load what the recipe names. Raises `SVFError` for what is not there, a function that a model cannot be told of,
     or a class that is no environment."""
     names = [arguments.tools] if isinstance(arguments.tools, str) else arguments.tools or []
-    tools = [_load_tool(name) for name in names]
+    with _names_key("tools"):
+        tools = [_load_tool(name) for name in names]
     given = [tool.__name__ for tool in tools]
     twice = [name for name in given if given.count(name) > 1]
     if twice:
@@ -83,11 +85,23 @@ def load_episodes(arguments: EpisodeArguments) -> EpisodeParts:
     if isinstance(arguments.environment, Mapping):
         if not arguments.environment:
             raise SVFError("environment is empty: leave it out, or name at least one")
-        factory = {name: _load_environment(spec) for name, spec in arguments.environment.items()}
+        with _names_key("environment"):
+            factory = {name: _load_environment(spec) for name, spec in arguments.environment.items()}
     elif arguments.environment is not None:
-        factory = _load_environment(arguments.environment)
-    rollout = None if arguments.rollout_func is None else load_function(arguments.rollout_func, "rollout function")
+        with _names_key("environment"):
+            factory = _load_environment(arguments.environment)
+    with _names_key("rollout_func"):
+        rollout = None if arguments.rollout_func is None else load_function(arguments.rollout_func, "rollout function")
     return EpisodeParts(tools or None, factory, rollout)
+
+
+@contextmanager
+def _names_key(key: str) -> Iterator[None]:
+    """Within it errors begin with the key of the recipe."""
+    try:
+        yield
+    except SVFError as error:
+        raise SVFError(f"{key}: {error}") from error
 
 
 def check_tool(tool: Callable[..., Any]) -> None:

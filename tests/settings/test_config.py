@@ -50,7 +50,7 @@ def test_every_option_of_grpo_is_either_refused_or_known_to_work() -> None:
         "top_p", "top_k", "min_p", "generation_kwargs", "chat_template_kwargs", "repetition_penalty", "use_vllm",
         "vllm_mode", "vllm_server_base_url", "vllm_server_timeout", "vllm_tensor_parallel_size",
         "vllm_enable_sleep_mode", "vllm_gpu_memory_utilization", "vllm_max_model_length", "beta", "num_iterations",
-        "reward_weights", "mask_truncated_completions", "vllm_importance_sampling_correction",
+        "entropy_coef", "reward_weights", "mask_truncated_completions", "vllm_importance_sampling_correction",
         "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min",
         "log_completions", "num_completions_to_print", "log_unique_prompts", "log_completions_hub_repo",
         "max_tool_calling_iterations", "log_multimodal",  # images are refused where they come up
