@@ -63,6 +63,7 @@ def make_trainer(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path)
         eval_items: int = 0,
         callbacks: Any = None,
         trainer_class: Any = None,
+        train_rows: Any = None,
         **settings: Any,
     ) -> Any:
         from datasets import Dataset
@@ -82,7 +83,7 @@ def make_trainer(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path)
             tiny_llama() if model is None else model,
             reward,
             SVFReinforceConfig(**{**defaults, **settings}),
-            Dataset.from_list(rows[:16]),
+            Dataset.from_list(rows[:16]) if train_rows is None else train_rows,
             Dataset.from_list(rows[16 : 16 + eval_items]) if eval_items else None,
             tokenizer,
             peft_config=SVFConfig(task_type="CAUSAL_LM") if peft_config is None else peft_config or None,

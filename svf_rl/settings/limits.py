@@ -21,10 +21,10 @@ _INTERVALS = {
     "[1, inf)": "lora_r lora_alpha per_device_train_batch_size gradient_accumulation_steps generation_batch_size "
     "steps_per_generation num_generations num_iterations torch_empty_cache_steps ddp_bucket_cap_mb ddp_timeout "
     "max_completion_length pad_to_multiple_of vllm_max_model_length early_stopping_patience num_completions_to_print "
-    "print_completions_steps dataloader_prefetch_factor max_tool_calling_iterations",
+    "print_completions_steps dataloader_prefetch_factor max_tool_calling_iterations curriculum_updates",
     "[0, 1]": "min_p",
     "[0, 1)": "adam_beta1 adam_beta2 lora_dropout",
-    "(0, 1]": "vllm_gpu_memory_utilization",
+    "(0, 1]": "vllm_gpu_memory_utilization curriculum_accuracy",
     "(0, 1)": "validation_share",
     "[0, 4294967295]": "seed data_seed",  # those of NumPy
     "[0, 256]": "dataloader_num_workers",

@@ -43,6 +43,11 @@ class TaskOptions:
         None,
         "Task reasoning_gym: the data set's own settings, as in {min_words: 2, max_words: 3}; in a mixture by set.",
     )
+    curriculum: dict[str, list[Any]] | None = described(
+        None,
+        "Task reasoning_gym: settings of the data set by level, as in {min_words: [2, 3], max_words: [2, 4]}; training "
+        "starts at the first and goes on to the next by curriculum_accuracy. Other rows are of the last level.",
+    )
     shots: int = described(
         0,
         "Worked examples before each question, as turns of the conversation: the first training rows, which are then "

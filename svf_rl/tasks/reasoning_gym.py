@@ -17,6 +17,8 @@ proportions are a `mixture` of `reasoning_gym:word_sorting` and the like.
   data set's own scorer with its partial scores, from `entry` (data set, configuration and position, as JSON), in a
   mixture without them. `exact_match` reads `answer`
 - target: the answer
+- curriculum: `curriculum: {min_words: [2, 3], max_words: [2, 4]}` has training rows of each level, of which training
+  takes the next when it is good at one; validation and test rows are of the last
 - metric: accuracy
 """
 
@@ -25,7 +27,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards.verifiers.reasoning_gym import make_entries
@@ -34,22 +36,53 @@ from svf_rl.tasks.task import RewardSpec, Splits, Task, chat
 
 ITEMS = {"train": 1024, "validation": 128, "test": 512}
 _TENTHS = {"validation": 1, "test": 3}  # the first of ten, the two after it; training has the rest
+LEVEL = "curriculum_level"
 _AT_ONCE = 64
 # Entries in a row without a new question, after which there are no more
 _PATIENCE = 1024
 
 
 def read(options: TaskOptions) -> Splits:
-    """`prompt`, `answer`, `target`, `entry`."""
+    """`prompt`, `answer`, `target`, `entry`; with a curriculum, training rows have their level too."""
     if not options.dataset:
         raise SVFError("task reasoning_gym needs the name of a data set, as in dataset: word_sorting")
     wanted = {split: getattr(options, f"{split}_items") or default for split, default in ITEMS.items()}
     wanted["train"] += options.shots
-    rows = _draw(options.dataset, options.config or {}, wanted)
+    levels = _levels(options)
+    *others, last = levels
+    splits: Splits = {split: _table(options, last, rows) for split, rows in _drawn(options, last, wanted).items()}
+    if others:  # what a run is tested on is of the last level
+        wanted = {"train": -(-wanted["train"] // len(levels))}
+        train = [_table(options, level, _drawn(options, level, wanted)["train"]) for level in levels]
+        order = sorted((place, level) for level, rows in enumerate(train) for place in range(len(rows)))
+        starts = [sum(map(len, train[:level])) for level in range(len(train))]
+        rows = concatenate_datasets([rows.add_column(LEVEL, [level] * len(rows)) for level, rows in enumerate(train)])
+        splits["train"] = rows.select([starts[level] + place for place, level in order])  # levels in turn
+    return splits
+
+
+def _levels(options: TaskOptions) -> list[dict[str, Any]]:
+    """The configurations of the curriculum, or the only one."""
+    given = options.curriculum
+    if not given:
+        return [dict(options.config or {})]
+    lengths = {len(values) if isinstance(values, list) else 0 for values in given.values()}
+    if len(lengths) != 1 or min(lengths) < 2:
+        raise SVFError("curriculum must have a list of at least two values for each setting, all of one length")
+    return [
+        {**(options.config or {}), **{key: values[level] for key, values in given.items()}} for level in range(*lengths)
+    ]
+
+
+def _drawn(
+    options: TaskOptions, config: Mapping[str, Any], wanted: Mapping[str, int]
+) -> dict[str, list[dict[str, Any]]]:
+    assert options.dataset is not None
+    rows = _draw(options.dataset, config, wanted)
     for split, found in rows.items():
         if not found:
             raise SVFError(f"reasoning-gym's {options.dataset} has too few different questions for a {split} split")
-    return {split: _table(options, found) for split, found in rows.items()}
+    return rows
 
 
 def split_of(question: str) -> str:
@@ -68,9 +101,9 @@ def _draw(dataset: str, config: Mapping[str, Any], wanted: Mapping[str, int]) ->
         if question not in seen:
             seen.add(question)
             last_new = position
-            found = rows[split_of(question)]
-            if len(found) < wanted[split_of(question)]:
-                found.append({**entry, "position": position})
+            split = split_of(question)
+            if split in wanted and len(rows[split]) < wanted[split]:
+                rows[split].append({**entry, "position": position})
         if all(len(rows[split]) == count for split, count in wanted.items()) or position - last_new > _PATIENCE:
             return rows
     raise AssertionError("entries do not end")
@@ -83,8 +116,8 @@ def _entries(dataset: str, config: Mapping[str, Any]) -> Iterator[tuple[int, dic
         first, count = first + count, min(2 * count, _AT_ONCE)
 
 
-def _table(options: TaskOptions, rows: list[dict[str, Any]]) -> Dataset:
-    named = {"dataset": options.dataset, "config": options.config or {}}
+def _table(options: TaskOptions, config: Mapping[str, Any], rows: list[dict[str, Any]]) -> Dataset:
+    named = {"dataset": options.dataset, "config": dict(config)}
     answers = [row["answer"] for row in rows]
     columns = {
         "prompt": [chat(row["question"], options.system_prompt) for row in rows],

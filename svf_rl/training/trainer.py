@@ -43,6 +43,7 @@ from svf_rl.settings.config import SVFReinforceConfig, hide_from_trl
 from svf_rl.training.argument_checks import check_arguments, own_settings
 from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
+from svf_rl.training.curriculum import LEVEL, Curriculum
 from svf_rl.training.decay import decay_towards_identity
 from svf_rl.training.episode_checks import check_episodes, check_functions, checked_factories, one_line_of_trl
 from svf_rl.training.episodes import Episodes
@@ -201,6 +202,14 @@ class SVFReinforceTrainer(GRPOTrainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.add_callback(HealthWarnings())
+        self.curriculum: Curriculum | None = None
+        if train_dataset is not None and LEVEL in train_dataset.column_names:
+            if args.objective == "next_token":
+                raise SVFError("a curriculum goes by rewards, of which objective: next_token has none: remove it")
+            self.curriculum = Curriculum(
+                train_dataset, args.curriculum_accuracy, args.curriculum_updates, args.correct_threshold
+            )
+            self.add_callback(self.curriculum)
         if self.is_deepspeed_enabled:  # which has put the model in its place only then
             self.add_callback(OnTrainBegin(partial(check_start, self, generator is None)))
         else:
@@ -351,11 +360,17 @@ class SVFReinforceTrainer(GRPOTrainer):
         """TRL's generates with its own engine, knows no stop strings, and computes GRPO's advantages and ratios."""
         if "image" in inputs[0] or "images" in inputs[0]:
             raise SVFError("images are not supported: use a text dataset")
+        if self.curriculum is not None:
+            self.recorder.add("curriculum/level", self.curriculum.level)
+            inputs = self.curriculum.at_level(inputs)
         rollout = self._roll_out(inputs)
         self.recorder.add_lengths(rollout)
         if rollout.counts is not None:
             self.recorder.add_episodes(rollout.counts)
-        return self._make_batch(rollout, *self._score_rollout(inputs, rollout))
+        rewards, total = self._score_rollout(inputs, rollout)
+        if self.curriculum is not None:
+            self.curriculum.take(rewards[:, 0])
+        return self._make_batch(rollout, rewards, total)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's shuffles completions over the micro-batches of a step, where those of a prompt can share its pass."""

@@ -1,0 +1,60 @@
+"""A curriculum: training rows of several levels, of which the next is taken when the accuracy on one is high enough."""
+
+from collections.abc import Sequence
+from typing import Any
+from zlib import crc32
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from svf_rl.tasks.reasoning_gym import LEVEL
+
+
+class Curriculum(TrainerCallback, ExportableState):
+    """
+    Which rows a run trains on. Its state is saved with checkpoints.
+
+    Args:
+        rows (`Dataset`): Training rows, with a column `curriculum_level`, from 0 on.
+        accuracy (`float`): A level is left when this share of the completions was right.
+        updates (`int`): It is the mean over so many updates.
+        threshold (`float`): The first reward from which on a completion is right.
+    """
+
+    def __init__(self, rows: Dataset, accuracy: float, updates: int, threshold: float):
+        self._rows, self._accuracy, self._updates, self._threshold = rows, accuracy, updates, threshold
+        self._of_level: dict[int, list[int]] = {}
+        for index, level in enumerate(rows[LEVEL]):
+            self._of_level.setdefault(level, []).append(index)
+        self._levels = sorted(self._of_level)
+        self._level = 0
+        self._recent: list[float] = []
+
+    @property
+    def level(self) -> int:
+        return self._levels[self._level]
+
+    def at_level(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows that are of the level, each other one replaced by one of it: by the same for the same prompt, on
+        whichever process."""
+        own = self._of_level[self.level]
+        return [
+            row if row[LEVEL] == self.level else self._rows[own[crc32(repr(row["prompt"]).encode()) % len(own)]]
+            for row in rows
+        ]
+
+    def take(self, rewards: Tensor) -> None:
+        """Note the first rewards (N,) of an update's completions, NaN where one could not be scored."""
+        known = rewards[~rewards.isnan()]
+        self._recent = [*self._recent, (known >= self._threshold).float().mean().item() if len(known) else 0.0]
+        enough = len(self._recent) >= self._updates
+        if enough and sum(self._recent[-self._updates :]) / self._updates >= self._accuracy:
+            if self._level + 1 < len(self._levels):
+                self._level += 1
+            self._recent = []
+
+    def state(self) -> dict[str, Any]:
+        """What checkpoints keep."""
+        return {"args": {}, "attributes": {"_level": self._level, "_recent": self._recent}}
