@@ -151,7 +151,7 @@ def test_a_tool_that_is_set_up_wrongly_does(acting: Make, tokenizer: Any) -> Non
 def test_a_request_to_stop_is_no_failure(acting: Make, tokenizer: Any, world: Any) -> None:
     trainer = acting(questions(), by_length, saying(tokenizer, '@add {"a": 1, "b": 1}', "2"), **world)
 
-    def stop(*_: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise Stopped("stopped by SIGTERM")
 
     trainer.user_calls.call = stop
