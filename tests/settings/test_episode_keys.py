@@ -146,6 +146,13 @@ def test_with_an_environment_there_is_no_default_reward(recipe: Callable[..., An
     assert [reward.__name__ for reward in load_rewards(recipe("tools: [parts.py:search]").data)] == ["numeric"]
 
 
+def test_a_reward_may_read_what_a_rollout_function_gives(recipe: Callable[..., Any], folder: Path) -> None:
+    (folder / "rewards.py").write_text("def fast(completions, turns, **_):\n    return turns\n")
+    text = "rewards: [rewards.py:fast]"
+    assert "reward 'fast' needs the column 'turns'" in refusal(check_recipe, recipe(text))
+    check_recipe(recipe(f"{text}\nrollout_func: parts.py:play"))
+
+
 def test_tools_count_in_the_length_of_a_prompt(recipe: Callable[..., Any]) -> None:
     """Rows that just leave room for an answer leave none where their prompts list a tool too."""
     few = "train_items: 64\nvalidation_items: 8\ntest_items: 8\n"
