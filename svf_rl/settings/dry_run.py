@@ -204,7 +204,7 @@ def _check_data(
         notes += left_out
         return splits
     if task.columns is not None:
-        check_columns(rewards, task.columns)
+        check_columns(rewards if data.rollout_func is None else (), task.columns)
         if objective == "next_token":
             target_column(task.columns, data.task)
         notes.append("the rows come from the Hub: their number was not checked, their columns are those of the task")

@@ -43,9 +43,13 @@ class EpisodeArguments:
     )
 
     @property
+    def tool_names(self) -> list[str]:
+        return [self.tools] if isinstance(self.tools, str) else self.tools or []
+
+    @property
     def runs_programs(self) -> bool:
         """Whether the model's programs run in the sandbox."""
-        return "python" in ([self.tools] if isinstance(self.tools, str) else self.tools or [])
+        return "python" in self.tool_names
 
 
 @dataclass(frozen=True)
@@ -74,30 +78,29 @@ class EpisodeParts:
 def load_episodes(arguments: EpisodeArguments) -> EpisodeParts:
     """Load what the recipe names. Raises `SVFError` for what is not there, a function that a model cannot be told of,
     or a class that is no environment."""
-    names = [arguments.tools] if isinstance(arguments.tools, str) else arguments.tools or []
-    with _names_key("tools"):
-        tools = [_load_tool(name) for name in names]
-    given = [tool.__name__ for tool in tools]
-    twice = [name for name in given if given.count(name) > 1]
-    if twice:
-        raise SVFError(f"tools has two named {twice[0]}: a model calls a tool by its name")
     factory: Any = None
-    if isinstance(arguments.environment, Mapping):
-        if not arguments.environment:
-            raise SVFError("environment is empty: leave it out, or name at least one")
-        with _names_key("environment"):
+    rollout = None
+    with _named("tools"):
+        tools = [_load_tool(name) for name in arguments.tool_names]
+        given = [tool.__name__ for tool in tools]
+        twice = [name for name in given if given.count(name) > 1]
+        if twice:
+            raise SVFError(f"two are named {twice[0]}, and a model calls a tool by its name")
+    with _named("environment"):
+        if isinstance(arguments.environment, Mapping):
+            if not arguments.environment:
+                raise SVFError("it is empty: leave it out, or name at least one")
             factory = {name: _load_environment(spec) for name, spec in arguments.environment.items()}
-    elif arguments.environment is not None:
-        with _names_key("environment"):
+        elif arguments.environment is not None:
             factory = _load_environment(arguments.environment)
-    with _names_key("rollout_func"):
-        rollout = None if arguments.rollout_func is None else load_function(arguments.rollout_func, "rollout function")
+    with _named("rollout_func"):
+        if arguments.rollout_func is not None:
+            rollout = load_function(arguments.rollout_func, "function")
     return EpisodeParts(tools or None, factory, rollout)
 
 
 @contextmanager
-def _names_key(key: str) -> Iterator[None]:
-    """Within it errors begin with the key of the recipe."""
+def _named(key: str) -> Iterator[None]:
     try:
         yield
     except SVFError as error:

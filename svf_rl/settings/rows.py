@@ -79,7 +79,8 @@ def _check_rows(data: DataArguments, splits: Splits, rewards: Sequence[Reward], 
     for split, rows in splits.items():
         if rows is None:
             continue
-        check_columns(rewards, rows.column_names)
+        # a rollout function may give rewards more than the rows have
+        check_columns(rewards if data.rollout_func is None else (), rows.column_names)
         columns = {name: rows[name][:] for name in rows.column_names if name not in _HIDDEN_COLUMNS}
         for reward in rewards:
             check_answers(reward, columns, _place(data, split, rows), data.answer_column)

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather
 from torch import Tensor
 
-from svf_rl.errors import SVFError, one_line
+from svf_rl.errors import Stopped, SVFError, one_line
 from svf_rl.rewards.references import is_number
 from svf_rl.rewards.user_code import describe
 from svf_rl.training.user_calls import TimedOut
@@ -51,8 +51,9 @@ class Environments:
             if isinstance(said, BaseException):
                 self._fail(i, "reset", said)
             elif said is not None:
-                last = prompts[i][-1]
-                prompts[i] = [*prompts[i][:-1], {**last, "content": last["content"] + _text_of(said, environment)}]
+                last, text = prompts[i][-1], _text_of(said, environment)
+                more = text if isinstance(last["content"], str) else [{"type": "text", "text": text}]
+                prompts[i] = [*prompts[i][:-1], {**last, "content": last["content"] + more}]
         return prompts
 
     def rewards(self) -> list[Callable[..., list[float | None]]]:
@@ -64,7 +65,7 @@ class Environments:
 
     def all_failed(self) -> Tensor:
         """`(N,)` of all processes: `failed`."""
-        return gather(torch.tensor(self.failed, device=self._trainer.accelerator.device))
+        return gather(torch.tensor(self.failed, device=self._trainer.accelerator.device).long()).bool()
 
     def _reward_of(self, kind: Any) -> Callable[..., list[float | None]]:
         def get_reward(environments: list[Any], **_: Any) -> list[float | None]:
@@ -104,7 +105,7 @@ class Environments:
         """What the method returns, or raises."""
         try:
             return self._user.call(lambda: getattr(environment, method)(**given))
-        except (SVFError, KeyboardInterrupt):
+        except (SVFError, Stopped, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001  (an environment is not our code)
             return error

@@ -46,6 +46,8 @@ class _Episode:
     logprobs: list[float] | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
+    outgrown: bool = False
+    """It ended for want of room, after a call."""
 
     def add(self, ids: Sequence[int], mask: int, logprobs: Sequence[float] | None) -> None:
         self.ids = [*self.ids, *ids]
@@ -184,16 +186,16 @@ class Episodes:
         while self._any(under_way) and turn < trainer.max_tool_calling_iterations:
             turn += 1
             answers = self._tools.answer([(e.calls, e.tools) for e in under_way], counts)
-            under_way = [e for e, said in zip(under_way, answers, strict=True) if self._fits(e, said, counts)]
+            under_way = [e for e, said in zip(under_way, answers, strict=True) if self._fits(e, said)]
             prompts = [episode.prompt_ids + episode.ids for episode in under_way]
             rooms = [self._room(episode) for episode in under_way]
             places = [episode.place for episode in under_way]
             completions = self._complete(prompts, places, turn, max(rooms, default=1))
             for episode, completion, room in zip(under_way, completions, rooms, strict=True):
                 self._take(episode, _cut(completion, room))
-                if not episode.finished:
-                    counts.outgrown += 1
-            under_way = [episode for episode in under_way if episode.calls and episode.messages[-1]["role"] != "tool"]
+                episode.outgrown = not episode.finished
+            under_way = [episode for episode in under_way if episode.calls]
+        counts.outgrown = sum(episode.outgrown for episode in episodes)
         return counts
 
     def _any(self, under_way: list[_Episode]) -> bool:
@@ -202,7 +204,7 @@ class Episodes:
     def _room(self, episode: _Episode) -> int:
         return self._trainer.sampling.max_tokens - len(episode.ids)
 
-    def _fits(self, episode: _Episode, said: list[dict[str, Any]], counts: EpisodeCounts) -> bool:
+    def _fits(self, episode: _Episode, said: list[dict[str, Any]]) -> bool:
         """Give the model what the tools have said, if there is room for it and for an answer."""
         trainer = self._trainer
         try:
@@ -210,16 +212,12 @@ class Episodes:
         except ValueError as error:
             raise SVFError(f"the chat template cannot show the model what a tool says: {one_line(error)}") from error
         total = len(episode.prompt_ids) + len(episode.ids) + len(suffix)
-        if len(suffix) > self._room(episode) or total >= self._longest:
-            episode.finished = False
-            counts.outgrown += 1
-            return False
-        episode.messages += said
-        episode.add(suffix, 0, [0.0] * len(suffix))
-        if self._room(episode):
-            return True
-        episode.finished = False
-        counts.outgrown += 1
+        if len(suffix) <= self._room(episode) and total < self._longest:
+            episode.messages += said
+            episode.add(suffix, 0, [0.0] * len(suffix))
+            if self._room(episode):
+                return True
+        episode.finished, episode.outgrown = False, True
         return False
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import Stopped, SVFError
 from svf_rl.training.environments import parts_text
 from svf_rl.training.rollout import EpisodeCounts
 from svf_rl.training.user_calls import TimedOut
@@ -40,7 +40,7 @@ class ToolCalls:
                 name, tool, arguments = _read(call, tools)
                 try:
                     result = tool(**arguments) if inspect.iscoroutinefunction(tool) else self._called(tool, arguments)
-                except (SVFError, KeyboardInterrupt):
+                except (SVFError, Stopped, KeyboardInterrupt):
                     raise
                 except BaseException as error:  # noqa: BLE001  (a tool is not our code: the model reads what it raised)
                     result = self._failure(tool, name, error, counts)

@@ -113,10 +113,10 @@ def test_one_tool_needs_no_list(recipe: Callable[..., Any]) -> None:
         ("tools: [parts.py:untold]", "tool untold: "),
         ("tools: [parts.py:number]", "tool 'parts.py:number' is not a function but 'int'"),
         ("tools: [parts.py:Guess]", "is a type: name a function"),
-        ("tools: [parts.py:search, parts.py:search]", "tools has two named search"),
+        ("tools: [parts.py:search, parts.py:search]", "tools: two are named search"),
         ("environment: parts.py:Nothing", "environment 'parts.py:Nothing' has no method reset"),
-        ("environment: Guess", "environment 'Guess' names no function: write it as file.py:function"),
-        ("environment: {}", "environment is empty"),
+        ("environment: Guess", "environment: environment 'Guess' names no function: write it as file.py:function"),
+        ("environment: {}", "environment: it is empty"),
         ("rollout_func: parts.py:nothing", "has no function 'nothing'"),
         ("tools: [parts.py:search]\nobjective: next_token", "next_token trains on right answers of one turn"),
         ("tools: [parts.py:search]\ntool_timeout: 0", "tool_timeout must be"),
@@ -144,6 +144,13 @@ def test_with_an_environment_there_is_no_default_reward(recipe: Callable[..., An
     named = load_rewards(recipe("environment: parts.py:Guess\nrewards: [numeric]").data)
     assert [reward.__name__ for reward in named] == ["numeric"]
     assert [reward.__name__ for reward in load_rewards(recipe("tools: [parts.py:search]").data)] == ["numeric"]
+
+
+def test_a_reward_may_read_what_a_rollout_function_gives(recipe: Callable[..., Any], folder: Path) -> None:
+    (folder / "rewards.py").write_text("def fast(completions, turns, **_):\n    return turns\n")
+    text = "rewards: [rewards.py:fast]"
+    assert "reward 'fast' needs the column 'turns'" in refusal(check_recipe, recipe(text))
+    check_recipe(recipe(f"{text}\nrollout_func: parts.py:play"))
 
 
 def test_tools_count_in_the_length_of_a_prompt(recipe: Callable[..., Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 from episode_parts import Counter, Echo, Scripted, acting, add, by_length, questions
 from fakes import FakeGenerator, refusal
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import Stopped, SVFError
 from svf_rl.generation import Completion
 
 __all__ = ["acting"]
@@ -145,6 +145,18 @@ def test_a_tool_cannot_end_the_run(acting: Make, tokenizer: Any) -> None:
 def test_a_tool_that_is_set_up_wrongly_does(acting: Make, tokenizer: Any) -> None:
     trainer = acting(questions(), by_length, saying(tokenizer, "@wrong {}", "no"), tools=[wrong])
     assert refusal(trainer.train) == "install it first"
+
+
+@pytest.mark.parametrize("world", [{"tools": [add]}, {"environment_factory": Counter}], ids=["tool", "environment"])
+def test_a_request_to_stop_is_no_failure(acting: Make, tokenizer: Any, world: Any) -> None:
+    trainer = acting(questions(), by_length, saying(tokenizer, '@add {"a": 1, "b": 1}', "2"), **world)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stopped("stopped by SIGTERM")
+
+    trainer.user_calls.call = stop
+    with pytest.raises(Stopped):
+        trainer.train()
 
 
 class Broken(Counter):
