@@ -40,7 +40,7 @@ demo-real: $(INSTALLED)
 	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml svf_rl/train.py recipes/smollm2.yaml \
 		--overwrite_output_dir
 	$(BIN)/svf-rl eval smollm2 --adapter runs/smollm2 --tasks reasoning_gym --dataset word_sequence_reversal \
-		--config '{min_words: 2, max_words: 3}' --shots 2 --reward exact_match --max-tokens 24 --temperature 1 \
+		--config '{min_words: 2, max_words: 3}' --shots-in-prompt 2 --reward exact_match --max-tokens 24 --temperature 1 \
 		--dtype float32 --enforce-eager --out runs/smollm2/sampled
 
 test: $(INSTALLED)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from svf_rl.evaluation.arguments import EvaluationArguments
 
 _DATA = ("data_dir", "data_path", "dataset_name", "dataset_config", "prompt_column", "answer_column", "skill",
-         "wording", "system_prompt", "dataset", "config", "shots", "profile")  # fmt: skip
+         "wording", "system_prompt", "dataset", "config", "profile")  # fmt: skip
 RESUMES = "the same command resumes from here"
 # Of every command that lets a model answer the items of a task.
 ANSWERING = ("limit", "backend", "max_tokens", "dtype", "batch_size", "chat_template_kwargs", "max_failed",
@@ -26,6 +26,8 @@ def add_evaluation(parser: argparse.ArgumentParser, names: Sequence[str]) -> Non
     add_flags(parser, EvaluationArguments, names)
     data = parser.add_argument_group("data")
     add_flags(data, TaskOptions, _DATA)
+    # few-shot adaptation has `--shots` of its own
+    add_flags(data, TaskOptions, ["shots"], suffix="-in-prompt")
     add_flags(data, EvaluationArguments, ["reward"])
 
 
@@ -34,7 +36,8 @@ def read_evaluation(known: argparse.Namespace, **others: Any) -> "EvaluationArgu
     from svf_rl.evaluation.arguments import EvaluationArguments
     from svf_rl.tasks import TaskOptions
 
-    return read_flags(known, EvaluationArguments, options=read_flags(known, TaskOptions), **others)
+    options = read_flags(known, TaskOptions, shots=known.shots_in_prompt)
+    return read_flags(known, EvaluationArguments, options=options, **others)
 
 
 def _fill(parser: argparse.ArgumentParser) -> None:
