@@ -62,6 +62,7 @@ from svf_rl.training.rollout import Rollout, before_stop, build_generator
 from svf_rl.training.run_context import RunContext
 from svf_rl.training.shared_base import RunGenerator
 from svf_rl.training.start_check import OnTrainBegin, check_start
+from svf_rl.training.update_size import UpdateSize
 from svf_rl.training.user_calls import UserCalls
 from svf_rl.training.weight_sharing import prepare_sharing
 from svf_rl.training.zero import FetchLayers, fit_gradient_buffer, trained_alone, trained_state
@@ -202,6 +203,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.add_callback(HealthWarnings())
+        if not self.is_deepspeed_enabled:  # which makes the step before the callbacks
+            self.add_callback(UpdateSize(self))
         self.curriculum: Curriculum | None = None
         if train_dataset is not None and LEVEL in train_dataset.column_names:
             if args.objective == "next_token":
