@@ -28,13 +28,17 @@ from svf_rl.training.policy import add_hidden_states_forward, arrange, output_la
 
 SEQUENCES, PROMPT, COMPLETION = 8, 192, 32
 MODES = ("none", "padding_free", "prompt")
-CASES = {"8 completions a prompt": (8, False), "1 completion a prompt": (1, False)} | {
-    "8 a prompt, any length": (8, True),
-    "1 a prompt, any length": (1, True),
+CASES = {
+    "8 completions a prompt": (8, False, 0),
+    "1 completion a prompt": (1, False, 0),
+    "8 a prompt, any length": (8, True, 0),
+    "1 a prompt, any length": (1, True, 0),
+    "2 a prompt, 128 tokens of all prompts the same": (2, False, 128),
 }
+"""Completions a prompt, whether of any length, and how many tokens all prompts begin with."""
 
 
-def made_batch(generations: int, any_length: bool, vocabulary: int, device: str) -> dict[str, Tensor]:
+def made_batch(generations: int, any_length: bool, beginning: int, vocabulary: int, device: str) -> dict[str, Tensor]:
     """As the trainer makes it; lengths are uniform from an eighth of the longest."""
     draw = random.Random(0)
     batch = {f"{part}_{what}": [] for part in ("prompt", "completion") for what in ("ids", "mask")}
@@ -48,7 +52,10 @@ def made_batch(generations: int, any_length: bool, vocabulary: int, device: str)
             length = draw.randint(longest // 8, longest) if any_length else longest
             mask = torch.arange(longest) < length
             batch[f"{part}_mask"].append((mask.flip(0) if part == "prompt" else mask).long())
-            batch[f"{part}_ids"].append(torch.randint(vocabulary, (longest,), generator=generator))
+            ids = torch.randint(vocabulary, (longest,), generator=generator)
+            if part == "prompt":
+                ids[:beginning] = torch.arange(beginning)
+            batch[f"{part}_ids"].append(ids)
     return {name: torch.stack(rows).to(device) for name, rows in batch.items()}
 
 
@@ -75,8 +82,8 @@ def main() -> None:
     rows: list[dict[str, str]] = []
     result: dict[str, Any] = {"hardware": hardware(args.device), "shape": args.shape, "repeats": repeats}
     result |= {"sequences": SEQUENCES, "load": os.getloadavg()[0], "cases": []}
-    for name, (generations, any_length) in CASES.items():
-        batch = made_batch(generations, any_length, shape.vocabulary, args.device)
+    for name, (generations, any_length, beginning) in CASES.items():
+        batch = made_batch(generations, any_length, beginning, shape.vocabulary, args.device)
         used: dict[str, list[float]] = {mode: [] for mode in MODES}
 
         def timed(mode: str, batch: dict[str, Tensor] = batch, used: dict[str, list[float]] = used) -> None:

@@ -164,8 +164,9 @@ class SVFReinforceConfig(GRPOConfig):
     )
     train_packing: str = described(
         "prompt",
-        "Rows of an update. prompt: completions of one prompt stand behind it, which is read once, and short rows "
-        "together; padding_free: each completion with its prompt, short rows together; none: one row each, padded. "
+        "Rows of an update. prompt: completions of one prompt stand behind it, which is read once, prompts behind what "
+        "all begin with, and short rows together; padding_free: each completion with its prompt, short rows together; "
+        "none: one row each, padded. "
         "Models with sliding windows or recurrent layers have none.",
     )
     vllm_enforce_eager: bool = described(False, "Skip vLLM's compilation: a faster start.")

@@ -1,10 +1,12 @@
 """The rows that a micro-batch is computed in: completions of one prompt behind it, which is read once.
 
 A piece is a prompt and some of its completions; a row holds as many pieces as fit into the longest. Each completion
-sees its own prompt and itself, at the positions that it has in a row of its own. Tokens of a completion that a tool
-wrote are seen and do not count.
+sees its own prompt and itself, at the positions that it has in a row of its own. What all prompts begin with (a system
+message, worked examples) stands once at the beginning of a row, which may then be longer. Tokens of a completion that a
+tool wrote are seen and do not count.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from trl.trainer.utils import split_tensor_dict
 
 _ATTENTION_SHARE = 6  # a row of this many times the hidden size costs as much in attention as in everything else
+
+_BEGINNING = -1  # the part of a row that all of it sees
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class PackedRows:
 @dataclass
 class _Piece:
     prompt: list[int]
+    """Without what all prompts begin with."""
     completions: dict[int, list[int]]
     """By their row in the micro-batch, up to the last token that counts and without it: its state predicts nothing."""
 
@@ -103,12 +108,18 @@ def pack_tokens(
     for row, prompt in enumerate(prompts):
         if completions[row]:
             groups.setdefault(tuple(prompt) if share_prompts else row, []).append(row)
+    beginning = _common_beginning([prompts[group[0]] for group in groups.values()]) if share_prompts else []
+    own = [prompt[len(beginning) :] for prompt in prompts]
     most = max(map(len, groups.values()), default=1)
-    sizes = [most >> halved for halved in range(most.bit_length())]
-    # where nothing counts the pass is still made: other processes wait for its collectives
-    candidates = [_fill(_pieces(groups, prompts, completions, size) or [_Piece(prompts[0], {})]) for size in sizes]
-    rows = min(candidates, key=lambda rows: _cost(rows, config.hidden_size))
-    packed = _lay_out(rows, counts, device)
+    candidates = []
+    for size in (most >> halved for halved in range(most.bit_length())):
+        # where nothing counts the pass is still made: other processes wait for its collectives
+        pieces = _pieces(groups, own, completions, size) or [_Piece(own[0], {})]
+        # the more stand in a row, the fewer read the beginning again
+        together = [1 << doubled for doubled in range(len(pieces).bit_length() + 1)] if beginning else [1]
+        candidates += [_fill(pieces, several * max(map(len, pieces))) for several in together]
+    rows = min(candidates, key=lambda rows: _cost(rows, len(beginning), config.hidden_size))
+    packed = _lay_out(rows, beginning, counts, device)
     if packed.attention is None or config._attn_implementation == "sdpa":
         return packed
     # eager attention adds its mask
@@ -135,6 +146,17 @@ def _kept(ids: Tensor, mask: Tensor) -> list[list[int]]:
     return [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
 
 
+def _common_beginning(prompts: Sequence[list[int]]) -> list[int]:
+    """What several different prompts all begin with; each keeps a token of its own, whose state predicts the first one
+    of a completion."""
+    if len(prompts) < 2:
+        return []
+    first, last = min(prompts)[:-1], max(prompts)[:-1]  # in their order, these two have the least in common
+    shortest = min(map(len, prompts)) - 1
+    alike = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return first[: min(next(alike, shortest), shortest)]
+
+
 def _pieces(
     groups: dict[Any, list[int]], prompts: list[list[int]], completions: list[list[int]], size: int
 ) -> list[_Piece]:
@@ -149,8 +171,8 @@ def _pieces(
     return pieces
 
 
-def _fill(pieces: list[_Piece]) -> list[list[_Piece]]:
-    """Rows no longer than the longest piece, the longest pieces first."""
+def _fill(pieces: list[_Piece], most: int) -> list[list[_Piece]]:
+    """Rows of at most so many tokens, the longest pieces first."""
     pieces = sorted(pieces, key=len, reverse=True)
     rows: list[list[_Piece]] = []
     room: list[int] = []
@@ -158,42 +180,49 @@ def _fill(pieces: list[_Piece]) -> list[list[_Piece]]:
         fitting = next((row for row, left in enumerate(room) if left >= len(piece)), None)
         if fitting is None:
             rows.append([piece])
-            room.append(len(pieces[0]) - len(piece))
+            room.append(most - len(piece))
         else:
             rows[fitting].append(piece)
             room[fitting] -= len(piece)
     return rows
 
 
-def _cost(rows: list[list[_Piece]], hidden_size: int) -> float:
+def _length(rows: list[list[_Piece]], beginning: int) -> int:
+    return beginning + max(sum(map(len, row)) for row in rows)
+
+
+def _cost(rows: list[list[_Piece]], beginning: int, hidden_size: int) -> float:
     """Of rows that are filled up to the longest. With one completion to a piece it is that of padded rows at most."""
-    length = len(rows[0][0])
+    length = _length(rows, beginning)
     return len(rows) * length * (1 + length / (_ATTENTION_SHARE * hidden_size))
 
 
-def _lay_out(rows: list[list[_Piece]], counts: list[Tensor], device: torch.device) -> PackedRows:
-    length = len(rows[0][0])  # the longest piece is first
+def _lay_out(rows: list[list[_Piece]], beginning: list[int], counts: list[Tensor], device: torch.device) -> PackedRows:
+    length, skipped = _length(rows, len(beginning)), len(beginning)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     positions = torch.zeros_like(ids)
-    # Of each token: the part (prompt or completion) that it is in, and the one before which it sees: its prompt, or
-    # for a prompt itself. What fills up is a part of its own, which sees itself.
+    # Of each token: the part (beginning, prompt or completion) that it is in, and the one before which it sees: its
+    # prompt, or for a prompt itself. All see the beginning. What fills up is a part of its own, which sees itself.
     part, before = torch.zeros_like(ids), torch.zeros_like(ids)
     predicts: list[Tensor] = [torch.empty(0, dtype=torch.long)] * len(counts)
     number = 0
     for r, row in enumerate(rows):
-        end = 0
+        end = skipped
+        ids[r, :end] = torch.tensor(beginning, dtype=torch.long)
+        positions[r, :end] = torch.arange(end)
+        part[r, :end] = before[r, :end] = _BEGINNING
         for piece in row:
             number += 1
             start, end, prompt = end, end + len(piece.prompt), number
             last = end - 1
             ids[r, start:end] = torch.tensor(piece.prompt)
-            positions[r, start:end] = torch.arange(len(piece.prompt))
+            positions[r, start:end] = skipped + torch.arange(len(piece.prompt))
             part[r, start:end] = before[r, start:end] = prompt
             for sequence, tokens in piece.completions.items():
                 number += 1
                 start, end = end, end + len(tokens)
                 ids[r, start:end] = torch.tensor(tokens, dtype=torch.long)
-                positions[r, start:end] = len(piece.prompt) + torch.arange(len(tokens))
+                positions[r, start:end] = skipped + len(piece.prompt) + torch.arange(len(tokens))
                 part[r, start:end], before[r, start:end] = number, prompt
                 states = torch.cat([torch.tensor([last]), torch.arange(start, end)])
                 predicts[sequence] = r * length + states[counts[sequence]]
@@ -201,6 +230,7 @@ def _lay_out(rows: list[list[_Piece]], counts: list[Tensor], device: torch.devic
     if any(len(row) > 1 or len(row[0].completions) > 1 for row in rows):
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         seen = (part[:, None, :] == part[:, :, None]) | (part[:, None, :] == before[:, :, None])
+        seen |= part[:, None, :] == _BEGINNING
         attention = (seen & causal)[:, None]
     else:  # a position that does not go on would be taken for another sequence
         positions = torch.arange(length).repeat(len(rows), 1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from svf_rl.svf import SVFConfig
-from svf_rl.training.packing import counted, group_prompts, hindrance, pack
+from svf_rl.training.packing import _common_beginning, counted, group_prompts, hindrance, pack
 from svf_rl.training.policy import add_hidden_states_forward, arrange
 from svf_rl.training.rollout import Rollout
 
@@ -77,6 +77,18 @@ def mixed_batch() -> dict[str, Tensor]:
     )
     batch["completion_mask"][4] = 0
     return batch
+
+
+def batch_with_a_beginning() -> dict[str, Tensor]:
+    """Three prompts that begin alike, one of them with no token more than the beginning of the others."""
+    draw = torch.Generator().manual_seed(1)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(3, 64, (count,), generator=draw).tolist()
+
+    beginning = tokens(8)
+    a, b, c = [*beginning, *tokens(2)], [*beginning, *tokens(1)], beginning
+    return batch_of((a, tokens(3)), (b, tokens(4)), (a, tokens(1)), (c, tokens(5)), (b, tokens(2)), (a, tokens(4)))
 
 
 def batch_with_tools() -> dict[str, Tensor]:
@@ -183,6 +195,43 @@ def test_a_prompt_is_read_once_and_short_rows_share_one() -> None:
     assert pack(shared, False, model).input_ids.shape == (4, 21)
     short = batch_of((prompt, [30, 31]), (prompt[:9], [32, 33]), (prompt[5:14], [34, 35]))
     assert pack(short, False, model).input_ids.shape == (2, 21)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_what_all_prompts_begin_with_is_read_once(name: str) -> None:
+    model, batch = adapted(build(name, **PACKED[name])), batch_with_a_beginning()
+    # 7 tokens that all have; 3, 2 and 1 of their own; and completions without their last tokens
+    assert pack(batch, True, model).input_ids.shape == (1, 7 + 3 + 2 + 1 + (2 + 3 + 0 + 4 + 1 + 3))
+    assert_same(model, batch, "prompt")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ([[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 9]], [1, 2]),
+        ([[1, 2, 3], [1, 2, 3, 4]], [1, 2]),  # the first keeps a token
+        ([[1, 2], [1], [1, 2, 3]], []),
+        ([[1, 2], [2, 1]], []),
+        ([[1, 2, 3]], []),
+    ],
+)
+def test_each_prompt_keeps_a_token_of_its_own(prompts: list[list[int]], expected: list[int]) -> None:
+    assert _common_beginning(prompts) == expected
+
+
+def test_a_beginning_of_long_pieces_is_read_again_where_that_costs_less() -> None:
+    """One row of all would pay for the attention of each completion to all others."""
+    model = adapted(build("llama"))
+    batch = batch_of(*(([5, 6, 7, end], list(range(3, 63)) * 20) for end in (8, 9, 10)))
+    assert pack(batch, True, model).input_ids.shape == (3, 4 + 1199)
+
+
+def test_a_beginning_with_tools_in_every_type_and_kind_of_attention() -> None:
+    batch = batch_with_a_beginning()
+    batch["tool_mask"] = torch.ones_like(batch["completion_mask"])
+    batch["tool_mask"][1, 1:3] = 0
+    for attention in ("sdpa", "eager"):
+        assert_same(adapted(build("llama", attn_implementation=attention)), batch, "prompt")
 
 
 def test_long_completions_do_not_pay_for_each_others_attention() -> None:
