@@ -114,14 +114,30 @@ def test_a_run_that_fails_is_in_the_table_and_the_next_call_makes_it(write_compa
     assert all(row["accuracy"] is not None for group in results["fine_tuning"] for row in group["rows"])
 
 
-@pytest.mark.vllm
+def test_a_probe_by_samples_has_pass_at_k(write_comparison, tmp_path):
+    path = write_comparison(
+        experts={"math": QUICKSTART}, unseen=None, max_steps=1,
+        evaluation={"backend": "transformers"}, probes={"sampled": {"temperature": 1.0, "samples": 4, "limit": 6}},
+    )  # fmt: skip
+    (table,) = reproduce(path, ReproduceArguments(tmp_path / "out", only=["probes"]))["probes"]
+    for row in table["rows"]:
+        assert row["items"] == 6
+        assert list(row["pass_at_k"]) == [1, 2, 4]
+        first, second, fourth = (row["pass_at_k"][k][0] for k in (1, 2, 4))
+        assert first == pytest.approx(row["accuracy"]) == pytest.approx(row["by_seed"][0])
+        assert first <= second <= fourth
+    assert "pass@4" in (tmp_path / "out/report.md").read_text()
+
+
+@pytest.mark.slow
 def test_probes_try_what_was_trained_on_other_rows_and_by_samples(write_comparison, tmp_path):
     probes = {
         "sampled": {"temperature": 1.0, "samples": 4, "limit": 6},
         "reworded": {"options": {"wording": "reworded"}, "experts": {"code": {"shots": 1}}},
         "forgotten": {"others": True, "methods": ["svf"]},
     }
-    path, out = write_comparison(unseen=None, probes=probes), tmp_path / "out"
+    quick = {"backend": "transformers", "limit": 12}
+    path, out = write_comparison(unseen=None, probes=probes, evaluation=quick, max_steps=1), tmp_path / "out"
     results = reproduce(path, ReproduceArguments(out, only=["probes"]))
     tables = {(table["name"], table["expert"], table["task"]): table for table in results["probes"]}
     assert set(tables) == {
@@ -132,10 +148,4 @@ def test_probes_try_what_was_trained_on_other_rows_and_by_samples(write_comparis
     for (name, _, _), table in tables.items():
         assert [row["method"] for row in table["rows"]] == ["base", "svf"]
         assert {row["items"] for row in table["rows"]} == {6 if name == "sampled" else 12}
-    base = tables["sampled", "math", "quickstart:math"]["rows"][0]
-    assert list(base["pass_at_k"]) == [1, 2, 4]
-    first, second, fourth = (base["pass_at_k"][k][0] for k in (1, 2, 4))
-    assert first == pytest.approx(base["accuracy"]) == pytest.approx(base["by_seed"][0])
-    assert first <= second <= fourth
-    assert "pass@4" in (out / "report.md").read_text()
     assert reproduce(path, ReproduceArguments(out, only=["probes"]))["seconds"]["made_now"] == 0
