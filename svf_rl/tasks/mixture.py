@@ -52,6 +52,8 @@ def _weights(options: TaskOptions) -> dict[str, Fraction]:
         raise SVFError("task mixture needs the tasks and their weights, as in mixture: {gsm8k: 2, mbpp: 1}")
     if options.data_path is not None or options.dataset_name is not None:
         raise SVFError("a mixture reads the data of several tasks: give data_dir instead of data_path or dataset_name")
+    if options.curriculum is not None:
+        raise SVFError("curriculum is for one data set of reasoning_gym: leave it out of a mixture")
     for name, weight in options.mixture.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
             raise SVFError(f"mixture: the weight of {name} must be a number above 0, not {weight!r}")

@@ -47,18 +47,21 @@ def read(options: TaskOptions) -> Splits:
     if not options.dataset:
         raise SVFError("task reasoning_gym needs the name of a data set, as in dataset: word_sorting")
     wanted = {split: getattr(options, f"{split}_items") or default for split, default in ITEMS.items()}
-    wanted["train"] += options.shots
-    levels = _levels(options)
-    *others, last = levels
+    *others, last = levels = _levels(options)
+    wanted["train"] = -(-(wanted["train"] + options.shots) // len(levels))
     splits: Splits = {split: _table(options, last, rows) for split, rows in _drawn(options, last, wanted).items()}
-    if others:  # what a run is tested on is of the last level
-        wanted = {"train": -(-wanted["train"] // len(levels))}
-        train = [_table(options, level, _drawn(options, level, wanted)["train"]) for level in levels]
-        order = sorted((place, level) for level, rows in enumerate(train) for place in range(len(rows)))
-        starts = [sum(map(len, train[:level])) for level in range(len(train))]
-        rows = concatenate_datasets([rows.add_column(LEVEL, [level] * len(rows)) for level, rows in enumerate(train)])
-        splits["train"] = rows.select([starts[level] + place for place, level in order])  # levels in turn
+    if others:
+        own = {"train": wanted["train"]}
+        train = [*(_table(options, level, _drawn(options, level, own)["train"]) for level in others), splits["train"]]
+        splits["train"] = _in_turn(train)
     return splits
+
+
+def _in_turn(levels: list[Dataset]) -> Dataset:
+    """The rows of all levels, with their level: the first of each, the second of each, …"""
+    rows = concatenate_datasets([rows.add_column(LEVEL, [level] * len(rows)) for level, rows in enumerate(levels)])
+    places = [place for level in levels for place in range(len(level))]
+    return rows.select(sorted(range(len(rows)), key=lambda row: places[row]))
 
 
 def _levels(options: TaskOptions) -> list[dict[str, Any]]:

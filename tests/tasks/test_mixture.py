@@ -58,6 +58,7 @@ def test_real_tasks_of_different_kinds(shared_data: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"mixture": SKILLS, "curriculum": {"min_words": [2, 3]}}, "curriculum is for one data set"),
         ({}, r"as in mixture: \{gsm8k: 2, mbpp: 1\}"),
         ({"mixture": {"gsm8k": 0}}, "the weight of gsm8k must be a number above 0, not 0"),
         ({"mixture": {"gsm8k": "two"}}, "the weight of gsm8k must be a number above 0, not 'two'"),

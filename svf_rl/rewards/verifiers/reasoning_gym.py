@@ -88,7 +88,7 @@ def reasoning_gym(completion: str, reference: Any, *, partial: bool = False, tim
     request = {"do": "score", **_entry(reference), "completion": answer, "timeout": timeout}
     reply = _workers.call(request, 40 * timeout + _PATIENCE)
     if "score" in reply:
-        score = min(max(reply["score"], 0.0), 1.0)
+        score = min(max(0.0, reply["score"]), 1.0)  # in this order what is no number is 0
         right = score == 1
         reason = "the data set's scorer says so" if right else f"the data set's scorer gives {score:g}"
         return Verdict(right, answer, reason, score if partial else None)
