@@ -1,4 +1,4 @@
-"""Estimates, intervals and a paired test for right and wrong answers. Pure functions."""
+"""Estimates, intervals and paired tests for right and wrong answers and for accuracies by seed. Pure functions."""
 
 import math
 from collections.abc import Sequence
@@ -36,6 +36,17 @@ def estimate_share(value: float, n: int, confidence: float = 0.95) -> Estimate:
 def estimate_mean(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """The mean of `values`, one an item, with the bootstrap's interval. Raises `ValueError` for no values."""
     return Estimate(sum(values) / max(1, len(values)), *bootstrap(values, confidence), len(values))
+
+
+def estimate_over_seeds(values: Sequence[float], confidence: float = 0.95) -> Estimate | None:
+    """The mean of `values`, one a seed, with Student's interval: what other seeds would give. `None` below two values,
+    which know no spread."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean, error = _mean_and_error(values)
+    half = student_quantile((1 + confidence) / 2, n - 1) * error
+    return Estimate(mean, mean - half, mean + half, n)
 
 
 def as_json(estimate: Estimate | None) -> dict[str, Any]:
@@ -112,3 +123,57 @@ def mcnemar(gained: int, lost: int) -> float:
     discordant, fewer = gained + lost, min(gained, lost)
     tail = sum(math.comb(discordant, count) for count in range(fewer + 1))
     return min(1.0, 2 * tail / 2**discordant)
+
+
+def paired_t(differences: Sequence[float]) -> float:
+    """
+    The two-sided p-value of Student's paired test (Biometrika 6, 1908): the chance of a mean this far from 0 where the
+    differences are normal around 0.
+
+    Raises:
+        ValueError: fewer than two differences.
+    """
+    if len(differences) < 2:
+        raise ValueError("a paired test needs at least two differences")
+    mean, error = _mean_and_error(differences)
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return 1 - student_within(abs(mean) / error, len(differences) - 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number by Holm's step-down method (Scandinavian Journal of Statistics 6, 1979):
+    with all below α rejected, the chance of one or more false rejections is at most α."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def student_within(t: float, degrees: int) -> float:
+    """How likely Student's t with so many `degrees` of freedom lies between -`t` and `t` (Abramowitz and Stegun, 26.7.3
+    and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    term = total = math.cos(angle) if degrees % 2 else 1.0
+    for power in range(2 + degrees % 2, degrees - 1, 2):
+        term *= (power - 1) / power * math.cos(angle) ** 2
+        total += term
+    if degrees % 2 == 0:
+        return math.sin(angle) * total
+    return 2 / math.pi * (angle + (math.sin(angle) * total if degrees > 1 else 0.0))
+
+
+def student_quantile(share: float, degrees: int) -> float:
+    """The t that Student's distribution stays below with the chance `share`, between one half and 1."""
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_within(middle, degrees) < 2 * share - 1 else (low, middle)
+    return high
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and its standard error."""
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))

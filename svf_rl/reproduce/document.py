@@ -20,6 +20,7 @@ def render_document(results: Mapping[str, Any], figures: Collection[str]) -> str
         tabulate_accuracies=partial(tabulate_accuracies, experts=results["experts"]),
         tabulate_passes=tabulate_passes,
         tabulate_timing=_tabulate_timing,
+        tabulate_runs=_tabulate_runs,
         method_name=method_name,
         signed=_signed,
     )
@@ -51,6 +52,18 @@ def tabulate_passes(rows: Sequence[Row]) -> str:
     return markdown_table(["", *(f"pass@{k}" for k in ks)], lines, "---:")
 
 
+def _tabulate_runs(runs: Sequence[Row]) -> str:
+    """A line a run, those that failed too."""
+    lines = []
+    for run in runs:
+        seconds = (run.get("seconds") or {}).get("train")
+        found = str(run["failed"]) if run.get("failed") else _percent(run["accuracy"])
+        place = run["expert"], method_name(run["method"]), run["seed"]
+        lines.append([*place, _count(run.get("trained_values")), run.get("updates", ""), _number(seconds, 0), found])
+    headings = ["expert", "method", "seed", "values", "updates", "training (s)", "accuracy %"]
+    return markdown_table(headings, lines, "---:")
+
+
 def _tabulate_timing(rows: Sequence[Row]) -> str:
     headings = ["", "seeds", "first pass (s)", "second pass (s)", "first / second", "weight syncs"]
     lines = []
@@ -65,12 +78,25 @@ def _number(value: float | None, digits: int = 1) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
 def _range(low: float, high: float) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _over_seeds(row: Row) -> str:
+    return _range(*row["interval_over_seeds"]) if row["method"] != BASE and row.get("interval_over_seeds") else ""
+
+
+def _p_value(row: Row) -> str:
+    p = row.get("against_svf", {}).get("p_holm")
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _signed(difference: Mapping[str, Any]) -> str:
@@ -101,6 +127,10 @@ _ALWAYS: dict[str, Callable[[Row], str]] = {
     "items": lambda row: str(row.get("items", 0)),
 }
 _COLUMNS: dict[str, Callable[[Row], str]] = {
+    "values": lambda row: _count(row.get("trained_values")),
+    "95 % over seeds": _over_seeds,
+    "against SVF, by seed": lambda row: _signed(row["against_svf"]) if row.get("against_svf") else "",
+    "p (Holm)": _p_value,
     "steps": lambda row: str(row.get("updates", "")),
     "training (s)": lambda row: _number(row.get("training_seconds"), 0),
     "search (s)": lambda row: _number(row.get("search_seconds")),

@@ -1,256 +1,235 @@
-"""All figures of a comparison, from the files of its cells."""
+"""All figures of a comparison, from what `raw.json` holds. Pure functions."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.evaluation.records import read_records
-from svf_rl.metrics.statistics import as_json, pass_at_k
-from svf_rl.reproduce.cell_plans import TrainingRun, probe_cell
-from svf_rl.reproduce.cells import read_result
-from svf_rl.reproduce.comparison import Unseen, slug
-from svf_rl.reproduce.estimates import Verdicts, compared, estimate, oracle
-from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF, few_shot_label
-from svf_rl.reproduce.plan import Plan, probed
-from svf_rl.runs.run_folder import read_summary
+from svf_rl.metrics.statistics import as_json, estimate_over_seeds, holm, paired_t, pass_at_k
+from svf_rl.reproduce.estimates import BySeed, by_sample, compared, estimate, oracle
+from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF
+from svf_rl.reproduce.raw import Answers, decode
 
-BySeed = Mapping[int, Verdicts]
+Raw = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class _Adaptation:
-    """Of one unseen task the verdicts by method and seed, and what each seed's adaptation says of it."""
-
-    task: Unseen
-    verdicts: dict[str, dict[int, Verdicts]]
-    summaries: dict[int, dict[str, Any]]
-
-    def row(self, method: str) -> dict[str, Any]:
-        return _row(method, self.verdicts.get(method, {}), self.verdicts.get(BASE, {}))
-
-    def made(self, method: str) -> list[dict[str, Any]]:
-        """What each seed's adaptation says of the method."""
-        found = (summary["methods"].get(method) for summary in self.summaries.values())
-        return [made for made in found if made]
-
-
-def collect(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
-    """What `results.json` holds of the cells; those that `failed`, and why, take no part."""
-    comparison = plan.comparison
-    adapts = any(cell.kind == "adaptation" for cell in plan.cells)
-    adaptations = [_read_adaptation(plan, task, failed) for task in comparison.unseen] if adapts else []
+def collect(raw: Raw) -> dict[str, Any]:
+    """What `results.json` holds; runs that failed take no part."""
+    experts = [expert for expert in raw["experts"] if expert != DISPATCH]
     results: dict[str, Any] = {
-        "comparison": comparison.name,
-        "model": comparison.model,
-        "seeds": comparison.seeds,
-        "parts": list(plan.parts),
-        "failed": dict(failed),
-        "notes": plan.notes,
+        **{key: raw[key] for key in ("comparison", "model", "seeds", "parts", "failed", "notes")},
+        "experts": experts,
+        "confidence": 0.95,
+        **{key: raw[key] for key in ("hardware", "packages", "seconds")},
+        "runs": [_listed(name, run, raw) for name, run in raw["runs"].items()],
     }
-    if "fine_tuning" in plan.parts:
-        methods = [BASE, *([LORA] if comparison.lora else []), SVF]
-        results["fine_tuning"] = [
-            {"task": plan.task_of(expert), "expert": expert, "rows": _rows(plan, failed, expert, methods)}
-            for expert in comparison.experts
-        ]
-    if "adaptation" in plan.parts and adapts:
-        results["adaptation"] = [_compare_methods(plan, adaptation) for adaptation in adaptations]
-        if any(run.expert == DISPATCH for run in plan.runs):
-            rows = _rows(plan, failed, DISPATCH, [BASE, SVF])
-            results["classification"] = {"task": plan.task_of(DISPATCH), "rows": rows}
-    if "ablations" in plan.parts:
-        names = {SVF: "SVF as in its recipe", **{slug(name): name for name in comparison.ablations.variants}}
+    if "fine_tuning" in raw["parts"]:
+        methods = [BASE, *([LORA] if raw["lora"] else []), SVF]
+        results["fine_tuning"] = [_on_own_task(raw, expert, methods) for expert in experts]
+    if "adaptation" in raw["parts"] and raw["adaptations"]:
+        results["adaptation"] = [_compare_adaptations(raw, task, experts) for task in raw["adaptations"]]
+        if DISPATCH in raw["experts"]:
+            results["classification"] = _on_own_task(raw, DISPATCH, [BASE, SVF])
+    if "ablations" in raw["parts"]:
+        names = {SVF: "SVF as in its recipe", **{slug: variant["name"] for slug, variant in raw["variants"].items()}}
+        lora = [LORA] if raw["lora"] and "fine_tuning" in raw["parts"] else []
         results["ablations"] = [
-            {"task": plan.task_of(expert), "expert": expert, "rows": _rows(plan, failed, expert, [BASE, *names], names)}
-            for expert in comparison.ablations.experts
+            _on_own_task(raw, expert, [BASE, SVF, *lora, *raw["variants"]], names) for expert in raw["ablated"]
         ]
-        if adapts and len(plan.shots) > 1:
-            results["shots"] = [_compare_shots(plan, adaptation) for adaptation in adaptations]
-    if "probes" in plan.parts:
-        results["probes"] = [
-            _read_probe(plan, failed, name, runs, on)
-            for name in comparison.probes
-            for runs, on in probed(comparison, name, plan.runs)
-        ]
-    if adapts:
-        results["timing"] = [_time_passes(plan, adaptation) for adaptation in adaptations]
+        if raw["adaptations"] and len(raw["shots"]) > 1:
+            results["shots"] = [_compare_shots(raw, task) for task in raw["adaptations"]]
+    if "probes" in raw["parts"]:
+        results["probes"] = [_probe(raw, probe) for probe in raw["probes"]]
+    if raw["adaptations"]:
+        results["timing"] = [_time_passes(raw, task) for task in raw["adaptations"]]
     return results
 
 
-def _read_adaptation(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> _Adaptation:
-    found = _Adaptation(task, {}, {})
-    for seed in plan.comparison.seeds:
-        folder = plan.out / "adaptation" / f"seed{seed}"
-        for path in sorted((folder / slug(task.label)).glob("*.jsonl")):
-            kept = read_result(path.with_suffix(".json"))
-            if kept.get("result") is not None:  # made to its end, whatever became of the others
-                found.verdicts.setdefault(path.stem, {})[seed] = _verdicts(path)
-        summary = read_result(folder / "summary.json")
-        if summary and f"adaptation-seed{seed}" not in failed:
-            found.summaries[seed] = summary["tasks"][task.label]
-    return found
+def _listed(name: str, run: Raw, raw: Raw) -> dict[str, Any]:
+    """A run in the list of all: its accuracy is that of the evaluation."""
+    answers = raw["evaluations"].get(run["expert"], {})
+    found = {} if name not in answers else _row(run["method"], {run["seed"]: decode(answers[name])}, {})
+    return {"name": name, **run, "accuracy": found.get("accuracy"), "items": found.get("items")}
 
 
-def _rows(
-    plan: Plan, failed: Mapping[str, str], expert: str, methods: Iterable[str], names: Mapping[str, str] | None = None
-) -> list[dict[str, Any]]:
-    """The lines of an expert's own task, with what its training runs say of themselves."""
-    folder, file = plan.out / "evaluation" / expert, plan.task_of(expert).replace(":", "-") + ".jsonl"
-    evaluated = [] if f"{expert}-evaluation" in failed else [run for run in plan.runs if run.expert == expert]
-    base = {0: _verdicts(folder / BASE / file)} if evaluated else {}
+def _on_own_task(
+    raw: Raw, expert: str, methods: Iterable[str], names: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A table of an expert's own task, with what its training runs say of themselves."""
+    answers = {name: decode(lines) for name, lines in raw["evaluations"].get(expert, {}).items()}
     rows = []
     for method in methods:
-        runs = [run for run in evaluated if run.method == method and run.cell.name not in failed]
-        found = {run.seed: _verdicts(folder / run.cell.name / file) for run in runs}
-        row = _row(method, base if method == BASE else {seed: one for seed, one in found.items() if one}, base)
+        runs = {name: run for name, run in raw["runs"].items() if (run["expert"], run["method"]) == (expert, method)}
+        found = {run["seed"]: answers[name] for name, run in runs.items() if answers.get(name)}
+        base = {0: answers[BASE]} if BASE in answers else {}
+        row = _row(method, base if method == BASE else found, base)
         if names and method in names:
             row["name"] = names[method]
-        if runs:
-            summaries = [read_summary(run.cell.folder) for run in runs]
-            row["training_seconds"] = _mean(summary.seconds.get("train") for summary in summaries)
-            row["updates"] = max(summary.updates or 0 for summary in summaries)
+        made = [run for run in runs.values() if "failed" not in run]
+        if made and found:
+            row["training_seconds"] = _mean(run["seconds"].get("train") for run in made)
+            row["updates"] = max(run["updates"] or 0 for run in made)
+            row["trained_values"] = made[0]["trained_values"]
+            row["curves"] = {run["seed"]: run["curves"] for run in made}
         rows.append(row)
-    return rows
+    _compare_with_svf(rows)
+    return {"task": raw["experts"][expert], "expert": expert, "rows": rows}
 
 
-def _read_probe(
-    plan: Plan, failed: Mapping[str, str], name: str, runs: list[TrainingRun], on: TrainingRun
-) -> dict[str, Any]:
-    """One table of a probe. With several samples an item's verdicts are those of all of them."""
-    cell = probe_cell(plan.comparison, name, runs, on, plan.out)
-    file, samples = on.task.replace(":", "-") + ".jsonl", plan.comparison.probes[name].samples
-    made = cell.name not in failed
-    verdicts = {BASE: {0: _all_verdicts(cell.folder / BASE / file)}} if made else {}
-    for run in runs if made else ():
-        if run.cell.name not in failed:
-            verdicts.setdefault(run.method, {})[run.seed] = _all_verdicts(cell.folder / run.cell.name / file)
-    base = _by_sample(verdicts.get(BASE, {}))
+def _compare_with_svf(rows: Sequence[dict[str, Any]]) -> None:
+    """Adds to each trained method with two seeds or more its difference to SVF, paired by seed, with the p-values of
+    all of them corrected together."""
+    svf: dict[int, float] = next(
+        (row["by_seed"] for row in rows if row["method"] == SVF and row["accuracy"] is not None), {}
+    )
+    tested = []
+    for row in rows:
+        if row["method"] in (BASE, SVF) or row["accuracy"] is None:
+            continue
+        differences = [row["by_seed"][seed] - svf[seed] for seed in row["by_seed"] if seed in svf]
+        found = estimate_over_seeds(differences)
+        if found is not None:
+            row["against_svf"] = as_json(found)
+            tested.append((row, paired_t(differences)))
+    for (row, p), corrected in zip(tested, holm([p for _, p in tested]), strict=True):
+        row["against_svf"] |= {"p": p, "p_holm": corrected}
+
+
+def _probe(raw: Raw, probe: Raw) -> dict[str, Any]:
+    """One table of a probe. With several samples an item counts with its share of right ones."""
+    answers = {name: decode(lines) for name, lines in probe["answers"].items()}
+    found: dict[str, dict[int, Answers]] = {BASE: {0: answers[BASE]}} if BASE in answers else {}
+    for name, run in raw["runs"].items():
+        if name in answers and run["method"] in probe["methods"]:
+            found.setdefault(run["method"], {})[run["seed"]] = answers[name]
     rows = []
-    for method in dict.fromkeys([BASE, *(run.method for run in runs)]):
-        row = _row(method, _by_sample(verdicts.get(method, {})), base)
-        # of each seed, over its samples
-        row["by_seed"] = {seed: _mean(map(_mean, found.values())) for seed, found in verdicts.get(method, {}).items()}
-        row["seeds"] = len(row["by_seed"])
-        if samples > 1:
+    for method in (BASE, *probe["methods"]):
+        row = _row(method, found.get(method, {}), found.get(BASE, {}))
+        if probe["samples"] > 1:
             row["pass_at_k"] = {
-                2**power: {seed: _pass_at(2**power, found) for seed, found in verdicts.get(method, {}).items()}
-                for power in range(samples.bit_length())
+                2**power: {seed: _pass_at(2**power, items) for seed, items in found.get(method, {}).items()}
+                for power in range(probe["samples"].bit_length())
             }
         rows.append(row)
-    return {"name": name, "task": on.task, "expert": runs[0].expert, "samples": samples, "rows": rows}
+    return {**{key: probe[key] for key in ("name", "task", "expert", "samples")}, "rows": rows}
 
 
-def _all_verdicts(path: Path) -> dict[int, list[bool]]:
-    """By item, the verdicts on all of its samples."""
-    found: dict[int, list[bool]] = {}
-    for record in read_records(path):
-        if record.correct is not None:
-            found.setdefault(record.index, []).append(record.correct)
-    return found
+def _pass_at(k: int, items: Answers) -> float | None:
+    known = [[verdict for verdict in answers if verdict is not None] for answers in items.values()]
+    return _mean(pass_at_k(len(answers), sum(answers), k) for answers in known if len(answers) >= k)
 
 
-def _by_sample(by_seed: Mapping[int, Mapping[int, list[bool]]]) -> dict[int, Verdicts]:
-    """Each sample of each seed as if it were a seed of its own: an item's mean is over both."""
-    apart: dict[tuple[int, int], dict[int, bool | None]] = {}
-    for seed, items in by_seed.items():
-        for item, answers in items.items():
-            for sample, answer in enumerate(answers):
-                apart.setdefault((seed, sample), {})[item] = answer
-    return dict(enumerate(apart.values()))
-
-
-def _pass_at(k: int, items: Mapping[int, list[bool]]) -> float | None:
-    return _mean(pass_at_k(len(answers), sum(answers), k) for answers in items.values() if len(answers) >= k)
-
-
-def _row(method: str, by_seed: BySeed, base: BySeed) -> dict[str, Any]:
+def _row(method: str, by_seed: Mapping[int, Answers], base: Mapping[int, Answers]) -> dict[str, Any]:
     """One line of a table: `accuracy` is `None` where nothing came out."""
-    found = estimate(by_seed)
+    found = estimate(by_sample(by_seed))
     if found is None:
         return {"method": method, "accuracy": None, "status": "failed"}
+    seeds = {seed: one.value for seed, answers in by_seed.items() if (one := estimate(by_sample({seed: answers})))}
     row: dict[str, Any] = {
         "method": method,
         "accuracy": found.value,
         "interval": list(found.interval),
-        "by_seed": found.by_seed,
-        "seeds": len(found.by_seed),
+        "by_seed": seeds,
+        "seeds": len(seeds),
         "items": found.n,
         "not_scorable": found.not_scorable,
     }
-    if method != BASE and (against := compared(by_seed, base)):
+    if over_seeds := estimate_over_seeds(list(seeds.values())):
+        row["interval_over_seeds"] = list(over_seeds.interval)
+    if method != BASE and (against := compared(by_sample(by_seed), by_sample(base))):
         row["against_base"] = as_json(against)
     return row
 
 
-def _compare_methods(plan: Plan, adaptation: _Adaptation) -> dict[str, Any]:
+def _adaptation_answers(task: Raw, method: str) -> dict[int, Answers]:
+    return {
+        int(seed): decode(one["answers"][method]) for seed, one in task["seeds"].items() if method in one["answers"]
+    }
+
+
+def _summaries(task: Raw) -> dict[int, dict[str, Any]]:
+    return {int(seed): one["summary"] for seed, one in task["seeds"].items() if one["summary"] is not None}
+
+
+def _adaptation_row(task: Raw, method: str) -> dict[str, Any]:
+    return _row(method, _adaptation_answers(task, method), _adaptation_answers(task, BASE))
+
+
+def _compare_adaptations(raw: Raw, task: Raw, experts: Sequence[str]) -> dict[str, Any]:
     """All methods on one unseen task."""
-    comparison, verdicts, summaries = plan.comparison, adaptation.verdicts, adaptation.summaries
-    few_shot = few_shot_label(comparison.few_shot.shots)
-    methods = [BASE, *comparison.experts, MEAN]
-    if comparison.classes:
-        methods += [PROMPT, *([DISPATCH] if comparison.dispatch else [])]
-    rows = [adaptation.row(method) for method in [*methods, few_shot]]
+    few_shot, dispatched, summaries = raw["few_shot"], raw["dispatched"], _summaries(task)
+    rows = [_adaptation_row(task, method) for method in (BASE, *experts, MEAN, *dispatched, few_shot)]
     own = {seed: summary["own_expert"] for seed, summary in summaries.items() if summary.get("own_expert")}
     if own:
-        perfect = {
-            seed: oracle(
-                {int(row): expert for row, expert in owners.items()},
-                {name: verdicts.get(name, {}).get(seed, {}) for name in comparison.experts},
-            )
-            for seed, owners in own.items()
-        }
+        perfect = _perfect(task, own, experts)
         for row in rows:
-            if row["method"] in (PROMPT, DISPATCH):
-                against = compared(verdicts.get(row["method"], {}), perfect)
+            if row["method"] in dispatched:
+                against = compared(_verdicts(task, row["method"]), perfect)
                 row["against_oracle"] = as_json(against) if against else None
                 row["dispatched_right"] = _mean(
                     _share_right(summaries[seed]["methods"].get(row["method"]), owners) for seed, owners in own.items()
                 )
-        rows.append(_row(ORACLE, perfect, verdicts.get(BASE, {})))
-    result: dict[str, Any] = {
-        "label": adaptation.task.label,
-        "task": adaptation.task.task,
-        "few_shot": few_shot,
-        "rows": rows,
-    }
-    singles = [row for row in rows if row["method"] in comparison.experts and row["accuracy"] is not None]
+        as_answers = {
+            seed: {item: [verdict] for item, verdict in verdicts.items()} for seed, verdicts in perfect.items()
+        }
+        rows.append(_row(ORACLE, as_answers, _adaptation_answers(task, BASE)))
+    result: dict[str, Any] = {"label": task["label"], "task": task["task"], "few_shot": few_shot, "rows": rows}
+    singles = [row for row in rows if row["method"] in experts and row["accuracy"] is not None]
     best = max(singles, key=lambda row: row["accuracy"])["method"] if singles else None
-    if best is not None and (against := compared(verdicts.get(few_shot, {}), verdicts[best])):
+    if best is not None and (against := compared(_verdicts(task, few_shot), _verdicts(task, best))):
         result["few_shot_against_best_expert"] = {"expert": best, **as_json(against)}
     searches = {seed: (summary["methods"].get(few_shot) or {}).get("search", {}) for seed, summary in summaries.items()}
     return {**result, "alpha": {seed: search.get("alpha") for seed, search in searches.items()}}
 
 
-def _compare_shots(plan: Plan, adaptation: _Adaptation) -> dict[str, Any]:
+def _verdicts(task: Raw, method: str) -> BySeed:
+    return by_sample(_adaptation_answers(task, method))
+
+
+def _perfect(task: Raw, own: Mapping[int, Mapping[str, str]], experts: Sequence[str]) -> BySeed:
+    """By seed the verdicts of a dispatch that never errs."""
+    verdicts = {name: _verdicts(task, name) for name in experts}
+    return {
+        seed: oracle(
+            {int(row): expert for row, expert in owners.items()},
+            {name: verdicts[name].get(seed, {}) for name in experts},
+        )
+        for seed, owners in own.items()
+    }
+
+
+def _compare_shots(raw: Raw, task: Raw) -> dict[str, Any]:
     """Few-shot adaptation from every number of labelled prompts."""
     rows = []
-    for shots in plan.shots:
-        method = few_shot_label(shots)
-        seconds = _mean(made["search"]["seconds"] for made in adaptation.made(method))
-        rows.append({**adaptation.row(method), "shots": shots, "search_seconds": seconds})
-    task = adaptation.task
-    return {"label": task.label, "task": task.task, "base": adaptation.row(BASE), "rows": rows}
+    for shots in raw["shots"]:
+        method = f"few-shot-{shots}"
+        seconds = _mean(made["search"]["seconds"] for made in _made(task, method))
+        rows.append({**_adaptation_row(task, method), "shots": shots, "search_seconds": seconds})
+    return {"label": task["label"], "task": task["task"], "base": _adaptation_row(task, BASE), "rows": rows}
 
 
-def _time_passes(plan: Plan, adaptation: _Adaptation) -> dict[str, Any]:
+def _time_passes(raw: Raw, task: Raw) -> dict[str, Any]:
     """Seconds of each pass over the reported items, and of the search, as means over the seeds."""
     rows = []
-    for method in (PROMPT, DISPATCH, *map(few_shot_label, plan.shots)):
+    for method in (PROMPT, DISPATCH, *(f"few-shot-{shots}" for shots in raw["shots"])):
         passes = [
             (made["search"]["seconds"], made["seconds"], made["search"]["syncs"])
             if "search" in made
             else (made["first"]["seconds"], made["second"]["seconds"], made["first"]["syncs"] + made["second"]["syncs"])
-            for made in adaptation.made(method)
+            for made in _made(task, method)
             if not made.get("reused")  # an interrupted second pass has the seconds of its rest alone
         ]
         if passes:
             first, second, syncs = map(_mean, zip(*passes, strict=True))
             seconds = {"first_pass_seconds": first, "second_pass_seconds": second}
             rows.append({"method": method, "seeds": len(passes), **seconds, "syncs": syncs})
-    items = max((len(summary["rows"]) for summary in adaptation.summaries.values()), default=0)
-    return {"label": adaptation.task.label, "items": items, "rows": rows}
+    items = max((len(summary["rows"]) for summary in _summaries(task).values()), default=0)
+    return {"label": task["label"], "items": items, "rows": rows}
+
+
+def _made(task: Raw, method: str) -> list[dict[str, Any]]:
+    """What each seed's adaptation says of the method."""
+    found = (summary["methods"].get(method) for summary in _summaries(task).values())
+    return [made for made in found if made]
 
 
 def _share_right(made: Mapping[str, Any] | None, owners: Mapping[str, str]) -> float | None:
@@ -258,10 +237,6 @@ def _share_right(made: Mapping[str, Any] | None, owners: Mapping[str, str]) -> f
     if not made:
         return None
     return sum(made["experts"][row] == expert for row, expert in owners.items()) / len(owners)
-
-
-def _verdicts(path: Path) -> dict[int, bool | None]:
-    return {record.index: record.correct for record in read_records(path)}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

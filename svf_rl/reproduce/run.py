@@ -1,11 +1,12 @@
 """The command: from the file of a comparison to tables and pictures."""
 
+import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,21 @@ from svf_rl.errors import SVFError
 from svf_rl.report.style import house_style, save
 from svf_rl.reproduce.arguments import PARTS, ReproduceArguments
 from svf_rl.reproduce.cells import is_done, read_result, record_path
-from svf_rl.reproduce.comparison import Comparison, check_seeds, read_comparison
+from svf_rl.reproduce.comparison import check_seeds, read_comparison
 from svf_rl.reproduce.document import render_document
 from svf_rl.reproduce.figures import draw_adaptation, draw_fine_tuning, draw_shots, draw_timing
 from svf_rl.reproduce.launch import Outcome, hold_results, run_cells
 from svf_rl.reproduce.plan import Plan, make_plan
+from svf_rl.reproduce.raw import KIND, gather
 from svf_rl.reproduce.results import collect
+from svf_rl.reproduce.training_figures import draw_curves, draw_methods, draw_passes
 from svf_rl.runs.summary import read_package_versions
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.files import write_file, write_json
 from svf_rl.storage.folders import check_writable, is_unused
+from svf_rl.storage.json_files import normalize_json, read_json
 
-_KIND = "svf-rl reproduce"
+RAW = "raw.json"
 
 
 def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any] | None:
@@ -35,7 +39,8 @@ def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any]
     Make all cells of a comparison that are not there yet, and write `report.md`, `results.json` and the pictures.
 
     Args:
-        path (`str` or `Path`): the file of the comparison.
+        path (`str` or `Path`): the file of the comparison, or the `raw.json` of one: then only tables and pictures are
+            made.
         arguments ([`ReproduceArguments`]): what is made, and how.
 
     Returns:
@@ -45,14 +50,16 @@ def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any]
         SVFError: bad input (all of it is checked before anything is written), another comparison in the folder, or at
             the end cells that could not be made.
     """
+    if Path(path).suffix == ".json":
+        return _draw_again(Path(path), arguments)
     started = time.perf_counter()
     comparison = read_comparison(path)
     if arguments.seeds is not None:
         comparison = replace(comparison, seeds=check_seeds(arguments.seeds))
-    folder = Path(arguments.out or f"runs/reproduce-{comparison.name}").expanduser().resolve()
+    folder = _folder(arguments, comparison.name)
     parts = [part for part in PARTS if part in (arguments.only or PARTS)]
     plan = make_plan(comparison, folder, parts, arguments.launch, arguments.data_dir)
-    _check_folder(folder, comparison)
+    _check_folder(folder, comparison.name, comparison.model)
     for cell in plan.cells:
         is_done(cell, folder)  # another one's settings: better known before anything is written
     print(plan, flush=True)
@@ -60,18 +67,15 @@ def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any]
         return None
     # two processes on a CPU with as many cores; one where they would share an accelerator's memory
     jobs = arguments.jobs or (1 if torch.cuda.is_available() else min(2, _cores()))
-    with hold_results(folder) as lock:
-        write_json(folder / "comparison.json", {"kind": _KIND, "name": comparison.name, "model": comparison.model})
+    with _held(folder, comparison.name, comparison.model) as lock:
         outcome = run_cells(plan.cells, folder, jobs, _environment(jobs), lock)
-        results = collect(plan, outcome.failed)
-        results |= {
-            "experts": list(comparison.experts),
-            "confidence": 0.95,
+        raw = {
+            **gather(plan, outcome.failed),
             "hardware": _hardware(),
             "packages": read_package_versions(),
             "seconds": _seconds(plan, outcome, jobs, time.perf_counter() - started),
         }
-        write_results(results, folder)
+        results = _write(raw, folder)
     print(f"report: {folder / 'report.md'}")
     if outcome.failed:
         raise SVFError(
@@ -81,11 +85,37 @@ def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any]
     return results
 
 
+def _draw_again(path: Path, arguments: ReproduceArguments) -> dict[str, Any]:
+    """Tables and pictures once more, from the `raw.json` of an earlier call."""
+    if arguments != ReproduceArguments(arguments.out):
+        raise SVFError(f"{path} holds what was made already: only --out goes with it")
+    raw = read_json(path, f"give the {RAW} of a comparison", {"comparison": str, "model": str, "runs": dict})
+    if raw.get("kind") != KIND:
+        raise SVFError(f"{path} is not the {RAW} of a comparison")
+    folder = _folder(arguments, raw["comparison"])
+    _check_folder(folder, raw["comparison"], raw["model"])
+    with _held(folder, raw["comparison"], raw["model"]):
+        results = _write(raw, folder)
+    print(f"report: {folder / 'report.md'}")
+    return results
+
+
+def _write(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """`raw.json`, and what follows from it. Returns what is in `results.json`."""
+    write_file(folder / RAW, json.dumps(raw, separators=(",", ":")) + "\n")
+    results = collect(normalize_json(raw))  # as it is read from the file
+    write_results(results, folder)
+    return results
+
+
 def write_results(results: Mapping[str, Any], folder: Path) -> None:
     """`results.json`, the pictures and `report.md`."""
     with house_style(), disk_errors(folder):
         drawn = {
             "fine_tuning": draw_fine_tuning(results.get("fine_tuning", [])),
+            "curves": draw_curves(results.get("fine_tuning", [])),
+            "methods": draw_methods(results.get("ablations", [])),
+            "passes": draw_passes(results.get("probes", [])),
             "adaptation": draw_adaptation(results.get("adaptation", []), results["experts"]),
             "shots": draw_shots(results.get("shots", [])),
             "timing": draw_timing(results.get("timing", [])),
@@ -97,6 +127,18 @@ def write_results(results: Mapping[str, Any], folder: Path) -> None:
                 save(figure, file)
     write_json(folder / "results.json", results)
     write_file(folder / "report.md", render_document(results, [name for name in drawn if drawn[name] is not None]))
+
+
+def _folder(arguments: ReproduceArguments, name: str) -> Path:
+    return Path(arguments.out or f"runs/reproduce-{name}").expanduser().resolve()
+
+
+@contextmanager
+def _held(folder: Path, name: str, model: str) -> Iterator[int | None]:
+    """The folder, held for this call and marked as that of the comparison."""
+    with hold_results(folder) as lock:
+        write_json(folder / "comparison.json", {"kind": KIND, "name": name, "model": model})
+        yield lock
 
 
 def _cores() -> int:
@@ -127,7 +169,7 @@ def _environment(jobs: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), **os.environ, "PATH": path}
 
 
-def _check_folder(folder: Path, comparison: Comparison) -> None:
+def _check_folder(folder: Path, name: str, model: str) -> None:
     """Raises `SVFError` for a folder that holds something else, or that cannot be written."""
     if check_writable(folder, "give another --out") != folder:
         return
@@ -135,10 +177,10 @@ def _check_folder(folder: Path, comparison: Comparison) -> None:
     if not there:
         if not is_unused(folder):
             raise SVFError(f"{folder} holds files that are not of a comparison: give an empty folder as --out")
-    elif there.get("kind") != _KIND or (there.get("name"), there.get("model")) != (comparison.name, comparison.model):
+    elif there.get("kind") != KIND or (there.get("name"), there.get("model")) != (name, model):
         raise SVFError(
-            f"{folder} holds the comparison {there.get('name')} of {there.get('model')}, not {comparison.name} of "
-            f"{comparison.model}: give another --out"
+            f"{folder} holds the comparison {there.get('name')} of {there.get('model')}, not {name} of {model}: "
+            "give another --out"
         )
 
 

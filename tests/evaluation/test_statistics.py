@@ -5,7 +5,17 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from svf_rl.metrics.statistics import bootstrap, mcnemar, pass_at_k, wilson
+from svf_rl.metrics.statistics import (
+    bootstrap,
+    estimate_over_seeds,
+    holm,
+    mcnemar,
+    paired_t,
+    pass_at_k,
+    student_quantile,
+    student_within,
+    wilson,
+)
 
 
 @pytest.mark.parametrize("samples", range(1, 8))
@@ -102,3 +112,31 @@ def test_mcnemar_does_not_care_who_is_first_and_survives_large_counts() -> None:
     assert mcnemar(700, 610) == mcnemar(610, 700)
     assert 0.01 < mcnemar(700, 610) < 0.02
     assert mcnemar(5000, 0) == pytest.approx(0.0, abs=1e-300)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "t"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (5, 2.5706), (10, 2.2281), (30, 2.0423)]
+)
+def test_student_s_quantiles_are_those_of_the_tables(degrees: int, t: float) -> None:
+    assert student_quantile(0.975, degrees) == pytest.approx(t, abs=5e-5)
+    assert student_within(t, degrees) == pytest.approx(0.95, abs=1e-5)
+
+
+def test_a_paired_t_test_by_hand() -> None:
+    # mean 2, standard deviation 1, so t = 2 / (1 / sqrt 3) = 3.4641 with two degrees: p = 0.0742
+    assert paired_t([1.0, 2.0, 3.0]) == pytest.approx(0.0742, abs=1e-4)
+    assert paired_t([0.0, 0.0]) == 1
+    with pytest.raises(ValueError, match="at least two"):
+        paired_t([1.0])
+
+
+def test_holm_corrects_the_smallest_most_and_keeps_the_order() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_one_seed_has_no_interval_over_seeds() -> None:
+    assert estimate_over_seeds([0.5]) is None
+    found = estimate_over_seeds([0.4, 0.6])
+    assert found.interval == pytest.approx((0.5 - 12.7062 * 0.1, 0.5 + 12.7062 * 0.1), abs=1e-4)

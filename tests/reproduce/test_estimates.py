@@ -14,7 +14,6 @@ def test_one_seed_has_wilson_s_interval():
     found = estimate({0: verdicts(True, True, False, True)})
     assert found.value == 0.75
     assert found.interval == wilson(3, 4)
-    assert found.by_seed == {0: 0.75}
     assert (found.n, found.not_scorable) == (4, 0)
 
 
@@ -22,7 +21,6 @@ def test_over_seeds_the_items_are_resampled_and_not_the_completions():
     found = estimate({0: verdicts(True, True, False), 1: verdicts(True, False, False)})
     assert found.value == pytest.approx(0.5)
     assert found.interval == bootstrap([1.0, 0.5, 0.0])
-    assert found.by_seed == {0: pytest.approx(2 / 3), 1: pytest.approx(1 / 3)}
 
 
 def test_answers_without_a_verdict_take_no_part():

@@ -17,8 +17,9 @@ def row(method, right, of=100, seeds=(0, 1), base_right=50):
     found = estimate(by_seed)
     base = {0: {item: item < base_right for item in range(of)}}
     against = compared(by_seed, base)
+    accuracies = {seed: sum(verdicts.values()) / of for seed, verdicts in by_seed.items()}
     return {
-        "method": method, "accuracy": found.value, "interval": list(found.interval), "by_seed": found.by_seed,
+        "method": method, "accuracy": found.value, "interval": list(found.interval), "by_seed": accuracies,
         "seeds": len(seeds), "items": found.n, "not_scorable": 0,
         "against_base": {"value": against.value, "interval": list(against.interval)},
     }  # fmt: skip
@@ -120,7 +121,8 @@ def test_parts_that_were_not_asked_for_have_no_heading(results):
 def test_all_files_are_written_and_no_picture_is_blank(results, tmp_path):
     write_results(results, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"report.md", "results.json", "fine_tuning.png", "adaptation.png", "shots.png", "timing.png"}
+    pictures = {f"{name}.png" for name in ("fine_tuning", "methods", "adaptation", "shots", "timing")}
+    assert names == {"report.md", "results.json", *pictures}
     for name in names:
         if name.endswith(".png"):
             picture = imread(tmp_path / name)

@@ -127,6 +127,8 @@ def test_a_probe_by_samples_has_pass_at_k(write_comparison, tmp_path):
         assert first == pytest.approx(row["accuracy"]) == pytest.approx(row["by_seed"][0])
         assert first <= second <= fourth
     assert "pass@4" in (tmp_path / "out/report.md").read_text()
+    drawn_again = reproduce(tmp_path / "out/raw.json", ReproduceArguments(tmp_path / "again"))
+    assert drawn_again["probes"] == [table]
 
 
 @pytest.mark.slow

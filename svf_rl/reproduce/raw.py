@@ -1,0 +1,143 @@
+"""`raw.json`: what all figures of a comparison come from, gathered from the files of its cells. Answers are there as
+the verdicts on them, without their texts, so that it is small enough to be published with the figures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from svf_rl.evaluation.adapters import BASE
+from svf_rl.evaluation.records import read_records
+from svf_rl.reproduce.cell_plans import TrainingRun, probe_cell
+from svf_rl.reproduce.cells import read_result
+from svf_rl.reproduce.comparison import Unseen, slug
+from svf_rl.reproduce.methods import DISPATCH, PROMPT, few_shot_label
+from svf_rl.reproduce.plan import Plan, probed
+from svf_rl.runs.run_folder import read_run
+
+KIND = "svf-rl reproduce"
+
+Answers = dict[int, list[bool | None]]
+"""By item the verdicts on its samples; `None` where the check failed by itself."""
+
+_SIGNS: dict[bool | None, str] = {True: "1", False: "0", None: "?"}
+_VERDICTS: dict[str, bool | None] = {sign: verdict for verdict, sign in _SIGNS.items()}
+# What a run logs at each update, and what it is called here.
+_CURVES = {
+    "reward": "reward", "entropy": "entropy", "kl": "kl", "update/relative_change": "relative_change",
+    "num_tokens": "tokens", "step_time": "seconds",
+}  # fmt: skip
+
+
+def encode(answers: Mapping[int, Sequence[bool | None]]) -> list[str]:
+    """A line for each sample: of each item, from 0 on, `1` right, `0` wrong, `?` without verdict, a blank where it was
+    not asked."""
+    items = range(max(answers, default=-1) + 1)
+    samples = range(max(map(len, answers.values()), default=0))
+    return [
+        "".join(_SIGNS[answers[item][k]] if k < len(answers.get(item, ())) else " " for item in items) for k in samples
+    ]
+
+
+def decode(lines: Sequence[str]) -> Answers:
+    """The other way."""
+    found: Answers = {}
+    for line in lines:
+        for item, sign in enumerate(line):
+            if sign != " ":
+                found.setdefault(item, []).append(_VERDICTS[sign])
+    return found
+
+
+def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
+    """What `raw.json` holds of the cells, as JSON; of those that `failed` it says why."""
+    comparison = plan.comparison
+    adapts = any(cell.kind == "adaptation" for cell in plan.cells)
+    return {
+        "kind": KIND,
+        "comparison": comparison.name,
+        "model": comparison.model,
+        "seeds": comparison.seeds,
+        "parts": list(plan.parts),
+        "notes": plan.notes,
+        "failed": dict(failed),
+        "experts": {expert: plan.task_of(expert) for expert in dict.fromkeys(run.expert for run in plan.runs)},
+        "lora": comparison.lora,
+        "variants": {slug(name): {"name": name, "keys": keys} for name, keys in comparison.ablations.variants.items()},
+        "dispatched": [PROMPT, *([DISPATCH] if comparison.dispatch else [])] if comparison.classes else [],
+        "ablated": comparison.ablations.experts,
+        "few_shot": few_shot_label(comparison.few_shot.shots),
+        "shots": plan.shots,
+        "runs": {run.cell.name: _run(run, failed) for run in plan.runs},
+        "evaluations": {
+            cell.folder.name: _evaluation(cell.folder, plan.task_of(cell.folder.name), plan.runs)
+            for cell in plan.cells
+            if cell.kind == "evaluation" and cell.folder.parent.name == "evaluation" and cell.name not in failed
+        },
+        "probes": [
+            _probe(plan, failed, name, runs, on)
+            for name in (comparison.probes if "probes" in plan.parts else ())
+            for runs, on in probed(comparison, name, plan.runs)
+        ],
+        "adaptations": [_adaptation(plan, task, failed) for task in (comparison.unseen if adapts else ())],
+    }
+
+
+def _run(run: TrainingRun, failed: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"expert": run.expert, "method": run.method, "seed": run.seed}
+    if run.cell.name in failed:
+        return {**found, "failed": failed[run.cell.name]}
+    folder = read_run(run.cell.folder)
+    summary = folder.summary
+    curves = {
+        name: [None if key not in line.values else float(f"{line.values[key]:.5g}") for line in folder.updates]
+        for key, name in _CURVES.items()
+    }
+    return {
+        **found,
+        "trained_values": summary.trained_values,
+        "updates": summary.updates,
+        "seconds": {phase: round(seconds, 2) for phase, seconds in summary.seconds.items()},
+        "curves": {name: curve for name, curve in curves.items() if any(value is not None for value in curve)},
+    }
+
+
+def _evaluation(folder: Path, task: str, runs: Sequence[TrainingRun]) -> dict[str, list[str]]:
+    """By adapter, and for the base model, the verdicts on the items of a task."""
+    file = task.replace(":", "-") + ".jsonl"
+    return {
+        name: encode(_answers(folder / name / file))
+        for name in (BASE, *(run.cell.name for run in runs))
+        if (folder / name / file).is_file()
+    }
+
+
+def _probe(
+    plan: Plan, failed: Mapping[str, str], name: str, runs: Sequence[TrainingRun], on: TrainingRun
+) -> dict[str, Any]:
+    cell, probe = probe_cell(plan.comparison, name, runs, on, plan.out), plan.comparison.probes[name]
+    answers = {} if cell.name in failed else _evaluation(cell.folder, on.task, runs)
+    methods = list(dict.fromkeys(run.method for run in runs))
+    place = {"name": name, "expert": runs[0].expert, "task": on.task, "samples": probe.samples, "methods": methods}
+    return {**place, "answers": answers}
+
+
+def _adaptation(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str, Any]:
+    """Of one unseen task what each seed's adaptation says of it, and the verdicts by method."""
+    seeds: dict[str, dict[str, Any]] = {}
+    for seed in plan.comparison.seeds:
+        folder = plan.out / "adaptation" / f"seed{seed}"
+        methods = {}
+        for path in sorted((folder / slug(task.label)).glob("*.jsonl")):
+            if read_result(path.with_suffix(".json")).get("result") is not None:  # made to its end
+                methods[path.stem] = encode(_answers(path))
+        summary = read_result(folder / "summary.json")
+        there = bool(summary) and f"adaptation-seed{seed}" not in failed
+        seeds[str(seed)] = {"answers": methods, "summary": summary["tasks"][task.label] if there else None}
+    return {"label": task.label, "task": task.task, "seeds": seeds}
+
+
+def _answers(path: Path) -> Answers:
+    found: Answers = {}
+    for record in read_records(path):
+        found.setdefault(record.index, []).append(record.correct)
+    return found

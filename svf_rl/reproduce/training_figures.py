@@ -1,0 +1,157 @@
+"""The pictures of how methods train and what they reach, one function each; `None` where there is nothing to draw."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from svf_rl.evaluation.adapters import BASE
+from svf_rl.report.style import GREY, PALETTE, WIDTH, add_legend, make_figure
+from svf_rl.reproduce.methods import method_name
+
+Row = Mapping[str, Any]
+
+_TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"]
+
+
+def draw_curves(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """For each task the reward of sampled answers over updates, tokens and seconds: the mean of the seeds, and where
+    their lowest and highest are."""
+    drawn = [group for group in groups if any("reward" in c for row in group["rows"] for c in _curves(row))]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(WIDTH, 2.3 * len(drawn)), layout="constrained")
+    methods = list(dict.fromkeys(row["method"] for group in drawn for row in group["rows"] if _curves(row)))
+    for group, line in zip(drawn, figure.subplots(len(drawn), 3, squeeze=False, sharey=True), strict=True):
+        for axes, (name, unit) in zip(line, _ALONG.items(), strict=True):
+            for row in group["rows"]:
+                if _curves(row):
+                    _draw_curve(axes, _curves(row), unit, PALETTE[methods.index(row["method"]) % len(PALETTE)])
+            axes.set_xlabel(name)
+            axes.set_xlim(left=0)
+        line[0].set_ylim(0, 1.03)
+        line[0].set_yticks(*_TICKS)
+        line[0].set_ylabel("sampled reward (%)")
+        line[0].set_title(group["task"], loc="left", fontsize=9.5)
+    entries = [
+        (Line2D([], [], color=PALETTE[place % len(PALETTE)]), method_name(name)) for place, name in enumerate(methods)
+    ]
+    add_legend(figure, entries, alone=True)
+    return figure
+
+
+def draw_methods(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """For each task all methods below one another, those with most trained values first: each seed's accuracy, their
+    mean and its interval over seeds, and a line for the base model."""
+    drawn = [group for group in groups if any(_is_shown(row) for row in group["rows"])]
+    if not drawn:
+        return None
+    rows_of = [
+        sorted((row for row in group["rows"] if _is_shown(row)), key=lambda row: -(row.get("trained_values") or 0))
+        for group in drawn
+    ]
+    figure, panels = make_figure(len(drawn), 0.24 * max(map(len, rows_of)) + 1.0)
+    for axes, group, rows in zip(panels, drawn, rows_of, strict=True):
+        for place, row in enumerate(rows):
+            colour = PALETTE[0] if row["method"] == "svf" else GREY
+            seeds = list(row["by_seed"].values())
+            axes.plot(seeds, [place] * len(seeds), ".", color=colour, alpha=0.6, markersize=6)
+            axes.plot(row["accuracy"], place, "D", color=colour, markersize=5)
+            if "interval_over_seeds" in row:
+                low, high = row["interval_over_seeds"]
+                axes.plot([max(0, low), min(1, high)], [place, place], color=colour, linewidth=1.0)
+        base = next((row for row in group["rows"] if row["method"] == BASE), None)
+        if base is not None and base["accuracy"] is not None:
+            axes.axvline(base["accuracy"], color="black", linestyle="dotted", linewidth=1.2)
+        axes.set_yticks(range(len(rows)), [_with_values(row) for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xticks(*_TICKS)
+        axes.set_title(group["task"], loc="left", fontsize=9.5)
+    panels[-1].set_xlabel("accuracy (%)")
+    entries: list[tuple[Any, str]] = [
+        (Line2D([], [], color=GREY, marker=".", linestyle="none", alpha=0.6), "a seed"),
+        (Line2D([], [], color=GREY, marker="D", linewidth=1.0, markersize=5), "mean, 95 % over seeds"),
+        (Line2D([], [], color="black", linestyle="dotted", linewidth=1.2), "base model"),
+    ]
+    add_legend(figure, entries)
+    return figure
+
+
+def draw_passes(probes: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """pass@k over k, a panel for each table of a probe with several samples: the mean of the seeds, and where their
+    lowest and highest are."""
+    drawn = [probe for probe in probes if any(row.get("pass_at_k") for row in probe["rows"])]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    methods = list(dict.fromkeys(row["method"] for probe in drawn for row in probe["rows"] if row.get("pass_at_k")))
+    panels = figure.subplots(1, len(drawn), squeeze=False, sharey=True)[0]
+    for axes, probe in zip(panels, drawn, strict=True):
+        for row in probe["rows"]:
+            found = {int(k): _known(by_seed.values()) for k, by_seed in (row.get("pass_at_k") or {}).items()}
+            found = {k: values for k, values in found.items() if values}
+            if found:
+                place = methods.index(row["method"])
+                _draw_band(axes, list(found), list(found.values()), _method_colour(place, row["method"]))
+        axes.set_xscale("log", base=2)
+        ks = [int(k) for k in drawn[0]["rows"][0]["pass_at_k"]]
+        axes.set_xticks(ks, [str(k) for k in ks])
+        axes.set_title(probe["task"].rpartition(":")[2], loc="left", fontsize=9.5)
+        axes.set_xlabel("k")
+    panels[0].set_ylim(0, 1.03)
+    panels[0].set_yticks(*_TICKS)
+    panels[0].set_ylabel("pass@k (%)")
+    add_legend(figure, [(Line2D([], [], color=_method_colour(i, m)), method_name(m)) for i, m in enumerate(methods)])
+    return figure
+
+
+_ALONG = {"updates": None, "thousands of tokens": ("tokens", 1e-3), "seconds": ("seconds", 1.0)}
+
+
+def _curves(row: Row) -> list[Mapping[str, Any]]:
+    return list(row.get("curves", {}).values())
+
+
+def _draw_curve(axes: Axes, curves: Sequence[Mapping[str, Any]], unit: tuple[str, float] | None, colour: str) -> None:
+    """Against updates, or against the mean over the seeds of what they had used by then."""
+    rewards = [curve["reward"] for curve in curves if "reward" in curve]
+    length = min(map(len, rewards), default=0)
+    along = np.arange(1, length + 1, dtype=float)
+    if unit is not None:
+        key, scale = unit
+        used = [curve[key] for curve in curves if curve.get(key) and None not in curve[key]]
+        if not used:
+            return
+        # tokens are counted from the start, seconds are those of each update
+        counted = [one if key == "tokens" else list(accumulate(one)) for one in used]
+        along = np.mean([one[:length] for one in counted], axis=0) * scale
+    values = [[reward[step] for reward in rewards if reward[step] is not None] for step in range(length)]
+    _draw_band(axes, along, values, colour)
+
+
+def _draw_band(axes: Axes, along: Any, values: Sequence[Sequence[float]], colour: str) -> None:
+    """A line through the means, and a band from the lowest to the highest."""
+    axes.plot(along, [sum(one) / len(one) for one in values], color=colour)
+    axes.fill_between(along, [min(one) for one in values], [max(one) for one in values], color=colour, alpha=0.15)
+
+
+def _is_shown(row: Row) -> bool:
+    return row["method"] != BASE and row["accuracy"] is not None
+
+
+def _with_values(row: Row) -> str:
+    name = row.get("name") or method_name(row["method"])
+    return f"{name} ({row['trained_values']:,})" if row.get("trained_values") else name
+
+
+def _known(values: Any) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _method_colour(place: int, method: str) -> str:
+    return GREY if method == BASE else PALETTE[(place - 1) % len(PALETTE)]

@@ -1,0 +1,125 @@
+"""What all figures come from: `raw.json`, and the figures of a comparison that never ran."""
+
+import json
+
+import pytest
+
+from svf_rl.errors import SVFError
+from svf_rl.metrics.statistics import paired_t
+from svf_rl.reproduce.arguments import ReproduceArguments
+from svf_rl.reproduce.raw import KIND, decode, encode
+from svf_rl.reproduce.results import collect
+from svf_rl.reproduce.run import reproduce
+from svf_rl.storage.json_files import normalize_json
+
+ITEMS, SEEDS = 100, [0, 1, 2]
+
+
+def answers(right):
+    """Of so many items right, the first ones."""
+    return {item: [item < right] for item in range(ITEMS)}
+
+
+def run_of(method, seed, **changes):
+    curves = {"reward": [0.1, 0.5, 0.7], "tokens": [100, 200, 300], "seconds": [1.0, 1.0, 1.0]}
+    made = {"trained_values": 128, "updates": 3, "seconds": {"train": 3.0}, "curves": curves}
+    return {"expert": "math", "method": method, "seed": seed, **made, **changes}
+
+
+@pytest.fixture
+def raw():
+    """SVF 80, 82, 84; a variant 10 less with each seed, another as good on the average; base 50."""
+    right = {"svf": [80, 82, 84], "less": [70, 72, 74], "other": [84, 82, 80]}
+    runs = {f"math-{method}-seed{seed}": run_of(method, seed) for method in right for seed in SEEDS}
+    runs["math-lora-seed0"] = {"expert": "math", "method": "lora", "seed": 0, "failed": "out of memory"}
+    evaluated = {
+        f"math-{m}-seed{seed}": encode(answers(n)) for m, counts in right.items() for seed, n in enumerate(counts)
+    }
+    evaluated["base"] = encode(answers(50))
+    sampled = {item: [item < 50, item < 80] for item in range(ITEMS)}
+    return normalize_json({
+        "kind": KIND, "comparison": "small", "model": "tiny", "seeds": SEEDS,
+        "parts": ["fine_tuning", "ablations", "probes"], "notes": [], "failed": {"math-lora-seed0": "out of memory"},
+        "experts": {"math": "gsm8k"}, "lora": {"adapter": "lora"}, "few_shot": "few-shot-3", "shots": [3],
+        "variants": {"less": {"name": "less of it", "keys": {}}, "other": {"name": "other one", "keys": {}}},
+        "dispatched": [], "ablated": ["math"], "runs": runs, "evaluations": {"math": evaluated},
+        "probes": [{
+            "name": "sampled", "expert": "math", "task": "gsm8k", "samples": 2, "methods": ["svf"],
+            "answers": {"base": encode(answers(50)), "math-svf-seed0": encode(sampled)},
+        }],
+        "adaptations": [], "hardware": {"processor": "a processor"}, "packages": {"torch": "2.13.0"},
+        "seconds": {"cells": 10, "processes": 1.0, "jobs": 1, "this_call": 1.0, "made_now": 10},
+    })  # fmt: skip
+
+
+def test_verdicts_survive_as_text():
+    found = {0: [True, False], 2: [None, True], 3: [False]}
+    assert encode(found) == ["1 ?0", "0 1 "]
+    assert decode(encode(found)) == found
+    assert decode(encode({})) == {}
+
+
+def test_a_method_is_compared_with_svf_seed_by_seed(raw):
+    rows = {row["method"]: row for row in collect(raw)["ablations"][0]["rows"]}
+    assert rows["less"]["against_svf"]["value"] == pytest.approx(-0.1)
+    assert rows["less"]["against_svf"]["p"] == 0  # the difference knows no spread
+    other = rows["other"]["against_svf"]
+    assert other["value"] == pytest.approx(0)
+    low, high = other["interval"]
+    assert low < -0.09
+    assert high > 0.09
+    assert other["p"] == other["p_holm"] == pytest.approx(1)
+    assert "against_svf" not in rows["svf"]
+
+
+def test_p_values_are_corrected_for_all_tests_of_the_table(raw):
+    for seed, right in enumerate([70, 73, 75]):
+        raw["evaluations"]["math"][f"math-less-seed{seed}"] = encode(answers(right))
+    rows = {row["method"]: row for row in collect(raw)["ablations"][0]["rows"]}
+    assert rows["less"]["against_svf"]["p"] == pytest.approx(paired_t([-0.1, -0.09, -0.09]))
+    assert rows["less"]["against_svf"]["p_holm"] == pytest.approx(2 * paired_t([-0.1, -0.09, -0.09]))
+
+
+def test_the_interval_over_seeds_is_wider_than_that_over_few_items_would_say(raw):
+    (svf,) = (row for row in collect(raw)["ablations"][0]["rows"] if row["method"] == "svf")
+    low, high = svf["interval_over_seeds"]
+    # Student's: 4.303 standard errors of three values
+    assert high - low == pytest.approx(2 * 4.3027 * 0.02 / 3**0.5, rel=1e-4)
+
+
+def test_all_runs_are_listed_and_those_that_failed_with_their_reason(raw):
+    runs = {run["name"]: run for run in collect(raw)["runs"]}
+    assert len(runs) == 10
+    assert runs["math-svf-seed1"]["accuracy"] == pytest.approx(0.82)
+    assert runs["math-lora-seed0"]["failed"] == "out of memory"
+
+
+def test_pass_at_k_counts_all_samples_of_an_item(raw):
+    base, svf = collect(raw)["probes"][0]["rows"]
+    assert svf["accuracy"] == pytest.approx(0.65)
+    assert svf["pass_at_k"] == {1: {0: pytest.approx(0.65)}, 2: {0: pytest.approx(0.8)}}
+    assert base["pass_at_k"][2] == {0: None}  # it has one sample an item
+
+
+def test_tables_and_pictures_rise_again_from_the_file(raw, tmp_path, capsys):
+    file = tmp_path / "raw.json"
+    file.write_text(json.dumps(raw))
+    results = reproduce(file, ReproduceArguments(tmp_path / "out"))
+    names = {path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".png"}
+    assert names == {"fine_tuning.png", "methods.png", "curves.png", "passes.png"}
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| math | LoRA | 0 | | | | out of memory |" in " ".join(report.replace("|  |", "| |").split())
+    assert all(f"]({name})" in report for name in names)
+    again = reproduce(tmp_path / "out" / "raw.json", ReproduceArguments(tmp_path / "again"))
+    assert again == results
+    assert (tmp_path / "again" / "report.md").read_text() == report
+
+
+def test_what_is_no_raw_file_and_what_does_not_go_with_one(raw, tmp_path):
+    file = tmp_path / "raw.json"
+    file.write_text(json.dumps(raw))
+    with pytest.raises(SVFError, match="only --out goes with it"):
+        reproduce(file, ReproduceArguments(seeds=[1]))
+    file.write_text(json.dumps({**raw, "kind": "other"}))
+    with pytest.raises(SVFError, match=r"is not the raw\.json of a comparison"):
+        reproduce(file, ReproduceArguments(tmp_path / "out"))
