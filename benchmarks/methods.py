@@ -10,19 +10,21 @@ run that is in the results already is not made again, so that the same command g
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import redirect_stderr, redirect_stdout
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from common import hardware
 
+from svf_rl.errors import SVFError
 from svf_rl.runs.run_folder import read_run
+from svf_rl.train import run as train
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2.yaml"
 MLP = "[gate_proj, up_proj, down_proj]"
@@ -42,12 +44,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "projected-1000": {"core": "projected:1000", "learning_rate": 3e-2},
     "biases": {"biases": True, "learning_rate": 4e-3},
     "evolution": {"objective": "evolution_strategies", "evolution_sigma": 0.05, "learning_rate": 4e-3},
+    # SVF with other settings of the trainer
+    "svf-normalized": {"normalize_advantages": True, "learning_rate": 4e-3},
+    "svf-16-prompts": {"per_device_train_batch_size": 128, "learning_rate": 4e-3},
+    "svf-16-completions": {"per_device_train_batch_size": 128, "num_generations": 16, "learning_rate": 4e-3},
+    "svf-kl": {"beta": 0.05, "learning_rate": 4e-3},
+    "svf-decay": {"lr_scheduler_type": "linear", "learning_rate": 6e-3},
+    "band-1-normalized": {"core": "band:1", "normalize_advantages": True, "learning_rate": 4e-3},
     # what is right decides the accuracies, and is paid nothing
     "random-reward": {"rewards": _CONTROL.format("random"), "learning_rate": 4e-3},
     "shuffled-reward": {"rewards": _CONTROL.format("shuffled"), "learning_rate": 4e-3},
 }
 """Keys of the recipe that a method changes, with the middle one of its learning rates."""
-_SHOWN = ("base", "validation", "test", "seconds", "failed")
+_SHOWN = ("task", "method", "rate", "seed", "base", "validation", "test", "seconds", "failed")
 CURVES = ("reward", "entropy", "kl", "grad_norm", "completions/mean_length")
 
 
@@ -75,19 +84,18 @@ def main() -> None:
     there |= {"hardware": hardware(given.device), "recipe": RECIPE.name, "set": given.set, "jobs": given.jobs}
     end = time.monotonic() + 60 * given.minutes
 
-    def make(wish: dict[str, Any]) -> None:
-        if time.monotonic() > end:
-            return
-        run = _run(wish, given.set)
-        there["runs"].append(run)
-        print(
-            {key: run[key] for key in (*wish, "base", "validation", "test", "seconds", "failed") if key in run},
-            flush=True,
-        )
-        given.out.write_text(json.dumps(there, indent=1) + "\n")
-
-    with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(make, [wish for wish in wanted if _key(wish) not in done]))
+    # processes that make one run after another: libraries and the device are made ready once in each
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
+        waiting = iter([wish for wish in wanted if _key(wish) not in done])
+        running = {pool.submit(_run, wish, given.set) for wish in islice(waiting, given.jobs)}
+        while running:
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for run in (each.result() for each in ended):
+                there["runs"].append(run)
+                print({key: run[key] for key in _SHOWN if key in run}, flush=True)
+            given.out.write_text(json.dumps(there, indent=1) + "\n")
+            if time.monotonic() < end:
+                running |= {pool.submit(_run, wish, given.set) for wish in islice(waiting, given.jobs - len(running))}
 
 
 def _key(run: dict[str, Any]) -> tuple[Any, ...]:
@@ -95,19 +103,22 @@ def _key(run: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _run(wish: dict[str, Any], common: list[str]) -> dict[str, Any]:
+    """One run, in this process."""
     changes = dict(METHODS[wish["method"]])
     changes["learning_rate"] *= wish["rate"]
     folder = Path(tempfile.mkdtemp(prefix="methods-"))
-    keys = [f"--{key}={value}" for key, value in changes.items()]
-    command = [sys.executable, "-m", "svf_rl.train", str(RECIPE), *(f"--{pair}" for pair in common), *keys]
-    command += [f"--seed={wish['seed']}", f"--output_dir={folder / 'run'}", "--report_to=none"]
-    command += ["--eval_strategy=steps", "--eval_steps=1000000", "--save_strategy=no"]
+    keys = [f"--{pair}" for pair in common] + [f"--{key}={value}" for key, value in changes.items()]
+    keys += [f"--seed={wish['seed']}", f"--output_dir={folder / 'run'}", "--report_to=none"]
+    keys += ["--eval_strategy=steps", "--eval_steps=1000000", "--save_strategy=no", "--disable_tqdm=true"]
     start = time.perf_counter()
-    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
-    run = {**wish, "keys": changes, "seconds": round(time.perf_counter() - start, 1)}
-    if ended.returncode:
-        run["failed"] = (ended.stderr.strip().splitlines() or ["?"])[-1][:500]
-    else:
+    run: dict[str, Any] = {**wish, "keys": changes}
+    try:
+        with (folder / "log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
+            train(str(RECIPE), keys)
+    except SVFError as error:
+        run["failed"] = str(error)[:500]
+    run["seconds"] = round(time.perf_counter() - start, 1)
+    if "failed" not in run:
         found = read_run(folder / "run")
         run |= {
             "trained_values": found.summary.trained_values,
