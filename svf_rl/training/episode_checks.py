@@ -1,17 +1,14 @@
 """Tools and environments that a trainer is given, refused by name where they cannot be used."""
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from svf_rl.errors import Stopped, SVFError, one_line
-from svf_rl.rewards.user_code import describe
+from svf_rl.errors import SVFError, one_line
 from svf_rl.settings.episodes import check_tool
-from svf_rl.training.user_calls import UserCalls
 
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer
@@ -26,42 +23,6 @@ def check_functions(tools: Any, rollout_func: Any) -> None:
     for tool in tools or ():
         if not callable(tool) or not hasattr(tool, "__name__"):
             raise SVFError(f"tools has {tool!r:.60}: give functions")
-
-
-def checked_factories(environment_factory: Any, calls: UserCalls) -> Any:
-    """`environment_factory` as TRL's constructor takes it: what it makes is checked, and made in the thread in which it
-    is called later. Raises `SVFError` for what is no factory."""
-    if environment_factory is None:
-        return None
-    if isinstance(environment_factory, Mapping):
-        if not environment_factory:
-            raise SVFError("environment_factory is an empty dict: leave it out, or give at least one environment")
-        return {
-            name: _checked(factory, calls, f"environment {name!r}") for name, factory in environment_factory.items()
-        }
-    return _checked(environment_factory, calls, "environment_factory")
-
-
-def _checked(factory: Any, calls: UserCalls, name: str) -> Callable[[], Any]:
-    if not callable(factory):
-        raise SVFError(f"{name} is a {type(factory).__name__}: give a class, or a function that makes an environment")
-
-    def make() -> Any:
-        try:
-            environment = calls.call(factory, limited=False)
-        except (SVFError, Stopped, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # a user's code may raise anything
-            raise SVFError(f"{name} could not be made: it raised {describe(error)}") from error
-        reset = getattr(type(environment), "reset", None)
-        if not inspect.isfunction(reset) or inspect.iscoroutinefunction(reset):
-            raise SVFError(
-                f"{name} makes a {type(environment).__name__}, which has no method reset: define reset(self, **row), "
-                "which returns a text for the prompt, or None"
-            )
-        return environment
-
-    return make
 
 
 @contextmanager
