@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset
+
 from svf_rl.episodes.user_calls import TimedOut, UserCalls
 from svf_rl.errors import Stopped, SVFError, one_line
 from svf_rl.rewards.references import is_number
@@ -31,8 +33,6 @@ class Environments:
         """Of each row at hand: the name of its environment, where there are several."""
         self.failed: list[bool] = []
         """Of each row at hand: whether its environment's `reset` or `get_reward` has failed."""
-        self.hung: list[Any] = []
-        """Those in which something still runs that did not end in time: they are not used again."""
         self._said: set[str] = set()
 
     def reset(self, rows: list[dict[str, Any]]) -> list[Any]:
@@ -57,8 +57,13 @@ class Environments:
 
     def rewards(self) -> list[Callable[..., list[float | None]]]:
         """Of each class of environments with a `get_reward`."""
-        kinds = dict.fromkeys(type(pool[0]) for pool in self._box.pool.values())
+        kinds = self._box.kinds
         return [self._reward_of(kind) for kind in kinds if inspect.isfunction(getattr(kind, "get_reward", None))]
+
+    def leave(self, environment: Any) -> None:
+        """Do not use it again: something still runs in it that did not end in time."""
+        for pool in self._box.pool.values():
+            pool[:] = [one for one in pool if one is not environment]
 
     def _reward_of(self, kind: Any) -> Callable[..., list[float | None]]:
         def get_reward(environments: list[Any], **_: Any) -> list[float | None]:
@@ -84,9 +89,6 @@ class Environments:
         box, drawn = self._box, []
         assert box.factories is not None
         used: dict[Any, int] = {}
-        for pool in box.pool.values():
-            pool[:] = [one for one in pool if not any(one is other for other in self.hung)]
-        self.hung = []
         for name in names:
             pool, number = box.pool[name], used.get(name, 0)
             if number == len(pool):
@@ -109,12 +111,21 @@ class Environments:
         environment = self.current[row]
         self.failed[row] = True
         if isinstance(error, TimedOut):
-            self.hung.append(environment)
+            self.leave(environment)
         said = str(error) if isinstance(error, TimedOut) else f"raised {describe(error)}"
         text = f"{type(environment).__name__}.{method} {said}"
         if text not in self._said:
             self._said.add(text)
-            logger.warning("%s: such samples take no part in the training (unscorable)", text)
+            logger.warning("%s: such samples cannot be scored, and take no part in the training", text)
+
+
+def check_environment_names(what: str, rows: Dataset, factories: Mapping[Any, Any], argument: str) -> None:
+    """Raises `SVFError` where rows do not name their environments, among several that `argument` names."""
+    if "environment" not in rows.column_names:
+        raise SVFError(f"{what} has no column 'environment', which says which of {argument} a row is for")
+    unknown = sorted({str(value) for value in rows["environment"][:]} - set(factories))
+    if unknown:
+        raise SVFError(f"{what}: environment {unknown[0]!r} is not among those of {argument}: {', '.join(factories)}")
 
 
 def tool_methods(environment: Any) -> list[Callable[..., Any]]:

@@ -70,7 +70,7 @@ class Episodes:
         self.toolbox, self.environments = toolbox, Environments(toolbox)
         self.max_tokens, self.longest = max_tokens, sys.maxsize if longest is None else longest
         self._together = together
-        self._tools = ToolCalls(toolbox.calls, lambda environment: self.environments.hung.append(environment))
+        self._tools = ToolCalls(toolbox.calls, self.environments.leave)
 
     def play(self, rows: list[dict[str, Any]], ask: Ask) -> Rollout:
         """An answer to each row's prompt, in as many turns as it takes. `environments.current` are those of the rows

@@ -1,5 +1,6 @@
 """What a model may call and act in, and how its chat template tells it so."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,6 +50,10 @@ class Toolbox:
     listed: dict[Any, list[Tool]] = field(default_factory=dict)
     template: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.kinds: list[Any] = list(dict.fromkeys(type(instances[0]) for instances in self.pool.values()))
+        """The classes of the environments."""
+
     @property
     def several(self) -> bool:
         """Whether rows name their environments."""
@@ -58,6 +63,11 @@ class Toolbox:
     def empty(self) -> bool:
         """Whether there is nothing that a model could call."""
         return not (self.tools or any(self.listed.values()))
+
+    @property
+    def rewards(self) -> bool:
+        """Whether an environment has a reward of its own."""
+        return any(inspect.isfunction(getattr(kind, "get_reward", None)) for kind in self.kinds)
 
     def shown(self, name: Any) -> list[Tool]:
         """The tools that a prompt of that environment lists."""

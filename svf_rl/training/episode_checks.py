@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
+from svf_rl.episodes.environments import check_environment_names
 from svf_rl.errors import SVFError, one_line
 from svf_rl.settings.episodes import check_tool
 
@@ -56,11 +57,5 @@ def check_episodes(trainer: "SVFReinforceTrainer") -> None:
 def _check_rows(trainer: "SVFReinforceTrainer", name: str, rows: Dataset) -> None:
     if "prompt" in rows.column_names and len(rows) and isinstance(rows[0]["prompt"], str):
         raise SVFError(f"{name}: tools and environments need conversations as prompts: give messages in place of texts")
-    if not trainer._multi_environment:
-        return
-    if "environment" not in rows.column_names:
-        raise SVFError(f"{name} has no column 'environment', which says which of environment_factory a row is for")
-    unknown = sorted({str(value) for value in rows["environment"][:]} - set(trainer.environment_factories))
-    if unknown:
-        known = ", ".join(trainer.environment_factories)
-        raise SVFError(f"{name}: environment {unknown[0]!r} is not among those of environment_factory: {known}")
+    if trainer._multi_environment:
+        check_environment_names(name, rows, trainer.environment_factories, "environment_factory")
