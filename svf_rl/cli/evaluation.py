@@ -16,6 +16,8 @@ RESUMES = "the same command resumes from here"
 ANSWERING = ("limit", "backend", "max_tokens", "dtype", "batch_size", "chat_template_kwargs", "max_failed",
              "gpu_memory_utilization", "enforce_eager", "trust_remote_code")  # fmt: skip
 
+_TOOLS = ("tools", "environment", "max_tool_calling_iterations", "tool_timeout")
+
 
 def add_evaluation(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """The model, those fields of [`EvaluationArguments`] and, in a group, where the rows come from."""
@@ -49,7 +51,10 @@ def _fill(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a saved SVF or LoRA adapter, compared with the base; may be given several times",
     )
+    from svf_rl.evaluation.arguments import EvaluationArguments
+
     add_evaluation(parser, ("tasks", "samples", "temperature", "top_p", "k", "out", "seed", *ANSWERING))
+    add_flags(parser.add_argument_group("several turns"), EvaluationArguments, _TOOLS)
 
 
 def _run(known: argparse.Namespace) -> None:

@@ -8,11 +8,16 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from svf_rl.episodes.episodes import Episodes
+from svf_rl.episodes.random_state import own_random_numbers
+from svf_rl.episodes.rollout import Rollout, before_stop
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.items import Key, TaskItems
 from svf_rl.evaluation.records import Answers, Record, append_records, mend
+from svf_rl.evaluation.turns import play_items
 from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.generation import Completion, cut_at_stop, sample_seed
+from svf_rl.rewards import Verdict, completion_text
 from svf_rl.storage.json_files import normalize_json
 
 
@@ -85,28 +90,41 @@ def make_records(
 ) -> list[Record]:
     """Generate and grade one batch; each completion by the adapter that `which` names for it, by default all by the one
     that the pool uses."""
-    seeds = [sample_seed(seed, f"evaluation/{task.name}", index, sample) for index, sample in keys]
-    completions = pool.generate([task.prompt_ids[index] for index, _ in keys], task.sampling, seeds, which)
-    texts = decode_completions(pool.tokenizer, completions, task.sampling.stop)
     rows = [task.rows[index] for index, _ in keys]
-    verdicts = task.grader.grade(rows, texts, [completion.token_ids for completion in completions])
+    if task.toolbox is None:
+        seeds = [sample_seed(seed, f"evaluation/{task.name}", index, sample) for index, sample in keys]
+        prompt_ids = [task.prompt_ids[index] for index, _ in keys]
+        completions = pool.generate(prompt_ids, task.sampling, seeds, which)
+        rollout = Rollout.of([task.prompts[index] for index, _ in keys], prompt_ids, completions, pool.tokenizer)
+        answers = [before_stop(answer, task.sampling.stop) for answer in rollout.completions]
+        verdicts = task.grader.grade(rows, answers, rollout.completion_ids)
+    else:
+        episodes = Episodes(task.toolbox, task.sampling.max_tokens, pool.max_length)
+        # what tools and environments draw is the same for each model
+        with own_random_numbers(sample_seed(seed, f"evaluation/{task.name}/draws", *keys[0])):
+            rollout = play_items(episodes, task, keys, pool, seed, which)
+            answers = [before_stop(answer, task.sampling.stop) for answer in rollout.completions]
+            verdicts = task.grader.grade(rows, answers, rollout.completion_ids, episodes.environments)
+        failed = Verdict(None, None, "its environment failed")  # half an episode is not judged
+        verdicts = [failed if bad else own for bad, own in zip(episodes.environments.failed, verdicts, strict=True)]
     return [
         Record(
             index=index,
             sample=sample,
             prompt=task.prompts[index],
-            completion=text,
+            completion=completion_text(answer),
             reference=task.grader.reference(row),
             extracted=verdict.extracted,
             correct=verdict.correct,
             score=verdict.value,
             reason=verdict.reason,
             infrastructure=verdict.infrastructure,
-            tokens=len(completion.token_ids),
-            finished=completion.finished,
+            tokens=length,
+            finished=finished,
+            messages=None if isinstance(answer, str) else [*prompt, *answer],
         )
-        for (index, sample), row, text, completion, verdict in zip(
-            keys, rows, texts, completions, verdicts, strict=True
+        for (index, sample), row, prompt, answer, verdict, length, finished in zip(
+            keys, rows, rollout.prompts, answers, verdicts, rollout.lengths, rollout.finished, strict=True
         )
     ]
 

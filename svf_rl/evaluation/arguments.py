@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from svf_rl.described import described
+from svf_rl.episodes.arguments import ToolArguments
 from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import EngineArguments
 from svf_rl.tasks import TaskOptions
 
 
 @dataclass
-class EvaluationArguments(EngineArguments):
+class EvaluationArguments(EngineArguments, ToolArguments):
     """
     What is evaluated, and how. `options` says where the rows come from, `adapters` are compared with the base.
 
@@ -47,6 +48,10 @@ class EvaluationArguments(EngineArguments):
     chat_template_kwargs: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "For the chat template: '{enable_thinking: false}'."}
     )
+    max_tool_calling_iterations: int | None = described(None, "With tools: turns after the first, at most.")
+    tool_timeout: float = described(
+        30.0, "Seconds that a call of a tool, or of an environment's reset or get_reward, may take."
+    )
     max_failed: float = described(0.25, "Share of a batch's checks that may fail by themselves.")
 
     def __post_init__(self) -> None:
@@ -56,10 +61,14 @@ class EvaluationArguments(EngineArguments):
         twice = [name for name in self.tasks if self.tasks.count(name) > 1]
         if twice:
             raise SVFError(f"task {twice[0]!r} is named twice")
-        for name in ("limit", "samples", "max_tokens"):
+        for name in ("limit", "samples", "max_tokens", "max_tool_calling_iterations"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SVFError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if not self.tool_timeout > 0:
+            raise SVFError(f"--tool-timeout must be above 0 seconds, not {self.tool_timeout:g}")
+        if self.max_tool_calling_iterations is not None and not (self.tools or self.environment):
+            raise SVFError("--max-tool-calling-iterations is for tools: give --tools or --environment too")
         if self.temperature is None:
             self.temperature = 0.0 if self.samples == 1 else 0.8
         if not math.isfinite(self.temperature) or self.temperature < 0:

@@ -6,7 +6,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from svf_rl.rewards import Verdict, load_reward
+from svf_rl.episodes.environments import Environments
+from svf_rl.episodes.rollout import Answer
+from svf_rl.rewards import Verdict, completion_text, load_reward
 from svf_rl.rewards.reward import AsyncReward
 from svf_rl.rewards.verified import check_answers, parse_reference, verified, verify_rows
 from svf_rl.rewards.verifier import Verifier, check_failed_share
@@ -55,12 +57,17 @@ class Grader:
             check_failed_share(self.reward.__name__, tried, 0.0, None)
 
     def grade(
-        self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str], token_ids: Sequence[list[int]]
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        completions: Sequence[Answer],
+        token_ids: Sequence[list[int]],
+        environments: Environments | None = None,
     ) -> list[Verdict]:
-        """One verdict a completion. Raises `SVFError` when too many checks failed by themselves."""
-        verdicts = self._verify(rows, completions)
+        """One verdict a completion: a text, or the messages of an episode, of which verifiers read the last. Raises
+        `SVFError` when too many checks failed by themselves."""
+        verdicts = self._verify(rows, [completion_text(completion) for completion in completions])
         if verdicts is None:
-            return self._call(rows, completions, token_ids)
+            return self._call(rows, completions, token_ids, environments)
         check_failed_share(self.reward.__name__, verdicts, self._max_failed, None)
         return verdicts
 
@@ -78,12 +85,20 @@ class Grader:
         return verify_rows(names, completions, [self.reference(row) for row in rows], **options)
 
     def _call(
-        self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str], token_ids: Sequence[list[int]]
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        completions: Sequence[Answer],
+        token_ids: Sequence[list[int]],
+        environments: Environments | None,
     ) -> list[Verdict]:
         """A reward function, called as the trainer calls it."""
         columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+        if environments is not None and environments.current is not None:
+            columns["environments"] = environments.current
         values = self.reward(
-            completions=[[{"role": "assistant", "content": text}] for text in completions],
+            completions=[
+                [{"role": "assistant", "content": one}] if isinstance(one, str) else one for one in completions
+            ],
             prompts=[row["prompt"] for row in rows],
             completion_ids=list(token_ids),
             trainer_state=None,
@@ -93,12 +108,33 @@ class Grader:
         )
         if isinstance(self.reward, AsyncReward):
             values = asyncio.run(values)  # type: ignore[arg-type]
-        return [
-            Verdict(None, None, "the reward gave None")
-            if value is None
-            else Verdict(value >= CORRECT, None, f"the reward gave {value:g}", score=value)
-            for value in values
-        ]
+        return [_verdict_of("the reward", value) for value in values]
+
+
+class EnvironmentGrader(Grader):
+    """The `get_reward` of each item's environment decides."""
+
+    def __init__(self) -> None:
+        self._column = "answer"
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "get_reward"}
+
+    def check(self, rows: Dataset, task: str) -> None:
+        """Nothing is known before an episode."""
+
+    def grade(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        completions: Sequence[Answer],
+        token_ids: Sequence[list[int]],
+        environments: Environments | None = None,
+    ) -> list[Verdict]:
+        assert environments is not None
+        assert environments.current is not None
+        given = [reward(environments.current) for reward in environments.rewards()]  # one a class of environments
+        values = [next((value for value in of_one if value is not None), None) for of_one in zip(*given, strict=True)]
+        return [_verdict_of("its environment", value) for value in values]
 
 
 class Ungraded(Grader):
@@ -114,6 +150,16 @@ class Ungraded(Grader):
         return None
 
     def grade(
-        self, rows: Sequence[Mapping[str, Any]], completions: Sequence[str], token_ids: Sequence[list[int]]
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        completions: Sequence[Answer],
+        token_ids: Sequence[list[int]],
+        environments: Environments | None = None,
     ) -> list[Verdict]:
         return [Verdict(None, None, "a prompt without an answer to compare with")] * len(rows)
+
+
+def _verdict_of(who: str, value: float | None) -> Verdict:
+    if value is None:
+        return Verdict(None, None, f"{who} gave None")
+    return Verdict(value >= CORRECT, None, f"{who} gave {value:g}", score=value)

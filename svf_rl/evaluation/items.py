@@ -8,11 +8,13 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from svf_rl.episodes.environments import check_environment_names
+from svf_rl.episodes.toolbox import Toolbox
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
-from svf_rl.evaluation.grading import Grader
+from svf_rl.evaluation.grading import EnvironmentGrader, Grader
 from svf_rl.generation import Sampling
-from svf_rl.generation.prompts import encode_prompts, render_prompt
+from svf_rl.generation.prompts import render_prompt
 from svf_rl.quickstart.tool_skill import TOOLS
 from svf_rl.tasks import Task, TaskOptions, find_task
 from svf_rl.tasks.columns import read_rows
@@ -33,6 +35,8 @@ class TaskItems:
     grader: Grader
     sampling: Sampling
     metric: str
+    toolbox: Toolbox | None = None
+    """What the model may call and act in."""
 
     @property
     def file(self) -> str:
@@ -52,10 +56,12 @@ def load_items(
     arguments: EvaluationArguments,
     tokenizer: PreTrainedTokenizerBase,
     splits: Sequence[str] = ("test",),
+    toolbox: Toolbox | None = None,
 ) -> TaskItems:
     """
     The first `limit` rows of a task as prompts, and a grader that has accepted all their answers. They are of the first
-    of the `splits` that the task has.
+    of the `splits` that the task has. With a `toolbox` prompts list its tools, and an environment's `get_reward` grades
+    where no reward is given.
 
     Raises:
         SVFError: no such task or data, none of these splits, or an answer that nothing could match.
@@ -69,21 +75,27 @@ def load_items(
                 f"task {name!r}: only quickstart has skills, as in quickstart:choice, and reasoning_gym sets"
             )
         options = replace(options, skill=skill) if base_name == "quickstart" else replace(options, dataset=skill)
-    if base_name == "quickstart" and options.skill == TOOLS.name:
+    if base_name == "quickstart" and options.skill == TOOLS.name and toolbox is None:
         raise SVFError(
-            "task quickstart:tools takes a calculator, and svf-rl eval answers in one turn: a training run with tools "
-            "evaluates before and after"
+            "task quickstart:tools takes a calculator: svf-rl eval quickstart-tools --tools "
+            "svf_rl.quickstart.tool_skill:calc gives it one"
         )
-    specs = task.rewards(options) if arguments.reward is None else (arguments.reward,)
-    grader = Grader(specs[0], arguments.max_failed)
+    grader = _grader(task, options, arguments, toolbox)
     rows = _rows(task, options, arguments.limit, splits)
     grader.check(rows, name)
-    template = arguments.chat_template_kwargs
+    templates = [arguments.chat_template_kwargs] * len(rows)
+    if toolbox is not None:
+        if toolbox.several:
+            check_environment_names(f"task {name}", rows, toolbox.factories or {}, "--environment")
+        templates = [
+            toolbox.template_of(own) for own in (rows["environment"] if toolbox.several else [None] * len(rows))
+        ]
+    prompts = [render_prompt(tokenizer, prompt, **own) for prompt, own in zip(rows["prompt"], templates, strict=True)]
     return TaskItems(
         name=name,
         rows=rows.to_list(),
-        prompts=[render_prompt(tokenizer, conversation, **template) for conversation in rows["prompt"]],
-        prompt_ids=encode_prompts(tokenizer, rows["prompt"], **template),
+        prompts=prompts,
+        prompt_ids=tokenizer(prompts, add_special_tokens=False)["input_ids"],
         grader=grader,
         sampling=Sampling(
             max_tokens=arguments.max_tokens or task.max_tokens,
@@ -93,7 +105,15 @@ def load_items(
             logprobs=False,
         ),
         metric=task.metric,
+        toolbox=toolbox,
     )
+
+
+def _grader(task: Task, options: TaskOptions, arguments: EvaluationArguments, toolbox: Toolbox | None) -> Grader:
+    if arguments.reward is None and toolbox is not None and toolbox.rewards:
+        return EnvironmentGrader()
+    specs = task.rewards(options) if arguments.reward is None else (arguments.reward,)
+    return Grader(specs[0], arguments.max_failed)
 
 
 def _rows(task: Task, options: TaskOptions, limit: int | None, splits: Sequence[str]) -> Dataset:

@@ -27,6 +27,7 @@ class Record:
     infrastructure: bool  # the check itself failed; the next call makes this completion again
     tokens: int  # of the completion, end-of-sequence token or stop string included
     finished: bool  # whether it ended by itself, and was not cut off at the limit
+    messages: list[dict[str, Any]] | None = None  # of an episode: all that was said, the prompt included
 
     @property
     def key(self) -> tuple[int, int]:
@@ -34,7 +35,8 @@ class Record:
 
     def line(self) -> str:
         """As JSON, with the end of the line. Unpaired surrogates, which UTF-8 cannot hold, are escaped."""
-        text = json.dumps(asdict(self), ensure_ascii=False, default=str)
+        values = {name: value for name, value in asdict(self).items() if name != "messages" or value is not None}
+        text = json.dumps(values, ensure_ascii=False, default=str)
         return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
 
 
@@ -50,7 +52,12 @@ class Answers:
 def read_records(path: Path) -> list[Record]:
     """The records of a file (none without one), less a torn last line, which a run leaves that is killed while it
     writes. Raises `SVFError` for any other line that is damaged."""
-    return read_json_lines(path, lambda values: Record(**{f.name: values[f.name] for f in fields(Record)}))
+    return read_json_lines(path, _read)
+
+
+def _read(values: dict[str, Any]) -> Record:
+    names = [f.name for f in fields(Record) if f.name != "messages"]
+    return Record(**{name: values[name] for name in names}, messages=values.get("messages"))
 
 
 def append_records(path: Path, records: Sequence[Record]) -> None:

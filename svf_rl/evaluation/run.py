@@ -13,6 +13,7 @@ from svf_rl.evaluation.folder import Settings, choose_folder
 from svf_rl.evaluation.items import TaskItems, check_lengths, load_items
 from svf_rl.evaluation.records import Answers, read_records
 from svf_rl.evaluation.summary import Result, summarize
+from svf_rl.evaluation.turns import find_toolbox
 from svf_rl.experts.pool import ExpertPool
 from svf_rl.storage.files import write_json
 
@@ -32,8 +33,11 @@ def evaluate(arguments: EvaluationArguments) -> list[Result]:
     started = time.perf_counter()
     base = find_base_model(arguments)
     adapters = find_adapters(arguments.adapters)
-    tasks = [load_items(name, arguments, base.tokenizer) for name in arguments.tasks]
+    toolbox = find_toolbox(arguments, base.tokenizer)
+    tasks = [load_items(name, arguments, base.tokenizer, toolbox=toolbox) for name in arguments.tasks]
     length = check_lengths(tasks, base.positions)
+    if toolbox is not None and toolbox.factories is not None:  # whose first words nobody knows before
+        length = base.positions or length
     keys = {task.name: list(itertools.product(range(len(task.rows)), range(arguments.samples))) for task in tasks}
     labels = {BASE: None, **{adapter.label: adapter for adapter in adapters}}
     settings = {
@@ -99,4 +103,12 @@ def _settings(arguments: EvaluationArguments, base: BaseModel, adapter: Adapter 
         "seed": arguments.seed if sampled else None,
         "dtype": base.arguments.dtype,
         "backend": arguments.backend,
+        **_tool_settings(arguments),
     }
+
+
+def _tool_settings(arguments: EvaluationArguments) -> Settings:
+    if not (arguments.tools or arguments.environment):
+        return {}
+    names = ("tool_names", "environment", "max_tool_calling_iterations", "tool_timeout")
+    return {name.replace("tool_names", "tools"): getattr(arguments, name) for name in names}

@@ -90,7 +90,7 @@ class ExpertPool:
             self._adapters = self._check_experts(experts, others)
         else:
             self._adapters = dict.fromkeys(others, "default")
-        self.model_arguments, self._engine = model, engine or EngineArguments()
+        self.model_arguments, self._engine, self.max_length = model, engine or EngineArguments(), max_length
         self.tokenizer = load_tokenizer(model)
         self._held: tuple[str, ...] | None = None  # the adapters on `model`
         self.model: Any = None  # a `PeftModel`, or the plain base model where no adapter is on it

@@ -54,7 +54,7 @@ def render_model_card(
             whose end is the title; by default that is the end of the run's folder.
     """
     recipe = remove_paths(summary.recipe)
-    in_episodes = any(recipe.get(key) for key in ("tools", "environment", "rollout_func"))  # svf-rl eval has one turn
+    own_episodes = bool(recipe.get("rollout_func"))  # which svf-rl eval cannot make
     base = find_base(adapter_config, summary)
     folder = summary.recipe.get("output_dir") or "adapter"
     name = Path(folder if location == "." else location).name or "adapter"
@@ -85,7 +85,7 @@ def render_model_card(
         dtype=recipe.get("dtype", "auto"),
         question=_question(recipe),
         quoted=lambda text: json.dumps(text, ensure_ascii=False),
-        command=_evaluation_command(recipe, short_base, location, tasks) if tasks and not in_episodes else "",
+        command=_evaluation_command(recipe, short_base, location, tasks) if tasks and not own_episodes else "",
         progress=_progress(summary, metrics),
         settings={key: recipe[key] for key in _SETTINGS if recipe.get(key) is not None},
         marker=MARKER,
@@ -175,6 +175,13 @@ def _evaluation_command(recipe: Mapping[str, Any], base: str, location: str, tas
         words += ["--data-path", "YOUR_FILE.jsonl"]
     if recipe.get("rewards"):
         words += ["--reward", _reward_names(recipe)[0]]
+    if recipe.get("tools") or recipe.get("environment"):
+        tools, worlds = recipe.get("tools") or [], recipe.get("environment")
+        words += ["--tools", ",".join([tools] if isinstance(tools, str) else tools)] if tools else []
+        words += ["--environment", worlds if isinstance(worlds, str) else json.dumps(worlds)] if worlds else []
+        for key, flag in (("max_tool_calling_iterations", None), ("max_completion_length", "--max-tokens")):
+            if recipe.get(key) is not None:
+                words += [flag or "--" + key.replace("_", "-"), str(recipe[key])]
     return shlex.join(words)
 
 

@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,40 +16,19 @@ from transformers.utils.chat_template_utils import (
 from trl.chat_template_utils import add_response_schema, supports_tool_calling
 
 from svf_rl.described import described
+from svf_rl.episodes.arguments import BUILT_IN, ToolArguments
 from svf_rl.errors import SVFError, one_line
 from svf_rl.rewards.registry import load_function
 from svf_rl.rewards.reward import nearest
 
-BUILT_IN = {"python": "svf_rl.sandbox.python_tool:python"}
-"""Tools that a recipe names without a file."""
 
-
-@dataclass
-class EpisodeArguments:
+@dataclass(kw_only=True)
+class EpisodeArguments(ToolArguments):
     """What makes an answer one of several turns."""
 
-    tools: list[str] | str | None = described(
-        None,
-        f"Functions that the model may call, such as my_tools.py:search, or by their names: {', '.join(BUILT_IN)} "
-        "(runs a program in the sandbox).",
-    )
-    environment: str | dict[str, str] | None = described(
-        None,
-        "Class of the environment that the model acts in, such as my_env.py:Guess; or several by their names, of which "
-        "the column environment names that of a row. Rewards are then those of rewards, and the environment's own.",
-    )
     rollout_func: str | None = described(
         None, "Function that makes whole episodes, in TRL's signature, such as my_rollouts.py:play."
     )
-
-    @property
-    def tool_names(self) -> list[str]:
-        return [self.tools] if isinstance(self.tools, str) else self.tools or []
-
-    @property
-    def runs_programs(self) -> bool:
-        """Whether the model's programs run in the sandbox."""
-        return "python" in self.tool_names
 
 
 @dataclass(frozen=True)
@@ -76,10 +55,18 @@ class EpisodeParts:
 
 
 def load_episodes(arguments: EpisodeArguments) -> EpisodeParts:
-    """Load what the recipe names. Raises `SVFError` for what is not there, a function that a model cannot be told of,
+    """Load what the recipe names. Raises `SVFError` as [`load_tools`] does."""
+    parts = load_tools(arguments)
+    with _named("rollout_func"):
+        if arguments.rollout_func is not None:
+            parts = replace(parts, rollout_func=load_function(arguments.rollout_func, "function"))
+    return parts
+
+
+def load_tools(arguments: ToolArguments) -> EpisodeParts:
+    """Load tools and environments. Raises `SVFError` for what is not there, a function that a model cannot be told of,
     or a class that is no environment."""
     factory: Any = None
-    rollout = None
     with _named("tools"):
         tools = [_load_tool(name) for name in arguments.tool_names]
         given = [tool.__name__ for tool in tools]
@@ -93,10 +80,7 @@ def load_episodes(arguments: EpisodeArguments) -> EpisodeParts:
             factory = {name: _load_environment(spec) for name, spec in arguments.environment.items()}
         elif arguments.environment is not None:
             factory = _load_environment(arguments.environment)
-    with _named("rollout_func"):
-        if arguments.rollout_func is not None:
-            rollout = load_function(arguments.rollout_func, "function")
-    return EpisodeParts(tools or None, factory, rollout)
+    return EpisodeParts(tools or None, factory)
 
 
 @contextmanager

@@ -1,17 +1,15 @@
 """Tools and environments that a trainer is given, refused by name where they cannot be used."""
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from svf_rl.errors import Stopped, SVFError, one_line
-from svf_rl.rewards.user_code import describe
+from svf_rl.episodes.environments import check_environment_names
+from svf_rl.errors import SVFError, one_line
 from svf_rl.settings.episodes import check_tool
-from svf_rl.training.user_calls import UserCalls
 
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer
@@ -26,42 +24,6 @@ def check_functions(tools: Any, rollout_func: Any) -> None:
     for tool in tools or ():
         if not callable(tool) or not hasattr(tool, "__name__"):
             raise SVFError(f"tools has {tool!r:.60}: give functions")
-
-
-def checked_factories(environment_factory: Any, calls: UserCalls) -> Any:
-    """`environment_factory` as TRL's constructor takes it: what it makes is checked, and made in the thread in which it
-    is called later. Raises `SVFError` for what is no factory."""
-    if environment_factory is None:
-        return None
-    if isinstance(environment_factory, Mapping):
-        if not environment_factory:
-            raise SVFError("environment_factory is an empty dict: leave it out, or give at least one environment")
-        return {
-            name: _checked(factory, calls, f"environment {name!r}") for name, factory in environment_factory.items()
-        }
-    return _checked(environment_factory, calls, "environment_factory")
-
-
-def _checked(factory: Any, calls: UserCalls, name: str) -> Callable[[], Any]:
-    if not callable(factory):
-        raise SVFError(f"{name} is a {type(factory).__name__}: give a class, or a function that makes an environment")
-
-    def make() -> Any:
-        try:
-            environment = calls.call(factory, limited=False)
-        except (SVFError, Stopped, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # a user's code may raise anything
-            raise SVFError(f"{name} could not be made: it raised {describe(error)}") from error
-        reset = getattr(type(environment), "reset", None)
-        if not inspect.isfunction(reset) or inspect.iscoroutinefunction(reset):
-            raise SVFError(
-                f"{name} makes a {type(environment).__name__}, which has no method reset: define reset(self, **row), "
-                "which returns a text for the prompt, or None"
-            )
-        return environment
-
-    return make
 
 
 @contextmanager
@@ -95,11 +57,5 @@ def check_episodes(trainer: "SVFReinforceTrainer") -> None:
 def _check_rows(trainer: "SVFReinforceTrainer", name: str, rows: Dataset) -> None:
     if "prompt" in rows.column_names and len(rows) and isinstance(rows[0]["prompt"], str):
         raise SVFError(f"{name}: tools and environments need conversations as prompts: give messages in place of texts")
-    if not trainer._multi_environment:
-        return
-    if "environment" not in rows.column_names:
-        raise SVFError(f"{name} has no column 'environment', which says which of environment_factory a row is for")
-    unknown = sorted({str(value) for value in rows["environment"][:]} - set(trainer.environment_factories))
-    if unknown:
-        known = ", ".join(trainer.environment_factories)
-        raise SVFError(f"{name}: environment {unknown[0]!r} is not among those of environment_factory: {known}")
+    if trainer._multi_environment:
+        check_environment_names(name, rows, trainer.environment_factories, "environment_factory")

@@ -14,12 +14,12 @@ import torch
 from accelerate.utils import gather
 from torch import Tensor
 
+from svf_rl.episodes.rollout import Rollout
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion, sample_seed
 from svf_rl.generation.vllm.colocated import POLICY
 from svf_rl.generation.weights import active_multipliers
 from svf_rl.losses import evolution
-from svf_rl.training.rollout import Rollout
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 

@@ -11,10 +11,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import Trainer
 
+from svf_rl.episodes.random_state import own_random_numbers
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion
 from svf_rl.losses.objective import total_reward
-from svf_rl.training.random_state import own_random_numbers
 
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer

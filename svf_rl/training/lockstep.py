@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from accelerate.state import GradientState
 
-from svf_rl.training.random_state import restore_random_state, take_random_state
+from svf_rl.episodes.random_state import restore_random_state, take_random_state
 
 Result = TypeVar("Result")
 

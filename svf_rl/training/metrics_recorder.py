@@ -17,10 +17,10 @@ from transformers.integrations.integration_utils import default_logdir
 from trl import GRPOTrainer
 from trl.trainer.utils import nanstd
 
+from svf_rl.episodes.rollout import Answer, EpisodeCounts, Rollout
 from svf_rl.errors import SVFError
 from svf_rl.rewards.references import is_number
 from svf_rl.storage.disk_errors import disk_errors
-from svf_rl.training.rollout import Answer, EpisodeCounts, Rollout
 
 
 class MetricsRecorder(TrainerCallback):

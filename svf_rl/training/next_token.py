@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svf_rl.episodes.rollout import Rollout
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion
 from svf_rl.tasks.targets import end_of_turn, target_column, target_ids
-from svf_rl.training.rollout import Rollout
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 logger = logging.getLogger(__name__)

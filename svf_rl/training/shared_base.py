@@ -14,8 +14,8 @@ from svf_rl.generation.vllm.colocated import POLICY, put_policy
 from svf_rl.models.loading import load_adapted, load_tokenizer
 from svf_rl.settings.recipe import Recipe
 from svf_rl.svf import svf_layers
+from svf_rl.training.generator import build_generator
 from svf_rl.training.lockstep import Lockstep
-from svf_rl.training.rollout import build_generator
 from svf_rl.training.run_context import StopRequest
 from svf_rl.training.weight_sharing import prepare_sharing
 

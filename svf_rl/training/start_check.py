@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from svf_rl.episodes.environments import NO_PROMPT
 from svf_rl.errors import SVFError
 from svf_rl.generation import Sampling
 from svf_rl.losses.token_logprobs import LogitTransform, token_statistics
-from svf_rl.training.environments import NO_PROMPT
 from svf_rl.training.packing import hindrance
 from svf_rl.training.policy import arrange, output_layer
 
@@ -176,7 +176,7 @@ def _loss_logps(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens, com
 
 def _batch(trainer: "SVFReinforceTrainer", prompts: Tokens, completions: Tokens) -> dict[str, Tensor]:
     """As the loss takes it."""
-    from svf_rl.training.rollout import Rollout
+    from svf_rl.episodes.rollout import Rollout
 
     texts = [""] * len(prompts)
     rollout = Rollout(texts, list(prompts), list(completions), list(texts), [True] * len(prompts))

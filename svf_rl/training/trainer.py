@@ -28,6 +28,9 @@ from transformers import (
 from transformers.trainer_utils import HubStrategy
 from trl import GRPOTrainer
 
+from svf_rl.episodes.environments import checked_factories
+from svf_rl.episodes.rollout import Rollout, before_stop
+from svf_rl.episodes.user_calls import UserCalls
 from svf_rl.errors import SVFError
 from svf_rl.experts.publish import push_run
 from svf_rl.generation import Completion, CompletionGenerator, Sampling, sample_seed
@@ -45,8 +48,9 @@ from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
 from svf_rl.training.curriculum import LEVEL, Curriculum
 from svf_rl.training.decay import decay_towards_identity
-from svf_rl.training.episode_checks import check_episodes, check_functions, checked_factories, one_line_of_trl
-from svf_rl.training.episodes import Episodes
+from svf_rl.training.episode_checks import check_episodes, check_functions, one_line_of_trl
+from svf_rl.training.episodes import TrainerEpisodes
+from svf_rl.training.generator import build_generator
 from svf_rl.training.health import HealthWarnings
 from svf_rl.training.held_out import HeldOutEvaluator
 from svf_rl.training.metrics_recorder import MetricsRecorder
@@ -58,12 +62,10 @@ from svf_rl.training.policy import (
     multiplier_statistics,
     trainable_digest,
 )
-from svf_rl.training.rollout import Rollout, before_stop, build_generator
 from svf_rl.training.run_context import RunContext
 from svf_rl.training.shared_base import RunGenerator
 from svf_rl.training.start_check import OnTrainBegin, check_start
 from svf_rl.training.update_size import UpdateSize
-from svf_rl.training.user_calls import UserCalls
 from svf_rl.training.weight_sharing import prepare_sharing
 from svf_rl.training.zero import FetchLayers, fit_gradient_buffer, trained_alone, trained_state
 
@@ -147,7 +149,7 @@ class SVFReinforceTrainer(GRPOTrainer):
             self.context.summary = RunSummary(args.to_dict(), args.seed)
         if generator is None:
             prepare_sharing(model, args)
-        self.user_calls = UserCalls(args.tool_timeout)
+        self.user_calls = UserCalls(args.tool_timeout, self)
         given = [] if reward_funcs is None else reward_funcs
         rewards = list(given) if isinstance(given, list) else [given]  # TRL adds those of environments to its list
         with hide_from_trl(args, model), one_line_of_trl(bool(tools) or acts_in_environment):
@@ -167,7 +169,7 @@ class SVFReinforceTrainer(GRPOTrainer):
                 rollout_func=rollout_func,
                 environment_factory=checked_factories(environment_factory, self.user_calls),
             )
-        self.episodes = Episodes(self)
+        self.episodes = TrainerEpisodes(self)
         self.reward_funcs[len(rewards) :] = self.episodes.environments.rewards()
         check_episodes(self)
         self.beta = args.beta  # hidden from the constructor alone
@@ -295,8 +297,12 @@ class SVFReinforceTrainer(GRPOTrainer):
         with self.recorder.timed("reward"):
             rewards = self._calculate_rewards(rows, rollout.prompts, completions, rollout.completion_ids)
         if self.environment_factories is not None:
-            rewards[self.episodes.environments.all_failed()] = torch.nan
+            rewards[self._environments_failed()] = torch.nan
         return rewards
+
+    def _environments_failed(self) -> Tensor:
+        """`(N,)` of all processes: whether the environment of a row has failed."""
+        return gather(torch.tensor(self.episodes.environments.failed, device=self.accelerator.device).long()).bool()
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> Rollout:
         """An answer to each row's prompt."""
@@ -328,9 +334,7 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.recorder.add_reward_logs(len(rows))
         self.recorder.add("unscorable", total.isnan().float().mean().item())
         if self.environment_factories is not None:
-            self.recorder.add(
-                "environments/failure_frequency", self.episodes.environments.all_failed().float().mean().item()
-            )
+            self.recorder.add("environments/failure_frequency", self._environments_failed().float().mean().item())
         return rewards, total
 
     def _make_batch(self, rollout: Rollout, rewards: Tensor, total: Tensor) -> dict[str, Any]:

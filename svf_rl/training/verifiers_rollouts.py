@@ -1,4 +1,4 @@
-"""`VerifiersRollouts`: an environment of the package `verifiers` (0.1, class `Environment`) as a `rollout_func`.
+"""`VerifiersRollouts`: an environment of the package `verifiers` (0.1.10 or 0.1.14) as a `rollout_func`.
 
 What is used of it: `environment.run_rollout(input, client, ...)`, which asks a client of ours for each turn. Rollouts
 run together in one event loop; when all of them wait for the model, it is asked for all. A turn goes on with the tokens
@@ -6,22 +6,29 @@ of the turns before, as they were generated: only what the environment adds is t
 """
 
 import asyncio
-import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trl.chat_template_utils import add_response_schema, parse_response
 
-from svf_rl.errors import SVFError, one_line
+from svf_rl.errors import SVFError
 from svf_rl.generation import Completion
 from svf_rl.generation.prompts import encode_prompts
+from svf_rl.training.verifiers_clients import (
+    Clients,
+    Message,
+    Reply,
+    compares_groups,
+    find_clients,
+    wire_message,
+    wire_tool,
+)
 
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer
-
-Message = dict[str, Any]
 
 _INPUT = ("answer", "info", "example_id")
 
@@ -45,24 +52,17 @@ class VerifiersRollouts:
     A `rollout_func` for [`SVFReinforceTrainer`]; `environment_reward` is the reward that goes with it.
 
     Args:
-        environment (`verifiers.Environment`): Of `verifiers` 0.1, with rewards of single rollouts. Its own rows are
-            `environment.get_dataset()`; those of another dataset need a column `prompt`, and what its rubric reads
-            (`answer`, `info`).
+        environment (`verifiers.Environment`): Of `verifiers` 0.1.10 or 0.1.14, with rewards of single rollouts. Its own
+            rows are `environment.get_dataset()`; those of another dataset need a column `prompt`, and what its rubric
+            reads (`answer`, `info`).
 
     Raises:
         SVFError: `verifiers` is not installed, or the environment compares the rollouts of a group.
     """
 
     def __init__(self, environment: Any) -> None:
-        try:
-            self._clients = importlib.import_module("verifiers.clients")
-            self._types = importlib.import_module("verifiers.types")
-            self._errors = importlib.import_module("verifiers.errors")
-        except ImportError as error:
-            raise SVFError(
-                f"environments of verifiers need that package, in a version 0.1: {one_line(error)}"
-            ) from error
-        if environment.requires_group_rollouts:
+        self._clients = find_clients()
+        if compares_groups(environment):
             raise SVFError(
                 "the environment has rewards of a group of rollouts: only those of single ones are supported"
             )
@@ -81,14 +81,13 @@ class VerifiersRollouts:
         return verifiers_reward
 
     async def _play(self, prompts: list[Any], trainer: "SVFReinforceTrainer") -> dict[str, Any]:
-        desk = _Desk(trainer, len(prompts), self._types, self._errors)
-        client = _client_of(self._clients.Client, desk)
+        desk = _Desk(trainer, len(prompts), self._clients)
         rows = trainer.episodes.rows
         played = [
             asyncio.ensure_future(
                 self._environment.run_rollout(
                     {"prompt": prompt, "example_id": i, **{key: row[key] for key in _INPUT if key in row}},
-                    client(i), "policy", {},
+                    self._clients.client(partial(desk.ask, i)), "policy", {},
                 )
             )
             for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
@@ -120,16 +119,16 @@ def _reward(outcome: Any) -> float | None:
 class _Desk:
     """Where all rollouts ask for the model's next message."""
 
-    def __init__(self, trainer: "SVFReinforceTrainer", count: int, types: Any, errors: Any) -> None:
-        self._trainer, self._types, self._errors = trainer, types, errors
+    def __init__(self, trainer: "SVFReinforceTrainer", count: int, clients: Clients) -> None:
+        self._trainer, self._clients = trainer, clients
         self._threads = [_Thread() for _ in range(count)]
         self._asked: dict[int, tuple[list[Message], list[dict[str, Any]], asyncio.Future[Any]]] = {}
         self.changed = asyncio.Event()
 
     async def ask(self, place: int, prompt: Sequence[Any], tools: Sequence[Any] | None) -> Any:
         """The answer to a rollout's request, once all others wait too."""
-        messages = [_wire(message) for message in prompt]
-        shown = [_schema(tool) for tool in tools or ()]
+        messages = [wire_message(message) for message in prompt]
+        shown = [wire_tool(tool) for tool in tools or ()]
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[place] = (messages, shown, answer)
         self.changed.set()
@@ -158,7 +157,7 @@ class _Desk:
             if self._take_in(place, messages, tools):
                 ready.append((place, tools, answer))
             else:
-                answer.set_exception(self._errors.OverlongPromptError("the episode has outgrown max_completion_length"))
+                answer.set_exception(self._clients.overlong("the episode has outgrown max_completion_length"))
         by_turn: dict[int, list[int]] = {}
         for place, *_ in ready:
             by_turn.setdefault(self._threads[place].turns, []).append(place)
@@ -198,7 +197,7 @@ class _Desk:
         return True
 
     def _response(self, place: int, completion: Completion, tools: list[dict[str, Any]]) -> Any:
-        thread, tokenizer, types = self._threads[place], self._trainer._tokenizer, self._types
+        thread, tokenizer = self._threads[place], self._trainer._tokenizer
         if tools and not (getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)):
             add_response_schema(tokenizer)
         room, read = self._room(place), thread.prompt_ids + thread.ids
@@ -215,20 +214,16 @@ class _Desk:
         calls = [call["function"] | {"call": call} for call in said.get("tool_calls") or () if "function" in call]
         for number, call in enumerate(calls):
             call["call"]["id"] = f"call_{place}_{thread.turns}_{number}"
-        message = types.ResponseMessage(
-            content=said["content"],
-            tool_calls=[
-                types.ToolCall(id=call["call"]["id"], name=call["name"], arguments=json.dumps(call["arguments"]))
-                for call in calls
-            ]
-            or None,
-            finish_reason=("tool_calls" if calls else "stop") if finished else "length",
-            is_truncated=not finished,
+        return self._clients.response(
+            Reply(
+                f"{place}_{thread.turns}",
+                said["content"],
+                [(call["call"]["id"], call["name"], json.dumps(call["arguments"])) for call in calls],
+                finished,
+                len(read),
+                len(ids),
+            )
         )
-        usage = types.Usage(
-            prompt_tokens=len(read), reasoning_tokens=0, completion_tokens=len(ids), total_tokens=len(read) + len(ids)
-        )
-        return types.Response(id=f"{place}_{thread.turns}", created=0, model="policy", usage=usage, message=message)
 
     def whole(self, place: int, prompt: list[Message]) -> _Thread:
         """What a rollout came to; one that has asked for nothing has a token that does not count."""
@@ -238,48 +233,3 @@ class _Desk:
         if not thread.ids:
             thread.ids, thread.mask, thread.logprobs = [self._trainer._tokenizer.eos_token_id], [0], [0.0]
         return thread
-
-
-def _client_of(base: Any, desk: _Desk) -> Any:
-    """The class of a rollout's client."""
-
-    class Client(base):
-        def __init__(self, place: int) -> None:
-            super().__init__(None)
-            self._place = place
-
-        async def get_response(self, prompt: Any, model: str, sampling_args: Any, tools: Any = None, **_: Any) -> Any:
-            return await desk.ask(self._place, prompt, tools)
-
-        def setup_client(self, config: Any) -> None: ...
-
-        async def to_native_tool(self, tool: Any) -> None: ...
-
-        async def to_native_prompt(self, messages: Any) -> None: ...
-
-        async def get_native_response(self, *_: Any, **__: Any) -> None: ...
-
-        async def raise_from_native_response(self, response: Any) -> None: ...
-
-        async def from_native_response(self, response: Any) -> None: ...
-
-        async def close(self) -> None: ...
-
-    return Client
-
-
-def _wire(message: Any) -> Message:
-    """A message as chat templates take it."""
-    plain = dict(message) if isinstance(message, Mapping) else message.model_dump(exclude_none=True)
-    calls = plain.pop("tool_calls", None)
-    if calls:
-        plain["tool_calls"] = [
-            {"type": "function", "function": {"name": call["name"], "arguments": json.loads(call["arguments"])}}
-            for call in calls
-        ]
-    return plain
-
-
-def _schema(tool: Any) -> dict[str, Any]:
-    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-    return {"type": "function", "function": function}

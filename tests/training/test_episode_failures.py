@@ -78,7 +78,7 @@ def wrong() -> str:
 def test_a_tool_that_never_ends_is_ended(
     tool: Any, acting: Make, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("svf_rl.training.user_calls._SLACK_SECONDS", 0.3)
+    monkeypatch.setattr("svf_rl.episodes.user_calls._SLACK_SECONDS", 0.3)
     seen: list[Any] = []
 
     def reward(completions: Any, **_: Any) -> list[float]:
@@ -100,7 +100,7 @@ def test_a_tool_that_never_ends_is_ended(
 
 
 def test_what_is_left_behind_ends_where_it_can() -> None:
-    from svf_rl.training.user_calls import TimedOut, UserCalls
+    from svf_rl.episodes.user_calls import TimedOut, UserCalls
 
     calls, others = UserCalls(0.1), set(threading.enumerate())
     with pytest.raises(TimedOut):

@@ -13,7 +13,7 @@ from svf_rl.generation.transformers_generator import TransformersGenerator
 from svf_rl.quickstart import model_path
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
-from svf_rl.training.rollout import build_generator
+from svf_rl.training.generator import build_generator
 
 
 def test_a_model_that_zero_3_shares_out_cannot_generate_by_itself(tmp_path: Path, tokenizer: Any) -> None:

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from svf_rl.episodes.rollout import Rollout
 from svf_rl.svf import SVFConfig
 from svf_rl.training.packing import _common_beginning, counted, group_prompts, hindrance, pack
 from svf_rl.training.policy import add_hidden_states_forward, arrange
-from svf_rl.training.rollout import Rollout
 
 Make = Callable[..., Any]
 

@@ -31,7 +31,7 @@ def test_it_learns_to_call_its_tool(tmp_path: Path) -> None:
     assert steps[-1]["tools/call_frequency"] > 0.85
     card = (tmp_path / "run/README.md").read_text()
     assert "quickstart-tools" in card
-    assert "svf-rl eval" not in card  # which answers in one turn
+    assert "svf-rl eval quickstart-tools" in card
     assert json.loads((tmp_path / "run/summary.json").read_text())["recipe"]["tools"] == [
         "svf_rl.quickstart.tool_skill:calc"
     ]

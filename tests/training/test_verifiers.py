@@ -19,8 +19,8 @@ Make = Callable[..., Any]
 
 
 def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "verifiers.clients", None)
-    assert "need that package, in a version 0.1" in refusal(VerifiersRollouts, object())
+    monkeypatch.setitem(__import__("sys").modules, "verifiers.envs.environment", None)
+    assert "need that package, 0.1.10 or 0.1.14" in refusal(VerifiersRollouts, object())
 
 
 @pytest.fixture
@@ -33,7 +33,9 @@ def rows_of(count: int = 8) -> list[dict[str, Any]]:
 
 
 async def is_right(completion: Any, answer: str, **_: Any) -> float:
-    return float(str(completion[-1].content).endswith(f"#### {answer}"))
+    last = completion[-1]  # 0.1.10 has dicts
+    said = last["content"] if isinstance(last, dict) else last.content
+    return float(str(said).endswith(f"#### {answer}"))
 
 
 def calls(tokenizer: Any, marker: str = "<|assistant|>") -> FakeGenerator:
@@ -125,3 +127,18 @@ def test_a_conversation_of_the_package_is_played(package: Any, acting: Make, tok
     words = tokenizer.decode(rollout.completion_ids[0])
     assert words.startswith("yes<|end|><|user|>and then? word")
     assert words.count("yes") == 3
+
+
+@pytest.mark.parametrize("among_others", [False, True])
+def test_rewards_of_a_group_are_refused(package: Any, among_others: bool) -> None:
+    from datasets import Dataset
+
+    async def best(completions: Any, **_: Any) -> list[float]:
+        return [0.0 for _ in completions]
+
+    rubric = package.Rubric(funcs=[best])
+    environment = package.SingleTurnEnv(
+        dataset=Dataset.from_list(rows_of()),
+        rubric=package.RubricGroup([package.Rubric(funcs=[is_right]), rubric]) if among_others else rubric,
+    )
+    assert "has rewards of a group of rollouts" in refusal(VerifiersRollouts, environment)

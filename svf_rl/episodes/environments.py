@@ -1,4 +1,4 @@
-"""The environments of a batch: drawn from TRL's pool, reset, asked for their rewards; one that fails costs a sample and
+"""The environments of a batch: drawn from a pool, reset, asked for their rewards; one that fails costs a sample and
 not the run."""
 
 import inspect
@@ -6,17 +6,15 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate.utils import gather
-from torch import Tensor
+from datasets import Dataset
 
+from svf_rl.episodes.user_calls import TimedOut, UserCalls
 from svf_rl.errors import Stopped, SVFError, one_line
 from svf_rl.rewards.references import is_number
 from svf_rl.rewards.user_code import describe
-from svf_rl.training.user_calls import TimedOut
 
 if TYPE_CHECKING:
-    from svf_rl.training.trainer import SVFReinforceTrainer
+    from svf_rl.episodes.toolbox import Toolbox
 
 logger = logging.getLogger(__name__)
 
@@ -25,28 +23,29 @@ NO_PROMPT = [{"role": "user", "content": ""}]
 
 
 class Environments:
-    """A trainer's, as TRL's constructor has set them up; `trainer.environments` are those of the rows at hand."""
+    """Those of a toolbox."""
 
-    def __init__(self, trainer: "SVFReinforceTrainer") -> None:
-        self._trainer, self._user = trainer, trainer.user_calls
+    def __init__(self, toolbox: "Toolbox") -> None:
+        self._box, self._user = toolbox, toolbox.calls
+        self.current: list[Any] | None = None
+        """Of each row at hand; `None` where nothing makes any."""
+        self.names: list[Any] = []
+        """Of each row at hand: the name of its environment, where there are several."""
         self.failed: list[bool] = []
         """Of each row at hand: whether its environment's `reset` or `get_reward` has failed."""
-        self.hung: list[Any] = []
-        """Those in which something still runs that did not end in time: they are not used again."""
         self._said: set[str] = set()
 
     def reset(self, rows: list[dict[str, Any]]) -> list[Any]:
         """Give each row an environment and reset it; the prompts, with what their environments say first."""
-        trainer = self._trainer
+        several = self._box.several
         self.failed = [False] * len(rows)
-        trainer._batch_environments = [None] * len(rows)
-        if trainer.environment_factories is None:
+        self.names = [row.get("environment") if several else None for row in rows]
+        if self._box.factories is None:
             return [row["prompt"] for row in rows]
         prompts: list[Any] = [row.get("prompt", NO_PROMPT) for row in rows]
-        names = [row.get("environment") for row in rows] if trainer._multi_environment else [None] * len(rows)
-        trainer._batch_environments, trainer.environments = names, self._draw(names)
-        for i, (environment, row) in enumerate(zip(trainer.environments, rows, strict=True)):
-            given = {key: v for key, v in row.items() if key != "environment"} if trainer._multi_environment else row
+        self.current = self._draw(self.names)
+        for i, (environment, row) in enumerate(zip(self.current, rows, strict=True)):
+            given = {key: v for key, v in row.items() if key != "environment"} if several else row
             said = self._tried(environment, "reset", given)
             if isinstance(said, BaseException):
                 self._fail(i, "reset", said)
@@ -57,21 +56,20 @@ class Environments:
         return prompts
 
     def rewards(self) -> list[Callable[..., list[float | None]]]:
-        """In place of those that TRL's constructor has added: of each class of environments with a `get_reward`."""
-        trainer = self._trainer
-        pools = {} if trainer.environment_factories is None else trainer._environment_pool
-        kinds = dict.fromkeys(type(pool[0]) for pool in pools.values())
+        """Of each class of environments with a `get_reward`."""
+        kinds = self._box.kinds
         return [self._reward_of(kind) for kind in kinds if inspect.isfunction(getattr(kind, "get_reward", None))]
 
-    def all_failed(self) -> Tensor:
-        """`(N,)` of all processes: `failed`."""
-        return gather(torch.tensor(self.failed, device=self._trainer.accelerator.device).long()).bool()
+    def leave(self, environment: Any) -> None:
+        """Do not use it again: something still runs in it that did not end in time."""
+        for pool in self._box.pool.values():
+            pool[:] = [one for one in pool if one is not environment]
 
     def _reward_of(self, kind: Any) -> Callable[..., list[float | None]]:
         def get_reward(environments: list[Any], **_: Any) -> list[float | None]:
             places = [i for i, one in enumerate(environments) if type(one) is kind and not self.failed[i]]
             if inspect.iscoroutinefunction(kind.get_reward):
-                found = self._user.gather([environments[i].get_reward() for i in places], self._trainer)
+                found = self._user.gather([environments[i].get_reward() for i in places])
             else:
                 found = [self._tried(environments[i], "get_reward", {}) for i in places]
             rewards: list[float | None] = [None] * len(environments)
@@ -88,15 +86,13 @@ class Environments:
 
     def _draw(self, names: list[Any]) -> list[Any]:
         """Instances that are used again and again, a new one only where there are too few."""
-        trainer, drawn = self._trainer, []
+        box, drawn = self._box, []
+        assert box.factories is not None
         used: dict[Any, int] = {}
-        for pool in trainer._environment_pool.values():
-            pool[:] = [one for one in pool if not any(one is other for other in self.hung)]
-        self.hung = []
         for name in names:
-            pool, number = trainer._environment_pool[name], used.get(name, 0)
+            pool, number = box.pool[name], used.get(name, 0)
             if number == len(pool):
-                pool.append(trainer.environment_factories[name]())
+                pool.append(box.factories[name]())
             used[name] = number + 1
             drawn.append(pool[number])
         return drawn
@@ -111,21 +107,67 @@ class Environments:
             return error
 
     def _fail(self, row: int, method: str, error: BaseException) -> None:
-        environment = self._trainer.environments[row]
+        assert self.current is not None
+        environment = self.current[row]
         self.failed[row] = True
         if isinstance(error, TimedOut):
-            self.hung.append(environment)
+            self.leave(environment)
         said = str(error) if isinstance(error, TimedOut) else f"raised {describe(error)}"
         text = f"{type(environment).__name__}.{method} {said}"
         if text not in self._said:
             self._said.add(text)
-            logger.warning("%s: such samples take no part in the training (unscorable)", text)
+            logger.warning("%s: such samples cannot be scored, and take no part in the training", text)
+
+
+def check_environment_names(what: str, rows: Dataset, factories: Mapping[Any, Any], argument: str) -> None:
+    """Raises `SVFError` where rows do not name their environments, among several that `argument` names."""
+    if "environment" not in rows.column_names:
+        raise SVFError(f"{what} has no column 'environment', which says which of {argument} a row is for")
+    unknown = sorted({str(value) for value in rows["environment"][:]} - set(factories))
+    if unknown:
+        raise SVFError(f"{what}: environment {unknown[0]!r} is not among those of {argument}: {', '.join(factories)}")
 
 
 def tool_methods(environment: Any) -> list[Callable[..., Any]]:
     """The methods of an environment that the model can call."""
     names = [name for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)]
     return [getattr(environment, n) for n in names if n not in ("reset", "get_reward") and not n.startswith("_")]
+
+
+def checked_factories(environment_factory: Any, calls: UserCalls) -> Any:
+    """`environment_factory` as TRL's constructor takes it: what it makes is checked, and made in the thread in which it
+    is called later. Raises `SVFError` for what is no factory."""
+    if environment_factory is None:
+        return None
+    if isinstance(environment_factory, Mapping):
+        if not environment_factory:
+            raise SVFError("environment_factory is an empty dict: leave it out, or give at least one environment")
+        return {
+            name: _checked(factory, calls, f"environment {name!r}") for name, factory in environment_factory.items()
+        }
+    return _checked(environment_factory, calls, "environment_factory")
+
+
+def _checked(factory: Any, calls: UserCalls, name: str) -> Callable[[], Any]:
+    if not callable(factory):
+        raise SVFError(f"{name} is a {type(factory).__name__}: give a class, or a function that makes an environment")
+
+    def make() -> Any:
+        try:
+            environment = calls.call(factory, limited=False)
+        except (SVFError, Stopped, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a user's code may raise anything
+            raise SVFError(f"{name} could not be made: it raised {describe(error)}") from error
+        reset = getattr(type(environment), "reset", None)
+        if not inspect.isfunction(reset) or inspect.iscoroutinefunction(reset):
+            raise SVFError(
+                f"{name} makes a {type(environment).__name__}, which has no method reset: define reset(self, **row), "
+                "which returns a text for the prompt, or None"
+            )
+        return environment
+
+    return make
 
 
 def parts_text(value: Any) -> str | None:

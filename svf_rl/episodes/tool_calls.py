@@ -3,25 +3,22 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from svf_rl.episodes.environments import parts_text
+from svf_rl.episodes.rollout import EpisodeCounts
+from svf_rl.episodes.user_calls import TimedOut, UserCalls
 from svf_rl.errors import Stopped, SVFError
-from svf_rl.training.environments import parts_text
-from svf_rl.training.rollout import EpisodeCounts
-from svf_rl.training.user_calls import TimedOut
-
-if TYPE_CHECKING:
-    from svf_rl.training.trainer import SVFReinforceTrainer
 
 Tools = Mapping[str, Callable[..., Any]]
 Messages = list[dict[str, Any]]
 
 
 class ToolCalls:
-    """Makes the calls of the episodes of a trainer; `hung` gets the environments in which one did not end in time."""
+    """Makes the calls of episodes; `hung` gets the environments in which one did not end in time."""
 
-    def __init__(self, trainer: "SVFReinforceTrainer", hung: Callable[[Any], None]) -> None:
-        self._trainer, self._user, self._hung = trainer, trainer.user_calls, hung
+    def __init__(self, user: UserCalls, hung: Callable[[Any], None]) -> None:
+        self._user, self._hung = user, hung
 
     def answer(self, asked: Sequence[tuple[Messages, Tools]], counts: EpisodeCounts) -> list[Messages]:
         """
@@ -48,7 +45,7 @@ class ToolCalls:
                     waiting.append((episode, name, result))
                 else:
                     said[episode].append({"role": "tool", "name": name, "content": result})
-        results = self._user.gather([coroutine for *_, coroutine in waiting], self._trainer)
+        results = self._user.gather([coroutine for *_, coroutine in waiting])
         for (episode, name, _), value in zip(waiting, results, strict=True):
             if isinstance(value, SVFError):
                 raise value

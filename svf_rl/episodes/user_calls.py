@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 from trl.trainer.utils import start_event_loop_in_daemon
@@ -29,10 +30,11 @@ class UserCalls:
 
     Args:
         seconds (`float`): A call may take.
+        owner (*optional*): A trainer of TRL, whose event loop coroutines share; default: a loop of their own.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, owner: Any = None) -> None:
+        self.seconds, self._owner = seconds, owner
         self._jobs: SimpleQueue[Any] | None = None
         self._thread: threading.Thread | None = None
 
@@ -52,11 +54,14 @@ class UserCalls:
             self._abandon()
             raise TimedOut(f"did not end within {self.seconds:g} seconds") from None
 
-    def gather(self, coroutines: Sequence[Coroutine[Any, Any, Any]], owner: Any) -> list[Any]:
-        """What each coroutine returns or raises, in order; they run together, in the event loop of `owner`, a trainer
-        of TRL, which gets a new one where they keep it for ever."""
+    def gather(self, coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """What each coroutine returns or raises, in order; they run together, in an event loop for which there is a new
+        one where they keep it for ever."""
         if not coroutines:
             return []
+        if self._owner is None:
+            self._owner = SimpleNamespace()
+            _start_loop(self._owner)
 
         async def limited(coroutine: Coroutine[Any, Any, Any]) -> Any:
             task = asyncio.ensure_future(coroutine)
@@ -69,14 +74,11 @@ class UserCalls:
         async def together() -> list[Any]:
             return await asyncio.gather(*map(limited, coroutines), return_exceptions=True)
 
-        future = asyncio.run_coroutine_threadsafe(together(), owner.async_loop)
+        future = asyncio.run_coroutine_threadsafe(together(), self._owner.async_loop)
         try:
             return future.result(self.seconds + _SLACK_SECONDS)
         except FutureTimeout:
-            owner.async_loop_thread, owner.async_loop, owner.async_loop_ready_event = start_event_loop_in_daemon(
-                "tools"
-            )
-            owner.async_loop_ready_event.wait()
+            _start_loop(self._owner)
             return [TimedOut(f"did not end within {self.seconds:g} seconds")] * len(coroutines)
 
     def _abandon(self) -> None:
@@ -86,6 +88,11 @@ class UserCalls:
         self._jobs.put(None)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit))
         self._jobs = self._thread = None
+
+
+def _start_loop(owner: Any) -> None:
+    owner.async_loop_thread, owner.async_loop, owner.async_loop_ready_event = start_event_loop_in_daemon("tools")
+    owner.async_loop_ready_event.wait()
 
 
 def _work(jobs: "SimpleQueue[Any]") -> None:

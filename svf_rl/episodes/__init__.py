@@ -1,0 +1,1 @@
+"""Answers of several turns: tools, environments, and the loop over the turns."""

@@ -1,0 +1,195 @@
+"""The loop over the turns of answers that call tools or act in an environment, with the meaning that TRL's GRPO trainer
+gives it: each turn comes from whoever is asked, and what a user's code does wrong costs a sample and not the run."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from accelerate.utils import gather_object
+from trl.chat_template_utils import parse_response
+
+from svf_rl.episodes.environments import Environments, tool_methods
+from svf_rl.episodes.rollout import EpisodeCounts, Rollout
+from svf_rl.episodes.tool_calls import ToolCalls
+from svf_rl.episodes.toolbox import Toolbox
+from svf_rl.errors import SVFError, one_line
+from svf_rl.generation import Completion
+
+Ask = Callable[[list[list[int]], Sequence[int], int, int], list[Completion]]
+"""`ask(prompts, places, turn, room)`: a completion of each prompt with at most `room` tokens; `places` says which of
+the rows they belong to, and `turn` how many turns came before."""
+
+
+@dataclass
+class _Episode:
+    """One row's answer under way. `mask`: 1 for the model's tokens, 0 for others'."""
+
+    place: int
+    prompt_ids: list[int]
+    shown: list[Callable[..., Any]]
+    """The tools that the prompt lists."""
+    tools: dict[str, Callable[..., Any]]
+    """By their names, those of the row's own environment."""
+    ids: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    logprobs: list[float] | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    finished: bool = False
+    outgrown: bool = False
+    """It ended for want of room, after a call."""
+
+    def add(self, ids: Sequence[int], mask: int, logprobs: Sequence[float] | None) -> None:
+        self.ids = [*self.ids, *ids]
+        self.mask = [*self.mask, *[mask] * len(ids)]
+        if self.logprobs is not None and logprobs is not None:
+            self.logprobs = [*self.logprobs, *logprobs]
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """What the model has called in its last message."""
+        return (self.messages[-1].get("tool_calls") if self.messages else None) or []
+
+
+First = tuple[list[list[int]], list[Completion], list[list[int]] | None, dict[str, list[Any]]]
+"""Tokens of prompts and a completion each; masks, where others wrote a part of these; and what else a function gave."""
+
+
+class Episodes:
+    """
+    Plays episodes.
+
+    Args:
+        toolbox ([`Toolbox`]): What can be called.
+        max_tokens (`int`): Of an episode, with what tools say.
+        longest (`int`, *optional*): Tokens of prompt and completion, of which the last must be left to the model.
+        together (`bool`): Whether several processes make one engine, which all of them ask alike.
+    """
+
+    def __init__(self, toolbox: Toolbox, max_tokens: int, longest: int | None = None, together: bool = False) -> None:
+        self.toolbox, self.environments = toolbox, Environments(toolbox)
+        self.max_tokens, self.longest = max_tokens, sys.maxsize if longest is None else longest
+        self._together = together
+        self._tools = ToolCalls(toolbox.calls, self.environments.leave)
+
+    def play(self, rows: list[dict[str, Any]], ask: Ask) -> Rollout:
+        """An answer to each row's prompt, in as many turns as it takes. `environments.current` are those of the rows
+        afterwards, as rewards see them."""
+        prompts = self.environments.reset(rows)
+        prompt_ids, completions, masks, extra = self._first(prompts, ask)
+        if self.toolbox.empty:
+            return self._of_one_turn(prompts, prompt_ids, completions, masks, extra)
+        own: list[Any] = masks or [None] * len(completions)
+        episodes = [self._begin(i, prompt_ids[i], c, own[i]) for i, c in enumerate(completions)]
+        counts = self._turns(episodes, ask)
+        logprobs = [episode.logprobs for episode in episodes if episode.logprobs is not None]
+        return Rollout(
+            prompts,
+            prompt_ids,
+            [episode.ids for episode in episodes],
+            [episode.messages for episode in episodes],
+            [episode.finished for episode in episodes],
+            logprobs if len(logprobs) == len(episodes) else None,
+            [episode.mask for episode in episodes],
+            extra,
+            counts,
+        )
+
+    def _first(self, prompts: list[Any], ask: Ask) -> First:
+        """The first turn of each row."""
+        prompt_ids = self.toolbox.encode(prompts, self.environments.names)
+        return prompt_ids, self._answered(prompt_ids, ask), None, {}
+
+    def _complete(
+        self, prompts: list[list[int]], places: Sequence[int], turn: int, room: int, ask: Ask
+    ) -> list[Completion]:
+        return ask(prompts, places, turn, room) if prompts or self._together else []
+
+    def _answered(self, prompt_ids: list[list[int]], ask: Ask) -> list[Completion]:
+        """A row whose environment has failed is asked for nothing."""
+        places = [i for i, failed in enumerate(self.environments.failed) if not failed]
+        answers = self._complete([prompt_ids[i] for i in places], places, 0, self.max_tokens, ask)
+        found = dict(zip(places, answers, strict=True))
+        silent = all(answer.logprobs is None for answer in answers)
+        none = Completion([self.toolbox.tokenizer.eos_token_id], None if silent else [0.0], False)
+        return [found.get(i, none) for i in range(len(prompt_ids))]
+
+    def _of_one_turn(
+        self, prompts: list[Any], prompt_ids: list[list[int]], completions: list[Completion], masks: Any, extra: Any
+    ) -> Rollout:
+        rollout = Rollout.of(prompts, prompt_ids, completions, self.toolbox.tokenizer)
+        return replace(rollout, tool_masks=masks, extra=extra)
+
+    def _begin(self, place: int, prompt_ids: list[int], first: Completion, mask: list[int] | None) -> _Episode:
+        shown = self.toolbox.shown(self.environments.names[place])
+        own = list(self.toolbox.tools)
+        if self.environments.current is not None:
+            own += tool_methods(self.environments.current[place])
+        episode = _Episode(place, prompt_ids, shown, {tool.__name__: tool for tool in own})
+        episode.logprobs = None if first.logprobs is None else []
+        if self.environments.failed[place]:
+            episode.add(first.token_ids, 0, first.logprobs)
+            episode.messages = [{"role": "assistant", "content": ""}]
+            return episode
+        self._take(episode, first)
+        if mask is not None:
+            episode.mask = list(mask)
+        return episode
+
+    def _take(self, episode: _Episode, completion: Completion) -> None:
+        """The model's next message."""
+        read = episode.prompt_ids + episode.ids
+        episode.add(completion.token_ids, 1, completion.logprobs)
+        episode.finished = completion.finished
+        if completion.token_ids:
+            episode.messages.append(
+                parse_response(self.toolbox.tokenizer, completion.token_ids, prefix=read, tools=episode.shown)
+            )
+
+    def _turns(self, episodes: list[_Episode], ask: Ask) -> EpisodeCounts:
+        """Play on from the first turn: call what the model has called, and let it go on, while it calls anything."""
+        counts = EpisodeCounts(len(episodes))
+        under_way = [episode for episode in episodes if episode.calls]
+        turn = 0
+        while self._any(under_way) and turn < self.toolbox.max_iterations:
+            turn += 1
+            answers = self._tools.answer([(e.calls, e.tools) for e in under_way], counts)
+            under_way = [e for e, said in zip(under_way, answers, strict=True) if self._fits(e, said)]
+            prompts = [episode.prompt_ids + episode.ids for episode in under_way]
+            rooms = [self._room(episode) for episode in under_way]
+            places = [episode.place for episode in under_way]
+            completions = self._complete(prompts, places, turn, max(rooms, default=1), ask)
+            for episode, completion, room in zip(under_way, completions, rooms, strict=True):
+                self._take(episode, _cut(completion, room))
+                episode.outgrown = not episode.finished
+            under_way = [episode for episode in under_way if episode.calls]
+        counts.outgrown = sum(episode.outgrown for episode in episodes)
+        return counts
+
+    def _any(self, under_way: list[_Episode]) -> bool:
+        return any(gather_object([bool(under_way)])) if self._together else bool(under_way)
+
+    def _room(self, episode: _Episode) -> int:
+        return self.max_tokens - len(episode.ids)
+
+    def _fits(self, episode: _Episode, said: list[dict[str, Any]]) -> bool:
+        """Give the model what the tools have said, if there is room for it and for an answer."""
+        try:
+            suffix = self.toolbox.suffix(said)
+        except ValueError as error:
+            raise SVFError(f"the chat template cannot show the model what a tool says: {one_line(error)}") from error
+        total = len(episode.prompt_ids) + len(episode.ids) + len(suffix)
+        if len(suffix) <= self._room(episode) and total < self.longest:
+            episode.messages += said
+            episode.add(suffix, 0, [0.0] * len(suffix))
+            if self._room(episode):
+                return True
+        episode.finished, episode.outgrown = False, True
+        return False
+
+
+def _cut(completion: Completion, room: int) -> Completion:
+    if len(completion.token_ids) <= room:
+        return completion
+    logprobs = completion.logprobs
+    return Completion(completion.token_ids[:room], None if logprobs is None else logprobs[:room], False)
