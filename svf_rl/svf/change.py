@@ -22,7 +22,8 @@ class Change:
             are divided by their sum (Roy and Vetterli, "The effective rank", EUSIPCO 2007, section 2, who take the
             singular values themselves); in the same range.
         diagonal (`float`): the share of `‖dW‖²` that is on the diagonal of `Uᵀ dW V`: 1 for a change of singular values
-            alone, and about `1 / max(out, in)` for a random one (compare arXiv 2511.08567 and 2508.16546).
+            alone (0.999 and more where the factors are stored in bf16), and about `1 / max(out, in)` for a random one
+            (compare arXiv 2511.08567 and 2508.16546).
     """
 
     relative: float | None
