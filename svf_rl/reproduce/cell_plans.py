@@ -1,5 +1,6 @@
 """The cells of a comparison: what each is made with, what decides its result, and the command that makes it."""
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,8 @@ from transformers import AutoConfig
 
 from svf_rl.evaluation.base_model import model_fingerprint
 from svf_rl.reproduce.cells import Cell, record_path
-from svf_rl.reproduce.comparison import Comparison, slug
-from svf_rl.reproduce.methods import DISPATCH, SVF
+from svf_rl.reproduce.comparison import Comparison
+from svf_rl.reproduce.methods import DISPATCH, SVF, slug
 from svf_rl.settings.recipe import Recipe
 from svf_rl.storage.json_files import normalize_json
 from svf_rl.tasks import TaskOptions
@@ -62,8 +63,10 @@ def evaluation_cell(comparison: Comparison, runs: Sequence[TrainingRun], out: Pa
 
 
 def probe_cell(comparison: Comparison, name: str, runs: Sequence[TrainingRun], on: TrainingRun, out: Path) -> Cell:
-    """The same as the probe `name` has it, on the task of the run `on`."""
+    """The same as the probe `name` has it, on the task of the run `on`, or on a text."""
     probe, expert = comparison.probes[name], runs[0].expert
+    if probe.text is not None:
+        return _text_cell(comparison, name, runs, out)
     limit = comparison.evaluation.limit if probe.limit is None else probe.limit
     sampled: dict[str, Any] = {"limit": limit, "temperature": probe.temperature, "samples": probe.samples}
     sampled["k"] = [2**power for power in range(probe.samples.bit_length())]
@@ -72,6 +75,28 @@ def probe_cell(comparison: Comparison, name: str, runs: Sequence[TrainingRun], o
     below = f"{slug(name)}/{expert}" + (f"-on-{on.expert}" if on.expert != expert else "")
     cell = f"probe-{below.replace('/', '-')}"
     return _worker_cell("evaluation", cell, out, below, settings, runs, _adapters(runs), "probes")
+
+
+def _text_cell(comparison: Comparison, name: str, runs: Sequence[TrainingRun], out: Path) -> Cell:
+    """The base model and the adapters of all runs of an expert on the text of the probe `name`."""
+    probe, expert = comparison.probes[name], runs[0].expert
+    assert probe.text is not None
+    settings = {
+        "model": asdict(runs[0].recipe.model),
+        "evaluation": {**asdict(comparison.evaluation), "limit": None},  # of items, which a text has not
+        "text": hashlib.sha256(Path(probe.text).read_bytes()).hexdigest(),
+        "window": probe.window,
+        "limit": probe.limit,
+    }
+    places = {**_adapters(runs), "file": probe.text}
+    below = f"{slug(name)}/{expert}"
+    return _worker_cell("text", f"probe-{below.replace('/', '-')}", out, below, settings, runs, places, "probes")
+
+
+def changes_cell(runs: Sequence[TrainingRun], out: Path) -> Cell:
+    """What every run of an expert moved, measured against the base weights in the type of its training."""
+    name, model = runs[0].expert, {**asdict(runs[0].recipe.model), "dtype": "auto"}
+    return _worker_cell("changes", f"{name}-changes", out, name, {"model": model}, runs, _adapters(runs))
 
 
 def _evaluation(run: TrainingRun, evaluation: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +156,7 @@ def adaptation_cell(
 
 
 def _worker_cell(
-    kind: Literal["evaluation", "adaptation"],
+    kind: Literal["evaluation", "adaptation", "changes", "text"],
     name: str,
     out: Path,
     below: str,

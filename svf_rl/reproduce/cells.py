@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from svf_rl.evaluation.arguments import EvaluationArguments
+from svf_rl.evaluation.base_model import BaseModel, find_base_model
+from svf_rl.evaluation.text_windows import Window, read_windows
 from svf_rl.storage.json_files import read_json
 from svf_rl.storage.same_settings import check_same_settings, difference
 from svf_rl.tasks import TaskOptions
@@ -16,7 +18,8 @@ class Cell:
     """
     Args:
         name (`str`): also the name of its files.
-        kind (`str`): `"training"`, `"evaluation"` or `"adaptation"`.
+        kind (`str`): `"training"`, `"evaluation"`, `"adaptation"`, `"changes"` (what training moved) or `"text"` (the
+            log-likelihood of one); the last two are made by adapter, as evaluations are.
         folder (`Path`): where it writes.
         settings (`dict`): what decides its result, as JSON holds it.
         command (`list[str]`): what makes it; a process of its own.
@@ -25,7 +28,7 @@ class Cell:
     """
 
     name: str
-    kind: Literal["training", "evaluation", "adaptation"]
+    kind: Literal["training", "evaluation", "adaptation", "changes", "text"]
     folder: Path
     settings: dict[str, Any]
     command: list[str]
@@ -52,8 +55,8 @@ def is_done(cell: Cell, out: Path) -> bool:
     """
     Whether the cell was made to its end, with these settings.
 
-    A training run that was made with others is an error. Evaluations and adaptations check each of their records
-    themselves and only add what is missing.
+    A training run that was made with others is an error. All others check each of their records themselves and only
+    add what is missing.
 
     Raises:
         SVFError: the training run there has other settings.
@@ -90,3 +93,15 @@ def evaluation_arguments(spec: Mapping[str, Any]) -> EvaluationArguments:
         chat_template_kwargs=dict(spec["chat_template_kwargs"]),
         **spec["evaluation"],
     )
+
+
+def find_windows(spec: Mapping[str, Any]) -> tuple[BaseModel, list[Window]]:
+    """The base model of a cell of kind `"text"`, without weights, and what it is to read. Raises `SVFError` for a text
+    that cannot be read or is too short, and windows that do not fit."""
+    base = find_base_model(text_arguments(spec))
+    return base, read_windows(Path(spec["file"]), base.tokenizer, spec["window"], spec["limit"], base.positions)
+
+
+def text_arguments(spec: Mapping[str, Any]) -> EvaluationArguments:
+    """The same as [`evaluation_arguments`] for a cell of kind `"text"`, which has no task and no answers."""
+    return evaluation_arguments({"task": "text", "options": {}, "chat_template_kwargs": {}, **spec})

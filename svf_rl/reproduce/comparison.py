@@ -1,17 +1,18 @@
 """What is compared: one YAML file that names the recipes of the experts, the unseen tasks and the ablations."""
 
-import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights, check_classes
 from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import SHARE_ALONE, EngineArguments
-from svf_rl.reproduce.methods import DISPATCH, LORA, RESERVED, SVF, is_few_shot
-from svf_rl.settings.yaml_values import fit, read_mapping
+from svf_rl.reproduce.methods import DISPATCH, RESERVED, is_few_shot, slug
+from svf_rl.reproduce.probes import Probe, read_probe
+from svf_rl.reproduce.sections import fit_keys, read_section
+from svf_rl.settings.yaml_values import read_mapping
 from svf_rl.storage.bundled import bundled_files, find_recipe
 from svf_rl.tasks import TaskOptions, find_task
 
@@ -63,29 +64,6 @@ class Ablations:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """
-    A further evaluation of all that was trained: other rows than an expert's own, or sampled answers.
-
-    Args:
-        options (`dict`, *optional*): the task's options that are changed, such as `{shots: 0}`.
-        experts (`dict[str, dict]`, *optional*): further ones by expert; default: all experts.
-        others (`bool`, *optional*): on the tasks of the other experts: what training took away.
-        methods (`list[str]`, *optional*): those of the table; default: all.
-        temperature (`float`, *optional*), samples (`int`, *optional*), limit (`int`, *optional*): as `svf-rl eval` has
-            them, greedy by default. With several samples pass@k is reported for 1, 2, 4, ….
-    """
-
-    options: dict[str, Any] = field(default_factory=dict)
-    experts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    others: bool = False
-    methods: list[str] = field(default_factory=list)
-    temperature: float = 0.0
-    samples: int = 1
-    limit: int | None = None
-
-
-@dataclass(frozen=True)
 class Comparison:
     """
     A comparison as read from its file.
@@ -103,6 +81,7 @@ class Comparison:
         evaluation ([`EvaluationSettings`]): of all reported figures.
         ablations ([`Ablations`]): further variants.
         probes (`dict[str, Probe]`): further evaluations by name.
+        weight_changes (`bool`): measure what every training run moved, with the part `probes`.
     """
 
     path: Path
@@ -118,6 +97,7 @@ class Comparison:
     evaluation: EvaluationSettings
     ablations: Ablations
     probes: dict[str, Probe]
+    weight_changes: bool
 
     @property
     def name(self) -> str:
@@ -133,6 +113,7 @@ class Comparison:
 _KEYS: dict[str, Any] = {
     "model": str, "seeds": list[int], "experts": dict, "training": dict, "lora": dict, "dispatch": dict | None,
     "classes": dict, "unseen": dict, "few_shot": dict, "evaluation": dict, "ablations": dict, "probes": dict,
+    "weight_changes": bool,
 }  # fmt: skip
 
 
@@ -146,7 +127,7 @@ def read_comparison(path: str | Path) -> Comparison:
     """
     path = find_recipe(path)
     values = read_mapping(path)
-    given = _fit_keys("the comparison", values, _KEYS)
+    given = fit_keys("the comparison", values, _KEYS)
     for key in ("model", "experts"):
         if not given.get(key):
             raise SVFError(f"{path} needs the key {key!r}")
@@ -167,12 +148,13 @@ def read_comparison(path: str | Path) -> Comparison:
         classes=_classes(given.get("classes", {}), experts),
         unseen=[_unseen(str(label), spec) for label, spec in given.get("unseen", {}).items()],
         few_shot=_few_shot(given.get("few_shot", {})),
-        evaluation=_section("evaluation", given.get("evaluation", {}), EvaluationSettings),
+        evaluation=read_section("evaluation", given.get("evaluation", {}), EvaluationSettings),
         ablations=ablations,
         probes={
-            str(name): _probe(str(name), spec, experts, ablations.variants)
+            str(name): read_probe(str(name), spec, experts, ablations.variants, path.parent)
             for name, spec in given.get("probes", {}).items()
         },
+        weight_changes=given.get("weight_changes", False),
     )
     if comparison.dispatch is not None and not comparison.classes:
         raise SVFError("a dispatch expert needs classes: {math: NAME, …}, the expert of each class")
@@ -192,11 +174,6 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
         if seed < 0 or list(seeds).count(seed) > 1:
             raise SVFError(f"seeds must be different numbers from 0 on, not {','.join(map(str, seeds))}")
     return list(seeds)
-
-
-def slug(name: str) -> str:
-    """The name as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-")
 
 
 def _expert(name: str, spec: Any, folder: Path) -> ExpertRecipe:
@@ -224,7 +201,7 @@ def _unseen(label: str, spec: Any) -> Unseen:
     if not slug(label):
         raise SVFError(f"unseen task {label!r}: give it a name with letters")
     find_task(spec["task"])
-    options = _section(f"unseen task {label!r}", {k: v for k, v in spec.items() if k != "task"}, TaskOptions)
+    options = read_section(f"unseen task {label!r}", {k: v for k, v in spec.items() if k != "task"}, TaskOptions)
     return Unseen(label, spec["task"], options)
 
 
@@ -234,13 +211,13 @@ def _few_shot(given: Mapping[Any, Any]) -> FewShotArguments:
     parts = given.get("weights", {})
     if not isinstance(parts, dict):
         raise SVFError("few_shot: weights must be a mapping, as in {greedy: 0.5, sampled: 0.5}")
-    weights = _section("few_shot: weights", parts, FitnessWeights)
+    weights = read_section("few_shot: weights", parts, FitnessWeights)
     others = {key: value for key, value in given.items() if key != "weights"}
-    return _section("few_shot", others, FewShotArguments, weights=weights)
+    return read_section("few_shot", others, FewShotArguments, weights=weights)
 
 
 def _ablations(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) -> Ablations:
-    ablations = _section("ablations", given, Ablations)
+    ablations = read_section("ablations", given, Ablations)
     for name in ablations.experts:
         if name not in experts:
             raise SVFError(f"ablations: there is no expert {name!r}; the experts are {', '.join(experts)}")
@@ -255,36 +232,3 @@ def _ablations(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) ->
     if ablations.variants and not ablations.experts:
         raise SVFError("ablations: name the experts that are trained in each variant, as in experts: [math]")
     return ablations
-
-
-def _probe(name: str, spec: Any, experts: Mapping[str, ExpertRecipe], variants: Collection[Any]) -> Probe:
-    if not isinstance(spec, dict) or not slug(name):
-        raise SVFError(
-            f"probe {name!r} must have a name with letters, and be a mapping, as in {{options: {{shots: 0}}}}"
-        )
-    probe: Probe = _section(f"probe {name!r}", spec, Probe)
-    for expert in probe.experts:
-        if expert not in experts:
-            raise SVFError(f"probe {name!r}: there is no expert {expert!r}; the experts are {', '.join(experts)}")
-    for changes in (probe.options, *probe.experts.values()):
-        _section(f"probe {name!r}: options", changes, TaskOptions)
-    known = [SVF, LORA, *(slug(str(variant)) for variant in variants)]
-    for method in probe.methods:
-        if slug(method) not in known:
-            raise SVFError(f"probe {name!r}: there is no method {method!r}; there are: {', '.join(known)}")
-    if probe.others and len(experts) < 2:
-        raise SVFError(f"probe {name!r}: others needs a second expert")
-    return probe
-
-
-def _section(name: str, given: Mapping[Any, Any], wanted: type, **more: Any) -> Any:
-    return wanted(**_fit_keys(name, given, get_type_hints(wanted)), **more)
-
-
-def _fit_keys(name: str, given: Mapping[Any, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a mapping, fitted to the types of its known keys."""
-    for key in map(str, given):
-        if key not in types:
-            near = difflib.get_close_matches(key, types, n=1, cutoff=0)
-            raise SVFError(f"unknown key {key!r} in {name}; the nearest one is {near[0]!r}")
-    return {str(key): fit(f"{name}: {key}", value, types[str(key)]) for key, value in given.items()}

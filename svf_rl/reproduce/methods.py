@@ -1,5 +1,6 @@
 """What the methods of a comparison are called: in the names of files, and in tables and pictures."""
 
+import re
 from collections.abc import Collection
 
 from svf_rl.evaluation.adapters import BASE
@@ -31,3 +32,8 @@ def method_name(method: str, experts: Collection[str] = ()) -> str:
     if is_few_shot(method):
         return f"few-shot, {method.removeprefix(_FEW_SHOT)} prompts"
     return _NAMES.get(method, method)
+
+
+def slug(name: str) -> str:
+    """The name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-")

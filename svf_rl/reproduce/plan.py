@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
-from svf_rl.reproduce.cell_plans import TrainingRun, adaptation_cell, evaluation_cell, probe_cell, training_cell
-from svf_rl.reproduce.cells import Cell
-from svf_rl.reproduce.comparison import Comparison, ExpertRecipe, Unseen, slug
-from svf_rl.reproduce.methods import DISPATCH, LORA, SVF
+from svf_rl.reproduce.cell_plans import (
+    TrainingRun,
+    adaptation_cell,
+    changes_cell,
+    evaluation_cell,
+    probe_cell,
+    training_cell,
+)
+from svf_rl.reproduce.cells import Cell, find_windows
+from svf_rl.reproduce.comparison import Comparison, ExpertRecipe, Unseen
+from svf_rl.reproduce.methods import DISPATCH, LORA, SVF, slug
 from svf_rl.settings.dry_run import check_recipe
 from svf_rl.settings.recipe import load_recipe, load_runs
 from svf_rl.tasks import find_task
+
+_MORE = {"text": "a text", "changes": "what moved"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class Plan:
             "probes": (", ".join(comparison.probes) if "probes" in self.parts else "") or "none",
             "ablations": (", ".join(comparison.ablations.variants) if "ablations" in self.parts else "") or "none",
             "cells": f"{kinds.count('training')} training runs, {kinds.count('evaluation')} evaluations, "
-            f"{kinds.count('adaptation')} adaptations",
+            f"{kinds.count('adaptation')} adaptations"
+            + "".join(f", {kinds.count(kind)} of {what}" for kind, what in _MORE.items() if kind in kinds),
             "output": str(self.out),
         }
         notes = [f"note: {note}" for note in self.notes]
@@ -111,7 +121,12 @@ def make_plan(
             cells.append(evaluation_cell(comparison, [run for run in runs if run.expert == expert], out))
     if "probes" in parts:
         for name in comparison.probes:
-            cells += [probe_cell(comparison, name, of, on, out) for of, on in probed(comparison, name, runs)]
+            probes = [probe_cell(comparison, name, of, on, out) for of, on in probed(comparison, name, runs)]
+            if probes and probes[0].kind == "text":
+                find_windows(probes[0].spec)  # a text that is too short is better known now
+            cells += probes
+        if comparison.weight_changes:
+            cells += [changes_cell([r for r in runs if r.expert == expert], out) for expert in comparison.experts]
     return Plan(comparison, out, tuple(parts), runs, cells, shots, labelled, list(dict.fromkeys(notes)))
 
 
@@ -146,9 +161,10 @@ def _training_runs(
     notes: list[str],
 ) -> list[TrainingRun]:
     wanted: list[tuple[ExpertRecipe, str, Mapping[str, Any]]] = []  # the last are the keys that the method changes
+    probes = bool(comparison.probes) or comparison.weight_changes
     for expert in comparison.experts.values():
         ablated = "ablations" in parts and expert.name in comparison.ablations.experts
-        if "fine_tuning" in parts or adapts or ablated or ("probes" in parts and comparison.probes):
+        if "fine_tuning" in parts or adapts or ablated or ("probes" in parts and probes):
             wanted.append((expert, SVF, {}))
         if "fine_tuning" in parts and comparison.lora:
             wanted.append((expert, LORA, comparison.lora))

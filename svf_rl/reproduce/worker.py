@@ -1,4 +1,4 @@
-"""The process of an evaluation or adaptation cell:
+"""The process of a cell other than a training run:
 
     python -m svf_rl.reproduce.worker OUT/cells/NAME.json
 
@@ -24,16 +24,22 @@ def _work(path: Path) -> None:
     from svf_rl.evaluation.run import evaluate
     from svf_rl.evaluation.table import table
     from svf_rl.reproduce.adaptations import adapt_to_unseen
+    from svf_rl.reproduce.by_adapter import measure_changes, score_text
     from svf_rl.reproduce.cells import evaluation_arguments, read_result
 
     record = read_result(path)
     if not record:
         raise SVFError(f"{path} does not exist")
     spec = record["spec"]
-    if record["kind"] == "evaluation":
-        print(table(evaluate(evaluation_arguments(spec))))
-    else:
-        adapt_to_unseen(spec)
+    match record["kind"]:
+        case "evaluation":
+            print(table(evaluate(evaluation_arguments(spec))))
+        case "changes":
+            measure_changes(spec)
+        case "text":
+            score_text(spec)
+        case _:
+            adapt_to_unseen(spec)
 
 
 if __name__ == "__main__":
