@@ -21,6 +21,8 @@ def render_document(results: Mapping[str, Any], figures: Collection[str]) -> str
         tabulate_passes=tabulate_passes,
         tabulate_timing=_tabulate_timing,
         tabulate_runs=_tabulate_runs,
+        tabulate_text=_tabulate_text,
+        tabulate_changes=_tabulate_changes,
         method_name=method_name,
         signed=_signed,
     )
@@ -50,6 +52,30 @@ def tabulate_passes(rows: Sequence[Row]) -> str:
         means = [[value for value in row["pass_at_k"][k].values() if value is not None] for k in ks]
         lines.append([method_name(row["method"]), *(_percent(sum(m) / len(m)) if m else "" for m in means)])
     return markdown_table(["", *(f"pass@{k}" for k in ks)], lines, "---:")
+
+
+def _tabulate_text(rows: Sequence[Row]) -> str:
+    """A line a method: nats a token, and the difference to the base model."""
+    lines = []
+    for row in rows:
+        against = row.get("against_base")
+        low, high = against["interval"] if against else (None, None)
+        shown = f"{against['value']:+.3f} ({low:+.3f} to {high:+.3f})" if against else ""
+        lines.append([method_name(row["method"]), row["seeds"], _number(row["loglikelihood"], 3), shown])
+    return markdown_table(["", "seeds", "log-likelihood of a token", "against base"], lines, "---:")
+
+
+def _tabulate_changes(rows: Sequence[Row]) -> str:
+    """A line a method: how far the matrices moved, where, and how."""
+    headings = ["", "seeds", "relative change %", "first third of the layers", "middle", "last"]
+    headings += ["stable rank", "effective rank", "along singular directions %"]
+    lines = []
+    for row in rows:
+        moved = [None if part is None else 100 * part for part in (row["relative"], *row["thirds"])]
+        ranks = [_number(row[key]) for key in ("stable_rank", "effective_rank")]
+        shown = [*(_number(value, 2) for value in moved), *ranks, _percent(row["diagonal"])]
+        lines.append([method_name(row["method"]), row["seeds"], *shown])
+    return markdown_table(headings, lines, "---:")
 
 
 def _tabulate_runs(runs: Sequence[Row]) -> str:

@@ -9,8 +9,8 @@ from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
 from svf_rl.reproduce.cell_plans import TrainingRun, probe_cell
 from svf_rl.reproduce.cells import read_result
-from svf_rl.reproduce.comparison import Unseen, slug
-from svf_rl.reproduce.methods import DISPATCH, PROMPT, few_shot_label
+from svf_rl.reproduce.comparison import Unseen
+from svf_rl.reproduce.methods import DISPATCH, PROMPT, few_shot_label, slug
 from svf_rl.reproduce.plan import Plan, probed
 from svf_rl.runs.run_folder import read_run
 
@@ -52,6 +52,11 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
     """What `raw.json` holds of the cells, as JSON; of those that `failed` it says why."""
     comparison = plan.comparison
     adapts = any(cell.kind == "adaptation" for cell in plan.cells)
+    tables = [
+        (name, *table)
+        for name in (comparison.probes if "probes" in plan.parts else ())
+        for table in probed(comparison, name, plan.runs)
+    ]
     return {
         "kind": KIND,
         "comparison": comparison.name,
@@ -73,11 +78,13 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
             for cell in plan.cells
             if cell.kind == "evaluation" and cell.folder.parent.name == "evaluation" and cell.name not in failed
         },
-        "probes": [
-            _probe(plan, failed, name, runs, on)
-            for name in (comparison.probes if "probes" in plan.parts else ())
-            for runs, on in probed(comparison, name, plan.runs)
-        ],
+        "probes": [_probe(plan, failed, *table) for table in tables if comparison.probes[table[0]].text is None],
+        "texts": [_text(plan, failed, *table) for table in tables if comparison.probes[table[0]].text is not None],
+        "changes": {
+            cell.folder.name: _changes(cell.folder)
+            for cell in plan.cells
+            if cell.kind == "changes" and cell.name not in failed
+        },
         "adaptations": [_adaptation(plan, task, failed) for task in (comparison.unseen if adapts else ())],
     }
 
@@ -88,10 +95,7 @@ def _run(run: TrainingRun, failed: Mapping[str, str]) -> dict[str, Any]:
         return {**found, "failed": failed[run.cell.name]}
     folder = read_run(run.cell.folder)
     summary = folder.summary
-    curves = {
-        name: [None if key not in line.values else float(f"{line.values[key]:.5g}") for line in folder.updates]
-        for key, name in _CURVES.items()
-    }
+    curves = {name: [_short(line.values.get(key)) for line in folder.updates] for key, name in _CURVES.items()}
     return {
         **found,
         "trained_values": summary.trained_values,
@@ -119,6 +123,38 @@ def _probe(
     methods = list(dict.fromkeys(run.method for run in runs))
     place = {"name": name, "expert": runs[0].expert, "task": on.task, "samples": probe.samples, "methods": methods}
     return {**place, "answers": answers}
+
+
+def _text(
+    plan: Plan, failed: Mapping[str, str], name: str, runs: Sequence[TrainingRun], on: TrainingRun
+) -> dict[str, Any]:
+    cell = probe_cell(plan.comparison, name, runs, on, plan.out)
+    found = {} if cell.name in failed else read_result(cell.result)
+    scores = {BASE: found["base"], **found["adapters"]} if found else {}
+    place = {"name": name, "expert": runs[0].expert, "methods": list(dict.fromkeys(run.method for run in runs))}
+    return {
+        **place,
+        "text": found.get("text"),
+        "tokens": found.get("tokens", []),
+        "scores": {adapter: [_short(value) for value in values] for adapter, values in scores.items()},
+    }
+
+
+def _changes(folder: Path) -> dict[str, dict[str, list[Any]]]:
+    """By run the figures of its matrices, a list for each kind of figure."""
+    adapters = read_result(folder / "summary.json").get("adapters", {})
+    return {
+        name: {
+            key: [_short(matrix[key]) if isinstance(matrix[key], float) else matrix[key] for matrix in one["matrices"]]
+            for key in ("layer", "module", "relative", "stable_rank", "effective_rank", "diagonal")
+        }
+        for name, one in adapters.items()
+    }
+
+
+def _short(value: float | None) -> float | None:
+    """Five digits."""
+    return None if value is None else float(f"{value:.5g}")
 
 
 def _adaptation(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.metrics.statistics import as_json, estimate_over_seeds, holm, paired_t, pass_at_k
-from svf_rl.reproduce.estimates import BySeed, by_sample, compared, estimate, oracle
+from svf_rl.metrics.statistics import as_json, estimate_over_seeds, holm, paired_t
+from svf_rl.reproduce.estimates import BySeed, by_sample, compared, oracle
 from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF
+from svf_rl.reproduce.probe_results import collect_changes, collect_probe, collect_text
 from svf_rl.reproduce.raw import Answers, decode
+from svf_rl.reproduce.rows import known_mean, make_row
 
 Raw = Mapping[str, Any]
 
@@ -38,7 +40,9 @@ def collect(raw: Raw) -> dict[str, Any]:
         if raw["adaptations"] and len(raw["shots"]) > 1:
             results["shots"] = [_compare_shots(raw, task) for task in raw["adaptations"]]
     if "probes" in raw["parts"]:
-        results["probes"] = [_probe(raw, probe) for probe in raw["probes"]]
+        results["probes"] = [collect_probe(raw, probe) for probe in raw["probes"]]
+        results["texts"] = [collect_text(raw, text) for text in raw["texts"]]
+        results["changes"] = [collect_changes(raw, expert) for expert in raw["changes"]]
     if raw["adaptations"]:
         results["timing"] = [_time_passes(raw, task) for task in raw["adaptations"]]
     return results
@@ -47,7 +51,7 @@ def collect(raw: Raw) -> dict[str, Any]:
 def _listed(name: str, run: Raw, raw: Raw) -> dict[str, Any]:
     """A run in the list of all: its accuracy is that of the evaluation."""
     answers = raw["evaluations"].get(run["expert"], {})
-    found = {} if name not in answers else _row(run["method"], {run["seed"]: decode(answers[name])}, {})
+    found = {} if name not in answers else make_row(run["method"], {run["seed"]: decode(answers[name])}, {})
     return {"name": name, **run, "accuracy": found.get("accuracy"), "items": found.get("items")}
 
 
@@ -61,12 +65,12 @@ def _on_own_task(
         runs = {name: run for name, run in raw["runs"].items() if (run["expert"], run["method"]) == (expert, method)}
         found = {run["seed"]: answers[name] for name, run in runs.items() if answers.get(name)}
         base = {0: answers[BASE]} if BASE in answers else {}
-        row = _row(method, base if method == BASE else found, base)
+        row = make_row(method, base if method == BASE else found, base)
         if names and method in names:
             row["name"] = names[method]
         made = [run for run in runs.values() if "failed" not in run]
         if made and found:
-            row["training_seconds"] = _mean(run["seconds"].get("train") for run in made)
+            row["training_seconds"] = known_mean(run["seconds"].get("train") for run in made)
             row["updates"] = max(run["updates"] or 0 for run in made)
             row["trained_values"] = made[0]["trained_values"]
             row["curves"] = {run["seed"]: run["curves"] for run in made}
@@ -94,52 +98,6 @@ def _compare_with_svf(rows: Sequence[dict[str, Any]]) -> None:
         row["against_svf"] |= {"p": p, "p_holm": corrected}
 
 
-def _probe(raw: Raw, probe: Raw) -> dict[str, Any]:
-    """One table of a probe. With several samples an item counts with its share of right ones."""
-    answers = {name: decode(lines) for name, lines in probe["answers"].items()}
-    found: dict[str, dict[int, Answers]] = {BASE: {0: answers[BASE]}} if BASE in answers else {}
-    for name, run in raw["runs"].items():
-        if name in answers and run["method"] in probe["methods"]:
-            found.setdefault(run["method"], {})[run["seed"]] = answers[name]
-    rows = []
-    for method in (BASE, *probe["methods"]):
-        row = _row(method, found.get(method, {}), found.get(BASE, {}))
-        if probe["samples"] > 1:
-            row["pass_at_k"] = {
-                2**power: {seed: _pass_at(2**power, items) for seed, items in found.get(method, {}).items()}
-                for power in range(probe["samples"].bit_length())
-            }
-        rows.append(row)
-    return {**{key: probe[key] for key in ("name", "task", "expert", "samples")}, "rows": rows}
-
-
-def _pass_at(k: int, items: Answers) -> float | None:
-    known = [[verdict for verdict in answers if verdict is not None] for answers in items.values()]
-    return _mean(pass_at_k(len(answers), sum(answers), k) for answers in known if len(answers) >= k)
-
-
-def _row(method: str, by_seed: Mapping[int, Answers], base: Mapping[int, Answers]) -> dict[str, Any]:
-    """One line of a table: `accuracy` is `None` where nothing came out."""
-    found = estimate(by_sample(by_seed))
-    if found is None:
-        return {"method": method, "accuracy": None, "status": "failed"}
-    seeds = {seed: one.value for seed, answers in by_seed.items() if (one := estimate(by_sample({seed: answers})))}
-    row: dict[str, Any] = {
-        "method": method,
-        "accuracy": found.value,
-        "interval": list(found.interval),
-        "by_seed": seeds,
-        "seeds": len(seeds),
-        "items": found.n,
-        "not_scorable": found.not_scorable,
-    }
-    if over_seeds := estimate_over_seeds(list(seeds.values())):
-        row["interval_over_seeds"] = list(over_seeds.interval)
-    if method != BASE and (against := compared(by_sample(by_seed), by_sample(base))):
-        row["against_base"] = as_json(against)
-    return row
-
-
 def _adaptation_answers(task: Raw, method: str) -> dict[int, Answers]:
     return {
         int(seed): decode(one["answers"][method]) for seed, one in task["seeds"].items() if method in one["answers"]
@@ -151,7 +109,7 @@ def _summaries(task: Raw) -> dict[int, dict[str, Any]]:
 
 
 def _adaptation_row(task: Raw, method: str) -> dict[str, Any]:
-    return _row(method, _adaptation_answers(task, method), _adaptation_answers(task, BASE))
+    return make_row(method, _adaptation_answers(task, method), _adaptation_answers(task, BASE))
 
 
 def _compare_adaptations(raw: Raw, task: Raw, experts: Sequence[str]) -> dict[str, Any]:
@@ -165,13 +123,13 @@ def _compare_adaptations(raw: Raw, task: Raw, experts: Sequence[str]) -> dict[st
             if row["method"] in dispatched:
                 against = compared(_verdicts(task, row["method"]), perfect)
                 row["against_oracle"] = as_json(against) if against else None
-                row["dispatched_right"] = _mean(
+                row["dispatched_right"] = known_mean(
                     _share_right(summaries[seed]["methods"].get(row["method"]), owners) for seed, owners in own.items()
                 )
         as_answers = {
             seed: {item: [verdict] for item, verdict in verdicts.items()} for seed, verdicts in perfect.items()
         }
-        rows.append(_row(ORACLE, as_answers, _adaptation_answers(task, BASE)))
+        rows.append(make_row(ORACLE, as_answers, _adaptation_answers(task, BASE)))
     result: dict[str, Any] = {"label": task["label"], "task": task["task"], "few_shot": few_shot, "rows": rows}
     singles = [row for row in rows if row["method"] in experts and row["accuracy"] is not None]
     best = max(singles, key=lambda row: row["accuracy"])["method"] if singles else None
@@ -202,7 +160,7 @@ def _compare_shots(raw: Raw, task: Raw) -> dict[str, Any]:
     rows = []
     for shots in raw["shots"]:
         method = f"few-shot-{shots}"
-        seconds = _mean(made["search"]["seconds"] for made in _made(task, method))
+        seconds = known_mean(made["search"]["seconds"] for made in _made(task, method))
         rows.append({**_adaptation_row(task, method), "shots": shots, "search_seconds": seconds})
     return {"label": task["label"], "task": task["task"], "base": _adaptation_row(task, BASE), "rows": rows}
 
@@ -219,7 +177,7 @@ def _time_passes(raw: Raw, task: Raw) -> dict[str, Any]:
             if not made.get("reused")  # an interrupted second pass has the seconds of its rest alone
         ]
         if passes:
-            first, second, syncs = map(_mean, zip(*passes, strict=True))
+            first, second, syncs = map(known_mean, zip(*passes, strict=True))
             seconds = {"first_pass_seconds": first, "second_pass_seconds": second}
             rows.append({"method": method, "seeds": len(passes), **seconds, "syncs": syncs})
     items = max((len(summary["rows"]) for summary in _summaries(task).values()), default=0)
@@ -237,8 +195,3 @@ def _share_right(made: Mapping[str, Any] | None, owners: Mapping[str, str]) -> f
     if not made:
         return None
     return sum(made["experts"][row] == expert for row, expert in owners.items()) / len(owners)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

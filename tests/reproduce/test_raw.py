@@ -47,6 +47,14 @@ def raw():
             "name": "sampled", "expert": "math", "task": "gsm8k", "samples": 2, "methods": ["svf"],
             "answers": {"base": encode(answers(50)), "math-svf-seed0": encode(sampled)},
         }],
+        "texts": [{
+            "name": "held-out text", "expert": "math", "methods": ["svf"], "text": "a.txt", "tokens": [3, 1],
+            "scores": {"base": [-2.0, -4.0], "math-svf-seed0": [-2.1, -4.0], "math-svf-seed1": [-2.3, None]},
+        }],
+        "changes": {"math": {"math-svf-seed0": {
+            "layer": [0, 2, None], "module": ["a", "a", "head"], "relative": [0.01, 0.03, 0.02],
+            "stable_rank": [1.0, 2.0, 3.0], "effective_rank": [2.0, 3.0, 4.0], "diagonal": [1.0, 1.0, None],
+        }}},
         "adaptations": [], "hardware": {"processor": "a processor"}, "packages": {"torch": "2.13.0"},
         "seconds": {"cells": 10, "processes": 1.0, "jobs": 1, "this_call": 1.0, "made_now": 10},
     })  # fmt: skip
@@ -99,6 +107,20 @@ def test_pass_at_k_counts_all_samples_of_an_item(raw):
     assert svf["accuracy"] == pytest.approx(0.65)
     assert svf["pass_at_k"] == {1: {0: pytest.approx(0.65)}, 2: {0: pytest.approx(0.8)}}
     assert base["pass_at_k"][2] == {0: None}  # it has one sample an item
+
+
+def test_the_likelihood_of_a_text_counts_tokens_and_is_compared_window_by_window(raw):
+    base, svf = collect(raw)["texts"][0]["rows"]
+    assert base["loglikelihood"] == pytest.approx(-2.5)  # three tokens of -2, one of -4
+    assert svf["loglikelihood"] == pytest.approx(((-2.1 * 3 - 4) / 4 - 2.3) / 2)
+    assert svf["against_base"]["value"] == pytest.approx((-0.2 + 0.0) / 2)
+
+
+def test_what_moved_is_shown_by_thirds_of_the_layers(raw):
+    (row,) = collect(raw)["changes"][0]["rows"]
+    assert row["relative"] == pytest.approx(0.02)
+    assert row["thirds"] == [pytest.approx(0.01), None, pytest.approx(0.03)]
+    assert (row["stable_rank"], row["effective_rank"], row["diagonal"]) == (2.0, 3.0, 1.0)
 
 
 def test_tables_and_pictures_rise_again_from_the_file(raw, tmp_path, capsys):

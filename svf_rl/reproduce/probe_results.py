@@ -1,0 +1,100 @@
+"""The tables of probes: further answers, the log-likelihood of a text, what training moved. Pure functions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from svf_rl.evaluation.adapters import BASE
+from svf_rl.metrics.statistics import as_json, estimate_mean, pass_at_k
+from svf_rl.reproduce.raw import Answers, decode
+from svf_rl.reproduce.rows import known_mean, make_row
+
+Raw = Mapping[str, Any]
+
+
+def collect_probe(raw: Raw, probe: Raw) -> dict[str, Any]:
+    """One table of a probe. With several samples an item counts with its share of right ones."""
+    answers = {name: decode(lines) for name, lines in probe["answers"].items()}
+    found: dict[str, dict[int, Answers]] = {BASE: {0: answers[BASE]}} if BASE in answers else {}
+    for name, run in raw["runs"].items():
+        if name in answers and run["method"] in probe["methods"]:
+            found.setdefault(run["method"], {})[run["seed"]] = answers[name]
+    rows = []
+    for method in (BASE, *probe["methods"]):
+        row = make_row(method, found.get(method, {}), found.get(BASE, {}))
+        if probe["samples"] > 1:
+            row["pass_at_k"] = {
+                2**power: {seed: _pass_at(2**power, items) for seed, items in found.get(method, {}).items()}
+                for power in range(probe["samples"].bit_length())
+            }
+        rows.append(row)
+    return {**{key: probe[key] for key in ("name", "task", "expert", "samples")}, "rows": rows}
+
+
+def _pass_at(k: int, items: Answers) -> float | None:
+    known = [[verdict for verdict in answers if verdict is not None] for answers in items.values()]
+    return known_mean(pass_at_k(len(answers), sum(answers), k) for answers in known if len(answers) >= k)
+
+
+def collect_text(raw: Raw, text: Raw) -> dict[str, Any]:
+    """One table of a text: mean log-likelihood of a token by method, and its difference to the base model's, with the
+    bootstrap's interval over the windows of the text."""
+    base, rows = text["scores"].get(BASE), []
+    for method in (BASE, *text["methods"]):
+        found = {BASE: base} if method == BASE else _of_method(raw, text["expert"], method, text["scores"])
+        row: dict[str, Any] = {"method": method, "loglikelihood": known_mean(_mean_of(s, text) for s in found.values())}
+        row["seeds"] = len(found)
+        if method != BASE and base and found:
+            differences = [
+                known_mean(None if None in (scores[k], base[k]) else scores[k] - base[k] for scores in found.values())
+                for k in range(len(base))
+            ]
+            known = [value for value in differences if value is not None]
+            row["against_base"] = as_json(estimate_mean(known)) if known else None
+        rows.append(row)
+    return {**{key: text[key] for key in ("name", "expert", "text")}, "tokens": sum(text["tokens"]), "rows": rows}
+
+
+def _mean_of(scores: Sequence[float | None] | None, text: Raw) -> float | None:
+    """Over the tokens of all windows."""
+    known = [(score, n) for score, n in zip(scores or (), text["tokens"], strict=False) if score is not None]
+    return sum(score * n for score, n in known) / sum(n for _, n in known) if known else None
+
+
+def collect_changes(raw: Raw, expert: str) -> dict[str, Any]:
+    """What the methods moved on one task: means over the matrices and the seeds."""
+    found, rows = raw["changes"][expert], []
+    for method in dict.fromkeys(run["method"] for run in raw["runs"].values() if run["expert"] == expert):
+        runs = list(_of_method(raw, expert, method, found).values())
+        if not runs:
+            continue
+        layers = [layer for layer in runs[0]["layer"] if layer is not None]
+        third = (max(layers) + 1) / 3 if layers else 0
+        rows.append(
+            {
+                "method": method,
+                "seeds": len(runs),
+                **{key: known_mean(v for run in runs for v in run[key]) for key in _MEASURED},
+                "thirds": [
+                    known_mean(
+                        value
+                        for run in runs
+                        for layer, value in zip(run["layer"], run["relative"], strict=True)
+                        if layer is not None and int(layer / third) == part
+                    )
+                    for part in range(3)
+                ],
+            }
+        )
+    return {"expert": expert, "task": raw["experts"][expert], "rows": rows}
+
+
+_MEASURED = ("relative", "stable_rank", "effective_rank", "diagonal")
+
+
+def _of_method(raw: Raw, expert: str, method: str, found: Mapping[str, Any]) -> dict[int, Any]:
+    """By seed what was found of the runs of a method."""
+    return {
+        run["seed"]: found[name]
+        for name, run in raw["runs"].items()
+        if (run["expert"], run["method"]) == (expert, method) and name in found
+    }
