@@ -13,10 +13,11 @@ import torch
 from svf_rl.described import described
 from svf_rl.errors import SVFError, one_line
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
-from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings, refused_option
+from svf_rl.settings.config import SVFReinforceConfig, next_token_settings
 from svf_rl.settings.episodes import EpisodeArguments
 from svf_rl.settings.limits import check_limits
-from svf_rl.settings.recipe_checks import FSDP, check_batch, check_engines, check_launcher, check_zero
+from svf_rl.settings.recipe_checks import check_batch, check_engines, check_launcher, check_zero
+from svf_rl.settings.refused_options import NOT_HERE, NOT_READ, UNSUPPORTED, refused_option
 from svf_rl.settings.several_runs import RunsArguments, changes_of_runs, check_several
 from svf_rl.settings.yaml_values import fit, parse_override, read_mapping
 from svf_rl.storage.bundled import find_recipe
@@ -56,25 +57,6 @@ class Recipe:
     warnings: list[str]
     lacks_gpu: bool = False
 
-
-# Settings of transformers and TRL that have no effect here: loading (`dtype`, ...), evaluation, the script.
-NOT_READ = (
-    "model_init_kwargs", "eval_accumulation_steps", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics",
-    "do_train", "do_eval", "do_predict", "per_device_eval_batch_size", "eval_do_concat_batches",
-    "eval_use_gather_object", "label_names", "length_column_name", "train_sampling_strategy", "ignore_data_skip",
-    "auto_find_batch_size", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "optim_target_modules",
-    "accelerator_config", "parallelism_config", "local_rank", "average_tokens_across_devices",
-)  # fmt: skip
-_COMPILE = "compiled models are not supported"
-NOT_HERE = {
-    "deepspeed": "start with accelerate launch and a config of DeepSpeed, such as accelerate_configs/zero2.yaml",
-    "fsdp": FSDP,
-    "fsdp_config": FSDP,
-    "torch_compile": _COMPILE,
-    "torch_compile_backend": _COMPILE,
-    "torch_compile_mode": _COMPILE,
-}
-"""Keys of transformers that are not for a recipe, and why; null and false are as good as none."""
 
 _NOT_OF_A_SERVER = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation",

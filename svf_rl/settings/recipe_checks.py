@@ -15,6 +15,7 @@ from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.vllm.tensor_parallel import check_processes
 from svf_rl.models.kinds import find_kind
 from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.refused_options import FSDP
 from svf_rl.storage.bundled import find_accelerate_config
 from svf_rl.storage.environment import check_environment
 from svf_rl.waiting import say_waiting
@@ -41,9 +42,6 @@ def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
     find_kind(values.get("adapter", "svf")).check_training(values, stage)
     if not values.get("use_vllm"):
         raise SVFError("use_vllm: false cannot generate with a model that ZeRO-3 has sharded: set use_vllm to true")
-
-
-FSDP = "FSDP is not supported; for several GPUs start with accelerate launch and a config of DDP or DeepSpeed's ZeRO"
 
 
 def check_launcher() -> None:
