@@ -22,7 +22,7 @@ from svf_rl.settings.refused_options import UNSUPPORTED, refused_option
 from svf_rl.settings.yaml_values import shown
 
 OF_PASSES = frozenset(
-    ("advantage", "normalize_advantages", "advantage_clip", "kl_type", "kl_placement", "loss_reduction",
+    ("advantage", "normalize_advantages", "advantage_clip", "kl_type", "kl_reference", "kl_placement", "loss_reduction",
      "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",
      "vllm_importance_sampling_clip_max", "gradient_checkpointing", "gradient_checkpointing_kwargs",
      "pad_to_multiple_of")
@@ -38,6 +38,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "advantage": BASELINES,
     "kl_type": KL_TYPES,
     "kl_placement": ("loss", "reward"),
+    "kl_reference": ("base", "start"),
     "loss_reduction": REDUCTIONS,
     "vllm_importance_sampling_mode": IMPORTANCE_MODES,
     "vllm_mode": ("colocate", "server"),
@@ -105,6 +106,11 @@ class SVFReinforceConfig(GRPOConfig):
         "policy_ref",
         f"Divergence: {', '.join(KL_TYPES)}. policy_ref is KL(policy || reference) over the whole vocabulary, "
         "ref_policy KL(reference || policy); the others are estimates from the sampled token.",
+    )
+    kl_reference: str = described(
+        "base",
+        "What the KL term keeps the policy near: base (the model without the adapter), or start (the values that the "
+        "run starts from). In a recipe with adapter_path or warm_up_steps: by default start.",
     )
     kl_placement: str = described("loss", "Where the KL term goes: loss, or reward to subtract it from the reward.")
     loss_reduction: str = described(

@@ -15,6 +15,7 @@ from svf_rl.errors import SVFError, one_line
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
 from svf_rl.settings.config import SVFReinforceConfig, next_token_settings
 from svf_rl.settings.episodes import EpisodeArguments
+from svf_rl.settings.kl_reference import with_kl_reference
 from svf_rl.settings.limits import check_limits
 from svf_rl.settings.recipe_checks import check_batch, check_engines, check_launcher, check_zero
 from svf_rl.settings.refused_options import NOT_HERE, NOT_READ, UNSUPPORTED, refused_option
@@ -113,6 +114,8 @@ def load_recipe(
         warnings += changed
     if values.get("objective") == "evolution_strategies":
         values = {**values, "vllm_weights": values.get("vllm_weights") or "shared"}
+    values, said = with_kl_reference(values, int(stage))
+    warnings += said
     values = _with_resolved_paths(values, path.parent)
     planned = gpus or processes
     processes = planned or int(os.environ.get("WORLD_SIZE", "1"))
