@@ -96,7 +96,7 @@ def load_recipe(
     _check_values(values)
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2" if deepspeed else "0")  # not set for a JSON file
-    if int(stage):
+    if deepspeed or int(stage):
         check_zero(values, int(stage), int(os.environ.get("WORLD_SIZE", "1")))
     values.setdefault("output_dir", f"runs/{path.stem}")
     if values.get("device") == "cpu":
@@ -153,7 +153,7 @@ def load_runs(recipe: Recipe, overrides: Sequence[str] = ()) -> dict[str, Recipe
     of_model = [f.name for part in (ModelArguments, AdapterArguments) for f in fields(part)]
     changes = changes_of_runs(recipe.runs, of_model)
     if changes:
-        check_several(recipe.training, recipe.adapter)
+        check_several(recipe.training, recipe.adapter, recipe.runs)
     found = {}
     for name, change in changes.items():
         own = {"seeds": None, "runs": None, "output_dir": str(Path(recipe.training.output_dir) / name)}

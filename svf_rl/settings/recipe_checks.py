@@ -32,6 +32,11 @@ def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
         raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
     if values.get("objective") == "evolution_strategies":
         raise SVFError("objective: evolution_strategies has nothing for DeepSpeed to share out: use a config of DDP")
+    if values.get("warm_up_steps"):
+        raise SVFError(
+            "warm_up_steps does not go with DeepSpeed, which takes a model over for one run: make a run with "
+            "objective: next_token, and name its folder as adapter_path of the other"
+        )
     if stage < 3:
         return
     if processes == 1:
