@@ -31,6 +31,7 @@ from svf_rl.storage.locks import hold_folder
 if TYPE_CHECKING:  # it would bring numpy, before what must be set is set
     from svf_rl.runs.summary import RunSummary
     from svf_rl.training.shared_base import Member
+    from svf_rl.training.warm_up import WarmUp
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,19 +66,23 @@ def run(path: str, overrides: Sequence[str] = (), dry_run: bool = False) -> "Run
     runs."""
     quiet_libraries()
     from svf_rl.settings.recipe import load_recipe, load_runs
+    from svf_rl.settings.warm_up import load_warm_up
 
     recipe = load_recipe(path, overrides)
     runs = load_runs(recipe, overrides)
     if runs:
         _run_several(recipe, runs, dry_run)
         return None
+    warmed = load_warm_up(recipe, overrides)
     report = _check(recipe, dry_run)
+    warm_up = None if warmed is None else _check_warm_up(warmed, dry_run)
     if _is_first():
         print(report, flush=True)
     if dry_run:
-        _note_checkpoint(recipe)
+        for each in (recipe, warmed) if warmed else (recipe,):
+            _note_checkpoint(each)
         return None
-    return _run_checked(recipe, report)
+    return _run_checked(recipe, report, warm_up=warm_up)
 
 
 def _check(recipe: Any, dry_run: bool) -> Any:
@@ -96,6 +101,15 @@ def _check(recipe: Any, dry_run: bool) -> Any:
     return report
 
 
+def _check_warm_up(recipe: Any, dry_run: bool) -> "WarmUp":
+    from svf_rl.training.warm_up import WarmUp
+
+    try:
+        return WarmUp(recipe, _check(recipe, dry_run))
+    except SVFError as error:
+        raise SVFError(f"warm_up_steps: {error}") from error
+
+
 def _note_checkpoint(recipe: Any) -> None:
     from svf_rl.training.resume import find_checkpoint
 
@@ -106,8 +120,10 @@ def _note_checkpoint(recipe: Any) -> None:
         print(f"note: {error}")
 
 
-def _run_checked(recipe: Any, report: Any, member: "Member | None" = None) -> "RunSummary":
-    """A run by itself, or a `member` of several."""
+def _run_checked(
+    recipe: Any, report: Any, member: "Member | None" = None, warm_up: "WarmUp | None" = None
+) -> "RunSummary":
+    """A run by itself, a `member` of several, or one of two: a `warm_up`, whose recipe this is, or what it is for."""
     from svf_rl.training.resume import check_same_run, ended_run, find_checkpoint
     from svf_rl.training.run_context import RunContext
 
@@ -116,6 +132,7 @@ def _run_checked(recipe: Any, report: Any, member: "Member | None" = None) -> "R
     training, output = recipe.training, Path(recipe.training.output_dir)
     # before anything is filled in
     settings = asdict(recipe.model) | asdict(recipe.adapter) | asdict(recipe.data) | training.to_dict()
+    settings["warm_up_steps"] = recipe.runs.warm_up_steps
     context = RunContext(settings=settings)
     with context.stop.listening(), _no_half_written(output), full_disk(output):
         # before anything is loaded: a recipe that the run cannot resume with is refused, and an ended run is left alone
@@ -125,10 +142,17 @@ def _run_checked(recipe: Any, report: Any, member: "Member | None" = None) -> "R
         summary = ended_run(output, recipe) if training.resume_from_checkpoint in ("auto", True) else None
         if summary is not None:
             if _is_first():
-                print(f"the run in {output} has ended after {summary.updates} steps: nothing is left to do")
+                what = "run" if warm_up is None or warm_up.recipe is not recipe else "warm-up"
+                print(f"the {what} in {output} has ended after {summary.updates} steps: nothing is left to do")
             return summary
         with hold_folder(output, seconds=30.0) if _is_first() else nullcontext():
-            return _train(recipe, output, context, report, member)
+            if warm_up is not None and warm_up.recipe is not recipe:
+                if context.checkpoint is not None:  # which has all of it
+                    warm_up = None
+                else:
+                    warm_up.summary = _run_checked(warm_up.recipe, warm_up.report, warm_up=warm_up)
+                    context.warm_up = warm_up.outcome
+            return _train(recipe, output, context, report, member, warm_up)
 
 
 def _run_several(recipe: Any, runs: dict[str, Any], dry_run: bool) -> None:
@@ -173,7 +197,10 @@ def _run_several(recipe: Any, runs: dict[str, Any], dry_run: bool) -> None:
     )
 
 
-def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member | None") -> "RunSummary":
+def _train(
+    recipe: Any, output: Path, context: Any, report: Any, member: "Member | None", warm_up: "WarmUp | None"
+) -> "RunSummary":
+    from accelerate.utils import set_seed as set_seed_of_process
     from transformers import ProgressCallback, Trainer, set_seed
 
     from svf_rl.models.loading import load_adapted, load_tokenizer
@@ -185,6 +212,7 @@ def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member
     from svf_rl.settings.rows import load_rows
     from svf_rl.tasks import find_task
     from svf_rl.training.checkpoints import current_run
+    from svf_rl.training.earlier_run import remove_run
     from svf_rl.training.evolution import EvolutionTrainer
     from svf_rl.training.metrics_recorder import ProgressLine
     from svf_rl.training.next_token import NextTokenTrainer
@@ -192,6 +220,8 @@ def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member
     from svf_rl.training.run_context import leave_process_group
     from svf_rl.training.trainer import SVFReinforceTrainer
 
+    is_warm_up = warm_up is not None and warm_up.recipe is recipe
+    generator: Any
     set_seed(recipe.training.seed)  # before the adapter: a random start draws from it
     phases = context.phases
     with phases("load"):
@@ -208,10 +238,12 @@ def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member
             if _is_first():
                 print("".join(f"note: {line}\n" for line in left_out), end="", flush=True)
     with phases("decompose"):
-        if member is None:
-            model, generator = load_adapted(recipe.model, recipe.adapter), None
-        else:
+        if member is not None:
             model, generator = member.join(context.stop)
+        elif warm_up is not None and not is_warm_up:
+            model, generator = warm_up.join(recipe)
+        else:
+            model, generator = load_adapted(recipe.model, recipe.adapter), None
     splits = {split: rows for split, rows in data.items() if rows is not None}
     context.rows = {split: rows_digest(rows) for split, rows in splits.items()}
     context.summary = RunSummary(
@@ -222,6 +254,7 @@ def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member
         packages=read_package_versions(),
         git_commit=_git_commit(),
         warnings=recipe.warnings,
+        warm_up=context.warm_up,
     )
     with phases("engine"):
         trainers = {"next_token": NextTokenTrainer, "evolution_strategies": EvolutionTrainer}
@@ -245,21 +278,28 @@ def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member
                 trainer.add_callback(ProgressLine())
     test = data["test"] if data["test"] is not None else data["validation"]
     main = trainer.is_world_process_zero()
-    label = "" if member is None else f"{member.name}: "
+    label = "warm-up: " if is_warm_up else "" if member is None else f"{member.name}: "
+    if main and is_warm_up and recipe.training.overwrite_output_dir:
+        remove_run(output.parent)  # or --resume would resume it, were this one cut off now
     trainer.checkpoints.begin()
     if main:
         (output / "summary.json").unlink(missing_ok=True)  # a run that resumes has not ended yet
     if context.checkpoint is None:
         with phases("base_evaluation"):
-            context.base = trainer.evaluate(test, metric_key_prefix="base")
+            if warm_up is not None and warm_up.summary is not None:  # of the untouched model
+                context.base = {"base_accuracy": warm_up.summary.base_accuracy}
+            else:
+                context.base = trainer.evaluate(test, metric_key_prefix="base")
             if recipe.training.eval_strategy != "no":  # step 0 of the curve; no checkpoint is chosen by it
                 recipe.training.eval_on_start = False
-                if data["test"] is None:  # of the same rows
+                if data["test"] is None and "base_items" in context.base:  # of the same rows
                     Trainer.log(trainer, {f"eval_{k.removeprefix('base_')}": v for k, v in context.base.items()})
                 else:
                     trainer.held_out.evaluate(data["validation"])
     elif main:
         print(f"{label}resuming after step {context.checkpoint.manifest.step}", flush=True)
+    if context.checkpoint is None and context.warm_up:  # whether its model and engine were built here or are taken over
+        set_seed_of_process(recipe.training.seed, device_specific=True)
     with phases("train"):
         trainer.train()
         trainer.save_model(str(output))
@@ -276,6 +316,7 @@ def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member
         updates=trainer.state.global_step,
         best_checkpoint=Path(best).name if best else None,
         seconds=phases.seconds,
+        warm_up=context.warm_up,
     )
     if main:
         trainer.create_model_card()
@@ -288,7 +329,10 @@ def _train(recipe: Any, output: Path, context: Any, report: Any, member: "Member
         )
     if recipe.training.push_to_hub:
         trainer.push_to_hub(commit_message="Accuracy and model card")
-    leave_process_group()
+    if warm_up is not None and is_warm_up:
+        warm_up.leave(trainer)
+    else:
+        leave_process_group()
     return summary
 
 
@@ -297,6 +341,7 @@ def _no_half_written(output: Path) -> Iterator[None]:
     """A run that ends badly before its first step leaves no output folder behind, if there was none before. One that
     was stopped after it had begun keeps it: it is to be resumed."""
     from svf_rl.runs.run_folder import read_metrics
+    from svf_rl.settings.warm_up import WARM_UP
     from svf_rl.training.checkpoints import current_run
 
     existed = output.exists()
@@ -305,7 +350,8 @@ def _no_half_written(output: Path) -> Iterator[None]:
     except BaseException as error:  # an interrupt or a bug leaves no more behind than bad input does
         stopped = isinstance(error, Stopped) and current_run(output) is not None
         begun = list(output.glob("checkpoint-*")) or any(line.step for line in read_metrics(output))
-        if not (existed or stopped or begun):
+        warmed = current_run(output / WARM_UP) is not None  # what a warm-up that fails leaves, it has decided itself
+        if not (existed or stopped or begun or warmed):
             shutil.rmtree(output, ignore_errors=True)
         raise
 

@@ -23,10 +23,9 @@ def _parts() -> dict[str, type]:
 @cache
 def _refused() -> frozenset[str]:
     """Fields of TRL's and transformers' classes that are an error in a recipe."""
-    from svf_rl.settings import recipe
-    from svf_rl.settings.config import UNSUPPORTED
+    from svf_rl.settings.refused_options import NOT_READ, UNSUPPORTED
 
-    return frozenset({*UNSUPPORTED, *recipe.NOT_READ, "reward_weights"})
+    return frozenset({*UNSUPPORTED, *NOT_READ, "reward_weights"})
 
 
 def recipe_keys() -> dict[str, dataclasses.Field[Any]]:

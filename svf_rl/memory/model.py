@@ -120,7 +120,8 @@ class PlannedModel:
         """Of one micro-batch of `sequences` sequences with `prompt` tokens and a whole completion each; `None`, and a
         note, where the architecture's operations depend on values."""
         training = self.recipe.training
-        if training.objective == "evolution_strategies":  # which makes no pass of the model
+        # which makes no pass of the model; its warm-up does
+        if training.objective == "evolution_strategies" and not self.recipe.runs.warm_up_steps:
             return Activations(0, 0, 0, 0, 0)
         has_reference = bool(training.beta) and training.kl_placement == "loss"
         direction = training.kl_type if training.kl_type in EXACT_KL and has_reference else None

@@ -22,10 +22,10 @@ MARKER = "<!-- written by svf-rl from the run; remove this line to keep changes 
 """The last line of every card: one without it was written by a person, and is not written over."""
 
 _SETTINGS = (
-    "objective", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
+    "objective", "warm_up_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "temperature", "top_p",
     "advantage", "normalize_advantages", "advantage_clip", "loss_reduction", "beta", "kl_type", "kl_placement",
-    "max_completion_length", "max_steps", "num_train_epochs", "dtype", "bf16", "use_vllm",
+    "kl_reference", "max_completion_length", "max_steps", "num_train_epochs", "dtype", "bf16", "use_vllm",
 )  # fmt: skip
 
 
@@ -141,6 +141,8 @@ def _linked(base: str | None) -> str:
 
 def _progress(summary: RunSummary, metrics: Sequence[Line]) -> str:
     parts = [f"Seed {summary.seed}"] if summary.seed is not None else []
+    if (warmed := summary.recipe.get("warm_up_steps")) and summary.recipe.get("objective") != "next_token":
+        parts.append(f"{warmed} steps of next-token training as a warm-up")
     if summary.updates is not None:
         parts.append(f"{summary.updates} steps")
     if summary.best_checkpoint:
@@ -154,8 +156,9 @@ def _progress(summary: RunSummary, metrics: Sequence[Line]) -> str:
     rewarded = [line.values for line in metrics if "reward" in line.values]
     if rewarded:
         reward, kl = rewarded[-1]["reward"], rewarded[-1].get("kl")
+        origin = "start" if summary.recipe.get("kl_reference") == "start" else "base"
         mean = "no completion could be scored" if reward is None else f"mean reward {reward:.3f}"
-        sentences.append(f"Last step: {mean}{'' if kl is None else f', KL to the base {kl:.4f} a token'}.")
+        sentences.append(f"Last step: {mean}{'' if kl is None else f', KL to the {origin} {kl:.4f} a token'}.")
     return " ".join(sentences)
 
 

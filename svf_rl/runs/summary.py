@@ -28,6 +28,7 @@ class RunSummary:
         updates (`int`, *optional*): optimizer steps; known only of a run that has ended.
         best_checkpoint (`str`, *optional*): name of the checkpoint whose weights were kept.
         seconds (`dict`): by phase.
+        warm_up (`dict`): of the warm-up before the run its folder, `updates`, and the `accuracy` after it.
         other (`dict`): keys that this version does not know; they are kept.
     """
 
@@ -45,6 +46,7 @@ class RunSummary:
     updates: int | None = None
     best_checkpoint: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    warm_up: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -83,7 +85,7 @@ _NUMBER = (int, float)
 _TYPES: dict[str, Any] = {
     "recipe": dict, "seed": int, "trained_values": int, "rows": dict, "packages": dict, "git_commit": str,
     "warnings": list, "run": str, "base_accuracy": _NUMBER, "accuracy": _NUMBER, "items": int, "updates": int,
-    "best_checkpoint": str, "seconds": dict,
+    "best_checkpoint": str, "seconds": dict, "warm_up": dict,
 }  # fmt: skip
 
 # Keys of the recipe that others act on, with their type or their values.

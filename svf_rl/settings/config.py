@@ -18,44 +18,11 @@ from svf_rl.losses.evolution import FITNESS
 from svf_rl.losses.objective import BASELINES, IMPORTANCE_MODES, KL_ESTIMATES, KL_TYPES, REDUCTIONS
 from svf_rl.runs.provenance import remove_secrets
 from svf_rl.settings.limits import check_numbers
+from svf_rl.settings.refused_options import UNSUPPORTED, refused_option
 from svf_rl.settings.yaml_values import shown
 
-_NO_MEANING = "has no meaning for SVF REINFORCE: remove it from the recipe"
-_ENTROPY = "is not supported: remove it; entropy_coef is a bonus, and beta keeps the policy near its reference"
-_LIGER = (
-    "is not supported: remove it; the loss never holds more than a part of the logits, and Liger's kernels would "
-    "replace the layers that SVF adapts"
-)
-_FP32_HEAD = (
-    "is not supported: remove it; log-probabilities are computed in fp32, and dtype: float32 is for all the rest"
-)
-_ONE_ANSWER = "is not supported: remove it; held-out items have one greedy answer each (svf-rl eval samples several)"
-_EXPLAINED = {
-    **dict.fromkeys(
-        ("use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta",
-         "entropy_target"),
-        _ENTROPY,
-    ),
-    "use_liger_kernel": _LIGER, "liger_kernel_config": _LIGER, "cast_lm_head_to_fp32": _FP32_HEAD,
-    "num_generations_eval": _ONE_ANSWER,
-    "remove_unused_columns": "must be false, since rewards read all columns: remove it",
-}  # fmt: skip
-# TRL options that belong to other objectives or to paths that this trainer replaces: an error when set.
-UNSUPPORTED = (
-    "loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "scale_rewards",
-    "multi_objective_aggregation", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos", "vespo_lambda_pos",
-    "vespo_k_neg", "vespo_lambda_neg", "top_entropy_quantile", "use_adaptive_entropy",
-    "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target", "off_policy_mask_threshold",
-    "use_bias_correction_kl", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef",
-    "cast_lm_head_to_fp32", "use_liger_kernel", "liger_kernel_config", "num_generations_eval", "cache_implementation",
-    "vllm_model_impl", "vllm_structured_outputs_regex", "vllm_server_host",
-    "vllm_server_port", "vllm_group_port",
-    "ds3_gather_for_generation", "vllm_importance_sampling_cap", "use_transformers_paged",
-    "use_transformers_continuous_batching", "transformers_continuous_batching_config", "label_smoothing_factor",
-    "neftune_noise_alpha",
-)  # fmt: skip
 OF_PASSES = frozenset(
-    ("advantage", "normalize_advantages", "advantage_clip", "kl_type", "kl_placement", "loss_reduction",
+    ("advantage", "normalize_advantages", "advantage_clip", "kl_type", "kl_reference", "kl_placement", "loss_reduction",
      "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",
      "vllm_importance_sampling_clip_max", "gradient_checkpointing", "gradient_checkpointing_kwargs",
      "pad_to_multiple_of")
@@ -71,6 +38,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "advantage": BASELINES,
     "kl_type": KL_TYPES,
     "kl_placement": ("loss", "reward"),
+    "kl_reference": ("base", "start"),
     "loss_reduction": REDUCTIONS,
     "vllm_importance_sampling_mode": IMPORTANCE_MODES,
     "vllm_mode": ("colocate", "server"),
@@ -138,6 +106,11 @@ class SVFReinforceConfig(GRPOConfig):
         "policy_ref",
         f"Divergence: {', '.join(KL_TYPES)}. policy_ref is KL(policy || reference) over the whole vocabulary, "
         "ref_policy KL(reference || policy); the others are estimates from the sampled token.",
+    )
+    kl_reference: str = described(
+        "base",
+        "What the KL term keeps the policy near: base (the model without the adapter), or start (the values that the "
+        "run starts from). In a recipe with adapter_path or warm_up_steps: by default start.",
     )
     kl_placement: str = described("loss", "Where the KL term goes: loss, or reward to subtract it from the reward.")
     loss_reduction: str = described(
@@ -390,11 +363,6 @@ class SVFReinforceConfig(GRPOConfig):
                 f"steps_per_generation ({self.steps_per_generation}) and gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps}) must divide one another: change one of them"
             )
-
-
-def refused_option(shown: str, name: str) -> SVFError:
-    """The error for an option of TRL that the trainer does not have: what of it is `shown`, and what to do instead."""
-    return SVFError(f"{shown} {_EXPLAINED.get(name, _NO_MEANING)}")
 
 
 def next_token_settings(kl_type: str) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def check_recipe(recipe: Recipe) -> DryRun:
         "(accumulated)",
         "updates": "not checked" if updates is None else str(updates),
         **_describe_objective(training),
+        **({"warm-up": _describe_warm_up(recipe)} if recipe.runs.warm_up_steps else {}),
         "output": training.output_dir,
     }
     refusal = "" if adapted is None else _needs_gpu(recipe, adapted.parameters or 0)
@@ -128,6 +129,8 @@ def _describe_objective(training: SVFReinforceConfig) -> dict[str, str]:
     backend = training.generation_backend
     generators = {"colocated": "vLLM", "server": f"vLLM at {', '.join(training.server_urls)}"}
     kl = f"KL {training.beta:g} × {training.kl_type} in the {training.kl_placement}" if training.beta else "no KL"
+    if training.beta and training.kl_reference == "start":
+        kl += ", from the start"
     goal = f"{signal}, log-likelihood {training.loss_reduction}, {kl}"
     if training.objective == "evolution_strategies":
         goal = (
@@ -139,6 +142,12 @@ def _describe_objective(training: SVFReinforceConfig) -> dict[str, str]:
         "generation": f"{generators.get(backend, backend)}, {draws}, at most {training.max_completion_length} tokens"
         f"{correction}",
     }
+
+
+def _describe_warm_up(recipe: Recipe) -> str:
+    training = recipe.training
+    answers = training.per_device_train_batch_size * training.world_size * training.gradient_accumulation_steps
+    return f"{recipe.runs.warm_up_steps} updates of next-token training before, of {answers} right answers each"
 
 
 def load_rewards(data: DataArguments) -> list[Reward]:

@@ -13,10 +13,12 @@ import torch
 from svf_rl.described import described
 from svf_rl.errors import SVFError, one_line
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
-from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig, next_token_settings, refused_option
+from svf_rl.settings.config import SVFReinforceConfig, next_token_settings
 from svf_rl.settings.episodes import EpisodeArguments
+from svf_rl.settings.kl_reference import with_kl_reference
 from svf_rl.settings.limits import check_limits
-from svf_rl.settings.recipe_checks import FSDP, check_batch, check_engines, check_launcher, check_zero
+from svf_rl.settings.recipe_checks import check_batch, check_engines, check_launcher, check_zero
+from svf_rl.settings.refused_options import NOT_HERE, NOT_READ, UNSUPPORTED, refused_option
 from svf_rl.settings.several_runs import RunsArguments, changes_of_runs, check_several
 from svf_rl.settings.yaml_values import fit, parse_override, read_mapping
 from svf_rl.storage.bundled import find_recipe
@@ -57,25 +59,6 @@ class Recipe:
     lacks_gpu: bool = False
 
 
-# Settings of transformers and TRL that have no effect here: loading (`dtype`, ...), evaluation, the script.
-NOT_READ = (
-    "model_init_kwargs", "eval_accumulation_steps", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics",
-    "do_train", "do_eval", "do_predict", "per_device_eval_batch_size", "eval_do_concat_batches",
-    "eval_use_gather_object", "label_names", "length_column_name", "train_sampling_strategy", "ignore_data_skip",
-    "auto_find_batch_size", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "optim_target_modules",
-    "accelerator_config", "parallelism_config", "local_rank", "average_tokens_across_devices",
-)  # fmt: skip
-_COMPILE = "compiled models are not supported"
-NOT_HERE = {
-    "deepspeed": "start with accelerate launch and a config of DeepSpeed, such as accelerate_configs/zero2.yaml",
-    "fsdp": FSDP,
-    "fsdp_config": FSDP,
-    "torch_compile": _COMPILE,
-    "torch_compile_backend": _COMPILE,
-    "torch_compile_mode": _COMPILE,
-}
-"""Keys of transformers that are not for a recipe, and why; null and false are as good as none."""
-
 _NOT_OF_A_SERVER = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation",
     "num_generations", "num_iterations", "vllm_mode", "vllm_server_base_url", "vllm_server_host", "vllm_server_port",
@@ -113,7 +96,7 @@ def load_recipe(
     _check_values(values)
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2" if deepspeed else "0")  # not set for a JSON file
-    if int(stage):
+    if deepspeed or int(stage):
         check_zero(values, int(stage), int(os.environ.get("WORLD_SIZE", "1")))
     values.setdefault("output_dir", f"runs/{path.stem}")
     if values.get("device") == "cpu":
@@ -131,6 +114,8 @@ def load_recipe(
         warnings += changed
     if values.get("objective") == "evolution_strategies":
         values = {**values, "vllm_weights": values.get("vllm_weights") or "shared"}
+    values, said = with_kl_reference(values, int(stage))
+    warnings += said
     values = _with_resolved_paths(values, path.parent)
     planned = gpus or processes
     processes = planned or int(os.environ.get("WORLD_SIZE", "1"))
@@ -168,7 +153,7 @@ def load_runs(recipe: Recipe, overrides: Sequence[str] = ()) -> dict[str, Recipe
     of_model = [f.name for part in (ModelArguments, AdapterArguments) for f in fields(part)]
     changes = changes_of_runs(recipe.runs, of_model)
     if changes:
-        check_several(recipe.training, recipe.adapter)
+        check_several(recipe.training, recipe.adapter, recipe.runs)
     found = {}
     for name, change in changes.items():
         own = {"seeds": None, "runs": None, "output_dir": str(Path(recipe.training.output_dir) / name)}

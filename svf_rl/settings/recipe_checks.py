@@ -15,6 +15,7 @@ from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.vllm.tensor_parallel import check_processes
 from svf_rl.models.kinds import find_kind
 from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.refused_options import FSDP
 from svf_rl.storage.bundled import find_accelerate_config
 from svf_rl.storage.environment import check_environment
 from svf_rl.waiting import say_waiting
@@ -31,6 +32,11 @@ def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
         raise SVFError("weight_decay acts on z - 1, which DeepSpeed's optimizers cannot do: set weight_decay to 0")
     if values.get("objective") == "evolution_strategies":
         raise SVFError("objective: evolution_strategies has nothing for DeepSpeed to share out: use a config of DDP")
+    if values.get("warm_up_steps"):
+        raise SVFError(
+            "warm_up_steps does not go with DeepSpeed, which takes a model over for one run: make a run with "
+            "objective: next_token, and name its folder as adapter_path of the other"
+        )
     if stage < 3:
         return
     if processes == 1:
@@ -41,9 +47,6 @@ def check_zero(values: Mapping[str, Any], stage: int, processes: int) -> None:
     find_kind(values.get("adapter", "svf")).check_training(values, stage)
     if not values.get("use_vllm"):
         raise SVFError("use_vllm: false cannot generate with a model that ZeRO-3 has sharded: set use_vllm to true")
-
-
-FSDP = "FSDP is not supported; for several GPUs start with accelerate launch and a config of DDP or DeepSpeed's ZeRO"
 
 
 def check_launcher() -> None:

@@ -1,4 +1,4 @@
-"""Several runs in one: a recipe with `seeds`, or with `runs`, as the recipe of each."""
+"""Which runs a recipe stands for: one, one after a warm-up (`warm_up.py`), or several, with the recipe of each."""
 
 import os
 import re
@@ -14,17 +14,24 @@ from svf_rl.svf import SVFConfig
 
 @dataclass
 class RunsArguments:
-    """Several runs in one process, on one base model and one vLLM. Each has a folder of its own in `output_dir`."""
+    """Several runs in one process, on one base model and one vLLM. Each has a folder of its own in `output_dir`, and so
+    has the warm-up of a run."""
 
     seeds: list[int] | None = described(None, "A run with each of these seeds, in folders seed0, seed1, ….")
     runs: list[dict[str, Any]] | None = described(
         None, "A run with each of these changes of the recipe, such as [{learning_rate: 0.01}, {skill: choice}]."
     )
+    warm_up_steps: int = described(
+        0,
+        "Updates of next-token training on the right answers (objective: next_token, and otherwise the recipe's "
+        "settings) before the run, which then starts from these values and makes its own max_steps. Not to be taken "
+        "for warmup_steps, which is about the learning rate.",
+    )
 
 
 _OF_ALL = (
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "seeds", "runs", "device", "use_cpu",
-    "bf16", "fp16", "tf32", "gradient_checkpointing", "push_to_hub", "hub_model_id",
+    "bf16", "fp16", "tf32", "gradient_checkpointing", "push_to_hub", "hub_model_id", "warm_up_steps",
 )  # fmt: skip
 
 
@@ -65,7 +72,7 @@ def _name(change: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.,=+-]+", "_", text)[:100]
 
 
-def check_several(training: Any, adapter: Any) -> None:
+def check_several(training: Any, adapter: Any, arguments: RunsArguments) -> None:
     """Raises `SVFError` where the runs of a recipe cannot share a base model and an engine."""
     reasons = {
         f"adapter: {adapter.adapter}": adapter.adapter != "svf",
@@ -78,6 +85,7 @@ def check_several(training: Any, adapter: Any) -> None:
         "vllm_weights: merged": training.vllm_weights == "merged",
         "several processes": training.world_size > 1 or os.environ.get("WORLD_SIZE", "1") != "1",
         "objective: next_token": training.objective == "next_token",
+        "warm_up_steps": bool(arguments.warm_up_steps),
     }
     reason = next((what for what, there in reasons.items() if there), None)
     if reason is not None:

@@ -94,6 +94,8 @@ class CheckpointManager(TrainerCallback):
                 f"{folder} was written in the middle of the steps that one generation is for: resume with the "
                 "processes and batch sizes of before"
             )
+        if trainer.start is not None:
+            trainer.start.load(checkpoint.folder)
         trainer.accelerator.wait_for_everyone()  # before files are removed that another process is still to read
         if trainer.is_world_process_zero():
             checkpoints.clear_leftovers(output)
@@ -102,6 +104,7 @@ class CheckpointManager(TrainerCallback):
         trainer.recorder.resume(self._state["tensorboard"], checkpoint.manifest.step)
         trainer.accelerator.wait_for_everyone()
         context.base = self._state["run_state"]["base"]
+        context.warm_up = self._state["run_state"].get("warm_up") or {}
         context.phases.add(self._state["run_state"]["seconds"])
 
     def _check_plain(self, folder: Path) -> None:
@@ -255,6 +258,8 @@ class CheckpointManager(TrainerCallback):
             trainer._save_scaler(str(partial))
             trainer._save_rng_state(str(partial))
             trainer_state.save_trainer_state(trainer, partial)
+            if trainer.start is not None and trainer.is_world_process_zero():
+                trainer.start.save(partial)
         trainer.accelerator.wait_for_everyone()
         if not trainer.is_world_process_zero():
             return

@@ -24,6 +24,7 @@ from svf_rl.svf import reference_mode, svf_layers
 from svf_rl.svf.sharding import gather_parameters, is_sharded
 from svf_rl.training.metrics_recorder import MetricsRecorder
 from svf_rl.training.packing import counted, pack
+from svf_rl.training.start_values import StartValues
 
 
 def add_hidden_states_forward(model: PreTrainedModel) -> None:
@@ -99,8 +100,11 @@ def output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
         return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
-def reference(model: Any) -> AbstractContextManager[None]:
-    """Within it, `model` (unwrapped) is the reference policy of the KL term."""
+def reference(model: Any, start: StartValues | None = None) -> AbstractContextManager[None]:
+    """Within it, `model` (unwrapped) is the reference policy of the KL term: with the values of its `start`, or the
+    base model."""
+    if start is not None:
+        return start.in_place()
     return reference_mode(model) if svf_layers(model) else model.disable_adapter()
 
 
@@ -154,6 +158,8 @@ class PolicyLoss:
     transform: LogitTransform
     packing: str
     """As `train_packing` says, or `none` where the model cannot be packed."""
+    start: StartValues | None = None
+    """The reference policy, where it is not the base model."""
 
     def __call__(self, model: Any, batch: dict[str, Any]) -> Tensor:
         """
@@ -209,10 +215,10 @@ class PolicyLoss:
         ref_hidden = ref_head = None
         if with_reference:
             checkpointing = disable_gradient_checkpointing(unwrapped, args.gradient_checkpointing_kwargs)
-            with torch.no_grad(), reference(unwrapped), checkpointing:
+            with torch.no_grad(), reference(unwrapped, self.start), checkpointing:
                 ref_hidden = states(unwrapped)
                 # under ZeRO-3 nobody trains it, and a second copy would be gathered
-                ref_head = None if is_deepspeed_zero3_enabled() else output_layer(unwrapped)
+                ref_head = None if is_deepspeed_zero3_enabled() else _detached(*output_layer(unwrapped))
         hidden = states(model)  # (n, d)
         weight, bias = output_layer(unwrapped)
         direction = args.kl_type if args.kl_type in EXACT_KL and with_reference else None
@@ -240,6 +246,11 @@ class PolicyLoss:
             return statistics.kl
         assert statistics.ref_logps is not None
         return objective.estimate_kl(statistics.logps, statistics.ref_logps, self.args.kl_type)
+
+
+def _detached(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Tensors that stay what they are when a trained output layer gets its own values back."""
+    return weight.detach(), None if bias is None else bias.detach()
 
 
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:

@@ -189,6 +189,7 @@ class RunContext:
         checkpoint ([`Checkpoint`], *optional*): What the run resumes from; its files have been checked.
         phases ([`Phases`], *optional*): Seconds by phase, kept in checkpoints.
         base (`dict`, *optional*): The evaluation before training, kept in checkpoints.
+        warm_up (`dict`, *optional*): What the summary says of the warm-up, kept in checkpoints.
     """
 
     summary: RunSummary = field(default_factory=RunSummary)
@@ -198,3 +199,4 @@ class RunContext:
     checkpoint: Checkpoint | None = None
     phases: Phases = field(default_factory=Phases)
     base: dict[str, float] | None = None
+    warm_up: dict[str, Any] = field(default_factory=dict)

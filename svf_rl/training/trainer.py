@@ -25,6 +25,7 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import HubStrategy
 from trl import GRPOTrainer
 
@@ -65,6 +66,7 @@ from svf_rl.training.policy import (
 from svf_rl.training.run_context import RunContext
 from svf_rl.training.shared_base import RunGenerator
 from svf_rl.training.start_check import OnTrainBegin, check_start
+from svf_rl.training.start_values import StartValues
 from svf_rl.training.update_size import UpdateSize
 from svf_rl.training.weight_sharing import prepare_sharing
 from svf_rl.training.zero import FetchLayers, fit_gradient_buffer, trained_alone, trained_state
@@ -196,7 +198,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.recorder = MetricsRecorder(self)
         transform = LogitTransform.of(base.config, args.temperature)
         packing = "none" if args.objective == "evolution_strategies" else args.train_packing  # it has no rows
-        self.loss = PolicyLoss(args, self.accelerator, self.recorder, transform, packing)
+        self.start = self._start_values()
+        self.loss = PolicyLoss(args, self.accelerator, self.recorder, transform, packing, self.start)
         self.held_out = HeldOutEvaluator(self)
         self.checkpoints = CheckpointManager(self, self.context)
         self.generator = generator or build_generator(
@@ -224,6 +227,13 @@ class SVFReinforceTrainer(GRPOTrainer):
     def acts(self) -> bool:
         """Whether answers take several turns, as far as it was given anything that makes them."""
         return bool(self.tools or self.environment_factories or self.rollout_func)
+
+    def _start_values(self) -> StartValues | None:
+        if self.args.kl_reference == "base" or not self.args.beta:
+            return None
+        if is_deepspeed_zero3_enabled():
+            raise SVFError("kl_reference: start does not go with ZeRO-3: set it to base")
+        return StartValues(self.accelerator.unwrap_model(self.model))
 
     # ---- completions --------------------------------------------------------------------------------------------
 

@@ -38,7 +38,11 @@ def save_trainer_state(trainer: "SVFReinforceTrainer", folder: Path) -> None:
         "ended_early": trainer.args.early_stopping_patience if stops else None,
         "synced": trainer.synced,
         "seconds": trainer.recorder.seconds,
-        "run_state": {"base": trainer.context.base, "seconds": trainer.context.phases.so_far()},
+        "run_state": {
+            "base": trainer.context.base,
+            "seconds": trainer.context.phases.so_far(),
+            "warm_up": trainer.context.warm_up,
+        },
         "tensorboard": trainer.recorder.tensorboard_folder(),
     }
     torch.save(_plain(values), folder / FILE.format(trainer.args.process_index))

@@ -80,6 +80,8 @@ def test_evolution_strategies_need_the_memory_of_inference(plan: Callable[..., M
     held = none.gpu(none.run).held
     assert held == passes.gpu(passes.run).held
     assert none.gpu(none.run).update < passes.gpu(passes.run).update
+    warmed = plan(TINY, **evolving, warm_up_steps=5)  # whose passes are of right answers
+    assert warmed.gpu(warmed.run).activations > 0
 
 
 @pytest.mark.parametrize(

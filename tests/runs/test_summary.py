@@ -10,7 +10,7 @@ from svf_rl.runs.summary import RunSummary
 
 KEYS = [
     "recipe", "seed", "trained_values", "rows", "packages", "git_commit", "warnings", "run", "base_accuracy",
-    "accuracy", "items", "updates", "best_checkpoint", "seconds",
+    "accuracy", "items", "updates", "best_checkpoint", "seconds", "warm_up",
 ]  # fmt: skip
 CONTENT = {"recipe": {"task": "gsm8k"}, "accuracy": 0.75, "base_accuracy": 0.5, "items": 100, "updates": 3}
 

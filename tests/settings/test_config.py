@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from svf_rl.errors import SVFError
-from svf_rl.settings.config import UNSUPPORTED, SVFReinforceConfig
+from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.refused_options import UNSUPPORTED
 
 # Another value than TRL's default for each refused option; numbers and booleans are changed by themselves.
 OTHER = {

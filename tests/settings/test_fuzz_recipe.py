@@ -45,6 +45,7 @@ IN_WORDS = {
 NOT_TRAINED = {
     "output_dir", "model_name_or_path", "max_steps", "num_train_epochs", "push_to_hub", "use_vllm", "train_items",
     "validation_items", "test_items", "task", "mixture", "hub_token", "resume_from_checkpoint", "dataset_name",
+    "warm_up_steps",
 }  # fmt: skip
 
 

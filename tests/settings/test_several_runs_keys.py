@@ -56,6 +56,8 @@ def test_each_change_is_a_run_with_a_folder_of_its_name() -> None:
         (["--seeds", "[0]", "--use_vllm", "false"], "do not go with use_vllm: false"),
         (["--seeds", "[0]", "--vllm_weights", "merged"], "do not go with vllm_weights: merged"),
         (["--seeds", "[0]", "--objective", "next_token"], "do not go with"),
+        (["--seeds", "[0]", "--warm_up_steps", "5"], "do not go with warm_up_steps: start each run alone"),
+        (["--runs", "[{warm_up_steps: 5}]"], "runs: warm_up_steps is the same for all runs"),
     ],
 )
 def test_bad_input_is_one_line(overrides: list[str], message: str) -> None:
