@@ -71,10 +71,14 @@ def read(options: TaskOptions) -> Splits:
     return {split: _conversations({label: part[split] for label, part in parts.items()}, system) for split in SIZES}
 
 
-def class_labels(classes: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The classes that can be the answer: those of [`TaskOptions`], or the four without any. Raises `SVFError` for
-    fewer than two, and for names that no completion can give."""
-    return LABELS if classes is None else check_labels(list(classes))
+def class_labels(classes: Any) -> tuple[str, ...]:
+    """The classes that can be the answer: those of [`TaskOptions`], or the four without any. Raises `SVFError` for no
+    mapping, fewer than two, and names that no completion can give."""
+    if classes is None:
+        return LABELS
+    if not isinstance(classes, Mapping):
+        raise SVFError(f"classes must be a mapping of names to tasks, as in {{maths: gsm8k}}, not {classes!r}")
+    return check_labels(list(classes))
 
 
 def default_system_prompt(classes: Mapping[str, Any] | None) -> str:
