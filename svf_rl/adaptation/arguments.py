@@ -108,7 +108,8 @@ class DispatchArguments:
         experts (`Mapping[str, str]`): class to adapter folder or Hub name, such as `{"math": "runs/math"}`.
 
     Raises:
-        SVFError: without a trained classifier no classes or unknown ones, or what an evaluation is asked for does not suit.
+        SVFError: without a trained classifier, no classes or unknown ones; or what an evaluation is asked for does not
+            suit.
     """
 
     evaluation: EvaluationArguments

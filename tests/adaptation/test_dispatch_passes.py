@@ -186,7 +186,7 @@ def test_so_is_one_of_other_classes_with_its_worked_examples(tmp_path: Path, tok
 def test_worked_examples_that_are_gone_are_said(tmp_path: Path) -> None:
     recipe = {"task": "dispatch", "shots": 2, "data_dir": "elsewhere"}
     (tmp_path / "summary.json").write_text(json.dumps({"recipe": recipe}))
-    with pytest.raises(SVFError, match="the worked examples of the classifier .*elsewhere/.* does not exist"):
+    with pytest.raises(SVFError, match=r"the worked examples of the classifier .*elsewhere/.* does not exist"):
         find_classifier_prompt("owner/model", tmp_path)
 
 

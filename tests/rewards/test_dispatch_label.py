@@ -53,5 +53,5 @@ def test_other_labels_take_the_place_of_the_four() -> None:
 
 @pytest.mark.parametrize("labels", [[], ["one"], ["a", "a"], "ab", ["a", 1], ["a", ""], ["a", "B"], ["a", "b}"]])
 def test_labels_that_no_completion_could_name_are_refused(labels: object) -> None:
-    with pytest.raises(SVFError, match="at least two different names|lower-case words"):
+    with pytest.raises(SVFError, match=r"at least two different names|lower-case words"):
         verify("dispatch_label", r"\boxed{a}", "a", labels=labels)
