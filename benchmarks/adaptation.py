@@ -38,7 +38,8 @@ def train(folder: Path) -> dict[str, str]:
 def contender(pipe: Connection, kind: str, folders: dict[str, str]) -> None:
     """A process's life: does the work of each order, and sends what it found."""
     from svf_rl.adaptation.arguments import FewShotArguments
-    from svf_rl.adaptation.dispatch import default_system_prompt, dispatch
+    from svf_rl.adaptation.classifier import find_classifier_prompt
+    from svf_rl.adaptation.dispatch import dispatch
     from svf_rl.adaptation.few_shot import adapt
     from svf_rl.adaptation.few_shot_run import LABELLED
     from svf_rl.evaluation.arguments import EvaluationArguments
@@ -56,7 +57,7 @@ def contender(pipe: Connection, kind: str, folders: dict[str, str]) -> None:
     pool = ExpertPool(base.arguments, experts, others, merged, engine=asked, max_length=length)
     labelled = load_items("exam", asked, base.tokenizer, splits=LABELLED)
     items = load_items("exam", asked, base.tokenizer)
-    prompt = default_system_prompt(base.arguments.location, Path(folders["dispatch"]))
+    prompt = find_classifier_prompt(base.arguments.location, Path(folders["dispatch"]))
     pipe.send("ready")
     while (order := pipe.recv()) is not None:
         if order == "dispatch":

@@ -108,7 +108,8 @@ class DispatchArguments:
         experts (`Mapping[str, str]`): class to adapter folder or Hub name, such as `{"math": "runs/math"}`.
 
     Raises:
-        SVFError: no classes or unknown ones, or what an evaluation is asked for does not suit.
+        SVFError: without a trained classifier, no classes or unknown ones; or what an evaluation is asked for does not
+            suit.
     """
 
     evaluation: EvaluationArguments
@@ -126,7 +127,8 @@ class DispatchArguments:
     )
 
     def __post_init__(self) -> None:
-        check_classes(self.experts)
+        if self.classifier is None:  # what a trained one can answer stands in its folder
+            check_classes(self.experts)
         if len(self.evaluation.tasks) != 1:
             raise SVFError(f"dispatch takes one task, not {len(self.evaluation.tasks)}")
         if self.evaluation.samples != 1:
@@ -150,9 +152,9 @@ def named_by_class(given: Sequence[str]) -> dict[str, str]:
     return experts
 
 
-def check_classes(classes: Mapping[str, object]) -> None:
-    """Raises `SVFError` unless there are classes, and experts of these answer them."""
-    known = [label for label in LABELS if label != OTHER]
+def check_classes(classes: Mapping[str, object], labels: Sequence[str] = LABELS) -> None:
+    """Raises `SVFError` unless there are classes, and these are `labels` that experts answer."""
+    known = [label for label in labels if label != OTHER]
     if not classes:
         raise SVFError(f"no class has an expert: name one, as in math=DIR (classes: {', '.join(known)})")
     for label in classes:

@@ -11,26 +11,18 @@ once, and one that mixes adapters answers all in one batch. The base model answe
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from svf_rl.adaptation.arguments import DispatchArguments
+from svf_rl.adaptation.classifier import ClassifierPrompt, classification_ids
 from svf_rl.adaptation.strategies import Classified, find_strategy
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.answers import make_records
 from svf_rl.evaluation.items import TaskItems
 from svf_rl.evaluation.records import Record
 from svf_rl.experts.pool import ExpertPool
-from svf_rl.generation.prompts import Conversation, encode_prompts
-from svf_rl.quickstart import model_path
-from svf_rl.quickstart.dispatch_skill import DISPATCH, DISPATCH_PROMPT
-from svf_rl.runs.provenance import BUNDLED, list_tasks
-from svf_rl.runs.run_folder import read_summary
-from svf_rl.tasks.dispatch import SYSTEM_PROMPT, last_user_message
-from svf_rl.tasks.task import chat
 
 # Prompts that go to the generator together: the bar moves between.
 _BATCH = 512
@@ -60,7 +52,7 @@ def dispatch(
     pool: ExpertPool,
     task: TaskItems,
     experts: Mapping[str, str],
-    system_prompt: str,
+    asked: ClassifierPrompt,
     *,
     classifier: str | None = None,
     method: str = DispatchArguments.method,
@@ -75,9 +67,10 @@ def dispatch(
     Args:
         pool ([`ExpertPool`]): the base model and all experts.
         task ([`TaskItems`]): prompts, sampling and verdicts are its own.
-        experts (`Mapping[str, str]`): for each class (`code`, `math`, `reasoning`) the name of its expert in the pool.
+        experts (`Mapping[str, str]`): for each class (such as `code`) the name of its expert in the pool.
             A class that is left out is answered by the base model.
-        system_prompt (`str`): asks for the class; see [`default_system_prompt`].
+        asked ([`ClassifierPrompt`]): asks for the class; see
+            [`svf_rl.adaptation.classifier.find_classifier_prompt`].
         classifier (`str`, *optional*): name of the dispatch expert in the pool; default: the base model classifies.
         method (`str`, *optional*): a strategy, see [`svf_rl.adaptation.strategies`].
         max_tokens (`int`, *optional*): of what the classifier writes.
@@ -93,7 +86,7 @@ def dispatch(
         raise SVFError("no prompts to dispatch: give at least one")
     strategy = find_strategy(method)
     conversations = [task.rows[row]["prompt"] for row in rows]
-    prompts = classification_ids(pool.tokenizer, conversations, system_prompt, **(template_arguments or {}))
+    prompts = classification_ids(pool.tokenizer, conversations, asked, **(template_arguments or {}))
     bar_of = partial(tqdm, total=len(rows), unit="prompt", disable=None, dynamic_ncols=True)
     started = Pass(pool.seconds, pool.syncs)
     pool.use(classifier)
@@ -101,7 +94,7 @@ def dispatch(
     with bar_of(desc="classes") as bar:
         for start in range(0, len(prompts), _BATCH):
             batch = prompts[start : start + _BATCH]
-            classes += strategy.classify(pool, batch, pool.tokenizer, max_tokens)
+            classes += strategy.classify(pool, batch, pool.tokenizer, max_tokens, asked.labels)
             bar.update(len(batch))
     first = Pass(pool.seconds - started.seconds, pool.syncs - started.syncs)
 
@@ -118,39 +111,6 @@ def dispatch(
             bar.update(len(places))
     second = Pass(pool.seconds - started.seconds, pool.syncs - started.syncs)
     return Dispatched(classes, answering, [answers[place] for place in range(len(rows))], first, second)
-
-
-def classification_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Conversation],
-    system_prompt: str,
-    **template_arguments: Any,
-) -> list[list[int]]:
-    """What the classifier reads for each conversation: the last turn of the user, after `system_prompt`."""
-    asked = [chat(last_user_message(conversation), system_prompt) for conversation in conversations]
-    return encode_prompts(tokenizer, asked, **template_arguments)
-
-
-def default_system_prompt(model: str, classifier: Path | None = None) -> str:
-    """
-    The system message to classify with. A trained classifier is asked as it was in training, which its folder's
-    `summary.json` tells; the bundled model as its corpus asks; any other as the task `dispatch` does.
-
-    Args:
-        model (`str`): the base model, as `from_pretrained` or a recipe takes it.
-        classifier (`Path`, *optional*): folder of a trained dispatch expert.
-
-    Raises:
-        SVFError: the `summary.json` there is damaged.
-    """
-    recipe = {} if classifier is None else read_summary(classifier).recipe
-    if recipe.get("system_prompt"):
-        return str(recipe["system_prompt"])
-    tasks = list_tasks(recipe)
-    if "dispatch" in tasks:
-        return SYSTEM_PROMPT
-    bundled = model == BUNDLED or Path(model).resolve() == model_path().resolve()
-    return DISPATCH_PROMPT if bundled or f"{BUNDLED}:{DISPATCH}" in tasks else SYSTEM_PROMPT
 
 
 def by_expert(experts: Sequence[str | None], loaded: str | None) -> dict[str | None, list[int]]:

@@ -3,12 +3,13 @@ prompts of a file."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from svf_rl import __version__
-from svf_rl.adaptation.arguments import DispatchArguments
-from svf_rl.adaptation.dispatch import Dispatched, Pass, classification_ids, default_system_prompt, dispatch
+from svf_rl.adaptation.arguments import DispatchArguments, check_classes
+from svf_rl.adaptation.classifier import ClassifierPrompt, classification_ids, find_classifier_prompt
+from svf_rl.adaptation.dispatch import Dispatched, Pass, dispatch
 from svf_rl.adaptation.prompt_file import read_prompts, ungraded_items
 from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.evaluation.adapters import BASE, Adapter, find_adapters
@@ -82,19 +83,22 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
     paths = list(dict.fromkeys([*arguments.experts.values(), *filter(None, [arguments.classifier])]))
     adapters = dict(zip(paths, find_adapters(paths), strict=True))
     classifier = None if arguments.classifier is None else adapters[arguments.classifier]
+    asked = find_classifier_prompt(base.arguments.location, None if classifier is None else classifier.folder)
+    if arguments.classifier_prompt:
+        asked = replace(asked, system_prompt=arguments.classifier_prompt)
+    check_classes(arguments.experts, asked.labels)
     items = _items(arguments, base)
-    system_prompt = arguments.classifier_prompt or default_system_prompt(
-        base.arguments.location, None if classifier is None else classifier.folder
-    )
     template = evaluation.chat_template_kwargs
-    classes = classification_ids(base.tokenizer, [row["prompt"] for row in items.rows], system_prompt, **template)
-    class_tokens = find_strategy(arguments.method).count_tokens(base.tokenizer, arguments.classifier_tokens)
+    classes = classification_ids(base.tokenizer, [row["prompt"] for row in items.rows], asked, **template)
+    class_tokens = find_strategy(arguments.method).count_tokens(
+        base.tokenizer, arguments.classifier_tokens, asked.labels
+    )
     title = arguments.prompts or f"task {items.name}"
     length = max(
         room(f"{title}, classification of item", classes, class_tokens, base.positions),
         room(f"{title}, item", items.prompt_ids, items.sampling.max_tokens, base.positions),
     )
-    settings = _settings(arguments, base, items, adapters, classifier, system_prompt)
+    settings = _settings(arguments, base, items, adapters, classifier, asked)
     folder = choose_folder(evaluation.out, f"runs/dispatch-{Path(evaluation.model).resolve().name}", settings)
     answering = {label: adapters[path].label for label, path in arguments.experts.items()}
     folders = {adapter.label: str(adapter.folder) for adapter in adapters.values()}
@@ -116,7 +120,7 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
             pool,
             items,
             answering,
-            system_prompt,
+            asked,
             classifier=None if classifier is None else classifier.label,
             method=arguments.method,
             max_tokens=arguments.classifier_tokens,
@@ -132,7 +136,7 @@ def run_dispatch(arguments: DispatchArguments) -> DispatchReport:
                 "experts": dict(arguments.experts),
                 "classifier": arguments.classifier,
                 "method": arguments.method,
-                "system_prompt": system_prompt,
+                "system_prompt": asked.system_prompt,
                 "confidence": 0.95,
                 "results": [result.to_dict() for result in made.results],
                 "classes": [{**asdict(share), "accuracy": as_json(share.accuracy)} for share in made.shares],
@@ -193,7 +197,7 @@ def _settings(
     items: TaskItems,
     adapters: Mapping[str, Adapter],
     classifier: Adapter | None,
-    system_prompt: str,
+    asked: ClassifierPrompt,
 ) -> dict[str, Settings]:
     """What decides the answers. Those made with other settings are not mixed with new ones."""
     common = {
@@ -212,7 +216,8 @@ def _settings(
         "experts": {label: adapters[path].fingerprint for label, path in arguments.experts.items()},
         "classifier": None if classifier is None else classifier.fingerprint,
         "method": arguments.method,
-        "system_prompt": system_prompt,
+        "system_prompt": asked.system_prompt,
+        "examples": list(asked.examples),
         "classifier_max_tokens": arguments.classifier_tokens,
     }
     runs = {f"{DISPATCH}/{items.file}": {**common, **dispatch}}

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from svf_rl.adaptation.dispatch import classification_ids
+from svf_rl.adaptation.classifier import ClassifierPrompt, classification_ids
 from svf_rl.endpoint.asgi import (
     App,
     BodyTooLarge,
@@ -179,7 +179,8 @@ class Endpoint:
 
     async def _classify(self, engine: ServedEngine, path: str, call: Mapping[str, Any]) -> Class:
         conversation = prompt_of(call) if path == _COMPLETIONS else messages_of(call)
-        (prompt,) = classification_ids(self._tokenizer, [conversation], self._settings.system_prompt)
+        asked = ClassifierPrompt(self._settings.system_prompt, self._settings.labels, self._settings.examples)
+        (prompt,) = classification_ids(self._tokenizer, [conversation], asked)
         longest = engine.longest - max(len(ids) for _, ids in self._labels) - 1
         if len(prompt) > longest:
             raise SVFError(

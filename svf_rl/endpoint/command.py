@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from svf_rl.adaptation.dispatch import default_system_prompt
+from svf_rl.adaptation.classifier import find_classifier_prompt
 from svf_rl.endpoint.arguments import EndpointArguments
 from svf_rl.endpoint.settings import BASE, CLASSIFIER, EndpointSettings
 from svf_rl.errors import SVFError
@@ -54,14 +54,17 @@ def endpoint_command(
     root = None if arguments.adapters is None else Path(arguments.adapters).expanduser().resolve()
     if root is not None and not root.is_dir():
         raise SVFError(f"there is no folder {arguments.adapters} from which adapters could be loaded")
+    asked = find_classifier_prompt(model.location, classifier)
     settings = EndpointSettings(
         model.location,
         {name: str(folder) for name, folder in folders.items()},
         None if classifier is None else str(classifier),
-        arguments.classifier_prompt or default_system_prompt(model.location, classifier),
+        arguments.classifier_prompt or asked.system_prompt,
         None if root is None else str(root),
         model.model_revision,
         model.trust_remote_code,
+        asked.labels,
+        asked.examples,
     )
     adapters = folders | ({} if classifier is None else {CLASSIFIER: classifier})
     read = [read_expert(folder, name) for name, folder in adapters.items()]

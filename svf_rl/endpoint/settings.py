@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from svf_rl.adaptation.arguments import OTHER
@@ -23,6 +24,7 @@ class EndpointSettings:
         experts (`dict[str, str]`): Folders of adapters, or names on the Hub, by the names of models for requests.
         classifier (`str`, *optional*): The adapter that classifies; `None`: the base model does.
         system_prompt (`str`): Asks for the class.
+        labels (`Sequence[str]`), examples (`Sequence`): The classes and worked examples of the classifier's training.
         adapters (`str`, *optional*): The only folder from which adapters are loaded at run time.
         revision (`str`, *optional*), trust_remote_code (`bool`): Of the base model, as [`ModelArguments`] has them.
 
@@ -37,6 +39,8 @@ class EndpointSettings:
     adapters: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    labels: Sequence[str] = LABELS
+    examples: Sequence[dict[str, str]] = ()
 
     def __post_init__(self) -> None:
         if not self.experts:
@@ -53,8 +57,8 @@ class EndpointSettings:
     def classes(self) -> tuple[str, ...]:
         """The answers of a classifier. Where an expert has another name than those that classifiers are trained to
         say, all are names of experts."""
-        if set(self.experts) <= set(LABELS):
-            return tuple(LABELS)
+        if set(self.experts) <= set(self.labels):
+            return tuple(self.labels)
         return (*self.experts, OTHER)
 
     def to_environment(self) -> dict[str, str]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from svf_rl.adaptation.arguments import DispatchArguments, FewShotArguments, FitnessWeights
-from svf_rl.adaptation.dispatch import classification_ids, default_system_prompt, dispatch
+from svf_rl.adaptation.classifier import ClassifierPrompt, classification_ids, find_classifier_prompt
+from svf_rl.adaptation.dispatch import dispatch
 from svf_rl.adaptation.few_shot import adapt, unseen
 from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.errors import SVFError
@@ -75,30 +76,33 @@ class _Seed:
         self.tasks = [self._prepare(label, task) for label, task in spec["unseen"].items()]
         self._experts: dict[str, str] = dict(spec["experts"])
         self._others: dict[str, str] = {DISPATCH: spec["dispatch"]} if spec["dispatch"] else {}
-        # by label who classifies the prompts (the base model, or a dispatch expert), and what it is asked
-        self._classifiers: dict[str, tuple[str | None, str]] = {}
+        # by label who classifies the prompts: the base model, or a dispatch expert. Both are asked the same
+        self._classifiers: dict[str, str | None] = {}
         if spec["compare"] and spec["classes"]:
-            location = self._base.arguments.location
-            self._classifiers[PROMPT] = None, default_system_prompt(location)
-            for name, folder in self._others.items():
-                self._classifiers[name] = name, default_system_prompt(location, Path(folder))
+            self._classifiers = {PROMPT: None, **{name: name for name in self._others}}
         everything = [items for task in self.tasks for items in (task.items, task.labelled)]
         self._length = max([check_lengths(everything, self._base.positions), *self._classification_lengths()])
         adapters = {**self._experts, **self._others}
         prints = [adapter.fingerprint for adapter in find_adapters(list(adapters.values()))]
         self._prints = dict(zip(adapters, prints, strict=True))
 
+    @cached_property
+    def _asked(self) -> ClassifierPrompt:
+        """What classifiers are asked: as the dispatch expert was in training, where there is one."""
+        folder = self._spec["dispatch"]
+        return find_classifier_prompt(self._base.arguments.location, Path(folder) if folder else None)
+
     def _classification_lengths(self) -> list[int]:
         """The longest prompt of each first pass with its class, in tokens."""
         tokenizer, template = self._base.tokenizer, self._spec["chat_template_kwargs"]
-        tokens = find_strategy(DispatchArguments.method).count_tokens(tokenizer, DispatchArguments.classifier_tokens)
         lengths = []
-        for task in self.tasks:
+        for task in self.tasks if self._classifiers else ():
+            strategy = find_strategy(DispatchArguments.method)
+            tokens = strategy.count_tokens(tokenizer, DispatchArguments.classifier_tokens, self._asked.labels)
             prompts = [task.items.rows[row]["prompt"] for row in task.rows]
-            for _, system_prompt in self._classifiers.values():
-                asked = classification_ids(tokenizer, prompts, system_prompt, **template)
-                what = f"unseen task {task.label}, classification of item"
-                lengths.append(room(what, asked, tokens, self._base.positions))
+            asked = classification_ids(tokenizer, prompts, self._asked, **template)
+            what = f"unseen task {task.label}, classification of item"
+            lengths.append(room(what, asked, tokens, self._base.positions))
         return lengths
 
     @cached_property
@@ -174,11 +178,11 @@ class _Seed:
         return {"seconds": round(answers.seconds, 2), "reused": answers.reused}
 
     def _dispatch(self, task: UnseenItems, label: str) -> None:
-        classes, (classifier, system_prompt) = self._spec["classes"], self._classifiers[label]
+        classes, classifier, asked = self._spec["classes"], self._classifiers[label], self._asked
 
         def make() -> dict[str, Any]:
             dispatched = dispatch(
-                self._pool, task.items, classes, system_prompt, classifier=classifier,
+                self._pool, task.items, classes, asked, classifier=classifier,
                 template_arguments=self._spec["chat_template_kwargs"], rows=task.rows,
             )  # fmt: skip
             records = task.folder / f"{label}.jsonl"
@@ -192,7 +196,8 @@ class _Seed:
             }
 
         used = [*dict.fromkeys(classes.values()), *([classifier] if classifier else [])]
-        self._make(task, label, used, {"classes": classes, "system_prompt": system_prompt}, make)
+        more = {"classes": classes, "system_prompt": asked.system_prompt, "examples": list(asked.examples)}
+        self._make(task, label, used, more, make)
 
     def _few_shot(self, task: UnseenItems, shots: int) -> None:
         given = self._spec["few_shot"]

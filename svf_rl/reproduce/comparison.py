@@ -15,6 +15,7 @@ from svf_rl.reproduce.sections import fit_keys, read_section
 from svf_rl.settings.yaml_values import read_mapping
 from svf_rl.storage.bundled import bundled_files, find_recipe
 from svf_rl.tasks import TaskOptions, find_task
+from svf_rl.tasks.dispatch import class_labels
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -135,7 +136,7 @@ def read_comparison(path: str | Path) -> Comparison:
     for name in experts:
         if name in RESERVED or is_few_shot(name) or not _NAME.fullmatch(name):
             raise SVFError(f"expert {name!r}: the name must be letters and digits, and none of {', '.join(RESERVED)}")
-    dispatch = given.get("dispatch")
+    dispatch = None if given.get("dispatch") is None else _expert(DISPATCH, given["dispatch"], path.parent)
     ablations = _ablations(given.get("ablations", {}), experts)
     comparison = Comparison(
         path=path,
@@ -144,8 +145,8 @@ def read_comparison(path: str | Path) -> Comparison:
         experts=experts,
         training=given.get("training", {}),
         lora=given.get("lora", {}),
-        dispatch=None if dispatch is None else _expert(DISPATCH, dispatch, path.parent),
-        classes=_classes(given.get("classes", {}), experts),
+        dispatch=dispatch,
+        classes=_classes(given.get("classes", {}), experts, dispatch),
         unseen=[_unseen(str(label), spec) for label, spec in given.get("unseen", {}).items()],
         few_shot=_few_shot(given.get("few_shot", {})),
         evaluation=read_section("evaluation", given.get("evaluation", {}), EvaluationSettings),
@@ -186,9 +187,12 @@ def _expert(name: str, spec: Any, folder: Path) -> ExpertRecipe:
     return ExpertRecipe(name, path.resolve(), {key: value for key, value in spec.items() if key != "recipe"})
 
 
-def _classes(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) -> dict[str, str]:
+def _classes(
+    given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe], dispatch: ExpertRecipe | None
+) -> dict[str, str]:
     if given:
-        check_classes(given)
+        keys = {} if dispatch is None else {**read_mapping(dispatch.path), **dispatch.overrides}
+        check_classes(given, class_labels(keys.get("classes")))
     for label, name in given.items():
         if name not in experts:
             raise SVFError(f"classes: {label} names the expert {name!r}; the experts are {', '.join(experts)}")

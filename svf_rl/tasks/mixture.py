@@ -18,7 +18,6 @@ may then continue after its program; the grading of programs reads the first blo
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -26,7 +25,8 @@ from datasets import Dataset
 
 from svf_rl.errors import SVFError
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import SPLITS, TRAINING_COLUMNS, Splits, Task, find_task, graded_by
+from svf_rl.tasks.parts import find_part
+from svf_rl.tasks.task import SPLITS, TRAINING_COLUMNS, Splits, Task, graded_by
 
 ORDER_SEED = 0
 
@@ -36,7 +36,7 @@ def read(options: TaskOptions) -> Splits:
     weights = _weights(options)
     tables: dict[str, dict[str, list[dict[str, Any]]]] = {split: {} for split in SPLITS}
     for name in weights:
-        task, own = _part(name, options)
+        task, own = find_part(name, options, "mixture")
         spec = task.rewards(own)[0]
         spec = {"name": spec} if isinstance(spec, str) else spec
         verifier, column = str(spec["name"]), str(spec.get("column", "answer"))
@@ -60,17 +60,6 @@ def _weights(options: TaskOptions) -> dict[str, Fraction]:
     return {str(name): Fraction(weight).limit_denominator(10**6) for name, weight in options.mixture.items()}
 
 
-def _part(name: str, options: TaskOptions) -> tuple[Task, TaskOptions]:
-    """The task, and its options: those of the mixture, without the limits on rows."""
-    base, _, skill = name.partition(":")
-    if base in ("mixture", "columns"):
-        raise SVFError(f"mixture: {base} cannot be a part of a mixture, only a task that has its own data and verifier")
-    own = replace(options, mixture=None, train_items=None, validation_items=None, test_items=None)
-    if base == "reasoning_gym":
-        own = replace(own, dataset=skill, config=(options.config or {}).get(skill))
-    return find_task(base), replace(own, skill=skill) if skill else own
-
-
 def _graded(row: dict[str, Any], name: str, verifier: str, column: str) -> dict[str, Any]:
     answer = json.dumps(row[column]) if isinstance(row[column], dict) else row[column]
     return {"prompt": row["prompt"], "answer": answer, "target": row.get("target"), "task": name, "verifier": verifier}
@@ -89,7 +78,7 @@ def _in_turn(tables: dict[str, list[dict[str, Any]]], weights: dict[str, Fractio
 
 def is_local(options: TaskOptions) -> bool:
     """Whether the rows of all tasks are local."""
-    return all(task.is_local(own) for task, own in (_part(name, options) for name in _weights(options)))
+    return all(task.is_local(own) for task, own in (find_part(name, options, "mixture") for name in _weights(options)))
 
 
 COLUMNS = TRAINING_COLUMNS | {"task", "verifier"}

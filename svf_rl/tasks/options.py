@@ -41,7 +41,8 @@ class TaskOptions:
     dataset: str | None = described(None, "Task reasoning_gym: the name of one of its data sets, such as word_sorting.")
     config: dict[str, Any] | None = described(
         None,
-        "Task reasoning_gym: the data set's own settings, as in {min_words: 2, max_words: 3}; in a mixture by set.",
+        "Task reasoning_gym: the data set's own settings, as in {min_words: 2, max_words: 3}; in a mixture, and in "
+        "classes, by set.",
     )
     curriculum: dict[str, list[Any]] | None = described(
         None,
@@ -55,6 +56,11 @@ class TaskOptions:
     )
     mixture: dict[str, float] | None = described(
         None, "Task mixture: the tasks and the weight of each, as in {gsm8k: 2, mbpp: 1}."
+    )
+    classes: dict[str, Any] | None = described(
+        None,
+        "Task dispatch: the classes and the task of each, as in {maths: gsm8k, sorting: 'reasoning_gym:word_sorting'}, "
+        "or with what the system message says of it, {task: gsm8k, description: calculations}.",
     )
     validation_share: float = described(
         0.1,

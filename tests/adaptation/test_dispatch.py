@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from fakes import save_adapter
 
-from svf_rl.adaptation.dispatch import Dispatched, classification_ids, dispatch
+from svf_rl.adaptation.classifier import ClassifierPrompt, classification_ids
+from svf_rl.adaptation.dispatch import Dispatched, dispatch
 from svf_rl.adaptation.prompt_file import ungraded_items
 from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.adaptation.strategies.loglikelihood import label_ids
@@ -21,9 +22,11 @@ from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.quickstart import make_rows
 from svf_rl.quickstart.dispatch_skill import DISPATCH_PROMPT
+from svf_rl.rewards.verifiers.dispatch_label import LABELS
 
 pytestmark = pytest.mark.vllm
 GREEDY = Sampling(max_tokens=12, temperature=0.0)
+ASKED = ClassifierPrompt(DISPATCH_PROMPT)
 EXPERTS = {"math": "first", "code": "second"}  # a reasoning question has no expert here
 
 
@@ -59,7 +62,7 @@ def conversations() -> list[list[dict[str, str]]]:
 
 
 def _dispatch(pool: ExpertPool, items: TaskItems, **options: Any) -> Dispatched:
-    return dispatch(pool, items, EXPERTS, DISPATCH_PROMPT, **{"max_tokens": 16, **options})
+    return dispatch(pool, items, EXPERTS, ASKED, **{"max_tokens": 16, **options})
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +115,15 @@ def test_the_likeliest_class_is_what_the_model_itself_says_of_the_labels(
 ) -> None:
     """Against log p of each label by the pool, one at a time; and mostly what it writes."""
     pool.use(None)
-    prompts = classification_ids(pool.tokenizer, conversations, DISPATCH_PROMPT)
-    found = find_strategy("loglikelihood").classify(pool, prompts, pool.tokenizer, 1)
+    prompts = classification_ids(pool.tokenizer, conversations, ASKED)
+    found = find_strategy("loglikelihood").classify(pool, prompts, pool.tokenizer, 1, LABELS)
     for prompt, classified in list(zip(prompts, found, strict=True))[:6]:
-        sums = {label: sum(pool.loglikelihood([prompt], [ids])[0]) for label, ids in label_ids(pool.tokenizer).items()}
+        labels = label_ids(pool.tokenizer, LABELS).items()
+        sums = {label: sum(pool.loglikelihood([prompt], [ids])[0]) for label, ids in labels}
         assert classified.label == max(sums, key=lambda label: sums[label])
         gap = sums["math"] - sums["code"]
         assert classified.logprobs["math"] - classified.logprobs["code"] == pytest.approx(gap, abs=1e-3)
-    written = find_strategy("generate").classify(pool, prompts, pool.tokenizer, 16)
+    written = find_strategy("generate").classify(pool, prompts, pool.tokenizer, 16, LABELS)
     agree = [a.label == b.label for a, b in zip(found, written, strict=True) if b.label is not None]
     assert sum(agree) >= 0.9 * len(agree)
 
@@ -147,7 +151,7 @@ def test_bad_arguments_are_one_line(
     pool: ExpertPool, items: TaskItems, experts: dict[str, str], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SVFError, match=message) as error:
-        dispatch(pool, items, experts, DISPATCH_PROMPT, **options)
+        dispatch(pool, items, experts, ASKED, **options)
     assert "\n" not in str(error.value)
 
 

@@ -9,16 +9,18 @@ import pytest
 from transformers import AutoTokenizer
 
 from svf_rl.adaptation.arguments import check_classes, named_by_class
-from svf_rl.adaptation.dispatch import by_expert, classification_ids, default_system_prompt
+from svf_rl.adaptation.classifier import ClassifierPrompt, classification_ids, find_classifier_prompt
+from svf_rl.adaptation.dispatch import by_expert
 from svf_rl.adaptation.prompt_file import read_prompts
 from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.adaptation.strategies.loglikelihood import label_ids
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.items import room
+from svf_rl.generation.prompts import encode_prompts
 from svf_rl.quickstart import model_path
 from svf_rl.quickstart.dispatch_skill import DISPATCH_PROMPT
 from svf_rl.rewards.verifiers.dispatch_label import LABELS, read_label
-from svf_rl.tasks import TaskOptions
+from svf_rl.tasks import TaskOptions, find_task
 from svf_rl.tasks.dispatch import SYSTEM_PROMPT
 
 
@@ -59,6 +61,12 @@ def test_classes_are_code_math_and_reasoning(classes: dict[str, str], message: s
     assert "\n" not in str(error.value)
 
 
+def test_a_classifier_of_other_classes_has_experts_for_these() -> None:
+    check_classes({"sums": "x"}, ["sums", "options"])
+    with pytest.raises(SVFError, match="unknown class 'math': use one of sums, options"):
+        check_classes({"math": "x"}, ["sums", "options"])
+
+
 def test_experts_are_given_as_class_and_path() -> None:
     assert named_by_class(["math=runs/a=b", "code=x"]) == {"math": "runs/a=b", "code": "x"}
     for given in (["runs/math"], ["math="], ["=x"], ["math=a", "math=b"]):
@@ -80,13 +88,13 @@ def test_the_last_request_is_classified_without_its_system_message_and_the_begin
         ],
         [{"role": "user", "content": "Write f(x): add 1."}],
     ]
-    first, second = classification_ids(tokenizer, conversations, "Which class?")
+    first, second = classification_ids(tokenizer, conversations, ClassifierPrompt("Which class?"))
     assert first == second
     text = tokenizer.decode(first)
     assert "Which class?" in text
     assert "math" not in text
     with pytest.raises(SVFError, match="no user turn"):
-        classification_ids(tokenizer, [[{"role": "assistant", "content": "2"}]], "Which class?")
+        classification_ids(tokenizer, [[{"role": "assistant", "content": "2"}]], ClassifierPrompt("Which class?"))
 
 
 @pytest.mark.parametrize(
@@ -103,6 +111,14 @@ def test_a_class_is_read_from_the_first_box(text: str, label: str | None) -> Non
     assert read_label(text) == label
 
 
+def test_other_classes_are_read_and_scored_in_the_same_way(tokenizer) -> None:
+    labels = ["sums", "logic"]
+    # an alias of one of the four means itself where it is a class
+    assert [read_label(rf"\boxed{{{text}}}", labels) for text in ("Logic", "sums", "math")] == ["logic", "sums", None]
+    (found,) = find_strategy("loglikelihood").classify(Scores([[-2.0], [-1.0]]), [[5]], tokenizer, 1, labels)
+    assert (found.label, set(found.logprobs)) == ("logic", set(labels))
+
+
 class Scores:
     """A model whose opinion on each token is written down."""
 
@@ -117,20 +133,21 @@ class Scores:
 def test_the_likeliest_class_is_that_of_the_largest_sum(tokenizer) -> None:
     """A mean over the tokens would take the last class, which is no likelier than the first in any of its parts."""
     scores = Scores([[-1.0], [-2.0, -0.1], [-1.5, -0.1], [-1.4, -0.1, -0.1, -0.1]])
-    (found,) = find_strategy("loglikelihood").classify(scores, [[5, 6]], tokenizer, 1)
+    (found,) = find_strategy("loglikelihood").classify(scores, [[5, 6]], tokenizer, 1, LABELS)
     assert found.label == LABELS[0]
     assert math.isclose(sum(map(math.exp, found.logprobs.values())), 1.0)
-    assert scores.asked == [([5, 6], ids) for ids in label_ids(tokenizer).values()]
+    assert scores.asked == [([5, 6], ids) for ids in label_ids(tokenizer, LABELS).values()]
 
 
 def test_scores_that_are_no_numbers_name_no_class(tokenizer) -> None:
     for value in (math.nan, -math.inf):
-        assert find_strategy("loglikelihood").classify(Scores([[value]] * 4), [[5]], tokenizer, 1)[0].label is None
+        (found,) = find_strategy("loglikelihood").classify(Scores([[value]] * 4), [[5]], tokenizer, 1, LABELS)
+        assert found.label is None
 
 
 def test_no_label_is_the_beginning_of_another_one(tokenizer) -> None:
     """Else their probabilities would not exclude one another."""
-    every = list(label_ids(tokenizer).values())
+    every = list(label_ids(tokenizer, LABELS).values())
     assert not any(a == b[: len(a)] for a in every for b in every if a is not b)
 
 
@@ -150,12 +167,33 @@ def test_no_label_is_the_beginning_of_another_one(tokenizer) -> None:
 def test_a_trained_classifier_is_asked_as_in_its_training(tmp_path: Path, recipe: object, expected: str) -> None:
     if recipe is not None:
         (tmp_path / "summary.json").write_text(json.dumps({"recipe": recipe}))
-    assert default_system_prompt("owner/model", tmp_path) == expected
+    assert find_classifier_prompt("owner/model", tmp_path) == ClassifierPrompt(expected)
+
+
+def test_so_is_one_of_other_classes_with_its_worked_examples(tmp_path: Path, tokenizer) -> None:
+    """Token by token what it read in training."""
+    classes = {"sums": {"task": "quickstart:math", "description": "a small sum"}, "options": "quickstart:choice"}
+    recipe = {"task": "dispatch", "classes": classes, "shots": 2, "learning_rate": 1e-3}
+    (tmp_path / "summary.json").write_text(json.dumps({"recipe": recipe}))
+    asked = find_classifier_prompt("quickstart", tmp_path)
+    assert asked.labels == ("sums", "options")
+    assert [turn["role"] for turn in asked.examples] == ["user", "assistant"] * 2
+    rows = find_task("dispatch").load(TaskOptions(classes=classes, shots=2, test_items=8))["test"]
+    plain = [prompt[-1:] for prompt in rows["prompt"]]
+    assert classification_ids(tokenizer, plain, asked) == encode_prompts(tokenizer, rows["prompt"])
+
+
+def test_worked_examples_that_are_gone_are_said(tmp_path: Path) -> None:
+    recipe = {"task": "dispatch", "shots": 2, "data_dir": "elsewhere"}
+    (tmp_path / "summary.json").write_text(json.dumps({"recipe": recipe}))
+    with pytest.raises(SVFError, match=r"the worked examples of the classifier .*elsewhere/.* does not exist"):
+        find_classifier_prompt("owner/model", tmp_path)
 
 
 def test_the_bundled_model_is_asked_as_its_corpus_asks() -> None:
-    assert default_system_prompt("quickstart") == default_system_prompt(str(model_path())) == DISPATCH_PROMPT
-    assert default_system_prompt("owner/model") == SYSTEM_PROMPT
+    bundled = ClassifierPrompt(DISPATCH_PROMPT)
+    assert find_classifier_prompt("quickstart") == find_classifier_prompt(str(model_path())) == bundled
+    assert find_classifier_prompt("owner/model") == ClassifierPrompt(SYSTEM_PROMPT)
 
 
 # ---- prompts of a user -----------------------------------------------------------------------------------------------

@@ -58,3 +58,4 @@ def test_a_name_that_a_request_could_not_give_is_refused(name: str) -> None:
 def test_classes_are_those_that_classifiers_say_or_the_names_of_experts() -> None:
     assert EndpointSettings("model", {"math": "a", "reasoning": "b"}).classes == ("code", "math", "reasoning", "other")
     assert EndpointSettings("model", {"math": "a", "law": "b"}).classes == ("math", "law", "other")
+    assert EndpointSettings("model", {"law": "b"}, labels=["law", "trade"]).classes == ("law", "trade")

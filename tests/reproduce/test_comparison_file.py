@@ -19,6 +19,17 @@ def test_a_file_says_what_is_compared(write_comparison):
     assert (comparison.unseen[0].label, comparison.unseen[0].task) == ("exam", "exam")
 
 
+def test_classes_are_those_of_the_dispatch_expert(write_comparison):
+    classes = {"sums": "quickstart:math", "programs": "quickstart:code"}
+    dispatch = {**RECIPE, "task": "dispatch", "classes": classes}
+    given = {"sums": "math", "programs": "code"}
+    assert read_comparison(write_comparison(classes=given, dispatch=dispatch)).classes == given
+    with pytest.raises(SVFError, match="unknown class 'math': use one of sums, programs"):
+        read_comparison(write_comparison(classes={"math": "math"}, dispatch=dispatch))
+    with pytest.raises(SVFError, match="classes must be a mapping"):
+        read_comparison(write_comparison(classes=given, dispatch={**dispatch, "classes": ["sums"]}))
+
+
 def test_recipes_are_found_from_the_folder_of_the_file(tmp_path):
     (tmp_path / "mine.yaml").write_text("model_name_or_path: quickstart\n")
     (tmp_path / "sub").mkdir()

@@ -38,3 +38,20 @@ def test_without_a_label_it_is_wrong(completion: str) -> None:
 def test_a_reference_is_one_of_the_four(gold: object) -> None:
     with pytest.raises(SVFError, match=r"dispatch_label: (an|the) answer"):
         verify("dispatch_label", r"\boxed{math}", gold)
+
+
+def test_other_labels_take_the_place_of_the_four() -> None:
+    labels = ["word_sorting", "logic"]
+    # an alias of one of the four means itself where it is a label
+    for completion, label in ((r"\boxed{\text{Word_sorting}}", "word_sorting"), (r"\boxed{Logic}", "logic")):
+        verdict = verify("dispatch_label", completion, label, labels=labels)
+        assert (verdict.correct, verdict.extracted) == (True, label)
+    assert verify("dispatch_label", r"\boxed{math}", "logic", labels=labels).correct is False
+    with pytest.raises(SVFError, match="the answer 'math' is not one of word_sorting, logic"):
+        verify("dispatch_label", r"\boxed{math}", "math", labels=labels)
+
+
+@pytest.mark.parametrize("labels", [[], ["one"], ["a", "a"], "ab", ["a", 1], ["a", ""], ["a", "B"], ["a", "b}"]])
+def test_labels_that_no_completion_could_name_are_refused(labels: object) -> None:
+    with pytest.raises(SVFError, match=r"at least two different names|lower-case words"):
+        verify("dispatch_label", r"\boxed{a}", "a", labels=labels)

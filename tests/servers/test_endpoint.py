@@ -143,12 +143,12 @@ def test_auto_is_answered_by_whom_the_response_names(
 @torch.no_grad()
 def _likeliest(model: torch.nn.Module, question: str) -> str:
     """By the whole label's log-likelihood under transformers, as `svf-rl dispatch --method loglikelihood` has it."""
-    from svf_rl.adaptation.dispatch import classification_ids, default_system_prompt
+    from svf_rl.adaptation.classifier import classification_ids, find_classifier_prompt
     from svf_rl.adaptation.strategies.loglikelihood import label_ids
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path())
     turn = [[{"role": "user", "content": question}]]
-    (prompt,) = classification_ids(tokenizer, turn, default_system_prompt(str(model_path())))
+    (prompt,) = classification_ids(tokenizer, turn, find_classifier_prompt(str(model_path())))
     scores = {}
     for label, ids in label_ids(tokenizer).items():
         logps = model(input_ids=torch.tensor([prompt + ids])).logits[0].log_softmax(1)

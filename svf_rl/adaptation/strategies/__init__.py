@@ -18,7 +18,7 @@ from svf_rl.experts.pool import ExpertPool
 class Classified:
     """What the classifier says of a prompt."""
 
-    label: str | None  # `code`, `math`, `reasoning` or `other`; `None` where its text names none of them
+    label: str | None  # one of the classes, such as `code` or `other`; `None` where its text names none of them
     text: str = ""  # what it wrote; empty where it writes nothing
     logprobs: Mapping[str, float] | None = None  # log p of each class, where the strategy knows it; the p add up to 1
 
@@ -28,14 +28,15 @@ class Strategy:
     """
     Args:
         name (`str`): as `--method` takes it.
-        classify (`Callable`): from a pool that uses the classifier, prompts (token ids), the tokenizer and `max_tokens`
-            of what the classifier may write to the [`Classified`] of each prompt, in order.
-        count_tokens (`Callable`): how many tokens a prompt must leave room for, from the tokenizer and `max_tokens`.
+        classify (`Callable`): from a pool that uses the classifier, prompts (token ids), the tokenizer, `max_tokens` of
+            what the classifier may write and the classes to the [`Classified`] of each prompt, in order.
+        count_tokens (`Callable`): how many tokens a prompt must leave room for, from the tokenizer, `max_tokens` and
+            the classes.
     """
 
     name: str
-    classify: Callable[[ExpertPool, Sequence[list[int]], PreTrainedTokenizerBase, int], list[Classified]]
-    count_tokens: Callable[[PreTrainedTokenizerBase, int], int]
+    classify: Callable[[ExpertPool, Sequence[list[int]], PreTrainedTokenizerBase, int, Sequence[str]], list[Classified]]
+    count_tokens: Callable[[PreTrainedTokenizerBase, int, Sequence[str]], int]
 
 
 def find_strategy(name: str) -> Strategy:

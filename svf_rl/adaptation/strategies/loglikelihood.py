@@ -14,19 +14,21 @@ from transformers import PreTrainedTokenizerBase
 
 from svf_rl.adaptation.strategies import Classified, Strategy
 from svf_rl.experts.pool import ExpertPool
-from svf_rl.rewards.verifiers.dispatch_label import LABELS
 
 
-def label_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+def label_ids(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> dict[str, list[int]]:
     r"""The tokens of `\boxed{label}` for each class."""
-    return {label: tokenizer(rf"\boxed{{{label}}}", add_special_tokens=False)["input_ids"] for label in LABELS}
+    return {label: tokenizer(rf"\boxed{{{label}}}", add_special_tokens=False)["input_ids"] for label in labels}
 
 
 def classify(
-    pool: ExpertPool, prompts: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    pool: ExpertPool,
+    prompts: Sequence[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    labels: Sequence[str],
 ) -> list[Classified]:
-    labels = label_ids(tokenizer)
-    continuations = [ids for _ in prompts for ids in labels.values()]
+    continuations = [ids for _ in prompts for ids in label_ids(tokenizer, labels).values()]
     scores = pool.loglikelihood([ids for ids in prompts for _ in labels], continuations)
     sums = torch.tensor([sum(score) for score in scores], dtype=torch.float64).view(len(prompts), len(labels))
     found = []
@@ -37,8 +39,8 @@ def classify(
     return found
 
 
-def count_tokens(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> int:
-    return 1 + max(map(len, label_ids(tokenizer).values()))  # one is left to generate
+def count_tokens(tokenizer: PreTrainedTokenizerBase, max_tokens: int, labels: Sequence[str]) -> int:
+    return 1 + max(map(len, label_ids(tokenizer, labels).values()))  # one is left to generate
 
 
 STRATEGY = Strategy("loglikelihood", classify, count_tokens)

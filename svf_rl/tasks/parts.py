@@ -1,0 +1,28 @@
+"""The parts of a task that is made of others: `gsm8k`, `quickstart:choice`, `reasoning_gym:word_sorting`."""
+
+from dataclasses import replace
+
+from svf_rl.errors import SVFError
+from svf_rl.tasks.options import TaskOptions
+from svf_rl.tasks.task import Task, find_task
+
+
+def find_part(name: str, options: TaskOptions, whole: str) -> tuple[Task, TaskOptions]:
+    """
+    The task that a part names, and its options: those of the whole, without the limits on rows.
+
+    Args:
+        name (`str`): a task, with its skill or its data set behind a colon.
+        options ([`TaskOptions`]): of the whole; `config` holds the settings of each data set of reasoning-gym by name.
+        whole (`str`): the task that is made of parts, for messages.
+
+    Raises:
+        SVFError: there is no such task, or it has no data and verifier of its own.
+    """
+    base, _, skill = name.partition(":")
+    if base in ("mixture", "columns", whole):
+        raise SVFError(f"{whole}: {base} cannot be a part of it, only a task that has its own data and verifier")
+    own = replace(options, mixture=None, train_items=None, validation_items=None, test_items=None)
+    if base == "reasoning_gym":
+        own = replace(own, dataset=skill, config=(options.config or {}).get(skill))
+    return find_task(base), replace(own, skill=skill) if skill else own
