@@ -34,3 +34,8 @@ def check_environment() -> None:
         value = os.environ.get(name, "0")
         if not value.isdecimal():
             raise SVFError(f"{name} is {value!r} in the environment, and no number: unset it, or start with a launcher")
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the one that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
