@@ -29,6 +29,9 @@ from svf_rl.train import run as train
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2.yaml"
 MLP = "[gate_proj, up_proj, down_proj]"
 LORA = {"adapter": "lora", "lora_target_modules": MLP, "max_grad_norm": 1.0}
+# an update of all others has 8 prompts with 8 completions each
+_BATCH = ["per_device_train_batch_size=32", "gradient_accumulation_steps=2"]
+_TWICE = {"per_device_train_batch_size": 128, "gradient_accumulation_steps": 1}
 _CONTROL = "[{{name: exact_match, weight: 0}}, {{name: control, kind: {}}}]"
 METHODS: dict[str, dict[str, Any]] = {
     "svf": {"learning_rate": 4e-3},
@@ -46,8 +49,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "evolution": {"objective": "evolution_strategies", "evolution_sigma": 0.05, "learning_rate": 4e-3},
     # SVF with other settings of the trainer
     "svf-normalized": {"normalize_advantages": True, "learning_rate": 4e-3},
-    "svf-16-prompts": {"per_device_train_batch_size": 128, "learning_rate": 4e-3},
-    "svf-16-completions": {"per_device_train_batch_size": 128, "num_generations": 16, "learning_rate": 4e-3},
+    "svf-16-prompts": {**_TWICE, "learning_rate": 4e-3},
+    "svf-16-completions": {**_TWICE, "num_generations": 16, "learning_rate": 4e-3},
     "svf-kl": {"beta": 0.05, "learning_rate": 4e-3},
     "svf-decay": {"lr_scheduler_type": "linear", "learning_rate": 6e-3},
     "band-1-normalized": {"core": "band:1", "normalize_advantages": True, "learning_rate": 4e-3},
@@ -107,7 +110,7 @@ def _run(wish: dict[str, Any], common: list[str]) -> dict[str, Any]:
     changes = dict(METHODS[wish["method"]])
     changes["learning_rate"] *= wish["rate"]
     folder = Path(tempfile.mkdtemp(prefix="methods-"))
-    keys = [f"--{pair}" for pair in common] + [f"--{key}={value}" for key, value in changes.items()]
+    keys = [f"--{pair}" for pair in [*_BATCH, *common]] + [f"--{key}={value}" for key, value in changes.items()]
     keys += [f"--seed={wish['seed']}", f"--output_dir={folder / 'run'}", "--report_to=none"]
     keys += ["--eval_strategy=steps", "--eval_steps=1000000", "--save_strategy=no", "--disable_tqdm=true"]
     start = time.perf_counter()
@@ -115,7 +118,7 @@ def _run(wish: dict[str, Any], common: list[str]) -> dict[str, Any]:
     try:
         with (folder / "log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
             train(str(RECIPE), keys)
-    except SVFError as error:
+    except (SVFError, RuntimeError) as error:  # the second where the device's memory is full
         run["failed"] = str(error)[:500]
     run["seconds"] = round(time.perf_counter() - start, 1)
     if "failed" not in run:

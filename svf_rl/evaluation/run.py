@@ -100,7 +100,8 @@ def _settings(arguments: EvaluationArguments, base: BaseModel, adapter: Adapter 
         "samples": arguments.samples,
         "temperature": task.sampling.temperature,
         "top_p": task.sampling.top_p if sampled else None,
-        "seed": arguments.seed if sampled else None,
+        # tools and environments draw from it, too
+        "seed": arguments.seed if sampled or task.toolbox is not None else None,
         "dtype": base.arguments.dtype,
         "backend": arguments.backend,
         **_tool_settings(arguments),

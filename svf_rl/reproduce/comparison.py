@@ -159,11 +159,13 @@ def read_comparison(path: str | Path) -> Comparison:
     )
     if comparison.dispatch is not None and not comparison.classes:
         raise SVFError("a dispatch expert needs classes: {math: NAME, …}, the expert of each class")
-    labels: dict[str, str] = {}
-    for task in comparison.unseen:
-        if other := labels.get(slug(task.label)):
-            raise SVFError(f"unseen tasks {other!r} and {task.label!r} would share a folder: rename one")
-        labels[slug(task.label)] = task.label
+    labels = {"unseen tasks": [task.label for task in comparison.unseen], "probes": list(comparison.probes)}
+    for what, names in labels.items():
+        folders: dict[str, str] = {}
+        for name in names:
+            if other := folders.get(slug(name)):
+                raise SVFError(f"{what} {other!r} and {name!r} would share a folder: rename one")
+            folders[slug(name)] = name
     return comparison
 
 

@@ -37,7 +37,7 @@ def tabulate_accuracies(
     """A line a method: accuracy with interval, range of the seeds, difference to the base, seeds and items, and `more`
     columns of those in `_COLUMNS`. `names` are what methods are called, where it is not their usual name."""
     lines = [
-        [(names or {}).get(row["method"]) or row.get("name") or method_name(row["method"], experts)]
+        [(names or {}).get(row["method"]) or _name(row, experts)]
         + [show(row) for show in (*_ALWAYS.values(), *(_COLUMNS[heading] for heading in more))]
         for row in rows
     ]
@@ -50,7 +50,7 @@ def tabulate_passes(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         means = [[value for value in row["pass_at_k"][k].values() if value is not None] for k in ks]
-        lines.append([method_name(row["method"]), *(_percent(sum(m) / len(m)) if m else "" for m in means)])
+        lines.append([_name(row), *(_percent(sum(m) / len(m)) if m else "" for m in means)])
     return markdown_table(["", *(f"pass@{k}" for k in ks)], lines, "---:")
 
 
@@ -61,7 +61,7 @@ def _tabulate_text(rows: Sequence[Row]) -> str:
         against = row.get("against_base")
         low, high = against["interval"] if against else (None, None)
         shown = f"{against['value']:+.3f} ({low:+.3f} to {high:+.3f})" if against else ""
-        lines.append([method_name(row["method"]), row["seeds"], _number(row["loglikelihood"], 3), shown])
+        lines.append([_name(row), row["seeds"], _number(row["loglikelihood"], 3), shown])
     return markdown_table(["", "seeds", "log-likelihood of a token", "against base"], lines, "---:")
 
 
@@ -74,7 +74,7 @@ def _tabulate_changes(rows: Sequence[Row]) -> str:
         moved = [None if part is None else 100 * part for part in (row["relative"], *row["thirds"])]
         ranks = [_number(row[key]) for key in ("stable_rank", "effective_rank")]
         shown = [*(_number(value, 2) for value in moved), *ranks, _percent(row["diagonal"])]
-        lines.append([method_name(row["method"]), row["seeds"], *shown])
+        lines.append([_name(row), row["seeds"], *shown])
     return markdown_table(headings, lines, "---:")
 
 
@@ -84,7 +84,7 @@ def _tabulate_runs(runs: Sequence[Row]) -> str:
     for run in runs:
         seconds = (run.get("seconds") or {}).get("train")
         found = str(run["failed"]) if run.get("failed") else _percent(run["accuracy"])
-        place = run["expert"], method_name(run["method"]), run["seed"]
+        place = run["expert"], _name(run), run["seed"]
         lines.append([*place, _count(run.get("trained_values")), run.get("updates", ""), _number(seconds, 0), found])
     headings = ["expert", "method", "seed", "values", "updates", "training (s)", "accuracy %"]
     return markdown_table(headings, lines, "---:")
@@ -98,6 +98,10 @@ def _tabulate_timing(rows: Sequence[Row]) -> str:
         numbers = [_number(value, 2) for value in (first, second, first / max(second, 1e-9))]
         lines.append([method_name(row["method"]), row["seeds"], *numbers, _number(row["syncs"], 0)])
     return markdown_table(headings, lines, "---:")
+
+
+def _name(row: Row, experts: Sequence[str] = ()) -> str:
+    return str(row.get("name") or method_name(row["method"], experts))
 
 
 def _number(value: float | None, digits: int = 1) -> str:

@@ -1,12 +1,12 @@
 """The tables of probes: further answers, the log-likelihood of a text, what training moved. Pure functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.metrics.statistics import as_json, estimate_mean, pass_at_k
 from svf_rl.reproduce.raw import Answers, decode
-from svf_rl.reproduce.rows import known_mean, make_row
+from svf_rl.reproduce.rows import known_mean, make_row, name_variant
 
 Raw = Mapping[str, Any]
 
@@ -27,7 +27,8 @@ def collect_probe(raw: Raw, probe: Raw) -> dict[str, Any]:
                 for power in range(probe["samples"].bit_length())
             }
         rows.append(row)
-    return {**{key: probe[key] for key in ("name", "task", "expert", "samples")}, "rows": rows}
+    named = [name_variant(row, raw) for row in rows]
+    return {**{key: probe[key] for key in ("name", "task", "expert", "samples")}, "rows": named}
 
 
 def _pass_at(k: int, items: Answers) -> float | None:
@@ -36,28 +37,26 @@ def _pass_at(k: int, items: Answers) -> float | None:
 
 
 def collect_text(raw: Raw, text: Raw) -> dict[str, Any]:
-    """One table of a text: mean log-likelihood of a token by method, and its difference to the base model's, with the
-    bootstrap's interval over the windows of the text."""
-    base, rows = text["scores"].get(BASE), []
+    """
+    One table of a text: mean log-likelihood of a token by method, and its difference to the base model's, with the
+    bootstrap's interval over the windows of the text. A last window that is shorter takes no part, and no seed whose
+    model gives a window no finite likelihood: `diverged` counts these.
+    """
+    whole = [k for k, n in enumerate(text["tokens"]) if n == max(text["tokens"])]
+    scores = {name: [values[k] for k in whole] for name, values in text["scores"].items()}
+    base, rows = scores.get(BASE), []
     for method in (BASE, *text["methods"]):
-        found = {BASE: base} if method == BASE else _of_method(raw, text["expert"], method, text["scores"])
-        row: dict[str, Any] = {"method": method, "loglikelihood": known_mean(_mean_of(s, text) for s in found.values())}
-        row["seeds"] = len(found)
-        if method != BASE and base and found:
-            differences = [
-                known_mean(None if None in (scores[k], base[k]) else scores[k] - base[k] for scores in found.values())
-                for k in range(len(base))
-            ]
-            known = [value for value in differences if value is not None]
-            row["against_base"] = as_json(estimate_mean(known)) if known else None
+        made = {0: base} if method == BASE and base else _of_method(raw, text["expert"], method, scores)
+        found = [values for values in made.values() if None not in values]
+        row: dict[str, Any] = {"method": method, "seeds": len(found), "diverged": len(made) - len(found)}
+        row["loglikelihood"] = known_mean(value for values in found for value in values)
+        if method != BASE and found and base and None not in base:
+            differences = [sum(values[k] for values in found) / len(found) - base[k] for k in range(len(base))]
+            row["against_base"] = as_json(estimate_mean(differences))
         rows.append(row)
-    return {**{key: text[key] for key in ("name", "expert", "text")}, "tokens": sum(text["tokens"]), "rows": rows}
-
-
-def _mean_of(scores: Sequence[float | None] | None, text: Raw) -> float | None:
-    """Over the tokens of all windows."""
-    known = [(score, n) for score, n in zip(scores or (), text["tokens"], strict=False) if score is not None]
-    return sum(score * n for score, n in known) / sum(n for _, n in known) if known else None
+    named = [name_variant(row, raw) for row in rows]
+    tokens = sum(text["tokens"][k] for k in whole)
+    return {**{key: text[key] for key in ("name", "expert", "text")}, "tokens": tokens, "rows": named}
 
 
 def collect_changes(raw: Raw, expert: str) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def collect_changes(raw: Raw, expert: str) -> dict[str, Any]:
                 ],
             }
         )
-    return {"expert": expert, "task": raw["experts"][expert], "rows": rows}
+    return {"expert": expert, "task": raw["experts"][expert], "rows": [name_variant(row, raw) for row in rows]}
 
 
 _MEASURED = ("relative", "stable_rank", "effective_rank", "diagonal")

@@ -2,6 +2,7 @@
 the verdicts on them, without their texts, so that it is small enough to be published with the figures."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ _VERDICTS: dict[str, bool | None] = {sign: verdict for verdict, sign in _SIGNS.i
 # What a run logs at each update, and what it is called here.
 _CURVES = {
     "reward": "reward", "entropy": "entropy", "kl": "kl", "update/relative_change": "relative_change",
-    "num_tokens": "tokens", "step_time": "seconds",
+    "num_tokens": "tokens",
 }  # fmt: skip
 
 
@@ -74,9 +75,9 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
         "shots": plan.shots,
         "runs": {run.cell.name: _run(run, failed) for run in plan.runs},
         "evaluations": {
-            cell.folder.name: _evaluation(cell.folder, plan.task_of(cell.folder.name), plan.runs)
+            cell.folder.name: _evaluation(cell.folder, plan.task_of(cell.folder.name), plan.runs, failed)
             for cell in plan.cells
-            if cell.kind == "evaluation" and cell.folder.parent.name == "evaluation" and cell.name not in failed
+            if cell.folder.parent == plan.out / "evaluation" and cell.name not in failed
         },
         "probes": [_probe(plan, failed, *table) for table in tables if comparison.probes[table[0]].text is None],
         "texts": [_text(plan, failed, *table) for table in tables if comparison.probes[table[0]].text is not None],
@@ -95,7 +96,14 @@ def _run(run: TrainingRun, failed: Mapping[str, str]) -> dict[str, Any]:
         return {**found, "failed": failed[run.cell.name]}
     folder = read_run(run.cell.folder)
     summary = folder.summary
-    curves = {name: [_short(line.values.get(key)) for line in folder.updates] for key, name in _CURVES.items()}
+    curves: dict[str, list[Any]] = {
+        name: [_short(line.values.get(key)) for line in folder.updates] for key, name in _CURVES.items()
+    }
+    curves["steps"] = [line.step for line in folder.updates]
+    # a line has the mean over the steps since the one before
+    since = [step - before for before, step in zip([0, *curves["steps"]], curves["steps"], strict=False)]
+    took = [line.values.get("step_time", 0.0) * steps for line, steps in zip(folder.updates, since, strict=True)]
+    curves["seconds"] = [_short(seconds) for seconds in accumulate(took)]
     return {
         **found,
         "trained_values": summary.trained_values,
@@ -105,12 +113,15 @@ def _run(run: TrainingRun, failed: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _evaluation(folder: Path, task: str, runs: Sequence[TrainingRun]) -> dict[str, list[str]]:
-    """By adapter, and for the base model, the verdicts on the items of a task."""
+def _evaluation(
+    folder: Path, task: str, runs: Sequence[TrainingRun], failed: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """By adapter, and for the base model, the verdicts on the items of a task. A run that failed may have left some of
+    an earlier adapter."""
     file = task.replace(":", "-") + ".jsonl"
     return {
         name: encode(_answers(folder / name / file))
-        for name in (BASE, *(run.cell.name for run in runs))
+        for name in (BASE, *(run.cell.name for run in runs if run.cell.name not in failed))
         if (folder / name / file).is_file()
     }
 
@@ -119,7 +130,7 @@ def _probe(
     plan: Plan, failed: Mapping[str, str], name: str, runs: Sequence[TrainingRun], on: TrainingRun
 ) -> dict[str, Any]:
     cell, probe = probe_cell(plan.comparison, name, runs, on, plan.out), plan.comparison.probes[name]
-    answers = {} if cell.name in failed else _evaluation(cell.folder, on.task, runs)
+    answers = {} if cell.name in failed else _evaluation(cell.folder, on.task, runs, failed)
     methods = list(dict.fromkeys(run.method for run in runs))
     place = {"name": name, "expert": runs[0].expert, "task": on.task, "samples": probe.samples, "methods": methods}
     return {**place, "answers": answers}

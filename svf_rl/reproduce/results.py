@@ -9,7 +9,7 @@ from svf_rl.reproduce.estimates import BySeed, by_sample, compared, oracle
 from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF
 from svf_rl.reproduce.probe_results import collect_changes, collect_probe, collect_text
 from svf_rl.reproduce.raw import Answers, decode
-from svf_rl.reproduce.rows import known_mean, make_row
+from svf_rl.reproduce.rows import known_mean, make_row, name_variant
 
 Raw = Mapping[str, Any]
 
@@ -52,7 +52,8 @@ def _listed(name: str, run: Raw, raw: Raw) -> dict[str, Any]:
     """A run in the list of all: its accuracy is that of the evaluation."""
     answers = raw["evaluations"].get(run["expert"], {})
     found = {} if name not in answers else make_row(run["method"], {run["seed"]: decode(answers[name])}, {})
-    return {"name": name, **run, "accuracy": found.get("accuracy"), "items": found.get("items")}
+    shown = {key: value for key, value in run.items() if key != "curves"}
+    return name_variant({"run": name, **shown, "accuracy": found.get("accuracy"), "items": found.get("items")}, raw)
 
 
 def _on_own_task(
@@ -80,8 +81,8 @@ def _on_own_task(
 
 
 def _compare_with_svf(rows: Sequence[dict[str, Any]]) -> None:
-    """Adds to each trained method with two seeds or more its difference to SVF, paired by seed, with the p-values of
-    all of them corrected together."""
+    """Adds to each trained method with two seeds or more its difference to SVF, paired by seed, and from three seeds on
+    the p-value, corrected together with all others of the table."""
     svf: dict[int, float] = next(
         (row["by_seed"] for row in rows if row["method"] == SVF and row["accuracy"] is not None), {}
     )
@@ -89,11 +90,14 @@ def _compare_with_svf(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         if row["method"] in (BASE, SVF) or row["accuracy"] is None:
             continue
-        differences = [row["by_seed"][seed] - svf[seed] for seed in row["by_seed"] if seed in svf]
+        # accuracies are shares of items: rounding must not make equal differences into different ones
+        differences = [round(row["by_seed"][seed] - svf[seed], 9) for seed in row["by_seed"] if seed in svf]
         found = estimate_over_seeds(differences)
         if found is not None:
             row["against_svf"] = as_json(found)
-            tested.append((row, paired_t(differences)))
+            # two seeds, or equal differences, say nothing of the spread
+            if len(differences) > 2 and len(set(differences)) > 1:
+                tested.append((row, paired_t(differences)))
     for (row, p), corrected in zip(tested, holm([p for _, p in tested]), strict=True):
         row["against_svf"] |= {"p": p, "p_holm": corrected}
 

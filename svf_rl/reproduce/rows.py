@@ -31,6 +31,12 @@ def make_row(method: str, by_seed: Mapping[int, Answers], base: Mapping[int, Ans
     return row
 
 
+def name_variant(row: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with the `name` that the comparison gives its method, where that is a variant."""
+    variant = raw["variants"].get(row["method"])
+    return row if variant is None else {**row, "name": variant["name"]}
+
+
 def known_mean(values: Iterable[float | None]) -> float | None:
     """Of the values that are known; `None` where none is."""
     known = [value for value in values if value is not None]

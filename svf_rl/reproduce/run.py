@@ -110,6 +110,7 @@ def _write(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def write_results(results: Mapping[str, Any], folder: Path) -> None:
     """`results.json`, the pictures and `report.md`."""
+    write_json(folder / "results.json", results)
     with house_style(), disk_errors(folder):
         drawn = {
             "fine_tuning": draw_fine_tuning(results.get("fine_tuning", [])),
@@ -125,7 +126,6 @@ def write_results(results: Mapping[str, Any], folder: Path) -> None:
             file.unlink(missing_ok=True)
             if figure is not None:
                 save(figure, file)
-    write_json(folder / "results.json", results)
     write_file(folder / "report.md", render_document(results, [name for name in drawn if drawn[name] is not None]))
 
 

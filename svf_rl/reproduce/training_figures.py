@@ -1,10 +1,8 @@
 """The pictures of how methods train and what they reach, one function each; `None` where there is nothing to draw."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -90,6 +88,7 @@ def draw_passes(probes: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     methods = list(dict.fromkeys(row["method"] for probe in drawn for row in probe["rows"] if row.get("pass_at_k")))
+    names = {probe["name"] for probe in drawn}
     panels = figure.subplots(1, len(drawn), squeeze=False, sharey=True)[0]
     for axes, probe in zip(panels, drawn, strict=True):
         for row in probe["rows"]:
@@ -99,9 +98,10 @@ def draw_passes(probes: Sequence[Mapping[str, Any]]) -> Figure | None:
                 place = methods.index(row["method"])
                 _draw_band(axes, list(found), list(found.values()), _method_colour(place, row["method"]))
         axes.set_xscale("log", base=2)
-        ks = [int(k) for k in drawn[0]["rows"][0]["pass_at_k"]]
+        ks = [2**power for power in range(probe["samples"].bit_length())]
         axes.set_xticks(ks, [str(k) for k in ks])
-        axes.set_title(probe["task"].rpartition(":")[2], loc="left", fontsize=9.5)
+        title = probe["expert"] if len(names) == 1 else f"{probe['name']}: {probe['expert']}"
+        axes.set_title(title, loc="left", fontsize=9.5)
         axes.set_xlabel("k")
     panels[0].set_ylim(0, 1.03)
     panels[0].set_yticks(*_TICKS)
@@ -110,34 +110,29 @@ def draw_passes(probes: Sequence[Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
-_ALONG = {"updates": None, "thousands of tokens": ("tokens", 1e-3), "seconds": ("seconds", 1.0)}
+_ALONG = {"updates": ("steps", 1.0), "thousands of tokens": ("tokens", 1e-3), "seconds": ("seconds", 1.0)}
 
 
 def _curves(row: Row) -> list[Mapping[str, Any]]:
     return list(row.get("curves", {}).values())
 
 
-def _draw_curve(axes: Axes, curves: Sequence[Mapping[str, Any]], unit: tuple[str, float] | None, colour: str) -> None:
-    """Against updates, or against the mean over the seeds of what they had used by then."""
-    rewards = [curve["reward"] for curve in curves if "reward" in curve]
-    length = min(map(len, rewards), default=0)
-    along = np.arange(1, length + 1, dtype=float)
-    if unit is not None:
-        key, scale = unit
-        used = [curve[key] for curve in curves if curve.get(key) and None not in curve[key]]
-        if not used:
-            return
-        # tokens are counted from the start, seconds are those of each update
-        counted = [one if key == "tokens" else list(accumulate(one)) for one in used]
-        along = np.mean([one[:length] for one in counted], axis=0) * scale
-    values = [[reward[step] for reward in rewards if reward[step] is not None] for step in range(length)]
+def _draw_curve(axes: Axes, curves: Sequence[Mapping[str, Any]], unit: tuple[str, float], colour: str) -> None:
+    """Against the mean over the seeds of what they had used by then."""
+    key, scale = unit
+    drawn = [curve for curve in curves if "reward" in curve and None not in curve.get(key, [None])]
+    length = min((len(curve["reward"]) for curve in drawn), default=0)
+    along = [scale * sum(curve[key][line] for curve in drawn) / len(drawn) for line in range(length)]
+    values = [_known(curve["reward"][line] for curve in drawn) for line in range(length)]
     _draw_band(axes, along, values, colour)
 
 
 def _draw_band(axes: Axes, along: Any, values: Sequence[Sequence[float]], colour: str) -> None:
-    """A line through the means, and a band from the lowest to the highest."""
-    axes.plot(along, [sum(one) / len(one) for one in values], color=colour)
-    axes.fill_between(along, [min(one) for one in values], [max(one) for one in values], color=colour, alpha=0.15)
+    """A line through the means, and a band from the lowest to the highest; places without values are left out."""
+    known = [(place, one) for place, one in zip(along, values, strict=True) if one]
+    places = [place for place, _ in known]
+    axes.plot(places, [sum(one) / len(one) for _, one in known], color=colour)
+    axes.fill_between(places, [min(one) for _, one in known], [max(one) for _, one in known], color=colour, alpha=0.15)
 
 
 def _is_shown(row: Row) -> bool:

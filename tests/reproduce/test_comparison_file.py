@@ -60,6 +60,7 @@ def test_recipes_are_found_from_the_folder_of_the_file(tmp_path):
         ({"unseen": {"exam": {"task": "exams"}}}, "unknown task 'exams'"),
         ({"unseen": {"exam": {"task": "exam", "wordin": "x"}}}, "the nearest one is 'wording'"),
         ({"unseen": {"a b": {"task": "exam"}, "a  b": {"task": "exam"}}}, "would share a folder"),
+        ({"probes": {"pass@4": {"limit": 4}, "pass 4": {"limit": 5}}}, "probes 'pass@4' and 'pass 4' would share"),
         ({"few_shot": {"shot": 3}}, "unknown key 'shot' in few_shot; the nearest one is 'shots'"),
         ({"few_shot": {"shots": 0}}, "shots must be 1 or more, not 0"),
         ({"few_shot": {"seed": 1}}, "few_shot takes no seed"),

@@ -1,18 +1,24 @@
 """What all figures come from: `raw.json`, and the figures of a comparison that never ran."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from svf_rl.errors import SVFError
+from svf_rl.evaluation.records import Record, append_records
 from svf_rl.metrics.statistics import paired_t
 from svf_rl.reproduce.arguments import ReproduceArguments
-from svf_rl.reproduce.raw import KIND, decode, encode
+from svf_rl.reproduce.comparison import read_comparison
+from svf_rl.reproduce.plan import make_plan
+from svf_rl.reproduce.raw import KIND, decode, encode, gather
 from svf_rl.reproduce.results import collect
 from svf_rl.reproduce.run import reproduce
 from svf_rl.storage.json_files import normalize_json
 
 ITEMS, SEEDS = 100, [0, 1, 2]
+QUICKSTART = {"recipe": str(Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"), "skill": "math"}
 
 
 def answers(right):
@@ -21,8 +27,8 @@ def answers(right):
 
 
 def run_of(method, seed, **changes):
-    curves = {"reward": [0.1, 0.5, 0.7], "tokens": [100, 200, 300], "seconds": [1.0, 1.0, 1.0]}
-    made = {"trained_values": 128, "updates": 3, "seconds": {"train": 3.0}, "curves": curves}
+    curves = {"reward": [0.1, 0.5, 0.7], "tokens": [100, 200, 300], "seconds": [1.0, 2.0, 3.0]}
+    made = {"trained_values": 128, "updates": 3, "seconds": {"train": 3.0}, "curves": {"steps": [1, 2, 3], **curves}}
     return {"expert": "math", "method": method, "seed": seed, **made, **changes}
 
 
@@ -48,8 +54,11 @@ def raw():
             "answers": {"base": encode(answers(50)), "math-svf-seed0": encode(sampled)},
         }],
         "texts": [{
-            "name": "held-out text", "expert": "math", "methods": ["svf"], "text": "a.txt", "tokens": [3, 1],
-            "scores": {"base": [-2.0, -4.0], "math-svf-seed0": [-2.1, -4.0], "math-svf-seed1": [-2.3, None]},
+            "name": "held-out text", "expert": "math", "methods": ["svf"], "text": "a.txt", "tokens": [3, 3, 1],
+            "scores": {
+                "base": [-2.0, -4.0, -9.0], "math-svf-seed0": [-2.1, -4.0, -1.0],
+                "math-svf-seed1": [-2.3, None, -9.0],
+            },
         }],
         "changes": {"math": {"math-svf-seed0": {
             "layer": [0, 2, None], "module": ["a", "a", "head"], "relative": [0.01, 0.03, 0.02],
@@ -70,7 +79,7 @@ def test_verdicts_survive_as_text():
 def test_a_method_is_compared_with_svf_seed_by_seed(raw):
     rows = {row["method"]: row for row in collect(raw)["ablations"][0]["rows"]}
     assert rows["less"]["against_svf"]["value"] == pytest.approx(-0.1)
-    assert rows["less"]["against_svf"]["p"] == 0  # the difference knows no spread
+    assert "p" not in rows["less"]["against_svf"]  # equal differences know no spread
     other = rows["other"]["against_svf"]
     assert other["value"] == pytest.approx(0)
     low, high = other["interval"]
@@ -96,7 +105,7 @@ def test_the_interval_over_seeds_is_wider_than_that_over_few_items_would_say(raw
 
 
 def test_all_runs_are_listed_and_those_that_failed_with_their_reason(raw):
-    runs = {run["name"]: run for run in collect(raw)["runs"]}
+    runs = {run["run"]: run for run in collect(raw)["runs"]}
     assert len(runs) == 10
     assert runs["math-svf-seed1"]["accuracy"] == pytest.approx(0.82)
     assert runs["math-lora-seed0"]["failed"] == "out of memory"
@@ -109,11 +118,12 @@ def test_pass_at_k_counts_all_samples_of_an_item(raw):
     assert base["pass_at_k"][2] == {0: None}  # it has one sample an item
 
 
-def test_the_likelihood_of_a_text_counts_tokens_and_is_compared_window_by_window(raw):
+def test_a_text_is_compared_over_its_whole_windows_and_without_seeds_that_diverged(raw):
     base, svf = collect(raw)["texts"][0]["rows"]
-    assert base["loglikelihood"] == pytest.approx(-2.5)  # three tokens of -2, one of -4
-    assert svf["loglikelihood"] == pytest.approx(((-2.1 * 3 - 4) / 4 - 2.3) / 2)
-    assert svf["against_base"]["value"] == pytest.approx((-0.2 + 0.0) / 2)
+    assert base["loglikelihood"] == pytest.approx(-3)
+    assert (svf["seeds"], svf["diverged"]) == (1, 1)
+    assert svf["loglikelihood"] == pytest.approx(-3.05)
+    assert svf["against_base"]["value"] == pytest.approx(-0.05)
 
 
 def test_what_moved_is_shown_by_thirds_of_the_layers(raw):
@@ -121,6 +131,16 @@ def test_what_moved_is_shown_by_thirds_of_the_layers(raw):
     assert row["relative"] == pytest.approx(0.02)
     assert row["thirds"] == [pytest.approx(0.01), None, pytest.approx(0.03)]
     assert (row["stable_rank"], row["effective_rank"], row["diagonal"]) == (2.0, 3.0, 1.0)
+
+
+def test_an_update_without_a_reward_is_left_out_of_the_picture(raw, tmp_path):
+    for run in raw["runs"].values():
+        if "curves" in run:
+            run["curves"]["reward"][1] = None
+    file = tmp_path / "raw.json"
+    file.write_text(json.dumps(raw))
+    reproduce(file, ReproduceArguments(tmp_path / "out"))
+    assert (tmp_path / "out" / "curves.png").is_file()
 
 
 def test_tables_and_pictures_rise_again_from_the_file(raw, tmp_path, capsys):
@@ -135,6 +155,22 @@ def test_tables_and_pictures_rise_again_from_the_file(raw, tmp_path, capsys):
     again = reproduce(tmp_path / "out" / "raw.json", ReproduceArguments(tmp_path / "again"))
     assert again == results
     assert (tmp_path / "again" / "report.md").read_text() == report
+
+
+def test_of_a_run_that_failed_nothing_is_taken_that_an_earlier_one_left(write_comparison, tmp_path):
+    """Neither into its own table nor from a probe that is called as the folder of these is."""
+    path = write_comparison(experts={"math": QUICKSTART}, unseen=None, probes={"evaluation": {"limit": 1}})
+    plan = make_plan(read_comparison(path), tmp_path / "out", ["fine_tuning", "probes"])
+    (run,) = plan.runs
+    record = Record(0, 0, "", "", "", "", True, 1.0, "", False, 1, True)
+    for folder in ("evaluation/math", "probes/evaluation/math"):
+        for name in ("base", run.cell.name):
+            append_records(plan.out / folder / name / "quickstart-math.jsonl", [record])
+    append_records(plan.out / "evaluation/math/base/quickstart-math.jsonl", [replace(record, index=1)])
+    found = gather(plan, {run.cell.name: "out of memory"})
+    assert found["evaluations"] == {"math": {"base": ["11"]}}
+    assert found["probes"][0]["answers"] == {"base": ["1"]}
+    assert found["runs"][run.cell.name]["failed"] == "out of memory"
 
 
 def test_what_is_no_raw_file_and_what_does_not_go_with_one(raw, tmp_path):
