@@ -47,6 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "projected-1000": {"core": "projected:1000", "learning_rate": 3e-2},
     "biases": {"biases": True, "learning_rate": 4e-3},
     "evolution": {"objective": "evolution_strategies", "evolution_sigma": 0.05, "learning_rate": 4e-3},
+    "next-token": {"objective": "next_token", "learning_rate": 4e-3},
     # SVF with other settings of the trainer
     "svf-normalized": {"normalize_advantages": True, "learning_rate": 4e-3},
     "svf-16-prompts": {**_TWICE, "learning_rate": 4e-3},

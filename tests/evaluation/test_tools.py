@@ -134,6 +134,8 @@ def test_a_second_call_plays_nothing_again_and_other_tools_are_refused(capsys: A
     (Path("others.py")).write_text("from svf_rl.quickstart.tool_skill import calc\n")
     said = refused_command(capsys, *arguments, "--tools", "others.py:calc")
     assert 'made with other settings (tools: ["svf_rl.quickstart.tool_skill:calc"] there, ["others.py:calc"]' in said
+    said = refused_command(capsys, *arguments, "--tools", CALC, "--seed", "1")
+    assert "seed: 0 there, 1 here" in said  # greedy answers too: tools and environments may draw from it
     said = refused_command(capsys, *arguments, "--tools", CALC, "--tool-timeout", "5")
     assert "tool_timeout: 30.0 there, 5.0 here" in said
 
