@@ -486,6 +486,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "decompose_h100_8b": _decompose,
     "evaluation": _evaluation,
     "evolution": _evolution,
+    "methods_cpu": _methods,
     "methods_h200": _methods,
     "expert_switch": _expert_switch,
     "expert_switch.worth": _worth,
