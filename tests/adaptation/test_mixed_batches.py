@@ -10,6 +10,7 @@ from fakes import SIZES, save_adapter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from svf_rl.adaptation.arguments import FewShotArguments
+from svf_rl.adaptation.classifier import ClassifierPrompt
 from svf_rl.adaptation.dispatch import dispatch
 from svf_rl.adaptation.few_shot import adapt
 from svf_rl.adaptation.prompt_file import ungraded_items
@@ -96,7 +97,7 @@ def test_dispatch_classifies_and_answers_the_same(
     done = []
     for pool in (mixing, _pool(folders, vllm_engine)):
         items = ungraded_items(pool.tokenizer, conversations, GREEDY)
-        done.append(dispatch(pool, items, experts, DISPATCH_PROMPT, classifier="judge", max_tokens=16))
+        done.append(dispatch(pool, items, experts, ClassifierPrompt(DISPATCH_PROMPT), classifier="judge", max_tokens=16))
     assert done[0].experts == done[1].experts
     assert [record.completion for record in done[0].answers] == [record.completion for record in done[1].answers]
     assert (done[0].first.syncs, done[0].second.syncs) == (0, 0)

@@ -148,9 +148,10 @@ def _likeliest(model: torch.nn.Module, question: str) -> str:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path())
     turn = [[{"role": "user", "content": question}]]
-    (prompt,) = classification_ids(tokenizer, turn, find_classifier_prompt(str(model_path())))
+    asked = find_classifier_prompt(str(model_path()))
+    (prompt,) = classification_ids(tokenizer, turn, asked)
     scores = {}
-    for label, ids in label_ids(tokenizer).items():
+    for label, ids in label_ids(tokenizer, asked.labels).items():
         logps = model(input_ids=torch.tensor([prompt + ids])).logits[0].log_softmax(1)
         scores[label] = sum(float(logps[len(prompt) + i - 1, token]) for i, token in enumerate(ids))
     return max(scores, key=scores.__getitem__)
