@@ -97,7 +97,9 @@ def test_dispatch_classifies_and_answers_the_same(
     done = []
     for pool in (mixing, _pool(folders, vllm_engine)):
         items = ungraded_items(pool.tokenizer, conversations, GREEDY)
-        done.append(dispatch(pool, items, experts, ClassifierPrompt(DISPATCH_PROMPT), classifier="judge", max_tokens=16))
+        done.append(
+            dispatch(pool, items, experts, ClassifierPrompt(DISPATCH_PROMPT), classifier="judge", max_tokens=16)
+        )
     assert done[0].experts == done[1].experts
     assert [record.completion for record in done[0].answers] == [record.completion for record in done[1].answers]
     assert (done[0].first.syncs, done[0].second.syncs) == (0, 0)
