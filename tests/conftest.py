@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ os.environ["SVF_RL_CACHE"] = f"{_caches.name}/factors"
 # DeepSpeed builds its extension once, here: in the user's cache the lock of a build that was killed would have every
 # later one wait for ever.
 os.environ["TORCH_EXTENSIONS_DIR"] = f"{_caches.name}/extensions"
+
+_MUCH = 6 * 2**30  # bytes of this process
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -42,7 +45,10 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _freeze_imports() -> None:
     """What torch, vLLM and the rest have made at their import stays to the end: no collection goes through it again.
-    Each training run asks for collections, which took a third of its time."""
+    Each training run asks for collections, which took a third of its time. Engines of earlier modules that were alive
+    at a freeze would stay for good: when there are some, all is looked through again."""
+    if psutil.Process().memory_info().rss > _MUCH:
+        gc.unfreeze()
     gc.collect()
     gc.freeze()
 
