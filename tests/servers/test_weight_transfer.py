@@ -86,6 +86,7 @@ def test_named_adapters_stay_what_they_are(
     assert named() == before
 
 
+@pytest.mark.slow
 def test_a_restarted_server_is_updated_again(plain: Server, adapted: Adapted, prompts: list[list[int]]) -> None:
     generator, model = VLLMServersGenerator([plain.url], dtype="float32"), adapted(4)
     generator.sync(model)

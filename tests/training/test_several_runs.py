@@ -84,6 +84,7 @@ def test_a_run_that_fails_is_named_and_the_others_end(tmp_path: Path) -> None:
     assert len(list((tmp_path / "both").glob("*/summary.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_of_them_and_resume_goes_on(repository: Path, tmp_path: Path) -> None:
     steps = ["--max_steps", "6", "--save_steps", "6", "--eval_steps", "6", "--save_total_limit", "1"]
     settings = [*SMALL, *steps, "--load_best_model_at_end", "false", "--resume_from_checkpoint", "auto",
