@@ -19,7 +19,7 @@ _WHISKER = Line2D([], [], color="black", marker="|", markersize=7, linewidth=1.0
 
 # Inches: a bar, and room for the axis.
 _BAR, _AXIS = 0.28, 0.75
-_TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"]
+TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"]
 
 
 def draw_fine_tuning(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -34,12 +34,12 @@ def draw_fine_tuning(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
             if row["accuracy"] is not None:
                 place = methods.index(row["method"])
                 x = group_place + (place - (len(methods) - 1) / 2) * width
-                axes.bar(x, row["accuracy"], width * 0.9, color=_colour(place, row["method"]))
+                axes.bar(x, row["accuracy"], width * 0.9, color=method_colour(place, row["method"]))
                 _interval_and_seeds(axes, x, row, vertical=True)
     axes.set_xticks(range(len(groups)), [group["task"] for group in groups])
     axes.grid(visible=False, axis="x")
     _show_accuracy(axes)
-    names = [(Patch(color=_colour(i, m)), method_name(m)) for i, m in enumerate(methods)]
+    names = [(Patch(color=method_colour(i, m)), method_name(m)) for i, m in enumerate(methods)]
     add_legend(figure, [*names, *_marks([row for group in groups for row in group["rows"]])])
     return figure
 
@@ -60,7 +60,7 @@ def draw_adaptation(tasks: Sequence[Mapping[str, Any]], experts: Sequence[str]) 
             _interval_and_seeds(axes, place, row, vertical=False)
         _name_bars(axes, task["label"], [method_name(row["method"], experts) for row in rows])
         axes.set_xlim(0, 1)
-        axes.set_xticks(*_TICKS)
+        axes.set_xticks(*TICKS)
     panels[-1].set_xlabel("accuracy (%)")
     entries = [(Patch(color=colour), kind) for kind, colour in kinds.items()]
     add_legend(figure, [*entries, *_marks([row for task in drawn for row in task["rows"]])])
@@ -141,11 +141,12 @@ def _interval_and_seeds(axes: Axes, at: float, row: Row, vertical: bool) -> None
 
 def _show_accuracy(axes: Axes) -> None:
     axes.set_ylim(0, 1.03)
-    axes.set_yticks(*_TICKS)
+    axes.set_yticks(*TICKS)
     axes.set_ylabel("accuracy (%)")
 
 
-def _colour(place: int, method: str) -> str:
+def method_colour(place: int, method: str) -> str:
+    """Grey for the base model, which stands first."""
     return GREY if method == BASE else PALETTE[(place - 1) % len(PALETTE)]
 
 

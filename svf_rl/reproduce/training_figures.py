@@ -9,11 +9,10 @@ from matplotlib.lines import Line2D
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.report.style import GREY, PALETTE, WIDTH, add_legend, make_figure
+from svf_rl.reproduce.figures import TICKS, method_colour
 from svf_rl.reproduce.methods import method_name
 
 Row = Mapping[str, Any]
-
-_TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"]
 
 
 def draw_curves(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -32,7 +31,7 @@ def draw_curves(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
             axes.set_xlabel(name)
             axes.set_xlim(left=0)
         line[0].set_ylim(0, 1.03)
-        line[0].set_yticks(*_TICKS)
+        line[0].set_yticks(*TICKS)
         line[0].set_ylabel("sampled reward (%)")
         line[0].set_title(group["task"], loc="left", fontsize=9.5)
     entries = [
@@ -68,7 +67,7 @@ def draw_methods(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
         axes.set_yticks(range(len(rows)), [_with_values(row) for row in rows])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
-        axes.set_xticks(*_TICKS)
+        axes.set_xticks(*TICKS)
         axes.set_title(group["task"], loc="left", fontsize=9.5)
     panels[-1].set_xlabel("accuracy (%)")
     entries: list[tuple[Any, str]] = [
@@ -96,7 +95,7 @@ def draw_passes(probes: Sequence[Mapping[str, Any]]) -> Figure | None:
             found = {k: values for k, values in found.items() if values}
             if found:
                 place = methods.index(row["method"])
-                _draw_band(axes, list(found), list(found.values()), _method_colour(place, row["method"]))
+                _draw_band(axes, list(found), list(found.values()), method_colour(place, row["method"]))
         axes.set_xscale("log", base=2)
         ks = [2**power for power in range(probe["samples"].bit_length())]
         axes.set_xticks(ks, [str(k) for k in ks])
@@ -104,9 +103,9 @@ def draw_passes(probes: Sequence[Mapping[str, Any]]) -> Figure | None:
         axes.set_title(title, loc="left", fontsize=9.5)
         axes.set_xlabel("k")
     panels[0].set_ylim(0, 1.03)
-    panels[0].set_yticks(*_TICKS)
+    panels[0].set_yticks(*TICKS)
     panels[0].set_ylabel("pass@k (%)")
-    add_legend(figure, [(Line2D([], [], color=_method_colour(i, m)), method_name(m)) for i, m in enumerate(methods)])
+    add_legend(figure, [(Line2D([], [], color=method_colour(i, m)), method_name(m)) for i, m in enumerate(methods)])
     return figure
 
 
@@ -146,7 +145,3 @@ def _with_values(row: Row) -> str:
 
 def _known(values: Any) -> list[float]:
     return [value for value in values if value is not None]
-
-
-def _method_colour(place: int, method: str) -> str:
-    return GREY if method == BASE else PALETTE[(place - 1) % len(PALETTE)]
