@@ -65,7 +65,7 @@ def draw_methods(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
         if base is not None and base["accuracy"] is not None:
             axes.axvline(base["accuracy"], color="black", linestyle="dotted", linewidth=1.2)
         axes.set_yticks(range(len(rows)), [_with_values(row) for row in rows])
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
         axes.set_xlim(0, 1)
         axes.set_xticks(*TICKS)
         axes.set_title(group["task"], loc="left", fontsize=9.5)
@@ -140,7 +140,7 @@ def _is_shown(row: Row) -> bool:
 
 def _with_values(row: Row) -> str:
     name = row.get("name") or method_name(row["method"])
-    return f"{name} ({row['trained_values']:,})" if row.get("trained_values") else name
+    return f"{name}, {row['trained_values']:,} values" if row.get("trained_values") else name
 
 
 def _known(values: Any) -> list[float]:
