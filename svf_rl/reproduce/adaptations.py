@@ -24,8 +24,7 @@ from svf_rl.evaluation.records import append_records
 from svf_rl.experts.arguments import SHARE_BESIDE_EXPERTS
 from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.reproduce.cells import evaluation_arguments, read_result
-from svf_rl.reproduce.comparison import slug
-from svf_rl.reproduce.methods import DISPATCH, MEAN, PROMPT, few_shot_label
+from svf_rl.reproduce.methods import DISPATCH, MEAN, PROMPT, few_shot_label, slug
 from svf_rl.storage.files import write_json
 from svf_rl.storage.json_files import normalize_json
 from svf_rl.storage.same_settings import check_same_settings

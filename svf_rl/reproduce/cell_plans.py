@@ -55,30 +55,56 @@ def training_cell(name: str, recipe: Recipe, overrides: Sequence[str], seed: int
     )
 
 
-def evaluation_cell(comparison: Comparison, runs: Sequence[TrainingRun], out: Path) -> Cell:
-    """The base model and the adapters of all runs of an expert, on the rows of its task that no run has seen."""
-    name = runs[0].expert
-    settings = _evaluation(runs[0], asdict(comparison.evaluation), {})
-    return _worker_cell("evaluation", f"{name}-evaluation", out, name, settings, runs, _adapters(runs))
+def evaluation_cells(comparison: Comparison, runs: Sequence[TrainingRun], out: Path) -> list[Cell]:
+    """The base model and the adapters of all runs of an expert, on the rows of its task that no run has seen; a cell
+    for each model that they were trained on."""
+    cells = []
+    for suffix, group in _by_model(runs):
+        name = group[0].expert + suffix
+        settings = _evaluation(group[0], group[0], asdict(comparison.evaluation), {})
+        cells.append(_worker_cell("evaluation", f"{name}-evaluation", out, name, settings, group, _adapters(group)))
+    return cells
 
 
-def probe_cell(comparison: Comparison, name: str, runs: Sequence[TrainingRun], on: TrainingRun, out: Path) -> Cell:
+def probe_cells(
+    comparison: Comparison, name: str, runs: Sequence[TrainingRun], on: TrainingRun, out: Path
+) -> list[Cell]:
     """The same as the probe `name` has it, on the task of the run `on`, or on a text."""
+    make = _probe_cell if comparison.probes[name].text is None else _text_cell
+    return [make(comparison, name, suffix, group, on, out) for suffix, group in _by_model(runs)]
+
+
+def _by_model(runs: Sequence[TrainingRun]) -> list[tuple[str, list[TrainingRun]]]:
+    """The runs apart by their model, its type included: what was trained in float32 is another model in bfloat16. Names
+    of cells of all models but the first end with the method."""
+    groups: list[list[TrainingRun]] = []
+    for run in runs:
+        same = [group for group in groups if group[0].recipe.model == run.recipe.model]
+        if same:
+            same[0].append(run)
+        else:
+            groups.append([run])
+    return [(f"-{group[0].method}" if place else "", group) for place, group in enumerate(groups)]
+
+
+def _probe_cell(
+    comparison: Comparison, name: str, suffix: str, runs: Sequence[TrainingRun], on: TrainingRun, out: Path
+) -> Cell:
     probe, expert = comparison.probes[name], runs[0].expert
-    if probe.text is not None:
-        return _text_cell(comparison, name, runs, out)
     limit = comparison.evaluation.limit if probe.limit is None else probe.limit
     sampled: dict[str, Any] = {"limit": limit, "temperature": probe.temperature, "samples": probe.samples}
     sampled["k"] = [2**power for power in range(probe.samples.bit_length())]
     changes = {**probe.options, **probe.experts.get(on.expert, {})}
-    settings = _evaluation(on, asdict(comparison.evaluation) | sampled, changes)
-    below = f"{slug(name)}/{expert}" + (f"-on-{on.expert}" if on.expert != expert else "")
+    settings = _evaluation(runs[0], on, asdict(comparison.evaluation) | sampled, changes)
+    below = f"{slug(name)}/{expert}" + (f"-on-{on.expert}" if on.expert != expert else "") + suffix
     cell = f"probe-{below.replace('/', '-')}"
     return _worker_cell("evaluation", cell, out, below, settings, runs, _adapters(runs), "probes")
 
 
-def _text_cell(comparison: Comparison, name: str, runs: Sequence[TrainingRun], out: Path) -> Cell:
-    """The base model and the adapters of all runs of an expert on the text of the probe `name`."""
+def _text_cell(
+    comparison: Comparison, name: str, suffix: str, runs: Sequence[TrainingRun], _: TrainingRun, out: Path
+) -> Cell:
+    """The base model and the adapters of the runs on the text of the probe `name`."""
     probe, expert = comparison.probes[name], runs[0].expert
     assert probe.text is not None
     settings = {
@@ -89,7 +115,7 @@ def _text_cell(comparison: Comparison, name: str, runs: Sequence[TrainingRun], o
         "limit": probe.limit,
     }
     places = {**_adapters(runs), "file": probe.text}
-    below = f"{slug(name)}/{expert}"
+    below = f"{slug(name)}/{expert}{suffix}"
     return _worker_cell("text", f"probe-{below.replace('/', '-')}", out, below, settings, runs, places, "probes")
 
 
@@ -99,13 +125,15 @@ def changes_cell(runs: Sequence[TrainingRun], out: Path) -> Cell:
     return _worker_cell("changes", f"{name}-changes", out, name, {"model": model}, runs, _adapters(runs))
 
 
-def _evaluation(run: TrainingRun, evaluation: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the answers to the task of a run, with some of its options changed."""
-    recipe, rewards = run.recipe, run.recipe.data.rewards
+def _evaluation(
+    run: TrainingRun, on: TrainingRun, evaluation: Mapping[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What decides the answers of the model of a run to the task of the run `on`, with some of its options changed."""
+    recipe, rewards = on.recipe, on.recipe.data.rewards
     options = {f.name: getattr(recipe.data, f.name) for f in fields(TaskOptions)}
     return {
-        "model": asdict(recipe.model),
-        "task": run.task,
+        "model": asdict(run.recipe.model),
+        "task": on.task,
         # how many items are reported is for `evaluation` to say, and not for the recipe
         "options": {**options, "test_items": None, **changes},
         "reward": rewards[0] if isinstance(rewards, list) and rewards else None,

@@ -1,11 +1,12 @@
 """`report.md`: the tables in words."""
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.markdown import markdown_table, render
+from svf_rl.markdown import code, markdown_table, render
 from svf_rl.reproduce.methods import method_name
 
 Row = Mapping[str, Any]
@@ -22,9 +23,11 @@ def render_document(results: Mapping[str, Any], figures: Collection[str]) -> str
         tabulate_timing=_tabulate_timing,
         tabulate_runs=_tabulate_runs,
         tabulate_text=_tabulate_text,
+        tabulate_variants=_tabulate_variants,
         tabulate_changes=_tabulate_changes,
         method_name=method_name,
         signed=_signed,
+        describe_probe=_describe_probe,
     )
 
 
@@ -45,13 +48,30 @@ def tabulate_accuracies(
 
 
 def tabulate_passes(rows: Sequence[Row]) -> str:
-    """A line a method: pass@k in per cent, as the mean over the seeds, for each k."""
+    """A line a method: pass@k in per cent, as the mean over the seeds, with its interval over the items, for each k."""
     ks = list(rows[0]["pass_at_k"])
     lines = []
     for row in rows:
-        means = [[value for value in row["pass_at_k"][k].values() if value is not None] for k in ks]
-        lines.append([_name(row), *(_percent(sum(m) / len(m)) if m else "" for m in means)])
+        means = {k: [value for value in row["pass_at_k"][k].values() if value is not None] for k in ks}
+        shown = {
+            k: f"{_percent(sum(m) / len(m))} ({_range(*row['pass_at_k_interval'][k])})" for k, m in means.items() if m
+        }
+        lines.append([_name(row), *(shown.get(k, "") for k in ks)])
     return markdown_table(["", *(f"pass@{k}" for k in ks)], lines, "---:")
+
+
+def _tabulate_variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line a variant: what it changes in the recipe."""
+    lines = [
+        [
+            name,
+            ", ".join(
+                f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()
+            ),
+        ]
+        for name, keys in variants.items()
+    ]
+    return markdown_table(["", "keys of the recipe"], lines)
 
 
 def _tabulate_text(rows: Sequence[Row]) -> str:
@@ -61,8 +81,12 @@ def _tabulate_text(rows: Sequence[Row]) -> str:
         against = row.get("against_base")
         low, high = against["interval"] if against else (None, None)
         shown = f"{against['value']:+.3f} ({low:+.3f} to {high:+.3f})" if against else ""
-        lines.append([_name(row), row["seeds"], _number(row["loglikelihood"], 3), shown])
-    return markdown_table(["", "seeds", "log-likelihood of a token", "against base"], lines, "---:")
+        seeds = f"{row['seeds']} ({row['diverged']} more: not finite)" if row["diverged"] else row["seeds"]
+        values = list(row["by_seed"].values())
+        over_seeds = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else ""
+        lines.append([_name(row), _number(row["loglikelihood"], 3), over_seeds, shown, seeds])
+    headings = ["", "log-likelihood of a token", "seeds: lowest to highest", "against base", "seeds"]
+    return markdown_table(headings, lines, "---:")
 
 
 def _tabulate_changes(rows: Sequence[Row]) -> str:
@@ -98,6 +122,14 @@ def _tabulate_timing(rows: Sequence[Row]) -> str:
         numbers = [_number(value, 2) for value in (first, second, first / max(second, 1e-9))]
         lines.append([method_name(row["method"]), row["seeds"], *numbers, _number(row["syncs"], 0)])
     return markdown_table(headings, lines, "---:")
+
+
+def _describe_probe(probe: Row) -> str:
+    """How the answers of a probe were made."""
+    many = f"{probe['samples']} answers to each item" if probe["samples"] > 1 else "one answer to each item"
+    sampled = f"{many}, sampled at temperature {probe['temperature']:g}" if probe["temperature"] else "greedy answers"
+    changed = [f"{key}: {json.dumps(value)}" for key, value in probe["options"].items()]
+    return ", with ".join([sampled, *([code(changed)] if changed else [])])
 
 
 def _name(row: Row, experts: Sequence[str] = ()) -> str:
@@ -152,7 +184,7 @@ _ALWAYS: dict[str, Callable[[Row], str]] = {
     "accuracy % (95 %)": _accuracy,
     "seeds: lowest to highest": _seed_range,
     "against base": lambda row: _signed(row["against_base"]) if row.get("against_base") else "",
-    # the base model has no seed: it answers greedily
+    # the base model has no seed
     "seeds": lambda row: "" if row["method"] == BASE else str(row.get("seeds", 0)),
     "items": lambda row: str(row.get("items", 0)),
 }

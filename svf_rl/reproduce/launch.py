@@ -57,7 +57,10 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, environment: Mapping[
     Raises:
         SVFError: a cell was made with other settings (found before anything runs).
     """
-    outcome = Outcome({cell.name for cell in cells if is_done(cell, out)})
+    outcome = Outcome(set())
+    for cell in cells:  # those that others need come first; what comes of a run that is made again is made again
+        if is_done(cell, out) and outcome.done.issuperset(cell.needs):
+            outcome.done.add(cell.name)
     waiting = [cell for cell in cells if cell.name not in outcome.done]
     running: list[_Running] = []
     took: list[float] = []

@@ -14,8 +14,8 @@ from svf_rl.reproduce.cell_plans import (
     TrainingRun,
     adaptation_cell,
     changes_cell,
-    evaluation_cell,
-    probe_cell,
+    evaluation_cells,
+    probe_cells,
     training_cell,
 )
 from svf_rl.reproduce.cells import Cell, find_windows
@@ -103,10 +103,11 @@ def make_plan(
     if adapts:
         _check_same_targets([run for run in runs if run.method == SVF])
         labelled = {task.label: _labelled_rows(task, comparison, shots[-1], notes) for task in comparison.unseen}
-        trained = {run.recipe.data.task: run.expert for run in runs}
+        trained = {task: run.expert for run in runs for task in (run.recipe.data.task, run.task)}
         for task in comparison.unseen:
-            if task.task in trained:
-                notes.append(f"{task.label} is not unseen: the expert {trained[task.task]} is trained on {task.task}")
+            for part in task.options.mixture or [task.task]:
+                if part in trained:
+                    notes.append(f"{task.label} is not unseen: the expert {trained[part]} is trained on {part}")
         adaptations = [adaptation_cell(comparison, parts, shots, seed, runs, out) for seed in comparison.seeds]
     # an adaptation takes longest: its experts come first, and it comes before the baselines
     early = {name for cell in adaptations for name in cell.needs}
@@ -118,10 +119,11 @@ def make_plan(
     shown |= set(comparison.ablations.experts if "ablations" in parts else [])
     for expert in dict.fromkeys(run.expert for run in runs):
         if expert in shown:
-            cells.append(evaluation_cell(comparison, [run for run in runs if run.expert == expert], out))
+            cells += evaluation_cells(comparison, [run for run in runs if run.expert == expert], out)
     if "probes" in parts:
         for name in comparison.probes:
-            probes = [probe_cell(comparison, name, of, on, out) for of, on in probed(comparison, name, runs)]
+            tables = probed(comparison, name, runs)
+            probes = [cell for of, on in tables for cell in probe_cells(comparison, name, of, on, out)]
             if probes and probes[0].kind == "text":
                 find_windows(probes[0].spec)  # a text that is too short is better known now
             cells += probes
@@ -189,6 +191,13 @@ def _training_runs(
         for seed in comparison.seeds:
             cell = training_cell(f"{expert.name}-{method}-seed{seed}", recipe, given, seed, out, start)
             runs.append(TrainingRun(expert.name, method, seed, recipe, cell))
+    usual = {run.expert: run.recipe.model.dtype for run in reversed(runs)}
+    notes += [
+        f"{run.expert} ({run.method}): trained and evaluated in {run.recipe.model.dtype}, the base model and the "
+        f"others in {usual[run.expert]}; seconds do not compare"
+        for run in runs
+        if run.recipe.model.dtype != usual[run.expert]
+    ]
     return runs
 
 

@@ -1,10 +1,10 @@
 """The tables of probes: further answers, the log-likelihood of a text, what training moved. Pure functions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.metrics.statistics import as_json, estimate_mean, pass_at_k
+from svf_rl.metrics.statistics import as_json, bootstrap, estimate_mean, pass_at_k
 from svf_rl.reproduce.raw import Answers, decode
 from svf_rl.reproduce.rows import known_mean, make_row, name_variant
 
@@ -22,18 +22,28 @@ def collect_probe(raw: Raw, probe: Raw) -> dict[str, Any]:
     for method in (BASE, *probe["methods"]):
         row = make_row(method, found.get(method, {}), found.get(BASE, {}))
         if probe["samples"] > 1:
+            of_method, ks = found.get(method, {}), [2**power for power in range(probe["samples"].bit_length())]
             row["pass_at_k"] = {
-                2**power: {seed: _pass_at(2**power, items) for seed, items in found.get(method, {}).items()}
-                for power in range(probe["samples"].bit_length())
+                k: {seed: known_mean(_passes(k, of).values()) for seed, of in of_method.items()} for k in ks
             }
+            row["pass_at_k_interval"] = {k: _over_items([_passes(k, of) for of in of_method.values()]) for k in ks}
         rows.append(row)
     named = [name_variant(row, raw) for row in rows]
-    return {**{key: probe[key] for key in ("name", "task", "expert", "samples")}, "rows": named}
+    keys = ("name", "task", "expert", "samples", "temperature", "options")
+    return {**{key: probe[key] for key in keys}, "rows": named}
 
 
-def _pass_at(k: int, items: Answers) -> float | None:
-    known = [[verdict for verdict in answers if verdict is not None] for answers in items.values()]
-    return known_mean(pass_at_k(len(answers), sum(answers), k) for answers in known if len(answers) >= k)
+def _passes(k: int, items: Answers) -> dict[int, float]:
+    """pass@k of each item with so many verdicts."""
+    known = {item: [verdict for verdict in answers if verdict is not None] for item, answers in items.items()}
+    return {item: pass_at_k(len(found), sum(found), k) for item, found in known.items() if len(found) >= k}
+
+
+def _over_items(by_seed: Sequence[Mapping[int, float]]) -> list[float] | None:
+    """The interval of the mean over the items, of each the mean over the seeds."""
+    items = sorted({item for values in by_seed for item in values})
+    means = [known_mean(values.get(item) for values in by_seed) for item in items]
+    return list(bootstrap([mean for mean in means if mean is not None])) if means else None
 
 
 def collect_text(raw: Raw, text: Raw) -> dict[str, Any]:
@@ -47,9 +57,11 @@ def collect_text(raw: Raw, text: Raw) -> dict[str, Any]:
     base, rows = scores.get(BASE), []
     for method in (BASE, *text["methods"]):
         made = {0: base} if method == BASE and base else _of_method(raw, text["expert"], method, scores)
-        found = [values for values in made.values() if None not in values]
+        by_seed = {seed: values for seed, values in made.items() if None not in values}
+        found = list(by_seed.values())
         row: dict[str, Any] = {"method": method, "seeds": len(found), "diverged": len(made) - len(found)}
         row["loglikelihood"] = known_mean(value for values in found for value in values)
+        row["by_seed"] = {seed: known_mean(values) for seed, values in by_seed.items()}
         if method != BASE and found and base and None not in base:
             differences = [sum(values[k] for values in found) / len(found) - base[k] for k in range(len(base))]
             row["against_base"] = as_json(estimate_mean(differences))

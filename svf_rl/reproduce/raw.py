@@ -8,8 +8,8 @@ from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
-from svf_rl.reproduce.cell_plans import TrainingRun, probe_cell
-from svf_rl.reproduce.cells import read_result
+from svf_rl.reproduce.cell_plans import TrainingRun, evaluation_cells, probe_cells
+from svf_rl.reproduce.cells import Cell, read_result
 from svf_rl.reproduce.comparison import Unseen
 from svf_rl.reproduce.methods import DISPATCH, PROMPT, few_shot_label, slug
 from svf_rl.reproduce.plan import Plan, probed
@@ -74,11 +74,7 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
         "few_shot": few_shot_label(comparison.few_shot.shots),
         "shots": plan.shots,
         "runs": {run.cell.name: _run(run, failed) for run in plan.runs},
-        "evaluations": {
-            cell.folder.name: _evaluation(cell.folder, plan.task_of(cell.folder.name), plan.runs, failed)
-            for cell in plan.cells
-            if cell.folder.parent == plan.out / "evaluation" and cell.name not in failed
-        },
+        "evaluations": _evaluations(plan, failed),
         "probes": [_probe(plan, failed, *table) for table in tables if comparison.probes[table[0]].text is None],
         "texts": [_text(plan, failed, *table) for table in tables if comparison.probes[table[0]].text is not None],
         "changes": {
@@ -113,40 +109,59 @@ def _run(run: TrainingRun, failed: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def _evaluations(plan: Plan, failed: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
+    """By expert the verdicts on the items of its own task."""
+    planned = {cell.name for cell in plan.cells}
+    found = {}
+    for expert in dict.fromkeys(run.expert for run in plan.runs):
+        cells = evaluation_cells(plan.comparison, [run for run in plan.runs if run.expert == expert], plan.out)
+        made = [cell for cell in cells if cell.name in planned and cell.name not in failed]
+        if made:
+            found[expert] = _evaluation(made, plan.task_of(expert), plan.runs, failed)
+    return found
+
+
 def _evaluation(
-    folder: Path, task: str, runs: Sequence[TrainingRun], failed: Mapping[str, str]
+    cells: Sequence[Cell], task: str, runs: Sequence[TrainingRun], failed: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """By adapter, and for the base model, the verdicts on the items of a task. A run that failed may have left some of
-    an earlier adapter."""
+    """By adapter, and for the base model of the first cell, the verdicts on the items of a task. A run that failed may
+    have left some of an earlier adapter."""
     file = task.replace(":", "-") + ".jsonl"
-    return {
-        name: encode(_answers(folder / name / file))
-        for name in (BASE, *(run.cell.name for run in runs if run.cell.name not in failed))
-        if (folder / name / file).is_file()
-    }
+    names = [BASE, *(run.cell.name for run in runs if run.cell.name not in failed)]
+    places = {name: [cell.folder / name / file for cell in cells] for name in names}
+    there = {name: next((path for path in paths if path.is_file()), None) for name, paths in places.items()}
+    return {name: encode(_answers(path)) for name, path in there.items() if path is not None}
 
 
 def _probe(
     plan: Plan, failed: Mapping[str, str], name: str, runs: Sequence[TrainingRun], on: TrainingRun
 ) -> dict[str, Any]:
-    cell, probe = probe_cell(plan.comparison, name, runs, on, plan.out), plan.comparison.probes[name]
-    answers = {} if cell.name in failed else _evaluation(cell.folder, on.task, runs, failed)
-    methods = list(dict.fromkeys(run.method for run in runs))
-    place = {"name": name, "expert": runs[0].expert, "task": on.task, "samples": probe.samples, "methods": methods}
-    return {**place, "answers": answers}
+    cells, probe = probe_cells(plan.comparison, name, runs, on, plan.out), plan.comparison.probes[name]
+    return {
+        "name": name,
+        "expert": runs[0].expert,
+        "task": on.task,
+        "samples": probe.samples,
+        "temperature": probe.temperature,
+        "options": {**probe.options, **probe.experts.get(on.expert, {})},
+        "methods": list(dict.fromkeys(run.method for run in runs)),
+        "answers": _evaluation([cell for cell in cells if cell.name not in failed], on.task, runs, failed),
+    }
 
 
 def _text(
     plan: Plan, failed: Mapping[str, str], name: str, runs: Sequence[TrainingRun], on: TrainingRun
 ) -> dict[str, Any]:
-    cell = probe_cell(plan.comparison, name, runs, on, plan.out)
-    found = {} if cell.name in failed else read_result(cell.result)
-    scores = {BASE: found["base"], **found["adapters"]} if found else {}
-    place = {"name": name, "expert": runs[0].expert, "methods": list(dict.fromkeys(run.method for run in runs))}
+    cells = probe_cells(plan.comparison, name, runs, on, plan.out)
+    made = [found for cell in cells if cell.name not in failed and (found := read_result(cell.result))]
+    scores = {adapter: values for found in made for adapter, values in found["adapters"].items()}
+    scores = {BASE: made[0]["base"], **scores} if made else {}
     return {
-        **place,
-        "text": found.get("text"),
-        "tokens": found.get("tokens", []),
+        "name": name,
+        "expert": runs[0].expert,
+        "methods": list(dict.fromkeys(run.method for run in runs)),
+        "text": made[0]["text"] if made else None,
+        "tokens": made[0]["tokens"] if made else [],
         "scores": {adapter: [_short(value) for value in values] for adapter, values in scores.items()},
     }
 

@@ -1,12 +1,12 @@
 """All figures of a comparison, from what `raw.json` holds. Pure functions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.metrics.statistics import as_json, estimate_over_seeds, holm, paired_t
 from svf_rl.reproduce.estimates import BySeed, by_sample, compared, oracle
-from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF
+from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF, few_shot_label
 from svf_rl.reproduce.probe_results import collect_changes, collect_probe, collect_text
 from svf_rl.reproduce.raw import Answers, decode
 from svf_rl.reproduce.rows import known_mean, make_row, name_variant
@@ -27,16 +27,19 @@ def collect(raw: Raw) -> dict[str, Any]:
     if "fine_tuning" in raw["parts"]:
         methods = [BASE, *([LORA] if raw["lora"] else []), SVF]
         results["fine_tuning"] = [_on_own_task(raw, expert, methods) for expert in experts]
+        _compare_with_svf(results["fine_tuning"])
     if "adaptation" in raw["parts"] and raw["adaptations"]:
         results["adaptation"] = [_compare_adaptations(raw, task, experts) for task in raw["adaptations"]]
         if DISPATCH in raw["experts"]:
             results["classification"] = _on_own_task(raw, DISPATCH, [BASE, SVF])
     if "ablations" in raw["parts"]:
         names = {SVF: "SVF as in its recipe", **{slug: variant["name"] for slug, variant in raw["variants"].items()}}
-        lora = [LORA] if raw["lora"] and "fine_tuning" in raw["parts"] else []
+        tested = [LORA] if raw["lora"] and "fine_tuning" in raw["parts"] else []
+        results["variants"] = {variant["name"]: variant["keys"] for variant in raw["variants"].values()}
         results["ablations"] = [
-            _on_own_task(raw, expert, [BASE, SVF, *lora, *raw["variants"]], names) for expert in raw["ablated"]
+            _on_own_task(raw, expert, [BASE, SVF, *tested, *raw["variants"]], names) for expert in raw["ablated"]
         ]
+        _compare_with_svf(results["ablations"], tested)
         if raw["adaptations"] and len(raw["shots"]) > 1:
             results["shots"] = [_compare_shots(raw, task) for task in raw["adaptations"]]
     if "probes" in raw["parts"]:
@@ -76,28 +79,26 @@ def _on_own_task(
             row["trained_values"] = made[0]["trained_values"]
             row["curves"] = {run["seed"]: run["curves"] for run in made}
         rows.append(row)
-    _compare_with_svf(rows)
     return {"task": raw["experts"][expert], "expert": expert, "rows": rows}
 
 
-def _compare_with_svf(rows: Sequence[dict[str, Any]]) -> None:
+def _compare_with_svf(groups: Sequence[Raw], elsewhere: Collection[str] = ()) -> None:
     """Adds to each trained method with two seeds or more its difference to SVF, paired by seed, and from three seeds on
-    the p-value, corrected together with all others of the table."""
-    svf: dict[int, float] = next(
-        (row["by_seed"] for row in rows if row["method"] == SVF and row["accuracy"] is not None), {}
-    )
+    the p-value, corrected together with all others of these tables. Methods that are tested `elsewhere` get none."""
     tested = []
-    for row in rows:
-        if row["method"] in (BASE, SVF) or row["accuracy"] is None:
-            continue
-        # accuracies are shares of items: rounding must not make equal differences into different ones
-        differences = [round(row["by_seed"][seed] - svf[seed], 9) for seed in row["by_seed"] if seed in svf]
-        found = estimate_over_seeds(differences)
-        if found is not None:
-            row["against_svf"] = as_json(found)
-            # two seeds, or equal differences, say nothing of the spread
-            if len(differences) > 2 and len(set(differences)) > 1:
-                tested.append((row, paired_t(differences)))
+    for group in groups:
+        svf: dict[int, float] = next((row.get("by_seed", {}) for row in group["rows"] if row["method"] == SVF), {})
+        for row in group["rows"]:
+            if row["method"] in (BASE, SVF) or row["accuracy"] is None:
+                continue
+            # accuracies are shares of items: rounding must not make equal differences into different ones
+            differences = [round(row["by_seed"][seed] - svf[seed], 9) for seed in row["by_seed"] if seed in svf]
+            found = estimate_over_seeds(differences)
+            if found is not None:
+                row["against_svf"] = as_json(found)
+                # two seeds, or equal differences, say nothing of the spread
+                if len(differences) > 2 and len(set(differences)) > 1 and row["method"] not in elsewhere:
+                    tested.append((row, paired_t(differences)))
     for (row, p), corrected in zip(tested, holm([p for _, p in tested]), strict=True):
         row["against_svf"] |= {"p": p, "p_holm": corrected}
 
@@ -163,7 +164,7 @@ def _compare_shots(raw: Raw, task: Raw) -> dict[str, Any]:
     """Few-shot adaptation from every number of labelled prompts."""
     rows = []
     for shots in raw["shots"]:
-        method = f"few-shot-{shots}"
+        method = few_shot_label(shots)
         seconds = known_mean(made["search"]["seconds"] for made in _made(task, method))
         rows.append({**_adaptation_row(task, method), "shots": shots, "search_seconds": seconds})
     return {"label": task["label"], "task": task["task"], "base": _adaptation_row(task, BASE), "rows": rows}
@@ -172,7 +173,7 @@ def _compare_shots(raw: Raw, task: Raw) -> dict[str, Any]:
 def _time_passes(raw: Raw, task: Raw) -> dict[str, Any]:
     """Seconds of each pass over the reported items, and of the search, as means over the seeds."""
     rows = []
-    for method in (PROMPT, DISPATCH, *(f"few-shot-{shots}" for shots in raw["shots"])):
+    for method in (PROMPT, DISPATCH, *(few_shot_label(shots) for shots in raw["shots"])):
         passes = [
             (made["search"]["seconds"], made["seconds"], made["search"]["syncs"])
             if "search" in made

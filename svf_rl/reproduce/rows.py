@@ -25,7 +25,7 @@ def make_row(method: str, by_seed: Mapping[int, Answers], base: Mapping[int, Ans
         "not_scorable": found.not_scorable,
     }
     if over_seeds := estimate_over_seeds(list(seeds.values())):
-        row["interval_over_seeds"] = list(over_seeds.interval)
+        row["interval_over_seeds"] = [max(0.0, over_seeds.low), min(1.0, over_seeds.high)]
     if method != BASE and (against := compared(by_sample(by_seed), by_sample(base))):
         row["against_base"] = as_json(against)
     return row

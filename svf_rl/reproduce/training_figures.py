@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.report.style import GREY, PALETTE, WIDTH, add_legend, make_figure
 from svf_rl.reproduce.figures import TICKS, method_colour
-from svf_rl.reproduce.methods import method_name
+from svf_rl.reproduce.methods import SVF, method_name
 
 Row = Mapping[str, Any]
 
@@ -54,13 +54,12 @@ def draw_methods(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
     figure, panels = make_figure(len(drawn), 0.24 * max(map(len, rows_of)) + 1.0)
     for axes, group, rows in zip(panels, drawn, rows_of, strict=True):
         for place, row in enumerate(rows):
-            colour = PALETTE[0] if row["method"] == "svf" else GREY
+            colour = PALETTE[0] if row["method"] == SVF else GREY
             seeds = list(row["by_seed"].values())
             axes.plot(seeds, [place] * len(seeds), ".", color=colour, alpha=0.6, markersize=6)
             axes.plot(row["accuracy"], place, "D", color=colour, markersize=5)
             if "interval_over_seeds" in row:
-                low, high = row["interval_over_seeds"]
-                axes.plot([max(0, low), min(1, high)], [place, place], color=colour, linewidth=1.0)
+                axes.plot(row["interval_over_seeds"], [place, place], color=colour, linewidth=1.0)
         base = next((row for row in group["rows"] if row["method"] == BASE), None)
         if base is not None and base["accuracy"] is not None:
             axes.axvline(base["accuracy"], color="black", linestyle="dotted", linewidth=1.2)

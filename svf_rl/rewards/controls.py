@@ -37,8 +37,8 @@ def control(
         share (`float`, *optional*, defaults to 0.5): of `random`: how many are paid.
         column (`str`, *optional*, defaults to `"answer"`): the column with the references.
     """
-    # by step, so that a run that resumes goes on as it would have
-    lot = random.Random(f"{kind} {getattr(trainer_state, 'global_step', 0)}")
+    # by step and what was answered: a run that resumes goes on as it would have, and each seed draws its own lots
+    lot = random.Random(f"{kind} {getattr(trainer_state, 'global_step', 0)} {list(completions)}")
     if kind == "random":
         return [float(lot.random() < share) for _ in completions]
     if kind == "constant" and not text:

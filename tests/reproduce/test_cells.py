@@ -32,8 +32,15 @@ def test_a_finished_cell_is_not_run_again(tmp_path):
     assert summary(cells[0]) == first
 
 
+def test_what_comes_of_a_run_that_is_made_again_is_made_again(tmp_path):
+    cells = [writing_cell(tmp_path, "a"), writing_cell(tmp_path, "b", needs=["a"], kind="evaluation")]
+    run(cells, tmp_path)
+    cells[0].result.unlink()
+    assert run(cells, tmp_path).made == {"a", "b"}
+
+
 def test_a_cell_waits_for_what_it_needs_and_others_run_beside_one_another(tmp_path):
-    nap = "time.sleep(0.5)"
+    nap = "time.sleep(1)"
     a, b = writing_cell(tmp_path, "a", code=nap), writing_cell(tmp_path, "b", code=nap)
     c = writing_cell(tmp_path, "c", needs=["a", "b"])
     run([c, a, b], tmp_path)

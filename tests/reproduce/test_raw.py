@@ -47,10 +47,13 @@ def raw():
         "kind": KIND, "comparison": "small", "model": "tiny", "seeds": SEEDS,
         "parts": ["fine_tuning", "ablations", "probes"], "notes": [], "failed": {"math-lora-seed0": "out of memory"},
         "experts": {"math": "gsm8k"}, "lora": {"adapter": "lora"}, "few_shot": "few-shot-3", "shots": [3],
-        "variants": {"less": {"name": "less of it", "keys": {}}, "other": {"name": "other one", "keys": {}}},
+        "variants": {
+            "less": {"name": "less of it", "keys": {"core": "top:64"}}, "other": {"name": "other one", "keys": {}},
+        },
         "dispatched": [], "ablated": ["math"], "runs": runs, "evaluations": {"math": evaluated},
         "probes": [{
             "name": "sampled", "expert": "math", "task": "gsm8k", "samples": 2, "methods": ["svf"],
+            "temperature": 1.0, "options": {"shots": 0},
             "answers": {"base": encode(answers(50)), "math-svf-seed0": encode(sampled)},
         }],
         "texts": [{
@@ -104,6 +107,26 @@ def test_the_interval_over_seeds_is_wider_than_that_over_few_items_would_say(raw
     assert high - low == pytest.approx(2 * 4.3027 * 0.02 / 3**0.5, rel=1e-4)
 
 
+def test_the_interval_over_seeds_holds_accuracies_alone(raw):
+    for seed, right in enumerate([40, 95, 95]):
+        raw["evaluations"]["math"][f"math-svf-seed{seed}"] = encode(answers(right))
+    (svf,) = (row for row in collect(raw)["ablations"][0]["rows"] if row["method"] == "svf")
+    assert svf["interval_over_seeds"] == [0.0, 1.0]
+
+
+def test_lora_is_tested_once_and_under_fine_tuning(raw):
+    for seed, right in enumerate([70, 73, 75]):
+        raw["runs"][f"math-lora-seed{seed}"] = run_of("lora", seed)
+        raw["evaluations"]["math"][f"math-lora-seed{seed}"] = encode(answers(right))
+    results = collect(raw)
+    first, second = (
+        next(row for row in results[part][0]["rows"] if row["method"] == "lora")
+        for part in ("fine_tuning", "ablations")
+    )
+    assert first["against_svf"]["p_holm"] == first["against_svf"]["p"] == pytest.approx(paired_t([-0.1, -0.09, -0.09]))
+    assert second["against_svf"] == {key: first["against_svf"][key] for key in ("value", "interval")}
+
+
 def test_all_runs_are_listed_and_those_that_failed_with_their_reason(raw):
     runs = {run["run"]: run for run in collect(raw)["runs"]}
     assert len(runs) == 10
@@ -116,6 +139,9 @@ def test_pass_at_k_counts_all_samples_of_an_item(raw):
     assert svf["accuracy"] == pytest.approx(0.65)
     assert svf["pass_at_k"] == {1: {0: pytest.approx(0.65)}, 2: {0: pytest.approx(0.8)}}
     assert base["pass_at_k"][2] == {0: None}  # it has one sample an item
+    low, high = svf["pass_at_k_interval"][2]
+    assert 0.7 < low < 0.8 < high < 0.9
+    assert base["pass_at_k_interval"][2] is None
 
 
 def test_a_text_is_compared_over_its_whole_windows_and_without_seeds_that_diverged(raw):
@@ -124,6 +150,7 @@ def test_a_text_is_compared_over_its_whole_windows_and_without_seeds_that_diverg
     assert (svf["seeds"], svf["diverged"]) == (1, 1)
     assert svf["loglikelihood"] == pytest.approx(-3.05)
     assert svf["against_base"]["value"] == pytest.approx(-0.05)
+    assert svf["by_seed"] == {0: pytest.approx(-3.05)}
 
 
 def test_what_moved_is_shown_by_thirds_of_the_layers(raw):
@@ -152,6 +179,8 @@ def test_tables_and_pictures_rise_again_from_the_file(raw, tmp_path, capsys):
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| math | LoRA | 0 | | | | out of memory |" in " ".join(report.replace("|  |", "| |").split())
     assert all(f"]({name})" in report for name in names)
+    assert "2 answers to each item, sampled at temperature 1, with `shots: 0`" in report
+    assert "| less of it | core: top:64 |" in report
     again = reproduce(tmp_path / "out" / "raw.json", ReproduceArguments(tmp_path / "again"))
     assert again == results
     assert (tmp_path / "again" / "report.md").read_text() == report
@@ -171,6 +200,25 @@ def test_of_a_run_that_failed_nothing_is_taken_that_an_earlier_one_left(write_co
     assert found["evaluations"] == {"math": {"base": ["11"]}}
     assert found["probes"][0]["answers"] == {"base": ["1"]}
     assert found["runs"][run.cell.name]["failed"] == "out of memory"
+
+
+def test_what_was_trained_in_another_type_is_evaluated_in_it(write_comparison, tmp_path, monkeypatch):
+    """In a cell of its own; the base model of the table is that of the first."""
+    ablations = {"experts": ["math"], "variants": {"whole": {"adapter": "full", "dtype": "bfloat16"}}}
+    path = write_comparison(experts={"math": QUICKSTART}, unseen=None, ablations=ablations)
+    plan = make_plan(read_comparison(path), tmp_path / "out", ["fine_tuning", "ablations"])
+    first, second = (cell for cell in plan.cells if cell.kind == "evaluation")
+    assert (second.name, second.settings["model"]["dtype"]) == ("math-whole-evaluation", "bfloat16")
+    assert first.settings["model"]["dtype"] == "float32"
+    assert (first.needs, second.needs) == (("math-svf-seed0",), ("math-whole-seed0",))
+    assert any("math (whole): trained and evaluated in bfloat16" in note for note in plan.notes)
+    record = Record(0, 0, "", "", "", "", True, 1.0, "", False, 1, True)
+    for cell in (first, second):
+        for name in ("base", *cell.needs):
+            append_records(cell.folder / name / "quickstart-math.jsonl", [replace(record, correct=cell is first)])
+    monkeypatch.setattr("svf_rl.reproduce.raw._run", lambda run, failed: {})  # the runs themselves left nothing
+    evaluated = gather(plan, {})["evaluations"]
+    assert evaluated == {"math": {"base": ["1"], "math-svf-seed0": ["1"], "math-whole-seed0": ["0"]}}
 
 
 def test_what_is_no_raw_file_and_what_does_not_go_with_one(raw, tmp_path):

@@ -53,6 +53,7 @@ def results():
             }
         ],
         "ablations": [{"task": "gsm8k", "expert": "math", "rows": [base_row(), {**row("no-KL", 70), "name": "no KL"}]}],
+        "variants": {"no KL": {"beta": 0}},
         "shots": [{"label": "exam", "task": "exam", "base": base_row(), "rows": shots}],
         "timing": [
             {

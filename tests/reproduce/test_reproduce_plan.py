@@ -114,6 +114,17 @@ def test_a_task_of_an_expert_is_not_called_unseen(write_comparison):
     assert any("sums is not unseen" in note for note in plan.notes)
 
 
+def test_nor_is_a_mixture_of_such_tasks(write_comparison):
+    plan = plan_of(
+        write_comparison(
+            unseen={"both": {"task": "mixture", "mixture": {"quickstart:choice": 1, "quickstart:code": 1}}}
+        )
+    )
+    assert [note for note in plan.notes if "not unseen" in note] == [
+        "both is not unseen: the expert code is trained on quickstart:code"
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

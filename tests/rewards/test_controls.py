@@ -20,6 +20,8 @@ def test_random_pays_by_lot_the_same_in_a_run_that_resumes() -> None:
     assert 0.2 < sum(first) / 1000 < 0.3
     assert _pay(words, words, kind="random", share=0.25) == first
     assert _pay(words, words, kind="random", share=0.25, step=1) != first
+    others = words[::-1]  # as those of another seed
+    assert _pay(others, others, kind="random", share=0.25) != first
 
 
 def test_shuffled_pays_as_much_as_the_verifier_but_to_others() -> None:
