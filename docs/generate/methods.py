@@ -45,7 +45,7 @@ def settings(result: dict[str, Any]) -> list[dict[str, str]]:
 
 def best_rate(runs: Runs) -> float:
     """
-    The learning rate of one method's `runs` that was better than most of the others on validation rows. Two are
+    The learning rate of one method's `runs` that was better than most others on validation rows. Two are
     compared on the seeds that both were tried with: a mean over other seeds would compare the seeds.
     """
     found: dict[float, dict[int, float]] = {}
