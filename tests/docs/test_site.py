@@ -2,11 +2,15 @@
 
 import re
 from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from docs_blocks import REPOSITORY, blocks_of, page_name, pages
 from generate.measurements import RESULTS
+
+from svf_rl.reproduce.comparison import Comparison
+from svf_rl.reproduce.probes import Probe
 
 TEXTS = [path for path in REPOSITORY.rglob("*.md") if not {".venv", "site"} & set(path.relative_to(REPOSITORY).parts)]
 
@@ -82,6 +86,13 @@ def test_keys_that_pages_name_exist(recipe_keys: Collection[str]) -> None:
                 named |= set(re.findall(r"`([a-z0-9_]+)`", row.split("|")[1]))
         unknown += [f"{page_name(path)}: {key}" for key in named - set(recipe_keys) - elsewhere]
     assert not unknown
+
+
+def test_the_keys_of_a_comparison_and_of_its_probes_are_documented() -> None:
+    page = (REPOSITORY / "docs/guides/reproduce.md").read_text()
+    table = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert table == {field.name for field in fields(Comparison)} - {"path"}  # which is the file itself
+    assert not [field.name for field in fields(Probe) if f"`{field.name}`" not in page]
 
 
 def test_every_measurement_is_shown() -> None:
