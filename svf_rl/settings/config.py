@@ -1,13 +1,10 @@
 """`SVFReinforceConfig`: TRL's GRPO settings without what the REINFORCE objective lacks, and with what it adds."""
 
-import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import SchedulerType
 from transformers.trainer_utils import HubStrategy
 from trl import GRPOConfig
@@ -15,10 +12,19 @@ from trl import GRPOConfig
 from svf_rl.described import described
 from svf_rl.errors import SVFError
 from svf_rl.losses.evolution import FITNESS
-from svf_rl.losses.objective import BASELINES, IMPORTANCE_MODES, KL_ESTIMATES, KL_TYPES, REDUCTIONS
+from svf_rl.losses.objective import BASELINES, IMPORTANCE_MODES, KL_TYPES, REDUCTIONS
 from svf_rl.runs.provenance import remove_secrets
+from svf_rl.settings.config_checks import (
+    EVALUATED,
+    check_best_model,
+    check_metric,
+    check_objective,
+    check_sampling,
+    check_servers,
+    check_unsupported,
+)
 from svf_rl.settings.limits import check_numbers
-from svf_rl.settings.refused_options import UNSUPPORTED, refused_option
+from svf_rl.settings.next_token import next_token_settings
 from svf_rl.settings.yaml_values import shown
 
 OF_PASSES = frozenset(
@@ -28,8 +34,6 @@ OF_PASSES = frozenset(
      "pad_to_multiple_of")
 )  # fmt: skip
 """Keys of the objectives that make passes of the model."""
-EVALUATED = ("accuracy", "reward", "unscorable", "items", "completion_length", "clipped_ratio")
-"""What an evaluation measures; for one of several sets its name stands before it, as in `eval_gsm8k_accuracy`."""
 SERVER_FAILURES = ("stop", "leave_out")
 LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")
 _CHOICES: dict[str, Collection[str]] = {
@@ -193,30 +197,21 @@ class SVFReinforceConfig(GRPOConfig):
         self.num_generations = max(2, generations)
         if generations == 1 and self.generation_batch_size is not None and self.generation_batch_size % 2:
             raise SVFError(f"generation_batch_size must be even, not {self.generation_batch_size}")
-        self._check_best_model()
+        check_best_model(self)
         super().__post_init__()
         self.num_generations = generations
         self.dataloader_pin_memory &= torch.accelerator.is_available()
-        self._check_unsupported()
-        self._check_metric()
-        self._check_objective()
-        self._check_sampling()
-        self._check_servers()
+        check_unsupported(self)
+        check_metric(self)
+        check_objective(self)
+        check_sampling(self)
+        check_servers(self)
         if self.vllm_weights == "shared" and (what := self.sharing_hindrance):
             raise SVFError(f"vllm_weights: shared does not go with {what}: set it to merged")
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise SVFError(
                 "push_to_hub uploads the adapter, and no checkpoints with settings and paths of this machine: set "
                 "hub_strategy to every_save or end"
-            )
-
-    def _check_best_model(self) -> None:
-        """Transformers refuses it too, in words that are no keys."""
-        evaluated, saved = self.eval_steps or self.logging_steps, self.save_steps
-        by_steps = {str(getattr(one, "value", one)) for one in (self.eval_strategy, self.save_strategy)} == {"steps"}
-        if self.load_best_model_at_end and by_steps and min(evaluated, saved) >= 1 and saved % evaluated:
-            raise SVFError(
-                f"load_best_model_at_end: save_steps must be a multiple of eval_steps, not {saved:g} of {evaluated:g}"
             )
 
     @property
@@ -247,161 +242,3 @@ class SVFReinforceConfig(GRPOConfig):
             "vllm_tensor_parallel_size above 1": self.vllm_tensor_parallel_size > 1,
         }
         return next((what for what, there in hinders.items() if there), None)
-
-    def _check_servers(self) -> None:
-        if self.vllm_mode == "colocate":
-            if self.server_urls:
-                raise SVFError("vllm_server_base_url is for vllm_mode: server: set that too, or remove it")
-            if self.vllm_server_folder is not None:
-                raise SVFError("vllm_server_folder is for vllm_mode: server: set that too, or remove it")
-            return
-        if not self.use_vllm:
-            raise SVFError("vllm_mode: server needs use_vllm: true")
-        if self.vllm_server_timeout <= 0:
-            raise SVFError(f"vllm_server_timeout must be positive, not {self.vllm_server_timeout:g}")
-        if self.vllm_enable_sleep_mode:
-            raise SVFError("vllm_enable_sleep_mode is for a colocated vLLM: remove it, or vllm_mode: server")
-        if not self.server_urls:
-            raise SVFError(
-                "vllm_mode: server needs vllm_server_base_url, such as http://localhost:8000: start a server with "
-                "svf-rl serve RECIPE and give its address"
-            )
-        for url in self.server_urls:
-            if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
-                raise SVFError(f"vllm_server_base_url: {url!r} is not a valid address, such as http://localhost:8000")
-        twice = {url for url in self.server_urls if self.server_urls.count(url) > 1}
-        if twice:
-            raise SVFError(f"vllm_server_base_url names {min(twice)} twice: remove one")
-
-    def _check_unsupported(self) -> None:
-        defaults = {f.name: f.default for f in fields(GRPOConfig)}
-        for name in UNSUPPORTED:
-            # `or None`: an empty dictionary is as good as none
-            if (getattr(self, name) or None) != (defaults[name] or None):
-                raise refused_option(f"{name}={getattr(self, name)!r}", name)
-        if self.remove_unused_columns:
-            raise refused_option("remove_unused_columns", "remove_unused_columns")
-
-    def _check_metric(self) -> None:
-        """transformers looks for the metric at the first evaluation, when the run is under way."""
-        metric = self.metric_for_best_model
-        if metric is not None and not re.fullmatch(rf"(eval_)?(.+_)?({'|'.join(EVALUATED)})(/.+)?", metric):
-            raise SVFError(
-                f"metric_for_best_model must be one of {', '.join(f'eval_{name}' for name in EVALUATED)}, not "
-                f"{shown(metric)}: an evaluation answers items and has no loss"
-            )
-
-    def _check_objective(self) -> None:
-        if self.beta < 0:
-            raise SVFError(f"beta must not be negative, not {self.beta}")
-        if self.advantage_clip is not None and self.advantage_clip <= 0:
-            raise SVFError(f"advantage_clip must be positive, not {self.advantage_clip}")
-        if self.early_stopping_patience is not None and self.eval_strategy == "no":
-            raise SVFError("early_stopping_patience needs evaluations: set eval_strategy to steps or epoch")
-        if self.objective == "evolution_strategies":
-            self._check_evolution()
-        elif self.num_generations == 1 and not BASELINES[self.advantage].whole_batch:
-            others = " or ".join(name for name, baseline in BASELINES.items() if baseline.whole_batch)
-            raise SVFError(
-                f"advantage={self.advantage} compares completions of one prompt: set num_generations to 2 or more, or "
-                f"advantage to {others}"
-            )
-
-    def _check_evolution(self) -> None:
-        if self.vllm_weights == "merged" or self.sharing_hindrance:
-            raise SVFError(
-                "objective: evolution_strategies does not go with "
-                f"{self.sharing_hindrance or 'vllm_weights: merged'}: a population is answered in one batch by an "
-                "engine that shares the model's weights"
-            )
-        if self.beta:
-            raise SVFError(
-                f"objective: evolution_strategies has no KL term, which takes passes of the model: set beta to 0, not "
-                f"{self.beta:g}; weight_decay keeps z near the base model"
-            )
-        if (self.num_generations or 0) % 2:
-            raise SVFError(
-                "objective: evolution_strategies has a population of pairs, each member answering each prompt: "
-                f"num_generations must be even, not {self.num_generations}"
-            )
-        if self.num_iterations > 1 or self.steps_per_generation != self.gradient_accumulation_steps:
-            raise SVFError(
-                "objective: evolution_strategies makes one step from the completions of one population: remove "
-                "num_iterations, steps_per_generation and generation_batch_size"
-            )
-
-    def _check_sampling(self) -> None:
-        if self.temperature < 0:
-            raise SVFError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
-        if 0 < self.temperature < 1e-3:
-            raise SVFError(f"temperature must be 0 (greedy) or at least 0.001, not {self.temperature:g}")
-        if not 0 < self.top_p <= 1:
-            raise SVFError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        known = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed", "n", "logprobs"}
-        taken = sorted(known & set(self.generation_kwargs or {}))
-        if taken:
-            raise SVFError(f"generation_kwargs must not hold {taken[0]}: it has its own key, or is the trainer's")
-        if self.temperature == 0:
-            if (self.num_generations or 1) > 1 and self.objective != "evolution_strategies":
-                raise SVFError(
-                    "temperature=0 makes all completions of a prompt the same: set num_generations to 1, or sample"
-                )
-            # a greedy token has probability 1 under the generator, so a ratio means nothing
-            self.vllm_importance_sampling_correction = False
-        off_policy = self.num_iterations > 1 or self.steps_per_generation > self.gradient_accumulation_steps
-        # targets come from no policy, so there is no mismatch to correct
-        corrects = self.objective == "next_token" or (self.use_vllm and self.vllm_importance_sampling_correction)
-        if off_policy and not corrects:
-            raise SVFError(
-                "several steps from one set of completions (num_iterations > 1 or steps_per_generation > "
-                "gradient_accumulation_steps) need use_vllm, vllm_importance_sampling_correction and temperature > 0"
-            )
-        if self.gradient_accumulation_steps % self.steps_per_generation and (
-            self.steps_per_generation % self.gradient_accumulation_steps
-        ):
-            raise SVFError(
-                f"steps_per_generation ({self.steps_per_generation}) and gradient_accumulation_steps "
-                f"({self.gradient_accumulation_steps}) must divide one another: change one of them"
-            )
-
-
-def next_token_settings(kl_type: str) -> dict[str, Any]:
-    """
-    The values that next-token training uses instead of the recipe's: one target per prompt, all with the same weight,
-    under the model's own distribution. The KL term is the exact one, in the loss: estimates need tokens sampled by the
-    policy. So `objective: next_token` alone turns a recipe for policy gradient into its counterpart in an ablation.
-    """
-    return {
-        "num_generations": 1,
-        "advantage": "none",
-        "normalize_advantages": False,
-        "advantage_clip": None,
-        "temperature": 1.0,
-        "kl_placement": "loss",
-        "kl_type": "policy_ref" if kl_type in KL_ESTIMATES else kl_type,
-    }
-
-
-@contextmanager
-def hide_from_trl(args: SVFReinforceConfig, model: Any = None) -> Iterator[None]:
-    """
-    Hide from TRL's constructor what our trainer does itself: the engine (`use_vllm`), the reference (`beta`: TRL would
-    copy the adapter for it), greedy decoding (TRL divides logits by the temperature), and that bitsandbytes has
-    quantised the `model` (TRL would round what is trained to bf16, too coarse for `z`).
-    """
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    quantised = [name for name in ("is_loaded_in_4bit", "is_loaded_in_8bit") if getattr(base, name, False)]
-    hidden: list[tuple[Any, str, Any]] = [
-        (args, "use_vllm", False),
-        (args, "beta", 0.0),
-        (args, "temperature", args.temperature or 1.0),
-        *((base, name, False) for name in quantised),
-    ]
-    shown = [(owner, name, getattr(owner, name)) for owner, name, _ in hidden]
-    for owner, name, value in hidden:
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for owner, name, value in shown:
-            setattr(owner, name, value)

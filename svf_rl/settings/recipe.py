@@ -2,9 +2,8 @@
 
 import difflib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,16 @@ import torch
 from svf_rl.described import described
 from svf_rl.errors import SVFError, one_line
 from svf_rl.models.arguments import AdapterArguments, ModelArguments
-from svf_rl.settings.config import SVFReinforceConfig, next_token_settings
+from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.episodes import EpisodeArguments
 from svf_rl.settings.kl_reference import with_kl_reference
 from svf_rl.settings.limits import check_limits
+from svf_rl.settings.next_token import apply_next_token_settings
 from svf_rl.settings.recipe_checks import check_batch, check_engines, check_launcher, check_zero
+from svf_rl.settings.recipe_paths import with_resolved_paths
 from svf_rl.settings.refused_options import NOT_HERE, NOT_READ, UNSUPPORTED, refused_option
 from svf_rl.settings.several_runs import RunsArguments, changes_of_runs, check_several
+from svf_rl.settings.without_gpu import cpu_process_keys, drop_gpu_keys, without_autocast
 from svf_rl.settings.yaml_values import fit, parse_override, read_mapping
 from svf_rl.storage.bundled import find_recipe
 from svf_rl.tasks.options import TaskOptions
@@ -102,11 +104,11 @@ def load_recipe(
     if values.get("device") == "cpu":
         values["use_cpu"] = True
     lacks_gpu = gpus is None and not values.get("use_cpu") and not torch.cuda.is_available()
-    for key, value in _of_cpu_processes().items():
+    for key, value in cpu_process_keys().items():
         values.setdefault(key, value)
     warnings: list[str] = []
     if gpus is not None:
-        values, warnings = _without_autocast(values)
+        values, warnings = without_autocast(values)
     elif values.get("use_cpu") or not torch.cuda.is_available():
         values, warnings = drop_gpu_keys(values, explicit)
     if values.get("objective") == "next_token":
@@ -116,7 +118,7 @@ def load_recipe(
         values = {**values, "vllm_weights": values.get("vllm_weights") or "shared"}
     values, said = with_kl_reference(values, int(stage))
     warnings += said
-    values = _with_resolved_paths(values, path.parent)
+    values = with_resolved_paths(values, path.parent)
     planned = gpus or processes
     processes = planned or int(os.environ.get("WORLD_SIZE", "1"))
     if processes == 1:
@@ -192,62 +194,6 @@ def _check_values(values: Mapping[str, Any]) -> None:
         )
 
 
-def _of_cpu_processes() -> dict[str, Any]:
-    """Settings without which each process that accelerate starts on the CPU would count as the only one: not all of its
-    launchers pass on its `use_cpu`, and TrainingArguments does not read it."""
-    launched = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        if on_cpu:
-            raise SVFError("with ACCELERATE_USE_CPU in the environment accelerate leaves DeepSpeed out: unset it")
-        return {"ddp_backend": "gloo"} if launched else {}
-    return {"use_cpu": True} if launched or on_cpu else {}
-
-
-def drop_gpu_keys(values: Mapping[str, Any], explicit: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
-    """The values for a machine without CUDA, and one line for each that was changed.
-
-    A half-precision `dtype` becomes float32, unless it is among the `explicit` keys: on a CPU it works, only slowly.
-    """
-    kept, warnings = dict(values), []
-    for key in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "vllm_enable_sleep_mode"):
-        # `bf16: null` would let TRL turn it on
-        if kept.get(key, False) is not False:
-            kept[key] = False
-            warnings.append(f"no CUDA device: {key} is off")
-    if "vllm_gpu_memory_utilization" in kept:
-        del kept["vllm_gpu_memory_utilization"]
-        warnings.append("no CUDA device: vllm_gpu_memory_utilization has no effect")
-    if kept.get("dtype") in ("bfloat16", "float16") and "dtype" not in explicit:
-        warnings.append(f"no CUDA device: dtype is float32 (--dtype {kept['dtype']} keeps what the recipe says)")
-        kept["dtype"] = "float32"
-    if str(kept.get("attn_implementation")).startswith("flash_attention"):
-        warnings.append(f"no CUDA device: attn_implementation is sdpa instead of {kept['attn_implementation']}")
-        kept["attn_implementation"] = "sdpa"
-    return kept, warnings
-
-
-def _without_autocast(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The values without those that transformers refuses without a GPU, and one line for each that matters."""
-    kept = {key: value for key, value in values.items() if key not in ("use_cpu", "tf32")}
-    warnings = []
-    for key in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"):
-        if kept.pop(key, False):
-            warnings.append(f"{key}: the half-precision copies of autocast are not part of the plan")
-    return kept, warnings
-
-
-def apply_next_token_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The values with those of next-token training, and one line for each that differs in the recipe."""
-    fixed = next_token_settings(values.get("kl_type", "policy_ref"))
-    lines = [
-        f"objective next_token: {key} is {value}, not {values[key]}"
-        for key, value in fixed.items()
-        if key in values and values[key] != value
-    ]
-    return {**values, **fixed}, lines
-
-
 def find_default(key: str) -> Any:
     """The value of `key` in a recipe without it; `None` if it has no default."""
     field = next((f for part in _PARTS for f in fields(part) if f.name == key), None)
@@ -303,32 +249,3 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str | None]]:
         else:
             raise SVFError(f"expected --key value after the recipe, got {token!r}")
     return pairs
-
-
-def _with_resolved_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Files that do not exist relative to the working directory are taken from the recipe's folder, if they exist
-    there."""
-
-    def resolve(name: str) -> str:
-        path = os.path.expanduser(name)  # noqa: PTH111  (pathlib raises for an unknown user, and for long names)
-        if not os.path.exists(path) and os.path.exists(folder / path):  # noqa: PTH110
-            return str(folder / path)
-        return path
-
-    def resolve_code(spec: Any, in_keys: Collection[str]) -> Any:
-        if isinstance(spec, Mapping):
-            return {name: resolve_code(v, in_keys) if name in in_keys else v for name, v in spec.items()}
-        if isinstance(spec, str):
-            file, colon, function = spec.rpartition(":")
-            return resolve(file) + colon + function if file.endswith(".py") else spec
-        return spec
-
-    resolved = dict(values)
-    code = {"rewards", "tools", "environment", "rollout_func"}
-    for key in {"data_path", "data_dir", "adapter_path", "experts", *code} & resolved.keys():
-        value = resolved[key]
-        names = value.keys() if key == "environment" and isinstance(value, Mapping) else ("name",)
-        find = partial(resolve_code, in_keys=names) if key in code else resolve
-        if value is not None:
-            resolved[key] = [find(each) for each in value] if isinstance(value, list) else find(value)
-    return resolved

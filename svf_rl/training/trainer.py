@@ -43,7 +43,7 @@ from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.provenance import check_base, find_base
 from svf_rl.runs.summary import RunSummary
-from svf_rl.settings.config import SVFReinforceConfig, hide_from_trl
+from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.training.argument_checks import check_arguments, own_settings
 from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
@@ -54,6 +54,7 @@ from svf_rl.training.episodes import TrainerEpisodes
 from svf_rl.training.generator import build_generator
 from svf_rl.training.health import HealthWarnings
 from svf_rl.training.held_out import HeldOutEvaluator
+from svf_rl.training.hidden_from_trl import hide_from_trl
 from svf_rl.training.metrics_recorder import MetricsRecorder
 from svf_rl.training.packing import counted, group_prompts
 from svf_rl.training.policy import (

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from fakes import refusal
 
-from svf_rl.settings.config import EVALUATED, SVFReinforceConfig
+from svf_rl.settings.config import SVFReinforceConfig
+from svf_rl.settings.config_checks import EVALUATED
 from svf_rl.settings.dry_run_training import check_training
 
 

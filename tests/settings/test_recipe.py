@@ -16,8 +16,9 @@ from fakes import refusal
 from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
 from svf_rl.settings import recipe_checks
-from svf_rl.settings.recipe import _ELSEWHERE, _PARTS, Recipe, check_batch, drop_gpu_keys, load_recipe
+from svf_rl.settings.recipe import _ELSEWHERE, _PARTS, Recipe, check_batch, load_recipe
 from svf_rl.settings.recipe_checks import check_launcher
+from svf_rl.settings.without_gpu import drop_gpu_keys
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
 
