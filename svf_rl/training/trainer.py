@@ -348,8 +348,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         return rewards, total
 
     def deciding(self, rewards: Tensor, total: Tensor) -> Tensor:
-        """`(N,)` what says whether a completion is right, from all `rewards` (N, functions) and their sums `total` (N,):
-        the first reward, or where only environments give any that of its own."""
+        """What says whether a completion is right, of `rewards` (N, functions) and their sums `total` (N,): the first
+        reward, or where only environments give any that of its own."""
         return rewards[:, 0] if self._own_rewards else total
 
     def _make_batch(self, rollout: Rollout, rewards: Tensor, total: Tensor) -> dict[str, Any]:

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from episode_parts import Counter, Echo, Scripted, acting, add, by_length, fails, later, questions
+from episode_parts import Counter, Echo, Scripted, acting, add, by_length, fails, later, questions, saying
 from fakes import read_metrics, refusal
 from transformers import TrainerCallback
 
 from svf_rl.generation import sample_seed
+from svf_rl.losses.objective import total_reward
+from svf_rl.tasks.reasoning_gym import LEVEL
 from svf_rl.training.next_token import NextTokenTrainer
 
 __all__ = ["acting"]
@@ -75,6 +78,32 @@ def test_held_out_items_are_answered_greedily_in_several_turns(acting: Make) -> 
     assert len(made) == 8  # as many as a step of training has
     written = sum(len(tokens) for _, tokens in trainer.generator.samples) / 23
     assert metrics["eval_completion_length"] == pytest.approx(written)  # what the model wrote
+
+
+class Right(Counter):
+    def get_reward(self) -> float:
+        return 1.0
+
+
+class Half(Counter):
+    def get_reward(self) -> float:
+        return 0.25 * (self.total % 4)
+
+
+def test_of_several_environments_each_says_what_is_right_in_it(acting: Make, tokenizer: Any) -> None:
+    worlds = {"counter": Right, "echo": Half}
+    data = rows(16).add_column(LEVEL, [0] * 16)
+    trainer = acting(
+        data, [], environment_factory=worlds, eval_dataset=rows(16), generator=saying(tokenizer, "well"),
+        per_device_train_batch_size=64,
+    )  # fmt: skip
+    # `Half` begins at 1, 3, 5, …: half of its own are right from 0.5 on
+    assert trainer.evaluate()["eval_accuracy"] == 0.75
+    given = torch.tensor([[1.0, torch.nan], [torch.nan, 0.25], [torch.nan, 0.75], [torch.nan, torch.nan]])
+    deciding = trainer.deciding(given, total_reward(given, torch.ones(2)))
+    assert (deciding >= 0.5).tolist() == [True, False, True, False]
+    trainer.train()
+    assert trainer.curriculum._recent == [0.75]
 
 
 def test_what_environments_draw_in_an_evaluation_moves_no_draw_of_the_training(acting: Make) -> None:
@@ -156,6 +185,25 @@ def test_a_rollout_function_is_asked_for_held_out_items_too(acting: Make) -> Non
     assert refusal(trainer.generate, [[5]]) == "trainer.generate is for a rollout_func, while it is called"
 
 
+def test_of_several_environments_a_prompt_has_the_tools_of_its_own(acting: Make) -> None:
+    seen: list[Any] = []
+
+    def play(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        names = [environment["environment"] for environment in trainer.episodes.rows]
+        seen.extend(zip(names, trainer.tokenize(prompts), trainer.tokenize(prompts, names), strict=True))
+        assert refusal(trainer.tokenize, prompts[:1]).startswith("trainer.tokenize was given 1 prompts and 8 env")
+        assert trainer.tokenize(prompts[:1], names[:1]) == [seen[0][1]]
+        return two_turns(prompts, trainer)
+
+    trainer = acting(rows(), by_length, rollout_func=play, **WORLD)
+    trainer.train()
+    assert {name for name, *_ in seen} == {"counter", "echo"}
+    for name, ids, named in seen:
+        assert ids == named
+        text = trainer._tokenizer.decode(ids)
+        assert ("count" in text, "echo" in text) == (name == "counter", name == "echo")
+
+
 def test_an_environment_can_be_driven_by_a_rollout_function(acting: Make) -> None:
     class World:
         def reset(self, start: int, **_: Any) -> str:
@@ -179,10 +227,19 @@ def test_an_environment_can_be_driven_by_a_rollout_function(acting: Make) -> Non
 
 def changed(**changes: Any) -> Callable[..., Any]:
     def play(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        output = {**two_turns(prompts, trainer), **changes}
+        output = two_turns(prompts, trainer)
+        output |= {key: change(output) if callable(change) else change for key, change in changes.items()}
         return {key: value for key, value in output.items() if value != "left out"}
 
     return play
+
+
+def nested(output: dict[str, Any]) -> Any:
+    return [[[value] for value in row] for row in output["logprobs"]]
+
+
+def in_numpy(output: dict[str, Any]) -> Any:
+    return [list(np.array(row)) for row in output["completion_ids"]]
 
 
 def raises(prompts: list[Any], trainer: Any) -> Any:
@@ -199,6 +256,9 @@ def raises(prompts: list[Any], trainer: Any) -> Any:
         (changed(completion_ids=["ab"] * 8), "rollout_func returned 'ab' among completion_ids"),
         (changed(logprobs=[[0.0]] * 8), "rollout_func returned logprobs that does not fit completion_ids"),
         (changed(env_mask=[[1]] * 8), "rollout_func returned env_mask that does not fit completion_ids"),
+        (changed(logprobs=nested), "rollout_func returned logprobs that are no numbers"),
+        (changed(completions=["x"] * 8), "rollout_func returned 'completions', the name of what rewards are given"),
+        (changed(prompts=["x"] * 8), "rollout_func returned 'prompts', the name of what rewards are given"),
         (changed(turns=[1]), "rollout_func returned 1 values of turns for 8 prompts"),
         (lambda prompts, trainer: trainer.generate([[5]], places=[8]), "which of the 8 prompts"),
     ],
@@ -206,6 +266,15 @@ def raises(prompts: list[Any], trainer: Any) -> Any:
 def test_what_a_rollout_function_returns_is_checked(acting: Make, play: Any, said: str) -> None:
     trainer = acting(questions(), by_length, rollout_func=play)
     assert said in refusal(trainer.train)
+
+
+def test_tokens_may_be_those_of_numpy(acting: Make) -> None:
+    losses = []
+    for changes in ({}, {"completion_ids": in_numpy}):
+        trainer = acting(questions(), by_length, rollout_func=changed(**changes))
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == losses[1] != 0
 
 
 def test_without_log_probabilities(acting: Make) -> None:
@@ -258,10 +327,13 @@ class CutOffAt(TrainerCallback):
 
 
 class Luck(Counter):
-    """Draws from the process's random numbers, which a checkpoint keeps."""
+    """Draws from the process's random numbers, which a checkpoint keeps, and when it is made."""
+
+    def __init__(self) -> None:
+        self.start = random.randrange(9)
 
     def reset(self, **row: Any) -> str:
-        super().reset(random.randrange(9))
+        super().reset(self.start + random.randrange(9))
         return f" {self.total}"
 
 
@@ -277,9 +349,11 @@ def test_a_run_that_was_cut_off_is_the_same_to_the_bit(acting: Make, tokenizer: 
 
     def train(name: str, callback: Any = None, resume: bool = False) -> Any:
         random.seed(1)
-        trainer = acting(rows(), by_length, output_dir=str(tmp_path / name), **settings, **world)
+        trainer = acting(rows(), by_length, output_dir=str(tmp_path / name), eval_dataset=rows(8), **settings, **world)
         if callback is not None:
             trainer.add_callback(callback)
+        if not resume:
+            trainer.evaluate()  # as a run begins, which makes the environments
         trainer.train(resume_from_checkpoint=resume or None)
         return trainer
 
