@@ -56,9 +56,7 @@ def test_without_a_system_role_the_system_message_heads_the_users_turn(
 
 
 def test_contents_may_be_parts_where_the_template_knows_them(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer.chat_template = (
-        "{% for part in messages[0]['content'] %}<{{ part['text'] }}>{% endfor %}"
-    )
+    tokenizer.chat_template = "{% for part in messages[0]['content'] %}<{{ part['text'] }}>{% endfor %}"
     parts = [{"type": "text", "text": "How "}, {"type": "text", "text": "many?"}]
     assert render_prompt(tokenizer, [{"role": "user", "content": parts}]) == "<How ><many?>"
 
