@@ -167,6 +167,14 @@ def questions(count: int = 8, **columns: Callable[[int], Any]) -> Dataset:
     )
 
 
+WORLD = {"environment_factory": {"counter": Counter, "echo": Echo}, "tools": [add, fails, later]}
+
+
+def rows(count: int = 16) -> Dataset:
+    """For [`WORLD`]."""
+    return questions(count, start=lambda i: i, environment=lambda i: ("counter", "echo")[i % 2])
+
+
 def by_length(completions: list[Any], **_: Any) -> list[float]:
     return [float(len(messages)) for messages in completions]
 
