@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
+from svf_rl.episodes.random_state import own_random_numbers
 from svf_rl.episodes.user_calls import TimedOut, UserCalls
 from svf_rl.errors import Stopped, SVFError, one_line
+from svf_rl.generation import sample_seed
 from svf_rl.rewards.references import is_number
 from svf_rl.rewards.user_code import describe
 
@@ -34,18 +36,18 @@ class Environments:
         self.failed: list[bool] = []
         """Of each row at hand: whether its environment's `reset` or `get_reward` has failed."""
         self._said: set[str] = set()
+        self._abandoned = self._user.abandoned
 
     def reset(self, rows: list[dict[str, Any]]) -> list[Any]:
         """Give each row an environment and reset it; the prompts, with what their environments say first."""
-        several = self._box.several
         self.failed = [False] * len(rows)
-        self.names = [row.get("environment") if several else None for row in rows]
+        self.names = self._box.names(rows)
         if self._box.factories is None:
             return [row["prompt"] for row in rows]
         prompts: list[Any] = [row.get("prompt", NO_PROMPT) for row in rows]
         self.current = self._draw(self.names)
         for i, (environment, row) in enumerate(zip(self.current, rows, strict=True)):
-            given = {key: v for key, v in row.items() if key != "environment"} if several else row
+            given = {key: v for key, v in row.items() if key != "environment"} if self._box.several else row
             said = self._tried(environment, "reset", given)
             if isinstance(said, BaseException):
                 self._fail(i, "reset", said)
@@ -85,14 +87,19 @@ class Environments:
         return get_reward
 
     def _draw(self, names: list[Any]) -> list[Any]:
-        """Instances that are used again and again, a new one only where there are too few."""
+        """Instances that are used again and again, a new one only where there are too few, or where they are of a
+        thread that was left behind."""
         box, drawn = self._box, []
         assert box.factories is not None
+        if self._abandoned != self._user.abandoned:
+            self._abandoned = self._user.abandoned
+            for instances in box.pool.values():
+                instances.clear()
         used: dict[Any, int] = {}
         for name in names:
             pool, number = box.pool[name], used.get(name, 0)
             if number == len(pool):
-                pool.append(box.factories[name]())
+                pool.append(box.factories[name](number))
             used[name] = number + 1
             drawn.append(pool[number])
         return drawn
@@ -123,9 +130,11 @@ def check_environment_names(what: str, rows: Dataset, factories: Mapping[Any, An
     """Raises `SVFError` where rows do not name their environments, among several that `argument` names."""
     if "environment" not in rows.column_names:
         raise SVFError(f"{what} has no column 'environment', which says which of {argument} a row is for")
-    unknown = sorted({str(value) for value in rows["environment"][:]} - set(factories))
+    names = list(factories)
+    unknown = [value for value in rows["environment"][:] if value not in names]
     if unknown:
-        raise SVFError(f"{what}: environment {unknown[0]!r} is not among those of {argument}: {', '.join(factories)}")
+        known = ", ".join(map(str, names))
+        raise SVFError(f"{what}: environment {unknown[0]!r} is not among those of {argument}: {known}")
 
 
 def tool_methods(environment: Any) -> list[Callable[..., Any]]:
@@ -134,27 +143,30 @@ def tool_methods(environment: Any) -> list[Callable[..., Any]]:
     return [getattr(environment, n) for n in names if n not in ("reset", "get_reward") and not n.startswith("_")]
 
 
-def checked_factories(environment_factory: Any, calls: UserCalls) -> Any:
+def checked_factories(environment_factory: Any, calls: UserCalls, seed: int, process: int = 0) -> Any:
     """`environment_factory` as TRL's constructor takes it: what it makes is checked, and made in the thread in which it
-    is called later. Raises `SVFError` for what is no factory."""
+    is called later. What an instance draws is decided by the seed, the process and its number, which may be given, so
+    that it does not matter when it is made. Raises `SVFError` for what is no factory."""
     if environment_factory is None:
         return None
     if isinstance(environment_factory, Mapping):
         if not environment_factory:
             raise SVFError("environment_factory is an empty dict: leave it out, or give at least one environment")
         return {
-            name: _checked(factory, calls, f"environment {name!r}") for name, factory in environment_factory.items()
+            name: _checked(factory, calls, f"environment {name!r}", seed, process)
+            for name, factory in environment_factory.items()
         }
-    return _checked(environment_factory, calls, "environment_factory")
+    return _checked(environment_factory, calls, "environment_factory", seed, process)
 
 
-def _checked(factory: Any, calls: UserCalls, name: str) -> Callable[[], Any]:
+def _checked(factory: Any, calls: UserCalls, name: str, seed: int, process: int) -> Callable[..., Any]:
     if not callable(factory):
         raise SVFError(f"{name} is a {type(factory).__name__}: give a class, or a function that makes an environment")
 
-    def make() -> Any:
+    def make(number: int = 0) -> Any:
         try:
-            environment = calls.call(factory, limited=False)
+            with own_random_numbers(sample_seed(seed, name, process, number)):
+                environment = calls.call(factory, limited=False)
         except (SVFError, Stopped, KeyboardInterrupt):
             raise
         except BaseException as error:  # a user's code may raise anything
@@ -177,13 +189,20 @@ def parts_text(value: Any) -> str | None:
     return None
 
 
+def whole_characters(text: str) -> str:
+    """`text` with a `?` in place of each half of a character, which no tokenizer takes."""
+    return text.encode(errors="replace").decode()
+
+
 def _text_of(said: Any, environment: Any) -> str:
+    if isinstance(said, list) and not said:  # no parts
+        return ""
     text = said if isinstance(said, str) else parts_text(said)
     if text is None:
         raise SVFError(
             f"{type(environment).__name__}.reset returned {type(said).__name__}: return a text for the prompt, or None"
         )
-    return text
+    return whole_characters(text)
 
 
 def _checked_reward(value: Any, kind: type) -> float | None:

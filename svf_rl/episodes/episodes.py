@@ -1,6 +1,7 @@
 """The loop over the turns of answers that call tools or act in an environment, with the meaning that TRL's GRPO trainer
 gives it: each turn comes from whoever is asked, and what a user's code does wrong costs a sample and not the run."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from svf_rl.episodes.tool_calls import ToolCalls
 from svf_rl.episodes.toolbox import Toolbox
 from svf_rl.errors import SVFError, one_line
 from svf_rl.generation import Completion
+from svf_rl.generation.prompts import TEMPLATE_ERRORS
 
 Ask = Callable[[list[list[int]], Sequence[int], int, int], list[Completion]]
 """`ask(prompts, places, turn, room)`: a completion of each prompt with at most `room` tokens; `places` says which of
@@ -142,9 +144,17 @@ class Episodes:
         episode.add(completion.token_ids, 1, completion.logprobs)
         episode.finished = completion.finished
         if completion.token_ids:
-            episode.messages.append(
-                parse_response(self.toolbox.tokenizer, completion.token_ids, prefix=read, tools=episode.shown)
-            )
+            episode.messages.append(self._read(completion.token_ids, read, episode.shown))
+
+    def _read(self, ids: list[int], before: list[int], shown: list[Callable[..., Any]]) -> dict[str, Any]:
+        """The message in tokens. A call with arguments that nobody could write again is text, as a malformed one."""
+        tokenizer = self.toolbox.tokenizer
+        try:
+            message = parse_response(tokenizer, ids, prefix=before, tools=shown)
+            json.dumps(message, ensure_ascii=False, default=str).encode()
+        except (RecursionError, UnicodeEncodeError):  # lists in lists, halves of characters
+            return {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
+        return message
 
     def _turns(self, episodes: list[_Episode], ask: Ask) -> EpisodeCounts:
         """Play on from the first turn: call what the model has called, and let it go on, while it calls anything."""
@@ -176,7 +186,7 @@ class Episodes:
         """Give the model what the tools have said, if there is room for it and for an answer."""
         try:
             suffix = self.toolbox.suffix(said)
-        except ValueError as error:
+        except TEMPLATE_ERRORS as error:
             raise SVFError(f"the chat template cannot show the model what a tool says: {one_line(error)}") from error
         total = len(episode.prompt_ids) + len(episode.ids) + len(suffix)
         if len(suffix) <= self._room(episode) and total < self.longest:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from svf_rl.episodes.environments import parts_text
+from svf_rl.episodes.environments import parts_text, whole_characters
 from svf_rl.episodes.rollout import EpisodeCounts
 from svf_rl.episodes.user_calls import TimedOut, UserCalls
 from svf_rl.errors import Stopped, SVFError
@@ -73,16 +73,16 @@ def _read(call: Mapping[str, Any], tools: Tools) -> tuple[str, Callable[..., Any
     if call.get("type") != "function":
         said = f"Unsupported tool call type: {call.get('type')}"
         return call.get("name", "unknown"), partial(_refuse, said), {}
-    function = call["function"]
+    function = call.get("function", call)
     name = function["name"]
     return name, tools.get(name, partial(_refuse, f"Tool {name} not found.")), function["arguments"]
 
 
-def _refuse(said: str, **_: Any) -> None:
+def _refuse(said: str, /, **_: Any) -> None:
     raise ValueError(said)
 
 
 def _content(result: Any) -> str:
     """What a tool returned, as the model reads it."""
     text = parts_text(result)
-    return str(result) if text is None else text
+    return whole_characters(str(result) if text is None else text)

@@ -16,7 +16,7 @@ from trl.chat_template_utils import (
 
 from svf_rl.episodes.environments import checked_factories, tool_methods
 from svf_rl.episodes.user_calls import UserCalls
-from svf_rl.generation.prompts import encode_prompts
+from svf_rl.generation.prompts import render_prompt
 
 Tool = Callable[..., Any]
 Messages = list[dict[str, Any]]
@@ -45,7 +45,7 @@ class Toolbox:
     tools: list[Tool]
     suffix: Callable[[Messages], list[int]]
     max_iterations: int
-    factories: dict[Any, Callable[[], Any]] | None = None
+    factories: dict[Any, Callable[..., Any]] | None = None
     pool: dict[Any, list[Any]] = field(default_factory=dict)
     listed: dict[Any, list[Tool]] = field(default_factory=dict)
     template: dict[str, Any] = field(default_factory=dict)
@@ -73,15 +73,22 @@ class Toolbox:
         """The tools that a prompt of that environment lists."""
         return self.tools if self.factories is None else self.listed[name]
 
+    def names(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Those of the rows' environments; `None` where there are not several."""
+        return [row.get("environment") if self.several else None for row in rows]
+
     def template_of(self, name: Any) -> dict[str, Any]:
         """The arguments of the chat template for a prompt of that environment."""
         shown = self.shown(name)
         return {**self.template, "tools": shown} if shown else self.template
 
     def encode(self, prompts: Sequence[Any], names: Sequence[Any]) -> list[list[int]]:
-        """The tokens of conversations."""
+        """The tokens of texts or conversations."""
+        if isinstance(prompts[0], str):
+            return self.tokenizer(text=list(prompts))["input_ids"]
         pairs = zip(prompts, names, strict=True)
-        return [encode_prompts(self.tokenizer, [prompt], **self.template_of(name))[0] for prompt, name in pairs]
+        texts = [render_prompt(self.tokenizer, prompt, **self.template_of(name)) for prompt, name in pairs]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def fill_toolbox(
@@ -92,12 +99,13 @@ def fill_toolbox(
     *,
     template: Mapping[str, Any],
     max_iterations: int,
+    seed: int,
 ) -> Toolbox:
     """A toolbox without a trainer. Raises `SVFError` for an environment that cannot be made, or is none."""
     from trl import GRPOTrainer  # takes seconds
 
     own = list(tools or ())
-    checked = checked_factories(factory, calls)
+    checked = checked_factories(factory, calls, seed)
     factories: Any = checked if checked is None or isinstance(checked, Mapping) else {None: checked}
     pool = {name: [make()] for name, make in (factories or {}).items()}
     listed = {name: own + tool_methods(instances[0]) for name, instances in pool.items()}

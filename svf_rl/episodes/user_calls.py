@@ -29,12 +29,14 @@ class UserCalls:
     a new thread. Python code in it is ended by an exception; what waits in a library is first ended when it returns.
 
     Args:
-        seconds (`float`): A call may take.
+        seconds (`float`): A call may take; as many as Python can wait for where there are more.
         owner (*optional*): A trainer of TRL, whose event loop coroutines share; default: a loop of their own.
     """
 
     def __init__(self, seconds: float, owner: Any = None) -> None:
-        self.seconds, self._owner = seconds, owner
+        self.seconds, self._owner = min(seconds, threading.TIMEOUT_MAX / 2), owner
+        self.abandoned = 0
+        """Threads that were left behind."""
         self._jobs: SimpleQueue[Any] | None = None
         self._thread: threading.Thread | None = None
 
@@ -64,7 +66,7 @@ class UserCalls:
             _start_loop(self._owner)
 
         async def limited(coroutine: Coroutine[Any, Any, Any]) -> Any:
-            task = asyncio.ensure_future(coroutine)
+            task = asyncio.ensure_future(_kept_in(coroutine))
             done, _ = await asyncio.wait({task}, timeout=self.seconds)
             if not done:
                 task.cancel()
@@ -88,11 +90,20 @@ class UserCalls:
         self._jobs.put(None)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit))
         self._jobs = self._thread = None
+        self.abandoned += 1
 
 
 def _start_loop(owner: Any) -> None:
     owner.async_loop_thread, owner.async_loop, owner.async_loop_ready_event = start_event_loop_in_daemon("tools")
     owner.async_loop_ready_event.wait()
+
+
+async def _kept_in(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What it returns. What would end the event loop, such as `sys.exit`, is an error like others."""
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(repr(error)) from error
 
 
 def _work(jobs: "SimpleQueue[Any]") -> None:

@@ -87,9 +87,7 @@ def load_items(
     if toolbox is not None:
         if toolbox.several:
             check_environment_names(f"task {name}", rows, toolbox.factories or {}, "--environment")
-        templates = [
-            toolbox.template_of(own) for own in (rows["environment"] if toolbox.several else [None] * len(rows))
-        ]
+        templates = [toolbox.template_of(own) for own in toolbox.names(rows)]
     prompts = [render_prompt(tokenizer, prompt, **own) for prompt, own in zip(rows["prompt"], templates, strict=True)]
     return TaskItems(
         name=name,

@@ -31,6 +31,7 @@ def find_toolbox(arguments: EvaluationArguments, tokenizer: PreTrainedTokenizerB
         UserCalls(arguments.tool_timeout),
         template=arguments.chat_template_kwargs,
         max_iterations=sys.maxsize if most is None else most,
+        seed=arguments.seed,
     )
 
 

@@ -10,7 +10,7 @@ from svf_rl.errors import SVFError, one_line
 
 # A template is a program: beside refusals of its own, it raises what a mistake in it or in a message raises.
 # transformers has a ValueError for several templates without a default, or a turn that cannot be continued.
-_TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 Conversation = Sequence[Mapping[str, str]]  # messages of "role" and "content"
 
@@ -47,14 +47,14 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation
     try:
         try:
             text = _apply_template(tokenizer, conversation, template_arguments)
-        except _TEMPLATE_ERRORS:
+        except TEMPLATE_ERRORS:
             if not system:
                 raise
         else:
             if system.strip() in text:
                 return text
         return _apply_template(tokenizer, _fold_system(conversation), template_arguments)
-    except _TEMPLATE_ERRORS as error:
+    except TEMPLATE_ERRORS as error:
         raise SVFError(
             f"the chat template of {tokenizer.name_or_path} refuses the conversation: {one_line(error)}"
         ) from error
@@ -74,8 +74,10 @@ def _apply_template(
         continue_final_message=prefilled,
         **arguments,
     )
+    if not prefilled:  # its content may be a list of parts
+        return text
     stripped = last["content"].rstrip()
-    if prefilled and not text.endswith(last["content"]) and text.endswith(stripped):  # most templates trim each turn
+    if not text.endswith(last["content"]) and text.endswith(stripped):  # most templates trim each turn
         text += last["content"][len(stripped) :]
     return text
 

@@ -16,7 +16,7 @@ from svf_rl.runs.provenance import check_base
 from svf_rl.settings.config import OF_PASSES, SVFReinforceConfig
 from svf_rl.settings.dry_run_model import check_quantizer, find_adapted_matrices, find_tokenizer, positions_of
 from svf_rl.settings.dry_run_training import check_training
-from svf_rl.settings.episodes import check_objective, check_template, load_episodes
+from svf_rl.settings.episodes import check_objective, check_rewarded, check_template, load_episodes
 from svf_rl.settings.recipe import DataArguments, Recipe
 from svf_rl.settings.rows import check_columns, load_rows, untrainable
 from svf_rl.tasks import Splits, find_task
@@ -66,6 +66,7 @@ def check_recipe(recipe: Recipe) -> DryRun:
         check_base(recipe.model.model_name_or_path)
     rewards, episodes = load_rewards(recipe.data), load_episodes(recipe.data)
     check_objective(recipe.training.objective, episodes)
+    check_rewarded(rewards, episodes)
     adapted = find_adapted_matrices(recipe, notes)
     config = None if adapted is None else adapted.config
     check_quantizer(config, recipe.model)

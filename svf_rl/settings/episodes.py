@@ -42,13 +42,16 @@ class EpisodeParts:
     def __bool__(self) -> bool:
         return any((self.tools, self.environment_factory, self.rollout_func))
 
+    @property
+    def factories(self) -> list[Callable[[], Any]]:
+        factory = self.environment_factory or {}
+        return list(factory.values()) if isinstance(factory, Mapping) else [factory]
+
     def describe(self) -> str:
         """For the dry run."""
-        factory = self.environment_factory or {}
-        makes = factory.values() if isinstance(factory, Mapping) else [factory]
         parts = {
             "tools": [tool.__name__ for tool in self.tools or ()],
-            "environments": [getattr(make, "__name__", "made by a function") for make in makes],
+            "environments": [getattr(make, "__name__", "made by a function") for make in self.factories],
             "rollouts": [self.rollout_func.__name__] if self.rollout_func else [],
         }
         return "; ".join(f"{name} {', '.join(names)}" for name, names in parts.items() if names)
@@ -110,6 +113,15 @@ def check_objective(objective: str, parts: EpisodeParts) -> None:
         )
 
 
+def check_rewarded(rewards: Sequence[Any], parts: EpisodeParts) -> None:
+    """Raises `SVFError` where nothing gives a reward. What a function makes is not known."""
+    classes = [make for make in parts.factories if inspect.isclass(make)]
+    if rewards or not classes or len(classes) < len(parts.factories):
+        return
+    if not any(inspect.isfunction(getattr(one, "get_reward", None)) for one in classes):
+        raise SVFError(f"there is no reward: name one in rewards, or define get_reward(self) in {classes[0].__name__}")
+
+
 def check_template(tokenizer: PreTrainedTokenizerBase, parts: EpisodeParts) -> None:
     """Raises `SVFError` where the model's chat template cannot show tools, or nobody can read its calls."""
     if not (parts.tools or parts.environment_factory):
@@ -146,6 +158,8 @@ def _load_tool(name: str) -> Callable[..., Any]:
 
 
 def _load_environment(name: str) -> Callable[[], Any]:
+    if not isinstance(name, str):
+        raise SVFError(f"{name!r} is no class: name one as file.py:Class")
     make = load_function(name, "environment")
     if inspect.isclass(make) and not inspect.isfunction(getattr(make, "reset", None)):
         raise SVFError(

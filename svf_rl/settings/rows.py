@@ -1,11 +1,12 @@
 """The rows of a run, checked before any weight is loaded: columns, answers, and prompts as the model will read them."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from svf_rl.episodes.environments import check_environment_names
 from svf_rl.errors import SVFError
 from svf_rl.generation.prompts import encode_prompts
 from svf_rl.rewards import Reward, required_columns
@@ -81,6 +82,8 @@ def _check_rows(data: DataArguments, splits: Splits, rewards: Sequence[Reward], 
             continue
         # a rollout function may give rewards more than the rows have
         check_columns(rewards if data.rollout_func is None else (), rows.column_names)
+        if isinstance(data.environment, Mapping):
+            check_environment_names(f"{data.task} ({split})", rows, data.environment, "environment")
         columns = {name: rows[name][:] for name in rows.column_names if name not in _HIDDEN_COLUMNS}
         for reward in rewards:
             check_answers(reward, columns, _place(data, split, rows), data.answer_column)

@@ -42,7 +42,7 @@ from svf_rl.tasks import arc_easy, gsm8k, mbpp
 from svf_rl.tasks.benchmark import choose_system_prompt
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.other_requests import other_requests
-from svf_rl.tasks.parts import find_part
+from svf_rl.tasks.parts import check_config, find_part
 from svf_rl.tasks.task import TRAINING_COLUMNS, RewardSpec, Splits, Task, chat, has_files
 
 SOURCES = {"math": gsm8k.TASK, "code": mbpp.TASK, "reasoning": arc_easy.TASK}
@@ -97,6 +97,7 @@ def _sources(options: TaskOptions) -> dict[str, tuple[Task, TaskOptions]]:
     if options.classes is None:
         return {label: (task, own) for label, task in SOURCES.items()}
     named = {label: _spec(label, options.classes[label])["task"] for label in class_labels(options.classes)}
+    check_config(list(named.values()), options, "dispatch")
     return {label: find_part(name, own, "dispatch") for label, name in named.items()}
 
 

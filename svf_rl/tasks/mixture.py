@@ -25,7 +25,7 @@ from datasets import Dataset
 
 from svf_rl.errors import SVFError
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.parts import find_part
+from svf_rl.tasks.parts import check_config, find_part
 from svf_rl.tasks.task import SPLITS, TRAINING_COLUMNS, Splits, Task, graded_by
 
 ORDER_SEED = 0
@@ -57,7 +57,9 @@ def _weights(options: TaskOptions) -> dict[str, Fraction]:
     for name, weight in options.mixture.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
             raise SVFError(f"mixture: the weight of {name} must be a number above 0, not {weight!r}")
-    return {str(name): Fraction(weight).limit_denominator(10**6) for name, weight in options.mixture.items()}
+    check_config(options.mixture, options, "mixture")
+    exact = {str(name): Fraction(weight) for name, weight in options.mixture.items()}
+    return {name: weight.limit_denominator(10**6) or weight for name, weight in exact.items()}
 
 
 def _graded(row: dict[str, Any], name: str, verifier: str, column: str) -> dict[str, Any]:

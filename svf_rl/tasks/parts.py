@@ -1,10 +1,23 @@
 """The parts of a task that is made of others: `gsm8k`, `quickstart:choice`, `reasoning_gym:word_sorting`."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 from svf_rl.errors import SVFError
+from svf_rl.rewards.reward import nearest
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import Task, find_task
+
+
+def check_config(parts: Collection[Any], options: TaskOptions, whole: str) -> None:
+    """Raises `SVFError` where `config` has anything but the settings of data sets that are parts."""
+    sets = [str(name).partition(":")[2] for name in parts if str(name).startswith("reasoning_gym:")]
+    for name, settings in (options.config or {}).items():
+        if name not in sets:
+            raise SVFError(f"{whole}: config has {name!r}, which is no data set of its parts{nearest(str(name), sets)}")
+        if not isinstance(settings, Mapping):
+            raise SVFError(f"{whole}: config of {name} must be a mapping, as in {{min_words: 2}}, not {settings!r}")
 
 
 def find_part(name: str, options: TaskOptions, whole: str) -> tuple[Task, TaskOptions]:

@@ -57,8 +57,7 @@ class TrainerEpisodes(Episodes):
         trainer.environments, trainer._batch_environments = self.environments.current, self.environments.names
         if trainer.rollout_func is not None:
             return call_rollout_function(trainer, copy.deepcopy(prompts))
-        prompt_ids = trainer.tokenize(prompts, self.environments.names)
-        return prompt_ids, self._answered(prompt_ids, ask), None, {}
+        return super()._first(prompts, ask)
 
     def _positions(self) -> int:
         config = self._trainer.accelerator.unwrap_model(self._trainer.model).config.get_text_config()

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 logger = logging.getLogger(__name__)
 
@@ -13,25 +14,31 @@ COLLAPSE = 0.1
 """The share of the first update's entropy below which little is left to choose from."""
 
 
-class HealthWarnings(TrainerCallback):
+class HealthWarnings(TrainerCallback, ExportableState):
     """Watches what is logged: whether any prompt of `PATIENCE` updates had completions with different rewards, and
-    whether the entropy has fallen below `COLLAPSE` of what it was at first with a mean reward below one half."""
+    whether the entropy has fallen below `COLLAPSE` of what it was at first with a mean reward below one half. Its state
+    is saved with checkpoints."""
 
     def __init__(self) -> None:
-        self._unmixed = 0
+        self._mixed: int | None = None  # the last update of which any had
         self._first_entropy: float | None = None
-        self._said: set[str] = set()
+        self._said: list[str] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._mixed = state.global_step if self._mixed is None else min(self._mixed, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if not state.is_world_process_zero or "loss" not in logs:
             return
-        self._unmixed = self._unmixed + 1 if logs.get("frac_reward_zero_std") == 1 and args.num_generations > 1 else 0
-        if self._unmixed == PATIENCE:
+        if self._mixed is None or logs.get("frac_reward_zero_std") != 1 or args.num_generations == 1:
+            self._mixed = state.global_step
+        updates = state.global_step - self._mixed
+        if updates >= PATIENCE:
             self._warn(
                 "unmixed",
-                f"in {PATIENCE} updates the completions of each prompt had all the same reward (the mean is "
-                f"{logs.get('reward', 0):.3g}), of which nothing is learnt: give easier or harder prompts, worked "
-                "examples (shots), or more num_generations",
+                f"in {updates} updates the completions of each prompt had all the same reward (the mean is "
+                f"{logs.get('reward', 0):.3g}), which makes none better than another: give easier or harder prompts, "
+                "worked examples (shots), or more num_generations",
             )
         entropy = logs.get("entropy")
         if entropy is None:
@@ -46,5 +53,10 @@ class HealthWarnings(TrainerCallback):
 
     def _warn(self, what: str, message: str) -> None:
         if what not in self._said:
-            self._said.add(what)
+            self._said.append(what)
             logger.warning(message)
+
+    def state(self) -> dict[str, Any]:
+        """What checkpoints keep."""
+        names = ("_mixed", "_first_entropy", "_said")
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}

@@ -37,10 +37,10 @@ class HeldOutEvaluator:
             prefix (`str`): Of the metrics' names.
 
         Returns:
-            `dict`: under `{prefix}_...`: `accuracy` (share of all items whose first reward is at least
-            `correct_threshold`; an item that could not be scored counts as wrong and in `unscorable`), `reward`,
-            `items`, `completion_length` in tokens, `clipped_ratio`, and for a mixture `accuracy/<task>`. They are
-            logged too, with the seconds as `time/{prefix}`.
+            `dict`: under `{prefix}_...`: `accuracy` (share of all items whose first reward, or where only environments
+            give any that of its own, is at least `correct_threshold`; an item that could not be scored counts as wrong
+            and in `unscorable`), `reward`, `items`, `completion_length` in tokens, `clipped_ratio`, and for a mixture
+            `accuracy/<task>`. They are logged too, with the seconds as `time/{prefix}`.
 
         Raises:
             SVFError: there is no item.
@@ -66,7 +66,7 @@ class HeldOutEvaluator:
         total = total_reward(rewards, trainer.reward_weights)
         lengths = gather(lengths.to(trainer.accelerator.device)).view(-1, 2)[: len(dataset)].float()
         unscorable = total.isnan()
-        correct = (rewards[:, 0] >= args.correct_threshold).float()
+        correct = (trainer.deciding(rewards, total) >= args.correct_threshold).float()
         values = {
             "accuracy": correct.mean().item(),
             "reward": total.nanmean().item() if not unscorable.all() else 0.0,

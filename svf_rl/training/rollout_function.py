@@ -1,9 +1,12 @@
 """What a `rollout_func` returns, checked: a user's function that makes whole episodes, in TRL's signature."""
 
+from math import nan
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from svf_rl.errors import Stopped, SVFError
 from svf_rl.generation import Completion
+from svf_rl.rewards.reward import TRAINER_ARGUMENTS
 from svf_rl.rewards.user_code import describe
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ def call_rollout_function(trainer: "SVFReinforceTrainer", prompts: list[Any]) ->
         raise SVFError(f"rollout_func raised {describe(error)}") from error
     if not isinstance(output, dict):
         raise SVFError(f"rollout_func returned {type(output).__name__}: return a dict of {', '.join(_NEEDED)}")
+    for key in sorted(TRAINER_ARGUMENTS - {"completion_ids"} & output.keys()):
+        raise SVFError(f"rollout_func returned {key!r}, the name of what rewards are given by the trainer: rename it")
     missing = [key for key in _NEEDED if key not in output]
     if missing:
         raise SVFError(f"rollout_func returned no {', '.join(missing)}: return a dict of {', '.join(_NEEDED)}")
@@ -43,12 +48,15 @@ def call_rollout_function(trainer: "SVFReinforceTrainer", prompts: list[Any]) ->
         None if output.get(key) is None else _aligned(key, output[key], completion_ids)
         for key in ("logprobs", "env_mask")
     )
+    try:
+        known = None if logprobs is None else [[nan if p is None else float(p) for p in row] for row in logprobs]
+    except (TypeError, ValueError):
+        raise SVFError("rollout_func returned logprobs that are no numbers: return one for each token") from None
     ends = {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}
     completions = [
-        Completion(ids, None if logprobs is None else [float("nan") if p is None else float(p) for p in logprobs[i]],
-                   bool(ids) and ids[-1] in ends)
+        Completion(ids, None if known is None else known[i], bool(ids) and ids[-1] in ends)
         for i, ids in enumerate(completion_ids)
-    ]  # fmt: skip
+    ]
     others = {key: value for key, value in output.items() if key not in (*_NEEDED, "env_mask")}
     extra = {key: _one_each(key, value, len(prompts)) for key, value in others.items()}
     return prompt_ids, completions, None if mask is None else [[int(bool(m)) for m in row] for row in mask], extra
@@ -61,10 +69,10 @@ def _tokens(key: str, rows: Any, count: int) -> list[list[int]]:
         raise SVFError(f"rollout_func returned {found} as {key} of {count} prompts: return a list of tokens for each")
     tokens = []
     for row in rows:
-        ids = _list(row)
-        if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
-            raise SVFError(f"rollout_func returned {row!r:.60} among {key}: each must be a list of token ids")
-        tokens.append(ids)
+        try:
+            tokens.append([index(token) for token in _list(row)])
+        except TypeError:
+            raise SVFError(f"rollout_func returned {row!r:.60} among {key}: each must be a list of token ids") from None
     if key == "prompt_ids" and not all(tokens):
         raise SVFError("rollout_func returned a prompt without tokens in prompt_ids")
     return tokens

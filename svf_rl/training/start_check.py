@@ -135,7 +135,8 @@ def _check_generator(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens
 def _prompts(trainer: "SVFReinforceTrainer") -> list[list[int]]:
     """Two, of different lengths where there are as many tokens, shortened by what follows them: they fit."""
     rows = list(itertools.islice(trainer.train_dataset, 2))
-    ids = [ids[_TOKENS:] or ids for ids in trainer.tokenize([row.get("prompt", NO_PROMPT) for row in rows])]
+    prompts, names = [row.get("prompt", NO_PROMPT) for row in rows], trainer.episodes.toolbox.names(rows)
+    ids = [ids[_TOKENS:] or ids for ids in trainer.tokenize(prompts, names)]
     return [ids[0][-_PROMPT:], ids[-1][-_PROMPT // 2 :]]
 
 

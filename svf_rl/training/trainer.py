@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather, set_seed
+from accelerate.utils import gather, gather_object, set_seed
 from datasets import Dataset
 from huggingface_hub import CommitInfo
 from peft import PeftConfig, PeftModel
@@ -35,7 +35,6 @@ from svf_rl.episodes.user_calls import UserCalls
 from svf_rl.errors import SVFError
 from svf_rl.experts.publish import push_run
 from svf_rl.generation import Completion, CompletionGenerator, Sampling, sample_seed
-from svf_rl.generation.prompts import encode_prompts
 from svf_rl.losses import objective
 from svf_rl.losses.token_logprobs import LogitTransform
 from svf_rl.models.loading import keep_soft_cap
@@ -170,10 +169,13 @@ class SVFReinforceTrainer(GRPOTrainer):
                 quantization_config=quantization_config,
                 tools=list(tools or []),
                 rollout_func=rollout_func,
-                environment_factory=checked_factories(environment_factory, self.user_calls),
+                environment_factory=checked_factories(
+                    environment_factory, self.user_calls, args.seed, args.process_index
+                ),
             )
         self.episodes = TrainerEpisodes(self)
         self.reward_funcs[len(rewards) :] = self.episodes.environments.rewards()
+        self._own_rewards = bool(rewards)
         check_episodes(self)
         self.beta = args.beta  # hidden from the constructor alone
         if self.is_deepspeed_enabled:
@@ -256,19 +258,17 @@ class SVFReinforceTrainer(GRPOTrainer):
         self.synced = synced
 
     def tokenize(self, prompts: list[Any], environments: Sequence[str | None] | None = None) -> list[list[int]]:
-        """The tokens of texts, or of conversations through the chat template, with the tools of all or, where the names
-        of their `environments` are given, of each."""
-        if isinstance(prompts[0], str):
-            return self._tokenize_prompts(prompts)[0]
-        template = {"chat_template": self.chat_template, **self.chat_template_kwargs}
-        if environments is None or self.environment_factories is None:
-            shown = {"tools": self.tools} if self.tools else {}
-            return encode_prompts(self._tokenizer, prompts, **template, **shown)
-        ids = []
-        for prompt, name in zip(prompts, environments, strict=True):
-            shown = {"tools": self._env_tools[name]} if self._env_tools[name] else {}
-            ids += encode_prompts(self._tokenizer, [prompt], **template, **shown)
-        return ids
+        """The tokens of texts, or of conversations through the chat template, with the tools that each may call. Of
+        several environments, `environments` names that of each prompt; default: those of the rows at hand."""
+        toolbox = self.episodes.toolbox
+        if environments is None:
+            environments = self.episodes.environments.names if toolbox.several else [None] * len(prompts)
+        if len(environments) != len(prompts):
+            raise SVFError(
+                f"trainer.tokenize was given {len(prompts)} prompts and {len(environments)} environments: name that of "
+                "each prompt"
+            )
+        return toolbox.encode(prompts, environments)
 
     def generate(
         self,
@@ -348,12 +348,20 @@ class SVFReinforceTrainer(GRPOTrainer):
             self.recorder.add("environments/failure_frequency", self._environments_failed().float().mean().item())
         return rewards, total
 
+    def deciding(self, rewards: Tensor, total: Tensor) -> Tensor:
+        """What says whether a completion is right, of `rewards` (N, functions) and their sums `total` (N,): the first
+        reward, or where only environments give any that of its own."""
+        return rewards[:, 0] if self._own_rewards else total
+
     def _make_batch(self, rollout: Rollout, rewards: Tensor, total: Tensor) -> dict[str, Any]:
         """What the loss takes of this process's completions, given all `rewards` (N, functions) and their sums
         `total` (N,)."""
         args, count = self.args, len(rollout.prompts)
         local = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         batch = rollout.tensors(self._tokenizer.pad_token_id, self.accelerator.device, self.pad_to_multiple_of)
+        name = "sampling_per_token_logps"
+        if any(gather_object([name in batch])) and name not in batch:  # all processes have the same metrics
+            batch[name] = torch.full(batch["completion_ids"].shape, torch.nan, device=self.accelerator.device)
         takes_part = ~total[local].isnan() & counted(batch).any(1)  # (B,)
         if args.mask_truncated_completions:
             takes_part &= torch.tensor(rollout.finished, device=takes_part.device)
@@ -387,7 +395,7 @@ class SVFReinforceTrainer(GRPOTrainer):
             self.recorder.add_episodes(rollout.counts)
         rewards, total = self._score_rollout(inputs, rollout)
         if self.curriculum is not None:
-            self.curriculum.take(rewards[:, 0])
+            self.curriculum.take(self.deciding(rewards, total))
         return self._make_batch(rollout, rewards, total)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:

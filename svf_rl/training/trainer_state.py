@@ -81,10 +81,13 @@ def restore_trainer_state(trainer: "SVFReinforceTrainer", values: dict[str, Any]
             queue = trainer._logs[name] if key is None else trainer._logs[name][key]
             queue.clear()
             queue.extend(items)
-    for callback, (name, attributes) in zip(_stateful(trainer), values["callbacks"], strict=False):
-        if type(callback).__name__ == name:
-            for attribute, value in attributes.items():
-                setattr(callback, attribute, value)
+    saved: dict[str, list[dict[str, Any]]] = {}
+    for name, attributes in values["callbacks"]:
+        saved.setdefault(name, []).append(attributes)
+    for callback in _stateful(trainer):
+        own = saved.get(type(callback).__name__)
+        for attribute, value in (own.pop(0) if own else {}).items():
+            setattr(callback, attribute, value)
     trainer.recorder.seconds = values["seconds"]
     trainer.restore_sync(values["synced"])
 

@@ -229,7 +229,8 @@ class _Desk:
         """What a rollout came to; one that has asked for nothing has a token that does not count."""
         thread = self._threads[place]
         if not thread.prompt_ids:
-            thread.prompt_ids = self._trainer.tokenize([prompt])[0]
+            names = self._trainer.episodes.environments.names[place : place + 1]
+            thread.prompt_ids = self._trainer.tokenize([prompt], names)[0]
         if not thread.ids:
             thread.ids, thread.mask, thread.logprobs = [self._trainer._tokenizer.eos_token_id], [0], [0.0]
         return thread

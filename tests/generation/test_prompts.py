@@ -55,6 +55,12 @@ def test_without_a_system_role_the_system_message_heads_the_users_turn(
     assert QUESTION[1]["content"] == "How many?"  # the data are left alone
 
 
+def test_contents_may_be_parts_where_the_template_knows_them(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = "{% for part in messages[0]['content'] %}<{{ part['text'] }}>{% endfor %}"
+    parts = [{"type": "text", "text": "How "}, {"type": "text", "text": "many?"}]
+    assert render_prompt(tokenizer, [{"role": "user", "content": parts}]) == "<How ><many?>"
+
+
 def test_template_arguments_are_passed_on(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = TURNS + "{% if thinking %}<think>{% endif %}"
     assert render_prompt(tokenizer, QUESTION[1:], thinking=True).endswith("<assistant><think>")

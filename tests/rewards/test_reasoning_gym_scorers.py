@@ -9,7 +9,7 @@ import pytest
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import verify, verify_all
-from svf_rl.rewards.verifiers.reasoning_gym import _workers
+from svf_rl.rewards.verifiers.reasoning_gym import _workers, reasoning_gym
 
 pytest.importorskip("reasoning_gym", reason="pip install 'svf-rl[reasoning]'")
 
@@ -79,6 +79,28 @@ def test_a_killed_worker_is_replaced() -> None:
 def test_a_reference_names_an_entry(reference: object) -> None:
     with pytest.raises(SVFError, match="an answer must have dataset, config and position"):
         verify("reasoning_gym", "3", reference)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (_entry("no_such"), "there is no data set 'no_such'"),
+        (_entry("count_bits", bits=3), "count_bits has no key 'bits' here; it has: min_n, max_n"),
+        ({**_entry("count_bits"), "position": "0"}, "position a number from 0 on"),
+        ({**_entry("count_bits"), "position": -1}, "position a number from 0 on"),
+        ({**_entry("count_bits"), "config": "min_n: 2"}, "config a mapping"),
+        ({**_entry("count_bits"), "dataset": None}, "dataset must be a name"),
+    ],
+)  # fmt: skip
+def test_an_entry_that_cannot_be_made_is_bad_data_and_no_wrong_answer(entry: dict, message: str) -> None:
+    with pytest.raises(SVFError, match=message):
+        verify("reasoning_gym", "3", entry)
+
+
+def test_an_answer_to_an_entry_that_cannot_be_made_is_not_scorable() -> None:
+    verdict = reasoning_gym("3", _entry("no_such"))
+    assert verdict.correct is None
+    assert verdict.reason.startswith("the entry could not be made (ValueError: there is no data set 'no_such'")
 
 
 def test_the_time_limit_is_a_number_of_seconds() -> None:

@@ -1,5 +1,6 @@
 """`tools`, `environment` and `rollout_func` in a recipe: found, checked, and refused in one line."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,14 @@ class Guess:
             number: A number.
         """
         return "no"
+
+    def get_reward(self) -> float:
+        return 1.0
+
+
+class Mute:
+    def reset(self, **row):
+        pass
 
 
 class Nothing:
@@ -117,6 +126,10 @@ def test_one_tool_needs_no_list(recipe: Callable[..., Any]) -> None:
         ("environment: parts.py:Nothing", "environment 'parts.py:Nothing' has no method reset"),
         ("environment: Guess", "environment: environment 'Guess' names no function: write it as file.py:function"),
         ("environment: {}", "environment: it is empty"),
+        ("environment: {game: 3}", "environment: 3 is no class: name one as file.py:Class"),
+        ("environment: {game: null}", "environment: None is no class: name one as file.py:Class"),
+        ("environment: parts.py:Mute", "there is no reward: name one in rewards, or define get_reward(self) in Mute"),
+        ("environment: {a: parts.py:Guess}", "(train) has no column 'environment', which says which of environment"),
         ("rollout_func: parts.py:nothing", "has no function 'nothing'"),
         ("tools: [parts.py:search]\nobjective: next_token", "next_token trains on right answers of one turn"),
         ("tools: [parts.py:search]\ntool_timeout: 0", "tool_timeout must be"),
@@ -137,6 +150,25 @@ def test_a_dry_run_says_what_an_episode_is_made_of(recipe: Callable[..., Any]) -
     report = str(check_recipe(recipe("tools: [parts.py:search, python]\nenvironment: parts.py:Guess")))
     assert "tools search, python; environments Guess" in report
     assert "rewards:        the environment's" in report
+
+
+def test_what_gives_rewards_is_known_of_classes_alone(recipe: Callable[..., Any]) -> None:
+    for text in ("parts.py:make", "parts.py:Mute\nrewards: [numeric]"):
+        check_recipe(recipe(f"environment: {text}"))
+
+
+def test_rows_name_their_environments(recipe: Callable[..., Any], folder: Path) -> None:
+    def check(*names: str) -> Any:
+        rows = [{"prompt": f"What is {i}?", "environment": names[i % len(names)]} for i in range(400)]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = "task: columns\ndata_path: rows.jsonl\nenvironment: {a: parts.py:Guess, b: parts.py:Mute}"
+        path = folder / "columns.yaml"
+        path.write_text(f"model_name_or_path: quickstart-tools\nuse_vllm: false\n{settings}\n")
+        return check_recipe(load_recipe(path))
+
+    assert check("a", "b").rows is not None
+    said = refusal(check, "a", "c")
+    assert said == "columns (train): environment 'c' is not among those of environment: a, b"
 
 
 def test_with_an_environment_there_is_no_default_reward(recipe: Callable[..., Any]) -> None:

@@ -115,6 +115,12 @@ def test_classes_that_cannot_be(classes: dict, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_settings_of_a_data_set_that_is_no_class() -> None:
+    classes = {"sorting": "reasoning_gym:word_sorting", "sums": "quickstart:math"}
+    with pytest.raises(SVFError, match="dispatch: config has 'words', which is no data set of its parts"):
+        TASK.load(TaskOptions(classes=classes, config={"words": {"min_words": 7}}))
+
+
 def test_a_class_with_too_few_rows_is_named() -> None:
     pytest.importorskip("reasoning_gym")
     classes = {"sums": "quickstart:math", "few": "reasoning_gym:number_filtering"}

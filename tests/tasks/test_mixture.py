@@ -12,6 +12,7 @@ from svf_rl.tasks import TaskOptions, find_task
 
 TASK = find_task("mixture")
 SKILLS = {"quickstart:math": 2, "quickstart:choice": 1}
+SORTING = {"reasoning_gym:word_sorting": 1}
 
 
 def test_rows_come_in_proportion_and_in_turn_until_one_task_has_no_more() -> None:
@@ -30,6 +31,11 @@ def test_weights_may_be_fractions_and_rows_are_the_same_every_time() -> None:
     rows = TASK.load(options)["train"]
     assert Counter(rows["task"]) == {"quickstart:math": 30, "quickstart:choice": 10}
     assert TASK.load(options)["train"].to_list() == rows.to_list()
+
+
+def test_the_smallest_weight_is_one_too() -> None:
+    rows = TASK.load(TaskOptions(mixture={"quickstart:math": 1, "quickstart:choice": 1e-9}))["test"]
+    assert set(rows["task"]) == {"quickstart:math"}
 
 
 def test_each_row_names_its_verifier_and_gold_answers_are_right() -> None:
@@ -68,6 +74,10 @@ def test_real_tasks_of_different_kinds(shared_data: Path) -> None:
         ({"mixture": {"mixture": 1}}, "mixture cannot be a part"),
         ({"mixture": {"quickstart:chess": 1}}, "chess"),
         ({"mixture": {"gsm8k": 1}, "data_path": "x"}, "give data_dir"),
+        ({"mixture": SORTING, "config": {"word_sortin": {}}}, "'word_sortin', .* parts; did you mean 'word_sorting'"),
+        ({"mixture": SORTING, "config": {"min_words": 2}}, "config has 'min_words', which is no data set of its parts"),
+        ({"mixture": SORTING, "config": {"word_sorting": 3}}, "config of word_sorting must be a mapping"),
+        ({"mixture": SKILLS, "config": {"math": {}}}, "config has 'math', .* known: none"),
     ],
 )
 def test_what_cannot_be_mixed(options: dict, message: str) -> None:

@@ -2,12 +2,17 @@
 
 import random
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from datasets import Dataset
 from fakes import FakeGenerator
 
+from svf_rl.episodes.episodes import Episodes
+from svf_rl.episodes.rollout import Rollout
+from svf_rl.episodes.toolbox import fill_toolbox
+from svf_rl.episodes.user_calls import UserCalls
 from svf_rl.generation import Completion, Sampling
 from svf_rl.svf import SVFConfig
 
@@ -114,6 +119,42 @@ class Scripted(FakeGenerator):
         super().__init__(answer)
 
 
+def saying(tokenizer: Any, *turns: str) -> FakeGenerator:
+    """Says the same in each episode: one of `turns` after the other, by the number of the assistant's turns."""
+    marker = tokenizer.convert_tokens_to_ids("<|assistant|>")
+
+    def answer(prompts: Any, sampling: Any, seeds: Any) -> list[Completion]:
+        found = []
+        for prompt in prompts:
+            text = turns[min(list(prompt).count(marker), len(turns)) - 1]
+            ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+            found.append(Completion(ids[: sampling.max_tokens], None, len(ids) <= sampling.max_tokens))
+        return found
+
+    return FakeGenerator(answer)
+
+
+@pytest.fixture
+def playing(tokenizer: Any) -> Make:
+    """`playing(tools=…, factory=…, seconds=…)`: episodes without a trainer, and `play(rows, *turns)` in which the model
+    says these."""
+
+    def build(tools: Sequence[Any] = (), factory: Any = None, seconds: float = 5.0, **changes: Any) -> Any:
+        settings = {"template": {}, "max_iterations": 3, "seed": 0}
+        box = fill_toolbox(tokenizer, tools, factory, UserCalls(seconds), **{**settings, **changes})
+        episodes = Episodes(box, max_tokens=1_000_000)
+
+        def play(rows: Any, *turns: str) -> Rollout:
+            generator = saying(tokenizer, *turns)
+            return episodes.play(
+                list(rows), lambda prompts, places, turn, room: generator.generate(prompts, Sampling(room), [])
+            )
+
+        return SimpleNamespace(episodes=episodes, play=play)
+
+    return build
+
+
 def questions(count: int = 8, **columns: Callable[[int], Any]) -> Dataset:
     return Dataset.from_list(
         [
@@ -124,6 +165,14 @@ def questions(count: int = 8, **columns: Callable[[int], Any]) -> Dataset:
             for i in range(count)
         ]
     )
+
+
+WORLD = {"environment_factory": {"counter": Counter, "echo": Echo}, "tools": [add, fails, later]}
+
+
+def rows(count: int = 16) -> Dataset:
+    """For [`WORLD`]."""
+    return questions(count, start=lambda i: i, environment=lambda i: ("counter", "echo")[i % 2])
 
 
 def by_length(completions: list[Any], **_: Any) -> list[float]:

@@ -88,6 +88,24 @@ def test_a_run_that_resumes_goes_on_at_its_level(make_trainer, scripted, tmp_pat
     assert trainer.curriculum.level == 2
 
 
+def test_it_is_the_same_level_with_another_patience(make_trainer, scripted, tmp_path: Path) -> None:
+    """Which a run that resumes may have, and which is a callback with a state too."""
+
+    def train(**settings: object):
+        trainer = make_trainer(
+            generator=scripted(), reward=lambda prompts, **_: [1.0] * len(prompts), train_rows=_rows(), eval_items=2,
+            curriculum_updates=2, output_dir=str(tmp_path / "run"), save_strategy="steps", save_steps=1,
+            eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, metric_for_best_model="eval_accuracy",
+            **settings,
+        )  # fmt: skip
+        trainer.train("auto")
+        return trainer.curriculum.level
+
+    assert train(max_steps=3) == 1
+    assert train(max_steps=4, early_stopping_patience=9) == 2
+    assert train(max_steps=5) == 2
+
+
 def test_a_task_has_training_rows_of_each_level_and_others_of_the_last() -> None:
     pytest.importorskip("reasoning_gym", reason="pip install 'svf-rl[reasoning]'")
     options = TaskOptions(

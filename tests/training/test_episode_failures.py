@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from episode_parts import Counter, Echo, Scripted, acting, add, by_length, questions
+from episode_parts import Counter, Echo, Scripted, acting, add, by_length, questions, saying
 from fakes import FakeGenerator, refusal
 
 from svf_rl.errors import Stopped, SVFError
@@ -19,21 +19,6 @@ from svf_rl.generation import Completion
 __all__ = ["acting"]
 
 Make = Callable[..., Any]
-
-
-def saying(tokenizer: Any, *turns: str) -> FakeGenerator:
-    """Says the same in each episode: one of `turns` after the other, by the number of the assistant's turns."""
-    marker = tokenizer.convert_tokens_to_ids("<|assistant|>")
-
-    def answer(prompts: Any, sampling: Any, seeds: Any) -> list[Completion]:
-        found = []
-        for prompt in prompts:
-            text = turns[min(list(prompt).count(marker), len(turns)) - 1]
-            ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
-            found.append(Completion(ids[: sampling.max_tokens], None, len(ids) <= sampling.max_tokens))
-        return found
-
-    return FakeGenerator(answer)
 
 
 def last_line(trainer: Any) -> dict[str, float]:
@@ -211,7 +196,7 @@ def test_a_sample_whose_environment_fails_takes_no_part(
     said = [record.getMessage() for record in caplog.records if "take no part" in record.getMessage()]
     assert len(said) == 1
     assert said[0].startswith("Broken.reset" if "reset" in fails else "Broken.get_reward")
-    assert Broken.made == (16 + (2 if "endless" in fails else 0))
+    assert Broken.made == (32 if "endless" in fails else 16)
 
 
 def test_where_all_environments_fail_the_run_goes_on(acting: Make) -> None:
@@ -304,6 +289,10 @@ def failing() -> Any:
         (
             questions(environment=lambda i: "b"), {"environment_factory": {"a": Counter}},
             "train_dataset: environment 'b' is not among those of environment_factory: a",
+        ),
+        (
+            questions(environment=lambda i: i), {"environment_factory": {0: Counter, 1: Echo}},
+            "train_dataset: environment 2 is not among those of environment_factory: 0, 1",
         ),
         (None, {"environment_factory": {"a": Counter}}, "requires a `train_dataset`"),
         (None, {"environment_factory": Counter, "max_steps": -1}, "`max_steps` must be set"),

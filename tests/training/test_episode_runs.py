@@ -1,4 +1,4 @@
-"""Runs with tools and environments: seeds, held-out answers, rollout functions, and resuming to the bit."""
+"""Runs with tools and environments: seeds, held-out answers, and resuming to the bit."""
 
 import random
 import shutil
@@ -8,22 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from episode_parts import Counter, Echo, Scripted, acting, add, by_length, fails, later, questions
+from episode_parts import WORLD, Counter, Scripted, acting, add, by_length, fails, questions, rows, saying
 from fakes import read_metrics, refusal
 from transformers import TrainerCallback
 
 from svf_rl.generation import sample_seed
+from svf_rl.losses.objective import total_reward
+from svf_rl.tasks.reasoning_gym import LEVEL
 from svf_rl.training.next_token import NextTokenTrainer
 
 __all__ = ["acting"]
 
 Make = Callable[..., Any]
-WORLD = {"environment_factory": {"counter": Counter, "echo": Echo}, "tools": [add, fails, later]}
-
-
-def rows(count: int = 16) -> Any:
-    return questions(count, start=lambda i: i, environment=lambda i: ("counter", "echo")[i % 2])
-
 
 # ---- seeds -----------------------------------------------------------------------------------------------------------
 
@@ -77,6 +73,32 @@ def test_held_out_items_are_answered_greedily_in_several_turns(acting: Make) -> 
     assert metrics["eval_completion_length"] == pytest.approx(written)  # what the model wrote
 
 
+class Right(Counter):
+    def get_reward(self) -> float:
+        return 1.0
+
+
+class Half(Counter):
+    def get_reward(self) -> float:
+        return 0.25 * (self.total % 4)
+
+
+def test_of_several_environments_each_says_what_is_right_in_it(acting: Make, tokenizer: Any) -> None:
+    worlds = {"counter": Right, "echo": Half}
+    data = rows(16).add_column(LEVEL, [0] * 16)
+    trainer = acting(
+        data, [], environment_factory=worlds, eval_dataset=rows(16), generator=saying(tokenizer, "well"),
+        per_device_train_batch_size=64,
+    )  # fmt: skip
+    # `Half` begins at 1, 3, 5, …: half of its own are right from 0.5 on
+    assert trainer.evaluate()["eval_accuracy"] == 0.75
+    given = torch.tensor([[1.0, torch.nan], [torch.nan, 0.25], [torch.nan, 0.75], [torch.nan, torch.nan]])
+    deciding = trainer.deciding(given, total_reward(given, torch.ones(2)))
+    assert (deciding >= 0.5).tolist() == [True, False, True, False]
+    trainer.train()
+    assert trainer.curriculum._recent == [0.75]
+
+
 def test_what_environments_draw_in_an_evaluation_moves_no_draw_of_the_training(acting: Make) -> None:
     drawn: list[int] = []
 
@@ -100,118 +122,6 @@ def rewards_of(seen: list[tuple[Any, Any]]) -> float:
         calls = [call["function"] for message in messages for call in message.get("tool_calls") or ()]
         total += start + sum(call["arguments"]["by"] for call in calls if call["name"] == "count")
     return total
-
-
-# ---- rollout functions -----------------------------------------------------------------------------------------------
-
-
-def two_turns(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-    """Asks twice, with a word of its own between."""
-    prompt_ids = trainer.tokenize(prompts)
-    first = trainer.generate(prompt_ids)
-    between = trainer._tokenizer.encode("and then?", add_special_tokens=False)
-    longer = [ids + one.token_ids + between for ids, one in zip(prompt_ids, first, strict=True)]
-    second = trainer.generate(longer, turn=1, max_tokens=5)
-    pairs = list(zip(first, second, strict=True))
-    return {
-        "prompt_ids": prompt_ids,
-        "completion_ids": [a.token_ids + between + b.token_ids for a, b in pairs],
-        "logprobs": [[*a.logprobs, *[0.0] * len(between), *b.logprobs] for a, b in pairs],
-        "env_mask": [[1] * len(a.token_ids) + [0] * len(between) + [1] * len(b.token_ids) for a, b in pairs],
-        "turns": [2 + i for i in range(len(prompts))],
-        "name": "two",
-    }
-
-
-def test_a_rollout_function_makes_the_episodes(acting: Make) -> None:
-    seen: dict[str, Any] = {}
-
-    def reward(turns: list[int], name: list[str], **_: Any) -> list[float]:
-        seen.update(turns=turns, name=name)
-        return [float(turn) for turn in turns]
-
-    trainer = acting(questions(), reward, rollout_func=two_turns, seed=3)
-    batches: list[Any] = []
-    inner = trainer._loss_of
-    trainer._loss_of = lambda model, batch: batches.append(batch) or inner(model, batch)
-    trainer.train()
-    assert seen == {"turns": list(range(2, 10)), "name": ["two"] * 8}
-    for turn, seeds in enumerate(trainer.generator.seeds):
-        assert seeds == [sample_seed(3, "train", 0, place, turn) for place in range(8)]
-    (batch,) = batches
-    between = len(trainer._tokenizer.encode("and then?", add_special_tokens=False))
-    assert ((batch["completion_mask"] - batch["tool_mask"] * batch["completion_mask"]).sum(1) == between).all()
-    line = next(line for line in trainer.state.log_history if "reward" in line)
-    written = sum(len(tokens) for _, tokens in trainer.generator.samples) / 8
-    assert line["completions/mean_length"] == pytest.approx(written)
-    assert line["sampling/logp_difference"] > 0
-
-
-def test_a_rollout_function_is_asked_for_held_out_items_too(acting: Make) -> None:
-    trainer = acting(
-        questions(), lambda turns, **_: [1.0] * len(turns), rollout_func=two_turns, eval_dataset=questions(5)
-    )
-    assert trainer.evaluate()["eval_reward"] == 1
-    assert all(request.temperature == 0 for request in trainer.generator.requests)
-    assert refusal(trainer.generate, [[5]]) == "trainer.generate is for a rollout_func, while it is called"
-
-
-def test_an_environment_can_be_driven_by_a_rollout_function(acting: Make) -> None:
-    class World:
-        def reset(self, start: int, **_: Any) -> str:
-            self.start = start
-            return f" From {start}."
-
-        def get_reward(self) -> float:
-            return float(self.start)
-
-    def play(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        assert [
-            prompt[-1]["content"].endswith(f"From {e.start}.")
-            for prompt, e in zip(prompts, trainer.environments, strict=True)
-        ]
-        return two_turns(prompts, trainer)
-
-    trainer = acting(rows(), [], rollout_func=play, environment_factory=World)
-    trainer.train()
-    assert trainer.state.log_history[0]["rewards/World/mean"] > 0
-
-
-def changed(**changes: Any) -> Callable[..., Any]:
-    def play(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        output = {**two_turns(prompts, trainer), **changes}
-        return {key: value for key, value in output.items() if value != "left out"}
-
-    return play
-
-
-def raises(prompts: list[Any], trainer: Any) -> Any:
-    raise KeyError("x")
-
-
-@pytest.mark.parametrize(
-    ("play", "said"),
-    [
-        (raises, "rollout_func raised KeyError: 'x'"),
-        (lambda prompts, trainer: [], "rollout_func returned list: return a dict of prompt_ids"),
-        (changed(logprobs="left out"), "rollout_func returned no logprobs: return a dict"),
-        (changed(prompt_ids=[[1]]), "rollout_func returned 1 lists as prompt_ids of 8 prompts"),
-        (changed(completion_ids=["ab"] * 8), "rollout_func returned 'ab' among completion_ids"),
-        (changed(logprobs=[[0.0]] * 8), "rollout_func returned logprobs that does not fit completion_ids"),
-        (changed(env_mask=[[1]] * 8), "rollout_func returned env_mask that does not fit completion_ids"),
-        (changed(turns=[1]), "rollout_func returned 1 values of turns for 8 prompts"),
-        (lambda prompts, trainer: trainer.generate([[5]], places=[8]), "which of the 8 prompts"),
-    ],
-)
-def test_what_a_rollout_function_returns_is_checked(acting: Make, play: Any, said: str) -> None:
-    trainer = acting(questions(), by_length, rollout_func=play)
-    assert said in refusal(trainer.train)
-
-
-def test_without_log_probabilities(acting: Make) -> None:
-    trainer = acting(questions(), by_length, rollout_func=changed(logprobs=[None] * 8))
-    trainer.train()
-    assert "sampling/logp_difference" not in trainer.state.log_history[0]
 
 
 # ---- where the rows come from ----------------------------------------------------------------------------------------
@@ -258,10 +168,13 @@ class CutOffAt(TrainerCallback):
 
 
 class Luck(Counter):
-    """Draws from the process's random numbers, which a checkpoint keeps."""
+    """Draws from the process's random numbers, which a checkpoint keeps, and when it is made."""
+
+    def __init__(self) -> None:
+        self.start = random.randrange(9)
 
     def reset(self, **row: Any) -> str:
-        super().reset(random.randrange(9))
+        super().reset(self.start + random.randrange(9))
         return f" {self.total}"
 
 
@@ -277,9 +190,11 @@ def test_a_run_that_was_cut_off_is_the_same_to_the_bit(acting: Make, tokenizer: 
 
     def train(name: str, callback: Any = None, resume: bool = False) -> Any:
         random.seed(1)
-        trainer = acting(rows(), by_length, output_dir=str(tmp_path / name), **settings, **world)
+        trainer = acting(rows(), by_length, output_dir=str(tmp_path / name), eval_dataset=rows(8), **settings, **world)
         if callback is not None:
             trainer.add_callback(callback)
+        if not resume:
+            trainer.evaluate()  # as a run begins, which makes the environments
         trainer.train(resume_from_checkpoint=resume or None)
         return trainer
 

@@ -8,15 +8,21 @@ import torch
 
 from svf_rl.training.health import PATIENCE, HealthWarnings
 
-MAIN = SimpleNamespace(is_world_process_zero=True)
 ARGS = SimpleNamespace(num_generations=4)
 
 
-def _log(caplog: pytest.LogCaptureFixture, *lines: dict) -> list[str]:
+def _log(caplog: pytest.LogCaptureFixture, *lines: dict, every: int = 1, cut: int | None = None) -> list[str]:
+    """What is said of the lines, one after `every` update, of a run that was cut off after `cut` lines."""
     watch = HealthWarnings()
     with caplog.at_level(logging.WARNING):
-        for line in lines:
-            watch.on_log(ARGS, MAIN, None, {"loss": 0.0, **line})
+        for number, line in enumerate(lines):
+            state = SimpleNamespace(is_world_process_zero=True, global_step=every * number)
+            if number in (0, cut):
+                kept, watch = watch.state()["attributes"], HealthWarnings()
+                vars(watch).update(kept)
+                watch.on_train_begin(ARGS, state, None)
+            state.global_step += every
+            watch.on_log(ARGS, state, None, {"loss": 0.0, **line})
     return [record.getMessage() for record in caplog.records]
 
 
@@ -25,6 +31,25 @@ def test_updates_without_mixed_rewards_are_warned_of_once(caplog: pytest.LogCapt
     assert _log(caplog, *[same] * (PATIENCE - 1), mixed, *[same] * (PATIENCE - 1)) == []
     (said,) = _log(caplog, *[same] * (3 * PATIENCE))
     assert f"in {PATIENCE} updates the completions of each prompt had all the same reward" in said
+
+
+def test_what_is_counted_is_updates_and_not_lines(caplog: pytest.LogCaptureFixture) -> None:
+    same, mixed = {"frac_reward_zero_std": 1.0, "reward": 0.0}, {"frac_reward_zero_std": 0.5, "reward": 0.1}
+    assert _log(caplog, mixed, same, every=PATIENCE - 1) == []
+    (said,) = _log(caplog, mixed, same, every=10)
+    assert "in 10 updates the completions" in said
+
+
+def test_a_run_that_resumes_knows_what_was_before(caplog: pytest.LogCaptureFixture) -> None:
+    same, start = {"frac_reward_zero_std": 1.0}, {"entropy": 1.8, "reward": 0.02}
+    (unmixed,) = _log(caplog, *[same] * (2 * PATIENCE), cut=PATIENCE - 1)
+    assert f"in {PATIENCE} updates" in unmixed
+    caplog.clear()
+    (collapsed,) = _log(caplog, start, *[{"entropy": 0.1, "reward": 0.02}] * 4, cut=3)
+    assert "the entropy fell from 1.8 to 0.1" in collapsed
+    caplog.clear()
+    (later,) = _log(caplog, start, start, {"entropy": 0.1, "reward": 0.02}, cut=2)
+    assert later == collapsed
 
 
 def test_a_collapse_is_warned_of_where_the_task_is_not_solved(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ from svf_rl.sandbox.workers import WorkerPool, parallel_checks, script_command
 SECONDS = 10.0
 _PATIENCE = 60.0  # beside what a worker allows two children, on a busy machine
 _MOST_CHARACTERS = 1 << 16
+_sound: set[str] = set()  # data sets with settings of which an entry could be made
 _TAG = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)
 
 _workers = WorkerPool(
@@ -56,10 +57,14 @@ def make_entries(dataset: str, config: Mapping[str, Any], first: int, count: int
 
 
 def check_reference(reference: Any, *, timeout: float = SECONDS, **_: Any) -> None:
-    """Raises `SVFError` for a reference that names no entry, or an invalid time-out."""
+    """Raises `SVFError` for a reference that names no entry, or an invalid time-out. Each data set is asked once for
+    one of its settings."""
     if not is_number(timeout) or not 0 < timeout <= 3600:
         raise SVFError(f"reasoning_gym: timeout must be a number of seconds above 0, not {timeout!r}")
-    _entry(reference)
+    entry = _entry(reference)
+    if (settings := f"{entry['dataset']} {entry['config']!r}") not in _sound:
+        make_entries(entry["dataset"], entry["config"], 0, 1)
+        _sound.add(settings)
 
 
 @verifier("reasoning_gym", waits=True, check_reference=check_reference)
@@ -92,12 +97,12 @@ def reasoning_gym(completion: str, reference: Any, *, partial: bool = False, tim
         right = score == 1
         reason = "the data set's scorer says so" if right else f"the data set's scorer gives {score:g}"
         return Verdict(right, answer, reason, score if partial else None)
-    if "raised" in reply:
+    if "raised" in reply and reply["entry"]:
         return Verdict(False, answer, f"the data set's scorer raised {reply['raised']}", raised=True)
-    if reply["ended"] == "died":
+    if reply.get("ended") == "died":
         raise InfrastructureError("two processes that score answers were killed, or did not get to run")
     if not reply["entry"]:
-        return Verdict(None, answer, f"the entry could not be made ({reply['ended']})")
+        return Verdict(None, answer, f"the entry could not be made ({reply.get('ended') or reply['raised']})")
     return Verdict(False, answer, f"the data set's scorer was {reply['ended']}", raised=True)
 
 
@@ -110,4 +115,12 @@ def _entry(reference: Any) -> dict[str, Any]:
             given = None
     if not isinstance(given, Mapping) or not {"dataset", "config", "position"} <= given.keys():
         raise SVFError(f"reasoning_gym: an answer must have dataset, config and position, not {shorten(reference)}")
-    return {name: given[name] for name in ("dataset", "config", "position")}
+    entry = {name: given[name] for name in ("dataset", "config", "position")}
+    text, config, position = entry.values()
+    whole = isinstance(position, int) and not isinstance(position, bool) and position >= 0
+    if not isinstance(text, str) or not isinstance(config, Mapping) or not whole:
+        raise SVFError(
+            "reasoning_gym: dataset must be a name, config a mapping and position a number from 0 on, not "
+            f"{shorten(entry)}"
+        )
+    return entry

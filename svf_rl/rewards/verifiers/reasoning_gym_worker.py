@@ -6,7 +6,7 @@ named by its data set, configuration and position; `svf_rl/sandbox/supervised_ch
 A request is `{"do": "make", "dataset", "config", "first", "count", ...}`, answered by `{"entries": [...]}` with
 `question` and `answer` (text, or `null` where there is no single one), or by `{"refused": text}`; or it is
 `{"do": "score", "dataset", "config", "position", "completion", ...}`, answered by `{"score": number}`,
-`{"raised": text}` or `{"ended": "late" | "crashed" | "died", "entry": whether the entry had been made}`.
+`{"raised": text}` or `{"ended": "late" | "crashed" | "died"}`, each with `"entry"`, whether the entry had been made.
 """
 
 import ast
@@ -48,7 +48,7 @@ def _answer(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _reply(said: list[dict[str, Any]], why: str) -> dict[str, Any]:
-    return {"ended": why, "entry": bool(said)} if why else said[-1]
+    return {"ended": why, "entry": bool(said)} if why else {**said[-1], "entry": len(said) > 1}
 
 
 def _make(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
