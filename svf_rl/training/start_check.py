@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _ROUNDING = {torch.float32: (0.02, 0.002)}
 _ROUNDING_HALF = (0.3, 0.15)
 _FOLLOWED = 0.25  # share of what the trained values move that may be missing
+# How far the trained values are moved, as a share of their size: the first of these by which the log-probabilities of
+# the tokens change by no more than so much. A model that says nothing sensible any more multiplies what is rounded.
+_MOVES, _CHANGE = (0.2, 0.1, 0.05, 0.025, 0.0125), 2.0
 _PROMPT, _TOKENS = 64, 8
 
 Tokens = Sequence[list[int]]
@@ -54,12 +57,16 @@ def check_start(trainer: "SVFReinforceTrainer", ask_generator: bool) -> None:
     try:
         with torch.no_grad(), trainer.compute_loss_context_manager():
             start = _model_logps(model, prompts, given)
-            with _moved(model):
-                moved = _model_logps(model, prompts, given)
-                _check_packing(trainer, model, prompts)
-                _check_loss(trainer, model, prompts, given, moved)
-                if ask_generator:
-                    _check_generator(trainer, model, prompts, given, _difference(start, moved))
+            for share in _MOVES:
+                with _moved(model, share):
+                    moved = _model_logps(model, prompts, given)
+                    change = _difference(start, moved)
+                    if change <= _CHANGE or share == _MOVES[-1]:
+                        _check_packing(trainer, model, prompts)
+                        _check_loss(trainer, model, prompts, given, moved)
+                        if ask_generator:
+                            _check_generator(trainer, model, prompts, given, change)
+                        break
     finally:
         model.train(training)
     if ask_generator:
@@ -151,15 +158,15 @@ class OnTrainBegin(TrainerCallback):
 
 
 @contextmanager
-def _moved(model: nn.Module) -> Iterator[None]:
-    """Within it, every trained value is off by a fifth of the size of its tensor's, or what starts at 0 by a little.
-    Where ZeRO-3 has shared them out they stay."""
+def _moved(model: nn.Module, share: float) -> Iterator[None]:
+    """Within it, every trained value is off by that share of the size of its tensor's, or of what is usual where they
+    start at 0. Where ZeRO-3 has shared them out they stay."""
     trained = [] if is_deepspeed_zero3_enabled() else [p for p in model.parameters() if p.requires_grad]
     saved = [parameter.detach().clone() for parameter in trained]
     generator = torch.Generator().manual_seed(0)
     for parameter in trained:
         size = parameter.float().square().mean().sqrt().item() or (1.0 if parameter.ndim == 1 else 0.1)
-        parameter += 0.2 * size * torch.randn(parameter.shape, generator=generator).to(parameter)
+        parameter += share * size * torch.randn(parameter.shape, generator=generator).to(parameter)
     try:
         yield
     finally:
