@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from svf_rl.generation import SyncReport
 from svf_rl.generation.transformers_generator import TransformersGenerator
 from svf_rl.svf import SVFConfig
+from svf_rl.training import start_check
 from svf_rl.training import trainer as trainer_module
 
 Make = Callable[..., Any]
@@ -114,6 +115,22 @@ def test_a_generator_that_gets_no_weights_is_found_though_they_change_nothing_ye
     monkeypatch.setattr(trainer_module, "build_generator", deaf)
     line = refusal(make_trainer, peft_config=config, use_vllm=False)
     assert "the generator does not answer as" in line
+
+
+def test_trained_values_are_moved_by_no_more_than_what_a_model_survives(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dense core that is off by a fifth everywhere makes the model babble, and in bfloat16 its logits are rounded to
+    others in each order of sums."""
+    changes: list[float] = []
+    monkeypatch.setattr(start_check, "_check_generator", lambda *arguments: changes.append(arguments[-1]))
+    monkeypatch.setattr(start_check, "_CHANGE", 0.5)  # tiny models say little that is sensible anyway
+    config = SVFConfig(target_modules="mlp", core="block:32", task_type="CAUSAL_LM")
+    for moves in ((0.2,), start_check._MOVES):
+        monkeypatch.setattr(start_check, "_MOVES", moves)
+        make_trainer(peft_config=config, use_vllm=False, max_steps=1).train()
+    first, chosen = changes
+    assert 0.1 < chosen <= 0.5 < first
 
 
 def test_the_check_changes_no_bit_of_a_run(make_trainer: Make, z_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
