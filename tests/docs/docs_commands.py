@@ -27,6 +27,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # Added to a command of the documentation, unless it says otherwise itself.
 SMALLER = {
@@ -193,15 +195,24 @@ def _accelerate(arguments: list[str], check: bool) -> int:
     script = "svf_rl.train" if known.module else "svf_rl/train.py"
     if known.training_script != script or not (known.module or Path(script).is_file()):
         raise FileNotFoundError(known.training_script)
-    return (_checked if check else _svf_rl)(["train", *known.training_script_args])
+    arguments = ["train", *known.training_script_args]
+    if not check:
+        return _svf_rl(arguments)
+    config = yaml.safe_load(Path(known.config_file).read_text()) if known.config_file else {}
+    return _checked(arguments, gpus=known.num_processes or config.get("num_processes", 1))
 
 
-def _checked(arguments: list[str]) -> int:
-    """The dry run of a command; where there is none, its arguments parsed and nothing done."""
+def _checked(arguments: list[str], gpus: int = 1) -> int:
+    """The dry run of a command, here and for so many GPUs; where there is none, its arguments parsed and nothing
+    done."""
     import svf_rl.cli
     from svf_rl.cli import main
+    from svf_rl.settings.recipe import load_recipe
 
     command = arguments[0]
+    if command == "train":  # the dry run leaves out what makes sense on GPUs alone
+        flags = ("--dry-run", "--resume", "--debug")
+        load_recipe(arguments[1], [word for word in arguments[2:] if word not in flags], gpus=gpus)
     if command in ("train", "reproduce"):
         return main([*arguments, *([] if "--dry-run" in arguments else ["--dry-run"])])
     if command == "plan":  # of the bundled model: the recipe's own may not be on this machine
