@@ -70,8 +70,9 @@ def probe_cells(
     comparison: Comparison, name: str, runs: Sequence[TrainingRun], on: TrainingRun, out: Path
 ) -> list[Cell]:
     """The same as the probe `name` has it, on the task of the run `on`, or on a text."""
-    make = _probe_cell if comparison.probes[name].text is None else _text_cell
-    return [make(comparison, name, suffix, group, on, out) for suffix, group in _by_model(runs)]
+    if comparison.probes[name].text is not None:
+        return [_text_cell(comparison, name, suffix, group, out) for suffix, group in _by_model(runs)]
+    return [_probe_cell(comparison, name, suffix, group, on, out) for suffix, group in _by_model(runs)]
 
 
 def _by_model(runs: Sequence[TrainingRun]) -> list[tuple[str, list[TrainingRun]]]:
@@ -101,9 +102,7 @@ def _probe_cell(
     return _worker_cell("evaluation", cell, out, below, settings, runs, _adapters(runs), "probes")
 
 
-def _text_cell(
-    comparison: Comparison, name: str, suffix: str, runs: Sequence[TrainingRun], _: TrainingRun, out: Path
-) -> Cell:
+def _text_cell(comparison: Comparison, name: str, suffix: str, runs: Sequence[TrainingRun], out: Path) -> Cell:
     """The base model and the adapters of the runs on the text of the probe `name`."""
     probe, expert = comparison.probes[name], runs[0].expert
     assert probe.text is not None

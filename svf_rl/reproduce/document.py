@@ -62,15 +62,7 @@ def tabulate_passes(rows: Sequence[Row]) -> str:
 
 def _tabulate_variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
     """A line a variant: what it changes in the recipe."""
-    lines = [
-        [
-            name,
-            ", ".join(
-                f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()
-            ),
-        ]
-        for name, keys in variants.items()
-    ]
+    lines = [[name, ", ".join(_as_keys(keys))] for name, keys in variants.items()]
     return markdown_table(["", "keys of the recipe"], lines)
 
 
@@ -128,8 +120,12 @@ def _describe_probe(probe: Row) -> str:
     """How the answers of a probe were made."""
     many = f"{probe['samples']} answers to each item" if probe["samples"] > 1 else "one answer to each item"
     sampled = f"{many}, sampled at temperature {probe['temperature']:g}" if probe["temperature"] else "greedy answers"
-    changed = [f"{key}: {json.dumps(value)}" for key, value in probe["options"].items()]
-    return ", with ".join([sampled, *([code(changed)] if changed else [])])
+    return f"{sampled}, with {code(_as_keys(probe['options']))}" if probe["options"] else sampled
+
+
+def _as_keys(values: Mapping[str, Any]) -> list[str]:
+    """As they stand in a recipe."""
+    return [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
 
 
 def _name(row: Row, experts: Sequence[str] = ()) -> str:

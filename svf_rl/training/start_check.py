@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 _ROUNDING = {torch.float32: (0.02, 0.002)}
 _ROUNDING_HALF = (0.3, 0.15)
 _FOLLOWED = 0.25  # share of what the trained values move that may be missing
-# How far the trained values are moved, as a share of their size: the first of these by which the log-probabilities of
-# the tokens change by no more than so much. A model that says nothing sensible any more multiplies what is rounded.
-_MOVES, _CHANGE = (0.2, 0.1, 0.05, 0.025, 0.0125), 2.0
+# How far the trained values are moved, as a share of their size: the first of these that changes the log-probabilities
+# by at most so many nats a token. A model that says nothing sensible any more multiplies what is rounded.
+_MOVES, _MOST = (0.2, 0.1, 0.05, 0.025, 0.0125), 2.0
 _PROMPT, _TOKENS = 64, 8
 
 Tokens = Sequence[list[int]]
@@ -57,16 +57,13 @@ def check_start(trainer: "SVFReinforceTrainer", ask_generator: bool) -> None:
     try:
         with torch.no_grad(), trainer.compute_loss_context_manager():
             start = _model_logps(model, prompts, given)
-            for share in _MOVES:
-                with _moved(model, share):
-                    moved = _model_logps(model, prompts, given)
-                    change = _difference(start, moved)
-                    if change <= _CHANGE or share == _MOVES[-1]:
-                        _check_packing(trainer, model, prompts)
-                        _check_loss(trainer, model, prompts, given, moved)
-                        if ask_generator:
-                            _check_generator(trainer, model, prompts, given, change)
-                        break
+            share = next((s for s in _MOVES if _change(model, s, prompts, given, start) <= _MOST), _MOVES[-1])
+            with _moved(model, share):
+                moved = _model_logps(model, prompts, given)
+                _check_packing(trainer, model, prompts)
+                _check_loss(trainer, model, prompts, given, moved)
+                if ask_generator:
+                    _check_generator(trainer, model, prompts, given, _difference(start, moved))
     finally:
         model.train(training)
     if ask_generator:
@@ -172,6 +169,12 @@ def _moved(model: nn.Module, share: float) -> Iterator[None]:
     finally:
         for parameter, value in zip(trained, saved, strict=True):
             parameter.copy_(value)
+
+
+def _change(model: Any, share: float, prompts: Tokens, given: Tokens, start: list[float]) -> float:
+    """By how much the trained values change the log-probabilities once they are off by that share."""
+    with _moved(model, share):
+        return _difference(start, _model_logps(model, prompts, given))
 
 
 def _loss_logps(trainer: "SVFReinforceTrainer", model: Any, prompts: Tokens, completions: Tokens) -> list[float]:

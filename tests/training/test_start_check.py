@@ -102,9 +102,12 @@ class Deaf(TransformersGenerator):
     [
         SVFConfig(target_modules="mlp", task_type="CAUSAL_LM"),
         SVFConfig(target_modules="mlp", parameterization="sigmoid", task_type="CAUSAL_LM"),
+        SVFConfig(target_modules="mlp", core="band:1", task_type="CAUSAL_LM"),
+        SVFConfig(target_modules="mlp", core="block:8", task_type="CAUSAL_LM"),
+        SVFConfig(target_modules="mlp", core="projected:13", task_type="CAUSAL_LM"),
         LoraConfig(target_modules=["up_proj", "down_proj"], task_type="CAUSAL_LM"),
     ],
-    ids=["svf", "sigmoid", "lora"],
+    ids=["svf", "sigmoid", "band", "block", "projected", "lora"],
 )
 def test_a_generator_that_gets_no_weights_is_found_though_they_change_nothing_yet(
     config: Any, make_trainer: Make, monkeypatch: pytest.MonkeyPatch
@@ -124,7 +127,7 @@ def test_trained_values_are_moved_by_no_more_than_what_a_model_survives(
     others in each order of sums."""
     changes: list[float] = []
     monkeypatch.setattr(start_check, "_check_generator", lambda *arguments: changes.append(arguments[-1]))
-    monkeypatch.setattr(start_check, "_CHANGE", 0.5)  # tiny models say little that is sensible anyway
+    monkeypatch.setattr(start_check, "_MOST", 0.5)  # tiny models say little that is sensible anyway
     config = SVFConfig(target_modules="mlp", core="block:32", task_type="CAUSAL_LM")
     for moves in ((0.2,), start_check._MOVES):
         monkeypatch.setattr(start_check, "_MOVES", moves)
