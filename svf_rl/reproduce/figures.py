@@ -1,6 +1,6 @@
 """The pictures of a comparison, one function each; `None` where there is nothing to draw."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.report.style import GREY, PALETTE, add_legend, make_figure
-from svf_rl.reproduce.methods import MEAN, ORACLE, is_few_shot, method_name
+from svf_rl.reproduce.methods import LORA, MEAN, ORACLE, SVF, is_few_shot, method_name
 
 Row = Mapping[str, Any]
 
@@ -28,18 +28,17 @@ def draw_fine_tuning(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
     if not any(row["accuracy"] is not None for group in groups for row in group["rows"]):
         return None
     figure, (axes,) = make_figure(1, 3.0)
-    width = 0.8 / len(methods)
+    width, colours = 0.8 / len(methods), method_colours(methods)
     for group_place, group in enumerate(groups):
         for row in group["rows"]:
             if row["accuracy"] is not None:
-                place = methods.index(row["method"])
-                x = group_place + (place - (len(methods) - 1) / 2) * width
-                axes.bar(x, row["accuracy"], width * 0.9, color=method_colour(place, row["method"]))
+                x = group_place + (methods.index(row["method"]) - (len(methods) - 1) / 2) * width
+                axes.bar(x, row["accuracy"], width * 0.9, color=colours[row["method"]])
                 _interval_and_seeds(axes, x, row, vertical=True)
     axes.set_xticks(range(len(groups)), [group["task"] for group in groups])
     axes.grid(visible=False, axis="x")
     _show_accuracy(axes)
-    names = [(Patch(color=method_colour(i, m)), method_name(m)) for i, m in enumerate(methods)]
+    names = [(Patch(color=colours[method]), method_name(method)) for method in methods]
     add_legend(figure, [*names, *_marks([row for group in groups for row in group["rows"]])])
     return figure
 
@@ -145,9 +144,11 @@ def _show_accuracy(axes: Axes) -> None:
     axes.set_ylabel("accuracy (%)")
 
 
-def method_colour(place: int, method: str) -> str:
-    """Grey for the base model, which stands first."""
-    return GREY if method == BASE else PALETTE[(place - 1) % len(PALETTE)]
+def method_colours(methods: Iterable[str]) -> dict[str, str]:
+    """By method; those of the base model, SVF and LoRA are the same in every picture."""
+    colours = {BASE: GREY, SVF: PALETTE[0], LORA: PALETTE[1]}
+    others = [method for method in methods if method not in colours]
+    return {**colours, **{method: PALETTE[(2 + place) % len(PALETTE)] for place, method in enumerate(others)}}
 
 
 def _marks(rows: Sequence[Row]) -> list[tuple[Any, str]]:

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.report.style import GREY, PALETTE, WIDTH, add_legend, make_figure
-from svf_rl.reproduce.figures import TICKS, method_colour
+from svf_rl.reproduce.figures import TICKS, method_colours
 from svf_rl.reproduce.methods import SVF, method_name
 
 Row = Mapping[str, Any]
@@ -23,21 +23,19 @@ def draw_curves(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     figure = Figure(figsize=(WIDTH, 2.3 * len(drawn)), layout="constrained")
     methods = list(dict.fromkeys(row["method"] for group in drawn for row in group["rows"] if _curves(row)))
+    colours = method_colours(methods)
     for group, line in zip(drawn, figure.subplots(len(drawn), 3, squeeze=False, sharey=True), strict=True):
         for axes, (name, unit) in zip(line, _ALONG.items(), strict=True):
             for row in group["rows"]:
                 if _curves(row):
-                    _draw_curve(axes, _curves(row), unit, PALETTE[methods.index(row["method"]) % len(PALETTE)])
+                    _draw_curve(axes, _curves(row), unit, colours[row["method"]])
             axes.set_xlabel(name)
             axes.set_xlim(left=0)
         line[0].set_ylim(0, 1.03)
         line[0].set_yticks(*TICKS)
         line[0].set_ylabel("sampled reward (%)")
         line[0].set_title(group["task"], loc="left", fontsize=9.5)
-    entries = [
-        (Line2D([], [], color=PALETTE[place % len(PALETTE)]), method_name(name)) for place, name in enumerate(methods)
-    ]
-    add_legend(figure, entries, alone=True)
+    add_legend(figure, [(Line2D([], [], color=colours[name]), method_name(name)) for name in methods], alone=True)
     return figure
 
 
@@ -86,6 +84,7 @@ def draw_passes(probes: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     methods = list(dict.fromkeys(row["method"] for probe in drawn for row in probe["rows"] if row.get("pass_at_k")))
+    colours = method_colours(methods)
     names = {probe["name"] for probe in drawn}
     panels = figure.subplots(1, len(drawn), squeeze=False, sharey=True)[0]
     for axes, probe in zip(panels, drawn, strict=True):
@@ -93,8 +92,7 @@ def draw_passes(probes: Sequence[Mapping[str, Any]]) -> Figure | None:
             found = {int(k): _known(by_seed.values()) for k, by_seed in (row.get("pass_at_k") or {}).items()}
             found = {k: values for k, values in found.items() if values}
             if found:
-                place = methods.index(row["method"])
-                _draw_band(axes, list(found), list(found.values()), method_colour(place, row["method"]))
+                _draw_band(axes, list(found), list(found.values()), colours[row["method"]])
         axes.set_xscale("log", base=2)
         ks = [2**power for power in range(probe["samples"].bit_length())]
         axes.set_xticks(ks, [str(k) for k in ks])
@@ -104,7 +102,7 @@ def draw_passes(probes: Sequence[Mapping[str, Any]]) -> Figure | None:
     panels[0].set_ylim(0, 1.03)
     panels[0].set_yticks(*TICKS)
     panels[0].set_ylabel("pass@k (%)")
-    add_legend(figure, [(Line2D([], [], color=method_colour(i, m)), method_name(m)) for i, m in enumerate(methods)])
+    add_legend(figure, [(Line2D([], [], color=colours[name]), method_name(name)) for name in methods])
     return figure
 
 
