@@ -18,13 +18,13 @@ def render_document(results: Mapping[str, Any], figures: Collection[str]) -> str
         "reproduce/report.md.jinja",
         results=results,
         figures=figures,
-        tabulate_accuracies=partial(tabulate_accuracies, experts=results["experts"]),
+        tabulate_accuracies=partial(tabulate_accuracies, experts=results["experts"], planned=len(results["seeds"])),
         tabulate_passes=tabulate_passes,
         tabulate_timing=_tabulate_timing,
         tabulate_runs=_tabulate_runs,
-        tabulate_text=_tabulate_text,
+        tabulate_text=partial(_tabulate_text, planned=len(results["seeds"])),
         tabulate_variants=_tabulate_variants,
-        tabulate_changes=_tabulate_changes,
+        tabulate_changes=partial(_tabulate_changes, planned=len(results["seeds"])),
         method_name=method_name,
         signed=_signed,
         describe_probe=_describe_probe,
@@ -36,12 +36,14 @@ def tabulate_accuracies(
     more: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
     experts: Sequence[str] = (),
+    planned: int = 0,
 ) -> str:
-    """A line a method: accuracy with interval, range of the seeds, difference to the base, seeds and items, and `more`
-    columns of those in `_COLUMNS`. `names` are what methods are called, where it is not their usual name."""
+    """A line a method: accuracy with interval, range of the seeds, difference to the base, seeds (and of how many
+    `planned` ones, where some are missing) and items, and `more` columns of those in `_COLUMNS`. `names` are what
+    methods are called, where it is not their usual name."""
     lines = [
         [(names or {}).get(row["method"]) or _name(row, experts)]
-        + [show(row) for show in (*_ALWAYS.values(), *(_COLUMNS[heading] for heading in more))]
+        + [show({**row, "planned": planned}) for show in (*_ALWAYS.values(), *(_COLUMNS[heading] for heading in more))]
         for row in rows
     ]
     return markdown_table(["", *_ALWAYS, *more], lines, "---:")
@@ -66,14 +68,15 @@ def _tabulate_variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown_table(["", "keys of the recipe"], lines)
 
 
-def _tabulate_text(rows: Sequence[Row]) -> str:
+def _tabulate_text(rows: Sequence[Row], planned: int) -> str:
     """A line a method: nats a token, and the difference to the base model."""
     lines = []
     for row in rows:
         against = row.get("against_base")
         low, high = against["interval"] if against else (None, None)
         shown = f"{against['value']:+.3f} ({low:+.3f} to {high:+.3f})" if against else ""
-        seeds = f"{row['seeds']} ({row['diverged']} more: not finite)" if row["diverged"] else row["seeds"]
+        seeds = _seeds({**row, "planned": planned})
+        seeds += f" ({row['diverged']} more: not finite)" if row["diverged"] else ""
         values = list(row["by_seed"].values())
         over_seeds = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else ""
         lines.append([_name(row), _number(row["loglikelihood"], 3), over_seeds, shown, seeds])
@@ -81,7 +84,7 @@ def _tabulate_text(rows: Sequence[Row]) -> str:
     return markdown_table(headings, lines, "---:")
 
 
-def _tabulate_changes(rows: Sequence[Row]) -> str:
+def _tabulate_changes(rows: Sequence[Row], planned: int) -> str:
     """A line a method: how far the matrices moved, where, and how."""
     headings = ["", "seeds", "relative change %", "first third of the layers", "middle", "last"]
     headings += ["stable rank", "effective rank", "along singular directions %"]
@@ -90,7 +93,7 @@ def _tabulate_changes(rows: Sequence[Row]) -> str:
         moved = [None if part is None else 100 * part for part in (row["relative"], *row["thirds"])]
         ranks = [_number(row[key]) for key in ("stable_rank", "effective_rank")]
         shown = [*(_number(value, 2) for value in moved), *ranks, _percent(row["diagonal"])]
-        lines.append([_name(row), row["seeds"], *shown])
+        lines.append([_name(row), _seeds({**row, "planned": planned}), *shown])
     return markdown_table(headings, lines, "---:")
 
 
@@ -176,12 +179,19 @@ def _seed_range(row: Row) -> str:
     return _range(min(values), max(values)) if len(values) > 1 else _percent(values[0])
 
 
+def _seeds(row: Row) -> str:
+    """Of how many seeds a row is; the base model has none."""
+    if row["method"] == BASE:
+        return ""
+    made = row.get("seeds", 0)
+    return f"{made} of {row['planned']}" if made < row["planned"] else str(made)
+
+
 _ALWAYS: dict[str, Callable[[Row], str]] = {
     "accuracy % (95 %)": _accuracy,
     "seeds: lowest to highest": _seed_range,
     "against base": lambda row: _signed(row["against_base"]) if row.get("against_base") else "",
-    # the base model has no seed
-    "seeds": lambda row: "" if row["method"] == BASE else str(row.get("seeds", 0)),
+    "seeds": _seeds,
     "items": lambda row: str(row.get("items", 0)),
 }
 _COLUMNS: dict[str, Callable[[Row], str]] = {

@@ -61,6 +61,12 @@ def compared(method: BySeed, other: BySeed) -> Estimate | None:
     return Estimate(sum(values) / len(values), *bootstrap(sorted(values)), len(values))
 
 
+def compared_by_seed(method: BySeed, other: BySeed) -> Estimate | None:
+    """The same over the seeds that both have: what one seed makes of a method says nothing of another's."""
+    seeds = sorted(method.keys() & other.keys())
+    return compared({seed: method[seed] for seed in seeds}, {seed: other[seed] for seed in seeds})
+
+
 def item_means(by_seed: BySeed) -> dict[int, float]:
     """Each item's share of right answers over the seeds that have a verdict on it."""
     answers: dict[int, list[bool]] = {}

@@ -5,7 +5,7 @@ from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.metrics.statistics import as_json, estimate_over_seeds, holm, paired_t
-from svf_rl.reproduce.estimates import BySeed, by_sample, compared, oracle
+from svf_rl.reproduce.estimates import BySeed, compared_by_seed, oracle
 from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF, few_shot_label
 from svf_rl.reproduce.probe_results import collect_changes, collect_probe, collect_text
 from svf_rl.reproduce.raw import Answers, decode
@@ -126,7 +126,7 @@ def _compare_adaptations(raw: Raw, task: Raw, experts: Sequence[str]) -> dict[st
         perfect = _perfect(task, own, experts)
         for row in rows:
             if row["method"] in dispatched:
-                against = compared(_verdicts(task, row["method"]), perfect)
+                against = compared_by_seed(_verdicts(task, row["method"]), perfect)
                 row["against_oracle"] = as_json(against) if against else None
                 row["dispatched_right"] = known_mean(
                     _share_right(summaries[seed]["methods"].get(row["method"]), owners) for seed, owners in own.items()
@@ -138,14 +138,16 @@ def _compare_adaptations(raw: Raw, task: Raw, experts: Sequence[str]) -> dict[st
     result: dict[str, Any] = {"label": task["label"], "task": task["task"], "few_shot": few_shot, "rows": rows}
     singles = [row for row in rows if row["method"] in experts and row["accuracy"] is not None]
     best = max(singles, key=lambda row: row["accuracy"])["method"] if singles else None
-    if best is not None and (against := compared(_verdicts(task, few_shot), _verdicts(task, best))):
+    if best is not None and (against := compared_by_seed(_verdicts(task, few_shot), _verdicts(task, best))):
         result["few_shot_against_best_expert"] = {"expert": best, **as_json(against)}
     searches = {seed: (summary["methods"].get(few_shot) or {}).get("search", {}) for seed, summary in summaries.items()}
     return {**result, "alpha": {seed: search.get("alpha") for seed, search in searches.items()}}
 
 
 def _verdicts(task: Raw, method: str) -> BySeed:
-    return by_sample(_adaptation_answers(task, method))
+    """Of each seed; its items have one answer."""
+    answers = _adaptation_answers(task, method)
+    return {seed: {item: verdicts[0] for item, verdicts in items.items()} for seed, items in answers.items()}
 
 
 def _perfect(task: Raw, own: Mapping[int, Mapping[str, str]], experts: Sequence[str]) -> BySeed:
