@@ -29,6 +29,17 @@ _MORE = {"text": "a text", "changes": "what moved"}
 
 
 @dataclass(frozen=True)
+class Table:
+    """What a table of the report is of: `runs` of one expert on the task of the run `on`, or on a text, as the `probe`
+    has it or without one as they were trained; `cells` has one for each model that they were trained on."""
+
+    probe: str | None
+    runs: list[TrainingRun]
+    on: TrainingRun
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
 class Plan:
     """
     The cells of a comparison, those that others wait for first.
@@ -36,6 +47,7 @@ class Plan:
     Args:
         runs (`list[TrainingRun]`): the training cells.
         cells (`list[Cell]`): all cells.
+        tables (`list[Table]`): what evaluations and probes are shown in.
         shots (`list[int]`): from how many labelled prompts few-shot adaptation starts, in each of its variants.
         labelled (`dict[str, tuple[int, int] | None]`): by unseen task, how many rows shots are drawn from and how many
             are reported; `None` where the rows are not at hand.
@@ -47,6 +59,7 @@ class Plan:
     parts: tuple[str, ...]
     runs: list[TrainingRun]
     cells: list[Cell]
+    tables: list[Table]
     shots: list[int]
     labelled: dict[str, tuple[int, int] | None]
     notes: list[str]
@@ -117,25 +130,26 @@ def make_plan(
     # the experts that a table shows on their own task
     shown = {DISPATCH, *(comparison.experts if "fine_tuning" in parts else [])}
     shown |= set(comparison.ablations.experts if "ablations" in parts else [])
-    for expert in dict.fromkeys(run.expert for run in runs):
-        if expert in shown:
-            cells += evaluation_cells(comparison, [run for run in runs if run.expert == expert], out)
+    by_expert = {name: [run for run in runs if run.expert == name] for name in dict.fromkeys(r.expert for r in runs)}
+    tables = [
+        Table(None, mine, mine[0], evaluation_cells(comparison, mine, out))
+        for expert, mine in by_expert.items()
+        if expert in shown
+    ]
     if "probes" in parts:
         for name in comparison.probes:
-            tables = probed(comparison, name, runs)
-            probes = [cell for of, on in tables for cell in probe_cells(comparison, name, of, on, out)]
-            if probes and probes[0].kind == "text":
-                find_windows(probes[0].spec)  # a text that is too short is better known now
-            cells += probes
-        if comparison.weight_changes:
-            cells += [changes_cell([r for r in runs if r.expert == expert], out) for expert in comparison.experts]
-    return Plan(comparison, out, tuple(parts), runs, cells, shots, labelled, list(dict.fromkeys(notes)))
+            probes = _probe_tables(comparison, name, runs, out)
+            if probes and comparison.probes[name].text is not None:
+                find_windows(probes[0].cells[0].spec)  # a text that is too short is better known now
+            tables += probes
+    cells += [cell for table in tables for cell in table.cells]
+    if "probes" in parts and comparison.weight_changes:
+        cells += [changes_cell(by_expert[expert], out) for expert in comparison.experts]
+    return Plan(comparison, out, tuple(parts), runs, cells, tables, shots, labelled, list(dict.fromkeys(notes)))
 
 
-def probed(
-    comparison: Comparison, name: str, runs: Sequence[TrainingRun]
-) -> list[tuple[list[TrainingRun], TrainingRun]]:
-    """For each table of a probe the runs of one expert in it, and a run on whose task they are tried."""
+def _probe_tables(comparison: Comparison, name: str, runs: Sequence[TrainingRun], out: Path) -> list[Table]:
+    """Those of one probe."""
     probe = comparison.probes[name]
     own = {
         expert: [
@@ -146,7 +160,7 @@ def probed(
         for expert in comparison.experts
     }
     return [
-        (own[expert], own[on][0])
+        Table(name, own[expert], own[on][0], probe_cells(comparison, name, own[expert], own[on][0], out))
         for expert in own
         for on in own
         if own[expert] and own[on] and (expert != on) is probe.others

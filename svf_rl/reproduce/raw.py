@@ -8,11 +8,12 @@ from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
-from svf_rl.reproduce.cell_plans import TrainingRun, evaluation_cells, probe_cells
+from svf_rl.reproduce.cell_plans import TrainingRun
 from svf_rl.reproduce.cells import Cell, read_result
 from svf_rl.reproduce.comparison import Unseen
 from svf_rl.reproduce.methods import DISPATCH, PROMPT, few_shot_label, slug
-from svf_rl.reproduce.plan import Plan, probed
+from svf_rl.reproduce.plan import Plan, Table
+from svf_rl.reproduce.probes import Probe
 from svf_rl.runs.run_folder import read_run
 
 KIND = "svf-rl reproduce"
@@ -53,11 +54,8 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
     """What `raw.json` holds of the cells, as JSON; of those that `failed` it says why."""
     comparison = plan.comparison
     adapts = any(cell.kind == "adaptation" for cell in plan.cells)
-    tables = [
-        (name, *table)
-        for name in (comparison.probes if "probes" in plan.parts else ())
-        for table in probed(comparison, name, plan.runs)
-    ]
+    own = [table for table in plan.tables if table.probe is None]
+    probes = [(table, comparison.probes[table.probe]) for table in plan.tables if table.probe is not None]
     return {
         "kind": KIND,
         "comparison": comparison.name,
@@ -74,9 +72,9 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
         "few_shot": few_shot_label(comparison.few_shot.shots),
         "shots": plan.shots,
         "runs": {run.cell.name: _run(run, failed) for run in plan.runs},
-        "evaluations": _evaluations(plan, failed),
-        "probes": [_probe(plan, failed, *table) for table in tables if comparison.probes[table[0]].text is None],
-        "texts": [_text(plan, failed, *table) for table in tables if comparison.probes[table[0]].text is not None],
+        "evaluations": {table.on.expert: found for table in own if (found := _verdicts(table, failed))},
+        "probes": [_probe(table, probe, failed) for table, probe in probes if probe.text is None],
+        "texts": [_text(table, failed) for table, probe in probes if probe.text is not None],
         "changes": {
             cell.folder.name: _changes(cell.folder)
             for cell in plan.cells
@@ -109,59 +107,50 @@ def _run(run: TrainingRun, failed: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _evaluations(plan: Plan, failed: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
-    """By expert the verdicts on the items of its own task."""
-    planned = {cell.name for cell in plan.cells}
-    found = {}
-    for expert in dict.fromkeys(run.expert for run in plan.runs):
-        cells = evaluation_cells(plan.comparison, [run for run in plan.runs if run.expert == expert], plan.out)
-        made = [cell for cell in cells if cell.name in planned and cell.name not in failed]
-        if made:
-            found[expert] = _evaluation(made, plan.task_of(expert), plan.runs, failed)
+def _verdicts(table: Table, failed: Mapping[str, str]) -> dict[str, list[str]]:
+    """By adapter the verdicts on the items of a task, and those of the base model in the type of the first cell: in
+    another type it is another model. A run that failed may have left some of an earlier adapter."""
+    file, found = table.on.task.replace(":", "-") + ".jsonl", {}
+    for cell in table.cells:
+        asked, labels = cell.spec["evaluation"], [*([BASE] if cell is table.cells[0] else []), *cell.needs]
+        for label in labels if cell.name not in failed else ():
+            path = cell.folder / label / file
+            if label not in failed and path.is_file():
+                found[label] = encode(_answers(path, asked["limit"], asked.get("samples", 1)))
     return found
 
 
-def _evaluation(
-    cells: Sequence[Cell], task: str, runs: Sequence[TrainingRun], failed: Mapping[str, str]
-) -> dict[str, list[str]]:
-    """By adapter, and for the base model of the first cell, the verdicts on the items of a task. A run that failed may
-    have left some of an earlier adapter."""
-    file = task.replace(":", "-") + ".jsonl"
-    names = [BASE, *(run.cell.name for run in runs if run.cell.name not in failed)]
-    places = {name: [cell.folder / name / file for cell in cells] for name in names}
-    there = {name: next((path for path in paths if path.is_file()), None) for name, paths in places.items()}
-    return {name: encode(_answers(path)) for name, path in there.items() if path is not None}
-
-
-def _probe(
-    plan: Plan, failed: Mapping[str, str], name: str, runs: Sequence[TrainingRun], on: TrainingRun
-) -> dict[str, Any]:
-    cells, probe = probe_cells(plan.comparison, name, runs, on, plan.out), plan.comparison.probes[name]
+def _probe(table: Table, probe: Probe, failed: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "name": name,
-        "expert": runs[0].expert,
-        "task": on.task,
+        "name": table.probe,
+        "expert": table.runs[0].expert,
+        "task": table.on.task,
         "samples": probe.samples,
         "temperature": probe.temperature,
-        "options": {**probe.options, **probe.experts.get(on.expert, {})},
-        "methods": list(dict.fromkeys(run.method for run in runs)),
-        "answers": _evaluation([cell for cell in cells if cell.name not in failed], on.task, runs, failed),
+        "options": {**probe.options, **probe.experts.get(table.on.expert, {})},
+        "methods": list(dict.fromkeys(run.method for run in table.runs)),
+        "answers": _verdicts(table, failed),
     }
 
 
-def _text(
-    plan: Plan, failed: Mapping[str, str], name: str, runs: Sequence[TrainingRun], on: TrainingRun
-) -> dict[str, Any]:
-    cells = probe_cells(plan.comparison, name, runs, on, plan.out)
-    made = [found for cell in cells if cell.name not in failed and (found := read_result(cell.result))]
-    scores = {adapter: values for found in made for adapter, values in found["adapters"].items()}
-    scores = {BASE: made[0]["base"], **scores} if made else {}
+def _text(table: Table, failed: Mapping[str, str]) -> dict[str, Any]:
+    made = {cell.name: found for cell in table.cells if cell.name not in failed and (found := read_result(cell.result))}
+    scores = {
+        name: made[cell.name]["adapters"][name]
+        for cell in table.cells
+        if cell.name in made
+        for name in cell.needs
+        if name not in failed
+    }
+    if table.cells[0].name in made:  # of the base model, which in another type is another one
+        scores = {BASE: made[table.cells[0].name]["base"], **scores}
+    one: dict[str, Any] = next(iter(made.values()), {})
     return {
-        "name": name,
-        "expert": runs[0].expert,
-        "methods": list(dict.fromkeys(run.method for run in runs)),
-        "text": made[0]["text"] if made else None,
-        "tokens": made[0]["tokens"] if made else [],
+        "name": table.probe,
+        "expert": table.runs[0].expert,
+        "methods": list(dict.fromkeys(run.method for run in table.runs)),
+        "text": one.get("text"),
+        "tokens": one.get("tokens", []),
         "scores": {adapter: [_short(value) for value in values] for adapter, values in scores.items()},
     }
 
@@ -198,8 +187,10 @@ def _adaptation(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str
     return {"label": task.label, "task": task.task, "seeds": seeds}
 
 
-def _answers(path: Path) -> Answers:
+def _answers(path: Path, limit: int | None = None, samples: int = 1) -> Answers:
+    """Those that are asked for: an earlier call may have asked for more items, or samples."""
     found: Answers = {}
     for record in read_records(path):
-        found.setdefault(record.index, []).append(record.correct)
+        if record.sample < samples and (limit is None or record.index < limit):
+            found.setdefault(record.index, []).append(record.correct)
     return found

@@ -202,6 +202,21 @@ def test_of_a_run_that_failed_nothing_is_taken_that_an_earlier_one_left(write_co
     assert found["runs"][run.cell.name]["failed"] == "out of memory"
 
 
+def test_only_the_items_and_samples_that_are_asked_for_count(write_comparison, tmp_path, monkeypatch):
+    """An earlier call may have asked for more."""
+    probes = {"sampled": {"temperature": 1.0, "samples": 2, "limit": 2}}
+    settings = {"experts": {"math": QUICKSTART}, "unseen": None, "probes": probes, "evaluation": {"limit": 3}}
+    plan = make_plan(read_comparison(write_comparison(**settings)), tmp_path / "out", ["fine_tuning", "probes"])
+    record = Record(0, 0, "", "", "", "", True, 1.0, "", False, 1, True)
+    more = [replace(record, index=index, sample=sample) for index in range(4) for sample in range(3)]
+    for folder in ("evaluation/math", "probes/sampled/math"):
+        append_records(plan.out / folder / "base/quickstart-math.jsonl", more)
+    monkeypatch.setattr("svf_rl.reproduce.raw._run", lambda run, failed: {})  # the runs themselves left nothing
+    found = gather(plan, {})
+    assert found["evaluations"] == {"math": {"base": ["111"]}}
+    assert found["probes"][0]["answers"] == {"base": ["11", "11"]}
+
+
 def test_what_was_trained_in_another_type_is_evaluated_in_it(write_comparison, tmp_path, monkeypatch):
     """In a cell of its own; the base model of the table is that of the first."""
     ablations = {"experts": ["math"], "variants": {"whole": {"adapter": "full", "dtype": "bfloat16"}}}
@@ -219,6 +234,9 @@ def test_what_was_trained_in_another_type_is_evaluated_in_it(write_comparison, t
     monkeypatch.setattr("svf_rl.reproduce.raw._run", lambda run, failed: {})  # the runs themselves left nothing
     evaluated = gather(plan, {})["evaluations"]
     assert evaluated == {"math": {"base": ["1"], "math-svf-seed0": ["1"], "math-whole-seed0": ["0"]}}
+    # without the first cell there is no base model to compare with: that of another type is another model
+    evaluated = gather(plan, {first.name: "out of memory"})["evaluations"]
+    assert evaluated == {"math": {"math-whole-seed0": ["0"]}}
 
 
 def test_what_is_no_raw_file_and_what_does_not_go_with_one(raw, tmp_path):
