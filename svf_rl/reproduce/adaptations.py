@@ -17,10 +17,10 @@ from svf_rl.adaptation.few_shot import adapt, unseen
 from svf_rl.adaptation.strategies import find_strategy
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE, find_adapters
-from svf_rl.evaluation.answers import answer_items
+from svf_rl.evaluation.answers import answer_items, split_pending
 from svf_rl.evaluation.base_model import find_base_model
 from svf_rl.evaluation.items import TaskItems, check_lengths, load_items, room
-from svf_rl.evaluation.records import append_records
+from svf_rl.evaluation.records import append_records, read_records
 from svf_rl.experts.arguments import SHARE_BESIDE_EXPERTS
 from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.reproduce.cells import evaluation_arguments, read_result
@@ -146,7 +146,7 @@ class _Seed:
     ) -> None:
         """The result of one method on one task, in a file with what it was made with, unless it is there. `adapters`
         are those that the method uses: another one in its place makes another result."""
-        path = task.folder / f"{label}.json"
+        path, done = task.folder / f"{label}.json", False
         settings = {
             "model": self._base.fingerprint,
             "experts": {name: self._prints[name] for name in adapters},
@@ -159,7 +159,13 @@ class _Seed:
             made = f"{path.parent} holds {path.stem}, which was made"
             remedy = "remove that folder, or give another --out"
             check_same_settings(earlier.get("settings", {}), settings, made, remedy)
-        if earlier.get("result") is None:
+            try:  # the records say what was asked
+                keys, records = [(row, 0) for row in task.rows], path.with_suffix(".jsonl")
+                _, pending = split_pending(task.items, keys, read_records(records), records)
+            except SVFError as error:
+                raise SVFError(f"{error}, or remove {path.parent}") from error
+            done = earlier.get("result") is not None and not pending
+        if not done:
             write_json(path, normalize_json({"settings": settings}))  # of the records beside this file
             write_json(path, normalize_json({"settings": settings, "result": make()}))
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.base_model import BaseModel, find_base_model
 from svf_rl.evaluation.text_windows import Window, read_windows
+from svf_rl.reproduce.kept import check_kept, narrow, replaced
 from svf_rl.storage.json_files import read_json
-from svf_rl.storage.same_settings import check_same_settings, difference
+from svf_rl.storage.same_settings import difference
 from svf_rl.tasks import TaskOptions
 
 
@@ -53,27 +54,23 @@ def log_path(out: Path, name: str) -> Path:
 
 def is_done(cell: Cell, out: Path) -> bool:
     """
-    Whether the cell was made to its end, with these settings.
-
-    A training run that was made with others is an error. All others check each of their records themselves and only
-    add what is missing.
+    Whether the cell was made to its end, with these settings (or more than these ask for) and of the adapters that are
+    there now. Cells other than training runs only add what is missing.
 
     Raises:
-        SVFError: the training run there has other settings.
+        SVFError: what is there was made with other settings.
     """
-    record = read_result(record_path(out, cell.name))
-    if not record or not cell.result.is_file():
+    lost = "trains the run again from its start" if cell.kind == "training" else f"goes on with what {cell.folder} has"
+    there = read_result(record_path(out, cell.name), f"remove it, and the same command {lost}").get("settings", {})
+    check_kept(cell.kind, cell.folder, there, cell.settings)
+    if not there or not cell.result.is_file() or difference(narrow(there, cell.settings), cell.settings):
         return False
-    there = record.get("settings", {})
-    if cell.kind == "training":
-        remedy = "remove that folder to train again, or give another --out"
-        check_same_settings(there, cell.settings, f"{cell.folder} was made", remedy)
-    return not difference(there, cell.settings)
+    return cell.kind == "training" or not replaced(cell.kind, cell.spec)
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path, remedy: str = "remove it, and the same command makes it again") -> dict[str, Any]:
     """What a call has written to `path`; nothing where there is no file. Raises `SVFError` for one that is damaged."""
-    return read_json(path, "remove it, and the same command makes it again", missing_ok=True)
+    return read_json(path, remedy, missing_ok=True)
 
 
 def evaluation_arguments(spec: Mapping[str, Any]) -> EvaluationArguments:

@@ -11,6 +11,7 @@ from svf_rl.evaluation.records import read_records
 from svf_rl.reproduce.cell_plans import TrainingRun
 from svf_rl.reproduce.cells import Cell, read_result
 from svf_rl.reproduce.comparison import Unseen
+from svf_rl.reproduce.kept import made_with, replaced
 from svf_rl.reproduce.methods import DISPATCH, PROMPT, few_shot_label, slug
 from svf_rl.reproduce.plan import Plan, Table
 from svf_rl.reproduce.probes import Probe
@@ -176,13 +177,18 @@ def _adaptation(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str
     """Of one unseen task what each seed's adaptation says of it, and the verdicts by method."""
     seeds: dict[str, dict[str, Any]] = {}
     for seed in plan.comparison.seeds:
-        folder = plan.out / "adaptation" / f"seed{seed}"
+        cell = next(cell for cell in plan.cells if cell.name == f"adaptation-seed{seed}")
+        lost = {expert for expert, run in cell.spec["experts"].items() if Path(run).name in failed}
+        made, gone = made_with(cell.kind, cell.folder), replaced(cell.kind, cell.spec)
         methods = {}
-        for path in sorted((folder / slug(task.label)).glob("*.jsonl")):
+        for path in sorted((cell.folder / slug(task.label)).glob("*.jsonl")):
+            record = f"{path.parent.name}/{path.stem}"
+            if record in gone or lost & made.get(record, {}).keys():
+                continue  # by adapters that are not there any more
             if read_result(path.with_suffix(".json")).get("result") is not None:  # made to its end
                 methods[path.stem] = encode(_answers(path))
-        summary = read_result(folder / "summary.json")
-        there = bool(summary) and f"adaptation-seed{seed}" not in failed
+        summary = read_result(cell.result)
+        there = bool(summary) and cell.name not in failed
         seeds[str(seed)] = {"answers": methods, "summary": summary["tasks"][task.label] if there else None}
     return {"label": task.label, "task": task.task, "seeds": seeds}
 

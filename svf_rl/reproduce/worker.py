@@ -26,11 +26,13 @@ def _work(path: Path) -> None:
     from svf_rl.reproduce.adaptations import adapt_to_unseen
     from svf_rl.reproduce.by_adapter import measure_changes, score_text
     from svf_rl.reproduce.cells import evaluation_arguments, read_result
+    from svf_rl.reproduce.kept import drop_replaced
 
     record = read_result(path)
     if not record:
         raise SVFError(f"{path} does not exist")
     spec = record["spec"]
+    drop_replaced(record["kind"], spec)
     match record["kind"]:
         case "evaluation":
             print(table(evaluate(evaluation_arguments(spec))))
