@@ -15,8 +15,9 @@ from svf_rl.storage.json_files import read_json
 from svf_rl.storage.same_settings import check_same_settings
 
 _REMEDY = "remove it, and the same command makes it again"
-# What goes with a folder, by what is in it.
-_LOST = (("adapter_config.json", "the trained adapter"), ("checkpoint-*", "its checkpoints"), ("**/*.jsonl", "its answers"))
+# What goes with a folder, by what is in it: of a training run, and of other cells.
+_TRAINED = {"summary.json": "the trained adapter", "checkpoint-*": "its checkpoints"}
+_ANSWERED = {"**/*.jsonl": "its answers"}
 
 
 def check_kept(kind: str, folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -26,7 +27,8 @@ def check_kept(kind: str, folder: Path, there: Mapping[str, Any], here: Mapping[
     """
     before, now = _deciding(kind, folder, there), _deciding(kind, folder, here)
     for part in before.keys() & now.keys():
-        lost = next((what for pattern, what in _LOST if any(part.glob(pattern))), None)
+        contents = _TRAINED if kind == "training" else _ANSWERED
+        lost = next((what for pattern, what in contents.items() if any(part.glob(pattern))), None)
         if lost is not None:
             remedy = f"remove that folder, {lost} with it, to make it again, or give another --out"
             check_same_settings(before[part], now[part], f"{part} was made", remedy)
@@ -35,23 +37,21 @@ def check_kept(kind: str, folder: Path, there: Mapping[str, Any], here: Mapping[
 def _deciding(kind: str, folder: Path, settings: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
     """By folder the settings that what is in it must agree with; none for what was made of another cell's settings, and
     for kinds that measure again by themselves."""
-    if not settings:
-        return {}
     if kind == "training":
-        return {folder: dict(settings)}
-    engine = settings["evaluation"]
-    if kind == "evaluation":
+        return {folder: dict(settings)} if settings else {}
+    engine = settings.get("evaluation", {})
+    if kind == "evaluation" and settings:
         # items may be added, and how fast answers come decides none of them
         asked = {key: engine.get(key) for key in ("backend", "temperature", "samples")}
-        options = _less(settings["options"], "train_items", "validation_items")
+        options = _less(settings.get("options", {}), "train_items", "validation_items")
         return {folder: {**_less(settings, "adapters"), "options": options, "evaluation": asked}}
     if kind == "adaptation":
         common = {
             **_less(settings, "adapters", "shots", "reserve", "compare", "base"),
-            "few_shot": _less(settings["few_shot"], "shots"),  # files are called by it
+            "few_shot": _less(settings.get("few_shot", {}), "shots"),  # files are called by it
             "evaluation": {key: engine.get(key) for key in ("backend", "limit")},
         }
-        return {folder / slug(label): {**common, "unseen": task} for label, task in settings["unseen"].items()}
+        return {folder / slug(label): {**common, "unseen": task} for label, task in settings.get("unseen", {}).items()}
     return {}
 
 
@@ -78,9 +78,10 @@ def replaced(kind: str, spec: Mapping[str, Any]) -> list[str]:
     or `<unseen task>/<method>`."""
     folders = {**spec.get("adapters", {}), **spec.get("experts", {}), DISPATCH: spec.get("dispatch")}
     now = {name: _fingerprint(folder) for name, folder in folders.items() if folder}
+    records = made_with(kind, Path(spec["out"])) if now else {}
     return [
         record
-        for record, used in made_with(kind, Path(spec["out"])).items()
+        for record, used in records.items()
         if any(name in now and now[name] != fingerprint for name, fingerprint in used.items())
     ]
 

@@ -23,6 +23,8 @@ from svf_rl.storage.same_settings import difference
 # How long to wait for the processes of a call that was killed.
 _PATIENCE = 60.0
 _POLL = 0.2
+# How a supervisor ends whose command was killed, or that was killed itself.
+_KILLED = (128 + signal.SIGKILL, -signal.SIGKILL)
 
 
 @dataclass
@@ -153,7 +155,7 @@ def _finish(run: _Running, out: Path, outcome: Outcome, seconds: float) -> str:
             gain = f", accuracy {summary['base_accuracy']:.3f} before, {summary['accuracy']:.3f} after"
         return f"{cell.name}: {seconds:.0f} s{gain}"
     log = log_path(out, cell.name)
-    killed = "killed from outside, as when the memory is full" if status == 128 + signal.SIGKILL else ""
+    killed = "killed from outside, as when the memory is full" if status in _KILLED else ""
     outcome.failed[cell.name] = last_error(log) or killed or f"exit status {status}"
     return f"failed: {cell.name}: {outcome.failed[cell.name]} (log: {log})"
 

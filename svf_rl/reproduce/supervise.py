@@ -3,9 +3,11 @@
     python -m svf_rl.reproduce.supervise COMMAND ...
 
 Standard input is a pipe that nobody writes to: its end says that the starter is gone, killed or not. The command has a
-session of its own, so that all of its processes can be ended. The standard library alone, for a quick start.
+session of its own, so that all of its processes can be ended, and what this inherited: it holds the lock of the folder
+too. On Linux it is asked to end where this is killed. The standard library alone, for a quick start.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -16,11 +18,24 @@ from typing import NoReturn
 
 # Seconds between asking a command to end and making it.
 PATIENCE = 10.0
+_SET_PDEATHSIG = 1  # prctl
 
 
 def main() -> NoReturn:
     """Exits with the command's status."""
-    command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def end_with_parent() -> None:
+        if libc is not None:
+            libc.prctl(_SET_PDEATHSIG, signal.SIGTERM)
+
+    command = subprocess.Popen(
+        sys.argv[1:],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        close_fds=False,
+        preexec_fn=end_with_parent,  # safe: there is no other thread yet
+    )
 
     def stop() -> None:
         _signal(command.pid, signal.SIGTERM)

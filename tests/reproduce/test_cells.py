@@ -66,6 +66,11 @@ def test_a_cell_that_fails_stops_only_what_needs_it(tmp_path, capsys):
     assert "[3/3]" in printed
 
 
+def test_so_does_one_whose_supervisor_is_killed(tmp_path):
+    cell = writing_cell(tmp_path, "a", code="import os, signal; os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)")
+    assert run([cell], tmp_path).failed == {"a": "killed from outside, as when the memory is full"}
+
+
 def test_a_process_that_is_killed_says_what_may_have_done_it(tmp_path):
     cell = writing_cell(tmp_path, "a", code="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert run([cell], tmp_path).failed == {"a": "killed from outside, as when the memory is full"}
@@ -105,16 +110,25 @@ def test_what_a_training_run_of_the_same_settings_left_is_kept_for_it_to_go_on(t
     assert run([killed], tmp_path).failed
     run([same := writing_cell(tmp_path, "a")], tmp_path)
     assert {path.name for path in same.folder.iterdir()} == {"checkpoint-10", "summary.json"}
-    same.result.unlink()
-    run([other := writing_cell(tmp_path, "a", max_steps=3)], tmp_path)
-    assert {path.name for path in other.folder.iterdir()} == {"summary.json"}
+
+
+def test_the_checkpoints_of_other_settings_are_not_taken_away_without_a_word(tmp_path):
+    killed = writing_cell(tmp_path, "a", code="(folder / 'checkpoint-10').mkdir(parents=True); sys.exit(1)")
+    run([killed], tmp_path)
+    other = writing_cell(tmp_path, "a", save_steps=12)
+    told = r"runs/a was made with other settings \(save_steps: null there, 12 here\): remove that folder, its checkpoints"
+    with pytest.raises(SVFError, match=told):
+        run([other], tmp_path)
+    assert (other.folder / "checkpoint-10").is_dir()
+    (other.folder / "checkpoint-10").rmdir()  # a run that has not come to its first is begun anew
+    assert run([other], tmp_path).made == {"a"}
 
 
 def test_a_damaged_record_says_what_to_remove(tmp_path):
     cell = writing_cell(tmp_path, "a")
     run([cell], tmp_path)
     record_path(tmp_path, "a").write_text('{"kind"')
-    with pytest.raises(SVFError, match=r"a\.json is damaged .*: remove it"):
+    with pytest.raises(SVFError, match=r"a\.json is damaged .*: remove it, and .* trains the run again from its start"):
         is_done(cell, tmp_path)
 
 
@@ -131,6 +145,32 @@ from pathlib import Path
 from written_cells import run, writing_cell
 out = Path({out!r})
 run([writing_cell(out, "slow", code="print('begun', flush=True); time.sleep(60)")], out)
+"""
+
+
+def test_a_command_holds_the_folder_and_ends_with_its_supervisor(tmp_path):
+    """Which may be killed, as the memory's end does it."""
+    with hold_results(tmp_path / "out") as lock:
+        call = subprocess.Popen(
+            [sys.executable, "-m", "svf_rl.reproduce.supervise", sys.executable, "-Sc", COMMAND, str(tmp_path)],
+            cwd=REPOSITORY, stdin=subprocess.PIPE, pass_fds=[lock],
+        )  # fmt: skip
+        wait_until(lambda: (tmp_path / "begun").is_file(), 60)
+        assert f"{tmp_path / 'out' / '_lock'}" in (tmp_path / "begun").read_text()
+        call.kill()
+        call.communicate()
+        wait_until(lambda: (tmp_path / "asked to end").exists(), 10)
+
+
+COMMAND = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: ((folder / "asked to end").touch(), os._exit(0)))
+descriptors = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+held = "\\n".join(os.readlink(name) for name in descriptors if os.path.exists(name))
+(folder / "partial").write_text(held)
+(folder / "partial").rename(folder / "begun")
+time.sleep(60)
 """
 
 
