@@ -158,13 +158,14 @@ def adaptation_cell(
     mine = {run.expert: run for run in runs if run.method == SVF and run.seed == seed}
     experts = {name: mine[name] for name in comparison.experts}
     recipe = next(iter(experts.values())).recipe
-    dispatch = mine.get(DISPATCH)
+    dispatch, tasks = mine.get(DISPATCH), [run.task for run in experts.values()]
     settings = {
         "model": asdict(recipe.model),
         "chat_template_kwargs": recipe.training.chat_template_kwargs or {},
         "seed": seed,
         "unseen": {task.label: {"task": task.task, "options": asdict(task.options)} for task in comparison.unseen},
-        "tasks": {run.task: expert for expert, run in experts.items()},
+        # whose items are an expert's own: nobody's where two have the same task
+        "tasks": {run.task: expert for expert, run in experts.items() if tasks.count(run.task) == 1},
         "classes": comparison.classes,
         "compare": "adaptation" in parts,
         # the base model has no seed: once is enough

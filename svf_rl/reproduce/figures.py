@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.report.style import GREY, PALETTE, add_legend, make_figure
+from svf_rl.report.style import GREY, PALETTE, add_legend, make_figure, shorten_name
 from svf_rl.reproduce.methods import LORA, MEAN, ORACLE, SVF, is_few_shot, method_name
 
 Row = Mapping[str, Any]
@@ -35,7 +35,7 @@ def draw_fine_tuning(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
                 x = group_place + (methods.index(row["method"]) - (len(methods) - 1) / 2) * width
                 axes.bar(x, row["accuracy"], width * 0.9, color=colours[row["method"]])
                 _interval_and_seeds(axes, x, row, vertical=True)
-    axes.set_xticks(range(len(groups)), [group["task"] for group in groups])
+    axes.set_xticks(range(len(groups)), [shorten_name(group["expert"]) for group in groups])
     axes.grid(visible=False, axis="x")
     _show_accuracy(axes)
     names = [(Patch(color=colours[method]), method_name(method)) for method in methods]

@@ -1,6 +1,7 @@
 """From a comparison to its cells, everything checked that can be checked without weights."""
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -25,6 +26,7 @@ from svf_rl.settings.dry_run import check_recipe
 from svf_rl.settings.recipe import load_recipe, load_runs
 from svf_rl.tasks import find_task
 
+_LONGEST_NAME = 200  # bytes; endings come behind it
 _MORE = {"text": "a text", "changes": "what moved"}
 
 
@@ -145,7 +147,23 @@ def make_plan(
     cells += [cell for table in tables for cell in table.cells]
     if "probes" in parts and comparison.weight_changes:
         cells += [changes_cell(by_expert[expert], out) for expert in comparison.experts]
+    _check_names(cells, runs)
     return Plan(comparison, out, tuple(parts), runs, cells, tables, shots, labelled, list(dict.fromkeys(notes)))
+
+
+def _check_names(cells: Sequence[Cell], runs: Sequence[TrainingRun]) -> None:
+    """Raises `SVFError` for cells that would share a name or a folder, and names that are too long for a file."""
+    trained = {id(run.cell): f"expert {run.expert} trained as {run.method}" for run in runs}
+    seen: dict[str | Path, str] = {}
+    for cell in cells:
+        what = trained.get(id(cell), str(cell.folder))
+        if other := seen.get(cell.name) or seen.get(cell.folder):
+            raise SVFError(
+                f"{other} and {what} would both be called {cell.name}: rename an expert, a variant or a probe"
+            )
+        if len(os.fsencode(cell.name)) > _LONGEST_NAME:
+            raise SVFError(f"{cell.name} is too long for a file's name: shorten those of expert, variant or probe")
+        seen |= {cell.name: what, cell.folder: what}
 
 
 def _probe_tables(comparison: Comparison, name: str, runs: Sequence[TrainingRun], out: Path) -> list[Table]:

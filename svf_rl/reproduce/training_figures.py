@@ -34,7 +34,7 @@ def draw_curves(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
         line[0].set_ylim(0, 1.03)
         line[0].set_yticks(*TICKS)
         line[0].set_ylabel("sampled reward (%)")
-        line[0].set_title(group["task"], loc="left", fontsize=9.5)
+        line[0].set_title(f"{group['expert']}: {group['task']}", loc="left", fontsize=9.5)
     add_legend(figure, [(Line2D([], [], color=colours[name]), method_name(name)) for name in methods], alone=True)
     return figure
 
@@ -65,7 +65,7 @@ def draw_methods(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
         axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
         axes.set_xlim(0, 1)
         axes.set_xticks(*TICKS)
-        axes.set_title(group["task"], loc="left", fontsize=9.5)
+        axes.set_title(f"{group['expert']}: {group['task']}", loc="left", fontsize=9.5)
     panels[-1].set_xlabel("accuracy (%)")
     entries: list[tuple[Any, str]] = [
         (Line2D([], [], color=GREY, marker=".", linestyle="none", alpha=0.6), "a seed"),

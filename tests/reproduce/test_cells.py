@@ -116,7 +116,9 @@ def test_the_checkpoints_of_other_settings_are_not_taken_away_without_a_word(tmp
     killed = writing_cell(tmp_path, "a", code="(folder / 'checkpoint-10').mkdir(parents=True); sys.exit(1)")
     run([killed], tmp_path)
     other = writing_cell(tmp_path, "a", save_steps=12)
-    told = r"runs/a was made with other settings \(save_steps: null there, 12 here\): remove that folder, its checkpoints"
+    told = (
+        r"runs/a was made with other settings \(save_steps: null there, 12 here\): remove that folder, its checkpoints"
+    )
     with pytest.raises(SVFError, match=told):
         run([other], tmp_path)
     assert (other.folder / "checkpoint-10").is_dir()

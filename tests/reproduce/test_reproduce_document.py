@@ -102,7 +102,7 @@ def test_the_report_says_what_the_figures_cover(results):
         "math-lora-seed0: out of memory", "![accuracy by method](adaptation.png)", "| no KL |", "| expert math |",
         "few-shot, 10 prompts", "(math): +20.0 (+10.0 to +30.0) points",
         "| dispatch by a prompt | 2 | 1.00 | 2.00 | 0.50 | 4 |",
-        "a processor", "torch 2.13.0", "- cells: 9",
+        "**math**: gsm8k", "a processor", "torch 2.13.0", "- cells: 9",
     ):  # fmt: skip
         assert part in text, part
     assert "fine_tuning.png" not in text  # not drawn, not shown
@@ -142,7 +142,7 @@ def test_a_picture_that_there_is_nothing_for_any_more_is_taken_away(results, tmp
 def test_pictures_name_their_axes_and_methods(results):
     (axes,) = draw_fine_tuning(results["fine_tuning"]).axes
     assert axes.get_ylabel() == "accuracy (%)"
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["gsm8k"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["math"]
     (axes,) = draw_adaptation(results["adaptation"], ["math"]).axes
     assert axes.get_xlabel() == "accuracy (%)"
     assert [label.get_text() for label in axes.get_yticklabels()][:3] == [
@@ -152,7 +152,7 @@ def test_pictures_name_their_axes_and_methods(results):
 
 def test_nothing_is_drawn_of_nothing():
     assert draw_fine_tuning([]) is None
-    assert draw_fine_tuning([{"task": "a", "rows": [FAILED]}]) is None
+    assert draw_fine_tuning([{"task": "a", "expert": "b", "rows": [FAILED]}]) is None
     assert draw_adaptation([], []) is None
 
 

@@ -182,3 +182,39 @@ def test_the_default_is_the_quickstart(tmp_path, monkeypatch, capsys):
 def test_a_recipe_of_several_runs_is_refused(write_comparison):
     with pytest.raises(SVFError, match=r"math .*has several runs \(seeds, runs\): leave them out"):
         plan_of(write_comparison(experts={"math": {**QUICKSTART, "seeds": [0, 1]}}, unseen=None))
+
+
+HARD = {**QUICKSTART, "skill": "math", "wording": "reworded"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {
+                "experts": {"math": QUICKSTART, "math-hard": HARD}, "lora": {"adapter": "lora", "lora_r": 8},
+                "ablations": {"experts": ["math"], "variants": {"hard lora": {"beta": 0}}},
+            },
+            "expert math trained as hard-lora and expert math-hard trained as lora would both be called "
+            "math-hard-lora-seed0: rename",
+        ),
+        (
+            {
+                "experts": {"math": QUICKSTART, "hard-math": HARD},
+                "probes": {"sampled": {"limit": 2}, "sampled hard": {"limit": 3}},
+            },
+            "probes/sampled/hard-math and OUT/probes/sampled-hard/math would both be called probe-sampled-hard-math",
+        ),
+        ({"probes": {"p" * 100: {"others": True}}, "experts": {"m" * 90: QUICKSTART, "c": HARD}}, "is too long for a"),
+    ],
+)  # fmt: skip
+def test_names_that_files_cannot_have_are_refused(write_comparison, tmp_path, changes, message):
+    with pytest.raises(SVFError) as error:
+        plan_of(write_comparison(unseen=None, **changes), tmp_path)
+    assert message in str(error.value).replace(str(tmp_path), "OUT")
+
+
+def test_of_two_experts_on_one_task_none_is_the_one_for_its_items(write_comparison):
+    code = {**QUICKSTART, "skill": "code"}
+    plan = plan_of(write_comparison(experts={"math": QUICKSTART, "hard": HARD, "code": code}), parts=["adaptation"])
+    assert plan.cells[-1].spec["tasks"] == {"quickstart:code": "code"}
