@@ -3,7 +3,7 @@ adapters that are there now."""
 
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def _fingerprint(folder: str) -> str | None:
     return _fingerprint_of(folder, tuple(sorted((path.name, path.stat().st_mtime_ns) for path in files)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fingerprint_of(folder: str, files: Sequence[tuple[str, int]]) -> str | None:
     """A folder stands in several cells, and is asked for more than once in a call."""
     try:

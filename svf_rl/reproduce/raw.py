@@ -6,18 +6,32 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
 from svf_rl.reproduce.cell_plans import TrainingRun
-from svf_rl.reproduce.cells import Cell, read_result
+from svf_rl.reproduce.cells import read_result
 from svf_rl.reproduce.comparison import Unseen
 from svf_rl.reproduce.kept import made_with, replaced
 from svf_rl.reproduce.methods import DISPATCH, PROMPT, few_shot_label, slug
 from svf_rl.reproduce.plan import Plan, Table
 from svf_rl.reproduce.probes import Probe
 from svf_rl.runs.run_folder import read_run
+from svf_rl.storage.json_files import read_json
 
+RAW = "raw.json"
 KIND = "svf-rl reproduce"
+VERSION = 1
+"""Of the sections of the file; a file without one is of the first."""
+
+_SECTIONS: dict[str, type] = {
+    "comparison": str, "model": str, "seeds": list, "parts": list, "notes": list, "failed": dict, "experts": dict,
+    "lora": dict, "variants": dict, "dispatched": list, "ablated": list, "few_shot": str, "shots": list, "runs": dict,
+    "evaluations": dict, "probes": list, "texts": list, "changes": dict, "adaptations": list, "hardware": dict,
+    "packages": dict, "seconds": dict,
+}  # fmt: skip
+
+Raw = Mapping[str, Any]
 
 Answers = dict[int, list[bool | None]]
 """By item the verdicts on its samples; `None` where the check failed by itself."""
@@ -51,6 +65,20 @@ def decode(lines: Sequence[str]) -> Answers:
     return found
 
 
+def read_raw(path: Path) -> dict[str, Any]:
+    """The `raw.json` of an earlier call. Raises `SVFError` for what is none, one of another version, and one without
+    one of its sections."""
+    remedy = f"give the {RAW} of a comparison"
+    content = read_json(path, remedy)
+    if content.get("kind") != KIND:
+        raise SVFError(f"{path} is not the {RAW} of a comparison")
+    if content.get("version", VERSION) != VERSION:
+        raise SVFError(
+            f"{path} is of version {content['version']}, and this svf-rl reads {VERSION}: use the one it is of"
+        )
+    return read_json(path, remedy, _SECTIONS)
+
+
 def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
     """What `raw.json` holds of the cells, as JSON; of those that `failed` it says why."""
     comparison = plan.comparison
@@ -59,6 +87,7 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
     probes = [(table, comparison.probes[table.probe]) for table in plan.tables if table.probe is not None]
     return {
         "kind": KIND,
+        "version": VERSION,
         "comparison": comparison.name,
         "model": comparison.model,
         "seeds": comparison.seeds,

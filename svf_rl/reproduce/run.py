@@ -22,16 +22,14 @@ from svf_rl.reproduce.document import render_document
 from svf_rl.reproduce.figures import draw_adaptation, draw_fine_tuning, draw_shots, draw_timing
 from svf_rl.reproduce.launch import Outcome, hold_results, run_cells
 from svf_rl.reproduce.plan import Plan, make_plan
-from svf_rl.reproduce.raw import KIND, gather
+from svf_rl.reproduce.raw import KIND, RAW, gather, read_raw
 from svf_rl.reproduce.results import collect
 from svf_rl.reproduce.training_figures import draw_curves, draw_methods, draw_passes
 from svf_rl.runs.summary import read_package_versions
 from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.files import write_file, write_json
 from svf_rl.storage.folders import check_writable, is_unused
-from svf_rl.storage.json_files import normalize_json, read_json
-
-RAW = "raw.json"
+from svf_rl.storage.json_files import normalize_json
 
 
 def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any] | None:
@@ -56,7 +54,7 @@ def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any]
     comparison = read_comparison(path)
     if arguments.seeds is not None:
         comparison = replace(comparison, seeds=check_seeds(arguments.seeds))
-    folder = _folder(arguments, comparison.name)
+    folder = _folder(arguments.out or f"runs/reproduce-{comparison.name}")
     parts = [part for part in PARTS if part in (arguments.only or PARTS)]
     plan = make_plan(comparison, folder, parts, arguments.launch, arguments.data_dir)
     _check_folder(folder, comparison.name, comparison.model)
@@ -76,7 +74,6 @@ def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any]
             "seconds": _seconds(plan, outcome, jobs, time.perf_counter() - started),
         }
         results = _write(raw, folder)
-    print(f"report: {folder / 'report.md'}")
     if outcome.failed:
         raise SVFError(
             f"{len(outcome.failed)} of {len(plan.cells)} cells could not be made: {', '.join(outcome.failed)}; "
@@ -86,32 +83,28 @@ def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any]
 
 
 def _draw_again(path: Path, arguments: ReproduceArguments) -> dict[str, Any]:
-    """Tables and pictures once more, from the `raw.json` of an earlier call."""
+    """Tables and pictures once more, from the `raw.json` of an earlier call, and by default beside it."""
     if arguments != ReproduceArguments(arguments.out):
         raise SVFError(f"{path} holds what was made already: only --out goes with it")
-    raw = read_json(path, f"give the {RAW} of a comparison", {"comparison": str, "model": str, "runs": dict})
-    if raw.get("kind") != KIND:
-        raise SVFError(f"{path} is not the {RAW} of a comparison")
-    folder = _folder(arguments, raw["comparison"])
-    _check_folder(folder, raw["comparison"], raw["model"])
+    raw = read_raw(path)
+    folder = _folder(arguments.out or path.parent)
+    if [one.resolve() for one in folder.glob("*")] != [path.resolve()]:  # alone in its folder
+        _check_folder(folder, raw["comparison"], raw["model"])
     with _held(folder, raw["comparison"], raw["model"]):
-        results = _write(raw, folder)
-    print(f"report: {folder / 'report.md'}")
-    return results
+        return _write(raw, folder)
 
 
 def _write(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """`raw.json`, and what follows from it. Returns what is in `results.json`."""
-    write_file(folder / RAW, json.dumps(raw, separators=(",", ":")) + "\n")
     results = collect(normalize_json(raw))  # as it is read from the file
-    write_results(results, folder)
+    write_results(results, folder, raw)
+    print(f"report: {folder / 'report.md'}")
     return results
 
 
-def write_results(results: Mapping[str, Any], folder: Path) -> None:
-    """`results.json`, the pictures and `report.md`."""
-    write_json(folder / "results.json", results)
-    with house_style(), disk_errors(folder):
+def write_results(results: Mapping[str, Any], folder: Path, raw: Mapping[str, Any] | None = None) -> None:
+    """`raw.json`, `results.json`, the pictures and `report.md`; all is made before the first is written."""
+    with house_style():
         drawn = {
             "fine_tuning": draw_fine_tuning(results.get("fine_tuning", [])),
             "curves": draw_curves(results.get("fine_tuning", [])),
@@ -121,16 +114,21 @@ def write_results(results: Mapping[str, Any], folder: Path) -> None:
             "shots": draw_shots(results.get("shots", [])),
             "timing": draw_timing(results.get("timing", [])),
         }
+    report = render_document(results, [name for name in drawn if drawn[name] is not None])
+    if raw is not None:
+        write_file(folder / RAW, json.dumps(raw, separators=(",", ":")) + "\n")
+    write_json(folder / "results.json", results)
+    with disk_errors(folder):
         for name, figure in drawn.items():
             file = folder / f"{name}.png"
             file.unlink(missing_ok=True)
             if figure is not None:
                 save(figure, file)
-    write_file(folder / "report.md", render_document(results, [name for name in drawn if drawn[name] is not None]))
+    write_file(folder / "report.md", report)
 
 
-def _folder(arguments: ReproduceArguments, name: str) -> Path:
-    return Path(arguments.out or f"runs/reproduce-{name}").expanduser().resolve()
+def _folder(out: str | Path) -> Path:
+    return Path(out).expanduser().resolve()
 
 
 @contextmanager

@@ -239,6 +239,40 @@ def test_what_was_trained_in_another_type_is_evaluated_in_it(write_comparison, t
     assert evaluated == {"math": {"math-whole-seed0": ["0"]}}
 
 
+def test_by_default_they_are_written_beside_the_file_that_is_alone_or_of_a_comparison(raw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "small.json").write_text(json.dumps(raw))
+    reproduce(folder / "small.json", ReproduceArguments())
+    reproduce(Path("published/raw.json"), ReproduceArguments())
+    assert (folder / "report.md").is_file()
+    assert list(tmp_path.iterdir()) == [folder]
+    (tmp_path / "mine.json").write_text(json.dumps(raw))
+    with pytest.raises(SVFError, match="holds files that are not of a comparison"):
+        reproduce(tmp_path / "mine.json", ReproduceArguments())
+
+
+def test_a_file_that_cannot_be_drawn_leaves_the_one_before_as_it_is(raw, tmp_path):
+    file, out = tmp_path / "raw.json", tmp_path / "out"
+    file.write_text(json.dumps(raw))
+    reproduce(file, ReproduceArguments(out))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    less = {key: value for key, value in raw.items() if key != "texts"}
+    for content, message in (
+        ({**raw, "version": 2}, r"raw\.json is of version 2, and this svf-rl reads 1"),
+        (less, r"raw\.json is damaged \(texts is missing or of another type\)"),
+        ({**raw, "seeds": None}, r"raw\.json is damaged \(seeds is missing or of another type\)"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(SVFError, match=message):
+            reproduce(file, ReproduceArguments(out))
+    file.write_text(json.dumps({**raw, "texts": [{}]}))
+    with pytest.raises(KeyError):
+        reproduce(file, ReproduceArguments(out))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_what_is_no_raw_file_and_what_does_not_go_with_one(raw, tmp_path):
     file = tmp_path / "raw.json"
     file.write_text(json.dumps(raw))
