@@ -136,6 +136,7 @@ def read_comparison(path: str | Path) -> Comparison:
     for name in experts:
         if name in RESERVED or is_few_shot(name) or not _NAME.fullmatch(name):
             raise SVFError(f"expert {name!r}: the name must be letters and digits, and none of {', '.join(RESERVED)}")
+        slug(name)
     dispatch = None if given.get("dispatch") is None else _expert(DISPATCH, given["dispatch"], path.parent)
     ablations = _ablations(given.get("ablations", {}), experts)
     comparison = Comparison(
@@ -170,12 +171,12 @@ def read_comparison(path: str | Path) -> Comparison:
 
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:
-    """The seeds. Raises `SVFError` for none, negative ones, and one that comes twice."""
+    """The seeds. Raises `SVFError` for none, one that NumPy does not take, and one that comes twice."""
     if not seeds:
         raise SVFError("seeds is empty: name at least one, as in 0,1,2")
     for seed in seeds:
-        if seed < 0 or list(seeds).count(seed) > 1:
-            raise SVFError(f"seeds must be different numbers from 0 on, not {','.join(map(str, seeds))}")
+        if not 0 <= seed < 2**32 or list(seeds).count(seed) > 1:
+            raise SVFError(f"seeds must be different numbers from 0 to {2**32 - 1}, not {','.join(map(str, seeds))}")
     return list(seeds)
 
 
@@ -196,7 +197,7 @@ def _classes(
         keys = {} if dispatch is None else {**read_mapping(dispatch.path), **dispatch.overrides}
         check_classes(given, class_labels(keys.get("classes")))
     for label, name in given.items():
-        if name not in experts:
+        if not isinstance(name, str) or name not in experts:
             raise SVFError(f"classes: {label} names the expert {name!r}; the experts are {', '.join(experts)}")
     return dict(given)
 
@@ -204,8 +205,6 @@ def _classes(
 def _unseen(label: str, spec: Any) -> Unseen:
     if not isinstance(spec, dict) or not isinstance(spec.get("task"), str):
         raise SVFError(f"unseen task {label!r} must be a mapping with a task, as in {{task: humaneval}}")
-    if not slug(label):
-        raise SVFError(f"unseen task {label!r}: give it a name with letters")
     find_task(spec["task"])
     options = read_section(f"unseen task {label!r}", {k: v for k, v in spec.items() if k != "task"}, TaskOptions)
     return Unseen(label, spec["task"], options)
@@ -230,7 +229,7 @@ def _ablations(given: Mapping[Any, Any], experts: Mapping[str, ExpertRecipe]) ->
     names = [slug(str(name)) for name in ablations.variants]
     for name, changes in ablations.variants.items():
         plain = slug(str(name))
-        if not isinstance(changes, dict) or not plain or plain in RESERVED or names.count(plain) > 1:
+        if not isinstance(changes, dict) or plain.lower() in RESERVED or names.count(plain) > 1:
             raise SVFError(f"ablations: variant {name!r} must have a name of its own and the keys that it changes")
     for shots in ablations.shots:
         if shots < 1:

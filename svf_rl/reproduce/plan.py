@@ -5,7 +5,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from svf_rl.reproduce.cell_plans import (
     probe_cells,
     training_cell,
 )
-from svf_rl.reproduce.cells import Cell, find_windows
+from svf_rl.reproduce.cells import Cell, evaluation_arguments, find_windows
 from svf_rl.reproduce.comparison import Comparison, ExpertRecipe, Unseen
 from svf_rl.reproduce.methods import DISPATCH, LORA, SVF, slug
 from svf_rl.settings.dry_run import check_recipe
 from svf_rl.settings.recipe import load_recipe, load_runs
 from svf_rl.tasks import find_task
 
+# Keys of a recipe that a comparison sets itself; several runs (seeds, runs) are refused apart.
+_OWN = {"model_name_or_path", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "seed"}
 _LONGEST_NAME = 200  # bytes; endings come behind it
 _MORE = {"text": "a text", "changes": "what moved"}
 
@@ -124,6 +127,8 @@ def make_plan(
                 if part in trained:
                     notes.append(f"{task.label} is not unseen: the expert {trained[part]} is trained on {part}")
         adaptations = [adaptation_cell(comparison, parts, shots, seed, runs, out) for seed in comparison.seeds]
+        with _naming("evaluation"):
+            evaluation_arguments({**adaptations[0].spec, "task": comparison.unseen[0].task, "options": {}})
     # an adaptation takes longest: its experts come first, and it comes before the baselines
     early = {name for cell in adaptations for name in cell.needs}
     training = [run.cell for run in sorted(runs, key=lambda run: run.seed)]
@@ -141,13 +146,17 @@ def make_plan(
     if "probes" in parts:
         for name in comparison.probes:
             probes = _probe_tables(comparison, name, runs, out)
-            if probes and comparison.probes[name].text is not None:
-                find_windows(probes[0].cells[0].spec)  # a text that is too short is better known now
+            if not probes:
+                notes.append(
+                    f"the probe {name} asks nothing here: no run is by {', '.join(comparison.probes[name].methods)}"
+                )
             tables += probes
     cells += [cell for table in tables for cell in table.cells]
     if "probes" in parts and comparison.weight_changes:
         cells += [changes_cell(by_expert[expert], out) for expert in comparison.experts]
     _check_names(cells, runs)
+    for table in tables:
+        _check_asked(table)
     return Plan(comparison, out, tuple(parts), runs, cells, tables, shots, labelled, list(dict.fromkeys(notes)))
 
 
@@ -164,6 +173,28 @@ def _check_names(cells: Sequence[Cell], runs: Sequence[TrainingRun]) -> None:
         if len(os.fsencode(cell.name)) > _LONGEST_NAME:
             raise SVFError(f"{cell.name} is too long for a file's name: shorten those of expert, variant or probe")
         seen |= {cell.name: what, cell.folder: what}
+
+
+def _check_asked(table: Table) -> None:
+    """Raises `SVFError` for what the process of a cell would refuse: better known now than after hours."""
+    spec, task = table.cells[0].spec, find_task(table.on.recipe.data.task)
+    with _naming("evaluation" if table.probe is None else f"probe {table.probe!r} on {table.on.task}"):
+        if table.cells[0].kind == "text":
+            find_windows(spec)
+            return
+        options = evaluation_arguments(spec).options
+        own = {**vars(table.on.recipe.data), "test_items": None}  # whose rows are known to be there
+        if not vars(options).items() <= own.items() and task.is_local(options):
+            task.load(options)
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """What is refused within is said to be of `what`."""
+    try:
+        yield
+    except SVFError as error:
+        raise SVFError(f"{what}: {error}") from error
 
 
 def _probe_tables(comparison: Comparison, name: str, runs: Sequence[TrainingRun], out: Path) -> list[Table]:
@@ -211,15 +242,18 @@ def _training_runs(
     fixed = {"model_name_or_path": comparison.model, **({} if data_dir is None else {"data_dir": data_dir})}
     runs = []
     for expert, method, changes in wanted:
-        keys = {**comparison.training, **expert.overrides, **changes, **fixed}
-        given = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
-        try:
+        keys = {**comparison.training, **expert.overrides, **changes}
+        given = [
+            f"--{key}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+            for key, value in (keys | fixed).items()
+        ]
+        with _naming(f"{expert.name} ({method})"):
+            if own := sorted(_OWN & keys.keys()):
+                raise SVFError(f"{', '.join(own)} is for the comparison to set: leave it out")
             recipe = load_recipe(expert.path, given)
             if load_runs(recipe, given):
                 raise SVFError("the recipe has several runs (seeds, runs): leave them out, a comparison has seeds too")
             notes += check_recipe(recipe).notes
-        except SVFError as error:
-            raise SVFError(f"{expert.name} ({method}): {error}") from error
         for seed in comparison.seeds:
             cell = training_cell(f"{expert.name}-{method}-seed{seed}", recipe, given, seed, out, start)
             runs.append(TrainingRun(expert.name, method, seed, recipe, cell))
@@ -264,6 +298,8 @@ def _check_same_targets(runs: Sequence[TrainingRun]) -> None:
 
 def _labelled_rows(task: Unseen, comparison: Comparison, shots: int, notes: list[str]) -> tuple[int, int] | None:
     """How many rows there are for at most `shots` shots and how many are reported; `None` if that is not known here."""
+    with _naming(f"unseen task {task.label}"):
+        find_task(task.task).rewards(task.options)
     if not find_task(task.task).is_local(task.options):
         notes.append(f"the rows of {task.label} come from the Hub: their number was not checked")
         return None

@@ -52,16 +52,17 @@ def read_probe(name: str, spec: Any, experts: Collection[str], variants: Collect
     Raises:
         SVFError: an unknown key, a value that does not fit, keys that do not go together, or no such text.
     """
-    if not isinstance(spec, dict) or not slug(name):
-        raise SVFError(
-            f"probe {name!r} must have a name with letters, and be a mapping, as in {{options: {{shots: 0}}}}"
-        )
+    if not isinstance(spec, dict):
+        raise SVFError(f"probe {name!r} must be a mapping, as in {{options: {{shots: 0}}}}")
     probe: Probe = read_section(f"probe {name!r}", spec, Probe)
     for expert in probe.experts:
         if expert not in experts:
             raise SVFError(f"probe {name!r}: there is no expert {expert!r}; the experts are {', '.join(experts)}")
     for changes in (probe.options, *probe.experts.values()):
         read_section(f"probe {name!r}: options", changes, TaskOptions)
+        for key in ("skill", "dataset"):
+            if key in changes:
+                raise SVFError(f"probe {name!r}: {key} is part of the expert's task, which is asked for: leave it out")
     known = [SVF, LORA, *(slug(str(variant)) for variant in variants)]
     for method in probe.methods:
         if slug(method) not in known:

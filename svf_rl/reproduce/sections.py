@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from svf_rl.errors import SVFError
-from svf_rl.settings.yaml_values import fit
+from svf_rl.settings.yaml_values import fit, shown
 
 
 def read_section(name: str, given: Mapping[str, Any], wanted: type, **more: Any) -> Any:
@@ -15,8 +15,10 @@ def read_section(name: str, given: Mapping[str, Any], wanted: type, **more: Any)
 
 
 def fit_keys(name: str, given: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a mapping, fitted to the types of its known keys. Raises `SVFError` for an unknown key (the line
-    names the nearest one), and a value that does not fit."""
+    """The values of a mapping, fitted to the types of its known keys. Raises `SVFError` for what is no mapping, an
+    unknown key (the line names the nearest one), and a value that does not fit."""
+    if not isinstance(given, Mapping):
+        raise SVFError(f"{name} must be a mapping of keys and values, not {shown(given)}")
     for key in map(str, given):
         if key not in types:
             near = difflib.get_close_matches(key, types, n=1, cutoff=0)

@@ -45,7 +45,7 @@ def test_recipes_are_found_from_the_folder_of_the_file(tmp_path):
         ({"model": None}, "needs the key 'model'"),
         ({"experts": {}}, "needs the key 'experts'"),
         ({"seeds": "zero"}, "seeds must be a list of integers, not 'zero'"),
-        ({"seeds": [0, 0]}, "seeds must be different numbers from 0 on, not 0,0"),
+        ({"seeds": [0, 0]}, "seeds must be different numbers from 0 to 4294967295, not 0,0"),
         ({"seeds": []}, "seeds is empty"),
         ({"experts": {"a": "quickstart"}}, "expert 'a' must be a mapping with a recipe"),
         ({"experts": {"a": {"recipe": "nowhere.yaml"}}}, "expert 'a': there is no recipe"),
@@ -74,7 +74,18 @@ def test_recipes_are_found_from_the_folder_of_the_file(tmp_path):
         ({"probes": {"zero": {"options": {"shot": 0}}}}, "unknown key 'shot' in probe 'zero': options"),
         ({"probes": {"zero": {"methods": ["dora"]}}}, "probe 'zero': there is no method 'dora'; there are: svf, lora"),
         ({"probes": {"zero": {"experts": {"choice": {}}}}}, "probe 'zero': there is no expert 'choice'"),
-        ({"probes": {"zero": 3}}, "probe 'zero' must have a name with letters, and be a mapping"),
+        (
+            {"probes": {"zero": {"experts": {"math": 3}}}},
+            "probe 'zero': options must be a mapping of keys and values, not 3",
+        ),
+        ({"probes": {"zero": {"options": {"skill": "code"}}}}, "probe 'zero': skill is part of the expert's task"),
+        ({"classes": {"math": ["math"]}}, "classes: math names the expert ['math']; the experts are math, code"),
+        ({"probes": {"..": {"limit": 1}}}, "'..' gives no file a name"),
+        ({"unseen": {"?": {"task": "exam"}}}, "'?' gives no file a name: use letters or digits, and at most 100 bytes"),
+        ({"unseen": {"x" * 101: {"task": "exam"}}}, "gives no file a name"),
+        ({"experts": {"x" * 101: RECIPE}}, "gives no file a name"),
+        ({"ablations": {"experts": ["math"], "variants": {"SVF": {"beta": 0}}}}, "variant 'SVF'"),
+        ({"probes": {"zero": 3}}, "probe 'zero' must be a mapping"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(write_comparison, changes, message):
@@ -91,7 +102,7 @@ def test_a_file_that_is_not_there():
 
 def test_seeds_are_different_and_not_negative():
     assert check_seeds([2, 0]) == [2, 0]
-    for seeds in ([-1], [1, 1], []):
+    for seeds in ([-1], [2**32], [1, 1], []):
         with pytest.raises(SVFError, match="seeds"):
             check_seeds(seeds)
 
@@ -99,3 +110,4 @@ def test_seeds_are_different_and_not_negative():
 def test_a_name_becomes_part_of_a_file_name():
     assert slug("MLP and attention") == "MLP-and-attention"
     assert slug("a/../b") == "a-..-b"
+    assert slug("数学, leicht") == "数学-leicht"

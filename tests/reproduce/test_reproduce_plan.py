@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from shutil import copytree
 
@@ -135,6 +136,23 @@ def test_nor_is_a_mixture_of_such_tasks(write_comparison):
             {"experts": {"a": QUICKSTART, "b": {**QUICKSTART, "target_modules": "attention"}}},
             "experts a and b cannot be mixed: target_modules is 'mlp' and 'attention'",
         ),
+        *(
+            ({part: {"learning_rate": 1e-3, key: "x"}}, f"({method}): {key} is for the comparison to set: leave it out")
+            for part, method, key in (
+                ("training", "svf", "seed"),
+                ("lora", "lora", "output_dir"),
+                ("training", "svf", "model_name_or_path"),
+            )
+        ),
+        ({"evaluation": {"limit": 0}}, "evaluation: --limit must be at least 1, not 0"),
+        ({"evaluation": {"gpu_memory_utilization": 2.0}}, "evaluation: --gpu-memory-utilization must be above 0"),
+        (
+            {"probes": {"p": {"samples": 4}}},
+            "probe 'p' on quickstart:math: --samples 4 at temperature 0 are all the same",
+        ),
+        ({"probes": {"p": {"temperature": -1}}}, "probe 'p' on quickstart:math: --temperature must be 0"),
+        ({"probes": {"p": {"options": {"shots": 100000}}}}, "probe 'p' on quickstart:math: "),
+        ({"unseen": {"own": {"task": "columns"}}}, "unseen task own: task columns has no default reward"),
         ({"few_shot": {"shots": 257}}, "unseen task exam has 256 labelled rows for 257 shots: lower the shots"),
     ],
 )
@@ -144,6 +162,13 @@ def test_what_would_not_run_is_known_before_anything_runs(write_comparison, tmp_
         reproduce(write_comparison(**changes), ReproduceArguments(out))
     assert message in str(error.value)
     assert not out.exists()
+
+
+def test_a_date_is_the_text_of_it_and_a_probe_without_cells_is_said(write_comparison):
+    experts = {"math": {**QUICKSTART, "run_name": date(2026, 1, 1)}}
+    plan = plan_of(write_comparison(experts=experts, unseen=None, probes={"tried": {"methods": ["lora"]}}))
+    assert plan.cells[0].settings["run_name"] == "2026-01-01"
+    assert "the probe tried asks nothing here: no run is by lora" in plan.notes
 
 
 def test_arguments_out_of_range(write_comparison, tmp_path):
