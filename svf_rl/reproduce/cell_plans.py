@@ -14,6 +14,7 @@ from svf_rl.evaluation.base_model import model_fingerprint
 from svf_rl.reproduce.cells import Cell, record_path
 from svf_rl.reproduce.comparison import Comparison
 from svf_rl.reproduce.methods import DISPATCH, SVF, slug
+from svf_rl.reproduce.probes import pass_ks
 from svf_rl.settings.recipe import Recipe
 from svf_rl.storage.json_files import normalize_json
 from svf_rl.tasks import TaskOptions
@@ -94,7 +95,7 @@ def _probe_cell(
     probe, expert = comparison.probes[name], runs[0].expert
     limit = comparison.evaluation.limit if probe.limit is None else probe.limit
     sampled: dict[str, Any] = {"limit": limit, "temperature": probe.temperature, "samples": probe.samples}
-    sampled["k"] = [2**power for power in range(probe.samples.bit_length())]
+    sampled["k"] = pass_ks(probe.samples)
     changes = {**probe.options, **probe.experts.get(on.expert, {})}
     settings = _evaluation(runs[0], on, asdict(comparison.evaluation) | sampled, changes)
     below = f"{slug(name)}/{expert}" + (f"-on-{on.expert}" if on.expert != expert else "") + suffix

@@ -63,7 +63,7 @@ def is_done(cell: Cell, out: Path) -> bool:
     lost = "trains the run again from its start" if cell.kind == "training" else f"goes on with what {cell.folder} has"
     there = read_result(record_path(out, cell.name), f"remove it, and the same command {lost}").get("settings", {})
     check_kept(cell.kind, cell.folder, there, cell.settings)
-    if not there or not cell.result.is_file() or difference(narrow(there, cell.settings), cell.settings):
+    if not there or not cell.result.is_file() or difference(narrow(cell.kind, there, cell.settings), cell.settings):
         return False
     return cell.kind == "training" or not replaced(cell.kind, cell.spec)
 

@@ -8,16 +8,26 @@ from typing import Any
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.markdown import code, markdown_table, render
 from svf_rl.reproduce.methods import method_name
+from svf_rl.reproduce.rows import Row, known_mean, row_name
 
-Row = Mapping[str, Any]
+_CONTENTS = {
+    "every answer with its verdict": ("evaluation", "adaptation", "probes"),
+    "what moved": ("changes",),
+    "trained adapters": ("runs",),
+}
 
 
-def render_document(results: Mapping[str, Any], figures: Collection[str]) -> str:
-    """The report on what is in `results.json`, with those pictures (their names without `.png`)."""
+def render_document(results: Mapping[str, Any], figures: Collection[str], folders: Collection[str] = ()) -> str:
+    """The report on what is in `results.json`, with those pictures (their names without `.png`); `folders` of cells are
+    beside it."""
+    groups = [*results.get("fine_tuning", ()), *results.get("ablations", ())]
+    tests = [row["against_svf"] for group in groups for row in group["rows"] if "p" in row.get("against_svf", ())]
     return render(
         "reproduce/report.md.jinja",
         results=results,
         figures=figures,
+        contents=[(what, [f"{name}/" for name in names if name in folders]) for what, names in _CONTENTS.items()],
+        fewest_seeds=min((test["seeds"] for test in tests), default=None),
         tabulate_accuracies=partial(tabulate_accuracies, experts=results["experts"], planned=len(results["seeds"])),
         tabulate_passes=tabulate_passes,
         tabulate_timing=_tabulate_timing,
@@ -42,7 +52,7 @@ def tabulate_accuracies(
     `planned` ones, where some are missing) and items, and `more` columns of those in `_COLUMNS`. `names` are what
     methods are called, where it is not their usual name."""
     lines = [
-        [(names or {}).get(row["method"]) or _name(row, experts)]
+        [(names or {}).get(row["method"]) or row_name(row, experts)]
         + [show({**row, "planned": planned}) for show in (*_ALWAYS.values(), *(_COLUMNS[heading] for heading in more))]
         for row in rows
     ]
@@ -54,11 +64,10 @@ def tabulate_passes(rows: Sequence[Row]) -> str:
     ks = list(rows[0]["pass_at_k"])
     lines = []
     for row in rows:
-        means = {k: [value for value in row["pass_at_k"][k].values() if value is not None] for k in ks}
-        shown = {
-            k: f"{_percent(sum(m) / len(m))} ({_range(*row['pass_at_k_interval'][k])})" for k, m in means.items() if m
-        }
-        lines.append([_name(row), *(shown.get(k, "") for k in ks)])
+        means = [_percent(known_mean(row["pass_at_k"][k].values())) for k in ks]
+        intervals = [row["pass_at_k_interval"][k] for k in ks]
+        shown = [f"{mean} ({_range(*one)})" if one else mean for mean, one in zip(means, intervals, strict=True)]
+        lines.append([row_name(row), *shown])
     return markdown_table(["", *(f"pass@{k}" for k in ks)], lines, "---:")
 
 
@@ -73,13 +82,13 @@ def _tabulate_text(rows: Sequence[Row], planned: int) -> str:
     lines = []
     for row in rows:
         against = row.get("against_base")
-        low, high = against["interval"] if against else (None, None)
-        shown = f"{against['value']:+.3f} ({low:+.3f} to {high:+.3f})" if against else ""
+        shown = f"{against['value']:+.3f}" if against else ""
+        shown += " ({:+.3f} to {:+.3f})".format(*against["interval"]) if against and against["interval"] else ""
         seeds = _seeds({**row, "planned": planned})
         seeds += f" ({row['diverged']} more: not finite)" if row["diverged"] else ""
         values = list(row["by_seed"].values())
         over_seeds = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else ""
-        lines.append([_name(row), _number(row["loglikelihood"], 3), over_seeds, shown, seeds])
+        lines.append([row_name(row), _number(row["loglikelihood"], 3), over_seeds, shown, seeds])
     headings = ["", "log-likelihood of a token", "seeds: lowest to highest", "against base", "seeds"]
     return markdown_table(headings, lines, "---:")
 
@@ -93,7 +102,7 @@ def _tabulate_changes(rows: Sequence[Row], planned: int) -> str:
         moved = [None if part is None else 100 * part for part in (row["relative"], *row["thirds"])]
         ranks = [_number(row[key]) for key in ("stable_rank", "effective_rank")]
         shown = [*(_number(value, 2) for value in moved), *ranks, _percent(row["diagonal"])]
-        lines.append([_name(row), _seeds({**row, "planned": planned}), *shown])
+        lines.append([row_name(row), _seeds({**row, "planned": planned}), *shown])
     return markdown_table(headings, lines, "---:")
 
 
@@ -103,7 +112,7 @@ def _tabulate_runs(runs: Sequence[Row]) -> str:
     for run in runs:
         seconds = (run.get("seconds") or {}).get("train")
         found = str(run["failed"]) if run.get("failed") else _percent(run["accuracy"])
-        place = run["expert"], _name(run), run["seed"]
+        place = run["expert"], row_name(run), run["seed"]
         lines.append([*place, _count(run.get("trained_values")), run.get("updates", ""), _number(seconds, 0), found])
     headings = ["expert", "method", "seed", "values", "updates", "training (s)", "accuracy %"]
     return markdown_table(headings, lines, "---:")
@@ -123,16 +132,13 @@ def _describe_probe(probe: Row) -> str:
     """How the answers of a probe were made."""
     many = f"{probe['samples']} answers to each item" if probe["samples"] > 1 else "one answer to each item"
     sampled = f"{many}, sampled at temperature {probe['temperature']:g}" if probe["temperature"] else "greedy answers"
-    return f"{sampled}, with {code(_as_keys(probe['options']))}" if probe["options"] else sampled
+    options = [" ".join(key.replace("`", "'").split()) for key in _as_keys(probe["options"])]
+    return f"{sampled}, with {code(options)}" if options else sampled
 
 
 def _as_keys(values: Mapping[str, Any]) -> list[str]:
     """As they stand in a recipe."""
     return [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
-
-
-def _name(row: Row, experts: Sequence[str] = ()) -> str:
-    return str(row.get("name") or method_name(row["method"], experts))
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -161,9 +167,9 @@ def _p_value(row: Row) -> str:
 
 
 def _signed(difference: Mapping[str, Any]) -> str:
-    """A difference in points, with its interval."""
-    low, high = difference["interval"]
-    return f"{100 * difference['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    """A difference in points, with its interval where the spread is known."""
+    low, high = difference["interval"] or (None, None)
+    return f"{100 * difference['value']:+.1f}" + ("" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})")
 
 
 def _accuracy(row: Row) -> str:

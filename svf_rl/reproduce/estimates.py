@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from svf_rl.metrics.statistics import Estimate, bootstrap, estimate_mean, estimate_share
 
@@ -9,6 +10,8 @@ Verdicts = Mapping[int, bool | None]
 """Item to verdict; `None` where the check failed by itself."""
 
 BySeed = Mapping[int, Verdicts]
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,12 @@ def compared_by_seed(method: BySeed, other: BySeed) -> Estimate | None:
     """The same over the seeds that both have: what one seed makes of a method says nothing of another's."""
     seeds = sorted(method.keys() & other.keys())
     return compared({seed: method[seed] for seed in seeds}, {seed: other[seed] for seed in seeds})
+
+
+def as_difference(found: Estimate) -> dict[str, Any]:
+    """`{"value": …, "interval": [low, high]}`, as result files hold a difference; the interval is `None` where all
+    values were equal, which says nothing of their spread."""
+    return {"value": found.value, "interval": list(found.interval) if found.high - found.low > _ROUNDING else None}
 
 
 def item_means(by_seed: BySeed) -> dict[int, float]:

@@ -10,10 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.report.style import GREY, PALETTE, add_legend, make_figure, shorten_name
+from svf_rl.report.style import GREY, PALETTE, add_legend, choose_look, make_figure, shorten_name
 from svf_rl.reproduce.methods import LORA, MEAN, ORACLE, SVF, is_few_shot, method_name
-
-Row = Mapping[str, Any]
+from svf_rl.reproduce.rows import Row
 
 _WHISKER = Line2D([], [], color="black", marker="|", markersize=7, linewidth=1.0)
 
@@ -28,7 +27,7 @@ def draw_fine_tuning(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
     if not any(row["accuracy"] is not None for group in groups for row in group["rows"]):
         return None
     figure, (axes,) = make_figure(1, 3.0)
-    width, colours = 0.8 / len(methods), method_colours(methods)
+    width, colours = 0.8 / len(methods), {method: look["color"] for method, look in method_looks(methods).items()}
     for group_place, group in enumerate(groups):
         for row in group["rows"]:
             if row["accuracy"] is not None:
@@ -57,7 +56,7 @@ def draw_adaptation(tasks: Sequence[Mapping[str, Any]], experts: Sequence[str]) 
             kinds.setdefault(kind, colour)
             axes.barh(place, row["accuracy"], 0.7, color=colour)
             _interval_and_seeds(axes, place, row, vertical=False)
-        _name_bars(axes, task["label"], [method_name(row["method"], experts) for row in rows])
+        _name_bars(axes, shorten_name(task["label"]), [method_name(row["method"], experts) for row in rows])
         axes.set_xlim(0, 1)
         axes.set_xticks(*TICKS)
     panels[-1].set_xlabel("accuracy (%)")
@@ -104,9 +103,8 @@ def draw_timing(tasks: Sequence[Mapping[str, Any]]) -> Figure | None:
         first, second = ([row[key] for row in task["rows"]] for key in ("first_pass_seconds", "second_pass_seconds"))
         axes.barh(range(len(first)), first, 0.7, color=PALETTE[0])
         axes.barh(range(len(first)), second, 0.7, left=first, color=PALETTE[1])
-        _name_bars(
-            axes, f"{task['label']}, {task['items']} items", [method_name(row["method"]) for row in task["rows"]]
-        )
+        title = f"{shorten_name(task['label'])}, {task['items']} items"
+        _name_bars(axes, title, [method_name(row["method"]) for row in task["rows"]])
     panels[-1].set_xlabel("seconds")
     add_legend(figure, [(Patch(color=PALETTE[i]), name) for i, name in enumerate(["first pass", "second pass"])])
     return figure
@@ -118,7 +116,7 @@ def _bar_panels(tasks: Sequence[Mapping[str, Any]]) -> tuple[Figure, list[Axes]]
 
 def _name_bars(axes: Axes, title: str, names: Sequence[str]) -> None:
     """Names at the side of horizontal bars, the first on top."""
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [shorten_name(name) for name in names])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_title(title, loc="left", fontsize=9.5)
@@ -144,11 +142,11 @@ def _show_accuracy(axes: Axes) -> None:
     axes.set_ylabel("accuracy (%)")
 
 
-def method_colours(methods: Iterable[str]) -> dict[str, str]:
-    """By method; those of the base model, SVF and LoRA are the same in every picture."""
-    colours = {BASE: GREY, SVF: PALETTE[0], LORA: PALETTE[1]}
-    others = [method for method in methods if method not in colours]
-    return {**colours, **{method: PALETTE[(2 + place) % len(PALETTE)] for place, method in enumerate(others)}}
+def method_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and dashes by method; those of the base model, SVF and LoRA are the same in every picture."""
+    looks: dict[str, dict[str, Any]] = {BASE: {"color": GREY}, SVF: choose_look(0), LORA: choose_look(1)}
+    others = [method for method in methods if method not in looks]
+    return looks | {method: choose_look(2 + place) for place, method in enumerate(others)}
 
 
 def _marks(rows: Sequence[Row]) -> list[tuple[Any, str]]:

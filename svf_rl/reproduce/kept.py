@@ -59,10 +59,12 @@ def _less(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in names}
 
 
-def narrow(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+def narrow(kind: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an earlier call less what it asked for beyond those of now: other adapters, numbers of shots, and
     methods."""
     narrowed = dict(there)
+    if kind == "training":  # which asks for nothing
+        return narrowed
     for key in ("compare", "base"):
         if here.get(key) is False:
             narrowed[key] = False

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.metrics.statistics import as_json, bootstrap, estimate_mean, pass_at_k
-from svf_rl.reproduce.raw import Answers, decode
-from svf_rl.reproduce.rows import known_mean, make_row, name_variant
-
-Raw = Mapping[str, Any]
+from svf_rl.metrics.statistics import estimate_mean, pass_at_k
+from svf_rl.reproduce.estimates import as_difference
+from svf_rl.reproduce.probes import pass_ks
+from svf_rl.reproduce.raw import Answers, Raw, decode
+from svf_rl.reproduce.rows import known, known_mean, make_row, name_variant
 
 
 def collect_probe(raw: Raw, probe: Raw) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def collect_probe(raw: Raw, probe: Raw) -> dict[str, Any]:
     for method in (BASE, *probe["methods"]):
         row = make_row(method, found.get(method, {}), found.get(BASE, {}))
         if probe["samples"] > 1:
-            of_method, ks = found.get(method, {}), [2**power for power in range(probe["samples"].bit_length())]
+            of_method, ks = found.get(method, {}), pass_ks(probe["samples"])
             row["pass_at_k"] = {
                 k: {seed: known_mean(_passes(k, of).values()) for seed, of in of_method.items()} for k in ks
             }
@@ -35,15 +35,15 @@ def collect_probe(raw: Raw, probe: Raw) -> dict[str, Any]:
 
 def _passes(k: int, items: Answers) -> dict[int, float]:
     """pass@k of each item with so many verdicts."""
-    known = {item: [verdict for verdict in answers if verdict is not None] for item, answers in items.items()}
-    return {item: pass_at_k(len(found), sum(found), k) for item, found in known.items() if len(found) >= k}
+    verdicts = {item: known(answers) for item, answers in items.items()}
+    return {item: pass_at_k(len(found), int(sum(found)), k) for item, found in verdicts.items() if len(found) >= k}
 
 
 def _over_items(by_seed: Sequence[Mapping[int, float]]) -> list[float] | None:
-    """The interval of the mean over the items, of each the mean over the seeds."""
+    """The interval of the mean over the items, of each the mean over the seeds; `None` where they know no spread."""
     items = sorted({item for values in by_seed for item in values})
-    means = [known_mean(values.get(item) for values in by_seed) for item in items]
-    return list(bootstrap([mean for mean in means if mean is not None])) if means else None
+    means = known(known_mean(values.get(item) for values in by_seed) for item in items)
+    return as_difference(estimate_mean(means))["interval"] if means else None
 
 
 def collect_text(raw: Raw, text: Raw) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def collect_text(raw: Raw, text: Raw) -> dict[str, Any]:
         row["by_seed"] = {seed: known_mean(values) for seed, values in by_seed.items()}
         if method != BASE and found and base and None not in base:
             differences = [sum(values[k] for values in found) / len(found) - base[k] for k in range(len(base))]
-            row["against_base"] = as_json(estimate_mean(differences))
+            row["against_base"] = as_difference(estimate_mean(differences))
         rows.append(row)
     named = [name_variant(row, raw) for row in rows]
     tokens = sum(text["tokens"][k] for k in whole)

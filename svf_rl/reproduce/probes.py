@@ -44,6 +44,11 @@ class Probe:
     window: int | None = None
 
 
+def pass_ks(samples: int) -> list[int]:
+    """The k of pass@k that are reported of so many samples: 1, 2, 4, …."""
+    return [2**power for power in range(samples.bit_length())]
+
+
 def read_probe(name: str, spec: Any, experts: Collection[str], variants: Collection[Any], folder: Path) -> Probe:
     """
     The probe `name` of a comparison with these experts and variants, whose file is in `folder`: `text` is then the path

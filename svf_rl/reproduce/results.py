@@ -4,14 +4,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.metrics.statistics import as_json, estimate_over_seeds, holm, paired_t
-from svf_rl.reproduce.estimates import BySeed, compared_by_seed, oracle
+from svf_rl.metrics.statistics import estimate_over_seeds, holm, paired_t
+from svf_rl.reproduce.estimates import BySeed, as_difference, compared_by_seed, oracle
 from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF, few_shot_label
 from svf_rl.reproduce.probe_results import collect_changes, collect_probe, collect_text
-from svf_rl.reproduce.raw import Answers, decode
+from svf_rl.reproduce.raw import Answers, Raw, decode
 from svf_rl.reproduce.rows import known_mean, make_row, name_variant
-
-Raw = Mapping[str, Any]
 
 
 def collect(raw: Raw) -> dict[str, Any]:
@@ -84,23 +82,28 @@ def _on_own_task(
 
 def _compare_with_svf(groups: Sequence[Raw], elsewhere: Collection[str] = ()) -> None:
     """Adds to each trained method with two seeds or more its difference to SVF, paired by seed, and from three seeds on
-    the p-value, corrected together with all others of these tables. Methods that are tested `elsewhere` get none."""
-    tested = []
+    the p-value, corrected together with all others of these tables, for as many tests as are planned: how many came out
+    depends on the data. Methods that are tested `elsewhere` get none."""
+    tested, planned = [], 0
     for group in groups:
         svf: dict[int, float] = next((row.get("by_seed", {}) for row in group["rows"] if row["method"] == SVF), {})
         for row in group["rows"]:
-            if row["method"] in (BASE, SVF) or row["accuracy"] is None:
+            if row["method"] in (BASE, SVF):
+                continue
+            planned += row["method"] not in elsewhere
+            if row["accuracy"] is None:
                 continue
             # accuracies are shares of items: rounding must not make equal differences into different ones
             differences = [round(row["by_seed"][seed] - svf[seed], 9) for seed in row["by_seed"] if seed in svf]
             found = estimate_over_seeds(differences)
             if found is not None:
-                row["against_svf"] = as_json(found)
+                row["against_svf"] = as_difference(found)
                 # two seeds, or equal differences, say nothing of the spread
                 if len(differences) > 2 and len(set(differences)) > 1 and row["method"] not in elsewhere:
-                    tested.append((row, paired_t(differences)))
-    for (row, p), corrected in zip(tested, holm([p for _, p in tested]), strict=True):
-        row["against_svf"] |= {"p": p, "p_holm": corrected}
+                    tested.append((row, paired_t(differences), len(differences)))
+    corrected = holm([p for _, p, _ in tested] + [1.0] * (planned - len(tested)))
+    for (row, p, seeds), p_holm in zip(tested, corrected, strict=False):
+        row["against_svf"] |= {"p": p, "p_holm": p_holm, "seeds": seeds}
 
 
 def _adaptation_answers(task: Raw, method: str) -> dict[int, Answers]:
@@ -127,7 +130,7 @@ def _compare_adaptations(raw: Raw, task: Raw, experts: Sequence[str]) -> dict[st
         for row in rows:
             if row["method"] in dispatched:
                 against = compared_by_seed(_verdicts(task, row["method"]), perfect)
-                row["against_oracle"] = as_json(against) if against else None
+                row["against_oracle"] = as_difference(against) if against else None
                 row["dispatched_right"] = known_mean(
                     _share_right(summaries[seed]["methods"].get(row["method"]), owners) for seed, owners in own.items()
                 )
@@ -139,7 +142,7 @@ def _compare_adaptations(raw: Raw, task: Raw, experts: Sequence[str]) -> dict[st
     singles = [row for row in rows if row["method"] in experts and row["accuracy"] is not None]
     best = max(singles, key=lambda row: row["accuracy"])["method"] if singles else None
     if best is not None and (against := compared_by_seed(_verdicts(task, few_shot), _verdicts(task, best))):
-        result["few_shot_against_best_expert"] = {"expert": best, **as_json(against)}
+        result["few_shot_against_best_expert"] = {"expert": best, **as_difference(against)}
     searches = {seed: (summary["methods"].get(few_shot) or {}).get("search", {}) for seed, summary in summaries.items()}
     return {**result, "alpha": {seed: search.get("alpha") for seed, search in searches.items()}}
 

@@ -1,12 +1,15 @@
 """One line of a table of accuracies, from the verdicts of its seeds. Pure functions."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.metrics.statistics import as_json, estimate_over_seeds
-from svf_rl.reproduce.estimates import by_sample, compared, estimate
-from svf_rl.reproduce.raw import Answers
+from svf_rl.metrics.statistics import estimate_over_seeds
+from svf_rl.reproduce.estimates import as_difference, by_sample, compared, estimate
+from svf_rl.reproduce.methods import method_name
+from svf_rl.reproduce.raw import Answers, Raw
+
+Row = Mapping[str, Any]
 
 
 def make_row(method: str, by_seed: Mapping[int, Answers], base: Mapping[int, Answers]) -> dict[str, Any]:
@@ -24,20 +27,31 @@ def make_row(method: str, by_seed: Mapping[int, Answers], base: Mapping[int, Ans
         "items": found.n,
         "not_scorable": found.not_scorable,
     }
-    if over_seeds := estimate_over_seeds(list(seeds.values())):
-        row["interval_over_seeds"] = [max(0.0, over_seeds.low), min(1.0, over_seeds.high)]
+    over_seeds = estimate_over_seeds(list(seeds.values()))
+    if over_seeds and (interval := as_difference(over_seeds)["interval"]):
+        row["interval_over_seeds"] = [max(0.0, interval[0]), min(1.0, interval[1])]
     if method != BASE and (against := compared(by_sample(by_seed), by_sample(base))):
-        row["against_base"] = as_json(against)
+        row["against_base"] = as_difference(against)
     return row
 
 
-def name_variant(row: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+def name_variant(row: dict[str, Any], raw: Raw) -> dict[str, Any]:
     """The row with the `name` that the comparison gives its method, where that is a variant."""
     variant = raw["variants"].get(row["method"])
     return row if variant is None else {**row, "name": variant["name"]}
 
 
+def row_name(row: Row, experts: Collection[str] = ()) -> str:
+    """What readers know its method by."""
+    return str(row.get("name") or method_name(row["method"], experts))
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    """Those that are known."""
+    return [value for value in values if value is not None]
+
+
 def known_mean(values: Iterable[float | None]) -> float | None:
     """Of the values that are known; `None` where none is."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    found = known(values)
+    return sum(found) / len(found) if found else None

@@ -60,6 +60,7 @@ def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any]
     _check_folder(folder, comparison.name, comparison.model)
     for cell in plan.cells:
         is_done(cell, folder)  # another one's settings: better known before anything is written
+    plan.notes.extend(_left_out(plan))
     print(plan, flush=True)
     if arguments.dry_run:
         return None
@@ -114,7 +115,8 @@ def write_results(results: Mapping[str, Any], folder: Path, raw: Mapping[str, An
             "shots": draw_shots(results.get("shots", [])),
             "timing": draw_timing(results.get("timing", [])),
         }
-    report = render_document(results, [name for name in drawn if drawn[name] is not None])
+    folders = [path.name for path in folder.glob("*") if path.is_dir()]
+    report = render_document(results, [name for name in drawn if drawn[name] is not None], folders)
     if raw is not None:
         write_file(folder / RAW, json.dumps(raw, separators=(",", ":")) + "\n")
     write_json(folder / "results.json", results)
@@ -165,6 +167,14 @@ def _environment(jobs: int) -> dict[str, str]:
     """Of the processes: their share of the cores, and this Python's programs first."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), **os.environ, "PATH": path}
+
+
+def _left_out(plan: Plan) -> list[str]:
+    """A note where the folder holds more than is asked for."""
+    asked = {cell.name for cell in plan.cells}
+    more = sorted(path.stem for path in (plan.out / "cells").glob("*.json") if path.stem not in asked)
+    left_out = f"a part of what its folder holds: {len(more)} cells there are not asked for here, as "
+    return [left_out + more[0]] if more else []
 
 
 def _check_folder(folder: Path, name: str, model: str) -> None:

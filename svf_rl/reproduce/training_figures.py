@@ -8,11 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.report.style import GREY, PALETTE, WIDTH, add_legend, make_figure
-from svf_rl.reproduce.figures import TICKS, method_colours
+from svf_rl.report.style import GREY, PALETTE, WIDTH, add_legend, make_figure, shorten_name
+from svf_rl.reproduce.figures import TICKS, method_looks
 from svf_rl.reproduce.methods import SVF, method_name
-
-Row = Mapping[str, Any]
+from svf_rl.reproduce.rows import Row, known, row_name
 
 
 def draw_curves(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -23,19 +22,19 @@ def draw_curves(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     figure = Figure(figsize=(WIDTH, 2.3 * len(drawn)), layout="constrained")
     methods = list(dict.fromkeys(row["method"] for group in drawn for row in group["rows"] if _curves(row)))
-    colours = method_colours(methods)
+    looks = method_looks(methods)
     for group, line in zip(drawn, figure.subplots(len(drawn), 3, squeeze=False, sharey=True), strict=True):
         for axes, (name, unit) in zip(line, _ALONG.items(), strict=True):
             for row in group["rows"]:
                 if _curves(row):
-                    _draw_curve(axes, _curves(row), unit, colours[row["method"]])
+                    _draw_curve(axes, _curves(row), unit, looks[row["method"]])
             axes.set_xlabel(name)
             axes.set_xlim(left=0)
         line[0].set_ylim(0, 1.03)
         line[0].set_yticks(*TICKS)
         line[0].set_ylabel("sampled reward (%)")
         line[0].set_title(f"{group['expert']}: {group['task']}", loc="left", fontsize=9.5)
-    add_legend(figure, [(Line2D([], [], color=colours[name]), method_name(name)) for name in methods], alone=True)
+    add_legend(figure, [(Line2D([], [], **looks[name]), method_name(name)) for name in methods], alone=True)
     return figure
 
 
@@ -83,26 +82,27 @@ def draw_passes(probes: Sequence[Mapping[str, Any]]) -> Figure | None:
     if not drawn:
         return None
     figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-    methods = list(dict.fromkeys(row["method"] for probe in drawn for row in probe["rows"] if row.get("pass_at_k")))
-    colours = method_colours(methods)
+    shown = [row for probe in drawn for row in probe["rows"] if row.get("pass_at_k")]
+    called = {row["method"]: row_name(row) for row in shown}
+    looks = method_looks(called)
     names = {probe["name"] for probe in drawn}
     panels = figure.subplots(1, len(drawn), squeeze=False, sharey=True)[0]
     for axes, probe in zip(panels, drawn, strict=True):
         for row in probe["rows"]:
-            found = {int(k): _known(by_seed.values()) for k, by_seed in (row.get("pass_at_k") or {}).items()}
+            found = {int(k): known(by_seed.values()) for k, by_seed in (row.get("pass_at_k") or {}).items()}
             found = {k: values for k, values in found.items() if values}
             if found:
-                _draw_band(axes, list(found), list(found.values()), colours[row["method"]])
+                _draw_band(axes, list(found), list(found.values()), looks[row["method"]])
         axes.set_xscale("log", base=2)
-        ks = [2**power for power in range(probe["samples"].bit_length())]
+        ks = sorted({int(k) for row in probe["rows"] for k in row.get("pass_at_k") or ()})
         axes.set_xticks(ks, [str(k) for k in ks])
         title = probe["expert"] if len(names) == 1 else f"{probe['name']}: {probe['expert']}"
-        axes.set_title(title, loc="left", fontsize=9.5)
+        axes.set_title(shorten_name(title), loc="left", fontsize=9.5)
         axes.set_xlabel("k")
     panels[0].set_ylim(0, 1.03)
     panels[0].set_yticks(*TICKS)
     panels[0].set_ylabel("pass@k (%)")
-    add_legend(figure, [(Line2D([], [], color=colours[name]), method_name(name)) for name in methods])
+    add_legend(figure, [(Line2D([], [], **looks[method]), name) for method, name in called.items()])
     return figure
 
 
@@ -113,22 +113,23 @@ def _curves(row: Row) -> list[Mapping[str, Any]]:
     return list(row.get("curves", {}).values())
 
 
-def _draw_curve(axes: Axes, curves: Sequence[Mapping[str, Any]], unit: tuple[str, float], colour: str) -> None:
+def _draw_curve(axes: Axes, curves: Sequence[Row], unit: tuple[str, float], look: Mapping[str, Any]) -> None:
     """Against the mean over the seeds of what they had used by then."""
     key, scale = unit
     drawn = [curve for curve in curves if "reward" in curve and None not in curve.get(key, [None])]
     length = min((len(curve["reward"]) for curve in drawn), default=0)
     along = [scale * sum(curve[key][line] for curve in drawn) / len(drawn) for line in range(length)]
-    values = [_known(curve["reward"][line] for curve in drawn) for line in range(length)]
-    _draw_band(axes, along, values, colour)
+    values = [known(curve["reward"][line] for curve in drawn) for line in range(length)]
+    _draw_band(axes, along, values, look)
 
 
-def _draw_band(axes: Axes, along: Any, values: Sequence[Sequence[float]], colour: str) -> None:
+def _draw_band(axes: Axes, along: Any, values: Sequence[Sequence[float]], look: Mapping[str, Any]) -> None:
     """A line through the means, and a band from the lowest to the highest; places without values are left out."""
-    known = [(place, one) for place, one in zip(along, values, strict=True) if one]
-    places = [place for place, _ in known]
-    axes.plot(places, [sum(one) / len(one) for _, one in known], color=colour)
-    axes.fill_between(places, [min(one) for _, one in known], [max(one) for _, one in known], color=colour, alpha=0.15)
+    there = [(place, one) for place, one in zip(along, values, strict=True) if one]
+    places = [place for place, _ in there]
+    axes.plot(places, [sum(one) / len(one) for _, one in there], **look)
+    lowest, highest = [min(one) for _, one in there], [max(one) for _, one in there]
+    axes.fill_between(places, lowest, highest, color=look["color"], alpha=0.15)
 
 
 def _is_shown(row: Row) -> bool:
@@ -136,9 +137,5 @@ def _is_shown(row: Row) -> bool:
 
 
 def _with_values(row: Row) -> str:
-    name = row.get("name") or method_name(row["method"])
+    name = shorten_name(row_name(row))
     return f"{name}, {row['trained_values']:,} values" if row.get("trained_values") else name
-
-
-def _known(values: Any) -> list[float]:
-    return [value for value in values if value is not None]

@@ -24,7 +24,7 @@ def summary(cell):
 
 
 def test_a_finished_cell_is_not_run_again(tmp_path):
-    cells = [writing_cell(tmp_path, "a"), writing_cell(tmp_path, "b")]
+    cells = [writing_cell(tmp_path, "a", shots=2), writing_cell(tmp_path, "b")]
     assert run(cells, tmp_path).made == {"a", "b"}
     first = summary(cells[0])
     again = run(cells, tmp_path)

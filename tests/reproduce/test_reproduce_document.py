@@ -9,6 +9,7 @@ from svf_rl.reproduce.document import render_document, tabulate_accuracies
 from svf_rl.reproduce.estimates import compared, estimate
 from svf_rl.reproduce.figures import draw_adaptation, draw_fine_tuning, draw_shots
 from svf_rl.reproduce.run import write_results
+from svf_rl.reproduce.training_figures import draw_methods, draw_passes
 
 
 def row(method, right, of=100, seeds=(0, 1), base_right=50):
@@ -166,3 +167,29 @@ def test_legends_say_what_whiskers_dots_and_colours_are(results):
              (tuned, adapted, shots)]  # fmt: skip
     assert all({"95 % interval", "a seed"} <= names for names in named)
     assert {"reference", "one expert", "experts mixed", "dispatch"} <= named[1]
+
+
+LONG = "a variant with a name of " + "rather " * 12 + "many words"
+
+
+def test_long_names_and_many_methods_are_told_apart():
+    methods = {"base": "base model", "svf": "SVF", **{f"v-{n}": f"variant = {n}" for n in range(14)}}
+    passes = {k: {0: 0.5} for k in ("1", "2")}
+    rows = [{"method": method, "name": name, "pass_at_k": passes} for method, name in methods.items()]
+    figure = draw_passes([{"name": "sampled", "expert": "math", "rows": rows}])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(methods.values())
+    lines = figure.axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(methods)
+
+    named = {**row("v", 70), "name": LONG, "trained_values": 128}
+    figure = draw_methods([{"task": "gsm8k", "expert": "math", "rows": [base_row(), named]}])
+    (label,) = (text.get_text() for text in figure.axes[0].get_yticklabels())
+    assert label == "a variant wi...r many words, 128 values"
+
+
+def test_the_report_names_the_folders_that_are_there(results, tmp_path):
+    for name in ("probes", "evaluation", "cells"):
+        (tmp_path / name).mkdir()
+    write_results(results, tmp_path)
+    last = (tmp_path / "report.md").read_text().splitlines()[-1]
+    assert last.endswith("`raw.json`; every answer with its verdict: `evaluation/`, `probes/`")

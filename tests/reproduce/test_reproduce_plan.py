@@ -171,6 +171,19 @@ def test_a_date_is_the_text_of_it_and_a_probe_without_cells_is_said(write_compar
     assert "the probe tried asks nothing here: no run is by lora" in plan.notes
 
 
+def test_a_call_for_a_part_of_what_is_there_says_so(write_comparison, tmp_path, capsys):
+    there = {
+        "comparison.json": {"kind": "svf-rl reproduce", "name": "small", "model": "quickstart"},
+        "cells/b.json": {},
+    }
+    for name, content in there.items():
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(json.dumps(content))
+    reproduce(write_comparison(unseen=None), ReproduceArguments(tmp_path / "out", dry_run=True))
+    note = "note: a part of what its folder holds: 1 cells there are not asked for here, as b\n"
+    assert note in capsys.readouterr().out
+
+
 def test_arguments_out_of_range(write_comparison, tmp_path):
     path, out = write_comparison(), tmp_path / "out"
     for options, message in (
