@@ -38,6 +38,17 @@ class TrainingRun:
         return f"{data.task}:{part}" if part else data.task
 
 
+@dataclass(frozen=True)
+class Table:
+    """What a table of the report is of: `runs` of one expert on the task of the run `on`, or on a text, as the `probe`
+    has it or without one as they were trained; `cells` has one for each model that they were trained on."""
+
+    probe: str | None
+    runs: list[TrainingRun]
+    on: TrainingRun
+    cells: list[Cell]
+
+
 def training_cell(name: str, recipe: Recipe, overrides: Sequence[str], seed: int, out: Path, start: list[str]) -> Cell:
     """A run of `svf_rl.train` with the recipe, as it is with the `overrides`, which `start` starts; one that was
     interrupted resumes."""
@@ -67,7 +78,26 @@ def evaluation_cells(comparison: Comparison, runs: Sequence[TrainingRun], out: P
     return cells
 
 
-def probe_cells(
+def probe_tables(comparison: Comparison, name: str, runs: Sequence[TrainingRun], out: Path) -> list[Table]:
+    """Those of one probe."""
+    probe = comparison.probes[name]
+    own = {
+        expert: [
+            run
+            for run in runs
+            if run.expert == expert and (not probe.methods or run.method in map(slug, probe.methods))
+        ]
+        for expert in comparison.experts
+    }
+    return [
+        Table(name, own[expert], own[on][0], _probe_cells(comparison, name, own[expert], own[on][0], out))
+        for expert in own
+        for on in own
+        if own[expert] and own[on] and (expert != on) is probe.others
+    ]
+
+
+def _probe_cells(
     comparison: Comparison, name: str, runs: Sequence[TrainingRun], on: TrainingRun, out: Path
 ) -> list[Cell]:
     """The same as the probe `name` has it, on the task of the run `on`, or on a text."""

@@ -10,12 +10,6 @@ from svf_rl.markdown import code, markdown_table, render
 from svf_rl.reproduce.methods import method_name
 from svf_rl.reproduce.rows import Row, known_mean, row_name
 
-_CONTENTS = {
-    "every answer with its verdict": ("evaluation", "adaptation", "probes"),
-    "what moved": ("changes",),
-    "trained adapters": ("runs",),
-}
-
 
 def render_document(results: Mapping[str, Any], figures: Collection[str], folders: Collection[str] = ()) -> str:
     """The report on what is in `results.json`, with those pictures (their names without `.png`); `folders` of cells are
@@ -26,7 +20,7 @@ def render_document(results: Mapping[str, Any], figures: Collection[str], folder
         "reproduce/report.md.jinja",
         results=results,
         figures=figures,
-        contents=[(what, [f"{name}/" for name in names if name in folders]) for what, names in _CONTENTS.items()],
+        folders=folders,
         fewest_seeds=min((test["seeds"] for test in tests), default=None),
         tabulate_accuracies=partial(tabulate_accuracies, experts=results["experts"], planned=len(results["seeds"])),
         tabulate_passes=tabulate_passes,
@@ -168,8 +162,9 @@ def _p_value(row: Row) -> str:
 
 def _signed(difference: Mapping[str, Any]) -> str:
     """A difference in points, with its interval where the spread is known."""
-    low, high = difference["interval"] or (None, None)
-    return f"{100 * difference['value']:+.1f}" + ("" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})")
+    interval = difference["interval"]
+    shown = "" if interval is None else " ({:+.1f} to {:+.1f})".format(*(100 * end for end in interval))
+    return f"{100 * difference['value']:+.1f}{shown}"
 
 
 def _accuracy(row: Row) -> str:

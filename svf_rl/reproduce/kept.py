@@ -35,24 +35,22 @@ def check_kept(kind: str, folder: Path, there: Mapping[str, Any], here: Mapping[
 
 
 def _deciding(kind: str, folder: Path, settings: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
-    """By folder the settings that what is in it must agree with; none for what was made of another cell's settings, and
-    for kinds that measure again by themselves."""
+    """By folder the settings that what is in it must agree with; none for kinds that measure again by themselves."""
     if kind == "training":
         return {folder: dict(settings)} if settings else {}
-    engine = settings.get("evaluation", {})
-    if kind == "evaluation" and settings:
-        # items may be added, and how fast answers come decides none of them
-        asked = {key: engine.get(key) for key in ("backend", "temperature", "samples")}
-        options = _less(settings.get("options", {}), "train_items", "validation_items")
-        return {folder: {**_less(settings, "adapters"), "options": options, "evaluation": asked}}
-    if kind == "adaptation":
-        common = {
-            **_less(settings, "adapters", "shots", "reserve", "compare", "base"),
-            "few_shot": _less(settings.get("few_shot", {}), "shots"),  # files are called by it
-            "evaluation": {key: engine.get(key) for key in ("backend", "limit")},
-        }
-        return {folder / slug(label): {**common, "unseen": task} for label, task in settings.get("unseen", {}).items()}
-    return {}
+    if kind not in ("evaluation", "adaptation") or not settings:
+        return {}
+    # how many items are asked for, how fast answers come, and what stands in other files decides none of them
+    engine = ("backend", "temperature", "samples", *(["limit"] if kind == "adaptation" else []))
+    common = {
+        **_less(settings, "adapters", "shots", "reserve", "compare", "base"),
+        "options": _less(settings.get("options", {}), "train_items", "validation_items"),
+        "few_shot": _less(settings.get("few_shot", {}), "shots"),
+        "evaluation": {key: settings.get("evaluation", {}).get(key) for key in engine},
+    }
+    if kind == "evaluation":
+        return {folder: common}
+    return {folder / slug(label): {**common, "unseen": task} for label, task in settings.get("unseen", {}).items()}
 
 
 def _less(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -62,30 +60,24 @@ def _less(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def narrow(kind: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an earlier call less what it asked for beyond those of now: other adapters, numbers of shots, and
     methods."""
-    narrowed = dict(there)
     if kind == "training":  # which asks for nothing
-        return narrowed
-    for key in ("compare", "base"):
-        if here.get(key) is False:
-            narrowed[key] = False
-    if "shots" in there:
-        narrowed["shots"] = [shots for shots in there["shots"] if shots in here["shots"]]
-    if "adapters" in there:
-        narrowed["adapters"] = {name: one for name, one in there["adapters"].items() if name in here["adapters"]}
-    return narrowed
+        return dict(there)
+    adapters, shots = here.get("adapters", {}), here.get("shots", [])
+    return {
+        **there,
+        "adapters": {name: one for name, one in there.get("adapters", {}).items() if name in adapters},
+        "shots": [number for number in there.get("shots", []) if number in shots],
+        **{key: there.get(key) and here.get(key) for key in ("compare", "base")},
+    }
 
 
 def replaced(kind: str, spec: Mapping[str, Any]) -> list[str]:
     """The records of a cell other than a training run that another adapter made than the one that is there now: labels,
     or `<unseen task>/<method>`."""
     folders = {**spec.get("adapters", {}), **spec.get("experts", {}), DISPATCH: spec.get("dispatch")}
-    now = {name: _fingerprint(folder) for name, folder in folders.items() if folder}
+    now = {name: found for name, folder in folders.items() if folder and (found := _fingerprint(folder))}
     records = made_with(kind, Path(spec["out"])) if now else {}
-    return [
-        record
-        for record, used in records.items()
-        if any(name in now and now[name] != fingerprint for name, fingerprint in used.items())
-    ]
+    return [record for record, used in records.items() if any(now.get(name, one) != one for name, one in used.items())]
 
 
 def made_with(kind: str, folder: Path) -> dict[str, dict[str, str | None]]:
@@ -118,11 +110,11 @@ def drop_replaced(kind: str, spec: Mapping[str, Any]) -> None:
 def _fingerprint(folder: str) -> str | None:
     """Of the adapter in a folder; `None` where there is none."""
     files = [path for path in Path(folder).glob("adapter_*") if path.is_file()]
-    return _fingerprint_of(folder, tuple(sorted((path.name, path.stat().st_mtime_ns) for path in files)))
+    return _fingerfoundof(folder, tuple(sorted((path.name, path.stat().st_mtime_ns) for path in files)))
 
 
 @cache
-def _fingerprint_of(folder: str, files: Sequence[tuple[str, int]]) -> str | None:
+def _fingerfoundof(folder: str, files: Sequence[tuple[str, int]]) -> str | None:
     """A folder stands in several cells, and is asked for more than once in a call."""
     try:
         return find_adapters([folder])[0].fingerprint if files else None

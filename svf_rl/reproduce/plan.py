@@ -1,47 +1,33 @@
 """From a comparison to its cells, everything checked that can be checked without weights."""
 
 import json
-import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from svf_rl.errors import SVFError
 from svf_rl.reproduce.cell_plans import (
+    Table,
     TrainingRun,
     adaptation_cell,
     changes_cell,
     evaluation_cells,
-    probe_cells,
+    probe_tables,
     training_cell,
 )
-from svf_rl.reproduce.cells import Cell, evaluation_arguments, find_windows
+from svf_rl.reproduce.cells import Cell, evaluation_arguments
 from svf_rl.reproduce.comparison import Comparison, ExpertRecipe, Unseen
 from svf_rl.reproduce.methods import DISPATCH, LORA, SVF, slug
+from svf_rl.reproduce.plan_checks import OWN, check_asked, check_names, check_same_targets, naming
 from svf_rl.settings.dry_run import check_recipe
 from svf_rl.settings.recipe import load_recipe, load_runs
 from svf_rl.tasks import find_task
 
-# Keys of a recipe that a comparison sets itself; several runs (seeds, runs) are refused apart.
-_OWN = {"model_name_or_path", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "seed"}
-_LONGEST_NAME = 200  # bytes; endings come behind it
 _MORE = {"text": "a text", "changes": "what moved"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """What a table of the report is of: `runs` of one expert on the task of the run `on`, or on a text, as the `probe`
-    has it or without one as they were trained; `cells` has one for each model that they were trained on."""
-
-    probe: str | None
-    runs: list[TrainingRun]
-    on: TrainingRun
-    cells: list[Cell]
 
 
 @dataclass(frozen=True)
@@ -119,7 +105,7 @@ def make_plan(
     runs = _training_runs(comparison, parts, adapts, data_dir, _start(launcher), out, notes)
     labelled, adaptations = {}, list[Cell]()
     if adapts:
-        _check_same_targets([run for run in runs if run.method == SVF])
+        check_same_targets([run for run in runs if run.method == SVF])
         labelled = {task.label: _labelled_rows(task, comparison, shots[-1], notes) for task in comparison.unseen}
         trained = {task: run.expert for run in runs for task in (run.recipe.data.task, run.task)}
         for task in comparison.unseen:
@@ -127,7 +113,7 @@ def make_plan(
                 if part in trained:
                     notes.append(f"{task.label} is not unseen: the expert {trained[part]} is trained on {part}")
         adaptations = [adaptation_cell(comparison, parts, shots, seed, runs, out) for seed in comparison.seeds]
-        with _naming("evaluation"):
+        with naming("evaluation"):
             evaluation_arguments({**adaptations[0].spec, "task": comparison.unseen[0].task, "options": {}})
     # an adaptation takes longest: its experts come first, and it comes before the baselines
     early = {name for cell in adaptations for name in cell.needs}
@@ -145,7 +131,7 @@ def make_plan(
     ]
     if "probes" in parts:
         for name in comparison.probes:
-            probes = _probe_tables(comparison, name, runs, out)
+            probes = probe_tables(comparison, name, runs, out)
             if not probes:
                 notes.append(
                     f"the probe {name} asks nothing here: no run is by {', '.join(comparison.probes[name].methods)}"
@@ -154,66 +140,10 @@ def make_plan(
     cells += [cell for table in tables for cell in table.cells]
     if "probes" in parts and comparison.weight_changes:
         cells += [changes_cell(by_expert[expert], out) for expert in comparison.experts]
-    _check_names(cells, runs)
+    check_names(cells, runs)
     for table in tables:
-        _check_asked(table)
+        check_asked(table)
     return Plan(comparison, out, tuple(parts), runs, cells, tables, shots, labelled, list(dict.fromkeys(notes)))
-
-
-def _check_names(cells: Sequence[Cell], runs: Sequence[TrainingRun]) -> None:
-    """Raises `SVFError` for cells that would share a name or a folder, and names that are too long for a file."""
-    trained = {id(run.cell): f"expert {run.expert} trained as {run.method}" for run in runs}
-    seen: dict[str | Path, str] = {}
-    for cell in cells:
-        what = trained.get(id(cell), str(cell.folder))
-        if other := seen.get(cell.name) or seen.get(cell.folder):
-            raise SVFError(
-                f"{other} and {what} would both be called {cell.name}: rename an expert, a variant or a probe"
-            )
-        if len(os.fsencode(cell.name)) > _LONGEST_NAME:
-            raise SVFError(f"{cell.name} is too long for a file's name: shorten those of expert, variant or probe")
-        seen |= {cell.name: what, cell.folder: what}
-
-
-def _check_asked(table: Table) -> None:
-    """Raises `SVFError` for what the process of a cell would refuse: better known now than after hours."""
-    spec, task = table.cells[0].spec, find_task(table.on.recipe.data.task)
-    with _naming("evaluation" if table.probe is None else f"probe {table.probe!r} on {table.on.task}"):
-        if table.cells[0].kind == "text":
-            find_windows(spec)
-            return
-        options = evaluation_arguments(spec).options
-        own = {**vars(table.on.recipe.data), "test_items": None}  # whose rows are known to be there
-        if not vars(options).items() <= own.items() and task.is_local(options):
-            task.load(options)
-
-
-@contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """What is refused within is said to be of `what`."""
-    try:
-        yield
-    except SVFError as error:
-        raise SVFError(f"{what}: {error}") from error
-
-
-def _probe_tables(comparison: Comparison, name: str, runs: Sequence[TrainingRun], out: Path) -> list[Table]:
-    """Those of one probe."""
-    probe = comparison.probes[name]
-    own = {
-        expert: [
-            run
-            for run in runs
-            if run.expert == expert and (not probe.methods or run.method in map(slug, probe.methods))
-        ]
-        for expert in comparison.experts
-    }
-    return [
-        Table(name, own[expert], own[on][0], probe_cells(comparison, name, own[expert], own[on][0], out))
-        for expert in own
-        for on in own
-        if own[expert] and own[on] and (expert != on) is probe.others
-    ]
 
 
 def _training_runs(
@@ -247,8 +177,8 @@ def _training_runs(
             f"--{key}={value if isinstance(value, str) else json.dumps(value, default=str)}"
             for key, value in (keys | fixed).items()
         ]
-        with _naming(f"{expert.name} ({method})"):
-            if own := sorted(_OWN & keys.keys()):
+        with naming(f"{expert.name} ({method})"):
+            if own := sorted(OWN & keys.keys()):
                 raise SVFError(f"{', '.join(own)} is for the comparison to set: leave it out")
             recipe = load_recipe(expert.path, given)
             if load_runs(recipe, given):
@@ -284,21 +214,9 @@ def _start(launcher: str | None) -> list[str]:
     return words
 
 
-def _check_same_targets(runs: Sequence[TrainingRun]) -> None:
-    """Raises `SVFError` for experts of different matrices, which cannot be mixed: better known now than after hours."""
-    first = runs[0]
-    for run in runs:
-        for key in ("adapter", "target_modules", "exclude_modules", "layers_to_transform"):
-            here, there = getattr(run.recipe.adapter, key), getattr(first.recipe.adapter, key)
-            if here != there:
-                raise SVFError(
-                    f"experts {first.expert} and {run.expert} cannot be mixed: {key} is {there!r} and {here!r}"
-                )
-
-
 def _labelled_rows(task: Unseen, comparison: Comparison, shots: int, notes: list[str]) -> tuple[int, int] | None:
     """How many rows there are for at most `shots` shots and how many are reported; `None` if that is not known here."""
-    with _naming(f"unseen task {task.label}"):
+    with naming(f"unseen task {task.label}"):
         find_task(task.task).rewards(task.options)
     if not find_task(task.task).is_local(task.options):
         notes.append(f"the rows of {task.label} come from the Hub: their number was not checked")

@@ -31,6 +31,9 @@ from svf_rl.storage.files import write_file, write_json
 from svf_rl.storage.folders import check_writable, is_unused
 from svf_rl.storage.json_files import normalize_json
 
+# What cells leave.
+_FOLDERS = ("evaluation", "adaptation", "probes", "changes", "runs")
+
 
 def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any] | None:
     """
@@ -115,7 +118,7 @@ def write_results(results: Mapping[str, Any], folder: Path, raw: Mapping[str, An
             "shots": draw_shots(results.get("shots", [])),
             "timing": draw_timing(results.get("timing", [])),
         }
-    folders = [path.name for path in folder.glob("*") if path.is_dir()]
+    folders = [f"{name}/" for name in _FOLDERS if (folder / name).is_dir()]
     report = render_document(results, [name for name in drawn if drawn[name] is not None], folders)
     if raw is not None:
         write_file(folder / RAW, json.dumps(raw, separators=(",", ":")) + "\n")

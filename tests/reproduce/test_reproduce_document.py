@@ -192,4 +192,4 @@ def test_the_report_names_the_folders_that_are_there(results, tmp_path):
         (tmp_path / name).mkdir()
     write_results(results, tmp_path)
     last = (tmp_path / "report.md").read_text().splitlines()[-1]
-    assert last.endswith("`raw.json`; every answer with its verdict: `evaluation/`, `probes/`")
+    assert last.endswith("`raw.json`; answers with their verdicts, and adapters: `evaluation/`, `probes/`")
