@@ -170,7 +170,7 @@ def _text(table: Table, failed: Mapping[str, str]) -> dict[str, Any]:
         for cell in table.cells
         if cell.name in made
         for name in cell.needs
-        if name not in failed
+        if name not in failed and name in made[cell.name]["adapters"]
     }
     if table.cells[0].name in made:  # of the base model, which in another type is another one
         scores = {BASE: made[table.cells[0].name]["base"], **scores}
