@@ -176,7 +176,7 @@ def _left_out(plan: Plan) -> list[str]:
     """A note where the folder holds more than is asked for."""
     asked = {cell.name for cell in plan.cells}
     more = sorted(path.stem for path in (plan.out / "cells").glob("*.json") if path.stem not in asked)
-    left_out = f"a part of what its folder holds: {len(more)} cells there are not asked for here, as "
+    left_out = f"a part of what its folder holds: {len(more)} cells there are not asked for here, such as "
     return [left_out + more[0]] if more else []
 
 

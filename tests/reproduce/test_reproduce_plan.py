@@ -180,7 +180,7 @@ def test_a_call_for_a_part_of_what_is_there_says_so(write_comparison, tmp_path, 
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text(json.dumps(content))
     reproduce(write_comparison(unseen=None), ReproduceArguments(tmp_path / "out", dry_run=True))
-    note = "note: a part of what its folder holds: 1 cells there are not asked for here, as b\n"
+    note = "note: a part of what its folder holds: 1 cells there are not asked for here, such as b\n"
     assert note in capsys.readouterr().out
 
 
