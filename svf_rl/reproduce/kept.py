@@ -110,11 +110,11 @@ def drop_replaced(kind: str, spec: Mapping[str, Any]) -> None:
 def _fingerprint(folder: str) -> str | None:
     """Of the adapter in a folder; `None` where there is none."""
     files = [path for path in Path(folder).glob("adapter_*") if path.is_file()]
-    return _fingerfoundof(folder, tuple(sorted((path.name, path.stat().st_mtime_ns) for path in files)))
+    return _read_fingerprint(folder, tuple(sorted((path.name, path.stat().st_mtime_ns) for path in files)))
 
 
 @cache
-def _fingerfoundof(folder: str, files: Sequence[tuple[str, int]]) -> str | None:
+def _read_fingerprint(folder: str, files: Sequence[tuple[str, int]]) -> str | None:
     """A folder stands in several cells, and is asked for more than once in a call."""
     try:
         return find_adapters([folder])[0].fingerprint if files else None
