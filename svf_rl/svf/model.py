@@ -77,6 +77,8 @@ class SVFModel(WeightedAdapters, BaseTuner):
         live = _digest(layers)
         # Loading by PEFT looks at the stored probes later; other ways of loading set z without asking.
         if not config.from_file and config.base_fingerprint not in (None, live):
+            if len(self.peft_config) > 1:  # it does not stay beside others
+                self.delete_adapter(adapter_name)
             raise SVFError(
                 f"the adapter was trained on other base weights (fingerprint {config.base_fingerprint[:12]}, here "
                 f"{live[:12]}): load it onto {_base_of(config)}, in the dtype of its training; or, for weights that "
