@@ -152,7 +152,7 @@ class SVFReinforceConfig(GRPOConfig):
         "For a colocated vLLM. shared: it holds its weights as one with the trained model, computes with the model's "
         "factors, and a sync writes z alone. merged: it holds whole weights of its own, and each sync pushes those "
         "that the adapter changes. Default: shared, and merged for what cannot be shared, which is said (LoRA, "
-        "modules_to_save, ZeRO-3, tensor parallelism, mixtures of experts). For svf-rl serve: merged serves whole "
+        "core: band and block, biases, modules_to_save, ZeRO-3, tensor parallelism, mixtures of experts). For svf-rl serve: merged serves whole "
         "weights, which an update rebuilds; by default the server computes with factors and z is a row, likewise.",
     )
     resume_from_checkpoint: str | bool | None = described(
