@@ -27,7 +27,7 @@ from svf_rl.svf.mask import core_of, is_sound
 from svf_rl.svf.original import OriginalWeights, keep_trainable
 from svf_rl.svf.probe import Projections, agrees, project
 from svf_rl.svf.sharding import gather_parameters, is_dtensor, loaded, plain_path, whole
-from svf_rl.svf.targets import check_target, find_targets, logical_weight, quantization_of, target_regex
+from svf_rl.svf.targets import check_target, find_targets, logical_weight, quantization_of, regex_of
 from svf_rl.svf.vector import SVFCombination
 from svf_rl.svf.weighted import WeightedAdapters
 
@@ -87,14 +87,10 @@ class SVFModel(WeightedAdapters, BaseTuner):
 
     def _check_targets(self, model: nn.Module, config: SVFConfig) -> int:
         """How many modules the new adapter matches; raises `SVFError` where one of them cannot be adapted."""
-        layers = svf_layers(model)
+        layers, listed = svf_layers(model), not isinstance(config.target_modules, str)
         if not layers:
-            targets = target_regex(config.target_modules)
-            if config.exclude_modules:
-                targets = rf"(?!(?:{target_regex(config.exclude_modules)})\Z)(?:{targets})"
-            find_targets(model, targets)
+            find_targets(model, regex_of(config), listed)
         inside = tuple(f"{name}." for name in layers)
-        listed = not isinstance(config.target_modules, str)
         matched = [n for n, _ in model.named_modules() if n and self._check_target_module_exists(config, n)]
         adapted = [
             name

@@ -9,6 +9,7 @@ import torch
 from fakes import save_adapter
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.weights import adapted_weights
@@ -139,6 +140,43 @@ def test_the_dry_run_and_the_plan_count_what_is_trained(
     assert planned.tensors.base == held
     assert planned.tensors.factors + planned.tensors.singular_values == factors
     assert recipe.adapter.kind.describe(recipe.adapter)
+
+
+@pytest.mark.parametrize("adapter", ["svf", "lora", "full"])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"target_modules": ".*mlp.*"},  # what holds the matrices, and an activation
+        {"target_modules": ".*", "exclude_modules": r"lm_head|.*embed_tokens|.*\.1\..*"},
+    ],
+    ids=lambda targets: targets["target_modules"],
+)
+def test_an_expression_adapts_the_matrices_that_are_counted_and_nothing_else(
+    adapter: str, targets: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = AdapterArguments(adapter=adapter, **targets)
+    base = load_base(MODEL)
+    matrices, values = arguments.kind.find_matrices(arguments, arguments.kind.config(arguments), base)
+    assert all(name.endswith("_proj") for name in matrices)
+    model = moved(load_adapted(MODEL, arguments))
+    assert sum(parameter.numel() for parameter in trained(model).values()) == values
+    assert {
+        name.removeprefix("base_model.model.") for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)
+    } == set(matrices)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert len(json.dumps(config["target_modules"])) < 600  # PEFT shortens lists of names
+    assert not any("embed" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(base, str(tmp_path)).eval()), logits(model))
+
+
+@pytest.mark.parametrize("adapter", ["svf", "lora", "full"])
+def test_a_module_that_is_listed_is_meant(adapter: str) -> None:
+    arguments = AdapterArguments(adapter=adapter, target_modules=["gate_proj", "act_fn"])
+    for look in (lambda base: arguments.kind.find_matrices(arguments, arguments.kind.config(arguments), base),
+                 lambda base: arguments.kind.put_on(base, MODEL, arguments)):  # fmt: skip
+        with pytest.raises(SVFError, match="act_fn, a SiLUActivation"):
+            look(load_base(MODEL))
 
 
 @pytest.mark.parametrize("adapter", ["projected", "band", "dora", "full"])

@@ -21,7 +21,7 @@ from svf_rl.storage.same_settings import check_same_settings
 from svf_rl.svf.expert import FINGERPRINT, PROBE, RANK, Expert, expert_folder
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.saved_config import WEIGHTS, read_config
-from svf_rl.svf.targets import PRESETS, find_targets, logical_weight, target_regex
+from svf_rl.svf.targets import PRESETS, find_targets, logical_weight, regex_of
 
 if TYPE_CHECKING:
     from svf_rl.models.arguments import AdapterArguments, ModelArguments
@@ -82,14 +82,8 @@ class AdapterKind:
         values are read. Raises `SVFError` where the targets match nothing that can be adapted."""
         if model is None:
             return None
-        targets = target_regex(config.target_modules)
-        found = find_targets(model, PRESETS.get(targets, targets))
-        # PEFT's and our own rule for what is excluded and which layers are meant
-        adapted = {n: m for n, m in found.items() if SVFModel._check_target_module_exists(config, n)}
-        if not adapted:
-            raise SVFError("the targets are left without a layer: change layers_to_transform or exclude_modules")
-        shapes = [tuple(logical_weight(module).shape) for module in adapted.values()]
-        return list(adapted), self.trained_values(config, shapes)
+        shapes = {name: tuple(logical_weight(module).shape) for name, module in _adapted(config, model).items()}
+        return list(shapes), self.trained_values(config, list(shapes.values()))
 
     def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
         """How many values are trained for matrices of these shapes `(out, in)`."""
@@ -106,7 +100,7 @@ class AdapterKind:
         config, given = self.config(arguments), arguments.adapter_path
         if given is None:
             self.prepare(model, config, base.dtype)
-            return get_peft_model(base, config)
+            return get_peft_model(base, _narrowed(config, base))
         path = expert_folder(given)
         saved = read_config(path)
         if kind_of(saved) is not self:
@@ -135,7 +129,7 @@ class AdapterKind:
     ) -> nn.Module:
         """`model`, which is on the meta device, with the adapter that is to be trained, there too."""
         config.inference_mode = False  # a saved one is to be trained further
-        return get_peft_model(model, config, low_cpu_mem_usage=True)
+        return get_peft_model(model, _narrowed(config, model), low_cpu_mem_usage=True)
 
     def frozen_bytes(
         self, shapes: Sequence[tuple[int, int]], itemsize: int, arguments: "AdapterArguments"
@@ -177,6 +171,25 @@ class AdapterKind:
                 return {name: math.prod(saved.get_slice(name).get_shape()) for name in names}
         except (OSError, SafetensorError) as error:
             raise SVFError(f"{file} is missing or damaged: save the adapter again") from error
+
+
+def _adapted(config: PeftConfig, model: nn.Module) -> dict[str, nn.Module]:
+    targets = regex_of(config)
+    found = find_targets(model, PRESETS.get(targets, targets), listed=not isinstance(config.target_modules, str))
+    # PEFT's and our own rule for what is excluded and which layers are meant
+    adapted = {n: m for n, m in found.items() if SVFModel._check_target_module_exists(config, n)}
+    if not adapted:
+        raise SVFError("the targets are left without a layer: change layers_to_transform or exclude_modules")
+    return adapted
+
+
+def _narrowed(config: PeftConfig, model: nn.Module) -> PeftConfig:
+    """PEFT adapts, saves or refuses all that the targets match: where that is more than matrices, such as what holds
+    them, these are named one by one."""
+    matched = {name for name, _ in model.named_modules() if name and SVFModel._check_target_module_exists(config, name)}
+    if matched != (adapted := _adapted(config, model)).keys():
+        config.target_modules = sorted(adapted)
+    return config
 
 
 @cache

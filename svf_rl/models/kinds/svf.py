@@ -21,7 +21,7 @@ from svf_rl.svf.mask import core_of
 from svf_rl.svf.merge import rebuild_bytes
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.probe import Projections
-from svf_rl.svf.targets import logical_weight, target_regex
+from svf_rl.svf.targets import logical_weight, regex_of
 
 if TYPE_CHECKING:
     from svf_rl.models.arguments import AdapterArguments, ModelArguments
@@ -91,7 +91,7 @@ class SVFKind(AdapterKind):
         factors are stored by."""
         index = decompose_checkpoint(
             model.location,
-            target_regex(config.target_modules),
+            regex_of(config),
             dtype,
             device="cuda" if torch.cuda.is_available() else "cpu",
             revision=model.model_revision,
