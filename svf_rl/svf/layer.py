@@ -281,10 +281,9 @@ class SVFLinear(AdapterValues, nn.Module, BaseTunerLayer):
             return
         onload(self.get_base_layer())
         self.check_weight(look=True)
-        merged = self.merged_weight(self.merged_adapters + names)
-        if safe_merge and not torch.isfinite(merged).all():
+        merged, bias = self.merged_weight(self.merged_adapters + names), self.merged_bias(self.merged_adapters + names)
+        if safe_merge and not all(part.isfinite().all() for part in (merged, bias) if part is not None):
             raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
-        bias = self.merged_bias(self.merged_adapters + names)
         old = put_into(self.get_base_layer().weight, merged)
         if self._unmerged_weight is None:
             self._unmerged_weight = old

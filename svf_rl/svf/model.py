@@ -289,26 +289,30 @@ def _check_saved(layers: dict[str, SVFLinear], adapter_name: str, saved: dict[st
     if extra:
         few = ", ".join(extra[:2]) + (f" and {len(extra) - 2} more" if len(extra) > 2 else "")
         raise SVFError(f"{other}the adapter has z for {few}, not adapted in this model: load it onto {base}")
+    if not config.biases and any(key.endswith(BIAS) for key in saved):
+        raise SVFError("the adapter file has biases, its configuration none: it is damaged, save the adapter again")
     z_alone = not any(key.endswith((FINGERPRINT, PROBE)) for key in saved)
     different, told = [], False  # whether any of the probes of those is not 0, as it is at z = 1
     for name, layer in layers.items():
-        needed = (Z, BIAS) if config.biases else (Z,)
-        missing = [suffix for suffix in (*needed, FINGERPRINT, PROBE) if name + suffix not in saved]
+        r = layer.svf_factors.s.numel()
+        sizes = {Z: layer.svf_mask[adapter_name].size(r), **({BIAS: layer.out_features} if config.biases else {})}
+        missing = [suffix for suffix in (*sizes, FINGERPRINT, PROBE) if name + suffix not in saved]
         if z_alone and missing == [FINGERPRINT, PROBE]:
             missing = []
         if missing:
             raise SVFError(f"the adapter file lacks {name}{missing[0]}: it is damaged, save the adapter again")
-        z, r = saved[name + Z], layer.svf_factors.s.numel()
-        size = torch.Size([layer.svf_mask[adapter_name].size(r)])
-        if z.shape != size and other:
-            raise SVFError(f"{other}z of {name} has shape {tuple(z.shape)}, here {tuple(size)}: load it onto {base}")
-        if z.shape != size or not (z.is_meta or is_sound(z)):
-            raise SVFError(
-                f"z of {name} has shape {tuple(z.shape)}, is not finite or above {LARGEST:g}: "
-                "the adapter file is damaged"
-            )
+        for suffix, size in sizes.items():
+            values, what = saved[name + suffix], f"{'z' if suffix == Z else 'the bias'} of {name}"
+            shape = tuple(values.shape)
+            if shape != (size,) and other:
+                raise SVFError(f"{other}{what} has shape {shape}, here {(size,)}: load it onto {base}")
+            if shape != (size,) or not (values.is_meta or is_sound(values)):
+                raise SVFError(
+                    f"{what} has shape {shape}, is not finite or above {LARGEST:g}: the adapter file is damaged"
+                )
         if z_alone:
             continue
+        z = saved[name + Z]
         same = saved[name + FINGERPRINT].numpy(force=True).tobytes().hex() == layer.weight_id
         different += [] if same else [name]
         found, recorded = layer.probe_of(adapter_name, z), saved[name + PROBE].float().cpu()

@@ -199,6 +199,38 @@ def test_saved_and_loaded(
     assert loaded.get_nb_trainable_parameters()[0] == model.get_nb_trainable_parameters()[0]
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda bias: bias * torch.nan, "the bias of model.layers.0.* not finite or above"),
+        (lambda bias: bias + 1e30, "the bias of model.layers.0.* not finite or above"),
+        (lambda bias: bias[:3], r"the bias of model.layers.0.* has shape \(3,\)"),
+        (None, "has biases, its configuration none"),
+    ],
+)
+def test_damaged_biases_are_said(damage: Callable | None, says: str, make_llama: Callable, tmp_path: Path) -> None:
+    move(get_peft_model(make_llama(), SVFConfig(biases=True))).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    if damage is None:
+        del config["biases"]
+    else:
+        name = min(key for key in tensors if key.endswith("svf_bias.weight"))
+        tensors[name] = damage(tensors[name]).contiguous()
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(SVFError, match=says) as caught:
+        PeftModel.from_pretrained(make_llama(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bias_that_is_not_finite_is_not_merged_safely(llama: PreTrainedModel) -> None:
+    model = get_peft_model(llama, SVFConfig(biases=True))
+    next(iter(svf_layers(model).values())).svf_bias["default"].weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaNs detected"):
+        model.merge_adapter(safe_merge=True)
+
+
 @every_core
 def test_other_weights_are_refused_and_rounded_ones_are_not(
     core: str, make_llama: Callable, logits: Callable, tmp_path: Path
