@@ -14,6 +14,7 @@ from svf_rl.generation.vllm.tensor_parallel import check_divides
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.hub_config import fetch_config
 from svf_rl.models.kinds import AdapterKind, kind_of
+from svf_rl.models.kinds.svf import no_place_for_bias
 from svf_rl.models.loading import load_tokenizer
 from svf_rl.rewards.reward import nearest
 from svf_rl.runs.provenance import looks_local
@@ -71,6 +72,9 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
         name = recipe.model.model_name_or_path
         notes.append(f"model {name} is not on this machine, and {missing}: its targets were not checked")
         return None
+    if model is not None and recipe.training.use_vllm and getattr(peft_config, "biases", False):
+        if lacking := next((name for name in found[0] if model.get_submodule(name).bias is None), None):
+            raise no_place_for_bias(lacking)
     return Adapted(config, kind, peft_config, *found, None if model is None else model.num_parameters())
 
 

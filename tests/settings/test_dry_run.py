@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch  # noqa: F401  (a condition below names it)
-from fakes import refusal
+from fakes import SIZES, refusal
+from transformers import Qwen2Config
 
 from svf_rl.quickstart import model_path
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.dry_run import DryRun, check_recipe, count_updates
+from svf_rl.settings.dry_run_model import find_adapted_matrices
 from svf_rl.settings.recipe import load_recipe
 
 
@@ -70,7 +72,7 @@ def test_options_that_svf_does_not_have(plan) -> None:
         (["--core", "projected:13"], 13),
         (["--core", "band:1"], 864 + 9 * 2 * 95),
         (["--core", "block:4:random"], 9 * 16),
-        (["--biases", "true"], 864 + 3 * (256 + 256 + 96)),
+        (["--biases", "true", "--use_vllm", "false"], 864 + 3 * (256 + 256 + 96)),
         (["--adapter", "lora", "--lora_r", "1", "--lora_use_dora", "true"], 9 * (256 + 96) + 3 * (256 + 256 + 96)),
         (["--adapter", "full"], 9 * 256 * 96),
     ],
@@ -97,6 +99,20 @@ def test_other_cores_and_the_baselines_count_theirs(plan, options: list[str], va
 )
 def test_cores_and_baselines_that_do_not_suit(plan, options: list[str], says: str) -> None:
     assert says in refusal(plan, *options)
+
+
+def test_biases_that_vllm_has_no_place_for_are_said_before_it_starts(plan, repository: Path, tmp_path: Path) -> None:
+    """Qwen2 has biases in its attention and none in its feed-forward blocks."""
+    assert "model.layers.0.mlp.gate_proj has no bias in the base model" in refusal(plan, "--biases", "true")
+    Qwen2Config(**{**SIZES, "max_position_embeddings": 512}).save_pretrained(tmp_path)
+
+    def values(*options: str) -> int:
+        options = ("--model_name_or_path", str(tmp_path), "--biases", "true", *options)
+        return find_adapted_matrices(load_recipe(repository / "recipes/quickstart.yaml", options), []).trained_values
+
+    assert "model.layers.0.mlp.gate_proj has no bias in the base model" in refusal(values)
+    assert values("--use_vllm", "false") == 2 * (3 * 32 + 48 + 48 + 32)
+    assert values("--target_modules", "attention") == 2 * (32 + 16 + 32 + 16)
 
 
 def test_a_missing_reward(plan) -> None:

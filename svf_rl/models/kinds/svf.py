@@ -109,10 +109,7 @@ class SVFKind(AdapterKind):
     def rebuilt_bias(self, layer: Any) -> Tensor | None:
         bias = layer.merged_bias()
         if bias is not None and layer.get_base_layer().bias is None:
-            raise SVFError(
-                f"{layer.path} has no bias in the base model, so that neither vLLM nor a merged model has a place for "
-                "the trained one: set biases: false, or use_vllm: false"
-            )
+            raise no_place_for_bias(layer.path)
         return bias
 
     def put_on_empty(
@@ -204,6 +201,14 @@ def _describe_core(config: Mapping[str, Any]) -> str:
     return (
         f"Each adapted weight `W = U diag(s) Vᵀ` becomes `W' = U diag(s·m) Vᵀ` (core `{core}`): {how}.{biases} "
         f"Adapted: {named_targets(config)}."
+    )
+
+
+def no_place_for_bias(path: str) -> SVFError:
+    """The error for a bias that is trained where the base model has none."""
+    return SVFError(
+        f"{path} has no bias in the base model, so that neither vLLM nor a merged model has a place for the trained "
+        "one: set biases: false, or use_vllm: false"
     )
 
 
