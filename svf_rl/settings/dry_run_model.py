@@ -48,7 +48,7 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
     kind.check_training(recipe.raw)
     ignored = [key for key in kind.not_read if key in recipe.raw]
     if ignored:
-        notes.append(f"{', '.join(ignored)}: not read for adapter {kind.name}, its experts have their own")
+        notes.append(f"{', '.join(ignored)}: not read for adapter {kind.name}")
     for path in (arguments.adapter_path, *(arguments.experts or [])):
         if path is not None and not os.path.isdir(path):  # noqa: PTH112  (pathlib raises for long names)
             if looks_local(path):

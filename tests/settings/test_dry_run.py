@@ -83,6 +83,20 @@ def test_other_cores_and_the_baselines_count_theirs(plan, options: list[str], va
 
 
 @pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        (["--adapter", "lora", "--core", "top:8", "--biases"], "core, biases, parameterization"),
+        (["--adapter", "full", "--core", "band:1", "--lora_r", "1"], "core, parameterization, lora_r"),
+        (["--lora_use_dora", "--alpha_scope", "layer"], "lora_use_dora, alpha_scope"),
+    ],
+    ids=str,
+)
+def test_keys_of_other_adapters_are_named(plan, options: list[str], keys: str) -> None:
+    kind = options[1] if options[0] == "--adapter" else "svf"
+    assert f"{keys}: not read for adapter {kind}" in plan(*options).notes
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--core", "topp:3"], "core must be diagonal, top:k"),

@@ -7,7 +7,7 @@ from peft import LNTuningConfig, PeftConfig
 from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
-from svf_rl.models.kinds.kind import AdapterKind, named_targets
+from svf_rl.models.kinds.kind import OF_COMBINATION, OF_LORA, OF_SVF, AdapterKind, named_targets
 from svf_rl.storage.bundled import find_accelerate_config
 from svf_rl.svf.targets import target_regex
 
@@ -24,6 +24,7 @@ class FullKind(AdapterKind):
     """
 
     title = "full fine-tuning of the targeted modules"
+    not_read = (*OF_SVF, *OF_LORA, *OF_COMBINATION)
 
     def check_training(self, values: Mapping[str, Any], zero_stage: int = 0) -> None:
         if values.get("vllm_weights") == "shared":

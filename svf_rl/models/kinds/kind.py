@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from svf_rl.models.arguments import AdapterArguments, ModelArguments
 
 
+# What a recipe says of an adapter of one kind alone, by the names of its arguments.
+OF_LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_use_dora", "lora_target_modules")
+OF_SVF = (
+    "core", "core_seed", "biases", "parameterization", "max_multiplier", "renormalize", "init", "init_mean", "init_std",
+)  # fmt: skip
+OF_COMBINATION = ("alpha_scope", "alpha_form", "alpha_normalized")
+
+
 class AdapterKind:
     """
     One adapter kind. Its module in this folder holds an object of a subclass as `KIND`; that is all it takes to be
@@ -48,7 +56,7 @@ class AdapterKind:
     same_as_saved: tuple[str, ...] = ("target_modules",)
     """Settings that a recipe must have as the saved adapter it trains further has them."""
     not_read: tuple[str, ...] = ()
-    """Recipe keys that other kinds read, and this one takes from elsewhere."""
+    """Recipe keys that other kinds read, and this one does not."""
 
     def __init__(self, name: str, peft_type: str | None = None):
         self.name, self.peft_type = name, peft_type

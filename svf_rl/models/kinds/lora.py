@@ -8,7 +8,7 @@ from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor
 
 from svf_rl.errors import SVFError
-from svf_rl.models.kinds.kind import AdapterKind
+from svf_rl.models.kinds.kind import OF_COMBINATION, OF_SVF, AdapterKind
 from svf_rl.svf.targets import target_regex
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ class LoraKind(AdapterKind):
     is scaled to a trained norm."""
 
     same_as_saved = ("target_modules", "r", "use_dora")
+    not_read = (*OF_SVF, *OF_COMBINATION)
 
     def check_training(self, values: Mapping[str, Any], zero_stage: int = 0) -> None:
         if values.get("vllm_weights") == "shared":

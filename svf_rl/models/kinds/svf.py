@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
 from svf_rl.markdown import code, markdown_table
-from svf_rl.models.kinds.kind import AdapterKind, named_targets
+from svf_rl.models.kinds.kind import OF_COMBINATION, OF_LORA, OF_SVF, AdapterKind, named_targets
 from svf_rl.storage.bundled import find_accelerate_config
 from svf_rl.svf import SVFConfig, SVFLinear
 from svf_rl.svf.checkpoint import decompose_checkpoint
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from svf_rl.models.arguments import AdapterArguments, ModelArguments
 
 # What a recipe says of an adapter, by the names of SVFConfig.
-SETTINGS = (
-    "target_modules", "exclude_modules", "layers_to_transform", "modules_to_save", "core", "core_seed", "biases",
-    "parameterization", "max_multiplier", "renormalize", "init", "init_mean", "init_std",
-)  # fmt: skip
+SETTINGS = ("target_modules", "exclude_modules", "layers_to_transform", "modules_to_save", *OF_SVF)
 
 
 class SVFKind(AdapterKind):
@@ -47,6 +44,7 @@ class SVFKind(AdapterKind):
     same_as_saved = (
         "target_modules", "core", "core_seed", "biases", "parameterization", "max_multiplier", "renormalize",
     )  # fmt: skip
+    not_read: tuple[str, ...] = (*OF_LORA, *OF_COMBINATION)
     rebuild_bytes = staticmethod(rebuild_bytes)
 
     def check_training(self, values: Mapping[str, Any], zero_stage: int = 0) -> None:
