@@ -226,16 +226,34 @@ def test_methods_of_peft_without_a_file_are_listed_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
-    [("lora_r", r"other settings \(r: 16 there, 8 here\)"), ("lora_target_modules", "target_modules")],
+    ("setting", "value", "message"),
+    [
+        ("lora_r", 8, r"other settings \(r: 16 there, 8 here\)"),
+        ("lora_alpha", 64, "lora_alpha: 32 there, 64 here"),
+        ("lora_dropout", 0.3, "lora_dropout: 0.0 there, 0.3 here"),
+        ("lora_target_modules", ["up_proj"], "target_modules"),
+        ("layers_to_transform", [0], r"layers_to_transform: null there, \[0\] here"),
+        ("exclude_modules", r".*\.2\..*", "exclude_modules: null there"),
+        ("modules_to_save", ["norm"], "modules_to_save"),
+    ],
 )
-def test_a_saved_adapter_with_other_settings_than_the_recipe(setting: str, message: str, tmp_path: Path) -> None:
+def test_a_saved_adapter_with_other_settings_than_the_recipe(
+    setting: str, value: Any, message: str, tmp_path: Path
+) -> None:
     saved = AdapterArguments(adapter="lora", lora_target_modules=["up_proj", "down_proj"])
     load_adapted(MODEL, saved).save_pretrained(tmp_path)
     same = AdapterArguments(adapter="lora", lora_target_modules=["down_proj", "up_proj"], adapter_path=str(tmp_path))
     assert trained(load_adapted(MODEL, same))
-    setattr(same, setting, {"lora_r": 8, "lora_target_modules": ["up_proj"]}[setting])
+    setattr(same, setting, value)
     with pytest.raises(SVFError, match=message):
         load_adapted(MODEL, same)
     with pytest.raises(SVFError, match="holds a LORA adapter, the recipe says adapter: svf"):
         load_adapted(MODEL, AdapterArguments(adapter_path=str(tmp_path)))
+
+
+def test_a_saved_adapter_of_the_same_matrices_goes_on_whatever_words_name_them(tmp_path: Path) -> None:
+    load_adapted(MODEL, AdapterArguments(layers_to_transform=[0, 2])).save_pretrained(tmp_path)
+    saved = {"adapter_path": str(tmp_path)}
+    assert len(svf_layers(load_adapted(MODEL, AdapterArguments(exclude_modules=r".*\.1\..*", **saved)))) == 6
+    with pytest.raises(SVFError, match=r"layers_to_transform: \[0, 2\] there, \[1\] here"):
+        load_adapted(MODEL, AdapterArguments(layers_to_transform=[1], **saved))

@@ -51,10 +51,13 @@ def test_lora_counts_its_own_values(plan) -> None:
 
 def test_targets_may_be_a_list_or_those_of_a_saved_adapter(plan, tmp_path: Path) -> None:
     assert plan("--target_modules", "[down_proj]").matrices == 3
-    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 32, "target_modules": ["q_proj"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    got = plan("--adapter_path", str(tmp_path))
+    saved = ["--adapter_path", str(tmp_path), "--adapter", "lora", "--lora_r", "2"]
+    got = plan(*saved, "--target_modules", r".*\.q_proj")
     assert (got.matrices, got.trainable_values) == (3, 3 * 2 * (96 + 96))
+    assert 'target_modules: ["q_proj"] there, "mlp" here' in refusal(plan, *saved)
+    assert "holds a LORA adapter, the recipe says adapter: svf" in refusal(plan, *saved, "--adapter", "svf")
 
 
 def test_targets_that_match_nothing(plan) -> None:

@@ -53,8 +53,8 @@ class AdapterKind:
     """What a model card says about using such an adapter, a point each."""
     import_line: str | None = None
     """What code has to import before PEFT can load such an adapter."""
-    same_as_saved: tuple[str, ...] = ("target_modules",)
-    """Settings that a recipe must have as the saved adapter it trains further has them."""
+    same_as_saved: tuple[str, ...] = ()
+    """Settings that a recipe must have as the saved adapter it trains further has them, beside what is adapted."""
     not_read: tuple[str, ...] = ()
     """Recipe keys that other kinds read, and this one does not."""
 
@@ -110,15 +110,19 @@ class AdapterKind:
             self.prepare(model, config, base.dtype)
             return get_peft_model(base, _narrowed(config, base))
         path = expert_folder(given)
-        saved = read_config(path)
+        self.check_saved(path, read_config(path), config, base)
+        return load_saved(base, model, path)
+
+    def check_saved(self, path: Path, saved: PeftConfig, config: PeftConfig, model: nn.Module) -> None:
+        """Raises `SVFError` where the adapter in `path`, of the configuration `saved`, is not the one that a recipe
+        with `config` describes, on this base model."""
         if kind_of(saved) is not self:
             raise SVFError(f"{path} holds a {kind_of(saved).peft_type} adapter, the recipe says adapter: {self.name}")
-        there, here = (
-            {name: PRESETS.get(str(value := getattr(each, name)), value) for name in self.same_as_saved}
-            for each in (saved, config)
-        )
+        names = [*self.same_as_saved, "modules_to_save"]
+        if _adapted(saved, model).keys() != _adapted(config, model).keys():  # else said in other words
+            names += ["target_modules", "exclude_modules", "layers_to_transform"]
+        there, here = ({name: _comparable(getattr(each, name, None)) for name in names} for each in (saved, config))
         check_same_settings(there, here, f"the adapter in {path} was trained", "give the recipe the same values")
-        return load_saved(base, model, path)
 
     def rebuilt_weight(self, layer: Any) -> Tensor | None:
         """A new tensor: the weight that `layer` acts as, in the layout and type of its base layer's; `None` where no
@@ -189,6 +193,10 @@ def _adapted(config: PeftConfig, model: nn.Module) -> dict[str, nn.Module]:
     if not adapted:
         raise SVFError("the targets are left without a layer: change layers_to_transform or exclude_modules")
     return adapted
+
+
+def _comparable(value: Any) -> Any:
+    return sorted(value) if isinstance(value, list | set) else PRESETS.get(str(value), value)
 
 
 def _narrowed(config: PeftConfig, model: nn.Module) -> PeftConfig:

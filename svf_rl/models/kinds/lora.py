@@ -19,7 +19,7 @@ class LoraKind(AdapterKind):
     """`W' = W + (alpha / r) B A`; `A` and `B` are trained. With DoRA (arXiv 2402.09353, section 4.1) each row of that
     is scaled to a trained norm."""
 
-    same_as_saved = ("target_modules", "r", "use_dora")
+    same_as_saved = ("r", "lora_alpha", "lora_dropout", "use_dora")
     not_read = (*OF_SVF, *OF_COMBINATION)
 
     def check_training(self, values: Mapping[str, Any], zero_stage: int = 0) -> None:

@@ -41,9 +41,7 @@ class SVFKind(AdapterKind):
         "another revision, is refused.",
     )
     import_line = "import svf_rl.svf  # registers SVF with PEFT"
-    same_as_saved = (
-        "target_modules", "core", "core_seed", "biases", "parameterization", "max_multiplier", "renormalize",
-    )  # fmt: skip
+    same_as_saved = ("core", "core_seed", "biases", "parameterization", "max_multiplier", "renormalize")
     not_read: tuple[str, ...] = (*OF_LORA, *OF_COMBINATION)
     rebuild_bytes = staticmethod(rebuild_bytes)
 
