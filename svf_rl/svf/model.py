@@ -208,6 +208,8 @@ class SVFModel(WeightedAdapters, BaseTuner):
                 key = f"{name}.svf_z.{adapter_name}.weight"
                 # PEFT leaves out a key that holds the name of another adapter, also where a module has that name
                 z = state[key] if key in state else vector.weight.detach()
+                if layer.svf_mask[adapter_name].shared:  # safetensors takes no tensor twice, and transformers no care
+                    z = z.clone()
             result[f"{name}.svf_z.{adapter_name}.weight"] = z
             if adapter_name in layer.svf_bias:
                 key = f"{name}.svf_bias.{adapter_name}.weight"

@@ -199,6 +199,16 @@ def test_saved_and_loaded(
     assert loaded.get_nb_trainable_parameters()[0] == model.get_nb_trainable_parameters()[0]
 
 
+@every_core
+def test_transformers_saves_and_loads_it_too(core: str, make_llama: Callable, logits: Callable, tmp_path: Path) -> None:
+    model = make_llama()
+    model.add_adapter(SVFConfig(core=core, biases=True))
+    move(model).save_pretrained(tmp_path)
+    loaded = make_llama()
+    loaded.load_adapter(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
