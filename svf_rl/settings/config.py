@@ -29,7 +29,7 @@ from svf_rl.settings.yaml_values import shown
 
 OF_PASSES = frozenset(
     ("advantage", "normalize_advantages", "advantage_clip", "kl_type", "kl_reference", "kl_placement", "loss_reduction",
-     "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",
+     "entropy_coef", "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",
      "vllm_importance_sampling_clip_max", "gradient_checkpointing", "gradient_checkpointing_kwargs",
      "pad_to_multiple_of")
 )  # fmt: skip

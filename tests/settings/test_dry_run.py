@@ -40,6 +40,10 @@ def test_the_quickstart_plan_says_what_a_run_would_do(plan, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []  # no output directory, nothing else either
 
 
+def test_a_bonus_of_entropy_is_named(plan) -> None:
+    assert "in the loss, entropy bonus 0.01, learning rate" in str(plan("--entropy_coef", "0.01"))
+
+
 def test_no_weights_are_read(plan, tmp_path: Path) -> None:
     shutil.copy(model_path() / "config.json", tmp_path)
     assert plan("--model_name_or_path", str(tmp_path)).trainable_values == 864
