@@ -98,10 +98,9 @@ class SVFModel(WeightedAdapters, BaseTuner):
             if not name.startswith(inside)
             and (name in layers or check_target(model, name, model.get_submodule(name), listed))
         ]
-        core = core_of(config, "")
         for name in adapted:
             module = model.get_submodule(name)
-            core.size(layers[name].svf_factors.s.numel() if name in layers else _rank(module))
+            core_of(config, name).size(layers[name].svf_factors.s.numel() if name in layers else _rank(module))
             if name not in layers and quantization_of(module):
                 self._originals.find(name, module)
         return len(adapted)

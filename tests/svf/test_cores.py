@@ -306,7 +306,7 @@ def test_what_is_drawn_is_the_same_on_every_machine() -> None:
 def test_an_expert_of_few_values_is_its_multiplier(
     core: str, make_llama: Callable, logits: Callable, tmp_path: Path
 ) -> None:
-    few = move(get_peft_model(make_llama(), SVFConfig(core=core)), seed=1)
+    few = move(get_peft_model(make_llama(), SVFConfig(core=core, core_seed=7)), seed=1)
     few.save_pretrained(tmp_path / "few")
     plain = move(get_peft_model(make_llama(), SVFConfig()), seed=2)
     plain.save_pretrained(tmp_path / "plain")
@@ -321,6 +321,7 @@ def test_an_expert_of_few_values_is_its_multiplier(
     for path, made in svf_layers(few.get_base_model()).items():
         mean = 0.25 * read[0].z[path] + 0.75 * read[1].z[path]
         torch.testing.assert_close(made.active_multiplier().detach(), mean)
+    assert few.peft_config["mixed"].core_seed == 0
 
 
 @pytest.mark.parametrize("values", [*({"core": core} for core in MIXING), {"biases": True}], ids=str)
@@ -360,9 +361,10 @@ def test_weight_decay_leads_to_the_base_model(core: str, llama: PreTrainedModel)
 
 
 @pytest.mark.parametrize(
-    "core", ["top:0", "top", "top:-1", "top:1.5", "band:x", "block:2:middle", "top:3:random", "toip:3", "", "top:3 "]
-)
-def test_a_core_that_is_none_is_one_line(core: str) -> None:
+    "core", ["top:0", "top", "top:-1", "top:1.5", "band:x", "block:2:middle", "top:3:random", "toip:3", "", "top:3 ",
+             "block:3:top", None, 5, ["top:3"]]
+)  # fmt: skip
+def test_a_core_that_is_none_is_one_line(core: object) -> None:
     with pytest.raises(SVFError, match="core must be diagonal, top:k") as caught:
         SVFConfig(core=core)
     assert "\n" not in str(caught.value)
@@ -376,6 +378,35 @@ def test_more_than_the_rank_is_one_line_and_changes_nothing(core: str, most: int
         get_peft_model(llama, SVFConfig(core=core))
     assert "\n" not in str(caught.value)
     assert not svf_layers(llama)
+
+
+@pytest.mark.parametrize(
+    ("core", "says"),
+    [
+        ("top:20", r"allow \(model.layers.1.mlp.up_proj has rank 16\): lower it, or name that matrix in exclude_modules"),
+        ("band:16", "has rank 16"),
+        ("block:17", "has rank 16"),
+        ("band:300", "w = 300 is above 256, the most that the adapted matrices allow: lower it"),
+    ],
+)
+def test_the_matrix_whose_rank_is_too_small_is_named(core: str, says: str, llama: PreTrainedModel) -> None:
+    llama.model.layers[1].mlp.up_proj = nn.Linear(32, 16, bias=False)
+    with pytest.raises(SVFError, match=says):
+        get_peft_model(llama, SVFConfig(core=core, target_modules=["up_proj"]))
+    llama.model.layers[1].mlp.up_proj = nn.Linear(32, 1, bias=False)
+    with pytest.raises(SVFError, match=r"w = 1 is above 0.*\(model.* has rank 1\): name that matrix in exclude_modules"):
+        get_peft_model(llama, SVFConfig(core="band:1", target_modules=["up_proj"]))
+
+
+@pytest.mark.parametrize("seed", ["x", None, 1.0, True, [1]])
+def test_a_seed_that_is_none_is_one_line(seed: object) -> None:
+    with pytest.raises(SVFError, match="core_seed must be an integer"):
+        SVFConfig(core="projected:3", core_seed=seed)
+
+
+def test_a_seed_is_kept_where_something_is_drawn_and_nowhere_else() -> None:
+    seeds = {core: SVFConfig(core=core, core_seed=7).core_seed for core in ("diagonal", *MULTIPLIERS, *MIXING)}
+    assert {core for core, seed in seeds.items() if seed} == {"projected:13", "block:3:random"}
 
 
 @pytest.mark.parametrize("values", [{"parameterization": "sigmoid"}, {"renormalize": True}])

@@ -61,8 +61,8 @@ class FullKind(AdapterKind):
         biases = [getattr(model.get_submodule(name), "bias", None) for name in names]
         return names, values + sum(bias.numel() for bias in biases if bias is not None)
 
-    def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
-        return sum(rows * columns for rows, columns in shapes)
+    def trained_values(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        return sum(rows * columns for rows, columns in shapes.values())
 
     def rebuilt_weight(self, layer: Any) -> Tensor | None:
         trained = _acting(layer)

@@ -91,10 +91,10 @@ class AdapterKind:
         if model is None:
             return None
         shapes = {name: tuple(logical_weight(module).shape) for name, module in _adapted(config, model).items()}
-        return list(shapes), self.trained_values(config, list(shapes.values()))
+        return list(shapes), self.trained_values(config, shapes)
 
-    def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
-        """How many values are trained for matrices of these shapes `(out, in)`."""
+    def trained_values(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """How many values are trained for matrices of these shapes `(out, in)`, by path."""
         raise NotImplementedError
 
     # ---- on a model

@@ -52,9 +52,9 @@ class LoraKind(AdapterKind):
         targets = arguments.lora_target_modules or arguments.target_modules
         return f"{_name(arguments.lora_use_dora)} r = {arguments.lora_r}, alpha = {arguments.lora_alpha} on {targets}"
 
-    def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
-        norms = sum(shape[0] for shape in shapes) if config.use_dora else 0
-        return sum(config.r * sum(shape) for shape in shapes) + norms
+    def trained_values(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        norms = sum(shape[0] for shape in shapes.values()) if config.use_dora else 0
+        return sum(config.r * sum(shape) for shape in shapes.values()) + norms
 
     def label(self, config: Mapping[str, Any]) -> str:
         return f"{_name(config.get('use_dora'))} r={config['r']}" if config.get("use_dora") else super().label(config)

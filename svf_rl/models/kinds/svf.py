@@ -71,11 +71,10 @@ class SVFKind(AdapterKind):
         biases = ", with biases" if arguments.biases else ""
         return f"SVF on {arguments.target_modules}, {core}{renormalized}{biases}"
 
-    def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
-        core = core_of(config, "")
-        sizes = [core.size(min(shape)) for shape in shapes]
-        biases = sum(shape[0] for shape in shapes) if config.biases else 0
-        return (sizes[0] if core.shared else sum(sizes)) + biases
+    def trained_values(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        sizes = [core_of(config, name).size(min(shape)) for name, shape in shapes.items()]
+        biases = sum(shape[0] for shape in shapes.values()) if config.biases else 0
+        return (sizes[0] if core_of(config, "").shared else sum(sizes)) + biases
 
     def prepare(self, model: "ModelArguments", config: PeftConfig, dtype: torch.dtype) -> None:
         """Puts the factors of the targeted weights into the cache, a matrix at a time, where injecting the adapter
