@@ -34,6 +34,8 @@ class Core:
     """Whether all matrices of the model have one `z` together."""
     draws: bool = False
     """Whether anything of it is drawn, from the seed."""
+    drawn: Tensor | None = None
+    """What was drawn, or is fixed in its place, once it is needed. Runs on one base model have it together."""
     path: str = ""
     """Of the matrix, for errors."""
 
@@ -81,7 +83,6 @@ class Projected(Core):
 
     def __init__(self, count: int, seed: str):
         self._count, self._seed = count, seed
-        self._made: Tensor | None = None
 
     def size(self, r: int) -> int:
         return _at_most(_LARGEST_SHARED, self._count, "n")
@@ -91,14 +92,14 @@ class Projected(Core):
 
     def projection(self, r: int, device: torch.device) -> Tensor:
         """`P` (r, n), fp32."""
-        if self._made is None or len(self._made) != r:
+        if self.drawn is None or len(self.drawn) != r:
             draws = torch.randint(_UNIFORM, (4, r, self._count), generator=_generator(self._seed), device="cpu").sum(0)
             variance = 4 * (_UNIFORM**2 - 1) / 12  # of such a sum
             centered = draws.double() - 2 * (_UNIFORM - 1)
-            self._made = (centered / math.sqrt(variance * self._count)).float()
-        if device.type != "meta" and self._made.device != device:
-            self._made = self._made.to(device)
-        return self._made.to(device)
+            self.drawn = (centered / math.sqrt(variance * self._count)).float()
+        if device.type != "meta" and self.drawn.device != device:
+            self.drawn = self.drawn.to(device)
+        return self.drawn.to(device)
 
     def __call__(self, z: Tensor, s: Tensor) -> Tensor:
         # no matrix product: autocast would round it to bf16
@@ -149,7 +150,6 @@ class Block(Core):
 
     def __init__(self, count: int, where: str, seed: str):
         self._count, self._where, self._seed, self.draws = count, where, seed, where == "random"
-        self._made: Tensor | None = None
 
     def size(self, r: int) -> int:
         return _at_most(r, self._count, "k", self, r) ** 2
@@ -159,17 +159,17 @@ class Block(Core):
 
     def directions(self, r: int, device: torch.device) -> Tensor:
         """Which of the `r` singular directions, in order: (k,)."""
-        if self._made is None:
+        if self.drawn is None:
             if self._where == "random":
-                self._made = (
+                self.drawn = (
                     torch.randperm(r, generator=_generator(self._seed), device="cpu")[: self._count].sort().values
                 )
             else:
                 first = 0 if self._where == "top" else r - self._count
-                self._made = torch.arange(first, first + self._count, device="cpu")
-        if device.type != "meta" and self._made.device != device:
-            self._made = self._made.to(device)
-        return self._made.to(device)
+                self.drawn = torch.arange(first, first + self._count, device="cpu")
+        if device.type != "meta" and self.drawn.device != device:
+            self.drawn = self.drawn.to(device)
+        return self.drawn.to(device)
 
     def __call__(self, z: Tensor, s: Tensor) -> Tensor:
         return torch.ones_like(s, dtype=z.dtype)
@@ -179,7 +179,8 @@ class Block(Core):
         B = z.view(self._count, self._count)
         root = s[kept].to(z.dtype).sqrt()
         g = h.index_select(-1, kept).to(z.dtype) * root
-        change = F.linear(g, B.T if transposed else B).to(z.dtype) * root
+        with torch.autocast(h.device.type, enabled=False):  # which would round to bf16 what is added in fp32
+            change = F.linear(g, B.T if transposed else B) * root
         return change.new_zeros(h.shape).index_copy(-1, kept, change)
 
 

@@ -213,7 +213,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
             if adapter_name in layer.svf_bias:
                 key = f"{name}.svf_bias.{adapter_name}.weight"
                 result[key] = state[key] if key in state else layer.svf_bias[adapter_name].weight.detach()
-            if config.core != DIAGONAL:  # else it is the number of values in z
+            if config.core != DIAGONAL and not layer.svf_mask[adapter_name].mixes:  # what reads experts asks for it
                 result[name + RANK] = torch.tensor([layer.svf_factors.s.numel()])
             result[name + FINGERPRINT] = torch.frombuffer(bytearray.fromhex(layer.weight_id), dtype=torch.uint8)
             if not z.is_meta:

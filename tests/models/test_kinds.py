@@ -180,7 +180,7 @@ def test_a_module_that_is_listed_is_meant(adapter: str) -> None:
             look(load_base(MODEL))
 
 
-@pytest.mark.parametrize("adapter", ["projected", "band", "dora", "full"])
+@pytest.mark.parametrize("adapter", ["projected", "band", "block", "dora", "full"])
 def test_activations_are_planned(adapter: str, values: dict[str, Any], repository: Path) -> None:
     words = [word for key, value in values.items() for word in (f"--{key}", json.dumps(value))]
     planned = PlannedModel(load_recipe(repository / "recipes/quickstart.yaml", words))

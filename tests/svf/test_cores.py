@@ -22,6 +22,7 @@ from svf_rl.svf.expert import check_same_base, read_expert
 from svf_rl.svf.probe import project
 from svf_rl.svf.targets import logical_weight
 from svf_rl.training.decay import decay_towards_identity
+from svf_rl.training.shared_base import copy_adapters
 
 MULTIPLIERS = ["top:3", "bottom:3", "projected:13"]
 MIXING = ["band:1", "band:3", "block:3", "block:3:bottom", "block:3:random"]
@@ -132,6 +133,41 @@ def test_it_starts_at_the_reference_and_at_the_base_weight(
 
     merged = get_peft_model(model.unload(), SVFConfig(core=core, biases=True)).merge_and_unload()
     assert all(torch.equal(p, weights[name]) for name, p in merged.named_parameters() if name in weights)
+
+
+@every_core
+def test_what_is_added_in_fp32_is_not_rounded_under_autocast(core: str) -> None:
+    made = layer(core, (12, 20)).svf_mask["default"]
+    torch.manual_seed(0)
+    h, s = torch.randn(5, 12), torch.rand(12)
+    z = torch.randn(made.size(12))
+
+    def change() -> Tensor:
+        return made.mix(h, s, z) if made.mixes else made(z, s)
+
+    exact = change()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(change(), exact)
+
+
+@every_core
+def test_runs_on_one_base_model_have_what_is_drawn_once(core: str, llama: PreTrainedModel, logits: Callable) -> None:
+    model = move(get_peft_model(llama, SVFConfig(core=core)))
+    copied = copy_adapters(model)
+    assert torch.equal(logits(copied), logits(model))
+    for ours, theirs in zip(svf_layers(copied).values(), svf_layers(model).values(), strict=True):
+        assert ours.svf_mask["default"] is not theirs.svf_mask["default"]
+        assert ours.svf_mask["default"].drawn is theirs.svf_mask["default"].drawn
+        assert ours.svf_z["default"].weight is not theirs.svf_z["default"].weight
+
+
+@every_core
+def test_the_rank_is_in_the_file_where_an_expert_is_read_by_it(
+    core: str, llama: PreTrainedModel, tmp_path: Path
+) -> None:
+    get_peft_model(llama, SVFConfig(core=core)).save_pretrained(tmp_path)
+    names = load_file(tmp_path / "adapter_model.safetensors")
+    assert any(name.endswith(".svf_rank") for name in names) is (core in MULTIPLIERS)
 
 
 @every_core
