@@ -30,7 +30,7 @@ MIXED = "merged"
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written: the folder, the type of its weights, how many matrices the adapter changed, and bytes in all."""
+    """What was written: the folder, the type of its weights, how many matrices were changed, and bytes in all."""
 
     folder: Path
     dtype: str

@@ -73,8 +73,9 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
         notes.append(f"model {name} is not on this machine, and {missing}: its targets were not checked")
         return None
     if model is not None and recipe.training.use_vllm and getattr(peft_config, "biases", False):
-        if lacking := next((name for name in found[0] if model.get_submodule(name).bias is None), None):
-            raise no_place_for_bias(lacking)
+        for name in found[0]:
+            if model.get_submodule(name).bias is None:
+                raise no_place_for_bias(name)
     return Adapted(config, kind, peft_config, *found, None if model is None else model.num_parameters())
 
 

@@ -10,7 +10,7 @@ def next_token_settings(kl_type: str) -> dict[str, Any]:
     """
     The values that next-token training uses instead of the recipe's: one target per prompt, all with the same weight,
     under the model's own distribution. The KL term is the exact one, in the loss: estimates need tokens sampled by the
-    policy; a bonus of entropy would work against the targets. So `objective: next_token` alone turns a recipe for policy
+    policy; an entropy bonus would work against the targets. So `objective: next_token` alone turns a recipe for policy
     gradient into its counterpart in an ablation.
     """
     return {

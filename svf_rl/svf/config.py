@@ -116,12 +116,11 @@ class SVFConfig(PeftConfig):
             raise SVFError(f"core_seed must be an integer, not {self.core_seed!r:.100}")
         if self.core == DIAGONAL or not make_core(self.core, self.core_seed, "").draws:  # which refuses what is none
             self.core_seed = 0  # nothing reads it
-        if self.core != DIAGONAL:
-            if self.parameterization != "direct" or self.renormalize:
-                raise SVFError(
-                    f"core: {self.core} goes with parameterization: direct and without renormalize: change them, or "
-                    "use core: diagonal"
-                )
+        if self.core != DIAGONAL and (self.parameterization != "direct" or self.renormalize):
+            raise SVFError(
+                f"core: {self.core} goes with parameterization: direct and without renormalize: change them, or "
+                "use core: diagonal"
+            )
         if self.init not in ("identity", "random"):
             raise SVFError(f"init must be 'identity' or 'random', not {self.init!r:.300}")
         if self.parameterization == "sigmoid" and not 1 < self.max_multiplier <= LARGEST:

@@ -109,7 +109,7 @@ def test_keys_of_other_adapters_are_named(plan, options: list[str], keys: str) -
         (["--core", "topp:3"], "core must be diagonal, top:k"),
         (["--core", "top:0"], "core must be diagonal, top:k"),
         (["--core", "band:x"], "core must be diagonal, top:k"),
-        (["--core", "top:9999"], "core: k = 9999 is above 96, the most that the adapted matrices allow (model.layers.0.mlp.gate"),
+        (["--core", "top:9999"], "the most that the adapted matrices allow (model.layers.0.mlp.gate_proj has rank 96)"),
         (["--core", "top:3", "--parameterization", "sigmoid"], "core: top:3 goes with parameterization: direct"),
         (["--core", "band:1", "--vllm_weights", "shared", "--use_vllm", "true"], "does not go with core: band:1"),
         (["--biases", "true", "--vllm_weights", "shared", "--use_vllm", "true"], "does not go with biases: true"),

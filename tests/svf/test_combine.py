@@ -171,6 +171,7 @@ def test_experts_on_a_base_that_differs_by_rounding_are_combined(
             parameter *= 1 + 1e-6
     with pytest.warns(UserWarning, match="up to rounding"):
         pool = PeftModel.from_pretrained(copy.deepcopy(base), str(experts["a"]), adapter_name="a")
+    with pytest.warns(UserWarning, match="up to rounding"):
         pool.load_adapter(str(experts["b"]), "b")
     pool.add_weighted_adapter(["a", "b"], [0.4, 0.6], "mix")
     pool.add_combination_adapter(["a", "b"], "trained")

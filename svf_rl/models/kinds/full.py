@@ -1,6 +1,6 @@
 """Full fine-tuning, the baseline that trains every value of the targeted matrices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from peft import LNTuningConfig, PeftConfig

@@ -1,6 +1,6 @@
 """LoRA, the baseline, and DoRA."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from peft import LoraConfig, PeftConfig
