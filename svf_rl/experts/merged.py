@@ -30,7 +30,7 @@ MIXED = "merged"
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written: the folder, the type of its weights, how many of them the adapter changed, and bytes in all."""
+    """What was written: the folder, the type of its weights, how many matrices were changed, and bytes in all."""
 
     folder: Path
     dtype: str
@@ -140,7 +140,7 @@ def _merged(adapted: PeftModel) -> tuple[PreTrainedModel, int]:
             else:  # each W' comes from a W of its own, which nothing needs afterwards
                 layer.get_base_layer().weight = nn.Parameter(weight, requires_grad=False)
                 bar.update()
-            changed += 1
+            changed += not name.endswith(".bias")
     plain = adapted.unload()
     for name, weight in whole.items():
         holder, _, leaf = name.rpartition(".")

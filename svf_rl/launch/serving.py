@@ -123,8 +123,11 @@ def _serves_rows(recipe: Recipe) -> bool:
     """Whether the server computes with factors: where nothing is known against it, and else a line says why not."""
     if recipe.training.vllm_weights == "merged":
         return False
+    kind = recipe.adapter.kind
     hinders = {
-        "an adapter other than SVF": not isinstance(recipe.adapter.kind, SVFKind),
+        "an adapter other than SVF": not isinstance(kind, SVFKind),
+        "a core that mixes singular directions, or biases": isinstance(kind, SVFKind)
+        and not kind.config(recipe.adapter).is_multiplier,
         "modules_to_save": recipe.adapter.modules_to_save,
         "vllm_tensor_parallel_size above 1": recipe.training.vllm_tensor_parallel_size > 1,
     }

@@ -10,7 +10,7 @@ from svf_rl.settings.yaml_values import read_mapping
 from svf_rl.storage.bundled import find_recipe
 from svf_rl.svf import SVFConfig
 from svf_rl.svf.cache import default_cache_dir
-from svf_rl.svf.targets import target_regex
+from svf_rl.svf.targets import regex_of
 
 
 def add_servers(path: str | Path, overrides: Sequence[str], rollout_nodes: int) -> list[str]:
@@ -58,7 +58,7 @@ def _decompose_arguments(recipe: Recipe) -> str:
     config = recipe.adapter.kind.config(recipe.adapter)
     if not isinstance(config, SVFConfig):
         return ""
-    arguments = [recipe.model.location, f"--targets={target_regex(config.target_modules)}"]
+    arguments = [recipe.model.location, f"--targets={regex_of(config)}"]
     if recipe.model.dtype != "auto":
         arguments.append(f"--dtype={recipe.model.dtype}")
     if recipe.model.model_revision:

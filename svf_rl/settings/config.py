@@ -29,9 +29,9 @@ from svf_rl.settings.yaml_values import shown
 
 OF_PASSES = frozenset(
     ("advantage", "normalize_advantages", "advantage_clip", "kl_type", "kl_reference", "kl_placement", "loss_reduction",
-     "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",
-     "vllm_importance_sampling_clip_max", "gradient_checkpointing", "gradient_checkpointing_kwargs",
-     "pad_to_multiple_of")
+     "entropy_coef", "vllm_importance_sampling_correction", "vllm_importance_sampling_mode",
+     "vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max", "gradient_checkpointing",
+     "gradient_checkpointing_kwargs", "pad_to_multiple_of")
 )  # fmt: skip
 """Keys of the objectives that make passes of the model."""
 SERVER_FAILURES = ("stop", "leave_out")
@@ -151,9 +151,10 @@ class SVFReinforceConfig(GRPOConfig):
         None,
         "For a colocated vLLM. shared: it holds its weights as one with the trained model, computes with the model's "
         "factors, and a sync writes z alone. merged: it holds whole weights of its own, and each sync pushes those "
-        "that the adapter changes. Default: shared, and merged for what cannot be shared, which is said (LoRA, "
-        "modules_to_save, ZeRO-3, tensor parallelism, mixtures of experts). For svf-rl serve: merged serves whole "
-        "weights, which an update rebuilds; by default the server computes with factors and z is a row, likewise.",
+        "that the adapter changes. Default: shared, and merged for what cannot be shared, which is said (LoRA, band "
+        "and block, biases, modules_to_save, ZeRO-3, tensor parallelism, mixtures of experts). For svf-rl serve: "
+        "merged serves whole weights, which an update rebuilds; by default the server computes with factors and z is a "
+        "row, likewise.",
     )
     resume_from_checkpoint: str | bool | None = described(
         None,

@@ -132,6 +132,8 @@ def _describe_objective(training: SVFReinforceConfig) -> dict[str, str]:
     kl = f"KL {training.beta:g} × {training.kl_type} in the {training.kl_placement}" if training.beta else "no KL"
     if training.beta and training.kl_reference == "start":
         kl += ", from the start"
+    if training.entropy_coef:
+        kl += f", entropy bonus {training.entropy_coef:g}"
     goal = f"{signal}, log-likelihood {training.loss_reduction}, {kl}"
     if training.objective == "evolution_strategies":
         goal = (

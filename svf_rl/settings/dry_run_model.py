@@ -13,7 +13,8 @@ from svf_rl.errors import SVFError, one_line
 from svf_rl.generation.vllm.tensor_parallel import check_divides
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.hub_config import fetch_config
-from svf_rl.models.kinds import AdapterKind, kind_of
+from svf_rl.models.kinds import AdapterKind
+from svf_rl.models.kinds.svf import no_place_for_bias
 from svf_rl.models.loading import load_tokenizer
 from svf_rl.rewards.reward import nearest
 from svf_rl.runs.provenance import looks_local
@@ -29,8 +30,8 @@ class Adapted:
     """What of a model is adapted, by its configuration alone."""
 
     config: PretrainedConfig | None  # the base model's, where it is on this machine
-    kind: AdapterKind  # as saved where the recipe names a saved adapter
-    peft_config: PeftConfig  # for a combination, that of its first expert
+    kind: AdapterKind
+    peft_config: PeftConfig  # as saved where the recipe names a saved adapter; for a combination, of its first expert
     matrices: list[str]  # paths in the base model
     trained_values: int  # those of `modules_to_save` apart
     parameters: int | None  # of the base model
@@ -47,18 +48,16 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
     kind.check_training(recipe.raw)
     ignored = [key for key in kind.not_read if key in recipe.raw]
     if ignored:
-        notes.append(f"{', '.join(ignored)}: not read for adapter {kind.name}, its experts have their own")
+        notes.append(f"{', '.join(ignored)}: not read for adapter {kind.name}")
     for path in (arguments.adapter_path, *(arguments.experts or [])):
         if path is not None and not os.path.isdir(path):  # noqa: PTH112  (pathlib raises for long names)
             if looks_local(path):
                 raise SVFError(f"adapter folder {path} does not exist (working directory: {Path.cwd()})")
             notes.append(f"adapter {path} comes from the Hub: it was not checked")
             return None
-    if arguments.adapter_path is None:
-        peft_config = kind.config(arguments)
-    else:
+    described = peft_config = kind.config(arguments)
+    if arguments.adapter_path is not None:
         peft_config = read_config(Path(arguments.adapter_path))
-        kind = kind_of(peft_config)
     model = None
     config, missing = _model_config(recipe.model)
     if config is not None:
@@ -66,11 +65,17 @@ def find_adapted_matrices(recipe: Recipe, notes: list[str]) -> Adapted | None:
         _check_generation(config, recipe.training)
         model = _empty_model(config, recipe.model)
         _check_modules_to_save(model, peft_config)
+        if arguments.adapter_path is not None:
+            kind.check_saved(Path(arguments.adapter_path), peft_config, described, model)
     found = kind.find_matrices(arguments, peft_config, model)
     if found is None:
         name = recipe.model.model_name_or_path
         notes.append(f"model {name} is not on this machine, and {missing}: its targets were not checked")
         return None
+    if model is not None and recipe.training.use_vllm and getattr(peft_config, "biases", False):
+        for name in found[0]:
+            if model.get_submodule(name).bias is None:
+                raise no_place_for_bias(name)
     return Adapted(config, kind, peft_config, *found, None if model is None else model.num_parameters())
 
 

@@ -13,7 +13,7 @@ _LARGEST_FLOAT = 3.4e38
 _LONGEST = 4096  # letters of a text of one line, as of a path
 _INTERVALS = {
     "[0, inf)": "learning_rate weight_decay max_grad_norm warmup_steps warm_up_steps eval_delay init_std top_k "
-    "vllm_importance_sampling_clip_min save_total_limit layers_to_transform",
+    "entropy_coef vllm_importance_sampling_clip_min save_total_limit layers_to_transform",
     "[1e-30, inf)": "adam_epsilon",
     "[0.01, 100]": "repetition_penalty",
     "(0, inf)": "num_train_epochs logging_steps eval_steps save_steps vllm_importance_sampling_clip_max max_multiplier "

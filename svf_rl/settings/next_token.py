@@ -10,7 +10,8 @@ def next_token_settings(kl_type: str) -> dict[str, Any]:
     """
     The values that next-token training uses instead of the recipe's: one target per prompt, all with the same weight,
     under the model's own distribution. The KL term is the exact one, in the loss: estimates need tokens sampled by the
-    policy. So `objective: next_token` alone turns a recipe for policy gradient into its counterpart in an ablation.
+    policy; an entropy bonus would work against the targets. So `objective: next_token` alone turns a recipe for policy
+    gradient into its counterpart in an ablation.
     """
     return {
         "num_generations": 1,
@@ -19,6 +20,7 @@ def next_token_settings(kl_type: str) -> dict[str, Any]:
         "advantage_clip": None,
         "temperature": 1.0,
         "kl_placement": "loss",
+        "entropy_coef": 0.0,
         "kl_type": "policy_ref" if kl_type in KL_ESTIMATES else kl_type,
     }
 

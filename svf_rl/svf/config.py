@@ -112,13 +112,15 @@ class SVFConfig(PeftConfig):
             target_regex(self.exclude_modules, "exclude_modules")
         if self.parameterization not in ("direct", "sigmoid"):
             raise SVFError(f"parameterization must be 'direct' or 'sigmoid', not {self.parameterization!r:.300}")
-        if self.core != DIAGONAL:
-            make_core(self.core, self.core_seed, "")  # refuses what is none
-            if self.parameterization != "direct" or self.renormalize:
-                raise SVFError(
-                    f"core: {self.core} goes with parameterization: direct and without renormalize: change them, or "
-                    "use core: diagonal"
-                )
+        if type(self.core_seed) is not int:
+            raise SVFError(f"core_seed must be an integer, not {self.core_seed!r:.100}")
+        if self.core == DIAGONAL or not make_core(self.core, self.core_seed, "").draws:  # which refuses what is none
+            self.core_seed = 0  # nothing reads it
+        if self.core != DIAGONAL and (self.parameterization != "direct" or self.renormalize):
+            raise SVFError(
+                f"core: {self.core} goes with parameterization: direct and without renormalize: change them, or "
+                "use core: diagonal"
+            )
         if self.init not in ("identity", "random"):
             raise SVFError(f"init must be 'identity' or 'random', not {self.init!r:.300}")
         if self.parameterization == "sigmoid" and not 1 < self.max_multiplier <= LARGEST:

@@ -19,6 +19,7 @@ from svf_rl.errors import SVFError
 DIAGONAL = "diagonal"
 KNOWN = "diagonal, top:k, bottom:k, projected:n, band:w, block:k, block:k:bottom or block:k:random"
 _UNIFORM = 1 << 16
+_WIDEST = 256  # `band:w`: each distance is a product of its own
 _LARGEST_SHARED = 4096  # values of `projected:n`, each of which is a column of `P` for every matrix
 
 
@@ -31,6 +32,12 @@ class Core:
     """Whether there is a `C`; without it `m` says all of the change."""
     shared: ClassVar[bool] = False
     """Whether all matrices of the model have one `z` together."""
+    draws: bool = False
+    """Whether anything of it is drawn, from the seed."""
+    drawn: Tensor | None = None
+    """What was drawn, or is fixed in its place, once it is needed. Runs on one base model have it together."""
+    path: str = ""
+    """Of the matrix, for errors."""
 
     def size(self, r: int) -> int:
         """How many values `z` has for a matrix of rank `r`. Raises `SVFError` where the rank is too small."""
@@ -55,7 +62,7 @@ class End(Core):
         self._count, self._bottom = count, bottom
 
     def size(self, r: int) -> int:
-        return _at_most(r, self._count, "k")
+        return _at_most(r, self._count, "k", self, r)
 
     def __call__(self, z: Tensor, s: Tensor) -> Tensor:
         others = len(s) - self._count
@@ -72,11 +79,10 @@ class Projected(Core):
     sums of four uniform integers, which involve no function that machines round differently.
     """
 
-    shared = True
+    shared = draws = True
 
     def __init__(self, count: int, seed: str):
         self._count, self._seed = count, seed
-        self._made: Tensor | None = None
 
     def size(self, r: int) -> int:
         return _at_most(_LARGEST_SHARED, self._count, "n")
@@ -86,14 +92,14 @@ class Projected(Core):
 
     def projection(self, r: int, device: torch.device) -> Tensor:
         """`P` (r, n), fp32."""
-        if self._made is None or len(self._made) != r:
+        if self.drawn is None or len(self.drawn) != r:
             draws = torch.randint(_UNIFORM, (4, r, self._count), generator=_generator(self._seed), device="cpu").sum(0)
             variance = 4 * (_UNIFORM**2 - 1) / 12  # of such a sum
             centered = draws.double() - 2 * (_UNIFORM - 1)
-            self._made = (centered / math.sqrt(variance * self._count)).float()
-        if device.type != "meta" and self._made.device != device:
-            self._made = self._made.to(device)
-        return self._made.to(device)
+            self.drawn = (centered / math.sqrt(variance * self._count)).float()
+        if device.type != "meta" and self.drawn.device != device:
+            self.drawn = self.drawn.to(device)
+        return self.drawn.to(device)
 
     def __call__(self, z: Tensor, s: Tensor) -> Tensor:
         # no matrix product: autocast would round it to bf16
@@ -115,7 +121,8 @@ class Band(Core):
         self._width = width
 
     def size(self, r: int) -> int:
-        _at_most(r - 1, self._width, "w")
+        _at_most(_WIDEST, self._width, "w")
+        _at_most(r - 1, self._width, "w", self, r)
         return r + sum(2 * (r - distance) for distance in range(1, self._width + 1))
 
     def __call__(self, z: Tensor, s: Tensor) -> Tensor:
@@ -142,28 +149,27 @@ class Block(Core):
     mixes = True
 
     def __init__(self, count: int, where: str, seed: str):
-        self._count, self._where, self._seed = count, where, seed
-        self._made: Tensor | None = None
+        self._count, self._where, self._seed, self.draws = count, where, seed, where == "random"
 
     def size(self, r: int) -> int:
-        return _at_most(r, self._count, "k") ** 2
+        return _at_most(r, self._count, "k", self, r) ** 2
 
     def prepare(self, s: Tensor) -> None:
         self.directions(len(s), s.device)
 
     def directions(self, r: int, device: torch.device) -> Tensor:
         """Which of the `r` singular directions, in order: (k,)."""
-        if self._made is None:
+        if self.drawn is None:
             if self._where == "random":
-                self._made = (
+                self.drawn = (
                     torch.randperm(r, generator=_generator(self._seed), device="cpu")[: self._count].sort().values
                 )
             else:
                 first = 0 if self._where == "top" else r - self._count
-                self._made = torch.arange(first, first + self._count, device="cpu")
-        if device.type != "meta" and self._made.device != device:
-            self._made = self._made.to(device)
-        return self._made.to(device)
+                self.drawn = torch.arange(first, first + self._count, device="cpu")
+        if device.type != "meta" and self.drawn.device != device:
+            self.drawn = self.drawn.to(device)
+        return self.drawn.to(device)
 
     def __call__(self, z: Tensor, s: Tensor) -> Tensor:
         return torch.ones_like(s, dtype=z.dtype)
@@ -173,27 +179,36 @@ class Block(Core):
         B = z.view(self._count, self._count)
         root = s[kept].to(z.dtype).sqrt()
         g = h.index_select(-1, kept).to(z.dtype) * root
-        change = F.linear(g, B.T if transposed else B).to(z.dtype) * root
+        with torch.autocast(h.device.type, enabled=False):  # which would round to bf16 what is added in fp32
+            change = F.linear(g, B.T if transposed else B) * root
         return change.new_zeros(h.shape).index_copy(-1, kept, change)
 
 
 def make_core(core: str, seed: int, path: str) -> Core:
     """The core of that name for the matrix at the module path `path`; not of `diagonal`. Raises `SVFError` for a name
     that there is not."""
-    found = re.fullmatch(r"(top|bottom|projected|band|block):([1-9][0-9]{0,8})(?::(top|bottom|random))?", core)
+    found = re.fullmatch(r"(top|bottom|projected|band|block):([1-9][0-9]{0,8})(?::(bottom|random))?", str(core))
     if found is None or (found[3] and found[1] != "block"):
         raise SVFError(f"core must be {KNOWN} with a positive number, not {core!r:.100}")
     kind, number, own = found[1], int(found[2]), f"{seed}:{path}"
+    made: Core = Block(number, found[3] or "top", own)
     if kind in ("top", "bottom"):
-        return End(number, kind == "bottom")
-    if kind == "projected":
-        return Projected(number, own)
-    return Band(number) if kind == "band" else Block(number, found[3] or "top", own)
+        made = End(number, kind == "bottom")
+    elif kind in ("projected", "band"):
+        made = Projected(number, own) if kind == "projected" else Band(number)
+    made.path = path
+    return made
 
 
-def _at_most(largest: int, value: int, name: str) -> int:
+def _at_most(largest: int, value: int, name: str, core: Core | None = None, r: int = 0) -> int:
+    """`value`. Raises `SVFError` where it is above `largest`, which the rank `r` of the core's matrix decides."""
     if value > largest:
-        raise SVFError(f"core: {name} = {value} is above {largest}, the most that the adapted matrices allow: lower it")
+        where, lower = "", "lower it"
+        if core is not None:
+            where = f" ({core.path or 'one'} has rank {r})"
+            lower = f"{'lower it, or ' if largest else ''}name that matrix in exclude_modules"
+        allowed = f"is above {largest}, the most that the adapted matrices allow{where}"
+        raise SVFError(f"core: {name} = {value} {allowed}: {lower}")
     return value
 
 

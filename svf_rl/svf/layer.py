@@ -163,10 +163,14 @@ class SVFLinear(AdapterValues, nn.Module, BaseTunerLayer):
         return y
 
     def _one_by_one(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
-        y = self.base_layer(x, *args, **kwargs).clone()
-        for name in sorted({name for name in names if name in self.svf_z}):
-            rows, more = [row for row, own in enumerate(names) if own == name], self.more_than_multiplier([name])
-            y[rows] = self._adapted(x[rows], self.multiplier(name), more, *args, **kwargs).to(y.dtype)
+        own = {name for name in names if name in self.svf_z}
+        y = None if own.issuperset(names) else self.base_layer(x, *args, **kwargs).clone()
+        for name in sorted(own):
+            rows, more = [row for row, other in enumerate(names) if other == name], self.more_than_multiplier([name])
+            part = self._adapted(x[rows], self.multiplier(name), more, *args, **kwargs)
+            y = part.new_empty(len(names), *part.shape[1:]) if y is None else y
+            y[rows] = part.to(y.dtype)
+        assert y is not None
         return y
 
     def _adapted(self, x: Tensor, m: Tensor | None, more: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
@@ -281,10 +285,9 @@ class SVFLinear(AdapterValues, nn.Module, BaseTunerLayer):
             return
         onload(self.get_base_layer())
         self.check_weight(look=True)
-        merged = self.merged_weight(self.merged_adapters + names)
-        if safe_merge and not torch.isfinite(merged).all():
+        merged, bias = self.merged_weight(self.merged_adapters + names), self.merged_bias(self.merged_adapters + names)
+        if safe_merge and not all(part.isfinite().all() for part in (merged, bias) if part is not None):
             raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
-        bias = self.merged_bias(self.merged_adapters + names)
         old = put_into(self.get_base_layer().weight, merged)
         if self._unmerged_weight is None:
             self._unmerged_weight = old

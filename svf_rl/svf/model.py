@@ -27,7 +27,7 @@ from svf_rl.svf.mask import core_of, is_sound
 from svf_rl.svf.original import OriginalWeights, keep_trainable
 from svf_rl.svf.probe import Projections, agrees, project
 from svf_rl.svf.sharding import gather_parameters, is_dtensor, loaded, plain_path, whole
-from svf_rl.svf.targets import check_target, find_targets, logical_weight, quantization_of, target_regex
+from svf_rl.svf.targets import check_target, find_targets, logical_weight, quantization_of, regex_of
 from svf_rl.svf.vector import SVFCombination
 from svf_rl.svf.weighted import WeightedAdapters
 
@@ -77,6 +77,8 @@ class SVFModel(WeightedAdapters, BaseTuner):
         live = _digest(layers)
         # Loading by PEFT looks at the stored probes later; other ways of loading set z without asking.
         if not config.from_file and config.base_fingerprint not in (None, live):
+            if len(self.peft_config) > 1:  # it does not stay beside others
+                self.delete_adapter(adapter_name)
             raise SVFError(
                 f"the adapter was trained on other base weights (fingerprint {config.base_fingerprint[:12]}, here "
                 f"{live[:12]}): load it onto {_base_of(config)}, in the dtype of its training; or, for weights that "
@@ -85,14 +87,10 @@ class SVFModel(WeightedAdapters, BaseTuner):
 
     def _check_targets(self, model: nn.Module, config: SVFConfig) -> int:
         """How many modules the new adapter matches; raises `SVFError` where one of them cannot be adapted."""
-        layers = svf_layers(model)
+        layers, listed = svf_layers(model), not isinstance(config.target_modules, str)
         if not layers:
-            targets = target_regex(config.target_modules)
-            if config.exclude_modules:
-                targets = rf"(?!(?:{target_regex(config.exclude_modules)})\Z)(?:{targets})"
-            find_targets(model, targets)
+            find_targets(model, regex_of(config), listed)
         inside = tuple(f"{name}." for name in layers)
-        listed = not isinstance(config.target_modules, str)
         matched = [n for n, _ in model.named_modules() if n and self._check_target_module_exists(config, n)]
         adapted = [
             name
@@ -100,10 +98,9 @@ class SVFModel(WeightedAdapters, BaseTuner):
             if not name.startswith(inside)
             and (name in layers or check_target(model, name, model.get_submodule(name), listed))
         ]
-        core = core_of(config, "")
         for name in adapted:
             module = model.get_submodule(name)
-            core.size(layers[name].svf_factors.s.numel() if name in layers else _rank(module))
+            core_of(config, name).size(layers[name].svf_factors.s.numel() if name in layers else _rank(module))
             if name not in layers and quantization_of(module):
                 self._originals.find(name, module)
         return len(adapted)
@@ -210,11 +207,13 @@ class SVFModel(WeightedAdapters, BaseTuner):
                 key = f"{name}.svf_z.{adapter_name}.weight"
                 # PEFT leaves out a key that holds the name of another adapter, also where a module has that name
                 z = state[key] if key in state else vector.weight.detach()
+                if layer.svf_mask[adapter_name].shared:  # safetensors takes no tensor twice, and transformers no care
+                    z = z.clone()
             result[f"{name}.svf_z.{adapter_name}.weight"] = z
             if adapter_name in layer.svf_bias:
                 key = f"{name}.svf_bias.{adapter_name}.weight"
                 result[key] = state[key] if key in state else layer.svf_bias[adapter_name].weight.detach()
-            if config.core != DIAGONAL:  # else it is the number of values in z
+            if config.core != DIAGONAL and not layer.svf_mask[adapter_name].mixes:  # what reads experts asks for it
                 result[name + RANK] = torch.tensor([layer.svf_factors.s.numel()])
             result[name + FINGERPRINT] = torch.frombuffer(bytearray.fromhex(layer.weight_id), dtype=torch.uint8)
             if not z.is_meta:
@@ -291,26 +290,30 @@ def _check_saved(layers: dict[str, SVFLinear], adapter_name: str, saved: dict[st
     if extra:
         few = ", ".join(extra[:2]) + (f" and {len(extra) - 2} more" if len(extra) > 2 else "")
         raise SVFError(f"{other}the adapter has z for {few}, not adapted in this model: load it onto {base}")
+    if not config.biases and any(key.endswith(BIAS) for key in saved):
+        raise SVFError("the adapter file has biases, its configuration none: it is damaged, save the adapter again")
     z_alone = not any(key.endswith((FINGERPRINT, PROBE)) for key in saved)
     different, told = [], False  # whether any of the probes of those is not 0, as it is at z = 1
     for name, layer in layers.items():
-        needed = (Z, BIAS) if config.biases else (Z,)
-        missing = [suffix for suffix in (*needed, FINGERPRINT, PROBE) if name + suffix not in saved]
+        r = layer.svf_factors.s.numel()
+        sizes = {Z: layer.svf_mask[adapter_name].size(r), **({BIAS: layer.out_features} if config.biases else {})}
+        missing = [suffix for suffix in (*sizes, FINGERPRINT, PROBE) if name + suffix not in saved]
         if z_alone and missing == [FINGERPRINT, PROBE]:
             missing = []
         if missing:
             raise SVFError(f"the adapter file lacks {name}{missing[0]}: it is damaged, save the adapter again")
-        z, r = saved[name + Z], layer.svf_factors.s.numel()
-        size = torch.Size([layer.svf_mask[adapter_name].size(r)])
-        if z.shape != size and other:
-            raise SVFError(f"{other}z of {name} has shape {tuple(z.shape)}, here {tuple(size)}: load it onto {base}")
-        if z.shape != size or not (z.is_meta or is_sound(z)):
-            raise SVFError(
-                f"z of {name} has shape {tuple(z.shape)}, is not finite or above {LARGEST:g}: "
-                "the adapter file is damaged"
-            )
+        for suffix, size in sizes.items():
+            values, what = saved[name + suffix], f"{'z' if suffix == Z else 'the bias'} of {name}"
+            shape = tuple(values.shape)
+            if shape != (size,) and other:
+                raise SVFError(f"{other}{what} has shape {shape}, here {(size,)}: load it onto {base}")
+            if shape != (size,) or not (values.is_meta or is_sound(values)):
+                raise SVFError(
+                    f"{what} has shape {shape}, is not finite or above {LARGEST:g}: the adapter file is damaged"
+                )
         if z_alone:
             continue
+        z = saved[name + Z]
         same = saved[name + FINGERPRINT].numpy(force=True).tobytes().hex() == layer.weight_id
         different += [] if same else [name]
         found, recorded = layer.probe_of(adapter_name, z), saved[name + PROBE].float().cpu()

@@ -66,8 +66,15 @@ def target_regex(targets: str | Iterable[str] | None, key: str = "targets") -> s
     return regex
 
 
-def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:
-    """Linear layers (`nn.Linear`, transformers' `Conv1D`) whose path the targets match, in the model's order.
+def regex_of(config: Any) -> str:
+    """One expression for what a PEFT configuration targets and does not exclude. Raises as [`target_regex`]."""
+    targets, excluded = target_regex(config.target_modules), config.exclude_modules
+    return rf"(?!(?:{target_regex(excluded)})\Z)(?:{targets})" if excluded else targets
+
+
+def find_targets(model: nn.Module, targets: str, listed: bool = False) -> dict[str, nn.Module]:
+    """Linear layers (`nn.Linear`, transformers' `Conv1D`) whose path the targets match, in the model's order; `listed`
+    as in [`check_target`].
 
     Raises `SVFError` where nothing linear matches, the matched MLPs are fused experts, or [`check_target`] does."""
     regex = target_regex(targets)
@@ -78,7 +85,7 @@ def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:
         raise SVFError(_nothing_found(model, targets, list(matches)))
     # the linear ones first, since the output layer is the more frequent mistake
     for name in sorted(matches, key=lambda name: not is_linear(matches[name])):
-        check_target(model, name, matches[name])
+        check_target(model, name, matches[name], listed)
     return {name: module for name, module in matches.items() if is_linear(module)}
 
 

@@ -151,9 +151,11 @@ class WeightedAdapters:
             self.peft_config[adapter_name].combination = combination
             return
         first: SVFConfig = self.peft_config[adapters[0]]
+        # no fingerprint: the experts are here, whatever their files say of the weights of their training
         self.peft_config[adapter_name] = replace(
-            first, core=DIAGONAL, parameterization="direct", renormalize=False, init="identity", combination=combination
-        )
+            first, core=DIAGONAL, parameterization="direct", renormalize=False, init="identity",
+            base_fingerprint=None, combination=combination,
+        )  # fmt: skip
         self.inject_adapter(self.model, adapter_name)  # type: ignore[attr-defined]  # of SVFModel
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from svf_rl.losses.objective import BASELINES
+
 logger = logging.getLogger(__name__)
 
 PATIENCE = 5
@@ -30,25 +32,29 @@ class HealthWarnings(TrainerCallback, ExportableState):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if not state.is_world_process_zero or "loss" not in logs:
             return
-        if self._mixed is None or logs.get("frac_reward_zero_std") != 1 or args.num_generations == 1:
+        # some baselines compare the completions of all prompts; what could not be scored is logged as `None`
+        whole_batch, reward = BASELINES[args.advantage].whole_batch, logs.get("reward")
+        mixed = logs.get("reward_std", 1) not in (0, None) if whole_batch else logs.get("frac_reward_zero_std") != 1
+        if self._mixed is None or mixed or args.num_generations == 1:
             self._mixed = state.global_step
         updates = state.global_step - self._mixed
         if updates >= PATIENCE:
             self._warn(
                 "unmixed",
-                f"in {updates} updates the completions of each prompt had all the same reward (the mean is "
-                f"{logs.get('reward', 0):.3g}), which makes none better than another: give easier or harder prompts, "
-                "worked examples (shots), or more num_generations",
+                f"in {updates} updates the completions of {'all prompts' if whole_batch else 'each prompt'} had all "
+                f"the same reward ({'none at all' if reward is None else f'the mean is {reward:.3g}'}), which makes "
+                "none better than another: give easier or harder prompts, worked examples (shots), or more "
+                "num_generations",
             )
         entropy = logs.get("entropy")
         if entropy is None:
             return
         self._first_entropy = entropy if self._first_entropy is None else self._first_entropy
-        if entropy < COLLAPSE * self._first_entropy and logs.get("reward", 1) < 0.5:
+        if entropy < COLLAPSE * self._first_entropy and reward is not None and reward < 0.5:
             self._warn(
                 "collapsed",
                 f"the entropy fell from {self._first_entropy:.3g} to {entropy:.3g} while the reward is "
-                f"{logs['reward']:.3g}: lower learning_rate, or set beta or entropy_coef",
+                f"{reward:.3g}: lower learning_rate, or set beta or entropy_coef",
             )
 
     def _warn(self, what: str, message: str) -> None:

@@ -155,7 +155,8 @@ class MetricsRecorder(TrainerCallback):
             self.add(f"rewards/{name}/mean", torch.nanmean(column).item())
             self.add(f"rewards/{name}/std", nanstd(column).item())
         groups = total.view(-1, group_size)
-        deviation = nanstd(groups, dim=1) if group_size > 1 else torch.zeros_like(total)
+        # NaN where fewer than two could be scored: nothing to compare either
+        deviation = nanstd(groups, dim=1).nan_to_num(0) if group_size > 1 else torch.zeros_like(total)
         self.add("reward", torch.nanmean(total).item())
         self.add("reward_std", nanstd(total).item())
         self.add("frac_reward_zero_std", torch.isclose(deviation, torch.zeros_like(deviation)).float().mean().item())

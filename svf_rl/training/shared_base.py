@@ -23,7 +23,11 @@ from svf_rl.training.weight_sharing import prepare_sharing
 def copy_adapters(model: PeftModel) -> PeftModel:
     """A model of its own trained values, and of the very tensors of all that is frozen."""
     shared = [p for p in model.parameters() if not p.requires_grad]
-    shared += [tensor for layer in svf_layers(model).values() for tensor in layer.svf_factors.tensors()]
+    for layer in svf_layers(model).values():
+        shared += layer.svf_factors.tensors()
+        for core in layer.svf_mask.values():
+            core.prepare(layer.svf_factors.s)
+            shared += [core.drawn] if core.drawn is not None else []
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 

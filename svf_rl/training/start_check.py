@@ -22,6 +22,7 @@ from svf_rl.episodes.environments import NO_PROMPT
 from svf_rl.errors import SVFError
 from svf_rl.generation import Sampling
 from svf_rl.losses.token_logprobs import LogitTransform, token_statistics
+from svf_rl.svf.vector import SVFVector
 from svf_rl.training.packing import hindrance
 from svf_rl.training.policy import arrange, output_layer
 
@@ -156,19 +157,23 @@ class OnTrainBegin(TrainerCallback):
 
 @contextmanager
 def _moved(model: nn.Module, share: float) -> Iterator[None]:
-    """Within it, every trained value is off by that share of the size of its tensor's, or of what is usual where they
-    start at 0. Where ZeRO-3 has shared them out they stay."""
-    trained = [] if is_deepspeed_zero3_enabled() else [p for p in model.parameters() if p.requires_grad]
-    saved = [parameter.detach().clone() for parameter in trained]
+    """Within it, every trained value is off by that share of the size of its tensor's, of what is around 0 at least of
+    what is usual: a share of little, where a run starts near the base model, would drown in rounding. Where ZeRO-3 has
+    shared them out they stay."""
+    trained = {} if is_deepspeed_zero3_enabled() else {n: p for n, p in model.named_parameters() if p.requires_grad}
+    saved = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    around_0 = {id(module.weight) for module in model.modules() if isinstance(module, SVFVector) and module.decays_well}
     generator = torch.Generator().manual_seed(0)
-    for parameter in trained:
-        size = parameter.float().square().mean().sqrt().item() or (1.0 if parameter.ndim == 1 else 0.1)
+    for name, parameter in trained.items():
+        size, usual = parameter.float().square().mean().sqrt().item(), 1.0 if parameter.ndim == 1 else 0.1
+        if size == 0 or id(parameter) in around_0 or ".lora_B." in name:
+            size = max(size, usual)
         parameter += share * size * torch.randn(parameter.shape, generator=generator).to(parameter)
     try:
         yield
     finally:
-        for parameter, value in zip(trained, saved, strict=True):
-            parameter.copy_(value)
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
 
 
 def _change(model: Any, share: float, prompts: Tokens, given: Tokens, start: list[float]) -> float:

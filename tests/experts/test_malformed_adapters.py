@@ -37,6 +37,13 @@ MODEL = ModelArguments("quickstart")
 TRANSFORMERS = EngineArguments(backend="transformers")
 MEMORY = 4 << 30  # bytes of a process; the bundled model needs 1 GB with all libraries
 SECONDS = 60
+# What a recipe says of the sound ones beside the defaults.
+OF_RECIPES = {
+    "sigmoid": ("--parameterization", "sigmoid", "--renormalize"),
+    "projected": ("--core", "projected:13"),
+    "band": ("--core", "band:2", "--biases"),
+    "lora": ("--adapter", "lora", "--lora_r", "4", "--lora_alpha", "8", "--lora_target_modules", "[up_proj,down_proj]"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +73,8 @@ def commands(
     base, recipe, other = load_base(MODEL), repository / "recipes" / "quickstart.yaml", str(sound / "direct")
 
     def dry_run(folder: Path, out: Path) -> None:
-        kind = "lora" if "lora" in folder.name else "svf"
-        check_recipe(load_recipe(recipe, ["--adapter_path", str(folder), "--adapter", kind, "--use_vllm", "false"]))
+        own = OF_RECIPES.get(folder.name.rpartition("-")[2], ())
+        check_recipe(load_recipe(recipe, ["--adapter_path", str(folder), "--use_vllm", "false", *own]))
 
     def train(folder: Path, out: Path) -> None:
         model = load_saved(copy.deepcopy(base), MODEL, folder)

@@ -54,6 +54,13 @@ def test_every_form_of_svf(config, base, make_expert, loaded, logits, out):
     torch.testing.assert_close(logits(loaded(out)), logits(loaded(base, expert)), rtol=0, atol=1e-4)
 
 
+def test_trained_biases_are_merged_and_count_as_no_matrices(make_base, make_expert, loaded, logits, out):
+    base = make_base(attention_bias=True)
+    expert = make_expert("expert", on=base, target_modules="attention", biases=True)
+    assert merge(ModelArguments(str(base)), [str(expert)], out).matrices == 4
+    torch.testing.assert_close(logits(loaded(out)), logits(loaded(base, expert)), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("scope", "rows"), [("global", 1), ("layer", 2), ("matrix", 6)])
 @pytest.mark.parametrize("form", ["mask", "deviation"])
 def test_a_combination_is_merged_as_it_acts_on_a_loaded_model(

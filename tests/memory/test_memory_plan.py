@@ -160,7 +160,8 @@ def test_a_saved_adapter_is_planned_as_it_is(plan, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "inference_mode": True})
     )
-    model = plan(TINY, adapter="lora", adapter_path=str(tmp_path)).model
+    own = {"lora_r": 2, "lora_alpha": 8, "lora_target_modules": ["q_proj"]}
+    model = plan(TINY, adapter="lora", adapter_path=str(tmp_path), **own).model
     assert (len(model.shapes), model.trained_values) == (5, 5 * 2 * (64 + 64))
 
 

@@ -9,6 +9,7 @@ import torch
 from fakes import save_adapter
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 
 from svf_rl.errors import SVFError
 from svf_rl.generation.weights import adapted_weights
@@ -117,9 +118,10 @@ def test_what_is_saved_is_loaded_again(adapter: str, values: dict[str, Any], tmp
 def test_the_dry_run_and_the_plan_count_what_is_trained(
     adapter: str, values: dict[str, Any], repository: Path, tmp_path: Path
 ) -> None:
+    without_vllm = {"use_vllm": False} if adapter == "biases" else {}  # which has no place for them in this model
     recipe = load_recipe(
         repository / "recipes/quickstart.yaml",
-        [word for key, value in values.items() for word in (f"--{key}", json.dumps(value))],
+        [word for key, value in {**values, **without_vllm}.items() for word in (f"--{key}", json.dumps(value))],
     )
     model = load_adapted(recipe.model, recipe.adapter)
     count = sum(parameter.numel() for parameter in set(trained(model).values()))
@@ -141,7 +143,44 @@ def test_the_dry_run_and_the_plan_count_what_is_trained(
     assert recipe.adapter.kind.describe(recipe.adapter)
 
 
-@pytest.mark.parametrize("adapter", ["projected", "band", "dora", "full"])
+@pytest.mark.parametrize("adapter", ["svf", "lora", "full"])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"target_modules": ".*mlp.*"},  # what holds the matrices, and an activation
+        {"target_modules": ".*", "exclude_modules": r"lm_head|.*embed_tokens|.*\.1\..*"},
+    ],
+    ids=lambda targets: targets["target_modules"],
+)
+def test_an_expression_adapts_the_matrices_that_are_counted_and_nothing_else(
+    adapter: str, targets: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = AdapterArguments(adapter=adapter, **targets)
+    base = load_base(MODEL)
+    matrices, values = arguments.kind.find_matrices(arguments, arguments.kind.config(arguments), base)
+    assert all(name.endswith("_proj") for name in matrices)
+    model = moved(load_adapted(MODEL, arguments))
+    assert sum(parameter.numel() for parameter in trained(model).values()) == values
+    assert {
+        name.removeprefix("base_model.model.") for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)
+    } == set(matrices)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert len(json.dumps(config["target_modules"])) < 600  # PEFT shortens lists of names
+    assert not any("embed" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(base, str(tmp_path)).eval()), logits(model))
+
+
+@pytest.mark.parametrize("adapter", ["svf", "lora", "full"])
+def test_a_module_that_is_listed_is_meant(adapter: str) -> None:
+    arguments = AdapterArguments(adapter=adapter, target_modules=["gate_proj", "act_fn"])
+    for look in (lambda base: arguments.kind.find_matrices(arguments, arguments.kind.config(arguments), base),
+                 lambda base: arguments.kind.put_on(base, MODEL, arguments)):  # fmt: skip
+        with pytest.raises(SVFError, match="act_fn, a SiLUActivation"):
+            look(load_base(MODEL))
+
+
+@pytest.mark.parametrize("adapter", ["projected", "band", "block", "dora", "full"])
 def test_activations_are_planned(adapter: str, values: dict[str, Any], repository: Path) -> None:
     words = [word for key, value in values.items() for word in (f"--{key}", json.dumps(value))]
     planned = PlannedModel(load_recipe(repository / "recipes/quickstart.yaml", words))
@@ -187,16 +226,34 @@ def test_methods_of_peft_without_a_file_are_listed_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
-    [("lora_r", r"other settings \(r: 16 there, 8 here\)"), ("lora_target_modules", "target_modules")],
+    ("setting", "value", "message"),
+    [
+        ("lora_r", 8, r"other settings \(r: 16 there, 8 here\)"),
+        ("lora_alpha", 64, "lora_alpha: 32 there, 64 here"),
+        ("lora_dropout", 0.3, "lora_dropout: 0.0 there, 0.3 here"),
+        ("lora_target_modules", ["up_proj"], "target_modules"),
+        ("layers_to_transform", [0], r"layers_to_transform: null there, \[0\] here"),
+        ("exclude_modules", r".*\.2\..*", "exclude_modules: null there"),
+        ("modules_to_save", ["norm"], "modules_to_save"),
+    ],
 )
-def test_a_saved_adapter_with_other_settings_than_the_recipe(setting: str, message: str, tmp_path: Path) -> None:
+def test_a_saved_adapter_with_other_settings_than_the_recipe(
+    setting: str, value: Any, message: str, tmp_path: Path
+) -> None:
     saved = AdapterArguments(adapter="lora", lora_target_modules=["up_proj", "down_proj"])
     load_adapted(MODEL, saved).save_pretrained(tmp_path)
     same = AdapterArguments(adapter="lora", lora_target_modules=["down_proj", "up_proj"], adapter_path=str(tmp_path))
     assert trained(load_adapted(MODEL, same))
-    setattr(same, setting, {"lora_r": 8, "lora_target_modules": ["up_proj"]}[setting])
+    setattr(same, setting, value)
     with pytest.raises(SVFError, match=message):
         load_adapted(MODEL, same)
     with pytest.raises(SVFError, match="holds a LORA adapter, the recipe says adapter: svf"):
         load_adapted(MODEL, AdapterArguments(adapter_path=str(tmp_path)))
+
+
+def test_a_saved_adapter_of_the_same_matrices_goes_on_whatever_words_name_them(tmp_path: Path) -> None:
+    load_adapted(MODEL, AdapterArguments(layers_to_transform=[0, 2])).save_pretrained(tmp_path)
+    saved = {"adapter_path": str(tmp_path)}
+    assert len(svf_layers(load_adapted(MODEL, AdapterArguments(exclude_modules=r".*\.1\..*", **saved)))) == 6
+    with pytest.raises(SVFError, match=r"layers_to_transform: \[0, 2\] there, \[1\] here"):
+        load_adapted(MODEL, AdapterArguments(layers_to_transform=[1], **saved))

@@ -69,6 +69,8 @@ def test_the_server_computes_with_the_factors_of_what_the_recipe_adapts(reposito
     ("change", "reason"),
     [
         (["--adapter", "lora"], "an adapter other than SVF"),
+        (["--core", "band:1"], "a core that mixes singular directions, or biases"),
+        (["--biases"], "a core that mixes singular directions, or biases"),
         (["--modules_to_save", "[norm]"], "modules_to_save"),
         (["--vllm_tensor_parallel_size", "2"], "vllm_tensor_parallel_size above 1"),
         (["--vllm_weights", "merged"], None),

@@ -70,6 +70,7 @@ def test_every_option_of_grpo_is_either_refused_or_known_to_work() -> None:
         ({"loss_reduction": "max"}, "loss_reduction must be one of"),
         ({"vllm_importance_sampling_mode": "none"}, "vllm_importance_sampling_mode must be one of"),
         ({"beta": -0.1}, "beta must not be negative"),
+        ({"entropy_coef": -1.0}, "entropy_coef must be at least 0"),
         ({"advantage_clip": 0.0}, "advantage_clip must be positive"),
         ({"num_generations": 1}, "advantage=leave_one_out compares"),
         ({"num_generations": 1, "advantage": "group_mean"}, "advantage=group_mean compares"),

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch  # noqa: F401  (a condition below names it)
-from fakes import refusal
+from fakes import SIZES, refusal
+from transformers import Qwen2Config
 
 from svf_rl.quickstart import model_path
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.dry_run import DryRun, check_recipe, count_updates
+from svf_rl.settings.dry_run_model import find_adapted_matrices
 from svf_rl.settings.recipe import load_recipe
 
 
@@ -38,6 +40,10 @@ def test_the_quickstart_plan_says_what_a_run_would_do(plan, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []  # no output directory, nothing else either
 
 
+def test_a_bonus_of_entropy_is_named(plan) -> None:
+    assert "in the loss, entropy bonus 0.01, learning rate" in str(plan("--entropy_coef", "0.01"))
+
+
 def test_no_weights_are_read(plan, tmp_path: Path) -> None:
     shutil.copy(model_path() / "config.json", tmp_path)
     assert plan("--model_name_or_path", str(tmp_path)).trainable_values == 864
@@ -49,10 +55,13 @@ def test_lora_counts_its_own_values(plan) -> None:
 
 def test_targets_may_be_a_list_or_those_of_a_saved_adapter(plan, tmp_path: Path) -> None:
     assert plan("--target_modules", "[down_proj]").matrices == 3
-    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 32, "target_modules": ["q_proj"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    got = plan("--adapter_path", str(tmp_path))
+    saved = ["--adapter_path", str(tmp_path), "--adapter", "lora", "--lora_r", "2"]
+    got = plan(*saved, "--target_modules", r".*\.q_proj")
     assert (got.matrices, got.trainable_values) == (3, 3 * 2 * (96 + 96))
+    assert 'target_modules: ["q_proj"] there, "mlp" here' in refusal(plan, *saved)
+    assert "holds a LORA adapter, the recipe says adapter: svf" in refusal(plan, *saved, "--adapter", "svf")
 
 
 def test_targets_that_match_nothing(plan) -> None:
@@ -70,7 +79,7 @@ def test_options_that_svf_does_not_have(plan) -> None:
         (["--core", "projected:13"], 13),
         (["--core", "band:1"], 864 + 9 * 2 * 95),
         (["--core", "block:4:random"], 9 * 16),
-        (["--biases", "true"], 864 + 3 * (256 + 256 + 96)),
+        (["--biases", "true", "--use_vllm", "false"], 864 + 3 * (256 + 256 + 96)),
         (["--adapter", "lora", "--lora_r", "1", "--lora_use_dora", "true"], 9 * (256 + 96) + 3 * (256 + 256 + 96)),
         (["--adapter", "full"], 9 * 256 * 96),
     ],
@@ -81,12 +90,26 @@ def test_other_cores_and_the_baselines_count_theirs(plan, options: list[str], va
 
 
 @pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        (["--adapter", "lora", "--core", "top:8", "--biases"], "core, biases, parameterization"),
+        (["--adapter", "full", "--core", "band:1", "--lora_r", "1"], "core, parameterization, lora_r"),
+        (["--lora_use_dora", "--alpha_scope", "layer"], "lora_use_dora, alpha_scope"),
+    ],
+    ids=str,
+)
+def test_keys_of_other_adapters_are_named(plan, options: list[str], keys: str) -> None:
+    kind = options[1] if options[0] == "--adapter" else "svf"
+    assert f"{keys}: not read for adapter {kind}" in plan(*options).notes
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--core", "topp:3"], "core must be diagonal, top:k"),
         (["--core", "top:0"], "core must be diagonal, top:k"),
         (["--core", "band:x"], "core must be diagonal, top:k"),
-        (["--core", "top:9999"], "core: k = 9999 is above 96"),
+        (["--core", "top:9999"], "the most that the adapted matrices allow (model.layers.0.mlp.gate_proj has rank 96)"),
         (["--core", "top:3", "--parameterization", "sigmoid"], "core: top:3 goes with parameterization: direct"),
         (["--core", "band:1", "--vllm_weights", "shared", "--use_vllm", "true"], "does not go with core: band:1"),
         (["--biases", "true", "--vllm_weights", "shared", "--use_vllm", "true"], "does not go with biases: true"),
@@ -97,6 +120,20 @@ def test_other_cores_and_the_baselines_count_theirs(plan, options: list[str], va
 )
 def test_cores_and_baselines_that_do_not_suit(plan, options: list[str], says: str) -> None:
     assert says in refusal(plan, *options)
+
+
+def test_biases_that_vllm_has_no_place_for_are_said_before_it_starts(plan, repository: Path, tmp_path: Path) -> None:
+    """Qwen2 has biases in its attention and none in its feed-forward blocks."""
+    assert "model.layers.0.mlp.gate_proj has no bias in the base model" in refusal(plan, "--biases", "true")
+    Qwen2Config(**{**SIZES, "max_position_embeddings": 512}).save_pretrained(tmp_path)
+
+    def values(*options: str) -> int:
+        options = ("--model_name_or_path", str(tmp_path), "--biases", "true", *options)
+        return find_adapted_matrices(load_recipe(repository / "recipes/quickstart.yaml", options), []).trained_values
+
+    assert "model.layers.0.mlp.gate_proj has no bias in the base model" in refusal(values)
+    assert values("--use_vllm", "false") == 2 * (3 * 32 + 48 + 48 + 32)
+    assert values("--target_modules", "attention") == 2 * (32 + 16 + 32 + 16)
 
 
 def test_a_missing_reward(plan) -> None:

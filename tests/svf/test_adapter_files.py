@@ -119,8 +119,11 @@ def test_every_adapter_records_its_base(make_llama: Callable, tmp_path: Path) ->
     written = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
     assert written["base_fingerprint"]
     config = SVFConfig(target_modules="attention", base_fingerprint=written["base_fingerprint"])
+    other = get_peft_model(make_llama(seed=1), SVFConfig(target_modules="mlp+attention"))
     with pytest.raises(SVFError, match="other base weights"):
-        get_peft_model(make_llama(seed=1), SVFConfig()).add_adapter("second", config)
+        other.add_adapter("second", config)
+    assert list(other.peft_config) == ["default"]
+    assert all(list(layer.svf_z) == ["default"] for layer in svf_layers(other).values())
 
 
 # How it comes back

@@ -1,5 +1,6 @@
 """Combinations of experts: the formula, PEFT's operation, trained weights, what is saved."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,28 @@ def test_a_combination_is_saved_and_loaded_like_any_adapter(
     assert record["alpha"] == [pytest.approx([0.2, 0.3, 0.5])]
     loaded = PeftModel.from_pretrained(make_llama(), str(tmp_path / "saved/mix"))
     assert torch.equal(logits(loaded), logits(pool))
+
+
+def test_experts_on_a_base_that_differs_by_rounding_are_combined(
+    experts: dict[str, Path], make_llama: MakeLlama, logits: Logits, tmp_path: Path
+) -> None:
+    base = make_llama()
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter *= 1 + 1e-6
+    with pytest.warns(UserWarning, match="up to rounding"):
+        pool = PeftModel.from_pretrained(copy.deepcopy(base), str(experts["a"]), adapter_name="a")
+    with pytest.warns(UserWarning, match="up to rounding"):
+        pool.load_adapter(str(experts["b"]), "b")
+    pool.add_weighted_adapter(["a", "b"], [0.4, 0.6], "mix")
+    pool.add_combination_adapter(["a", "b"], "trained")
+    for layer in svf_layers(pool).values():
+        masks = torch.stack([layer.multiplier("a"), layer.multiplier("b")])
+        torch.testing.assert_close(layer.multiplier("mix"), combine(masks, torch.tensor([0.4, 0.6])))
+    pool.set_adapter("mix")
+    pool.save_pretrained(tmp_path / "saved", selected_adapters=["mix"])
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "saved/mix"))
+    assert torch.equal(logits(loaded.eval()), logits(pool.eval()))
 
 
 def test_experts_cost_vectors_and_not_models(pool: PeftModel) -> None:

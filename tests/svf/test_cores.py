@@ -22,6 +22,7 @@ from svf_rl.svf.expert import check_same_base, read_expert
 from svf_rl.svf.probe import project
 from svf_rl.svf.targets import logical_weight
 from svf_rl.training.decay import decay_towards_identity
+from svf_rl.training.shared_base import copy_adapters
 
 MULTIPLIERS = ["top:3", "bottom:3", "projected:13"]
 MIXING = ["band:1", "band:3", "block:3", "block:3:bottom", "block:3:random"]
@@ -135,6 +136,41 @@ def test_it_starts_at_the_reference_and_at_the_base_weight(
 
 
 @every_core
+def test_what_is_added_in_fp32_is_not_rounded_under_autocast(core: str) -> None:
+    made = layer(core, (12, 20)).svf_mask["default"]
+    torch.manual_seed(0)
+    h, s = torch.randn(5, 12), torch.rand(12)
+    z = torch.randn(made.size(12))
+
+    def change() -> Tensor:
+        return made.mix(h, s, z) if made.mixes else made(z, s)
+
+    exact = change()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(change(), exact)
+
+
+@every_core
+def test_runs_on_one_base_model_have_what_is_drawn_once(core: str, llama: PreTrainedModel, logits: Callable) -> None:
+    model = move(get_peft_model(llama, SVFConfig(core=core)))
+    copied = copy_adapters(model)
+    assert torch.equal(logits(copied), logits(model))
+    for ours, theirs in zip(svf_layers(copied).values(), svf_layers(model).values(), strict=True):
+        assert ours.svf_mask["default"] is not theirs.svf_mask["default"]
+        assert ours.svf_mask["default"].drawn is theirs.svf_mask["default"].drawn
+        assert ours.svf_z["default"].weight is not theirs.svf_z["default"].weight
+
+
+@every_core
+def test_the_rank_is_in_the_file_where_an_expert_is_read_by_it(
+    core: str, llama: PreTrainedModel, tmp_path: Path
+) -> None:
+    get_peft_model(llama, SVFConfig(core=core)).save_pretrained(tmp_path)
+    names = load_file(tmp_path / "adapter_model.safetensors")
+    assert any(name.endswith(".svf_rank") for name in names) is (core in MULTIPLIERS)
+
+
+@every_core
 def test_merged_is_unmerged(core: str, llama: PreTrainedModel, logits: Callable) -> None:
     model = move(get_peft_model(llama, SVFConfig(core=core, biases=True)))
     before = logits(model)
@@ -181,6 +217,8 @@ def test_each_row_has_its_own_adapter(core: str, llama: PreTrainedModel, ids: Te
     for name in ("default", "plain"):
         model.set_adapter(name)
         expected.append(logits(model))
+    for made in svf_layers(model).values():  # what no row needs is not computed
+        made.get_base_layer().register_forward_hook(lambda *_: pytest.fail("the base layer was called"))
     with torch.no_grad():
         found = model(input_ids=ids, adapter_names=["default", "plain"]).logits
     torch.testing.assert_close(found, torch.stack([expected[0][0], expected[1][1]]), rtol=1e-5, atol=1e-6)
@@ -197,6 +235,48 @@ def test_saved_and_loaded(
     loaded = PeftModel.from_pretrained(base, tmp_path, low_cpu_mem_usage=low_memory, is_trainable=True)
     assert torch.equal(logits(loaded), logits(model))
     assert loaded.get_nb_trainable_parameters()[0] == model.get_nb_trainable_parameters()[0]
+
+
+@every_core
+def test_transformers_saves_and_loads_it_too(core: str, make_llama: Callable, logits: Callable, tmp_path: Path) -> None:
+    model = make_llama()
+    model.add_adapter(SVFConfig(core=core, biases=True))
+    move(model).save_pretrained(tmp_path)
+    loaded = make_llama()
+    loaded.load_adapter(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda bias: bias * torch.nan, "the bias of model.layers.0.* not finite or above"),
+        (lambda bias: bias + 1e30, "the bias of model.layers.0.* not finite or above"),
+        (lambda bias: bias[:3], r"the bias of model.layers.0.* has shape \(3,\)"),
+        (None, "has biases, its configuration none"),
+    ],
+)
+def test_damaged_biases_are_said(damage: Callable | None, says: str, make_llama: Callable, tmp_path: Path) -> None:
+    move(get_peft_model(make_llama(), SVFConfig(biases=True))).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    if damage is None:
+        del config["biases"]
+    else:
+        name = min(key for key in tensors if key.endswith("svf_bias.weight"))
+        tensors[name] = damage(tensors[name]).contiguous()
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(SVFError, match=says) as caught:
+        PeftModel.from_pretrained(make_llama(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bias_that_is_not_finite_is_not_merged_safely(llama: PreTrainedModel) -> None:
+    model = get_peft_model(llama, SVFConfig(biases=True))
+    next(iter(svf_layers(model).values())).svf_bias["default"].weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaNs detected"):
+        model.merge_adapter(safe_merge=True)
 
 
 @every_core
@@ -264,7 +344,7 @@ def test_what_is_drawn_is_the_same_on_every_machine() -> None:
 def test_an_expert_of_few_values_is_its_multiplier(
     core: str, make_llama: Callable, logits: Callable, tmp_path: Path
 ) -> None:
-    few = move(get_peft_model(make_llama(), SVFConfig(core=core)), seed=1)
+    few = move(get_peft_model(make_llama(), SVFConfig(core=core, core_seed=7)), seed=1)
     few.save_pretrained(tmp_path / "few")
     plain = move(get_peft_model(make_llama(), SVFConfig()), seed=2)
     plain.save_pretrained(tmp_path / "plain")
@@ -279,6 +359,7 @@ def test_an_expert_of_few_values_is_its_multiplier(
     for path, made in svf_layers(few.get_base_model()).items():
         mean = 0.25 * read[0].z[path] + 0.75 * read[1].z[path]
         torch.testing.assert_close(made.active_multiplier().detach(), mean)
+    assert few.peft_config["mixed"].core_seed == 0
 
 
 @pytest.mark.parametrize("values", [*({"core": core} for core in MIXING), {"biases": True}], ids=str)
@@ -318,9 +399,10 @@ def test_weight_decay_leads_to_the_base_model(core: str, llama: PreTrainedModel)
 
 
 @pytest.mark.parametrize(
-    "core", ["top:0", "top", "top:-1", "top:1.5", "band:x", "block:2:middle", "top:3:random", "toip:3", "", "top:3 "]
-)
-def test_a_core_that_is_none_is_one_line(core: str) -> None:
+    "core", ["top:0", "top", "top:-1", "top:1.5", "band:x", "block:2:middle", "top:3:random", "toip:3", "", "top:3 ",
+             "block:3:top", None, 5, ["top:3"]]
+)  # fmt: skip
+def test_a_core_that_is_none_is_one_line(core: object) -> None:
     with pytest.raises(SVFError, match="core must be diagonal, top:k") as caught:
         SVFConfig(core=core)
     assert "\n" not in str(caught.value)
@@ -334,6 +416,35 @@ def test_more_than_the_rank_is_one_line_and_changes_nothing(core: str, most: int
         get_peft_model(llama, SVFConfig(core=core))
     assert "\n" not in str(caught.value)
     assert not svf_layers(llama)
+
+
+@pytest.mark.parametrize(
+    ("core", "says"),
+    [
+        ("top:20", r"\(model.layers.1.mlp.up_proj has rank 16\): lower it, or name that matrix in exclude_modules"),
+        ("band:16", "has rank 16"),
+        ("block:17", "has rank 16"),
+        ("band:300", "w = 300 is above 256, the most that the adapted matrices allow: lower it"),
+    ],
+)
+def test_the_matrix_whose_rank_is_too_small_is_named(core: str, says: str, llama: PreTrainedModel) -> None:
+    llama.model.layers[1].mlp.up_proj = nn.Linear(32, 16, bias=False)
+    with pytest.raises(SVFError, match=says):
+        get_peft_model(llama, SVFConfig(core=core, target_modules=["up_proj"]))
+    llama.model.layers[1].mlp.up_proj = nn.Linear(32, 1, bias=False)
+    with pytest.raises(SVFError, match=r"w = 1 is above 0.*_proj has rank 1\): name that matrix in exclude_modules"):
+        get_peft_model(llama, SVFConfig(core="band:1", target_modules=["up_proj"]))
+
+
+@pytest.mark.parametrize("seed", ["x", None, 1.0, True, [1]])
+def test_a_seed_that_is_none_is_one_line(seed: object) -> None:
+    with pytest.raises(SVFError, match="core_seed must be an integer"):
+        SVFConfig(core="projected:3", core_seed=seed)
+
+
+def test_a_seed_is_kept_where_something_is_drawn_and_nowhere_else() -> None:
+    seeds = {core: SVFConfig(core=core, core_seed=7).core_seed for core in ("diagonal", *MULTIPLIERS, *MIXING)}
+    assert {core for core, seed in seeds.items() if seed} == {"projected:13", "block:3:random"}
 
 
 @pytest.mark.parametrize("values", [{"parameterization": "sigmoid"}, {"renormalize": True}])

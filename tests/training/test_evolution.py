@@ -309,9 +309,9 @@ def plan(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> M
 
 
 def test_the_dry_run_describes_it_and_names_what_is_not_read(plan: Make) -> None:
-    got = plan("--advantage", "leave_one_out", "--kl_type", "k3")
+    got = plan("--advantage", "leave_one_out", "--kl_type", "k3", "--entropy_coef", "0.1")
     assert got.sequences_per_update == got.prompts_per_update * 64
-    assert "advantage, kl_type: not read for objective evolution_strategies" in got.notes
+    assert "advantage, entropy_coef, kl_type: not read for objective evolution_strategies" in got.notes
     assert "objective:      evolution strategies, population 64, sigma " in str(got)
     assert "KL" not in str(got)
 

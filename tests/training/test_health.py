@@ -8,10 +8,12 @@ import torch
 
 from svf_rl.training.health import PATIENCE, HealthWarnings
 
-ARGS = SimpleNamespace(num_generations=4)
+ARGS = SimpleNamespace(num_generations=4, advantage="leave_one_out")
 
 
-def _log(caplog: pytest.LogCaptureFixture, *lines: dict, every: int = 1, cut: int | None = None) -> list[str]:
+def _log(
+    caplog: pytest.LogCaptureFixture, *lines: dict, every: int = 1, cut: int | None = None, args: object = ARGS
+) -> list[str]:
     """What is said of the lines, one after `every` update, of a run that was cut off after `cut` lines."""
     watch = HealthWarnings()
     with caplog.at_level(logging.WARNING):
@@ -20,9 +22,9 @@ def _log(caplog: pytest.LogCaptureFixture, *lines: dict, every: int = 1, cut: in
             if number in (0, cut):
                 kept, watch = watch.state()["attributes"], HealthWarnings()
                 vars(watch).update(kept)
-                watch.on_train_begin(ARGS, state, None)
+                watch.on_train_begin(args, state, None)
             state.global_step += every
-            watch.on_log(ARGS, state, None, {"loss": 0.0, **line})
+            watch.on_log(args, state, None, {"loss": 0.0, **line})
     return [record.getMessage() for record in caplog.records]
 
 
@@ -31,6 +33,18 @@ def test_updates_without_mixed_rewards_are_warned_of_once(caplog: pytest.LogCapt
     assert _log(caplog, *[same] * (PATIENCE - 1), mixed, *[same] * (PATIENCE - 1)) == []
     (said,) = _log(caplog, *[same] * (3 * PATIENCE))
     assert f"in {PATIENCE} updates the completions of each prompt had all the same reward" in said
+
+
+@pytest.mark.parametrize("advantage", ["batch_mean", "none"])
+def test_baselines_of_the_whole_batch_compare_prompts_with_one_another(
+    advantage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    args, updates = SimpleNamespace(num_generations=4, advantage=advantage), 2 * PATIENCE
+    assert _log(caplog, *[{"frac_reward_zero_std": 1.0, "reward": 0.5, "reward_std": 0.5}] * updates, args=args) == []
+    assert _log(caplog, *[{"cross_entropy": 1.0}] * updates, args=args) == []  # next-token training
+    same = {"frac_reward_zero_std": 1.0, "reward": 0.5, "reward_std": 0.0}
+    (said,) = _log(caplog, *[same] * updates, args=args)
+    assert f"in {PATIENCE} updates the completions of all prompts had all the same reward" in said
 
 
 def test_what_is_counted_is_updates_and_not_lines(caplog: pytest.LogCaptureFixture) -> None:
@@ -59,11 +73,16 @@ def test_a_collapse_is_warned_of_where_the_task_is_not_solved(caplog: pytest.Log
     assert "the entropy fell from 1.8 to 0.1 while the reward is 0.02: lower learning_rate" in said
 
 
-def test_a_trainer_warns(make_trainer, scripted, caplog: pytest.LogCaptureFixture) -> None:
-    def nothing(completions: list, **_: object) -> list[float]:
-        return [0.0] * len(completions)
+@pytest.mark.parametrize("advantage", ["leave_one_out", "batch_mean"])
+@pytest.mark.parametrize("score", [0.0, None])
+def test_a_trainer_warns(
+    score: float | None, advantage: str, make_trainer, scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nothing(completions: list, **_: object) -> list[float | None]:
+        return [score] * len(completions)
 
-    trainer = make_trainer(generator=scripted(), reward=nothing, max_steps=PATIENCE + 1, logging_steps=1)
+    own = {"reward": nothing, "advantage": advantage, "max_steps": PATIENCE + 1, "logging_steps": 1}
+    trainer = make_trainer(generator=scripted(), **own)
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert sum("had all the same reward" in record.getMessage() for record in caplog.records) == 1

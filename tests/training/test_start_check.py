@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import SIZES, read_metrics, refusal
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from svf_rl.generation import SyncReport
@@ -118,6 +118,30 @@ def test_a_generator_that_gets_no_weights_is_found_though_they_change_nothing_ye
     monkeypatch.setattr(trainer_module, "build_generator", deaf)
     line = refusal(make_trainer, peft_config=config, use_vllm=False)
     assert "the generator does not answer as" in line
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(SVFConfig(target_modules="mlp", core=core) for core in ("top:8", "projected:13", "band:1", "block:8")),
+        SVFConfig(target_modules="mlp", parameterization="sigmoid"),
+        LoraConfig(target_modules=["up_proj", "down_proj"]),
+    ],
+    ids=["top", "projected", "band", "block", "sigmoid", "lora"],
+)
+def test_near_the_base_model_trained_values_are_moved_as_they_are_at_it(config: Any, tokenizer: Any) -> None:
+    model = get_peft_model(build("llama", tokenizer), config)
+    ids = [[5, 6, 7]]
+    changes = []
+    with torch.no_grad():
+        for size in (0.0, 0.01):
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad and ".lora_A." not in name:
+                    parameter += size * torch.randn(parameter.shape)
+            start = start_check._model_logps(model, ids, ids)
+            changes.append(start_check._change(model, 0.1, ids, ids, start))
+            assert start_check._model_logps(model, ids, ids) == start
+    assert changes[1] > 0.5 * changes[0] > 0.002
 
 
 def test_trained_values_are_moved_by_no_more_than_what_a_model_survives(

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svf_rl.errors import SVFError
-from svf_rl.models.kinds.kind import load_saved
+from svf_rl.models.kinds.kind import OF_LORA, load_saved
 from svf_rl.models.kinds.svf import SETTINGS, SVFKind
 from svf_rl.storage.bundled import find_accelerate_config
 from svf_rl.storage.path_names import path_names
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class CombinationKind(SVFKind):
     """`m = Σ α m_k` or `1 + Σ α (m_k − 1)` over the masks of `K` experts; `α` is trained."""
 
-    not_read = SETTINGS
+    not_read = (*SETTINGS, *OF_LORA)
 
     def check_arguments(self, arguments: "AdapterArguments") -> None:
         if not arguments.experts:

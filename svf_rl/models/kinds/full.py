@@ -1,13 +1,13 @@
 """Full fine-tuning, the baseline that trains every value of the targeted matrices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from peft import LNTuningConfig, PeftConfig
 from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
-from svf_rl.models.kinds.kind import AdapterKind, named_targets
+from svf_rl.models.kinds.kind import OF_COMBINATION, OF_LORA, OF_SVF, AdapterKind, named_targets
 from svf_rl.storage.bundled import find_accelerate_config
 from svf_rl.svf.targets import target_regex
 
@@ -24,6 +24,7 @@ class FullKind(AdapterKind):
     """
 
     title = "full fine-tuning of the targeted modules"
+    not_read = (*OF_SVF, *OF_LORA, *OF_COMBINATION)
 
     def check_training(self, values: Mapping[str, Any], zero_stage: int = 0) -> None:
         if values.get("vllm_weights") == "shared":
@@ -60,8 +61,8 @@ class FullKind(AdapterKind):
         biases = [getattr(model.get_submodule(name), "bias", None) for name in names]
         return names, values + sum(bias.numel() for bias in biases if bias is not None)
 
-    def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
-        return sum(rows * columns for rows, columns in shapes)
+    def trained_values(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        return sum(rows * columns for rows, columns in shapes.values())
 
     def rebuilt_weight(self, layer: Any) -> Tensor | None:
         trained = _acting(layer)

@@ -21,10 +21,18 @@ from svf_rl.storage.same_settings import check_same_settings
 from svf_rl.svf.expert import FINGERPRINT, PROBE, RANK, Expert, expert_folder
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.saved_config import WEIGHTS, read_config
-from svf_rl.svf.targets import PRESETS, find_targets, logical_weight, target_regex
+from svf_rl.svf.targets import PRESETS, find_targets, logical_weight, regex_of
 
 if TYPE_CHECKING:
     from svf_rl.models.arguments import AdapterArguments, ModelArguments
+
+
+# What a recipe says of an adapter of one kind alone, by the names of its arguments.
+OF_LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_use_dora", "lora_target_modules")
+OF_SVF = (
+    "core", "core_seed", "biases", "parameterization", "max_multiplier", "renormalize", "init", "init_mean", "init_std",
+)  # fmt: skip
+OF_COMBINATION = ("alpha_scope", "alpha_form", "alpha_normalized")
 
 
 class AdapterKind:
@@ -45,10 +53,10 @@ class AdapterKind:
     """What a model card says about using such an adapter, a point each."""
     import_line: str | None = None
     """What code has to import before PEFT can load such an adapter."""
-    same_as_saved: tuple[str, ...] = ("target_modules",)
-    """Settings that a recipe must have as the saved adapter it trains further has them."""
+    same_as_saved: tuple[str, ...] = ()
+    """Settings that a recipe must have as the saved adapter it trains further has them, beside what is adapted."""
     not_read: tuple[str, ...] = ()
-    """Recipe keys that other kinds read, and this one takes from elsewhere."""
+    """Recipe keys that other kinds read, and this one does not."""
 
     def __init__(self, name: str, peft_type: str | None = None):
         self.name, self.peft_type = name, peft_type
@@ -82,17 +90,11 @@ class AdapterKind:
         values are read. Raises `SVFError` where the targets match nothing that can be adapted."""
         if model is None:
             return None
-        targets = target_regex(config.target_modules)
-        found = find_targets(model, PRESETS.get(targets, targets))
-        # PEFT's and our own rule for what is excluded and which layers are meant
-        adapted = {n: m for n, m in found.items() if SVFModel._check_target_module_exists(config, n)}
-        if not adapted:
-            raise SVFError("the targets are left without a layer: change layers_to_transform or exclude_modules")
-        shapes = [tuple(logical_weight(module).shape) for module in adapted.values()]
-        return list(adapted), self.trained_values(config, shapes)
+        shapes = {name: tuple(logical_weight(module).shape) for name, module in _adapted(config, model).items()}
+        return list(shapes), self.trained_values(config, shapes)
 
-    def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
-        """How many values are trained for matrices of these shapes `(out, in)`."""
+    def trained_values(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """How many values are trained for matrices of these shapes `(out, in)`, by path."""
         raise NotImplementedError
 
     # ---- on a model
@@ -106,17 +108,21 @@ class AdapterKind:
         config, given = self.config(arguments), arguments.adapter_path
         if given is None:
             self.prepare(model, config, base.dtype)
-            return get_peft_model(base, config)
+            return get_peft_model(base, _narrowed(config, base))
         path = expert_folder(given)
-        saved = read_config(path)
+        self.check_saved(path, read_config(path), config, base)
+        return load_saved(base, model, path)
+
+    def check_saved(self, path: Path, saved: PeftConfig, config: PeftConfig, model: nn.Module) -> None:
+        """Raises `SVFError` where the adapter in `path`, of the configuration `saved`, is not the one that a recipe
+        with `config` describes, on this base model."""
         if kind_of(saved) is not self:
             raise SVFError(f"{path} holds a {kind_of(saved).peft_type} adapter, the recipe says adapter: {self.name}")
-        there, here = (
-            {name: PRESETS.get(str(value := getattr(each, name)), value) for name in self.same_as_saved}
-            for each in (saved, config)
-        )
+        names = [*self.same_as_saved, "modules_to_save"]
+        if _adapted(saved, model).keys() != _adapted(config, model).keys():  # else said in other words
+            names += ["target_modules", "exclude_modules", "layers_to_transform"]
+        there, here = ({name: _comparable(getattr(each, name, None)) for name in names} for each in (saved, config))
         check_same_settings(there, here, f"the adapter in {path} was trained", "give the recipe the same values")
-        return load_saved(base, model, path)
 
     def rebuilt_weight(self, layer: Any) -> Tensor | None:
         """A new tensor: the weight that `layer` acts as, in the layout and type of its base layer's; `None` where no
@@ -135,7 +141,7 @@ class AdapterKind:
     ) -> nn.Module:
         """`model`, which is on the meta device, with the adapter that is to be trained, there too."""
         config.inference_mode = False  # a saved one is to be trained further
-        return get_peft_model(model, config, low_cpu_mem_usage=True)
+        return get_peft_model(model, _narrowed(config, model), low_cpu_mem_usage=True)
 
     def frozen_bytes(
         self, shapes: Sequence[tuple[int, int]], itemsize: int, arguments: "AdapterArguments"
@@ -177,6 +183,29 @@ class AdapterKind:
                 return {name: math.prod(saved.get_slice(name).get_shape()) for name in names}
         except (OSError, SafetensorError) as error:
             raise SVFError(f"{file} is missing or damaged: save the adapter again") from error
+
+
+def _adapted(config: PeftConfig, model: nn.Module) -> dict[str, nn.Module]:
+    targets = regex_of(config)
+    found = find_targets(model, PRESETS.get(targets, targets), listed=not isinstance(config.target_modules, str))
+    # PEFT's and our own rule for what is excluded and which layers are meant
+    adapted = {n: m for n, m in found.items() if SVFModel._check_target_module_exists(config, n)}
+    if not adapted:
+        raise SVFError("the targets are left without a layer: change layers_to_transform or exclude_modules")
+    return adapted
+
+
+def _comparable(value: Any) -> Any:
+    return sorted(value) if isinstance(value, list | set) else PRESETS.get(str(value), value)
+
+
+def _narrowed(config: PeftConfig, model: nn.Module) -> PeftConfig:
+    """PEFT adapts, saves or refuses all that the targets match: where that is more than matrices, such as what holds
+    them, these are named one by one."""
+    matched = {name for name, _ in model.named_modules() if name and SVFModel._check_target_module_exists(config, name)}
+    if matched != (adapted := _adapted(config, model)).keys():
+        config.target_modules = sorted(adapted)
+    return config
 
 
 @cache

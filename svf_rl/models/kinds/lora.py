@@ -1,6 +1,6 @@
 """LoRA, the baseline, and DoRA."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from peft import LoraConfig, PeftConfig
@@ -8,7 +8,7 @@ from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor
 
 from svf_rl.errors import SVFError
-from svf_rl.models.kinds.kind import AdapterKind
+from svf_rl.models.kinds.kind import OF_COMBINATION, OF_SVF, AdapterKind
 from svf_rl.svf.targets import target_regex
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ class LoraKind(AdapterKind):
     """`W' = W + (alpha / r) B A`; `A` and `B` are trained. With DoRA (arXiv 2402.09353, section 4.1) each row of that
     is scaled to a trained norm."""
 
-    same_as_saved = ("target_modules", "r", "use_dora")
+    same_as_saved = ("r", "lora_alpha", "lora_dropout", "use_dora")
+    not_read = (*OF_SVF, *OF_COMBINATION)
 
     def check_training(self, values: Mapping[str, Any], zero_stage: int = 0) -> None:
         if values.get("vllm_weights") == "shared":
@@ -51,9 +52,9 @@ class LoraKind(AdapterKind):
         targets = arguments.lora_target_modules or arguments.target_modules
         return f"{_name(arguments.lora_use_dora)} r = {arguments.lora_r}, alpha = {arguments.lora_alpha} on {targets}"
 
-    def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
-        norms = sum(shape[0] for shape in shapes) if config.use_dora else 0
-        return sum(config.r * sum(shape) for shape in shapes) + norms
+    def trained_values(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        norms = sum(shape[0] for shape in shapes.values()) if config.use_dora else 0
+        return sum(config.r * sum(shape) for shape in shapes.values()) + norms
 
     def label(self, config: Mapping[str, Any]) -> str:
         return f"{_name(config.get('use_dora'))} r={config['r']}" if config.get("use_dora") else super().label(config)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from svf_rl.errors import SVFError
 from svf_rl.markdown import code, markdown_table
-from svf_rl.models.kinds.kind import AdapterKind, named_targets
+from svf_rl.models.kinds.kind import OF_COMBINATION, OF_LORA, OF_SVF, AdapterKind, named_targets
 from svf_rl.storage.bundled import find_accelerate_config
 from svf_rl.svf import SVFConfig, SVFLinear
 from svf_rl.svf.checkpoint import decompose_checkpoint
@@ -21,16 +21,13 @@ from svf_rl.svf.mask import core_of
 from svf_rl.svf.merge import rebuild_bytes
 from svf_rl.svf.model import SVFModel
 from svf_rl.svf.probe import Projections
-from svf_rl.svf.targets import logical_weight, target_regex
+from svf_rl.svf.targets import logical_weight, regex_of
 
 if TYPE_CHECKING:
     from svf_rl.models.arguments import AdapterArguments, ModelArguments
 
 # What a recipe says of an adapter, by the names of SVFConfig.
-SETTINGS = (
-    "target_modules", "exclude_modules", "layers_to_transform", "modules_to_save", "core", "core_seed", "biases",
-    "parameterization", "max_multiplier", "renormalize", "init", "init_mean", "init_std",
-)  # fmt: skip
+SETTINGS = ("target_modules", "exclude_modules", "layers_to_transform", "modules_to_save", *OF_SVF)
 
 
 class SVFKind(AdapterKind):
@@ -44,9 +41,8 @@ class SVFKind(AdapterKind):
         "another revision, is refused.",
     )
     import_line = "import svf_rl.svf  # registers SVF with PEFT"
-    same_as_saved = (
-        "target_modules", "core", "core_seed", "biases", "parameterization", "max_multiplier", "renormalize",
-    )  # fmt: skip
+    same_as_saved = ("core", "core_seed", "biases", "parameterization", "max_multiplier", "renormalize")
+    not_read: tuple[str, ...] = (*OF_LORA, *OF_COMBINATION)
     rebuild_bytes = staticmethod(rebuild_bytes)
 
     def check_training(self, values: Mapping[str, Any], zero_stage: int = 0) -> None:
@@ -75,11 +71,10 @@ class SVFKind(AdapterKind):
         biases = ", with biases" if arguments.biases else ""
         return f"SVF on {arguments.target_modules}, {core}{renormalized}{biases}"
 
-    def trained_values(self, config: PeftConfig, shapes: Sequence[tuple[int, ...]]) -> int:
-        core = core_of(config, "")
-        sizes = [core.size(min(shape)) for shape in shapes]
-        biases = sum(shape[0] for shape in shapes) if config.biases else 0
-        return (sizes[0] if core.shared else sum(sizes)) + biases
+    def trained_values(self, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        sizes = [core_of(config, name).size(min(shape)) for name, shape in shapes.items()]
+        biases = sum(shape[0] for shape in shapes.values()) if config.biases else 0
+        return (sizes[0] if core_of(config, "").shared else sum(sizes)) + biases
 
     def prepare(self, model: "ModelArguments", config: PeftConfig, dtype: torch.dtype) -> None:
         """Puts the factors of the targeted weights into the cache, a matrix at a time, where injecting the adapter
@@ -91,7 +86,7 @@ class SVFKind(AdapterKind):
         factors are stored by."""
         index = decompose_checkpoint(
             model.location,
-            target_regex(config.target_modules),
+            regex_of(config),
             dtype,
             device="cuda" if torch.cuda.is_available() else "cpu",
             revision=model.model_revision,
@@ -109,10 +104,7 @@ class SVFKind(AdapterKind):
     def rebuilt_bias(self, layer: Any) -> Tensor | None:
         bias = layer.merged_bias()
         if bias is not None and layer.get_base_layer().bias is None:
-            raise SVFError(
-                f"{layer.path} has no bias in the base model, so that neither vLLM nor a merged model has a place for "
-                "the trained one: set biases: false, or use_vllm: false"
-            )
+            raise no_place_for_bias(layer.path)
         return bias
 
     def put_on_empty(
@@ -204,6 +196,14 @@ def _describe_core(config: Mapping[str, Any]) -> str:
     return (
         f"Each adapted weight `W = U diag(s) Vᵀ` becomes `W' = U diag(s·m) Vᵀ` (core `{core}`): {how}.{biases} "
         f"Adapted: {named_targets(config)}."
+    )
+
+
+def no_place_for_bias(path: str) -> SVFError:
+    """The error for a bias that is trained where the base model has none."""
+    return SVFError(
+        f"{path} has no bias in the base model, so that neither vLLM nor a merged model has a place for the trained "
+        "one: set biases: false, or use_vllm: false"
     )
 
 
