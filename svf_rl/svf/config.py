@@ -114,6 +114,8 @@ class SVFConfig(PeftConfig):
             raise SVFError(f"parameterization must be 'direct' or 'sigmoid', not {self.parameterization!r:.300}")
         if type(self.core_seed) is not int:
             raise SVFError(f"core_seed must be an integer, not {self.core_seed!r:.100}")
+        if isinstance(self.core, str) and self.core.startswith("block:"):
+            self.core = self.core.removesuffix(":top")  # which it is without a word
         if self.core == DIAGONAL or not make_core(self.core, self.core_seed, "").draws:  # which refuses what is none
             self.core_seed = 0  # nothing reads it
         if self.core != DIAGONAL and (self.parameterization != "direct" or self.renormalize):

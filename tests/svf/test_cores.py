@@ -400,7 +400,7 @@ def test_weight_decay_leads_to_the_base_model(core: str, llama: PreTrainedModel)
 
 @pytest.mark.parametrize(
     "core", ["top:0", "top", "top:-1", "top:1.5", "band:x", "block:2:middle", "top:3:random", "toip:3", "", "top:3 ",
-             "block:3:top", None, 5, ["top:3"]]
+             "top:3:top", None, 5, ["top:3"]]
 )  # fmt: skip
 def test_a_core_that_is_none_is_one_line(core: object) -> None:
     with pytest.raises(SVFError, match="core must be diagonal, top:k") as caught:
@@ -434,6 +434,10 @@ def test_the_matrix_whose_rank_is_too_small_is_named(core: str, says: str, llama
     llama.model.layers[1].mlp.up_proj = nn.Linear(32, 1, bias=False)
     with pytest.raises(SVFError, match=r"w = 1 is above 0.*_proj has rank 1\): name that matrix in exclude_modules"):
         get_peft_model(llama, SVFConfig(core="band:1", target_modules=["up_proj"]))
+
+
+def test_the_top_of_a_block_needs_no_word() -> None:
+    assert SVFConfig(core="block:3:top").core == SVFConfig(core="block:3").core
 
 
 @pytest.mark.parametrize("seed", ["x", None, 1.0, True, [1]])
