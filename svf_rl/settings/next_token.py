@@ -20,7 +20,7 @@ def next_token_settings(kl_type: str) -> dict[str, Any]:
         "advantage_clip": None,
         "temperature": 1.0,
         "kl_placement": "loss",
-        "entropy_coef": 0.0,
+        "entropy_coef": None,
         "kl_type": "policy_ref" if kl_type in KL_ESTIMATES else kl_type,
     }
 

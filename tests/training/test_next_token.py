@@ -226,7 +226,7 @@ def test_a_recipe_for_policy_gradient_becomes_its_counterpart_and_says_what_chan
     assert "only of held-out answers" in str(got)
     assert "importance" not in str(got)
     notes = plan("--temperature", "0", "--kl_type", "k1", "--kl_placement", "reward", "--entropy_coef", "0.1").notes
-    assert "objective next_token: entropy_coef is 0.0, not 0.1" in notes
+    assert "objective next_token: entropy_coef is None, not 0.1" in notes
     assert "objective next_token: temperature is 1.0, not 0.0" in notes
     assert "objective next_token: kl_type is policy_ref, not k1" in notes
     assert "objective next_token: kl_placement is loss, not reward" in notes
