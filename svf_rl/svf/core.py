@@ -191,11 +191,13 @@ def make_core(core: str, seed: int, path: str) -> Core:
     if found is None or (found[3] and found[1] != "block"):
         raise SVFError(f"core must be {KNOWN} with a positive number, not {core!r:.100}")
     kind, number, own = found[1], int(found[2]), f"{seed}:{path}"
-    made: Core = Block(number, found[3] or "top", own)
+    made: Core
     if kind in ("top", "bottom"):
         made = End(number, kind == "bottom")
-    elif kind in ("projected", "band"):
-        made = Projected(number, own) if kind == "projected" else Band(number)
+    elif kind == "projected":
+        made = Projected(number, own)
+    else:
+        made = Band(number) if kind == "band" else Block(number, found[3] or "top", own)
     made.path = path
     return made
 

@@ -163,14 +163,10 @@ class SVFLinear(AdapterValues, nn.Module, BaseTunerLayer):
         return y
 
     def _one_by_one(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
-        own = {name for name in names if name in self.svf_z}
-        y = None if own.issuperset(names) else self.base_layer(x, *args, **kwargs).clone()
-        for name in sorted(own):
-            rows, more = [row for row, other in enumerate(names) if other == name], self.more_than_multiplier([name])
-            part = self._adapted(x[rows], self.multiplier(name), more, *args, **kwargs)
-            y = part.new_empty(len(names), *part.shape[1:]) if y is None else y
-            y[rows] = part.to(y.dtype)
-        assert y is not None
+        y = self.base_layer(x, *args, **kwargs).clone()
+        for name in sorted({name for name in names if name in self.svf_z}):
+            rows, more = [row for row, own in enumerate(names) if own == name], self.more_than_multiplier([name])
+            y[rows] = self._adapted(x[rows], self.multiplier(name), more, *args, **kwargs).to(y.dtype)
         return y
 
     def _adapted(self, x: Tensor, m: Tensor | None, more: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
