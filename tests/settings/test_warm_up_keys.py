@@ -23,7 +23,7 @@ def test_it_is_the_recipe_with_another_objective_length_and_folder() -> None:
     training = found.training
     assert (training.objective, training.max_steps, training.output_dir) == ("next_token", 7, "runs/quickstart/warm_up")
     assert (training.num_generations, training.learning_rate, training.beta) == (1, 0.003, 0.1)
-    assert warm_up("--warm_up_steps", "7", "--entropy_coef", "0.1").training.entropy_coef == 0
+    assert warm_up("--warm_up_steps", "7", "--entropy_coef", "0.1").training.entropy_coef is None
     assert (training.load_best_model_at_end, training.early_stopping_patience) == (False, None)  # it makes all steps
     assert "warm_up_steps" not in found.raw
     assert warm_up("--warm_up_steps", "7", "--resume_from_checkpoint", "auto").training.resume_from_checkpoint == "auto"
