@@ -24,6 +24,9 @@ class ReproduceArguments:
     seeds: list[int] | None = described(None, "such as 0,1,2, in place of the file's")
     jobs: int | None = described(None, "processes at once (default: 2 on a CPU with as many cores, 1 with CUDA)")
     only: list[str] | None = described(None, f"some of {','.join(PARTS)} (default: all)")
+    methods: list[str] | None = described(
+        None, "train these alone: svf, lora, and variants by their names, such as 'svf,top 64' (default: all)"
+    )
     launch: str | None = described(
         None, "starts training runs: 'accelerate launch --config_file FILE' (default: this Python)"
     )

@@ -67,19 +67,21 @@ def training_cell(name: str, recipe: Recipe, overrides: Sequence[str], seed: int
     )
 
 
-def evaluation_cells(comparison: Comparison, runs: Sequence[TrainingRun], out: Path) -> list[Cell]:
-    """The base model and the adapters of all runs of an expert, on the rows of its task that no run has seen; a cell
-    for each model that they were trained on."""
+def evaluation_cells(comparison: Comparison, runs: Sequence[TrainingRun], on: TrainingRun, out: Path) -> list[Cell]:
+    """The base model and the adapters of `runs` of an expert, on those rows of its task, which is that of the run `on`,
+    that no run has seen; a cell for each model that they were trained on."""
     cells = []
-    for suffix, group in _by_model(runs):
+    for suffix, group in _by_model(runs, on):
         name = group[0].expert + suffix
-        settings = _evaluation(group[0], group[0], asdict(comparison.evaluation), {})
+        settings = _evaluation(group[0], on, asdict(comparison.evaluation), {})
         cells.append(_worker_cell("evaluation", f"{name}-evaluation", out, name, settings, group, _adapters(group)))
     return cells
 
 
-def probe_tables(comparison: Comparison, name: str, runs: Sequence[TrainingRun], out: Path) -> list[Table]:
-    """Those of one probe."""
+def probe_tables(
+    comparison: Comparison, name: str, runs: Sequence[TrainingRun], tasks: Mapping[str, TrainingRun], out: Path
+) -> list[Table]:
+    """Those of one probe; `tasks` has of each expert the run whose task is its own."""
     probe = comparison.probes[name]
     own = {
         expert: [
@@ -90,25 +92,31 @@ def probe_tables(comparison: Comparison, name: str, runs: Sequence[TrainingRun],
         for expert in comparison.experts
     }
     return [
-        Table(name, own[expert], own[on][0], _probe_cells(comparison, name, own[expert], own[on][0], out))
+        Table(name, own[expert], tasks[on], _probe_cells(comparison, name, own[expert], tasks, on, out))
         for expert in own
         for on in own
-        if own[expert] and own[on] and (expert != on) is probe.others
+        if own[expert] and (expert != on) is probe.others
     ]
 
 
 def _probe_cells(
-    comparison: Comparison, name: str, runs: Sequence[TrainingRun], on: TrainingRun, out: Path
+    comparison: Comparison,
+    name: str,
+    runs: Sequence[TrainingRun],
+    tasks: Mapping[str, TrainingRun],
+    on: str,
+    out: Path,
 ) -> list[Cell]:
-    """The same as the probe `name` has it, on the task of the run `on`, or on a text."""
+    """The same as the probe `name` has it, on the task of the expert `on`, or on a text."""
+    groups = _by_model(runs, tasks[runs[0].expert])
     if comparison.probes[name].text is not None:
-        return [_text_cell(comparison, name, suffix, group, out) for suffix, group in _by_model(runs)]
-    return [_probe_cell(comparison, name, suffix, group, on, out) for suffix, group in _by_model(runs)]
+        return [_text_cell(comparison, name, suffix, group, out) for suffix, group in groups]
+    return [_probe_cell(comparison, name, suffix, group, tasks[on], out) for suffix, group in groups]
 
 
-def _by_model(runs: Sequence[TrainingRun]) -> list[tuple[str, list[TrainingRun]]]:
+def _by_model(runs: Sequence[TrainingRun], usual: TrainingRun) -> list[tuple[str, list[TrainingRun]]]:
     """The runs apart by their model, its type included: what was trained in float32 is another model in bfloat16. Names
-    of cells of all models but the first end with the method."""
+    of cells of all models but the `usual` one end with the method."""
     groups: list[list[TrainingRun]] = []
     for run in runs:
         same = [group for group in groups if group[0].recipe.model == run.recipe.model]
@@ -116,7 +124,7 @@ def _by_model(runs: Sequence[TrainingRun]) -> list[tuple[str, list[TrainingRun]]
             same[0].append(run)
         else:
             groups.append([run])
-    return [(f"-{group[0].method}" if place else "", group) for place, group in enumerate(groups)]
+    return [("" if group[0].recipe.model == usual.recipe.model else f"-{group[0].method}", group) for group in groups]
 
 
 def _probe_cell(

@@ -22,7 +22,7 @@ from svf_rl.reproduce.cell_plans import (
 from svf_rl.reproduce.cells import Cell, evaluation_arguments
 from svf_rl.reproduce.comparison import Comparison, ExpertRecipe, Unseen
 from svf_rl.reproduce.methods import DISPATCH, LORA, SVF, slug
-from svf_rl.reproduce.plan_checks import OWN, check_asked, check_names, check_same_targets, naming
+from svf_rl.reproduce.plan_checks import OWN, check_asked, check_methods, check_names, check_same_targets, naming
 from svf_rl.settings.dry_run import check_recipe
 from svf_rl.settings.recipe import load_recipe, load_runs
 from svf_rl.tasks import find_task
@@ -87,6 +87,7 @@ def make_plan(
     parts: Sequence[str],
     launcher: str | None = None,
     data_dir: str | None = None,
+    methods: Sequence[str] | None = None,
 ) -> Plan:
     """
     Check every recipe as `svf-rl train --dry-run` does, and lay out the cells; nothing is written yet. The arguments
@@ -98,11 +99,17 @@ def make_plan(
     if data_dir is not None:
         unseen = [replace(task, options=replace(task.options, data_dir=data_dir)) for task in comparison.unseen]
         comparison = replace(comparison, unseen=unseen)
+    chosen = check_methods(comparison, methods)
     more_shots = comparison.ablations.shots if "ablations" in parts else []
     shots = sorted({comparison.few_shot.shots, *more_shots})
-    adapts = bool(comparison.unseen) and ("adaptation" in parts or bool(more_shots))
+    adapts = bool(comparison.unseen) and ("adaptation" in parts or bool(more_shots)) and SVF in chosen
     notes: list[str] = []
-    runs = _training_runs(comparison, parts, adapts, data_dir, _start(launcher), out, notes)
+    every = _training_runs(comparison, parts, adapts, data_dir, _start(launcher), out, notes)
+    runs = [run for run in every if run.method in chosen]
+    if not runs:
+        raise SVFError(f"{comparison.path} trains nothing by {', '.join(methods or chosen)} for {', '.join(parts)}")
+    # of each expert the run whose task is its own, whichever methods are asked for
+    tasks = {run.expert: run for run in reversed(every)}
     labelled, adaptations = {}, list[Cell]()
     if adapts:
         check_same_targets([run for run in runs if run.method == SVF])
@@ -125,13 +132,13 @@ def make_plan(
     shown |= set(comparison.ablations.experts if "ablations" in parts else [])
     by_expert = {name: [run for run in runs if run.expert == name] for name in dict.fromkeys(r.expert for r in runs)}
     tables = [
-        Table(None, mine, mine[0], evaluation_cells(comparison, mine, out))
+        Table(None, mine, tasks[expert], evaluation_cells(comparison, mine, tasks[expert], out))
         for expert, mine in by_expert.items()
         if expert in shown
     ]
     if "probes" in parts:
         for name in comparison.probes:
-            probes = probe_tables(comparison, name, runs, out)
+            probes = probe_tables(comparison, name, runs, tasks, out)
             if not probes:
                 notes.append(
                     f"the probe {name} asks nothing here: no run is by {', '.join(comparison.probes[name].methods)}"
@@ -139,7 +146,7 @@ def make_plan(
             tables += probes
     cells += [cell for table in tables for cell in table.cells]
     if "probes" in parts and comparison.weight_changes:
-        cells += [changes_cell(by_expert[expert], out) for expert in comparison.experts]
+        cells += [changes_cell(by_expert[expert], out) for expert in comparison.experts if expert in by_expert]
     check_names(cells, runs)
     for table in tables:
         check_asked(table)

@@ -8,6 +8,8 @@ from pathlib import Path
 from svf_rl.errors import SVFError
 from svf_rl.reproduce.cell_plans import Table, TrainingRun
 from svf_rl.reproduce.cells import Cell, evaluation_arguments, find_windows
+from svf_rl.reproduce.comparison import Comparison
+from svf_rl.reproduce.methods import LORA, SVF, slug
 from svf_rl.tasks import find_task
 
 # Keys of a recipe that a comparison sets itself; several runs (seeds, runs) are refused apart.
@@ -50,6 +52,22 @@ def naming(what: str) -> Iterator[None]:
         yield
     except SVFError as error:
         raise SVFError(f"{what}: {error}") from error
+
+
+def every_method(comparison: Comparison) -> list[str]:
+    """All ways to train an expert, as runs are called by them."""
+    return [SVF, *([LORA] if comparison.lora else []), *map(slug, comparison.ablations.variants)]
+
+
+def check_methods(comparison: Comparison, methods: Sequence[str] | None) -> list[str]:
+    """The methods that are asked for, as runs are called by them; `None`: all. Raises `SVFError` for one that the
+    comparison has not."""
+    every = every_method(comparison)
+    for method in methods or ():
+        if slug(method) not in every:
+            named = ", ".join([*every[: every.index(LORA) + 1 if LORA in every else 1], *comparison.ablations.variants])
+            raise SVFError(f"there is no method {method!r}: use some of {named}")
+    return every if methods is None else [method for method in every if method in map(slug, methods)]
 
 
 def check_same_targets(runs: Sequence[TrainingRun]) -> None:

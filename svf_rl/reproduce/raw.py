@@ -2,6 +2,7 @@
 the verdicts on them, without their texts, so that it is small enough to be published with the figures."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
 from svf_rl.reproduce.cell_plans import TrainingRun
-from svf_rl.reproduce.cells import read_result
+from svf_rl.reproduce.cells import Cell, read_result
 from svf_rl.reproduce.comparison import Unseen
 from svf_rl.reproduce.kept import made_with, replaced
 from svf_rl.reproduce.methods import DISPATCH, PROMPT, few_shot_label, slug
 from svf_rl.reproduce.plan import Plan, Table
 from svf_rl.reproduce.probes import Probe
 from svf_rl.runs.run_folder import read_run
-from svf_rl.storage.json_files import read_json
+from svf_rl.storage.json_files import normalize_json, read_json
 
 RAW = "raw.json"
 KIND = "svf-rl reproduce"
@@ -30,6 +31,9 @@ _SECTIONS: dict[str, type] = {
     "evaluations": dict, "probes": list, "texts": list, "changes": dict, "adaptations": list, "hardware": dict,
     "packages": dict, "seconds": dict,
 }  # fmt: skip
+
+LEFT_OUT = "a part of what its folder holds"
+"""How the note of a call begins that asked for less."""
 
 Raw = Mapping[str, Any]
 
@@ -138,16 +142,21 @@ def _run(run: TrainingRun, failed: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _verdicts(table: Table, failed: Mapping[str, str]) -> dict[str, list[str]]:
-    """By adapter the verdicts on the items of a task, and those of the base model in the type of the first cell: in
-    another type it is another model. A run that failed may have left some of an earlier adapter."""
+    """By adapter the verdicts on the items of a task, and those of the base model in its usual type: in another type it
+    is another model. A run that failed may have left some of an earlier adapter."""
     file, found = table.on.task.replace(":", "-") + ".jsonl", {}
     for cell in table.cells:
-        asked, labels = cell.spec["evaluation"], [*([BASE] if cell is table.cells[0] else []), *cell.needs]
+        asked, labels = cell.spec["evaluation"], [*([BASE] if _is_usual(cell, table) else []), *cell.needs]
         for label in labels if cell.name not in failed else ():
             path = cell.folder / label / file
             if label not in failed and path.is_file():
                 found[label] = encode(_answers(path, asked["limit"], asked.get("samples", 1)))
     return found
+
+
+def _is_usual(cell: Cell, table: Table) -> bool:
+    """Whether the cell is of the model, its type included, that the table's task is usually trained on."""
+    return bool(cell.spec["model"] == normalize_json(asdict(table.on.recipe.model)))
 
 
 def _probe(table: Table, probe: Probe, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -172,8 +181,9 @@ def _text(table: Table, failed: Mapping[str, str]) -> dict[str, Any]:
         for name in cell.needs
         if name not in failed and name in made[cell.name]["adapters"]
     }
-    if table.cells[0].name in made:  # of the base model, which in another type is another one
-        scores = {BASE: made[table.cells[0].name]["base"], **scores}
+    for cell in table.cells:
+        if _is_usual(cell, table) and cell.name in made:
+            scores = {BASE: made[cell.name]["base"], **scores}
     one: dict[str, Any] = next(iter(made.values()), {})
     return {
         "name": table.probe,

@@ -65,6 +65,8 @@ def _on_own_task(
     rows = []
     for method in methods:
         runs = {name: run for name, run in raw["runs"].items() if (run["expert"], run["method"]) == (expert, method)}
+        if not runs and method != BASE:
+            continue  # not asked for
         found = {run["seed"]: answers[name] for name, run in runs.items() if answers.get(name)}
         base = {0: answers[BASE]} if BASE in answers else {}
         row = make_row(method, base if method == BASE else found, base)

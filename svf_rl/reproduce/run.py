@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +21,9 @@ from svf_rl.reproduce.comparison import check_seeds, read_comparison
 from svf_rl.reproduce.document import render_document
 from svf_rl.reproduce.figures import draw_adaptation, draw_fine_tuning, draw_shots, draw_timing
 from svf_rl.reproduce.launch import Outcome, hold_results, run_cells
+from svf_rl.reproduce.merge import merge
 from svf_rl.reproduce.plan import Plan, make_plan
-from svf_rl.reproduce.raw import KIND, RAW, gather, read_raw
+from svf_rl.reproduce.raw import KIND, LEFT_OUT, RAW, gather, read_raw
 from svf_rl.reproduce.results import collect
 from svf_rl.reproduce.training_figures import draw_curves, draw_methods, draw_passes
 from svf_rl.runs.summary import read_package_versions
@@ -35,7 +36,9 @@ from svf_rl.storage.json_files import normalize_json
 _FOLDERS = ("evaluation", "adaptation", "probes", "changes", "runs")
 
 
-def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any] | None:
+def reproduce(
+    path: str | Path, arguments: ReproduceArguments, others: Sequence[str | Path] = ()
+) -> dict[str, Any] | None:
     """
     Make all cells of a comparison that are not there yet, and write `report.md`, `results.json` and the pictures.
 
@@ -43,6 +46,7 @@ def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any]
         path (`str` or `Path`): the file of the comparison, or the `raw.json` of one: then only tables and pictures are
             made.
         arguments ([`ReproduceArguments`]): what is made, and how.
+        others (`Sequence[str | Path]`, *optional*): further `raw.json` of the same comparison, with other seeds.
 
     Returns:
         `dict`: what is in `results.json`; `None` after a dry run.
@@ -51,15 +55,15 @@ def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any]
         SVFError: bad input (all of it is checked before anything is written), another comparison in the folder, or at
             the end cells that could not be made.
     """
-    if Path(path).suffix == ".json":
-        return _draw_again(Path(path), arguments)
+    if others or Path(path).suffix == ".json":
+        return _draw_again([Path(path), *map(Path, others)], arguments)
     started = time.perf_counter()
     comparison = read_comparison(path)
     if arguments.seeds is not None:
         comparison = replace(comparison, seeds=check_seeds(arguments.seeds))
     folder = _folder(arguments.out or f"runs/reproduce-{comparison.name}")
     parts = [part for part in PARTS if part in (arguments.only or PARTS)]
-    plan = make_plan(comparison, folder, parts, arguments.launch, arguments.data_dir)
+    plan = make_plan(comparison, folder, parts, arguments.launch, arguments.data_dir, arguments.methods)
     _check_folder(folder, comparison.name, comparison.model)
     for cell in plan.cells:
         is_done(cell, folder)  # another one's settings: better known before anything is written
@@ -86,13 +90,15 @@ def reproduce(path: str | Path, arguments: ReproduceArguments) -> dict[str, Any]
     return results
 
 
-def _draw_again(path: Path, arguments: ReproduceArguments) -> dict[str, Any]:
-    """Tables and pictures once more, from the `raw.json` of an earlier call, and by default beside it."""
+def _draw_again(paths: Sequence[Path], arguments: ReproduceArguments) -> dict[str, Any]:
+    """Tables and pictures once more, from the `raw.json` of earlier calls; of one, by default beside it."""
     if arguments != ReproduceArguments(arguments.out):
-        raise SVFError(f"{path} holds what was made already: only --out goes with it")
-    raw = read_raw(path)
-    folder = _folder(arguments.out or path.parent)
-    if [one.resolve() for one in folder.glob("*")] != [path.resolve()]:  # alone in its folder
+        raise SVFError(f"{paths[0]} holds what was made already: only --out goes with it")
+    if len(paths) > 1 and arguments.out is None:
+        raise SVFError("the figures of several files go into another folder: give --out")
+    raw = merge({str(path): read_raw(path) for path in paths})
+    folder = _folder(arguments.out or paths[0].parent)
+    if [one.resolve() for one in folder.glob("*")] != [paths[0].resolve()]:  # alone in its folder
         _check_folder(folder, raw["comparison"], raw["model"])
     with _held(folder, raw["comparison"], raw["model"]):
         return _write(raw, folder)
@@ -176,8 +182,7 @@ def _left_out(plan: Plan) -> list[str]:
     """A note where the folder holds more than is asked for."""
     asked = {cell.name for cell in plan.cells}
     more = sorted(path.stem for path in (plan.out / "cells").glob("*.json") if path.stem not in asked)
-    left_out = f"a part of what its folder holds: {len(more)} cells there are not asked for here, such as "
-    return [left_out + more[0]] if more else []
+    return [f"{LEFT_OUT}: {len(more)} cells there are not asked for here, such as {more[0]}"] if more else []
 
 
 def _check_folder(folder: Path, name: str, model: str) -> None:

@@ -213,7 +213,8 @@ def _checked(arguments: list[str], gpus: int = 1) -> int:
     if command == "train":  # the dry run leaves out what makes sense on GPUs alone
         flags = ("--dry-run", "--resume", "--debug")
         load_recipe(arguments[1], [word for word in arguments[2:] if word not in flags], gpus=gpus)
-    if command in ("train", "reproduce"):
+    earlier = any(word.endswith("raw.json") for word in arguments)  # of a command that was only checked
+    if command == "train" or (command == "reproduce" and not earlier):
         return main([*arguments, *([] if "--dry-run" in arguments else ["--dry-run"])])
     if command == "plan":  # of the bundled model: the recipe's own may not be on this machine
         return main([*arguments, "--model_name_or_path", "quickstart", "--vllm_tensor_parallel_size", "1"])

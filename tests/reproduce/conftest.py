@@ -80,5 +80,5 @@ def raw():
             "stable_rank": [1.0, 2.0, 3.0], "effective_rank": [2.0, 3.0, 4.0], "diagonal": [1.0, 1.0, None],
         }}},
         "adaptations": [], "hardware": {"processor": "a processor"}, "packages": {"torch": "2.13.0"},
-        "seconds": {"cells": 10, "processes": 1.0, "jobs": 1, "this_call": 1.0, "made_now": 10},
+        "seconds": {"cells": 10, "processes": 1.0, "jobs": 1, "this_call": 1.0, "made_now": 10, "by_cell": {}},
     })  # fmt: skip

@@ -256,3 +256,46 @@ def test_of_two_experts_on_one_task_none_is_the_one_for_its_items(write_comparis
     code = {**QUICKSTART, "skill": "code"}
     plan = plan_of(write_comparison(experts={"math": QUICKSTART, "hard": HARD, "code": code}), parts=["adaptation"])
     assert plan.cells[-1].spec["tasks"] == {"quickstart:code": "code"}
+
+
+def test_some_of_the_methods_are_a_part_of_the_whole(write_comparison):
+    """The same cells with the same settings, of fewer runs: what is made in parts can go on as a whole."""
+    path = write_comparison(
+        experts={"math": {**QUICKSTART, "skill": "math"}, "code": {**QUICKSTART, "skill": "code"}},
+        lora={"adapter": "lora", "lora_r": 8},
+        ablations={
+            "experts": ["math"],
+            "variants": {
+                "top 4": {"core": "top:4"},
+                "by lot": {"rewards": [{"name": "control", "kind": "random"}]},
+                "all of it": {"adapter": "full", "dtype": "bfloat16"},
+            },
+        },
+        probes={"others": {"others": True}},
+        weight_changes=True,
+    )
+    comparison = read_comparison(path)
+
+    def planned(*methods):
+        return make_plan(comparison, Path("out"), PARTS, methods=list(methods) or None)
+
+    def settings(cell):
+        return {key: value for key, value in cell.settings.items() if key != "adapters"}
+
+    whole = {cell.name: cell for cell in planned().cells}
+    for methods, runs in (
+        (("lora", "top 4"), {"math-lora-seed0", "code-lora-seed0", "math-top-4-seed0"}),
+        (("by-lot",), {"math-by-lot-seed0"}),
+        (("all of it",), {"math-all-of-it-seed0"}),
+    ):
+        plan = planned(*methods)
+        assert {run.cell.name for run in plan.runs} == runs
+        assert {cell.kind for cell in plan.cells} == {"training", "evaluation", "changes"}  # adaptation is by SVF
+        assert all(settings(cell) == settings(whole[cell.name]) for cell in plan.cells)
+        assert {name for cell in plan.cells for name in cell.needs} == runs
+        assert "math-on-code" in " ".join(cell.name for cell in plan.cells)
+    assert any(cell.kind == "adaptation" for cell in planned("svf").cells)
+    with pytest.raises(SVFError, match="there is no method 'top 8': use some of svf, lora, top 4, by lot, all of it"):
+        planned("svf", "top 8")
+    with pytest.raises(SVFError, match=r"small\.yaml trains nothing by top 4 for fine_tuning"):
+        make_plan(comparison, Path("out"), ["fine_tuning"], methods=["top 4"])

@@ -1,0 +1,120 @@
+"""Seeds that were made apart: one comparison from several `raw.json`."""
+
+import json
+from copy import deepcopy
+
+import pytest
+
+from svf_rl.cli import main
+from svf_rl.errors import SVFError
+from svf_rl.reproduce.arguments import ReproduceArguments
+from svf_rl.reproduce.merge import merge
+from svf_rl.reproduce.results import collect
+from svf_rl.reproduce.run import reproduce
+
+
+@pytest.fixture
+def adapted(raw):
+    """The comparison with an unseen task, whose base model is asked with the first seed."""
+    summary = {"rows": [0, 1], "own_expert": None, "methods": {}}
+    seeds = {str(seed): {"answers": {"math": ["10"], "mean": ["11"]}, "summary": summary} for seed in raw["seeds"]}
+    seeds["0"]["answers"]["base"] = ["00"]
+    adaptation = {"label": "exam", "task": "exam", "seeds": seeds}
+    return {**raw, "parts": ["fine_tuning", "adaptation", "ablations", "probes"], "adaptations": [adaptation]}
+
+
+def part_of(raw, seeds, methods=None):
+    """What a call with these seeds and methods would have gathered."""
+    part = deepcopy({**raw, "seeds": seeds})
+    gone = {
+        name
+        for name, run in raw["runs"].items()
+        if run["seed"] not in seeds or (methods and run["method"] not in methods)
+    }
+    part["failed"] = {name: why for name, why in raw["failed"].items() if name not in gone}
+    asked = [probe["answers"] for probe in part["probes"]] + [text["scores"] for text in part["texts"]]
+    for by_run in [part["runs"], *part["evaluations"].values(), *part["changes"].values(), *asked]:
+        for name in gone & by_run.keys():
+            del by_run[name]
+    for task in part["adaptations"]:
+        base = task["seeds"]["0"]["answers"]["base"]
+        task["seeds"] = {seed: one for seed, one in task["seeds"].items() if int(seed) in seeds}
+        task["seeds"][str(seeds[0])]["answers"]["base"] = base  # each call asks it once
+    if methods and "svf" not in methods:
+        part |= {"adaptations": [], "probes": [], "texts": [], "changes": {}}
+    part["notes"] = ["a part of what its folder holds: 9 cells there are not asked for here, such as a", "its own"]
+    part["seconds"] = {**part["seconds"], "by_cell": {f"math-svf-seed{seed}": 1.5 for seed in seeds}}
+    return part
+
+
+def test_what_was_made_apart_is_one_comparison(adapted):
+    parts = [
+        part_of(adapted, [2]),
+        part_of(adapted, [0, 1], ["other", "lora"]),
+        part_of(adapted, [0, 1], ["svf", "less"]),
+    ]
+    merged = merge(dict(zip("abc", parts, strict=True)))
+    assert merged["notes"] == ["its own"]
+    merged["notes"] = []
+    assert merged["seeds"] == [0, 1, 2]
+    whole, found = collect(adapted), collect(merged)
+    assert found.pop("seconds") != whole.pop("seconds")
+    order = [f"math-{method}-seed{seed}" for method in ("svf", "lora", "less", "other") for seed in range(3)]
+    assert [run["run"] for run in found["runs"]] == [name for name in order if name in adapted["runs"]]
+    for results in (whole, found):
+        results["runs"].sort(key=lambda run: run["run"])
+    assert found == whole
+
+
+def test_the_base_model_is_that_of_the_first_file(adapted):
+    parts = {"a": part_of(adapted, [0]), "b": part_of(adapted, [1, 2])}
+    parts["b"]["evaluations"]["math"]["base"] = ["0" * 100]
+    merged = merge(parts)
+    assert merged["evaluations"]["math"]["base"] == adapted["evaluations"]["math"]["base"]
+    (task,) = merged["adaptations"]
+    assert [seed for seed, one in task["seeds"].items() if "base" in one["answers"]] == ["0"]
+
+
+def test_times_add_up_and_machines_are_listed(raw):
+    parts = {"a": part_of(raw, [0]), "b": part_of(raw, [1, 2])}
+    parts["a"]["hardware"], parts["b"]["hardware"] = {"processor": "this"}, {"processor": "that"}
+    merged = merge(parts)
+    assert merged["hardware"] == {"processor": "this; that"}
+    assert merged["packages"] == raw["packages"]
+    assert merged["seconds"]["cells"] == 2 * raw["seconds"]["cells"]
+    assert merged["seconds"]["by_cell"] == {f"math-svf-seed{seed}": 1.5 for seed in range(3)}
+
+
+def test_one_file_is_left_as_it_is(adapted):
+    assert merge({"a": adapted}) == adapted
+
+
+def test_what_is_not_one_comparison(adapted):
+    first, second = part_of(adapted, [0]), part_of(adapted, [1])
+    with pytest.raises(SVFError, match=r"math-svf-seed0 is in a\.json and in b\.json: give files"):
+        merge({"a.json": first, "b.json": first})
+    again = {**second, "adaptations": first["adaptations"]}
+    with pytest.raises(SVFError, match=r"seed 0 of exam is in a\.json and in b\.json"):
+        merge({"a.json": first, "b.json": again})
+    others = [{**second, "model": "other"}, {**second, "lora": {"adapter": "dora"}}, deepcopy(second)]
+    others[2]["probes"][0]["options"]["shots"] = 3
+    for other, found in zip(others, ("model", r"lora\.adapter", r"options\.shots"), strict=True):
+        with pytest.raises(SVFError, match=rf"b\.json is of another comparison than a\.json \({found}"):
+            merge({"a.json": first, "b.json": other})
+
+
+def test_the_command_draws_them_together(adapted, tmp_path, capsys):
+    files = []
+    for seed in adapted["seeds"]:
+        (tmp_path / f"{seed}").mkdir()
+        files.append(tmp_path / f"{seed}" / "raw.json")
+        files[-1].write_text(json.dumps(part_of(adapted, [seed])))
+    assert main(["reproduce", *map(str, files), "--out", str(tmp_path / "out")]) == 0
+    assert "seeds 0, 1, 2" in (tmp_path / "out" / "report.md").read_text().splitlines()[0]
+    with pytest.raises(SVFError, match="give --out"):
+        reproduce(files[0], ReproduceArguments(), files[1:])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: quickstart")
+    assert main(["reproduce", str(files[0]), str(recipe), "--out", str(tmp_path / "other")]) == 1
+    assert "recipe.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
