@@ -8,7 +8,7 @@ from svf_rl.storage.bundled import check_recipe_file
 
 
 def _fill(parser: argparse.ArgumentParser) -> None:
-    text = "a YAML file, or a name that svf-rl recipes lists; or raw.json files, each of other seeds of one comparison"
+    text = "a YAML file, or a name that svf-rl recipes lists; or raw.json files of one comparison"
     parser.add_argument("comparison", nargs="*", default=["reproduce/quickstart"], help=text)
     add_flags(parser, ReproduceArguments)
 

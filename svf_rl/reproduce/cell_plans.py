@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -41,12 +41,15 @@ class TrainingRun:
 @dataclass(frozen=True)
 class Table:
     """What a table of the report is of: `runs` of one expert on the task of the run `on`, or on a text, as the `probe`
-    has it or without one as they were trained; `cells` has one for each model that they were trained on."""
+    has it or without one as they were trained; `cells` has one for each model, its type included, that they were
+    trained on: what was trained in float32 is another model in bfloat16. The base model's answers are those of the cell
+    `base`, of the usual type."""
 
     probe: str | None
     runs: list[TrainingRun]
     on: TrainingRun
     cells: list[Cell]
+    base: Cell | None
 
 
 def training_cell(name: str, recipe: Recipe, overrides: Sequence[str], seed: int, out: Path, start: list[str]) -> Cell:
@@ -67,64 +70,71 @@ def training_cell(name: str, recipe: Recipe, overrides: Sequence[str], seed: int
     )
 
 
-def evaluation_cells(comparison: Comparison, runs: Sequence[TrainingRun], on: TrainingRun, out: Path) -> list[Cell]:
-    """The base model and the adapters of `runs` of an expert, on those rows of its task, which is that of the run `on`,
-    that no run has seen; a cell for each model that they were trained on."""
-    cells = []
-    for suffix, group in _by_model(runs, on):
+def evaluation_table(
+    comparison: Comparison, runs: Sequence[TrainingRun], every: Sequence[TrainingRun], out: Path
+) -> Table:
+    """The base model and the adapters of `runs` of an expert, on those rows of its task that no run has seen; `every`
+    run of the expert counts for names and for what is asked, whichever methods are wanted."""
+
+    def cell(suffix: str, group: Sequence[TrainingRun]) -> Cell:
         name = group[0].expert + suffix
-        settings = _evaluation(group[0], on, asdict(comparison.evaluation), {})
-        cells.append(_worker_cell("evaluation", f"{name}-evaluation", out, name, settings, group, _adapters(group)))
-    return cells
+        settings = _evaluation(group[0], every[0], asdict(comparison.evaluation), {})
+        return _worker_cell("evaluation", f"{name}-evaluation", out, name, settings, group, _adapters(group))
+
+    return _table(None, runs, every, every[0], cell)
 
 
 def probe_tables(
-    comparison: Comparison, name: str, runs: Sequence[TrainingRun], tasks: Mapping[str, TrainingRun], out: Path
-) -> list[Table]:
-    """Those of one probe; `tasks` has of each expert the run whose task is its own."""
-    probe = comparison.probes[name]
-    own = {
-        expert: [
-            run
-            for run in runs
-            if run.expert == expert and (not probe.methods or run.method in map(slug, probe.methods))
-        ]
-        for expert in comparison.experts
-    }
-    return [
-        Table(name, own[expert], tasks[on], _probe_cells(comparison, name, own[expert], tasks, on, out))
-        for expert in own
-        for on in own
-        if own[expert] and (expert != on) is probe.others
-    ]
-
-
-def _probe_cells(
     comparison: Comparison,
     name: str,
     runs: Sequence[TrainingRun],
-    tasks: Mapping[str, TrainingRun],
-    on: str,
+    every: Mapping[str, Sequence[TrainingRun]],
     out: Path,
-) -> list[Cell]:
-    """The same as the probe `name` has it, on the task of the expert `on`, or on a text."""
-    groups = _by_model(runs, tasks[runs[0].expert])
-    if comparison.probes[name].text is not None:
-        return [_text_cell(comparison, name, suffix, group, out) for suffix, group in groups]
-    return [_probe_cell(comparison, name, suffix, group, tasks[on], out) for suffix, group in groups]
+) -> list[Table]:
+    """Those of one probe; `every` has all runs of each expert, whichever methods are wanted."""
+    probe = comparison.probes[name]
+    methods = [slug(method) for method in probe.methods]
+    own = {
+        expert: [run for run in runs if run.expert == expert and (not methods or run.method in methods)]
+        for expert in comparison.experts
+    }
+    asked = {
+        expert: [run for run in every[expert] if not methods or run.method in methods] for expert in own if own[expert]
+    }
+
+    def table(expert: str, on: TrainingRun) -> Table:
+        def cell(suffix: str, group: Sequence[TrainingRun]) -> Cell:
+            if probe.text is not None:
+                return _text_cell(comparison, name, suffix, group, out)
+            return _probe_cell(comparison, name, suffix, group, on, out)
+
+        return _table(name, own[expert], asked[expert], on, cell)
+
+    return [table(expert, every[on][0]) for expert in asked for on in own if (expert != on) is probe.others]
 
 
-def _by_model(runs: Sequence[TrainingRun], usual: TrainingRun) -> list[tuple[str, list[TrainingRun]]]:
-    """The runs apart by their model, its type included: what was trained in float32 is another model in bfloat16. Names
-    of cells of all models but the `usual` one end with the method."""
+def _table(
+    probe: str | None,
+    runs: Sequence[TrainingRun],
+    every: Sequence[TrainingRun],
+    on: TrainingRun,
+    cell: Callable[[str, Sequence[TrainingRun]], Cell],
+) -> Table:
+    """With a `cell` for each model that the runs were trained on, by the end of its name. Of `every` run that could be
+    asked, the first ones are of the usual model, whose cells have no end; those of others end with a method."""
     groups: list[list[TrainingRun]] = []
-    for run in runs:
+    for run in every:
         same = [group for group in groups if group[0].recipe.model == run.recipe.model]
         if same:
             same[0].append(run)
         else:
             groups.append([run])
-    return [("" if group[0].recipe.model == usual.recipe.model else f"-{group[0].method}", group) for group in groups]
+    wanted = {
+        f"-{group[0].method}" if place else "": [run for run in group if run in runs]
+        for place, group in enumerate(groups)
+    }
+    cells = {suffix: cell(suffix, group) for suffix, group in wanted.items() if group}
+    return Table(probe, list(runs), on, list(cells.values()), cells.get(""))
 
 
 def _probe_cell(

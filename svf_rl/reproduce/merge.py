@@ -7,14 +7,12 @@ from typing import Any
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.reproduce.arguments import PARTS
-from svf_rl.reproduce.methods import SVF
+from svf_rl.reproduce.methods import LORA, SVF
 from svf_rl.reproduce.raw import LEFT_OUT, Raw
 from svf_rl.storage.same_settings import difference
 
-# What makes files one comparison.
+# What makes files one comparison, beside the settings of what several have.
 _SAME = ("comparison", "model", "lora", "variants", "ablated", "few_shot")
-# What makes two probes of one name the same.
-_ASKED = ("samples", "temperature", "options")
 
 # Of a list of tables: what tells one from the others, and what is there of each run, or seed.
 _TABLES = {
@@ -24,130 +22,145 @@ _TABLES = {
 }  # fmt: skip
 
 
-def merge(files: Mapping[str, Raw]) -> dict[str, Any]:
+def merge(files: Sequence[tuple[str, Raw]]) -> dict[str, Any]:
     """
-    The files, by name, as if one call had made the runs of all. The base model, which has no seed, is that of the first
-    file that has it.
+    What `files`, with their names, hold together, in their order. The base model, which has no seed, is that of the
+    first file that has it. What failed in one file and was made in another is made.
 
     Raises:
-        SVFError: files of different comparisons, or what two files have: a run, or the adaptation of a seed.
+        SVFError: files of different comparisons or other settings, or what two of them have: a run, or a seed's
+            adaptation.
     """
     if len(files) == 1:
-        return dict(next(iter(files.values())))
+        return dict(files[0][1])
     _check_same(files)
     _check_apart(files)
-    raws = list(files.values())
-    one = raws[0]
-    together = {key: _union(raw[key] for raw in raws) for key in ("failed", "experts", "runs")}
+    raws = [raw for _, raw in files]
+    first = raws[0]
+    runs = _union(_made_first(raw["runs"].items() for raw in raws))
+    failed = _union(raw["failed"].items() for raw in raws)
     listed = {key: _once(value for raw in raws for value in raw[key]) for key in ("seeds", "parts", "shots", "notes")}
+    experts = _union(raw["experts"].items() for raw in raws)
+    methods = [SVF, LORA, *first["variants"]]
+    by_place = sorted(
+        runs.items(),
+        key=lambda run: (list(experts).index(run[1]["expert"]), methods.index(run[1]["method"]), run[1]["seed"]),
+    )
     return {
-        **one,
-        **together,
-        "runs": _in_order(together["runs"], list(together["experts"]), list(one["variants"])),
+        **first,
+        "experts": experts,
+        "runs": dict(by_place),
+        "failed": {name: why for name, why in failed.items() if name not in runs or "failed" in runs[name]},
+        "settings": _union(raw["settings"].items() for raw in raws),
         "seeds": sorted(listed["seeds"]),
         "parts": [part for part in PARTS if part in listed["parts"]],
         "shots": sorted(listed["shots"]),
         "notes": [note for note in listed["notes"] if not note.startswith(LEFT_OUT)],
         "dispatched": _once(method for raw in raws for method in raw["dispatched"]),
         **{
-            key: {name: _union(raw[key].get(name, {}) for raw in raws) for name in _union(raw[key] for raw in raws)}
+            key: {
+                name: _union(raw[key].get(name, {}).items() for raw in raws)
+                for name in _once(n for r in raws for n in r[key])
+            }
             for key in ("evaluations", "changes")
         },
-        **{key: _tables(key, raws) for key in _TABLES},
+        **{key: _tables(key, raws, methods) for key in _TABLES},
         **{key: _values([raw[key] for raw in raws]) for key in ("hardware", "packages")},
         "seconds": _seconds([raw["seconds"] for raw in raws]),
     }
 
 
-def _check_same(files: Mapping[str, Raw]) -> None:
-    """That they are of one comparison, and what is asked under one name is the same."""
-    (first, one), *others = files.items()
-    probes = {_name(probe, "probes"): probe for probe in one["probes"]}
-    for name, other in others:
-        asked = [(probes.get(_name(probe, "probes"), probe), probe) for probe in other["probes"]]
-        for here, there, keys in [(one, other, _SAME), *((*pair, _ASKED) for pair in asked)]:
-            found = difference({key: here[key] for key in keys}, {key: there[key] for key in keys})
-            if found:
-                raise SVFError(f"{name} is of another comparison than {first} ({found}): give files of one")
+def _check_same(files: Sequence[tuple[str, Raw]]) -> None:
+    """That they are of one comparison, and that what several have was made with the same settings."""
+    first, one = files[0]
+    seen: dict[str, tuple[str, Raw]] = {}
+    for name, raw in files:
+        if found := difference({key: one[key] for key in _SAME}, {key: raw[key] for key in _SAME}):
+            raise SVFError(f"{name} is of another comparison than {first} ({found}): give files of one")
+        for what, settings in raw["settings"].items():
+            other, there = seen.setdefault(what, (name, settings))
+            if found := difference(there, settings):
+                raise SVFError(f"{what} is of other settings in {name} than in {other} ({found}): leave one out")
 
 
-def _check_apart(files: Mapping[str, Raw]) -> None:
-    """That no run, and no seed's adaptation, is in two of them."""
+def _check_apart(files: Sequence[tuple[str, Raw]]) -> None:
+    """That no run, and no seed's adaptation, was made in two of them."""
     owner: dict[str, str] = {}
-    for name, raw in files.items():
-        adapted = [f"seed {seed} of {task['label']}" for task in raw["adaptations"] for seed in task["seeds"]]
-        for what in [*raw["runs"], *adapted]:
+    for name, raw in files:
+        runs = [run for run, made in raw["runs"].items() if "failed" not in made]
+        adapted = [f"seed {seed} of {task['label']}" for task in raw["adaptations"] for seed in _adapted(task["seeds"])]
+        for what in (*runs, *adapted):
             if what in owner:
-                raise SVFError(f"{what} is in {owner[what]} and in {name}: give files that have nothing twice")
+                raise SVFError(f"{what} is in {owner[what]} and in {name}: leave one of them out")
             owner[what] = name
 
 
-def _name(table: Raw, key: str) -> tuple[str, ...]:
-    """What tells a table of this kind from the others."""
-    return tuple(table[name] for name in _TABLES[key][0])
+def _adapted(seeds: Mapping[str, Raw]) -> dict[str, Raw]:
+    """Those of which something was made."""
+    return {seed: one for seed, one in seeds.items() if one["answers"] or one["summary"] is not None}
 
 
-def _union(mappings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """All keys, each with the value of the first mapping that has it."""
+def _union(mappings: Iterable[Iterable[tuple[str, Any]]]) -> dict[str, Any]:
+    """All keys, each with the value that comes first."""
     found: dict[str, Any] = {}
     for mapping in mappings:
-        found = {**found, **{key: value for key, value in mapping.items() if key not in found}}
+        for key, value in mapping:
+            found.setdefault(key, value)
     return found
+
+
+def _made_first(runs: Iterable[Iterable[tuple[str, Raw]]]) -> list[list[tuple[str, Raw]]]:
+    """Those that failed behind all others."""
+    every = [run for some in runs for run in some]
+    return [sorted(every, key=lambda run: "failed" in run[1])]
 
 
 def _once(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _in_order(runs: Mapping[str, Raw], experts: Sequence[str], variants: Sequence[str]) -> dict[str, Raw]:
-    """By expert, method and seed, as one call has them."""
-
-    def place(item: tuple[str, Raw]) -> tuple[int, int, int]:
-        run = item[1]
-        method = variants.index(run["method"]) if run["method"] in variants else -2 + (run["method"] != SVF)
-        return experts.index(run["expert"]), method, run["seed"]
-
-    return dict(sorted(runs.items(), key=place))
-
-
-def _tables(key: str, raws: Sequence[Raw]) -> list[dict[str, Any]]:
+def _tables(key: str, raws: Sequence[Raw], methods: Sequence[str]) -> list[dict[str, Any]]:
     """Those of all files, each once with what every file has of it."""
-    found: dict[tuple[str, ...], list[Raw]] = {}
+    names, gathered = _TABLES[key]
+    same: dict[tuple[str, ...], list[Raw]] = {}
     for table in (table for raw in raws for table in raw[key]):
-        found.setdefault(_name(table, key), []).append(table)
-    return [_gather(tables, _TABLES[key][1]) for tables in found.values()]
+        same.setdefault(tuple(table[name] for name in names), []).append(table)
+    found = []
+    for tables in same.values():
+        # a text that could not be read in one call knows no tokens
+        whole = next((table for table in tables if table.get("tokens")), tables[0])
+        if key == "adaptations":
+            found.append({**whole, gathered: _adaptations([table[gathered] for table in tables])})
+        else:
+            used = {method for table in tables for method in table["methods"]}
+            answers = _union(table[gathered].items() for table in tables)
+            found.append({**whole, "methods": [m for m in methods if m in used], gathered: answers})
+    return found
 
 
-def _gather(tables: Sequence[Raw], gathered: str) -> dict[str, Any]:
-    """The tables of several files as one."""
-    found = _union(table[gathered] for table in tables)
-    if gathered == "seeds":
-        found = _with_one_base({seed: found[seed] for seed in sorted(found, key=int)})
-    whole = {**tables[0], gathered: found}
-    if "methods" in whole:
-        whole["methods"] = _once(method for table in tables for method in table["methods"])
-    return whole
+def _adaptations(parts: Sequence[Mapping[str, Raw]]) -> dict[str, Raw]:
+    """The seeds of an unseen task; each call asks the base model with its first one, and so once a file."""
+    made = _union([*(_adapted(part).items() for part in parts), *(part.items() for part in parts)])
+    asked = next((seed for part in parts for seed in part if BASE in made[seed]["answers"]), None)
 
+    def less(one: Raw) -> Raw:
+        return {**one, "answers": {label: lines for label, lines in one["answers"].items() if label != BASE}}
 
-def _with_one_base(seeds: Mapping[str, Raw]) -> dict[str, Any]:
-    """Unseen tasks ask the base model with the first seed of a call, and so once a file."""
-    kept: dict[str, Any] = {}
-    for seed, one in seeds.items():
-        again = any(BASE in other["answers"] for other in kept.values())
-        answers = {label: lines for label, lines in one["answers"].items() if label != BASE or not again}
-        kept[seed] = {**one, "answers": answers}
-    return kept
+    return {seed: made[seed] if seed == asked else less(made[seed]) for seed in sorted(made, key=int)}
 
 
 def _values(mappings: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Of each key all values, each once."""
-    return {key: "; ".join(_once(m[key] for m in mappings if m.get(key))) for key in _union(mappings)}
+    return {
+        key: "; ".join(_once(value for m in mappings for value in m.get(key, "").split("; ") if value))
+        for key in _once(key for mapping in mappings for key in mapping)
+    }
 
 
 def _seconds(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sums = {key: round(sum(part[key] for part in parts), 1) for key in ("this_call", "made_now", "cells", "processes")}
     by_cell: dict[str, float] = {}
     for part in parts:
-        for cell, seconds in part["by_cell"].items():
+        for cell, seconds in part.get("by_cell", {}).items():
             by_cell[cell] = round(by_cell.get(cell, 0) + (seconds or 0), 1)
     return {**sums, "by_cell": by_cell, "jobs": max(part["jobs"] for part in parts)}

@@ -15,7 +15,7 @@ from svf_rl.reproduce.cell_plans import (
     TrainingRun,
     adaptation_cell,
     changes_cell,
-    evaluation_cells,
+    evaluation_table,
     probe_tables,
     training_cell,
 )
@@ -104,12 +104,13 @@ def make_plan(
     shots = sorted({comparison.few_shot.shots, *more_shots})
     adapts = bool(comparison.unseen) and ("adaptation" in parts or bool(more_shots)) and SVF in chosen
     notes: list[str] = []
-    every = _training_runs(comparison, parts, adapts, data_dir, _start(launcher), out, notes)
+    if "adaptation" in parts and comparison.unseen and not adapts:
+        notes.append(f"{SVF} is not among the methods: nothing is adapted to the unseen tasks")
+    every = _training_runs(comparison, parts, chosen, adapts, data_dir, _start(launcher), out, notes)
     runs = [run for run in every if run.method in chosen]
     if not runs:
-        raise SVFError(f"{comparison.path} trains nothing by {', '.join(methods or chosen)} for {', '.join(parts)}")
-    # of each expert the run whose task is its own, whichever methods are asked for
-    tasks = {run.expert: run for run in reversed(every)}
+        raise SVFError(f"{comparison.path} trains nothing by {', '.join(chosen)} for {', '.join(parts)}")
+    all_of = {name: [run for run in every if run.expert == name] for name in dict.fromkeys(r.expert for r in every)}
     labelled, adaptations = {}, list[Cell]()
     if adapts:
         check_same_targets([run for run in runs if run.method == SVF])
@@ -132,14 +133,12 @@ def make_plan(
     shown |= set(comparison.ablations.experts if "ablations" in parts else [])
     by_expert = {name: [run for run in runs if run.expert == name] for name in dict.fromkeys(r.expert for r in runs)}
     tables = [
-        Table(None, mine, tasks[expert], evaluation_cells(comparison, mine, tasks[expert], out))
-        for expert, mine in by_expert.items()
-        if expert in shown
+        evaluation_table(comparison, mine, all_of[expert], out) for expert, mine in by_expert.items() if expert in shown
     ]
     if "probes" in parts:
         for name in comparison.probes:
-            probes = probe_tables(comparison, name, runs, tasks, out)
-            if not probes:
+            probes = probe_tables(comparison, name, runs, all_of, out)
+            if not probes and methods is None:
                 notes.append(
                     f"the probe {name} asks nothing here: no run is by {', '.join(comparison.probes[name].methods)}"
                 )
@@ -156,6 +155,7 @@ def make_plan(
 def _training_runs(
     comparison: Comparison,
     parts: Sequence[str],
+    chosen: Sequence[str],
     adapts: bool,
     data_dir: str | None,
     start: list[str],
@@ -190,7 +190,7 @@ def _training_runs(
             recipe = load_recipe(expert.path, given)
             if load_runs(recipe, given):
                 raise SVFError("the recipe has several runs (seeds, runs): leave them out, a comparison has seeds too")
-            notes += check_recipe(recipe).notes
+            notes += check_recipe(recipe).notes if method in chosen else []
         for seed in comparison.seeds:
             cell = training_cell(f"{expert.name}-{method}-seed{seed}", recipe, given, seed, out, start)
             runs.append(TrainingRun(expert.name, method, seed, recipe, cell))
@@ -199,7 +199,7 @@ def _training_runs(
         f"{run.expert} ({run.method}): trained and evaluated in {run.recipe.model.dtype}, the base model and the "
         f"others in {usual[run.expert]}; seconds do not compare"
         for run in runs
-        if run.recipe.model.dtype != usual[run.expert]
+        if run.method in chosen and run.recipe.model.dtype != usual[run.expert]
     ]
     return runs
 

@@ -54,20 +54,15 @@ def naming(what: str) -> Iterator[None]:
         raise SVFError(f"{what}: {error}") from error
 
 
-def every_method(comparison: Comparison) -> list[str]:
-    """All ways to train an expert, as runs are called by them."""
-    return [SVF, *([LORA] if comparison.lora else []), *map(slug, comparison.ablations.variants)]
-
-
 def check_methods(comparison: Comparison, methods: Sequence[str] | None) -> list[str]:
     """The methods that are asked for, as runs are called by them; `None`: all. Raises `SVFError` for one that the
     comparison has not."""
-    every = every_method(comparison)
-    for method in methods or ():
-        if slug(method) not in every:
-            named = ", ".join([*every[: every.index(LORA) + 1 if LORA in every else 1], *comparison.ablations.variants])
-            raise SVFError(f"there is no method {method!r}: use some of {named}")
-    return every if methods is None else [method for method in every if method in map(slug, methods)]
+    every = [SVF, *([LORA] if comparison.lora else []), *comparison.ablations.variants]
+    wanted = every if methods is None else methods
+    for method in wanted or [""]:
+        if method not in [*every, *map(slug, every)]:
+            raise SVFError(f"there is no method {method!r}: use some of {', '.join(every)}")
+    return [slug(method) for method in every if {method, slug(method)} & set(wanted)]
 
 
 def check_same_targets(runs: Sequence[TrainingRun]) -> None:

@@ -19,7 +19,7 @@ def collect_probe(raw: Raw, probe: Raw) -> dict[str, Any]:
         if name in answers and run["method"] in probe["methods"]:
             found.setdefault(run["method"], {})[run["seed"]] = answers[name]
     rows = []
-    for method in (BASE, *probe["methods"]):
+    for method in _shown(raw, probe, answers):
         row = make_row(method, found.get(method, {}), found.get(BASE, {}))
         if probe["samples"] > 1:
             of_method, ks = found.get(method, {}), pass_ks(probe["samples"])
@@ -31,6 +31,12 @@ def collect_probe(raw: Raw, probe: Raw) -> dict[str, Any]:
     named = [name_variant(row, raw) for row in rows]
     keys = ("name", "task", "expert", "samples", "temperature", "options")
     return {**{key: probe[key] for key in keys}, "rows": named}
+
+
+def _shown(raw: Raw, table: Raw, found: Mapping[str, Any]) -> list[str]:
+    """The methods of a table; the base model where it was asked, whether or not that failed."""
+    failed = any(name.startswith("probe-") for name in raw["failed"])
+    return [*([BASE] if BASE in found or failed else []), *table["methods"]]
 
 
 def _passes(k: int, items: Answers) -> dict[int, float]:
@@ -55,7 +61,7 @@ def collect_text(raw: Raw, text: Raw) -> dict[str, Any]:
     whole = [k for k, n in enumerate(text["tokens"]) if n == max(text["tokens"])]
     scores = {name: [values[k] for k in whole] for name, values in text["scores"].items()}
     base, rows = scores.get(BASE), []
-    for method in (BASE, *text["methods"]):
+    for method in _shown(raw, text, scores):
         made = {0: base} if method == BASE and base else _of_method(raw, text["expert"], method, scores)
         by_seed = {seed: values for seed, values in made.items() if None not in values}
         found = list(by_seed.values())

@@ -2,7 +2,6 @@
 the verdicts on them, without their texts, so that it is small enough to be published with the figures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
 from svf_rl.reproduce.cell_plans import TrainingRun
-from svf_rl.reproduce.cells import Cell, read_result
+from svf_rl.reproduce.cells import read_result
 from svf_rl.reproduce.comparison import Unseen
 from svf_rl.reproduce.kept import made_with, replaced
 from svf_rl.reproduce.methods import DISPATCH, PROMPT, few_shot_label, slug
 from svf_rl.reproduce.plan import Plan, Table
 from svf_rl.reproduce.probes import Probe
 from svf_rl.runs.run_folder import read_run
-from svf_rl.storage.json_files import normalize_json, read_json
+from svf_rl.storage.json_files import read_json
 
 RAW = "raw.json"
 KIND = "svf-rl reproduce"
@@ -29,7 +28,7 @@ _SECTIONS: dict[str, type] = {
     "comparison": str, "model": str, "seeds": list, "parts": list, "notes": list, "failed": dict, "experts": dict,
     "lora": dict, "variants": dict, "dispatched": list, "ablated": list, "few_shot": str, "shots": list, "runs": dict,
     "evaluations": dict, "probes": list, "texts": list, "changes": dict, "adaptations": list, "hardware": dict,
-    "packages": dict, "seconds": dict,
+    "packages": dict, "seconds": dict, "settings": dict,
 }  # fmt: skip
 
 LEFT_OUT = "a part of what its folder holds"
@@ -105,6 +104,7 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
         "ablated": comparison.ablations.experts,
         "few_shot": few_shot_label(comparison.few_shot.shots),
         "shots": plan.shots,
+        "settings": _settings(plan),
         "runs": {run.cell.name: _run(run, failed) for run in plan.runs},
         "evaluations": {table.on.expert: found for table in own if (found := _verdicts(table, failed))},
         "probes": [_probe(table, probe, failed) for table, probe in probes if probe.text is None],
@@ -115,6 +115,21 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
             if cell.kind == "changes" and cell.name not in failed
         },
         "adaptations": [_adaptation(plan, task, failed) for task in (comparison.unseen if adapts else ())],
+    }
+
+
+def _settings(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What decides the results, seed and adapters apart: of each expert's method, of each cell of answers."""
+    runs = {f"{run.expert}-{run.method}": run.cell.settings for run in plan.runs}
+    others = {
+        "adaptation" if cell.kind == "adaptation" else cell.name: cell.settings
+        for cell in plan.cells
+        if cell.kind != "training"
+    }
+    apart = {"seed", "adapters", "base", "compare", "shots"}  # the last ones say which methods are asked for
+    return {
+        **{name: {key: value for key, value in s.items() if key != "seed"} for name, s in runs.items()},
+        **{name: {key: value for key, value in s.items() if key not in apart} for name, s in others.items()},
     }
 
 
@@ -142,21 +157,16 @@ def _run(run: TrainingRun, failed: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _verdicts(table: Table, failed: Mapping[str, str]) -> dict[str, list[str]]:
-    """By adapter the verdicts on the items of a task, and those of the base model in its usual type: in another type it
-    is another model. A run that failed may have left some of an earlier adapter."""
+    """By adapter the verdicts on the items of a task, and those of the base model. A run that failed may have left some
+    of an earlier adapter."""
     file, found = table.on.task.replace(":", "-") + ".jsonl", {}
     for cell in table.cells:
-        asked, labels = cell.spec["evaluation"], [*([BASE] if _is_usual(cell, table) else []), *cell.needs]
+        asked, labels = cell.spec["evaluation"], [*([BASE] if cell is table.base else []), *cell.needs]
         for label in labels if cell.name not in failed else ():
             path = cell.folder / label / file
             if label not in failed and path.is_file():
                 found[label] = encode(_answers(path, asked["limit"], asked.get("samples", 1)))
     return found
-
-
-def _is_usual(cell: Cell, table: Table) -> bool:
-    """Whether the cell is of the model, its type included, that the table's task is usually trained on."""
-    return bool(cell.spec["model"] == normalize_json(asdict(table.on.recipe.model)))
 
 
 def _probe(table: Table, probe: Probe, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -181,9 +191,8 @@ def _text(table: Table, failed: Mapping[str, str]) -> dict[str, Any]:
         for name in cell.needs
         if name not in failed and name in made[cell.name]["adapters"]
     }
-    for cell in table.cells:
-        if _is_usual(cell, table) and cell.name in made:
-            scores = {BASE: made[cell.name]["base"], **scores}
+    if table.base is not None and table.base.name in made:
+        scores = {BASE: made[table.base.name]["base"], **scores}
     one: dict[str, Any] = next(iter(made.values()), {})
     return {
         "name": table.probe,

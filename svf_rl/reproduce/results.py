@@ -63,10 +63,12 @@ def _on_own_task(
     """A table of an expert's own task, with what its training runs say of themselves."""
     answers = {name: decode(lines) for name, lines in raw["evaluations"].get(expert, {}).items()}
     rows = []
+    lost = any(name.startswith(expert) and name.endswith("-evaluation") for name in raw["failed"])
     for method in methods:
         runs = {name: run for name, run in raw["runs"].items() if (run["expert"], run["method"]) == (expert, method)}
-        if not runs and method != BASE:
-            continue  # not asked for
+        asked = lost or any("failed" in run for run in runs.values())
+        if not asked and answers.keys().isdisjoint([BASE] if method == BASE else runs):
+            continue
         found = {run["seed"]: answers[name] for name, run in runs.items() if answers.get(name)}
         base = {0: answers[BASE]} if BASE in answers else {}
         row = make_row(method, base if method == BASE else found, base)

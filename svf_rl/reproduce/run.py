@@ -46,7 +46,8 @@ def reproduce(
         path (`str` or `Path`): the file of the comparison, or the `raw.json` of one: then only tables and pictures are
             made.
         arguments ([`ReproduceArguments`]): what is made, and how.
-        others (`Sequence[str | Path]`, *optional*): further `raw.json` of the same comparison, with other seeds.
+        others (`Sequence[str | Path]`, *optional*): further `raw.json` of the same comparison, with other seeds or
+            methods.
 
     Returns:
         `dict`: what is in `results.json`; `None` after a dry run.
@@ -94,10 +95,13 @@ def _draw_again(paths: Sequence[Path], arguments: ReproduceArguments) -> dict[st
     """Tables and pictures once more, from the `raw.json` of earlier calls; of one, by default beside it."""
     if arguments != ReproduceArguments(arguments.out):
         raise SVFError(f"{paths[0]} holds what was made already: only --out goes with it")
-    if len(paths) > 1 and arguments.out is None:
-        raise SVFError("the figures of several files go into another folder: give --out")
-    raw = merge({str(path): read_raw(path) for path in paths})
     folder = _folder(arguments.out or paths[0].parent)
+    if len(paths) > 1:
+        if no_raw := [str(path) for path in paths if path.suffix != ".json"]:
+            raise SVFError(f"{no_raw[0]} cannot be put together with others: give one recipe, or several {RAW}")
+        if arguments.out is None or folder in [path.resolve().parent for path in paths]:
+            raise SVFError("what is put together goes into a folder of its own: give another --out")
+    raw = merge([(str(path), read_raw(path)) for path in paths])
     if [one.resolve() for one in folder.glob("*")] != [paths[0].resolve()]:  # alone in its folder
         _check_folder(folder, raw["comparison"], raw["model"])
     with _held(folder, raw["comparison"], raw["model"]):

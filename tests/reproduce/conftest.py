@@ -79,6 +79,7 @@ def raw():
             "layer": [0, 2, None], "module": ["a", "a", "head"], "relative": [0.01, 0.03, 0.02],
             "stable_rank": [1.0, 2.0, 3.0], "effective_rank": [2.0, 3.0, 4.0], "diagonal": [1.0, 1.0, None],
         }}},
+        "settings": {"math-svf": {"max_steps": 3}, "math-evaluation": {"evaluation": {"limit": 100}}},
         "adaptations": [], "hardware": {"processor": "a processor"}, "packages": {"torch": "2.13.0"},
         "seconds": {"cells": 10, "processes": 1.0, "jobs": 1, "this_call": 1.0, "made_now": 10, "by_cell": {}},
     })  # fmt: skip

@@ -1,4 +1,4 @@
-"""Seeds that were made apart: one comparison from several `raw.json`."""
+"""Seeds and methods that were made apart: one comparison from several `raw.json`."""
 
 import json
 from copy import deepcopy
@@ -49,11 +49,11 @@ def part_of(raw, seeds, methods=None):
 
 def test_what_was_made_apart_is_one_comparison(adapted):
     parts = [
+        part_of(adapted, [0, 1], ["svf", "less"]),
         part_of(adapted, [2]),
         part_of(adapted, [0, 1], ["other", "lora"]),
-        part_of(adapted, [0, 1], ["svf", "less"]),
     ]
-    merged = merge(dict(zip("abc", parts, strict=True)))
+    merged = merge(list(zip("abc", parts, strict=True)))
     assert merged["notes"] == ["its own"]
     merged["notes"] = []
     assert merged["seeds"] == [0, 1, 2]
@@ -67,18 +67,20 @@ def test_what_was_made_apart_is_one_comparison(adapted):
 
 
 def test_the_base_model_is_that_of_the_first_file(adapted):
-    parts = {"a": part_of(adapted, [0]), "b": part_of(adapted, [1, 2])}
-    parts["b"]["evaluations"]["math"]["base"] = ["0" * 100]
-    merged = merge(parts)
+    a, b = part_of(adapted, [0]), part_of(adapted, [1, 2])
+    b["evaluations"]["math"]["base"] = ["0" * 100]
+    merged = merge([("a", a), ("b", b)])
     assert merged["evaluations"]["math"]["base"] == adapted["evaluations"]["math"]["base"]
     (task,) = merged["adaptations"]
     assert [seed for seed, one in task["seeds"].items() if "base" in one["answers"]] == ["0"]
+    (task,) = merge([("b", b), ("a", a)])["adaptations"]
+    assert [seed for seed, one in task["seeds"].items() if "base" in one["answers"]] == ["1"]
 
 
 def test_times_add_up_and_machines_are_listed(raw):
-    parts = {"a": part_of(raw, [0]), "b": part_of(raw, [1, 2])}
-    parts["a"]["hardware"], parts["b"]["hardware"] = {"processor": "this"}, {"processor": "that"}
-    merged = merge(parts)
+    a, b = part_of(raw, [0]), part_of(raw, [1, 2])
+    a["hardware"], b["hardware"] = {"processor": "this"}, {"processor": "that; this"}
+    merged = merge([("a", a), ("b", b)])
     assert merged["hardware"] == {"processor": "this; that"}
     assert merged["packages"] == raw["packages"]
     assert merged["seconds"]["cells"] == 2 * raw["seconds"]["cells"]
@@ -86,24 +88,53 @@ def test_times_add_up_and_machines_are_listed(raw):
 
 
 def test_one_file_is_left_as_it_is(adapted):
-    assert merge({"a": adapted}) == adapted
+    assert merge([("a", adapted)]) == adapted
+
+
+def test_what_failed_in_one_file_and_was_made_in_another_is_made(adapted):
+    a, b = part_of(adapted, [0, 1]), part_of(adapted, [2])
+    run = b["runs"]["math-less-seed2"]
+    a["runs"]["math-less-seed2"] = {**run, "failed": "out of memory"}
+    a["failed"]["math-less-seed2"] = "out of memory"
+    a["adaptations"][0]["seeds"]["2"] = {"answers": {}, "summary": None}
+    a["texts"][0] |= {"text": None, "tokens": []}
+    a["texts"][0]["scores"] = {}
+    b["texts"][0]["scores"] = {"base": [-2.0, -4.0, -9.0], "math-svf-seed2": [-2.1, -4.0, -1.0]}
+    merged = merge([("a", a), ("b", b)])
+    assert merged["runs"]["math-less-seed2"] == run
+    assert set(merged["failed"]) == {"math-lora-seed0"}
+    assert merged["adaptations"][0]["seeds"]["2"]["answers"]
+    assert collect(merged)["texts"][0]["rows"][1]["by_seed"] == {2: pytest.approx(-3.05)}
 
 
 def test_what_is_not_one_comparison(adapted):
     first, second = part_of(adapted, [0]), part_of(adapted, [1])
-    with pytest.raises(SVFError, match=r"math-svf-seed0 is in a\.json and in b\.json: give files"):
-        merge({"a.json": first, "b.json": first})
-    again = {**second, "adaptations": first["adaptations"]}
-    with pytest.raises(SVFError, match=r"seed 0 of exam is in a\.json and in b\.json"):
-        merge({"a.json": first, "b.json": again})
-    others = [{**second, "model": "other"}, {**second, "lora": {"adapter": "dora"}}, deepcopy(second)]
-    others[2]["probes"][0]["options"]["shots"] = 3
-    for other, found in zip(others, ("model", r"lora\.adapter", r"options\.shots"), strict=True):
-        with pytest.raises(SVFError, match=rf"b\.json is of another comparison than a\.json \({found}"):
-            merge({"a.json": first, "b.json": other})
+    for other, message in (
+        (first, r"math-svf-seed0 is in a\.json and in b\.json: leave one of them out"),
+        ({**second, "adaptations": first["adaptations"]}, r"seed 0 of exam is in a\.json and in b\.json: leave"),
+        ({**second, "model": "other"}, r"b\.json is of another comparison than a\.json \(model: "),
+        ({**second, "lora": {"adapter": "dora"}}, r"b\.json is of another comparison than a\.json \(lora\.adapter: "),
+        (
+            {**second, "settings": {"math-evaluation": {"evaluation": {"limit": 20}}}},
+            r"of other settings in b\.json than in a\.json \(evaluation\.limit: 100 there, 20 here\)",
+        ),
+    ):
+        with pytest.raises(SVFError, match=message):
+            merge([("a.json", first), ("b.json", other)])
 
 
-def test_the_command_draws_them_together(adapted, tmp_path, capsys):
+def test_what_was_not_asked_for_is_no_row(raw):
+    part = part_of(raw, [0, 1, 2], ["less"])
+    del part["evaluations"]["math"]["base"]
+    part["failed"] = {}
+    (table,) = collect(part)["ablations"]
+    assert [row["method"] for row in table["rows"]] == ["less"]
+    part["failed"] = {"math-evaluation": "out of memory"}
+    (table,) = collect(part)["ablations"]
+    assert [row["method"] for row in table["rows"]] == ["base", "svf", "lora", "less", "other"]
+
+
+def test_the_command_draws_them_together(adapted, tmp_path):
     files = []
     for seed in adapted["seeds"]:
         (tmp_path / f"{seed}").mkdir()
@@ -111,10 +142,14 @@ def test_the_command_draws_them_together(adapted, tmp_path, capsys):
         files[-1].write_text(json.dumps(part_of(adapted, [seed])))
     assert main(["reproduce", *map(str, files), "--out", str(tmp_path / "out")]) == 0
     assert "seeds 0, 1, 2" in (tmp_path / "out" / "report.md").read_text().splitlines()[0]
-    with pytest.raises(SVFError, match="give --out"):
-        reproduce(files[0], ReproduceArguments(), files[1:])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: quickstart")
-    assert main(["reproduce", str(files[0]), str(recipe), "--out", str(tmp_path / "other")]) == 1
-    assert "recipe.yaml" in capsys.readouterr().err
+    for others, out, message in (
+        (files[1:], None, "give another --out"),
+        (files[1:], files[1].parent, "give another --out"),
+        ([recipe], tmp_path / "other", r"recipe\.yaml cannot be put together with others"),
+    ):
+        with pytest.raises(SVFError, match=message):
+            reproduce(files[0], ReproduceArguments(out), others)
     assert not (tmp_path / "other").exists()
+    assert json.loads(files[1].read_text())["seeds"] == [1]

@@ -269,6 +269,7 @@ def test_some_of_the_methods_are_a_part_of_the_whole(write_comparison):
                 "top 4": {"core": "top:4"},
                 "by lot": {"rewards": [{"name": "control", "kind": "random"}]},
                 "all of it": {"adapter": "full", "dtype": "bfloat16"},
+                "all but beta": {"adapter": "full", "dtype": "bfloat16", "beta": 0},
             },
         },
         probes={"others": {"others": True}},
@@ -286,7 +287,7 @@ def test_some_of_the_methods_are_a_part_of_the_whole(write_comparison):
     for methods, runs in (
         (("lora", "top 4"), {"math-lora-seed0", "code-lora-seed0", "math-top-4-seed0"}),
         (("by-lot",), {"math-by-lot-seed0"}),
-        (("all of it",), {"math-all-of-it-seed0"}),
+        (("all but beta",), {"math-all-but-beta-seed0"}),
     ):
         plan = planned(*methods)
         assert {run.cell.name for run in plan.runs} == runs
@@ -295,7 +296,12 @@ def test_some_of_the_methods_are_a_part_of_the_whole(write_comparison):
         assert {name for cell in plan.cells for name in cell.needs} == runs
         assert "math-on-code" in " ".join(cell.name for cell in plan.cells)
     assert any(cell.kind == "adaptation" for cell in planned("svf").cells)
-    with pytest.raises(SVFError, match="there is no method 'top 8': use some of svf, lora, top 4, by lot, all of it"):
+    with pytest.raises(
+        SVFError, match="there is no method 'top 8': use some of svf, lora, top 4, by lot, all of it, all but beta"
+    ):
         planned("svf", "top 8")
-    with pytest.raises(SVFError, match=r"small\.yaml trains nothing by top 4 for fine_tuning"):
+    with pytest.raises(SVFError, match=r"small\.yaml trains nothing by top-4 for fine_tuning"):
         make_plan(comparison, Path("out"), ["fine_tuning"], methods=["top 4"])
+    with pytest.raises(SVFError, match="there is no method ''"):
+        make_plan(comparison, Path("out"), PARTS, methods=[])
+    assert "svf is not among the methods: nothing is adapted to the unseen tasks" in planned("lora").notes

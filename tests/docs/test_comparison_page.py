@@ -1,0 +1,28 @@
+"""What the page on the comparison says of the answers that are committed with it."""
+
+from generate.comparison import COMPARISONS, read
+
+from svf_rl.reproduce.raw import decode
+from svf_rl.tasks import TaskOptions, find_task
+
+# as recipes/smollm2.yaml and recipes/reproduce/smollm2.yaml have it
+SORTING = TaskOptions(
+    dataset="word_sorting", config={"min_words": 2, "max_words": 2}, shots=2, train_items=1024, validation_items=64
+)
+
+
+def test_sorting_ends_at_giving_the_words_as_they_stand():
+    rows = find_task("reasoning_gym").load(SORTING)["test"]
+    assert rows is not None
+    stand = [row["prompt"][-1]["content"].strip().rpartition(": ")[2] == row["answer"] for row in rows]
+    assert (len(stand), sum(stand)) == (512, 243)
+    answers = read("smollm2")["evaluations"]["sorting"]
+    alike = {
+        run: sum(stand[item] == verdict for item, (verdict,) in decode(lines).items()) for run, lines in answers.items()
+    }
+    assert alike.pop("base") == 453
+    assert set(alike.values()) <= {511, 512}, alike
+
+
+def test_the_file_is_small_enough_to_be_kept():
+    assert all(path.stat().st_size <= 5e6 for path in COMPARISONS.glob("*.json"))
