@@ -13,7 +13,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent.parent)]
 
-from generate import commands, measurements, recipe_keys  # noqa: E402
+from generate import commands, comparison, measurements, recipe_keys  # noqa: E402
 
 _LINE = re.compile(r"^<!-- generated: (\w+) ?(.*?) -->$", re.MULTILINE)
 
@@ -28,6 +28,7 @@ def changelog() -> str:
 GENERATED: dict[str, Callable[..., str]] = {
     "changelog": changelog,
     "command_help": commands.command_help,
+    "comparison": comparison.comparison,
     "measurement": measurements.measurement,
     "recipe_keys": recipe_keys.table,
 }

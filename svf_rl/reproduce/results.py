@@ -66,9 +66,8 @@ def _on_own_task(
     lost = any(name.startswith(expert) and name.endswith("-evaluation") for name in raw["failed"])
     for method in methods:
         runs = {name: run for name, run in raw["runs"].items() if (run["expert"], run["method"]) == (expert, method)}
-        asked = lost or any("failed" in run for run in runs.values())
-        if not asked and answers.keys().isdisjoint([BASE] if method == BASE else runs):
-            continue
+        if not (lost or (BASE in answers if method == BASE else runs)):
+            continue  # not asked for
         found = {run["seed"]: answers[name] for name, run in runs.items() if answers.get(name)}
         base = {0: answers[BASE]} if BASE in answers else {}
         row = make_row(method, base if method == BASE else found, base)
