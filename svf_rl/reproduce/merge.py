@@ -8,6 +8,7 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.reproduce.arguments import PARTS
 from svf_rl.reproduce.methods import LORA, SVF
+from svf_rl.reproduce.plan import NOT_ADAPTED
 from svf_rl.reproduce.raw import LEFT_OUT, Raw
 from svf_rl.storage.same_settings import difference
 
@@ -55,7 +56,7 @@ def merge(files: Sequence[tuple[str, Raw]]) -> dict[str, Any]:
         "seeds": sorted(listed["seeds"]),
         "parts": [part for part in PARTS if part in listed["parts"]],
         "shots": sorted(listed["shots"]),
-        "notes": [note for note in listed["notes"] if not note.startswith(LEFT_OUT)],
+        "notes": [note for note in listed["notes"] if not note.startswith((LEFT_OUT, NOT_ADAPTED))],
         "dispatched": _once(method for raw in raws for method in raw["dispatched"]),
         **{
             key: {

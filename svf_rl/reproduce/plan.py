@@ -27,6 +27,8 @@ from svf_rl.settings.dry_run import check_recipe
 from svf_rl.settings.recipe import load_recipe, load_runs
 from svf_rl.tasks import find_task
 
+NOT_ADAPTED = f"{SVF} is not among the methods: nothing is adapted to the unseen tasks"
+
 _MORE = {"text": "a text", "changes": "what moved"}
 
 
@@ -105,7 +107,7 @@ def make_plan(
     adapts = bool(comparison.unseen) and ("adaptation" in parts or bool(more_shots)) and SVF in chosen
     notes: list[str] = []
     if "adaptation" in parts and comparison.unseen and not adapts:
-        notes.append(f"{SVF} is not among the methods: nothing is adapted to the unseen tasks")
+        notes.append(NOT_ADAPTED)
     every = _training_runs(comparison, parts, chosen, adapts, data_dir, _start(launcher), out, notes)
     runs = [run for run in every if run.method in chosen]
     if not runs:

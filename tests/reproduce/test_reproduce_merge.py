@@ -9,6 +9,7 @@ from svf_rl.cli import main
 from svf_rl.errors import SVFError
 from svf_rl.reproduce.arguments import ReproduceArguments
 from svf_rl.reproduce.merge import merge
+from svf_rl.reproduce.plan import NOT_ADAPTED
 from svf_rl.reproduce.results import collect
 from svf_rl.reproduce.run import reproduce
 
@@ -42,7 +43,11 @@ def part_of(raw, seeds, methods=None):
         task["seeds"][str(seeds[0])]["answers"]["base"] = base  # each call asks it once
     if methods and "svf" not in methods:
         part |= {"adaptations": [], "probes": [], "texts": [], "changes": {}}
-    part["notes"] = ["a part of what its folder holds: 9 cells there are not asked for here, such as a", "its own"]
+    part["notes"] = [
+        "a part of what its folder holds: 9 cells there are not asked for here, such as a",
+        NOT_ADAPTED,
+        "its own",
+    ]
     part["seconds"] = {**part["seconds"], "by_cell": {f"math-svf-seed{seed}": 1.5 for seed in seeds}}
     return part
 
