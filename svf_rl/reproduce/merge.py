@@ -38,7 +38,8 @@ def merge(files: Sequence[tuple[str, Raw]]) -> dict[str, Any]:
     _check_apart(files)
     raws = [raw for _, raw in files]
     first = raws[0]
-    runs = _union(_made_first(raw["runs"].items() for raw in raws))
+    every = [run for raw in raws for run in raw["runs"].items()]
+    runs = _union([sorted(every, key=lambda run: "failed" in run[1])])  # what was made before what failed
     failed = _union(raw["failed"].items() for raw in raws)
     listed = {key: _once(value for raw in raws for value in raw[key]) for key in ("seeds", "parts", "shots", "notes")}
     experts = _union(raw["experts"].items() for raw in raws)
@@ -108,12 +109,6 @@ def _union(mappings: Iterable[Iterable[tuple[str, Any]]]) -> dict[str, Any]:
         for key, value in mapping:
             found.setdefault(key, value)
     return found
-
-
-def _made_first(runs: Iterable[Iterable[tuple[str, Raw]]]) -> list[list[tuple[str, Raw]]]:
-    """Those that failed behind all others."""
-    every = [run for some in runs for run in some]
-    return [sorted(every, key=lambda run: "failed" in run[1])]
 
 
 def _once(values: Iterable[Any]) -> list[Any]:
