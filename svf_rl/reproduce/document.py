@@ -10,12 +10,15 @@ from svf_rl.markdown import code, markdown_table, render
 from svf_rl.reproduce.methods import method_name
 from svf_rl.reproduce.rows import Row, known_mean, row_name
 
+_TESTED = ("fine_tuning", "adaptation", "ablations", "probes")
+
 
 def render_document(results: Mapping[str, Any], figures: Collection[str], folders: Collection[str] = ()) -> str:
     """The report on what is in `results.json`, with those pictures (their names without `.png`); `folders` of cells are
     beside it."""
-    groups = [*results.get("fine_tuning", ()), *results.get("ablations", ())]
-    tests = [row["against_svf"] for group in groups for row in group["rows"] if "p" in row.get("against_svf", ())]
+    groups = [group for part in _TESTED for group in results.get(part, ())]
+    rows = [row["against_reference"] for group in groups for row in group["rows"] if "against_reference" in row]
+    tests = [row for row in rows if "p" in row]
     return render(
         "reproduce/report.md.jinja",
         results=results,
@@ -54,7 +57,8 @@ def tabulate_accuracies(
 
 
 def tabulate_passes(rows: Sequence[Row]) -> str:
-    """A line a method: pass@k in per cent, as the mean over the seeds, with its interval over the items, for each k."""
+    """A line a method: pass@k in per cent, as the mean over the seeds, with its interval over the items, for each k;
+    below it, of several seeds, the interval over these."""
     ks = list(rows[0]["pass_at_k"])
     lines = []
     for row in rows:
@@ -62,6 +66,9 @@ def tabulate_passes(rows: Sequence[Row]) -> str:
         intervals = [row["pass_at_k_interval"][k] for k in ks]
         shown = [f"{mean} ({_range(*one)})" if one else mean for mean, one in zip(means, intervals, strict=True)]
         lines.append([row_name(row), *shown])
+        if row["method"] != BASE and any(row["pass_at_k_over_seeds"].values()):
+            by_seed = [row["pass_at_k_over_seeds"][k] for k in ks]
+            lines.append(["95 % over seeds", *(_range(*_shares(one)) if one else "" for one in by_seed)])
     return markdown_table(["", *(f"pass@{k}" for k in ks)], lines, "---:")
 
 
@@ -81,21 +88,25 @@ def _tabulate_text(rows: Sequence[Row], planned: int) -> str:
         seeds = _seeds({**row, "planned": planned})
         seeds += f" ({row['diverged']} more: not finite)" if row["diverged"] else ""
         values = list(row["by_seed"].values())
-        over_seeds = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else ""
-        lines.append([row_name(row), _number(row["loglikelihood"], 3), over_seeds, shown, seeds])
-    headings = ["", "log-likelihood of a token", "seeds: lowest to highest", "against base", "seeds"]
+        lowest = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else ""
+        interval = "{:.3f} to {:.3f}".format(*row["interval_over_seeds"]) if row["interval_over_seeds"] else ""
+        lines.append([row_name(row), _number(row["loglikelihood"], 3), lowest, interval, shown, seeds])
+    headings = ["", "log-likelihood of a token", "seeds: lowest to highest", "95 % over seeds", "against base", "seeds"]
     return markdown_table(headings, lines, "---:")
 
 
 def _tabulate_changes(rows: Sequence[Row], planned: int) -> str:
     """A line a method: how far the matrices moved, where, and how."""
-    headings = ["", "seeds", "relative change %", "first third of the layers", "middle", "last"]
-    headings += ["stable rank", "effective rank", "along singular directions %"]
+    headings = ["", "seeds", "relative change %", "95 % over seeds", "first third of the layers", "middle", "last"]
+    headings += ["stable rank", "effective rank", "along singular directions %", "entropy: first, last update"]
     lines = []
     for row in rows:
-        moved = [None if part is None else 100 * part for part in (row["relative"], *row["thirds"])]
+        moved = [_number(None if part is None else 100 * part, 2) for part in (row["relative"], *row["thirds"])]
+        interval = row["relative_over_seeds"]
+        spread = f"{100 * max(0.0, interval[0]):.2f} to {100 * interval[1]:.2f}" if interval else ""
         ranks = [_number(row[key]) for key in ("stable_rank", "effective_rank")]
-        shown = [*(_number(value, 2) for value in moved), *ranks, _percent(row["diagonal"])]
+        entropy = ", ".join(_number(value, 2) for value in row["entropy"])
+        shown = [moved[0], spread, *moved[1:], *ranks, _percent(row["diagonal"]), entropy.strip(", ")]
         lines.append([row_name(row), _seeds({**row, "planned": planned}), *shown])
     return markdown_table(headings, lines, "---:")
 
@@ -151,12 +162,17 @@ def _range(low: float, high: float) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
+def _shares(interval: Sequence[float]) -> tuple[float, float]:
+    """Of shares, which lie between 0 and 1."""
+    return max(0.0, interval[0]), min(1.0, interval[1])
+
+
 def _over_seeds(row: Row) -> str:
     return _range(*row["interval_over_seeds"]) if row["method"] != BASE and row.get("interval_over_seeds") else ""
 
 
 def _p_value(row: Row) -> str:
-    p = row.get("against_svf", {}).get("p_holm")
+    p = row.get("against_reference", {}).get("p_holm")
     return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -165,6 +181,10 @@ def _signed(difference: Mapping[str, Any]) -> str:
     interval = difference["interval"]
     shown = "" if interval is None else " ({:+.1f} to {:+.1f})".format(*(100 * end for end in interval))
     return f"{100 * difference['value']:+.1f}{shown}"
+
+
+def _against_reference(row: Row) -> str:
+    return _signed(row["against_reference"]) if row.get("against_reference") else ""
 
 
 def _accuracy(row: Row) -> str:
@@ -198,7 +218,8 @@ _ALWAYS: dict[str, Callable[[Row], str]] = {
 _COLUMNS: dict[str, Callable[[Row], str]] = {
     "values": lambda row: _count(row.get("trained_values")),
     "95 % over seeds": _over_seeds,
-    "against SVF, by seed": lambda row: _signed(row["against_svf"]) if row.get("against_svf") else "",
+    "against SVF, by seed": _against_reference,
+    "against the best expert, by seed": _against_reference,
     "p (Holm)": _p_value,
     "steps": lambda row: str(row.get("updates", "")),
     "training (s)": lambda row: _number(row.get("training_seconds"), 0),

@@ -1,10 +1,10 @@
 """Accuracies over seeds with their intervals, from the verdicts on each item. Pure functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from svf_rl.metrics.statistics import Estimate, bootstrap, estimate_mean, estimate_share
+from svf_rl.metrics.statistics import Estimate, bootstrap, estimate_mean, estimate_over_seeds, estimate_share
 
 Verdicts = Mapping[int, bool | None]
 """Item to verdict; `None` where the check failed by itself."""
@@ -74,6 +74,12 @@ def as_difference(found: Estimate) -> dict[str, Any]:
     """`{"value": …, "interval": [low, high]}`, as result files hold a difference; the interval is `None` where all
     values were equal, which says nothing of their spread."""
     return {"value": found.value, "interval": list(found.interval) if found.high - found.low > _ROUNDING else None}
+
+
+def over_seeds(values: Iterable[float]) -> list[float] | None:
+    """Student's interval of the mean of `values`, one a seed; `None` where they know no spread."""
+    found = estimate_over_seeds(list(values))
+    return None if found is None else as_difference(found)["interval"]
 
 
 def item_means(by_seed: BySeed) -> dict[int, float]:

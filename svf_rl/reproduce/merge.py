@@ -52,7 +52,7 @@ def merge(files: Sequence[tuple[str, Raw]]) -> dict[str, Any]:
         **first,
         "experts": experts,
         "runs": dict(by_place),
-        "failed": {name: why for name, why in failed.items() if name not in runs or "failed" in runs[name]},
+        "failed": {name: why for name, why in failed.items() if not any(_made(name, raw) for raw in raws)},
         "settings": _union(raw["settings"].items() for raw in raws),
         "seeds": sorted(listed["seeds"]),
         "parts": [part for part in PARTS if part in listed["parts"]],
@@ -70,6 +70,13 @@ def merge(files: Sequence[tuple[str, Raw]]) -> dict[str, Any]:
         **{key: _values([raw[key] for raw in raws]) for key in ("hardware", "packages")},
         "seconds": _seconds([raw["seconds"] for raw in raws]),
     }
+
+
+def _made(cell: str, raw: Raw) -> bool:
+    """Whether a training run, or a seed's adaptation, is in a file. A table's cell is of other runs in each."""
+    seeds = [(f"adaptation-seed{seed}", one) for task in raw["adaptations"] for seed, one in task["seeds"].items()]
+    adapted = any(name == cell and one["summary"] is not None for name, one in seeds)
+    return adapted or "failed" not in raw["runs"].get(cell, {"failed": "not asked for"})
 
 
 def _check_same(files: Sequence[tuple[str, Raw]]) -> None:

@@ -198,7 +198,7 @@ def _training_runs(
             runs.append(TrainingRun(expert.name, method, seed, recipe, cell))
     usual = {run.expert: run.recipe.model.dtype for run in reversed(runs)}
     notes += [
-        f"{run.expert} ({run.method}): trained and evaluated in {run.recipe.model.dtype}, the base model and the "
+        f"{run.expert} ({run.method}): trained and compared with the base model in {run.recipe.model.dtype}, the "
         f"others in {usual[run.expert]}; seconds do not compare"
         for run in runs
         if run.method in chosen and run.recipe.model.dtype != usual[run.expert]

@@ -5,10 +5,10 @@ from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.metrics.statistics import estimate_mean, pass_at_k
-from svf_rl.reproduce.estimates import as_difference
+from svf_rl.reproduce.estimates import as_difference, over_seeds
 from svf_rl.reproduce.probes import pass_ks
 from svf_rl.reproduce.raw import Answers, Raw, decode
-from svf_rl.reproduce.rows import known, known_mean, make_row, name_variant
+from svf_rl.reproduce.rows import base_of, known, known_mean, make_row, name_variant
 
 
 def collect_probe(raw: Raw, probe: Raw) -> dict[str, Any]:
@@ -20,12 +20,13 @@ def collect_probe(raw: Raw, probe: Raw) -> dict[str, Any]:
             found.setdefault(run["method"], {})[run["seed"]] = answers[name]
     rows = []
     for method in _shown(raw, probe, answers):
-        row = make_row(method, found.get(method, {}), found.get(BASE, {}))
+        row = make_row(method, found.get(method, {}), {0: of} if (of := base_of(method, answers)) else {})
         if probe["samples"] > 1:
             of_method, ks = found.get(method, {}), pass_ks(probe["samples"])
             row["pass_at_k"] = {
                 k: {seed: known_mean(_passes(k, of).values()) for seed, of in of_method.items()} for k in ks
             }
+            row["pass_at_k_over_seeds"] = {k: over_seeds(known(row["pass_at_k"][k].values())) for k in ks}
             row["pass_at_k_interval"] = {k: _over_items([_passes(k, of) for of in of_method.values()]) for k in ks}
         rows.append(row)
     named = [name_variant(row, raw) for row in rows]
@@ -60,14 +61,16 @@ def collect_text(raw: Raw, text: Raw) -> dict[str, Any]:
     """
     whole = [k for k, n in enumerate(text["tokens"]) if n == max(text["tokens"])]
     scores = {name: [values[k] for k in whole] for name, values in text["scores"].items()}
-    base, rows = scores.get(BASE), []
+    rows = []
     for method in _shown(raw, text, scores):
+        base = base_of(method, scores)
         made = {0: base} if method == BASE and base else _of_method(raw, text["expert"], method, scores)
         by_seed = {seed: values for seed, values in made.items() if None not in values}
         found = list(by_seed.values())
         row: dict[str, Any] = {"method": method, "seeds": len(found), "diverged": len(made) - len(found)}
         row["loglikelihood"] = known_mean(value for values in found for value in values)
-        row["by_seed"] = {seed: known_mean(values) for seed, values in by_seed.items()}
+        row["by_seed"] = {seed: sum(values) / len(values) for seed, values in by_seed.items()}
+        row["interval_over_seeds"] = over_seeds(row["by_seed"].values())
         if method != BASE and found and base and None not in base:
             differences = [sum(values[k] for values in found) / len(found) - base[k] for k in range(len(base))]
             row["against_base"] = as_difference(estimate_mean(differences))
@@ -78,10 +81,16 @@ def collect_text(raw: Raw, text: Raw) -> dict[str, Any]:
 
 
 def collect_changes(raw: Raw, expert: str) -> dict[str, Any]:
-    """What the methods moved on one task: means over the matrices and the seeds."""
+    """What the methods moved on one task: means over the matrices and the seeds, with the entropy at the first and last
+    update."""
     found, rows = raw["changes"][expert], []
     for method in dict.fromkeys(run["method"] for run in raw["runs"].values() if run["expert"] == expert):
         runs = list(_of_method(raw, expert, method, found).values())
+        entropies = [
+            curve
+            for curves in _of_method(raw, expert, method, _curves(raw)).values()
+            if (curve := known(curves.get("entropy", ())))
+        ]
         if not runs:
             continue
         layers = [layer for layer in runs[0]["layer"] if layer is not None]
@@ -91,6 +100,8 @@ def collect_changes(raw: Raw, expert: str) -> dict[str, Any]:
                 "method": method,
                 "seeds": len(runs),
                 **{key: known_mean(v for run in runs for v in run[key]) for key in _MEASURED},
+                "relative_over_seeds": over_seeds(known(known_mean(run["relative"]) for run in runs)),
+                "entropy": [known_mean(curve[place] for curve in entropies) for place in (0, -1)],
                 "thirds": [
                     known_mean(
                         value
@@ -103,6 +114,11 @@ def collect_changes(raw: Raw, expert: str) -> dict[str, Any]:
             }
         )
     return {"expert": expert, "task": raw["experts"][expert], "rows": [name_variant(row, raw) for row in rows]}
+
+
+def _curves(raw: Raw) -> dict[str, Any]:
+    """By run what it logged."""
+    return {name: run["curves"] for name, run in raw["runs"].items() if "curves" in run}
 
 
 _MEASURED = ("relative", "stable_rank", "effective_rank", "diagonal")

@@ -10,7 +10,7 @@ from svf_rl.errors import SVFError
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.records import read_records
 from svf_rl.reproduce.cell_plans import TrainingRun
-from svf_rl.reproduce.cells import read_result
+from svf_rl.reproduce.cells import Cell, read_result
 from svf_rl.reproduce.comparison import Unseen
 from svf_rl.reproduce.kept import made_with, replaced
 from svf_rl.reproduce.methods import DISPATCH, PROMPT, few_shot_label, slug
@@ -35,6 +35,12 @@ LEFT_OUT = "a part of what its folder holds"
 """How the note of a call begins that asked for less."""
 
 Raw = Mapping[str, Any]
+
+
+def base_label(method: str) -> str:
+    """Whose answers a method's are compared with, where it does not train the usual base model."""
+    return f"{BASE}-{method}"
+
 
 Answers = dict[int, list[bool | None]]
 """By item the verdicts on its samples; `None` where the check failed by itself."""
@@ -159,14 +165,25 @@ def _run(run: TrainingRun, failed: Mapping[str, str]) -> dict[str, Any]:
 def _verdicts(table: Table, failed: Mapping[str, str]) -> dict[str, list[str]]:
     """By adapter the verdicts on the items of a task, and those of the base model. A run that failed may have left some
     of an earlier adapter."""
-    file, found = table.on.task.replace(":", "-") + ".jsonl", {}
+    file, found = table.on.task.replace(":", "-") + ".jsonl", dict[str, list[str]]()
     for cell in table.cells:
-        asked, labels = cell.spec["evaluation"], [*([BASE] if cell is table.base else []), *cell.needs]
-        for label in labels if cell.name not in failed else ():
-            path = cell.folder / label / file
-            if label not in failed and path.is_file():
-                found[label] = encode(_answers(path, asked["limit"], asked.get("samples", 1)))
+        asked = cell.spec["evaluation"]
+        made = {
+            label: encode(_answers(path, asked["limit"], asked.get("samples", 1)))
+            for label in (BASE, *cell.needs)
+            if not {cell.name, label} & failed.keys() and (path := cell.folder / label / file).is_file()
+        }
+        base = made.pop(BASE, [])
+        found |= {**(_bases(table, cell, base) if cell.name not in failed else {}), **made}
     return found
+
+
+def _bases(table: Table, cell: Cell, base: list[Any]) -> dict[str, list[Any]]:
+    """What the base model of a cell said, by label: the usual one's, or that of the methods which train another (in
+    another type of numbers). The label of these is there without answers, too: the usual one's are not theirs."""
+    if cell is table.base:
+        return {BASE: base} if base else {}
+    return {base_label(run.method): base for run in table.runs if run.cell.name in cell.needs}
 
 
 def _probe(table: Table, probe: Probe, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -183,17 +200,13 @@ def _probe(table: Table, probe: Probe, failed: Mapping[str, str]) -> dict[str, A
 
 
 def _text(table: Table, failed: Mapping[str, str]) -> dict[str, Any]:
-    made = {cell.name: found for cell in table.cells if cell.name not in failed and (found := read_result(cell.result))}
-    scores = {
-        name: made[cell.name]["adapters"][name]
-        for cell in table.cells
-        if cell.name in made
-        for name in cell.needs
-        if name not in failed and name in made[cell.name]["adapters"]
-    }
-    if table.base is not None and table.base.name in made:
-        scores = {BASE: made[table.base.name]["base"], **scores}
-    one: dict[str, Any] = next(iter(made.values()), {})
+    scores, one = dict[str, list[Any]](), dict[str, Any]()
+    for cell in table.cells:
+        if cell.name not in failed and (made := read_result(cell.result)):
+            adapters = {name: made["adapters"].get(name) for name in cell.needs if name not in failed}
+            found = {name: values for name, values in adapters.items() if values is not None}
+            scores |= {**_bases(table, cell, made["base"]), **found}
+            one = one or made
     return {
         "name": table.probe,
         "expert": table.runs[0].expert,

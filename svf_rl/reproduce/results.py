@@ -1,15 +1,15 @@
 """All figures of a comparison, from what `raw.json` holds. Pure functions."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.metrics.statistics import estimate_over_seeds, holm, paired_t
+from svf_rl.reproduce.by_seed import compare_by_seed
 from svf_rl.reproduce.estimates import BySeed, as_difference, compared_by_seed, oracle
 from svf_rl.reproduce.methods import DISPATCH, LORA, MEAN, ORACLE, PROMPT, SVF, few_shot_label
 from svf_rl.reproduce.probe_results import collect_changes, collect_probe, collect_text
 from svf_rl.reproduce.raw import Answers, Raw, decode
-from svf_rl.reproduce.rows import known_mean, make_row, name_variant
+from svf_rl.reproduce.rows import base_of, known_mean, make_row, name_variant
 
 
 def collect(raw: Raw) -> dict[str, Any]:
@@ -25,9 +25,11 @@ def collect(raw: Raw) -> dict[str, Any]:
     if "fine_tuning" in raw["parts"]:
         methods = [BASE, *([LORA] if raw["lora"] else []), SVF]
         results["fine_tuning"] = [_on_own_task(raw, expert, methods) for expert in experts]
-        _compare_with_svf(results["fine_tuning"])
+        compare_by_seed(results["fine_tuning"], SVF)
     if "adaptation" in raw["parts"] and raw["adaptations"]:
         results["adaptation"] = [_compare_adaptations(raw, task, experts) for task in raw["adaptations"]]
+        for group in results["adaptation"]:
+            compare_by_seed([group], group["best_expert"], [*experts, ORACLE])
         if DISPATCH in raw["experts"]:
             results["classification"] = _on_own_task(raw, DISPATCH, [BASE, SVF])
     if "ablations" in raw["parts"]:
@@ -37,11 +39,13 @@ def collect(raw: Raw) -> dict[str, Any]:
         results["ablations"] = [
             _on_own_task(raw, expert, [BASE, SVF, *tested, *raw["variants"]], names) for expert in raw["ablated"]
         ]
-        _compare_with_svf(results["ablations"], tested)
+        compare_by_seed(results["ablations"], SVF, tested)
         if raw["adaptations"] and len(raw["shots"]) > 1:
             results["shots"] = [_compare_shots(raw, task) for task in raw["adaptations"]]
     if "probes" in raw["parts"]:
         results["probes"] = [collect_probe(raw, probe) for probe in raw["probes"]]
+        for name in dict.fromkeys(probe["name"] for probe in results["probes"]):
+            compare_by_seed([probe for probe in results["probes"] if probe["name"] == name], SVF)
         results["texts"] = [collect_text(raw, text) for text in raw["texts"]]
         results["changes"] = [collect_changes(raw, expert) for expert in raw["changes"]]
     if raw["adaptations"]:
@@ -69,7 +73,7 @@ def _on_own_task(
         if not (lost or (BASE in answers if method == BASE else runs)):
             continue  # not asked for
         found = {run["seed"]: answers[name] for name, run in runs.items() if answers.get(name)}
-        base = {0: answers[BASE]} if BASE in answers else {}
+        base = {0: of} if (of := base_of(method, answers)) else {}
         row = make_row(method, base if method == BASE else found, base)
         if names and method in names:
             row["name"] = names[method]
@@ -81,32 +85,6 @@ def _on_own_task(
             row["curves"] = {run["seed"]: run["curves"] for run in made}
         rows.append(row)
     return {"task": raw["experts"][expert], "expert": expert, "rows": rows}
-
-
-def _compare_with_svf(groups: Sequence[Raw], elsewhere: Collection[str] = ()) -> None:
-    """Adds to each trained method with two seeds or more its difference to SVF, paired by seed, and from three seeds on
-    the p-value, corrected together with all others of these tables, for as many tests as are planned: how many came out
-    depends on the data. Methods that are tested `elsewhere` get none."""
-    tested, planned = [], 0
-    for group in groups:
-        svf: dict[int, float] = next((row.get("by_seed", {}) for row in group["rows"] if row["method"] == SVF), {})
-        for row in group["rows"]:
-            if row["method"] in (BASE, SVF):
-                continue
-            planned += row["method"] not in elsewhere
-            if row["accuracy"] is None:
-                continue
-            # accuracies are shares of items: rounding must not make equal differences into different ones
-            differences = [round(row["by_seed"][seed] - svf[seed], 9) for seed in row["by_seed"] if seed in svf]
-            found = estimate_over_seeds(differences)
-            if found is not None:
-                row["against_svf"] = as_difference(found)
-                # two seeds, or equal differences, say nothing of the spread
-                if len(differences) > 2 and len(set(differences)) > 1 and row["method"] not in elsewhere:
-                    tested.append((row, paired_t(differences), len(differences)))
-    corrected = holm([p for _, p, _ in tested] + [1.0] * (planned - len(tested)))
-    for (row, p, seeds), p_holm in zip(tested, corrected, strict=False):
-        row["against_svf"] |= {"p": p, "p_holm": p_holm, "seeds": seeds}
 
 
 def _adaptation_answers(task: Raw, method: str) -> dict[int, Answers]:
@@ -144,6 +122,7 @@ def _compare_adaptations(raw: Raw, task: Raw, experts: Sequence[str]) -> dict[st
     result: dict[str, Any] = {"label": task["label"], "task": task["task"], "few_shot": few_shot, "rows": rows}
     singles = [row for row in rows if row["method"] in experts and row["accuracy"] is not None]
     best = max(singles, key=lambda row: row["accuracy"])["method"] if singles else None
+    result["best_expert"] = best
     if best is not None and (against := compared_by_seed(_verdicts(task, few_shot), _verdicts(task, best))):
         result["few_shot_against_best_expert"] = {"expert": best, **as_difference(against)}
     searches = {seed: (summary["methods"].get(few_shot) or {}).get("search", {}) for seed, summary in summaries.items()}

@@ -4,10 +4,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.metrics.statistics import estimate_over_seeds
-from svf_rl.reproduce.estimates import as_difference, by_sample, compared, estimate
+from svf_rl.reproduce.estimates import as_difference, by_sample, compared, estimate, over_seeds
 from svf_rl.reproduce.methods import method_name
-from svf_rl.reproduce.raw import Answers, Raw
+from svf_rl.reproduce.raw import Answers, Raw, base_label
 
 Row = Mapping[str, Any]
 
@@ -27,12 +26,16 @@ def make_row(method: str, by_seed: Mapping[int, Answers], base: Mapping[int, Ans
         "items": found.n,
         "not_scorable": found.not_scorable,
     }
-    over_seeds = estimate_over_seeds(list(seeds.values()))
-    if over_seeds and (interval := as_difference(over_seeds)["interval"]):
+    if interval := over_seeds(seeds.values()):
         row["interval_over_seeds"] = [max(0.0, interval[0]), min(1.0, interval[1])]
     if method != BASE and (against := compared(by_sample(by_seed), by_sample(base))):
         row["against_base"] = as_difference(against)
     return row
+
+
+def base_of(method: str, found: Mapping[str, Any]) -> Any:
+    """What the base model of a method said; `None` where it was not asked."""
+    return found.get(base_label(method), found.get(BASE))
 
 
 def name_variant(row: dict[str, Any], raw: Raw) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What all figures come from: `raw.json`, and the figures of a comparison that never ran."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,24 +30,24 @@ def test_verdicts_survive_as_text():
 
 def test_a_method_is_compared_with_svf_seed_by_seed(raw):
     rows = {row["method"]: row for row in collect(raw)["ablations"][0]["rows"]}
-    assert rows["less"]["against_svf"]["value"] == pytest.approx(-0.1)
-    assert rows["less"]["against_svf"]["interval"] is None  # equal differences know no spread
-    assert "p" not in rows["less"]["against_svf"]
-    other = rows["other"]["against_svf"]
+    assert rows["less"]["against_reference"]["value"] == pytest.approx(-0.1)
+    assert rows["less"]["against_reference"]["interval"] is None  # equal differences know no spread
+    assert "p" not in rows["less"]["against_reference"]
+    other = rows["other"]["against_reference"]
     assert other["value"] == pytest.approx(0)
     low, high = other["interval"]
     assert low < -0.09
     assert high > 0.09
     assert other["p"] == pytest.approx(1)
-    assert "against_svf" not in rows["svf"]
+    assert "against_reference" not in rows["svf"]
 
 
 def test_p_values_are_corrected_for_all_tests_of_the_table(raw):
     for seed, right in enumerate([70, 73, 75]):
         raw["evaluations"]["math"][f"math-less-seed{seed}"] = encode(answers(right))
     rows = {row["method"]: row for row in collect(raw)["ablations"][0]["rows"]}
-    assert rows["less"]["against_svf"]["p"] == pytest.approx(paired_t([-0.1, -0.09, -0.09]))
-    assert rows["less"]["against_svf"]["p_holm"] == pytest.approx(2 * paired_t([-0.1, -0.09, -0.09]))
+    assert rows["less"]["against_reference"]["p"] == pytest.approx(paired_t([-0.1, -0.09, -0.09]))
+    assert rows["less"]["against_reference"]["p_holm"] == pytest.approx(2 * paired_t([-0.1, -0.09, -0.09]))
 
 
 def test_the_interval_over_seeds_is_wider_than_that_over_few_items_would_say(raw):
@@ -72,8 +73,9 @@ def test_lora_is_tested_once_and_under_fine_tuning(raw):
         next(row for row in results[part][0]["rows"] if row["method"] == "lora")
         for part in ("fine_tuning", "ablations")
     )
-    assert first["against_svf"]["p_holm"] == first["against_svf"]["p"] == pytest.approx(paired_t([-0.1, -0.09, -0.09]))
-    assert second["against_svf"] == {key: first["against_svf"][key] for key in ("value", "interval")}
+    found = first["against_reference"]
+    assert found["p_holm"] == found["p"] == pytest.approx(paired_t([-0.1, -0.09, -0.09]))
+    assert second["against_reference"] == {key: found[key] for key in ("value", "interval")}
 
 
 def test_all_runs_are_listed_and_those_that_failed_with_their_reason(raw):
@@ -166,8 +168,8 @@ def test_only_the_items_and_samples_that_are_asked_for_count(write_comparison, t
     assert found["probes"][0]["answers"] == {"base": ["11", "11"]}
 
 
-def test_what_was_trained_in_another_type_is_evaluated_in_it(write_comparison, tmp_path, monkeypatch):
-    """In a cell of its own; the base model of the table is that of the first."""
+def test_what_was_trained_in_another_type_is_compared_with_the_base_in_it(write_comparison, tmp_path, monkeypatch):
+    """In a cell of its own; the base model that a table shows is that of the first."""
     ablations = {"experts": ["math"], "variants": {"whole": {"adapter": "full", "dtype": "bfloat16"}}}
     path = write_comparison(experts={"math": QUICKSTART}, unseen=None, ablations=ablations)
     plan = make_plan(read_comparison(path), tmp_path / "out", ["fine_tuning", "ablations"])
@@ -175,17 +177,41 @@ def test_what_was_trained_in_another_type_is_evaluated_in_it(write_comparison, t
     assert (second.name, second.settings["model"]["dtype"]) == ("math-whole-evaluation", "bfloat16")
     assert first.settings["model"]["dtype"] == "float32"
     assert (first.needs, second.needs) == (("math-svf-seed0",), ("math-whole-seed0",))
-    assert any("math (whole): trained and evaluated in bfloat16" in note for note in plan.notes)
+    assert any("math (whole): trained and compared with the base model in bfloat16" in note for note in plan.notes)
     record = Record(0, 0, "", "", "", "", True, 1.0, "", False, 1, True)
     for cell in (first, second):
         for name in ("base", *cell.needs):
             append_records(cell.folder / name / "quickstart-math.jsonl", [replace(record, correct=cell is first)])
     monkeypatch.setattr("svf_rl.reproduce.raw._run", lambda run, failed: {})  # the runs themselves left nothing
     evaluated = gather(plan, {})["evaluations"]
-    assert evaluated == {"math": {"base": ["1"], "math-svf-seed0": ["1"], "math-whole-seed0": ["0"]}}
-    # without the first cell there is no base model to compare with: that of another type is another model
+    first_type = {"base": ["1"], "math-svf-seed0": ["1"]}
+    assert evaluated == {"math": {**first_type, "base-whole": ["0"], "math-whole-seed0": ["0"]}}
     evaluated = gather(plan, {first.name: "out of memory"})["evaluations"]
-    assert evaluated == {"math": {"math-whole-seed0": ["0"]}}
+    assert evaluated == {"math": {"base-whole": ["0"], "math-whole-seed0": ["0"]}}
+    # the base model in the other type is another model: there is nothing to compare with
+    shutil.rmtree(second.folder / "base")
+    evaluated = gather(plan, {})["evaluations"]
+    assert evaluated == {"math": {**first_type, "base-whole": [], "math-whole-seed0": ["0"]}}
+
+
+def test_each_difference_is_to_the_base_model_of_the_same_type(raw):
+    """The type alone moves a model's answers, and what a text costs it."""
+    raw["evaluations"]["math"]["base-other"] = encode(answers(60))
+    raw["probes"][0]["methods"] = raw["texts"][0]["methods"] = ["svf", "other"]
+    for seed in (0, 1, 2):
+        raw["probes"][0]["answers"][f"math-other-seed{seed}"] = encode(answers(65))
+        raw["texts"][0]["scores"][f"math-other-seed{seed}"] = [-1.5, -3.0, -1.0]
+    raw["probes"][0]["answers"]["base-other"] = encode(answers(55))
+    raw["texts"][0]["scores"]["base-other"] = [-1.75, -3.25, -1.0]
+    results = collect(raw)
+    tables = results["ablations"][0], results["probes"][0], results["texts"][0]
+    own, probe, text = ({row["method"]: row for row in table["rows"]} for table in tables)
+    assert own["other"]["against_base"]["value"] == pytest.approx(own["other"]["accuracy"] - 0.6)
+    assert own["svf"]["against_base"]["value"] == pytest.approx(own["svf"]["accuracy"] - own["base"]["accuracy"])
+    assert probe["other"]["against_base"]["value"] == pytest.approx(0.1)
+    assert text["other"]["against_base"]["value"] == pytest.approx(0.25)
+    raw["evaluations"]["math"]["base-other"] = []  # not made
+    assert all("against_base" not in r for r in collect(raw)["ablations"][0]["rows"] if r["method"] == "other")
 
 
 def test_by_default_they_are_written_beside_the_file_that_is_alone_or_of_a_comparison(raw, tmp_path, monkeypatch):

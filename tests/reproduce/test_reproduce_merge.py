@@ -100,14 +100,15 @@ def test_what_failed_in_one_file_and_was_made_in_another_is_made(adapted):
     a, b = part_of(adapted, [0, 1]), part_of(adapted, [2])
     run = b["runs"]["math-less-seed2"]
     a["runs"]["math-less-seed2"] = {**run, "failed": "out of memory"}
-    a["failed"]["math-less-seed2"] = "out of memory"
+    a["failed"] |= {"math-less-seed2": "out of memory", "adaptation-seed2": "out of memory", "math-evaluation": "full"}
     a["adaptations"][0]["seeds"]["2"] = {"answers": {}, "summary": None}
     a["texts"][0] |= {"text": None, "tokens": []}
     a["texts"][0]["scores"] = {}
     b["texts"][0]["scores"] = {"base": [-2.0, -4.0, -9.0], "math-svf-seed2": [-2.1, -4.0, -1.0]}
     merged = merge([("a", a), ("b", b)])
     assert merged["runs"]["math-less-seed2"] == run
-    assert set(merged["failed"]) == {"math-lora-seed0"}
+    # an evaluation is of other runs in each file: that of the second mends nothing
+    assert set(merged["failed"]) == {"math-lora-seed0", "math-evaluation"}
     assert merged["adaptations"][0]["seeds"]["2"]["answers"]
     assert collect(merged)["texts"][0]["rows"][1]["by_seed"] == {2: pytest.approx(-3.05)}
 
