@@ -71,6 +71,14 @@ class AdapterValues:
                 total = part if total is None else total + part
         return total
 
+    def core_entries(self) -> Tensor | None:
+        """The entries of `diag(s·m) + C` of the active adapters, see [`svf_rl.svf.core.Core.entries`]; `None` where
+        none adapts this layer, and of several adapters of which one mixes."""
+        names, s = [name for name in self.active_adapters if name in self.svf_z], self.svf_factors.s
+        if len(names) == 1:
+            return self.svf_mask[names[0]].entries(whole(self._z(names[0])), s)
+        return s * self.active_multiplier() if names and not self.more_than_multiplier(names) else None
+
     def bias_change(self, adapter_names: Iterable[str] | None = None) -> Tensor | None:
         """The trained biases (out,) of the given adapters (default: the active ones) together; `None` for none."""
         names = self.active_adapters if adapter_names is None else adapter_names

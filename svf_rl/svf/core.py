@@ -54,6 +54,11 @@ class Core:
         """`C h` of each `h` (..., r), or `Cᵀ h`, in the type of `z`."""
         raise NotImplementedError
 
+    def entries(self, z: Tensor, s: Tensor) -> Tensor:
+        """Those of `diag(s·m) + C` that are not 0 by construction, one after another, in the type of `z`. Their norm is
+        that of `W'`, since `U` and `V` have orthonormal columns."""
+        return s.to(z.dtype) * self(z, s)
+
 
 class End(Core):
     """`top:k` and `bottom:k`: `m = 1 + z` for the `k` largest or smallest singular values, and 1 elsewhere."""
@@ -141,6 +146,14 @@ class Band(Core):
         assert total is not None
         return total * root
 
+    def entries(self, z: Tensor, s: Tensor) -> Tensor:
+        root, r = s.to(z.dtype).sqrt(), len(s)
+        pairs = [
+            (root[distance:] * root[:-distance]).repeat(2)  # above the diagonal, and below it
+            for distance in range(1, self._width + 1)
+        ]
+        return torch.cat([super().entries(z, s), torch.cat(pairs) * z[r:]])
+
 
 class Block(Core):
     """`block:k`: `C = E √S_k B √S_k Eᵀ` with a dense `B` (k, k), row by row in `z`, between `k` singular directions:
@@ -182,6 +195,12 @@ class Block(Core):
         with torch.autocast(h.device.type, enabled=False):  # which would round to bf16 what is added in fp32
             change = F.linear(g, B.T if transposed else B) * root
         return change.new_zeros(h.shape).index_copy(-1, kept, change)
+
+    def entries(self, z: Tensor, s: Tensor) -> Tensor:
+        kept, s = self.directions(len(s), s.device), s.to(z.dtype)
+        root = s[kept].sqrt()
+        block = z.view(self._count, self._count) * root * root[:, None] + s[kept].diag()
+        return torch.cat([s.index_fill(0, kept, 0.0), block.flatten()])
 
 
 def make_core(core: str, seed: int, path: str) -> Core:

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class UpdateSize(TrainerCallback):
     """
     Adds `update/relative_change` to the metrics of a step: `‖W'after − W'before‖ / ‖W'after‖` over all adapted matrices
-    together (Frobenius norm), which is `‖s·(m after − m before)‖ / ‖s·m after‖`, since `U` and `V` have orthonormal
-    columns. Cores that mix directions have no such number.
+    together (Frobenius norm), from the factors alone: `U` and `V` have orthonormal columns. Adapters that are not SVF
+    have no such number.
 
     With Adam, whose first update moves each value by the learning rate, it is the learning rate for the core
-    `diagonal`, and less for a core of fewer values.
+    `diagonal`, about as much for `projected`, less for `top`, `bottom` and `block`, and more for `band`.
     """
 
     def __init__(self, trainer: "SVFReinforceTrainer") -> None:
@@ -28,28 +28,25 @@ class UpdateSize(TrainerCallback):
         self._before: Tensor | None = None
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        self._before = scaled_singular_values(self._trainer.accelerator.unwrap_model(self._trainer.model))
+        self._before = core_entries(self._trainer.accelerator.unwrap_model(self._trainer.model))
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         before, self._before = self._before, None
         if before is None:
             return
-        after = scaled_singular_values(self._trainer.accelerator.unwrap_model(self._trainer.model))
+        after = core_entries(self._trainer.accelerator.unwrap_model(self._trainer.model))
         assert after is not None
         self._trainer.recorder.add("update/relative_change", ((after - before).norm() / after.norm()).item())
 
 
 @torch.no_grad()
-def scaled_singular_values(model: nn.Module) -> Tensor | None:
-    """`s·m` of the active adapters of all SVF layers, one after another, fp32; `None` where there is no such layer, or
-    a core mixes singular directions."""
+def core_entries(model: nn.Module) -> Tensor | None:
+    """What the active adapters make of the singular values of all SVF layers, one after another, fp32: `s·m`, and the
+    entries of `C` of a core that mixes singular directions. `None` where no layer has one."""
     parts = []
     for layer in svf_layers(model).values():
-        names = [name for name in layer.active_adapters if name in layer.svf_z]
-        if any(layer.svf_mask[name].mixes for name in names):
-            return None
         with gather_parameters(layer.svf_z.parameters()):
-            m = layer.active_multiplier()
-            if m is not None:
-                parts.append((layer.svf_factors.s * m).float().clone())
+            entries = layer.core_entries()
+            if entries is not None:
+                parts.append(entries.float().clone())
     return torch.cat(parts) if parts else None
