@@ -32,7 +32,7 @@ from datasets import Dataset, concatenate_datasets
 from svf_rl.errors import SVFError
 from svf_rl.rewards.verifiers.reasoning_gym import make_entries
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, chat
+from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, check_items
 
 ITEMS = {"train": 1024, "validation": 128, "test": 512}
 _TENTHS = {"validation": 1, "test": 3}  # the first of ten, the two after it; training has the rest
@@ -46,9 +46,13 @@ def read(options: TaskOptions) -> Splits:
     """`prompt`, `answer`, `target`, `entry`; with a curriculum, training rows have their level too."""
     if not options.dataset:
         raise SVFError("task reasoning_gym needs the name of a data set, as in dataset: word_sorting")
-    wanted = {split: getattr(options, f"{split}_items") or default for split, default in ITEMS.items()}
+    wanted = {}
+    for split, default in ITEMS.items():
+        items = getattr(options, f"{split}_items")
+        check_items(split, items)  # here, since fewer than none are never drawn
+        wanted[split] = items or default
     *others, last = levels = _levels(options)
-    wanted["train"] = -(-(wanted["train"] + options.shots) // len(levels))
+    wanted["train"] = -(-(wanted["train"] + max(options.shots, 0)) // len(levels))
     splits: Splits = {split: _table(options, last, rows) for split, rows in _drawn(options, last, wanted).items()}
     if others:
         own = {"train": wanted["train"]}

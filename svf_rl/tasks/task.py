@@ -119,11 +119,16 @@ def chat(question: str, system_prompt: str | None, beginning: str = "") -> list[
 
 def limit_rows(split: str, rows: "Dataset", items: int | None) -> "Dataset":
     """The first `items` rows, or all for `None`. Raises `SVFError` when there are none."""
-    if items is not None and items < 1:
-        raise SVFError(f"{split}_items must be at least 1, not {items}")
+    check_items(split, items)
     if len(rows) == 0:
         raise SVFError(f"the {split} split has no rows: give it some, or leave the split out")
     return rows if items is None else rows.select(range(min(items, len(rows))))
+
+
+def check_items(split: str, items: int | None) -> None:
+    """Raises `SVFError` where fewer rows than one are asked for."""
+    if items is not None and items < 1:
+        raise SVFError(f"{split}_items must be at least 1, not {items}")
 
 
 def check_has_columns(rows: "Dataset", wanted: Sequence[str], where: str) -> None:
