@@ -18,13 +18,14 @@ proportions are a `mixture` of `reasoning_gym:word_sorting` and the like.
   mixture without them. `exact_match` reads `answer`
 - target: the answer
 - curriculum: `curriculum: {min_words: [2, 3], max_words: [2, 4]}` has training rows of each level, of which training
-  takes the next when it is good at one; validation and test rows are of the last
+  takes the next when it is good at one; validation and test rows are of the last. A question that several levels have
+  is in the first of them
 - metric: accuracy
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
@@ -53,11 +54,16 @@ def read(options: TaskOptions) -> Splits:
         wanted[split] = items or default
     *others, last = levels = _levels(options)
     wanted["train"] = -(-(wanted["train"] + max(options.shots, 0)) // len(levels))
-    splits: Splits = {split: _table(options, last, rows) for split, rows in _drawn(options, last, wanted).items()}
+    train: list[Dataset] = []
+    taken: set[str] = set()
+    for level in others:
+        rows = _drawn(options, level, {"train": wanted["train"]}, taken)["train"]
+        taken |= {str(row["question"]) for row in rows}
+        train.append(_table(options, level, rows))
+    found = _drawn(options, last, wanted, taken)
+    splits: Splits = {split: _table(options, last, rows) for split, rows in found.items()}
     if others:
-        own = {"train": wanted["train"]}
-        train = [*(_table(options, level, _drawn(options, level, own)["train"]) for level in others), splits["train"]]
-        splits["train"] = _in_turn(train)
+        splits["train"] = _in_turn([*train, splits["train"]])
     return splits
 
 
@@ -82,10 +88,10 @@ def _levels(options: TaskOptions) -> list[dict[str, Any]]:
 
 
 def _drawn(
-    options: TaskOptions, config: Mapping[str, Any], wanted: Mapping[str, int]
+    options: TaskOptions, config: Mapping[str, Any], wanted: Mapping[str, int], taken: Set[str]
 ) -> dict[str, list[dict[str, Any]]]:
     assert options.dataset is not None
-    rows = _draw(options.dataset, config, wanted)
+    rows = _draw(options.dataset, config, wanted, taken)
     for split, found in rows.items():
         if not found:
             raise SVFError(f"reasoning-gym's {options.dataset} has too few different questions for a {split} split")
@@ -99,7 +105,10 @@ def split_of(question: str) -> str:
     return next((split for split, end in _TENTHS.items() if tenth < end), "train")
 
 
-def _draw(dataset: str, config: Mapping[str, Any], wanted: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
+def _draw(
+    dataset: str, config: Mapping[str, Any], wanted: Mapping[str, int], taken: Set[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """The first rows of each split, as many as `wanted`, less the questions that are `taken`."""
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in wanted}
     seen: set[str] = set()
     last_new = 0
@@ -109,7 +118,7 @@ def _draw(dataset: str, config: Mapping[str, Any], wanted: Mapping[str, int]) ->
             seen.add(question)
             last_new = position
             split = split_of(question)
-            if split in wanted and len(rows[split]) < wanted[split]:
+            if split in wanted and len(rows[split]) < wanted[split] and question not in taken:
                 rows[split].append({**entry, "position": position})
         if all(len(rows[split]) == count for split, count in wanted.items()) or position - last_new > _PATIENCE:
             return rows
