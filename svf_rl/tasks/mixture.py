@@ -84,4 +84,7 @@ def is_local(options: TaskOptions) -> bool:
 
 
 COLUMNS = TRAINING_COLUMNS | {"task", "verifier"}
-TASK = Task("mixture", read, graded_by("verified"), is_local, columns=COLUMNS, max_tokens=1024, reads_shots=True)
+READS = frozenset({"mixture", "config", "skill", "wording"})
+TASK = Task(
+    "mixture", read, graded_by("verified"), is_local, columns=COLUMNS, max_tokens=1024, reads_shots=True, reads=READS
+)

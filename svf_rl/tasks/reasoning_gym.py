@@ -35,6 +35,7 @@ from svf_rl.rewards.verifiers.reasoning_gym import make_entries
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, check_items
 
+READS = frozenset({"dataset", "config", "curriculum"})
 ITEMS = {"train": 1024, "validation": 128, "test": 512}
 _TENTHS = {"validation": 1, "test": 3}  # the first of ten, the two after it; training has the rest
 LEVEL = "curriculum_level"
@@ -147,4 +148,4 @@ def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     return ({"name": "reasoning_gym", "column": "entry", "partial": True},)
 
 
-TASK = Task("reasoning_gym", read, rewards, is_local=lambda options: True, max_tokens=256)
+TASK = Task("reasoning_gym", read, rewards, is_local=lambda options: True, max_tokens=256, reads=READS)

@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,6 +66,8 @@ class Task:
     metric: Literal["accuracy", "pass_at_k"] = "accuracy"
     trainable: bool = True  # whether there are training rows
     reads_shots: bool = False  # whether `read` gives the rows their worked examples itself
+    # Options that it reads and not every task does: where they are given to a task without them, a note says so.
+    reads: frozenset[str] = frozenset()
 
     def load(self, options: TaskOptions) -> Splits:
         """The rows of each split, as many as `options` say. Raises `SVFError` for a split without rows, or where there
@@ -101,6 +103,12 @@ def load_tasks() -> dict[str, Task]:
         for module in pkgutil.iter_modules([str(Path(__file__).parent)])
     ]
     return {module.TASK.name: module.TASK for module in modules if hasattr(module, "TASK")}
+
+
+def not_read(task: Task, given: Collection[str]) -> list[str]:
+    """Which of the options that are `given` other tasks read, and this one does not."""
+    others = frozenset[str]().union(*(other.reads for other in load_tasks().values()))
+    return sorted((others - task.reads).intersection(given))
 
 
 def find_task(name: str) -> Task:
