@@ -21,6 +21,7 @@ from svf_rl.settings.recipe import DataArguments, Recipe
 from svf_rl.settings.rows import check_columns, load_rows, untrainable
 from svf_rl.tasks import Splits, find_task
 from svf_rl.tasks.targets import target_column
+from svf_rl.tasks.task import not_read
 
 _PACKAGE_OF_REPORTER = {"azure_ml": "azureml", "dagshub": "mlflow", "flyte": "flytekit", "kubeflow": "transformers"}
 
@@ -61,6 +62,9 @@ def check_recipe(recipe: Recipe) -> DryRun:
     notes = list(recipe.warnings)
     if recipe.training.objective == "evolution_strategies" and (ignored := sorted(OF_PASSES & recipe.raw.keys())):
         notes.append(f"{', '.join(ignored)}: not read for objective evolution_strategies")
+    given = [key for key, value in recipe.raw.items() if value is not None]
+    if ignored := not_read(find_task(recipe.data.task), given):
+        notes.append(f"{', '.join(ignored)}: not read for task {recipe.data.task}")
     check_reporters(recipe.training.report_to or ())
     if recipe.training.push_to_hub:
         check_base(recipe.model.model_name_or_path)

@@ -213,7 +213,7 @@ _ELSEWHERE = {
     "load_in_4bit": _QUANTISED, "load_in_8bit": _QUANTISED, "quantization_config": _QUANTISED,
     "quantization": _QUANTISED,
     "lr": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
-    "batch_size": "per_device_train_batch_size", "model": "model_name_or_path", "dataset": "dataset_name",
+    "batch_size": "per_device_train_batch_size", "model": "model_name_or_path",
     "lora_rank": "lora_r", "r": "lora_r", "rank": "lora_r", "max_new_tokens": "max_completion_length",
     "max_tokens": "max_completion_length", "group_size": "num_generations", "kl_coef": "beta", "kl_beta": "beta",
     "reward_funcs": "rewards", "reward": "rewards", "lora_target": "lora_target_modules", "out": "output_dir",

@@ -86,4 +86,5 @@ def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     raise SVFError("task columns has no default reward: give --reward, or name one in the recipe, such as exact_match")
 
 
-TASK = Task("columns", read, rewards, is_local=lambda options: options.data_path is not None)
+READS = frozenset({"prompt_column", "answer_column", "validation_share"})
+TASK = Task("columns", read, rewards, is_local=lambda options: options.data_path is not None, reads=READS)

@@ -179,4 +179,5 @@ def is_local(options: TaskOptions) -> bool:
     return all(task.is_local(own) for task, own in _sources(options).values())
 
 
-TASK = Task("dispatch", read, rewards, is_local, columns=TRAINING_COLUMNS, max_tokens=256)
+READS = frozenset({"classes", "config"})
+TASK = Task("dispatch", read, rewards, is_local, columns=TRAINING_COLUMNS, max_tokens=256, reads=READS)

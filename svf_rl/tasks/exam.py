@@ -50,4 +50,5 @@ TASK = Task(
     columns=frozenset({"prompt", "answer", "task", "verifier"}),
     max_tokens=48,
     trainable=False,
+    reads=frozenset({"wording"}),
 )

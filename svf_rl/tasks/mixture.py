@@ -10,6 +10,7 @@
   turns, so that the first rows of a split hold all of them in proportion
 - answer: `answer`, as JSON where the task's is a mapping, with `task` and `verifier`; graded by `verified`
 - target: that of the task; none where it has none
+- parts: any task with data and a verifier of its own; `dispatch` without `classes`
 - metric: accuracy, and that of each task
 
 A mixture has no stop strings: one that ends a program would cut off a worked solution that quotes code. (A completion
@@ -54,6 +55,11 @@ def _weights(options: TaskOptions) -> dict[str, Fraction]:
         raise SVFError("a mixture reads the data of several tasks: give data_dir instead of data_path or dataset_name")
     if options.curriculum is not None:
         raise SVFError("curriculum is for one data set of reasoning_gym: leave it out of a mixture")
+    if options.classes is not None and any(str(name).partition(":")[0] == "dispatch" for name in options.mixture):
+        raise SVFError(
+            "mixture: dispatch with classes cannot be a part of it, which grades by code, math, reasoning and other: "
+            "train it alone with task: dispatch, or leave classes out"
+        )
     for name, weight in options.mixture.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
             raise SVFError(f"mixture: the weight of {name} must be a number above 0, not {weight!r}")
@@ -84,4 +90,7 @@ def is_local(options: TaskOptions) -> bool:
 
 
 COLUMNS = TRAINING_COLUMNS | {"task", "verifier"}
-TASK = Task("mixture", read, graded_by("verified"), is_local, columns=COLUMNS, max_tokens=1024, reads_shots=True)
+READS = frozenset({"mixture", "config", "skill", "wording"})
+TASK = Task(
+    "mixture", read, graded_by("verified"), is_local, columns=COLUMNS, max_tokens=1024, reads_shots=True, reads=READS
+)

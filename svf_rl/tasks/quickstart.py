@@ -13,6 +13,7 @@ from svf_rl.quickstart.tool_skill import TOOLS
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import RewardSpec, Splits, Task, chat
 
+READS = frozenset({"skill", "wording"})
 ITEMS = {"train": 2048, "validation": 128, "test": 512}
 
 
@@ -37,4 +38,4 @@ def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     return (skills[options.skill].reward,)
 
 
-TASK = Task("quickstart", read, rewards, is_local=lambda options: True, max_tokens=48)
+TASK = Task("quickstart", read, rewards, is_local=lambda options: True, max_tokens=48, reads=READS)

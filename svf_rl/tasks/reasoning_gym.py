@@ -18,13 +18,14 @@ proportions are a `mixture` of `reasoning_gym:word_sorting` and the like.
   mixture without them. `exact_match` reads `answer`
 - target: the answer
 - curriculum: `curriculum: {min_words: [2, 3], max_words: [2, 4]}` has training rows of each level, of which training
-  takes the next when it is good at one; validation and test rows are of the last
+  takes the next when it is good at one; validation and test rows are of the last. A question that several levels have
+  is in the first of them
 - metric: accuracy
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
@@ -32,8 +33,9 @@ from datasets import Dataset, concatenate_datasets
 from svf_rl.errors import SVFError
 from svf_rl.rewards.verifiers.reasoning_gym import make_entries
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import RewardSpec, Splits, Task, chat
+from svf_rl.tasks.task import RewardSpec, Splits, Task, chat, check_items
 
+READS = frozenset({"dataset", "config", "curriculum"})
 ITEMS = {"train": 1024, "validation": 128, "test": 512}
 _TENTHS = {"validation": 1, "test": 3}  # the first of ten, the two after it; training has the rest
 LEVEL = "curriculum_level"
@@ -46,14 +48,23 @@ def read(options: TaskOptions) -> Splits:
     """`prompt`, `answer`, `target`, `entry`; with a curriculum, training rows have their level too."""
     if not options.dataset:
         raise SVFError("task reasoning_gym needs the name of a data set, as in dataset: word_sorting")
-    wanted = {split: getattr(options, f"{split}_items") or default for split, default in ITEMS.items()}
+    wanted = {}
+    for split, default in ITEMS.items():
+        items = getattr(options, f"{split}_items")
+        check_items(split, items)  # here, since fewer than none are never drawn
+        wanted[split] = items or default
     *others, last = levels = _levels(options)
-    wanted["train"] = -(-(wanted["train"] + options.shots) // len(levels))
-    splits: Splits = {split: _table(options, last, rows) for split, rows in _drawn(options, last, wanted).items()}
+    wanted["train"] = -(-(wanted["train"] + max(options.shots, 0)) // len(levels))
+    train: list[Dataset] = []
+    taken: set[str] = set()
+    for level in others:
+        rows = _drawn(options, level, {"train": wanted["train"]}, taken)["train"]
+        taken |= {str(row["question"]) for row in rows}
+        train.append(_table(options, level, rows))
+    found = _drawn(options, last, wanted, taken)
+    splits: Splits = {split: _table(options, last, rows) for split, rows in found.items()}
     if others:
-        own = {"train": wanted["train"]}
-        train = [*(_table(options, level, _drawn(options, level, own)["train"]) for level in others), splits["train"]]
-        splits["train"] = _in_turn(train)
+        splits["train"] = _in_turn([*train, splits["train"]])
     return splits
 
 
@@ -78,10 +89,10 @@ def _levels(options: TaskOptions) -> list[dict[str, Any]]:
 
 
 def _drawn(
-    options: TaskOptions, config: Mapping[str, Any], wanted: Mapping[str, int]
+    options: TaskOptions, config: Mapping[str, Any], wanted: Mapping[str, int], taken: Set[str]
 ) -> dict[str, list[dict[str, Any]]]:
     assert options.dataset is not None
-    rows = _draw(options.dataset, config, wanted)
+    rows = _draw(options.dataset, config, wanted, taken)
     for split, found in rows.items():
         if not found:
             raise SVFError(f"reasoning-gym's {options.dataset} has too few different questions for a {split} split")
@@ -95,7 +106,10 @@ def split_of(question: str) -> str:
     return next((split for split, end in _TENTHS.items() if tenth < end), "train")
 
 
-def _draw(dataset: str, config: Mapping[str, Any], wanted: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
+def _draw(
+    dataset: str, config: Mapping[str, Any], wanted: Mapping[str, int], taken: Set[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """The first rows of each split, as many as `wanted`, less the questions that are `taken`."""
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in wanted}
     seen: set[str] = set()
     last_new = 0
@@ -105,7 +119,7 @@ def _draw(dataset: str, config: Mapping[str, Any], wanted: Mapping[str, int]) ->
             seen.add(question)
             last_new = position
             split = split_of(question)
-            if split in wanted and len(rows[split]) < wanted[split]:
+            if split in wanted and len(rows[split]) < wanted[split] and question not in taken:
                 rows[split].append({**entry, "position": position})
         if all(len(rows[split]) == count for split, count in wanted.items()) or position - last_new > _PATIENCE:
             return rows
@@ -134,4 +148,4 @@ def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     return ({"name": "reasoning_gym", "column": "entry", "partial": True},)
 
 
-TASK = Task("reasoning_gym", read, rewards, is_local=lambda options: True, max_tokens=256)
+TASK = Task("reasoning_gym", read, rewards, is_local=lambda options: True, max_tokens=256, reads=READS)

@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,6 +66,8 @@ class Task:
     metric: Literal["accuracy", "pass_at_k"] = "accuracy"
     trainable: bool = True  # whether there are training rows
     reads_shots: bool = False  # whether `read` gives the rows their worked examples itself
+    # Options that it reads and not every task does: where they are given to a task without them, a note says so.
+    reads: frozenset[str] = frozenset()
 
     def load(self, options: TaskOptions) -> Splits:
         """The rows of each split, as many as `options` say. Raises `SVFError` for a split without rows, or where there
@@ -103,6 +105,12 @@ def load_tasks() -> dict[str, Task]:
     return {module.TASK.name: module.TASK for module in modules if hasattr(module, "TASK")}
 
 
+def not_read(task: Task, given: Collection[str]) -> list[str]:
+    """Which of the options that are `given` other tasks read, and this one does not."""
+    others = frozenset[str]().union(*(other.reads for other in load_tasks().values()))
+    return sorted((others - task.reads).intersection(given))
+
+
 def find_task(name: str) -> Task:
     """The task of that name. Raises `SVFError` when there is none."""
     tasks = load_tasks()
@@ -119,11 +127,16 @@ def chat(question: str, system_prompt: str | None, beginning: str = "") -> list[
 
 def limit_rows(split: str, rows: "Dataset", items: int | None) -> "Dataset":
     """The first `items` rows, or all for `None`. Raises `SVFError` when there are none."""
-    if items is not None and items < 1:
-        raise SVFError(f"{split}_items must be at least 1, not {items}")
+    check_items(split, items)
     if len(rows) == 0:
         raise SVFError(f"the {split} split has no rows: give it some, or leave the split out")
     return rows if items is None else rows.select(range(min(items, len(rows))))
+
+
+def check_items(split: str, items: int | None) -> None:
+    """Raises `SVFError` where fewer rows than one are asked for."""
+    if items is not None and items < 1:
+        raise SVFError(f"{split}_items must be at least 1, not {items}")
 
 
 def check_has_columns(rows: "Dataset", wanted: Sequence[str], where: str) -> None:

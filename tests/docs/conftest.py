@@ -28,7 +28,7 @@ def run_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     (base / "trained").mkdir()
     environment = {
         **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         "SVF_DOCS_TRAINED": str(base / "trained"),
         "HF_HOME": str(base / "hub"),
         "USER": os.environ.get("USER", "me"),
@@ -43,7 +43,7 @@ def run_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     # in a check nothing else can be called, so that no command of a block is run by mistake
     tools = base / "tools"
     tools.mkdir()
-    for name in ("bash", "cat", "echo", "seq", "dirname", "ls", "mkdir"):
+    for name in ("bash", "cat", "echo", "env", "seq", "dirname", "ls", "mkdir"):
         (tools / name).symlink_to(shutil.which(name) or "/bin/false")
 
     def run(script: str, folder: Path, check: bool = False) -> subprocess.CompletedProcess[str]:

@@ -104,6 +104,24 @@ def test_keys_of_other_adapters_are_named(plan, options: list[str], keys: str) -
 
 
 @pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        (["--curriculum", "{a: [1, 2]}", "--dataset", "foo"], "curriculum, dataset: not read for task quickstart"),
+        (["--mixture", "{gsm8k: 1}", "--prompt_column", "q"], "mixture, prompt_column: not read for task quickstart"),
+        (["--task", "gsm8k", "--classes", "{a: b}"], "classes, skill: not read for task gsm8k"),  # the recipe's skill
+        (["--task", "mixture", "--mixture", "{quickstart: 1}", "--dataset", "x"], "dataset: not read for task mixture"),
+    ],
+    ids=str,
+)
+def test_keys_of_other_tasks_are_named(plan, options: list[str], note: str) -> None:
+    assert note in plan(*options).notes
+
+
+def test_keys_that_the_task_reads_and_keys_without_a_value_are_not_named(plan) -> None:
+    assert not any("not read for task" in note for note in plan("--wording", "reworded", "--dataset", "null").notes)
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--core", "topp:3"], "core must be diagonal, top:k"),

@@ -13,6 +13,7 @@ from svf_rl.tasks import TaskOptions, find_task
 TASK = find_task("mixture")
 SKILLS = {"quickstart:math": 2, "quickstart:choice": 1}
 SORTING = {"reasoning_gym:word_sorting": 1}
+CLASSES = {"sums": "quickstart:math", "sorting": "reasoning_gym:word_sorting"}
 
 
 def test_rows_come_in_proportion_and_in_turn_until_one_task_has_no_more() -> None:
@@ -74,6 +75,8 @@ def test_real_tasks_of_different_kinds(shared_data: Path) -> None:
         ({"mixture": {"mixture": 1}}, "mixture cannot be a part"),
         ({"mixture": {"quickstart:chess": 1}}, "chess"),
         ({"mixture": {"gsm8k": 1}, "data_path": "x"}, "give data_dir"),
+        ({"mixture": {"dispatch": 1, **SKILLS}, "classes": CLASSES}, "train it alone with task: dispatch, or leave"),
+        ({"mixture": {"dispatch": 1}, "classes": CLASSES, "config": {"word_sorting": {}}}, "dispatch with classes"),
         ({"mixture": SORTING, "config": {"word_sortin": {}}}, "'word_sortin', .* parts; did you mean 'word_sorting'"),
         ({"mixture": SORTING, "config": {"min_words": 2}}, "config has 'min_words', which is no data set of its parts"),
         ({"mixture": SORTING, "config": {"word_sorting": 3}}, "config of word_sorting must be a mapping"),

@@ -69,6 +69,20 @@ def test_a_data_set_with_few_questions_has_fewer_rows() -> None:
     assert 100 < len(splits["train"]) < 100_000
 
 
+@pytest.mark.parametrize("items", [0, -5])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_fewer_rows_than_one_are_refused_before_any_is_drawn(split: str, items: int) -> None:
+    options = TaskOptions(dataset="word_sorting", **{f"{split}_items": items})
+    for read in (TASK.load, TASK.read):
+        with pytest.raises(SVFError, match=f"^{split}_items must be at least 1, not {items}$"):
+            read(options)
+
+
+def test_fewer_worked_examples_than_none_are_refused() -> None:
+    with pytest.raises(SVFError, match="shots must be at least 0"):
+        TASK.load(TaskOptions(dataset="word_sorting", shots=-5, **FEW))
+
+
 def test_several_data_sets_are_a_mixture() -> None:
     options = TaskOptions(
         mixture={"reasoning_gym:word_sorting": 2, "reasoning_gym:number_sorting": 1},

@@ -1,5 +1,7 @@
 """Tasks by name, and the quickstart's."""
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,14 @@ def test_each_file_with_a_task_is_found() -> None:
 def test_an_unknown_task_names_the_known_ones() -> None:
     with pytest.raises(SVFError, match=r"unknown task 'gsm9k': use one of .*gsm8k"):
         find_task("gsm9k")
+
+
+def test_a_task_reads_the_options_that_are_described_as_its_own() -> None:
+    described = {f.name: f.metadata["help"] for f in fields(TaskOptions)}
+    for task in load_tasks().values():
+        assert task.reads <= described.keys()
+        own = {key for key, text in described.items() if re.match(rf"Tasks? (\w+ and )?{task.name}\b", text)}
+        assert own <= task.reads
 
 
 @pytest.mark.parametrize("skill", ["math", "choice", "code"])

@@ -122,6 +122,23 @@ def test_a_task_has_training_rows_of_each_level_and_others_of_the_last() -> None
     assert set(words["train"]) == {2, 4}
 
 
+def test_levels_that_overlap_share_no_question() -> None:
+    pytest.importorskip("reasoning_gym", reason="pip install 'svf-rl[reasoning]'")
+    options = TaskOptions(
+        dataset="word_sorting", curriculum={"min_words": [2, 2], "max_words": [2, 3]}, train_items=200, test_items=9
+    )
+    splits = find_task("reasoning_gym").load(options)
+    train = splits["train"]
+    assert len({prompt[-1]["content"] for prompt in train["prompt"]}) == len(train) == 200
+    assert train[LEVEL][:] == [0, 1] * 100
+    # the first level and what is not trained on are those of the same settings without a curriculum
+    for level, split in ((2, "train"), (3, "validation"), (3, "test")):
+        config = {"min_words": 2, "max_words": level}
+        alone = find_task("reasoning_gym").load(TaskOptions(dataset="word_sorting", config=config))[split]
+        rows = train.select(range(0, 200, 2)) if split == "train" else splits[split]
+        assert rows["prompt"][:] == alone["prompt"][: len(rows)]
+
+
 @pytest.mark.parametrize("curriculum", [{"min_words": [2]}, {"min_words": [2, 3], "max_words": [2]}, {"min_words": 2}])
 def test_levels_of_all_settings_are_as_many(curriculum: dict) -> None:
     with pytest.raises(SVFError, match="a list of at least two values for each setting, all of one length"):
