@@ -1,9 +1,14 @@
 """What the page on the comparison says of the answers that are committed with it."""
 
-from generate.comparison import COMPARISONS, read
+import re
+from pathlib import Path
+
+from generate.comparison import COMPARISONS, comparison, read
 
 from svf_rl.reproduce.raw import decode
 from svf_rl.tasks import TaskOptions, find_task
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "comparison.md"
 
 # as recipes/smollm2.yaml and recipes/reproduce/smollm2.yaml have it
 SORTING = TaskOptions(
@@ -22,6 +27,14 @@ def test_sorting_ends_at_giving_the_words_as_they_stand():
     }
     assert alike.pop("base") == 453
     assert {511, 512} == set(alike.values()), alike
+
+
+def test_every_figure_of_the_page_is_in_its_tables():
+    """Those with a decimal: what the page says changes with what joins the file."""
+    text = PAGE.read_text(encoding="utf-8")
+    said = set(re.findall(r"\d+\.\d+", text.partition("## What")[2].partition("## A skill that is none")[0]))
+    assert len(said) > 20
+    assert said - set(re.findall(r"\d+\.\d+", comparison("smollm2"))) == set()
 
 
 def test_the_file_is_small_enough_to_be_kept():
