@@ -151,8 +151,22 @@ def check_environment_names(what: str, rows: Dataset, factories: Mapping[Any, An
 
 def tool_methods(environment: Any) -> list[Callable[..., Any]]:
     """The methods of an environment that the model can call."""
-    names = [name for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)]
-    return [getattr(environment, n) for n in names if n not in ("reset", "get_reward") and not n.startswith("_")]
+    return [getattr(environment, name) for name in _callable_names(type(environment))]
+
+
+def check_tool_names(tools: Sequence[Callable[..., Any]], kind: type) -> None:
+    """Raises `SVFError` where a class of environments has a method that is called as one of the plain `tools` is."""
+    taken = {tool.__name__ for tool in tools}.intersection(_callable_names(kind))
+    if taken:
+        raise SVFError(
+            f"{kind.__name__} has a method {min(taken)}, and one of tools has that name too: a model calls a tool by "
+            "its name, so rename one"
+        )
+
+
+def _callable_names(kind: type) -> list[str]:
+    names = [name for name, _ in inspect.getmembers(kind, predicate=inspect.isfunction)]
+    return [name for name in names if name not in ("reset", "get_reward") and not name.startswith("_")]
 
 
 def checked_factories(environment_factory: Any, calls: UserCalls, seed: int, process: int = 0) -> Any:

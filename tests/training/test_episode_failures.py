@@ -323,6 +323,16 @@ def untold(a):  # type: ignore[no-untyped-def]
     return a
 
 
+def count(by: int) -> str:
+    """
+    Count on, as Counter does.
+
+    Args:
+        by: How far.
+    """
+    return str(by)
+
+
 class Later(Counter):
     async def reset(self, **_: Any) -> None:  # type: ignore[override]
         pass
@@ -337,6 +347,9 @@ def failing() -> Any:
     [
         (questions(), {"tools": [untold]}, "tool untold: "),
         (questions(), {"tools": add}, "tools is a function: give a list of functions"),
+        (questions(), {"tools": [add, add]}, "tools: two are named add, and a model calls a tool by its name"),
+        (questions(), {"tools": [count], "environment_factory": Counter}, "Counter has a method count, and"),
+        (questions(), {"tools": [count], "environment_factory": lambda: Counter()}, "Counter has a method count, and"),
         (questions(), {"environment_factory": dict}, "environment_factory makes a dict, which has no method reset"),
         (questions(), {"environment_factory": Later}, "environment_factory makes a Later, which has no method reset"),
         (questions(), {"environment_factory": 3}, "environment_factory is a int: give a class"),
