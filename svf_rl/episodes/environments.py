@@ -3,7 +3,7 @@ not the run."""
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -35,12 +35,14 @@ class Environments:
         """Of each row at hand: the name of its environment, where there are several."""
         self.failed: list[bool] = []
         """Of each row at hand: whether its environment's `reset` or `get_reward` has failed."""
+        self.full: list[bool] = []
+        """Of each row at hand: whether `reset` has failed by leaving no room for an answer."""
         self._said: set[str] = set()
         self._abandoned = self._user.abandoned
 
     def reset(self, rows: list[dict[str, Any]]) -> list[Any]:
         """Give each row an environment and reset it; the prompts, with what their environments say first."""
-        self.failed = [False] * len(rows)
+        self.failed, self.full = [False] * len(rows), [False] * len(rows)
         self.names = self._box.names(rows)
         if self._box.factories is None:
             return [row["prompt"] for row in rows]
@@ -61,6 +63,13 @@ class Environments:
         """Of each class of environments with a `get_reward`."""
         kinds = self._box.kinds
         return [self._reward_of(kind) for kind in kinds if inspect.isfunction(getattr(kind, "get_reward", None))]
+
+    def fail_without_room(self, full: Sequence[bool], longest: int) -> None:
+        """`full`: of each row at hand, whether its prompt leaves no room for an answer among `longest` tokens."""
+        for row, own in enumerate(full):
+            if own and not self.failed[row]:
+                self.full[row] = True
+                self._note_failure(row, f"reset says so much that no answer fits within {longest} tokens")
 
     def leave(self, environment: Any) -> None:
         """Do not use it again: something still runs in it that did not end in time."""
@@ -115,12 +124,15 @@ class Environments:
 
     def _fail(self, row: int, method: str, error: BaseException) -> None:
         assert self.current is not None
-        environment = self.current[row]
-        self.failed[row] = True
         if isinstance(error, TimedOut):
-            self.leave(environment)
+            self.leave(self.current[row])
         said = str(error) if isinstance(error, TimedOut) else f"raised {describe(error)}"
-        text = f"{type(environment).__name__}.{method} {said}"
+        self._note_failure(row, f"{method} {said}")
+
+    def _note_failure(self, row: int, what: str) -> None:
+        assert self.current is not None
+        self.failed[row] = True
+        text = f"{type(self.current[row]).__name__}.{what}"
         if text not in self._said:
             self._said.add(text)
             logger.warning("%s: such samples cannot be scored, and take no part in the training", text)
@@ -139,8 +151,22 @@ def check_environment_names(what: str, rows: Dataset, factories: Mapping[Any, An
 
 def tool_methods(environment: Any) -> list[Callable[..., Any]]:
     """The methods of an environment that the model can call."""
-    names = [name for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)]
-    return [getattr(environment, n) for n in names if n not in ("reset", "get_reward") and not n.startswith("_")]
+    return [getattr(environment, name) for name in _callable_names(type(environment))]
+
+
+def check_tool_names(tools: Sequence[Callable[..., Any]], kind: type) -> None:
+    """Raises `SVFError` where a class of environments has a method that is called as one of the plain `tools` is."""
+    taken = {tool.__name__ for tool in tools}.intersection(_callable_names(kind))
+    if taken:
+        raise SVFError(
+            f"{kind.__name__} has a method {min(taken)}, and one of tools has that name too: a model calls a tool by "
+            "its name, so rename one"
+        )
+
+
+def _callable_names(kind: type) -> list[str]:
+    names = [name for name, _ in inspect.getmembers(kind, predicate=inspect.isfunction)]
+    return [name for name in names if name not in ("reset", "get_reward") and not name.startswith("_")]
 
 
 def checked_factories(environment_factory: Any, calls: UserCalls, seed: int, process: int = 0) -> Any:

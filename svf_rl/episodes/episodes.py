@@ -39,7 +39,7 @@ class _Episode:
     messages: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
     outgrown: bool = False
-    """It ended for want of room, after a call."""
+    """It ended for want of room, after a call or before its first turn."""
 
     def add(self, ids: Sequence[int], mask: int, logprobs: Sequence[float] | None) -> None:
         self.ids = [*self.ids, *ids]
@@ -97,9 +97,18 @@ class Episodes:
             counts,
         )
 
+    def room(self, prompt_ids: Sequence[int], ids: Sequence[int] = ()) -> int:
+        """How many tokens may follow those of an episode."""
+        return min(self.max_tokens, self.longest - len(prompt_ids)) - len(ids)
+
     def _first(self, prompts: list[Any], ask: Ask) -> First:
-        """The first turn of each row."""
+        """The first turn of each row. What `reset` has said no check of prompts has seen: it may leave no room."""
         prompt_ids = self.toolbox.encode(prompts, self.environments.names)
+        if self.environments.current is not None:
+            full = [self.room(ids) < 1 for ids in prompt_ids]
+            self.environments.fail_without_room(full, self.longest)
+            # nobody reads such a prompt, and it would make its batch as wide
+            prompt_ids = [ids[:1] if none else ids for ids, none in zip(prompt_ids, full, strict=True)]
         return prompt_ids, self._answered(prompt_ids, ask), None, {}
 
     def _complete(
@@ -109,9 +118,12 @@ class Episodes:
 
     def _answered(self, prompt_ids: list[list[int]], ask: Ask) -> list[Completion]:
         """A row whose environment has failed is asked for nothing."""
+        acting = self.environments.current is not None
+        rooms = [self.room(ids) if acting else self.max_tokens for ids in prompt_ids]
         places = [i for i, failed in enumerate(self.environments.failed) if not failed]
-        answers = self._complete([prompt_ids[i] for i in places], places, 0, self.max_tokens, ask)
-        found = dict(zip(places, answers, strict=True))
+        most = max((rooms[i] for i in places), default=1)
+        answers = self._complete([prompt_ids[i] for i in places], places, 0, most, ask)
+        found = {i: _cut(answer, rooms[i]) for i, answer in zip(places, answers, strict=True)}
         silent = all(answer.logprobs is None for answer in answers)
         none = Completion([self.toolbox.tokenizer.eos_token_id], None if silent else [0.0], False)
         return [found.get(i, none) for i in range(len(prompt_ids))]
@@ -132,6 +144,7 @@ class Episodes:
         if self.environments.failed[place]:
             episode.add(first.token_ids, 0, first.logprobs)
             episode.messages = [{"role": "assistant", "content": ""}]
+            episode.outgrown = self.environments.full[place]
             return episode
         self._take(episode, first)
         if mask is not None:
@@ -166,7 +179,7 @@ class Episodes:
             answers = self._tools.answer([(e.calls, e.tools) for e in under_way], counts)
             under_way = [e for e, said in zip(under_way, answers, strict=True) if self._fits(e, said)]
             prompts = [episode.prompt_ids + episode.ids for episode in under_way]
-            rooms = [self._room(episode) for episode in under_way]
+            rooms = [self.room(episode.prompt_ids, episode.ids) for episode in under_way]
             places = [episode.place for episode in under_way]
             completions = self._complete(prompts, places, turn, max(rooms, default=1), ask)
             for episode, completion, room in zip(under_way, completions, rooms, strict=True):
@@ -179,20 +192,17 @@ class Episodes:
     def _any(self, under_way: list[_Episode]) -> bool:
         return any(gather_object([bool(under_way)])) if self._together else bool(under_way)
 
-    def _room(self, episode: _Episode) -> int:
-        return self.max_tokens - len(episode.ids)
-
     def _fits(self, episode: _Episode, said: list[dict[str, Any]]) -> bool:
         """Give the model what the tools have said, if there is room for it and for an answer."""
         try:
             suffix = self.toolbox.suffix(said)
         except TEMPLATE_ERRORS as error:
             raise SVFError(f"the chat template cannot show the model what a tool says: {one_line(error)}") from error
-        total = len(episode.prompt_ids) + len(episode.ids) + len(suffix)
-        if len(suffix) <= self._room(episode) and total < self.longest:
+        room = self.room(episode.prompt_ids, episode.ids)
+        if len(suffix) <= room:
             episode.messages += said
             episode.add(suffix, 0, [0.0] * len(suffix))
-            if self._room(episode):
+            if len(suffix) < room:
                 return True
         episode.finished, episode.outgrown = False, True
         return False

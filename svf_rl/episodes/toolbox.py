@@ -14,7 +14,7 @@ from trl.chat_template_utils import (
     is_chat_template_prefix_preserving,
 )
 
-from svf_rl.episodes.environments import checked_factories, tool_methods
+from svf_rl.episodes.environments import check_tool_names, checked_factories, tool_methods
 from svf_rl.episodes.user_calls import UserCalls
 from svf_rl.generation.prompts import render_prompt
 
@@ -38,6 +38,9 @@ class Toolbox:
         template (`dict`): Arguments of the chat template.
         suffix (`Callable`): The tokens between the model's message and its next, given messages of tools.
         max_iterations (`int`): Turns after the first.
+
+    Raises:
+        SVFError: a tool and a method of an environment have the same name.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -53,6 +56,8 @@ class Toolbox:
     def __post_init__(self) -> None:
         self.kinds: list[Any] = list(dict.fromkeys(type(instances[0]) for instances in self.pool.values()))
         """The classes of the environments."""
+        for kind in self.kinds:
+            check_tool_names(self.tools, kind)
 
     @property
     def several(self) -> bool:
@@ -101,7 +106,8 @@ def fill_toolbox(
     max_iterations: int,
     seed: int,
 ) -> Toolbox:
-    """A toolbox without a trainer. Raises `SVFError` for an environment that cannot be made, or is none."""
+    """A toolbox without a trainer. Raises `SVFError` for an environment that cannot be made, is none, or has a method
+    with the name of a tool."""
     from trl import GRPOTrainer  # takes seconds
 
     own = list(tools or ())

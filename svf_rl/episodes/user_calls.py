@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from typing import Any
 
 from trl.trainer.utils import start_event_loop_in_daemon
 
-# Beyond the time limit, for an event loop to say that a coroutine has not kept it
+# Beyond the time limit, for an event loop to say that no coroutine keeps it
 _SLACK_SECONDS = 5.0
 
 
@@ -57,31 +57,31 @@ class UserCalls:
             raise TimedOut(f"did not end within {self.seconds:g} seconds") from None
 
     def gather(self, coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-        """What each coroutine returns or raises, in order; they run together, in an event loop for which there is a new
-        one where they keep it for ever."""
-        if not coroutines:
-            return []
-        if self._owner is None:
+        """What each coroutine returns or raises, in order; they run together, in an event loop that all calls share.
+        Where one of them keeps it for ever there is a new one, for those that had not begun too."""
+        found: dict[int, Any] = {}
+        rest = list(range(len(coroutines)))
+        if rest and self._owner is None:
             self._owner = SimpleNamespace()
             _start_loop(self._owner)
-
-        async def limited(coroutine: Coroutine[Any, Any, Any]) -> Any:
-            task = asyncio.ensure_future(_kept_in(coroutine))
-            done, _ = await asyncio.wait({task}, timeout=self.seconds)
-            if not done:
+        while rest:
+            loop, futures = self._owner.async_loop, {i: Future[Any]() for i in rest}
+            tasks = [asyncio.run_coroutine_threadsafe(_run(coroutines[i], futures[i]), loop) for i in rest]
+            late = wait(futures.values(), self.seconds).not_done
+            rest = [i for i in rest if futures[i].cancel()]  # what has not begun
+            if late and not self._loop_answers():
+                _start_loop(self._owner)
+            for i in futures.keys() - set(rest):
+                ended = futures[i].done()
+                found[i] = futures[i].result() if ended else TimedOut(f"did not end within {self.seconds:g} seconds")
+            for task in tasks:
                 task.cancel()
-                raise TimedOut(f"did not end within {self.seconds:g} seconds")
-            return task.result()
+        return [found[i] for i in range(len(coroutines))]
 
-        async def together() -> list[Any]:
-            return await asyncio.gather(*map(limited, coroutines), return_exceptions=True)
-
-        future = asyncio.run_coroutine_threadsafe(together(), self._owner.async_loop)
-        try:
-            return future.result(self.seconds + _SLACK_SECONDS)
-        except FutureTimeout:
-            _start_loop(self._owner)
-            return [TimedOut(f"did not end within {self.seconds:g} seconds")] * len(coroutines)
+    def _loop_answers(self) -> bool:
+        """Whether nothing keeps the event loop."""
+        answer = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._owner.async_loop)
+        return bool(wait([answer], _SLACK_SECONDS).done)
 
     def _abandon(self) -> None:
         assert self._jobs is not None
@@ -98,12 +98,19 @@ def _start_loop(owner: Any) -> None:
     owner.async_loop_ready_event.wait()
 
 
-async def _kept_in(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What it returns. What would end the event loop, such as `sys.exit`, is an error like others."""
+async def _run(coroutine: Coroutine[Any, Any, Any], future: "Future[Any]") -> None:
+    """Give `future` what it returns or raises, unless that was cancelled before. What would end the event loop, such as
+    `sys.exit`, is an error like others."""
+    if not future.set_running_or_notify_cancel():
+        return
+    result: Any
     try:
-        return await coroutine
+        result = await coroutine
     except (SystemExit, KeyboardInterrupt) as error:
-        raise RuntimeError(repr(error)) from error
+        result = RuntimeError(repr(error))
+    except BaseException as error:  # noqa: BLE001  (a user's code may raise anything)
+        result = error
+    future.set_result(result)
 
 
 def _work(jobs: "SimpleQueue[Any]") -> None:

@@ -17,6 +17,7 @@ from trl.chat_template_utils import add_response_schema, supports_tool_calling
 
 from svf_rl.described import described
 from svf_rl.episodes.arguments import BUILT_IN, ToolArguments
+from svf_rl.episodes.environments import check_tool_names
 from svf_rl.errors import SVFError, one_line
 from svf_rl.rewards.registry import load_function
 from svf_rl.rewards.reward import nearest
@@ -68,14 +69,11 @@ def load_episodes(arguments: EpisodeArguments) -> EpisodeParts:
 
 def load_tools(arguments: ToolArguments) -> EpisodeParts:
     """Load tools and environments. Raises `SVFError` for what is not there, a function that a model cannot be told of,
-    or a class that is no environment."""
+    a class that is no environment, or two things that a model would call by the same name."""
     factory: Any = None
     with _named("tools"):
         tools = [_load_tool(name) for name in arguments.tool_names]
-        given = [tool.__name__ for tool in tools]
-        twice = [name for name in given if given.count(name) > 1]
-        if twice:
-            raise SVFError(f"two are named {twice[0]}, and a model calls a tool by its name")
+    check_named_once(tools)
     with _named("environment"):
         if isinstance(arguments.environment, Mapping):
             if not arguments.environment:
@@ -83,7 +81,11 @@ def load_tools(arguments: ToolArguments) -> EpisodeParts:
             factory = {name: _load_environment(spec) for name, spec in arguments.environment.items()}
         elif arguments.environment is not None:
             factory = _load_environment(arguments.environment)
-    return EpisodeParts(tools or None, factory)
+        parts = EpisodeParts(tools or None, factory)
+        for make in parts.factories:
+            if inspect.isclass(make):  # what a function makes is first known when it is called
+                check_tool_names(tools, make)
+    return parts
 
 
 @contextmanager
@@ -103,6 +105,14 @@ def check_tool(tool: Callable[..., Any]) -> None:
             f"tool {tool.__name__}: {one_line(error)} (a model is told of a tool by its type hints and its docstring, "
             "with a line for each argument below Args:)"
         ) from error
+
+
+def check_named_once(tools: Sequence[Callable[..., Any]]) -> None:
+    """Raises `SVFError` where two of `tools` have the same name."""
+    given = [tool.__name__ for tool in tools]
+    twice = [name for name in given if given.count(name) > 1]
+    if twice:
+        raise SVFError(f"tools: two are named {twice[0]}, and a model calls a tool by its name")
 
 
 def check_objective(objective: str, parts: EpisodeParts) -> None:

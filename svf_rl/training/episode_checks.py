@@ -9,14 +9,14 @@ from datasets import Dataset
 
 from svf_rl.episodes.environments import check_environment_names
 from svf_rl.errors import SVFError, one_line
-from svf_rl.settings.episodes import check_tool
+from svf_rl.settings.episodes import check_named_once, check_tool
 
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer
 
 
 def check_functions(tools: Any, rollout_func: Any) -> None:
-    """Raises `SVFError` for what is no function."""
+    """Raises `SVFError` for what is no function, and for two tools of the same name."""
     if rollout_func is not None and not callable(rollout_func):
         raise SVFError(f"rollout_func is a {type(rollout_func).__name__}: give a function")
     if tools is not None and not isinstance(tools, list | tuple):
@@ -24,6 +24,7 @@ def check_functions(tools: Any, rollout_func: Any) -> None:
     for tool in tools or ():
         if not callable(tool) or not hasattr(tool, "__name__"):
             raise SVFError(f"tools has {tool!r:.60}: give functions")
+    check_named_once(tools or ())
 
 
 @contextmanager

@@ -157,7 +157,7 @@ class _Desk:
             if self._take_in(place, messages, tools):
                 ready.append((place, tools, answer))
             else:
-                answer.set_exception(self._clients.overlong("the episode has outgrown max_completion_length"))
+                answer.set_exception(self._clients.overlong("the episode has outgrown its context"))
         by_turn: dict[int, list[int]] = {}
         for place, *_ in ready:
             by_turn.setdefault(self._threads[place].turns, []).append(place)
@@ -170,7 +170,8 @@ class _Desk:
             answer.set_result(self._response(place, found[place], tools))
 
     def _room(self, place: int) -> int:
-        return int(self._trainer.args.max_completion_length) - len(self._threads[place].ids)
+        thread = self._threads[place]
+        return self._trainer.episodes.room(thread.prompt_ids, thread.ids)
 
     def _take_in(self, place: int, messages: list[Message], tools: list[dict[str, Any]]) -> bool:
         """Whether there is room for what the environment has said and for an answer."""
@@ -194,7 +195,7 @@ class _Desk:
             if thread.logprobs is not None:
                 thread.logprobs += [0.0] * len(suffix)
         thread.read = messages
-        return True
+        return self._room(place) > 0
 
     def _response(self, place: int, completion: Completion, tools: list[dict[str, Any]]) -> Any:
         thread, tokenizer = self._threads[place], self._trainer._tokenizer
@@ -232,5 +233,7 @@ class _Desk:
             names = self._trainer.episodes.environments.names[place : place + 1]
             thread.prompt_ids = self._trainer.tokenize([prompt], names)[0]
         if not thread.ids:
+            if self._room(place) < 1:  # nobody reads such a prompt, and it would make its batch as wide
+                thread.prompt_ids = thread.prompt_ids[:1]
             thread.ids, thread.mask, thread.logprobs = [self._trainer._tokenizer.eos_token_id], [0], [0.0]
         return thread

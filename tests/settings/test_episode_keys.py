@@ -51,6 +51,23 @@ class Guess:
         return 1.0
 
 
+class Searching:
+    def reset(self, **row):
+        pass
+
+    def search(self, query: str) -> str:
+        """
+        Search.
+
+        Args:
+            query: What for.
+        """
+        return query
+
+    def get_reward(self) -> float:
+        return 1.0
+
+
 class Mute:
     def reset(self, **row):
         pass
@@ -123,6 +140,8 @@ def test_one_tool_needs_no_list(recipe: Callable[..., Any]) -> None:
         ("tools: [parts.py:number]", "tool 'parts.py:number' is not a function but 'int'"),
         ("tools: [parts.py:Guess]", "is a type: name a function"),
         ("tools: [parts.py:search, parts.py:search]", "tools: two are named search"),
+        ("tools: [parts.py:search]\nenvironment: parts.py:Searching", "environment: Searching has a method search"),
+        ("tools: [parts.py:search]\nenvironment: {a: parts.py:Searching}", "Searching has a method search, and one"),
         ("environment: parts.py:Nothing", "environment 'parts.py:Nothing' has no method reset"),
         ("environment: Guess", "environment: environment 'Guess' names no function: write it as file.py:function"),
         ("environment: {}", "environment: it is empty"),

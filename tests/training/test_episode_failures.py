@@ -243,6 +243,63 @@ def test_an_episode_that_outgrows_the_context_is_cut_and_counted(
     assert [message["role"] for message in positions] == ["assistant"]  # of 128 positions
 
 
+class Talker(Counter):
+    """Says as many words as a row wants before its first turn."""
+
+    def reset(self, words: int = 0, **_: Any) -> str:
+        super().reset()
+        return " word" * words
+
+
+class Reader:
+    """One without tools."""
+
+    def reset(self, words: int = 0, **_: Any) -> str:
+        return " word" * words
+
+    def get_reward(self) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize("world", [Talker, Reader])
+@pytest.mark.parametrize("packing", ["prompt", "none"])
+def test_a_sample_whose_reset_leaves_no_room_takes_no_part(
+    world: type, packing: str, acting: Make, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And is counted: among the environments that failed, and where there are tools among the episodes without room."""
+    rows = questions(8, words=lambda i: 300 * (i == 3))
+    generator = saying(tokenizer, '@count {"by": 4}', "4")
+    trainer = acting(
+        rows, [], generator, environment_factory=world, per_device_train_batch_size=16, num_generations=2,
+        train_packing=packing,
+    )  # fmt: skip
+    batches: list[Any] = []
+    inner = trainer._make_batch
+    trainer._make_batch = lambda *given: batches.append((given[2], inner(*given))) or batches[-1][1]
+    trainer.train()
+    ((total, batch),) = batches
+    assert total.isnan().sum() == (batch["completion_mask"].sum(1) == 0).sum() == 2
+    assert batch["prompt_ids"].shape[1] < 128  # positions of the model
+    assert all(len(prompt) < 128 for prompt, _ in generator.samples)
+    line = last_line(trainer)
+    assert line["environments/failure_frequency"] == line["unscorable"] == 2 / 16
+    assert line.get("tools/outgrown_ratio", 2 / 16) == 2 / 16
+    (said,) = [record.getMessage() for record in caplog.records if "take no part" in record.getMessage()]
+    assert said.startswith(f"{world.__name__}.reset says so much that no answer fits within 128 tokens")
+
+
+def test_where_reset_leaves_little_room_the_first_answer_is_cut_there(acting: Make, tokenizer: Any) -> None:
+    """As vLLM does; transformers would go on."""
+    generator = saying(tokenizer, "a long answer that needs many tokens, all of them and more")
+    trainer = acting(
+        questions(8, words=lambda i: 28), [], generator, environment_factory=Reader, max_completion_length=100,
+        mask_truncated_completions=True,
+    )  # fmt: skip
+    trainer.train()
+    assert {len(prompt) + len(answer) for prompt, answer in generator.samples} == {128}
+    assert last_line(trainer)["completions/clipped_ratio"] == 1
+
+
 def test_whatever_a_model_gives_as_arguments_can_be_logged(acting: Make, tokenizer: Any) -> None:
     texts = ('@add {"a": 1, "b": 2}', '@add {"a": "x", "b": [1]}', "@add {}", '@nothing {"a": {"b": null}}', "none")
     drawn = iter(range(1000))
@@ -266,6 +323,16 @@ def untold(a):  # type: ignore[no-untyped-def]
     return a
 
 
+def count(by: int) -> str:
+    """
+    Count on, as Counter does.
+
+    Args:
+        by: How far.
+    """
+    return str(by)
+
+
 class Later(Counter):
     async def reset(self, **_: Any) -> None:  # type: ignore[override]
         pass
@@ -280,6 +347,9 @@ def failing() -> Any:
     [
         (questions(), {"tools": [untold]}, "tool untold: "),
         (questions(), {"tools": add}, "tools is a function: give a list of functions"),
+        (questions(), {"tools": [add, add]}, "tools: two are named add, and a model calls a tool by its name"),
+        (questions(), {"tools": [count], "environment_factory": Counter}, "Counter has a method count, and"),
+        (questions(), {"tools": [count], "environment_factory": lambda: Counter()}, "Counter has a method count, and"),
         (questions(), {"environment_factory": dict}, "environment_factory makes a dict, which has no method reset"),
         (questions(), {"environment_factory": Later}, "environment_factory makes a Later, which has no method reset"),
         (questions(), {"environment_factory": 3}, "environment_factory is a int: give a class"),

@@ -45,7 +45,7 @@ def test_each_turn_has_a_seed_of_its_own(acting: Make) -> None:
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def test_held_out_items_are_answered_greedily_in_several_turns(acting: Make) -> None:
+def test_held_out_items_are_answered_greedily_in_several_turns(acting: Make, tiny_llama: Make) -> None:
     seen: list[tuple[Any, Any]] = []
 
     def reward(completions: Any, start: Any, environments: Any, **_: Any) -> list[float]:
@@ -59,8 +59,11 @@ def test_held_out_items_are_answered_greedily_in_several_turns(acting: Make) -> 
         def __init__(self) -> None:
             made.append(self)
 
+    wide = tiny_llama()
+    wide.config.max_position_embeddings = 512
     trainer = acting(
-        rows(), reward, environment_factory=Counted, tools=[add], eval_dataset=rows(23), max_completion_length=200,
+        rows(), reward, model=wide, environment_factory=Counted, tools=[add], eval_dataset=rows(23),
+        max_completion_length=200,
     )  # fmt: skip
     metrics = trainer.evaluate()
     assert [start for _, start in seen] == list(range(23))

@@ -80,6 +80,20 @@ def test_calls_may_be_flat() -> None:
     assert said == [[{"role": "tool", "name": "add", "content": "3"}]]
 
 
+def test_a_tool_and_a_method_of_one_name_are_refused(playing: Make) -> None:
+    class World:
+        def reset(self, **_: Any) -> None:
+            pass
+
+        def add(self, a: int, b: int) -> int:
+            return a * b
+
+    said = refusal(playing, [add], World)
+    assert said == (
+        "World has a method add, and one of tools has that name too: a model calls a tool by its name, so rename one"
+    )
+
+
 def test_a_template_that_refuses_an_answer_is_one_line(playing: Make) -> None:
     made = playing([add])
 

@@ -38,6 +38,43 @@ def test_a_coroutine_cannot_end_the_loop_of_the_others() -> None:
     assert time.monotonic() - start < 5
 
 
+async def keeps_the_loop() -> None:
+    time.sleep(60)
+
+
+def test_a_coroutine_that_keeps_the_loop_costs_its_own_result_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that have ended are heard, those that have not begun are run in another loop."""
+    monkeypatch.setattr("svf_rl.episodes.user_calls._SLACK_SECONDS", 0.2)
+
+    async def at_once() -> int:
+        return 4
+
+    before, kept, after, again = UserCalls(1).gather([at_once(), keeps_the_loop(), stays(), stays()])
+    assert str(kept) == "did not end within 1 seconds"
+    assert (before, after, again) == (4, 5, 5)
+
+
+def test_coroutines_that_keep_the_loop_for_a_while_have_the_time_limit_each() -> None:
+    async def slow(number: int) -> int:
+        time.sleep(0.2)
+        return number
+
+    assert UserCalls(0.3).gather([slow(i) for i in range(6)]) == list(range(6))
+
+
+def test_coroutines_share_a_loop_from_call_to_call() -> None:
+    """A client of a service, or a limit on calls at a time, belongs to the loop in which it was first waited for."""
+    one_at_a_time = asyncio.Semaphore(1)
+
+    async def waits() -> int:
+        async with one_at_a_time:
+            return await stays()
+
+    calls = UserCalls(5)
+    for _ in range(2):
+        assert calls.gather([waits(), waits()]) == [5, 5]
+
+
 @pytest.mark.parametrize("seconds", [1e10, math.inf])
 def test_a_time_limit_may_be_as_long_as_one_likes(seconds: float) -> None:
     calls = UserCalls(seconds)

@@ -3,13 +3,16 @@
 import asyncio
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from episode_parts import acting
+from episode_parts import acting, questions
 from fakes import FakeGenerator, refusal
 
 from svf_rl.generation import Completion, sample_seed
+from svf_rl.generation.prompts import check_prompt_lengths
 from svf_rl.quickstart.tool_skill import calc
 from svf_rl.training.verifiers_rollouts import VerifiersRollouts
 
@@ -21,6 +24,52 @@ Make = Callable[..., Any]
 def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "verifiers.envs.environment", None)
     assert "need that package, 0.1.10 or 0.1.14" in refusal(VerifiersRollouts, object())
+
+
+class Talkative:
+    """As an environment of the package: says `more` words after each answer, until there is no room for them."""
+
+    requires_group_rollouts = False
+
+    async def run_rollout(self, row: Any, client: Any, *_: Any) -> dict[str, Any]:
+        messages, turns = list(row["prompt"]), 0
+        messages[0] = {**messages[0], "content": "word " * row["info"]["first"]}
+        with suppress(OverflowError):
+            while True:
+                reply = await client(messages, None)
+                turns += 1
+                messages = [*messages, {"role": "assistant", "content": reply.text}]
+                messages = [*messages, {"role": "user", "content": "word " * row["info"]["more"]}]
+        return {"reward": turns}
+
+
+def test_a_rollout_ends_where_the_context_does(acting: Make, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others go on. One that has no room from the beginning has no token that counts."""
+    clients = SimpleNamespace(client=lambda asked: asked, response=lambda reply: reply, overlong=OverflowError)
+    monkeypatch.setattr("svf_rl.training.verifiers_rollouts.find_clients", lambda: clients)
+    rollouts = VerifiersRollouts(Talkative())
+    ids = [*tokenizer.encode("yes", add_special_tokens=False), tokenizer.eos_token_id]
+
+    def answer(prompts: Any, *_: Any) -> list[Completion]:
+        check_prompt_lengths(prompts, 128)
+        return [Completion(list(ids), None, True) for _ in prompts]
+
+    rows = questions(3, info=lambda i: {"first": 300 if i == 0 else 1, "more": (0, 1, 8)[i]})
+    trainer = acting(
+        rows, rollouts.environment_reward, FakeGenerator(answer), rollout_func=rollouts, max_completion_length=1000,
+        num_generations=2, per_device_train_batch_size=6, shuffle_dataset=False,
+    )  # fmt: skip
+    batches: list[Any] = []
+    inner = trainer._make_batch
+    trainer._make_batch = lambda *given: batches.append((given[0], inner(*given))) or batches[-1][1]
+    trainer.train()
+    ((rollout, batch),) = batches
+    lengths = [len(p) + len(c) for p, c in zip(rollout.prompt_ids, rollout.completion_ids, strict=True)]
+    assert max(lengths) <= 128  # positions of the model
+    turns = rollout.extra["verifiers_reward"][::2]
+    assert turns[0] == 0
+    assert turns[1] > turns[2] > 1
+    assert (batch["completion_mask"].sum(1) > 0).tolist() == [False, False, True, True, True, True]
 
 
 @pytest.fixture
