@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import shlex
 import subprocess
 
@@ -21,9 +22,10 @@ needs_package = pytest.mark.skipif(
 def _commands(target: str) -> str:
     """What `make` would run in an environment that is there."""
     make = ["make", "-n", "EXTRA=cpu", "VENV=venv", "-o", "venv/.installed-cpu", target]
-    return subprocess.run(make, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.replace(
-        "venv/bin/", ""
-    )
+    # `make test`, from which the tests may come, passes these on
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    made = subprocess.run(make, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    return made.stdout.replace("venv/bin/", "")
 
 
 def _check(script: str, run_in, make_folder) -> None:
