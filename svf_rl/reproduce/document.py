@@ -68,7 +68,7 @@ def tabulate_passes(rows: Sequence[Row]) -> str:
         lines.append([row_name(row), *shown])
         if row["method"] != BASE and any(row["pass_at_k_over_seeds"].values()):
             by_seed = [row["pass_at_k_over_seeds"][k] for k in ks]
-            lines.append(["95 % over seeds", *(_range(*_shares(one)) if one else "" for one in by_seed)])
+            lines.append(["95 % over seeds", *(_range(*one) if one else "" for one in by_seed)])
     return markdown_table(["", *(f"pass@{k}" for k in ks)], lines, "---:")
 
 
@@ -105,8 +105,8 @@ def _tabulate_changes(rows: Sequence[Row], planned: int) -> str:
         interval = row["relative_over_seeds"]
         spread = f"{100 * max(0.0, interval[0]):.2f} to {100 * interval[1]:.2f}" if interval else ""
         ranks = [_number(row[key]) for key in ("stable_rank", "effective_rank")]
-        entropy = ", ".join(_number(value, 2) for value in row["entropy"])
-        shown = [moved[0], spread, *moved[1:], *ranks, _percent(row["diagonal"]), entropy.strip(", ")]
+        entropy = ", ".join(_number(value, 2) for value in row["entropy"] if value is not None)
+        shown = [moved[0], spread, *moved[1:], *ranks, _percent(row["diagonal"]), entropy]
         lines.append([row_name(row), _seeds({**row, "planned": planned}), *shown])
     return markdown_table(headings, lines, "---:")
 
@@ -160,11 +160,6 @@ def _percent(value: float | None) -> str:
 
 def _range(low: float, high: float) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
-
-
-def _shares(interval: Sequence[float]) -> tuple[float, float]:
-    """Of shares, which lie between 0 and 1."""
-    return max(0.0, interval[0]), min(1.0, interval[1])
 
 
 def _over_seeds(row: Row) -> str:

@@ -82,6 +82,12 @@ def over_seeds(values: Iterable[float]) -> list[float] | None:
     return None if found is None else as_difference(found)["interval"]
 
 
+def share_over_seeds(values: Iterable[float]) -> list[float] | None:
+    """The same of shares, which lie between 0 and 1."""
+    found = over_seeds(values)
+    return None if found is None else [max(0.0, found[0]), min(1.0, found[1])]
+
+
 def item_means(by_seed: BySeed) -> dict[int, float]:
     """Each item's share of right answers over the seeds that have a verdict on it."""
     answers: dict[int, list[bool]] = {}

@@ -5,7 +5,7 @@ from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
 from svf_rl.metrics.statistics import estimate_mean, pass_at_k
-from svf_rl.reproduce.estimates import as_difference, over_seeds
+from svf_rl.reproduce.estimates import as_difference, over_seeds, share_over_seeds
 from svf_rl.reproduce.probes import pass_ks
 from svf_rl.reproduce.raw import Answers, Raw, decode
 from svf_rl.reproduce.rows import base_of, known, known_mean, make_row, name_variant
@@ -26,7 +26,7 @@ def collect_probe(raw: Raw, probe: Raw) -> dict[str, Any]:
             row["pass_at_k"] = {
                 k: {seed: known_mean(_passes(k, of).values()) for seed, of in of_method.items()} for k in ks
             }
-            row["pass_at_k_over_seeds"] = {k: over_seeds(known(row["pass_at_k"][k].values())) for k in ks}
+            row["pass_at_k_over_seeds"] = {k: share_over_seeds(known(row["pass_at_k"][k].values())) for k in ks}
             row["pass_at_k_interval"] = {k: _over_items([_passes(k, of) for of in of_method.values()]) for k in ks}
         rows.append(row)
     named = [name_variant(row, raw) for row in rows]

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from svf_rl.evaluation.adapters import BASE
-from svf_rl.reproduce.estimates import as_difference, by_sample, compared, estimate, over_seeds
+from svf_rl.reproduce.estimates import as_difference, by_sample, compared, estimate, share_over_seeds
 from svf_rl.reproduce.methods import method_name
 from svf_rl.reproduce.raw import Answers, Raw, base_label
 
@@ -26,8 +26,8 @@ def make_row(method: str, by_seed: Mapping[int, Answers], base: Mapping[int, Ans
         "items": found.n,
         "not_scorable": found.not_scorable,
     }
-    if interval := over_seeds(seeds.values()):
-        row["interval_over_seeds"] = [max(0.0, interval[0]), min(1.0, interval[1])]
+    if interval := share_over_seeds(seeds.values()):
+        row["interval_over_seeds"] = interval
     if method != BASE and (against := compared(by_sample(by_seed), by_sample(base))):
         row["against_base"] = as_difference(against)
     return row

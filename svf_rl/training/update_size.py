@@ -20,7 +20,8 @@ class UpdateSize(TrainerCallback):
     have no such number.
 
     With Adam, whose first update moves each value by the learning rate, it is the learning rate for the core
-    `diagonal`, about as much for `projected`, less for `top`, `bottom` and `block`, and more for `band`.
+    `diagonal`, about as much for `projected`, less for `top` and `bottom`, and more for `band`; for `block` it is the
+    rate times the sum of its `k` singular values over the norm of all.
     """
 
     def __init__(self, trainer: "SVFReinforceTrainer") -> None:
@@ -48,5 +49,5 @@ def core_entries(model: nn.Module) -> Tensor | None:
         with gather_parameters(layer.svf_z.parameters()):
             entries = layer.core_entries()
             if entries is not None:
-                parts.append(entries.float().clone())
+                parts.append(entries.float())
     return torch.cat(parts) if parts else None
