@@ -12,6 +12,7 @@ from svf_rl.episodes.random_state import own_random_numbers
 from svf_rl.episodes.user_calls import TimedOut, UserCalls
 from svf_rl.errors import Stopped, SVFError, one_line
 from svf_rl.generation import sample_seed
+from svf_rl.generation.prompts import parts_text
 from svf_rl.rewards.references import is_number
 from svf_rl.rewards.user_code import describe
 
@@ -206,13 +207,6 @@ def _checked(factory: Any, calls: UserCalls, name: str, seed: int, process: int)
         return environment
 
     return make
-
-
-def parts_text(value: Any) -> str | None:
-    """The text of a list of content parts that are all text; `None` of anything else."""
-    if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
-        return "".join(str(part.get("text") or "") for part in value)
-    return None
 
 
 def whole_characters(text: str) -> str:

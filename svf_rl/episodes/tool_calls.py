@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from svf_rl.episodes.environments import parts_text, whole_characters
+from svf_rl.episodes.environments import whole_characters
 from svf_rl.episodes.rollout import EpisodeCounts
 from svf_rl.episodes.user_calls import TimedOut, UserCalls
 from svf_rl.errors import Stopped, SVFError
+from svf_rl.generation.prompts import parts_text
 
 Tools = Mapping[str, Callable[..., Any]]
 Messages = list[dict[str, Any]]

@@ -12,7 +12,7 @@ from svf_rl.errors import SVFError, one_line
 # transformers has a ValueError for several templates without a default, or a turn that cannot be continued.
 TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
-Conversation = Sequence[Mapping[str, str]]  # messages of "role" and "content"
+Conversation = Sequence[Mapping[str, Any]]  # messages of "role" and "content", a text or a list of parts
 
 
 def encode_prompts(
@@ -36,6 +36,22 @@ def encode_prompts(
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
+def parts_text(value: Any) -> str | None:
+    """The text of a list of content parts that are all text; `None` of anything else."""
+    if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
+        return "".join(str(part.get("text") or "") for part in value)
+    return None
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content may be a list of parts. Raises `TypeError` where not all of it is text."""
+    content = message["content"]
+    text = content if isinstance(content, str) else parts_text(content)
+    if text is None:
+        raise TypeError(f"the {message['role']}'s turn must be text")
+    return text
+
+
 def render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **template_arguments: Any) -> str:
     """The text that [`encode_prompts`] turns into tokens, for one conversation."""
     if tokenizer.chat_template is None and not template_arguments.get("chat_template"):
@@ -43,8 +59,8 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation
             f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruction-tuned model, or save "
             "a chat_template.jinja in the tokenizer's folder"
         )
-    system = conversation[0]["content"] if conversation[0]["role"] == "system" else ""
     try:
+        system = _said(conversation[0]) if conversation[0]["role"] == "system" else ""
         try:
             text = _apply_template(tokenizer, conversation, template_arguments)
         except TEMPLATE_ERRORS:
@@ -63,10 +79,10 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 def _apply_template(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation, arguments: Mapping[str, Any]
 ) -> str:
-    last = conversation[-1]
-    prefilled = last["role"] == "assistant"
-    if prefilled and not last["content"].strip():  # a turn that begins with nothing but white space
-        return _apply_template(tokenizer, conversation[:-1], arguments) + last["content"]
+    prefilled = conversation[-1]["role"] == "assistant"
+    said = _said(conversation[-1]) if prefilled else ""
+    if prefilled and not said.strip():  # a turn that begins with nothing but white space
+        return _apply_template(tokenizer, conversation[:-1], arguments) + said
     text = tokenizer.apply_chat_template(
         list(conversation),
         tokenize=False,
@@ -74,21 +90,25 @@ def _apply_template(
         continue_final_message=prefilled,
         **arguments,
     )
-    if not prefilled:  # its content may be a list of parts
+    if not prefilled:
         return text
-    stripped = last["content"].rstrip()
-    if not text.endswith(last["content"]) and text.endswith(stripped):  # most templates trim each turn
-        text += last["content"][len(stripped) :]
+    stripped = said.rstrip()
+    if not text.endswith(said) and text.endswith(stripped):  # most templates trim each turn
+        text += said[len(stripped) :]
     return text
 
 
-def _fold_system(conversation: Conversation) -> list[dict[str, str]]:
+def _fold_system(conversation: Conversation) -> list[dict[str, Any]]:
     """The conversation with its system message as the first paragraph of the first user turn."""
     system, *turns = [dict(message) for message in conversation]
     first = next((turn for turn in turns if turn["role"] == "user"), None)
     if first is None:
         raise ValueError("there is no user's turn that could take the system message")
-    first["content"] = f"{system['content']}\n\n{first['content']}"
+    paragraph = f"{_said(system)}\n\n"
+    parts = isinstance(first["content"], list)
+    first["content"] = (
+        [{"type": "text", "text": paragraph}, *first["content"]] if parts else paragraph + first["content"]
+    )
     return turns
 
 

@@ -66,7 +66,8 @@ def compute_advantages(
     """
     if baseline not in BASELINES:
         raise ValueError(f"unknown baseline {baseline!r}")
-    whole_batch, r = BASELINES[baseline].whole_batch, rewards.float()
+    # in fp64 a mean of equal fp32 rewards is exact: of a group that teaches nothing, normalizing makes nothing
+    whole_batch, r = BASELINES[baseline].whole_batch, rewards.float().double()
     r = r.view(1, -1) if whole_batch else r.view(-1, group_size)
     scored, values = ~r.isnan(), r.nan_to_num(0.0)
     count = scored.sum(1, keepdim=True)
@@ -75,8 +76,8 @@ def compute_advantages(
     if normalize:
         variance = (((values - mean) ** 2) * scored).sum(1, keepdim=True) / (count - 1).clamp(min=1)
         deviation = variance.sqrt()
-        result = torch.where(deviation > 0, result / deviation.clamp(min=torch.finfo(torch.float32).tiny), result)
-    result = torch.where(scored, result, 0.0).view(-1)
+        result = torch.where(deviation > 0, result / deviation.clamp(min=torch.finfo(r.dtype).tiny), result)
+    result = torch.where(scored, result, 0.0).view(-1).float()
     return result if clip is None else result.clamp(-clip, clip)
 
 

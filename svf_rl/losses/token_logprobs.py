@@ -169,14 +169,18 @@ def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform:
     return transform(_raw(hidden, weight, bias)).log_softmax(1)
 
 
+_FAR = -20.0
+
+
 def _divergence(lp: Tensor, lq: Tensor) -> Tensor:
     """KL(p ‖ q) (n,) from log-probabilities (n, V), as Σ p·(d + e^(−d) − 1) with d = lp − lq.
 
     This equals Σ p·d, since p and q both sum to 1. No term of it is negative, so nothing cancels, and a small
-    divergence keeps its digits in fp32.
+    divergence keeps its digits in fp32. Where p is so much smaller that e^(−d) could overflow, its term is q in fp32.
     """
     difference = lp - lq
-    return (lp.exp() * (difference + torch.expm1(-difference))).sum(1)
+    near = lp.exp() * (difference + torch.expm1(-difference.clamp(min=_FAR)))
+    return torch.where(difference < _FAR, lq.exp(), near).sum(1)
 
 
 def _policy_ref_gradient(grad: Tensor, p: Tensor, lp: Tensor, lq: Tensor) -> Tensor:

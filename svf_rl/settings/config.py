@@ -22,6 +22,7 @@ from svf_rl.settings.config_checks import (
     check_sampling,
     check_servers,
     check_unsupported,
+    counts_failures,
 )
 from svf_rl.settings.limits import check_numbers
 from svf_rl.settings.next_token import next_token_settings
@@ -71,10 +72,18 @@ class SVFReinforceConfig(GRPOConfig):
 
     learning_rate: float = described(2e-3, "Peak learning rate; z needs a far larger one than weights do.")
     lr_scheduler_type: SchedulerType | str = described("constant", "Learning-rate schedule.")
+    lr_scheduler_kwargs: dict[str, Any] | str | None = described(
+        None,
+        "Options of the schedule. One that follows evaluations (reduce_lr_on_plateau, greedy) has by default the mode "
+        "max, or min where greater_is_better is false.",
+    )
     beta: float = described(0.1, "Coefficient of the KL term (lambda in the paper).")
     num_generations: int | None = described(8, "Completions per prompt; 1 is allowed.")
     metric_for_best_model: str | None = described(
         "eval_accuracy", f"What load_best_model_at_end and early stopping compare: eval_ and {', '.join(EVALUATED)}."
+    )
+    greater_is_better: bool | None = described(
+        None, "Whether more of metric_for_best_model is better. Default: yes, but for unscorable and clipped_ratio."
     )
     logging_steps: float = described(1, "Log metrics every this many steps.")
     report_to: str | list[str] | None = described(
@@ -198,9 +207,17 @@ class SVFReinforceConfig(GRPOConfig):
         self.num_generations = max(2, generations)
         if generations == 1 and self.generation_batch_size is not None and self.generation_batch_size % 2:
             raise SVFError(f"generation_batch_size must be even, not {self.generation_batch_size}")
+        # evaluation here has no batches, but TRL checks theirs
+        self.per_device_eval_batch_size = self.num_generations
         check_best_model(self)
+        if self.greater_is_better is None and counts_failures(self.metric_for_best_model):
+            self.greater_is_better = False  # for transformers all but a loss is better when greater
         super().__post_init__()
         self.num_generations = generations
+        if self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+            mode = "max" if self.greater_is_better else "min"  # by default they wait for a loss to fall
+            assert not isinstance(self.lr_scheduler_kwargs, str)  # transformers has read it
+            self.lr_scheduler_kwargs = {"mode": mode, **(self.lr_scheduler_kwargs or {})}
         self.dataloader_pin_memory &= torch.accelerator.is_available()
         check_unsupported(self)
         check_metric(self)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EVALUATED = ("accuracy", "reward", "unscorable", "items", "completion_length", "clipped_ratio")
 """What an evaluation measures; for one of several sets its name stands before it, as in `eval_gsm8k_accuracy`."""
+_METRIC = re.compile(rf"(eval_)?(.+_)?(?P<measured>{'|'.join(EVALUATED)})(/.+)?")
 
 
 def check_best_model(args: "SVFReinforceConfig") -> None:
@@ -39,10 +40,16 @@ def check_unsupported(args: "SVFReinforceConfig") -> None:
         raise refused_option("remove_unused_columns", "remove_unused_columns")
 
 
+def counts_failures(metric: str | None) -> bool:
+    """Whether the metric of an evaluation is one of which the least is best."""
+    found = _METRIC.fullmatch(metric or "")
+    return found is not None and found["measured"] in ("unscorable", "clipped_ratio")
+
+
 def check_metric(args: "SVFReinforceConfig") -> None:
     """transformers looks for the metric at the first evaluation, when the run is under way."""
     metric = args.metric_for_best_model
-    if metric is not None and not re.fullmatch(rf"(eval_)?(.+_)?({'|'.join(EVALUATED)})(/.+)?", metric):
+    if metric is not None and not _METRIC.fullmatch(metric):
         raise SVFError(
             f"metric_for_best_model must be one of {', '.join(f'eval_{name}' for name in EVALUATED)}, not "
             f"{shown(metric)}: an evaluation answers items and has no loss"

@@ -197,7 +197,7 @@ def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int |
     if steps > 0:
         return steps
     micro_steps = batches * training.steps_per_generation * training.num_iterations
-    an_epoch = max(1, micro_steps // training.gradient_accumulation_steps)
+    an_epoch = math.ceil(micro_steps / training.gradient_accumulation_steps)
     updates: int = math.ceil(an_epoch * training.num_train_epochs)
     return updates
 

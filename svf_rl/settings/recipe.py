@@ -125,8 +125,6 @@ def load_recipe(
         values.pop("ddp_backend", None)  # a process alone has nobody to talk to
     check_batch(values, processes)
     warnings += check_engines(values, processes, read_alone=planned is None)
-    # Evaluation here has no batches, but TRL checks theirs.
-    settings = {**values, "per_device_eval_batch_size": max(2, values.get("num_generations") or 8)}
     config: Any = SVFReinforceConfig
     if planned is not None:  # transformers counts the running processes, and TRL computes batches from their number
         config = type("PlannedConfig", (SVFReinforceConfig,), {"world_size": planned})
@@ -134,7 +132,7 @@ def load_recipe(
         check_launcher()
 
     def build(part: Any) -> Any:
-        return part(**{f.name: settings[f.name] for f in fields(part) if f.name in settings})
+        return part(**{f.name: values[f.name] for f in fields(part) if f.name in values})
 
     try:
         model, adapter, data = build(ModelArguments), build(AdapterArguments), build(DataArguments)

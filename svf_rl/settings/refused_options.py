@@ -43,6 +43,7 @@ NOT_READ = (
     "eval_use_gather_object", "label_names", "length_column_name", "train_sampling_strategy", "ignore_data_skip",
     "auto_find_batch_size", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint", "optim_target_modules",
     "accelerator_config", "parallelism_config", "local_rank", "average_tokens_across_devices",
+    "data_seed",
 )  # fmt: skip
 FSDP = "FSDP is not supported; for several GPUs start with accelerate launch and a config of DDP or DeepSpeed's ZeRO"
 _COMPILE = "compiled models are not supported"

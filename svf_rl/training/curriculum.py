@@ -37,11 +37,11 @@ class Curriculum(TrainerCallback, ExportableState):
         return self._levels[self._level]
 
     def at_level(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows that are of the level, each other one replaced by one of it: by the same for the same prompt, on
-        whichever process."""
+        """The rows that are of the level, each other one replaced by one of it: by the same for the same prompt (or the
+        same row, where an environment makes the prompt), on whichever process."""
         own = self._of_level[self.level]
         return [
-            row if row[LEVEL] == self.level else self._rows[own[crc32(repr(row["prompt"]).encode()) % len(own)]]
+            row if row[LEVEL] == self.level else self._rows[own[crc32(repr(_asked(row)).encode()) % len(own)]]
             for row in rows
         ]
 
@@ -58,3 +58,7 @@ class Curriculum(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What checkpoints keep."""
         return {"args": {}, "attributes": {"_level": self._level, "_recent": self._recent}}
+
+
+def _asked(row: dict[str, Any]) -> Any:
+    return row["prompt"] if "prompt" in row else sorted(row.items())

@@ -49,6 +49,16 @@ def add_hidden_states_forward(model: PreTrainedModel) -> None:
     model.forward = types.MethodType(forward, model)
 
 
+def switch_off_dropout(model: nn.Module) -> None:
+    """Of the model's own layers, not of its adapters: the generator has none, and a reference is the same each time."""
+    for name, module in model.named_modules():
+        if "lora_dropout" in name.split("."):
+            continue
+        for attribute, value in list(vars(module).items()):  # some models keep the share alone, for `F.dropout`
+            if isinstance(value, float) and ("drop" in attribute or isinstance(module, nn.modules.dropout._DropoutNd)):
+                setattr(module, attribute, 0.0)
+
+
 def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
     """
     The hidden states that predict the last `completion_length` tokens.

@@ -61,6 +61,7 @@ from svf_rl.training.policy import (
     add_hidden_states_forward,
     check_processes_agree,
     multiplier_statistics,
+    switch_off_dropout,
     trainable_digest,
 )
 from svf_rl.training.run_context import RunContext
@@ -185,6 +186,7 @@ class SVFReinforceTrainer(GRPOTrainer):
             self.add_callback(FetchLayers())
         base = self.accelerator.unwrap_model(self.model).get_base_model()
         keep_soft_cap(base)
+        switch_off_dropout(base)
         add_hidden_states_forward(base)
         self.sampling = Sampling(
             max_tokens=args.max_completion_length,
@@ -372,8 +374,8 @@ class SVFReinforceTrainer(GRPOTrainer):
             total, self.num_generations, args.advantage, args.normalize_advantages, args.advantage_clip
         )
         self.recorder.add_table(rollout, rewards, advantages)
-        # mean over the sequences of one step: an even share of those generated together
-        share = args.gradient_accumulation_steps / args.steps_per_generation
+        # mean over the sequences of one step (an epoch's last may be short): an even share of those generated together
+        share = self.current_gradient_accumulation_steps / args.steps_per_generation
         totals = {"sequences": takes_part.sum(), "tokens": counted(batch).sum()}
         return {**batch, "advantages": advantages[local], **{k: gather(n).sum() * share for k, n in totals.items()}}
 

@@ -61,6 +61,23 @@ def test_contents_may_be_parts_where_the_template_knows_them(tokenizer: PreTrain
     assert render_prompt(tokenizer, [{"role": "user", "content": parts}]) == "<How ><many?>"
 
 
+def test_a_system_message_and_a_begun_answer_may_be_parts(tokenizer: PreTrainedTokenizerBase) -> None:
+    said = (
+        "{% if m['content'] is string %}{{ m['content'] }}{% else %}{{ m['content'] | map(attribute='text') | join }}"
+    )
+    for system in ("", "{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"):
+        tokenizer.chat_template = (
+            f"{{% for m in messages %}}{system}<{{{{ m['role'] }}}}>{said}{{% endif %}}</>{{% endfor %}}"
+            "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
+        texts = [{"role": "system", "content": "Be brief."}, *QUESTION[1:], {"role": "assistant", "content": "So: "}]
+        parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in texts]
+        for count in (2, 3):
+            assert render_prompt(tokenizer, parts[:count]) == render_prompt(tokenizer, texts[:count])
+    with pytest.raises(SVFError, match="the system's turn must be text"):
+        render_prompt(tokenizer, [{"role": "system", "content": [{"type": "image"}]}, *QUESTION[1:]])
+
+
 def test_template_arguments_are_passed_on(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = TURNS + "{% if thinking %}<think>{% endif %}"
     assert render_prompt(tokenizer, QUESTION[1:], thinking=True).endswith("<assistant><think>")

@@ -86,6 +86,15 @@ def test_normalising_equal_rewards_divides_by_nothing() -> None:
     assert compute_advantages(torch.ones(4), 2, "none", normalize=True).tolist() == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("baseline", ["leave_one_out", "group_mean", "batch_mean"])
+@pytest.mark.parametrize("size", [2, 8, 12])
+def test_rewards_that_are_equal_stay_without_advantage_where_a_mean_of_them_rounds(baseline: str, size: int) -> None:
+    for reward in (0.1, 0.2, 0.3, 1 / 3, -0.7, 1.1):
+        scores = compute_advantages(torch.full((size,), reward), size, baseline, normalize=True)
+        assert (scores == 0).all(), (reward, scores)
+        assert scores.dtype == torch.float32
+
+
 def test_clipping_is_the_last_step() -> None:
     rewards = torch.tensor([10.0, 0.0, 0.25, 0.0])
     assert compute_advantages(rewards, 2, "leave_one_out", clip=0.5).tolist() == [0.5, -0.5, 0.25, -0.25]

@@ -165,6 +165,19 @@ def test_the_reference_may_have_another_output_layer() -> None:
     torch.testing.assert_close(statistics.kl.double(), (lq.exp() * (lq - lp)).sum(1), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("direction", ["policy_ref", "ref_policy"])
+def test_a_divergence_of_far_distributions_is_finite_and_right(direction: str) -> None:
+    """As those of sharp models are at a low temperature: no e^d of a term overflows."""
+    inputs = {**_inputs(6), "weight": 30 * torch.eye(V), "bias": torch.zeros(V)}
+    for seed, name in enumerate(("hidden", "ref_hidden")):
+        inputs[name] = torch.randn(6, V, generator=torch.Generator().manual_seed(seed))
+    found = _ours(inputs, LogitTransform(), direction).kl
+    expected = _naive(_doubled(inputs), LogitTransform(), direction).kl
+    assert found is not None
+    assert expected is not None
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
 def test_no_token_at_all() -> None:
     inputs = _inputs(0)
     inputs["hidden"].requires_grad_()

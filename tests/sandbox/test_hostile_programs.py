@@ -143,6 +143,22 @@ def test_ends_that_look_like_success(program: str) -> None:
     assert_fails(program, [ASSERTS, CHECK])
 
 
+@pytest.mark.parametrize("attempt", named(ending.CPU_TIME))
+def test_no_program_has_less_time_than_it_is_given(attempt: str) -> None:
+    """What the kernel kills without a reason that the supervisor knows has no verdict."""
+    lines = "".join(f"    {line}\n" for line in attempt.strip().splitlines())
+    program = (
+        f"import ctypes, os, resource\ntry:\n{lines}except (OSError, ValueError):\n    pass\n"
+        "else:\n    while True:\n        pass\n" + WRONG
+    )
+    assert_fails(program, [ASSERTS, LINES], timeout=5)
+
+
+def test_programs_see_their_limits() -> None:
+    program = "import resource\ndef f(x):\n    return resource.getrlimit(resource.RLIMIT_CPU)[0] > 0\n"
+    assert verify("unit_tests", program, {"test_list": ["assert f(1) is True"]}).correct
+
+
 @pytest.mark.parametrize("program", named(ending.MALFORMED))
 def test_malformed_programs(program: str) -> None:
     assert_fails(program, [ASSERTS], timeout=5)
@@ -257,6 +273,23 @@ def test_a_name_of_a_module_means_no_other_module(program: str, test: str) -> No
     wanted = [{"test_list": [test]}, *[ASSERTS] * 5]
     verdicts = verify_all("unit_tests", programs, wanted, timeout=SECONDS)
     assert [verdict.correct for verdict in verdicts] == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize(("program", "test"), forging.STREAMS.values(), ids=forging.STREAMS)
+def test_what_is_inside_of_a_stream_leaves_no_test_undecided(program: str, test: str) -> None:
+    assert_fails(program, [{"test_list": [test]}])
+
+
+def test_a_value_that_crashes_the_tests_is_wrong() -> None:
+    """A tuple's own hash goes as deep as the tuples do, and asks nobody how deep that may be."""
+    program = (
+        "class Deep(tuple):\n    def __hash__(self):\n        return 1\n"
+        "def f(x):\n    made = [Deep()]\n    for _ in range(250_000):\n        made.append(Deep((made[-1],)))\n"
+        "    held = {made[-1]: 1}\n    del Deep.__hash__\n    return [made, held]\n"
+    )
+    verdicts = verify_all("unit_tests", [program, GOOD], [ASSERTS] * 2, timeout=20)
+    assert [verdict.correct for verdict in verdicts] == [False, True]
+    assert "crashed" in verdicts[0].reason
 
 
 @pytest.mark.parametrize("program", named(forging.VALUES))

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainingArguments
+import torch
+from transformers import TrainingArguments, get_scheduler
 from trl import GRPOConfig
 
 from svf_rl.errors import SVFError
@@ -124,3 +125,44 @@ def test_the_defaults_suit_z(tmp_path: Path) -> None:
     assert config.report_to == ["tensorboard"]
     assert not config.bf16
     assert config.weight_decay == 0
+
+
+@pytest.mark.parametrize("generations", [1, 2, 6, 16])
+def test_completions_of_a_prompt_need_not_fit_a_batch_that_nothing_reads(tmp_path: Path, generations: int) -> None:
+    advantage = "none" if generations == 1 else "leave_one_out"
+    config = _config(
+        tmp_path, num_generations=generations, per_device_train_batch_size=2 * generations, eval_strategy="steps",
+        eval_steps=1, advantage=advantage,
+    )  # fmt: skip
+    assert config.num_generations == generations
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [
+        ("eval_accuracy", True), ("reward", True), ("eval_gsm8k_accuracy", True), ("eval_unscorable", False),
+        ("clipped_ratio", False), ("eval_gsm8k_clipped_ratio", False),
+    ],
+)  # fmt: skip
+def test_the_best_checkpoint_has_the_fewest_failures(tmp_path: Path, metric: str, greater: bool) -> None:
+    assert _config(tmp_path, metric_for_best_model=metric).greater_is_better is greater
+    assert _config(tmp_path, metric_for_best_model=metric, greater_is_better=not greater).greater_is_better != greater
+
+
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_a_rate_that_follows_the_evaluations_falls_when_they_get_no_better(tmp_path: Path, schedule: str) -> None:
+    config = _config(
+        tmp_path, lr_scheduler_type=schedule, lr_scheduler_kwargs={"patience": 1}, eval_strategy="steps", eval_steps=1
+    )
+    rates = {}
+    for name, accuracies in (("better", [0.1 * n for n in range(10)]), ("standing", [0.5] * 10)):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        steps = get_scheduler(schedule, optimizer, scheduler_specific_kwargs=config.lr_scheduler_kwargs)
+        for accuracy in accuracies:
+            optimizer.step()
+            steps.step(accuracy)
+        rates[name] = optimizer.param_groups[0]["lr"]
+    assert rates["standing"] < 1 <= rates["better"]
+    given = {"lr_scheduler_kwargs": {"mode": "min"}, "eval_strategy": "epoch"}
+    kept = _config(tmp_path, lr_scheduler_type=schedule, **given)
+    assert kept.lr_scheduler_kwargs == {"mode": "min"}

@@ -219,6 +219,8 @@ def test_the_declared_columns_of_a_hub_task_are_checked(plan) -> None:
         ({"num_train_epochs": 2}, 35, 4),  # 16 prompts a batch: two whole ones, three rows left over
         ({"num_train_epochs": 0.5}, 64, 2),
         ({"num_train_epochs": 1, "gradient_accumulation_steps": 4}, 128, 2),
+        # 3 generations of 2 micro-batches: the last update of an epoch has one of them
+        ({"num_train_epochs": 3, "gradient_accumulation_steps": 4, "steps_per_generation": 2}, 96, 6),
     ],
 )
 def test_updates_follow_from_the_rows_and_the_batch(settings, rows: int | None, updates: int | None) -> None:

@@ -30,6 +30,14 @@ def test_rows_of_other_levels_are_replaced_by_the_same_one_for_the_same_prompt()
     assert curriculum.at_level(rows[::-1]) == taken[::-1]
 
 
+def test_rows_need_no_prompt_where_an_environment_makes_it() -> None:
+    rows = _rows().rename_column("prompt", "word")
+    curriculum = Curriculum(rows, accuracy=0.75, updates=2, threshold=0.5)
+    taken = curriculum.at_level(list(rows))
+    assert {row[LEVEL] for row in taken} == {0}
+    assert curriculum.at_level(list(rows)[::-1]) == taken[::-1]
+
+
 def test_the_next_level_comes_when_the_mean_over_some_updates_is_high_enough() -> None:
     curriculum, right, half = _curriculum(), torch.ones(4), torch.tensor([1.0, 1, 0, torch.nan, 0])
     levels = []

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from dense_reference import dense_gradients
 from fakes import FakeGenerator
 from torch import Tensor
@@ -268,3 +269,16 @@ def test_several_generations_for_one_update(make_trainer: Make, tiny_llama: Make
     assert len({tuple(c) for _, c in generator.samples}) > 12  # each portion has seeds of its own
     expected, _, _ = dense_gradients(tiny_llama().double(), z, generator.samples, _rewards(generator.samples))
     _assert_same(actual, expected)
+
+
+def test_a_short_update_at_the_end_of_an_epoch_is_a_mean_as_well(make_trainer: Make, scripted: Make) -> None:
+    rows = Dataset.from_list([{"prompt": f"How many? {number}"} for number in range(3)])
+    trainer = make_trainer(
+        generator=scripted(), train_rows=rows, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        steps_per_generation=1, max_steps=-1, num_train_epochs=1,
+    )  # fmt: skip
+    sequences, loss_of = [], trainer._loss_of
+    trainer._loss_of = lambda model, batch: (sequences.append(float(batch["sequences"])), loss_of(model, batch))[1]
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert sequences == [8, 8, 4]

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from svf_rl.svf import SVFConfig
 from svf_rl.training.policy import (
@@ -16,6 +25,7 @@ from svf_rl.training.policy import (
     multiplier_statistics,
     output_layer,
     reference,
+    switch_off_dropout,
     trainable_digest,
 )
 from svf_rl.training.zero import trained_alone
@@ -150,3 +160,27 @@ def test_a_frozen_weight_goes_under_none_of_its_names(tiny_llama: Callable[..., 
     assert kept == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all("svf_z" in name for name in kept)
     assert set(model.state_dict()) == whole
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_a_model_in_training_drops_nothing_of_its_own(kind: str, attention: str) -> None:
+    """GPT-2 has layers for it, OPT its shares alone; what an adapter drops is the user's choice."""
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        base: Any = GPT2LMHeadModel._from_config(
+            GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=32), attn_implementation=attention
+        )
+    else:
+        config = OPTConfig(vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2,
+                           word_embed_proj_dim=32, max_position_embeddings=32, attention_dropout=0.1)  # fmt: skip
+        base = OPTForCausalLM._from_config(config, attn_implementation=attention)
+    targets = ["c_fc"] if kind == "gpt2" else ["fc1"]
+    model = get_peft_model(base, LoraConfig(target_modules=targets, lora_dropout=0.5, task_type="CAUSAL_LM"))
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        expected = model.eval()(ids).logits
+        assert not torch.equal(model.train()(ids).logits, expected)
+        switch_off_dropout(model.get_base_model())
+        assert torch.equal(model(ids).logits, expected)  # LoRA's B is 0
+    assert {m.p for n, m in model.named_modules() if n.endswith("lora_dropout.default")} == {0.5}

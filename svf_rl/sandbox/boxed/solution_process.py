@@ -18,12 +18,14 @@ from operations import OPERATIONS, assertion
 from standard_files import name_standard_files
 
 
-def main(descriptor):
+def main(descriptor, boxed):
     link = Link(descriptor, 1)
     link.send(("started", None, ""))
     job = json.loads(link.receive())
     for name, most in job["limits"].items():
         system_calls.limit(name, most)
+    if boxed:
+        system_calls.keep_time()
     if job["main"]:
         name_standard_files()
     else:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import BuiltinMethodType
 
 from link import Link
 from operations import OPERATIONS
@@ -83,6 +84,14 @@ class Solution(Link):
             raise AttributeError(f"{operation} is not for the program")
         return OPERATIONS[operation](value, *operands, **keywords)
 
+    def reply(self, asked, keywords):
+        try:
+            super().reply(asked, keywords)
+        except CannotPass as error:
+            if _runs_tests(*asked):
+                raise
+            self.send(("raised", ValueError(str(error)), None))
+
     def check_passes(self, value):
         if self.is_stand_in(value):
             raise WireError("it has been forgotten")
@@ -117,6 +126,13 @@ def _is_stream(value):
         and hasattr(kind, "__iter__")
         and kind is not memoryview
     )
+
+
+def _runs_tests(operation, value, name="", *_):
+    """Whether what a program asks for is of the tests' own making, unlike a frame or a buffer inside of a stream."""
+    if operation == "call":
+        return type(value) is not BuiltinMethodType or not _is_stream(value.__self__)
+    return name == "__next__" or not _is_stream(value)
 
 
 def _permits(operation, value, name=""):

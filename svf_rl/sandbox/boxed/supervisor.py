@@ -30,6 +30,11 @@ from link import Link  # noqa: E402
 from solution_proxy import ENDED  # noqa: E402
 
 PR_SET_DUMPABLE = 4
+# what ends the process with the tests when it computes with what a program gave it
+ENDED_BY_VALUES = {
+    signal.SIGXCPU: "the tests did not end",
+    **dict.fromkeys([signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT], "the tests crashed on a value of the program"),
+}
 
 
 def main(settings):
@@ -75,9 +80,10 @@ def run_with_tests(boxes, job):
             _, status = os.waitpid(pid, 0)
         outcome = last_line(text)
         if not text.endswith(b"\n\n"):
-            if os.waitstatus_to_exitcode(status) != -signal.SIGXCPU:
+            ended = -os.waitstatus_to_exitcode(status)
+            if ended not in ENDED_BY_VALUES:
                 raise OSError(f"the process with the tests ended unexpectedly (wait status {status})")
-            return {**failed(job, "the tests did not end"), **(outcome or {})}
+            return {**failed(job, ENDED_BY_VALUES[ended]), **(outcome or {})}
         if outcome is None:
             raise OSError(f"a box did not start: {box.complaint()}")
         if outcome["reason"].startswith(ENDED):

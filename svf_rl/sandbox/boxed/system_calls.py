@@ -15,19 +15,19 @@ _NUMBERS = {
         "mmap": 9, "shmget": 29, "socket": 41, "connect": 42, "bind": 49, "listen": 50, "socketpair": 53,
         "setsockopt": 54, "clone": 56, "fork": 57, "vfork": 58, "execve": 59, "kill": 62, "semget": 64, "msgget": 68,
         "fcntl": 72, "flock": 73, "ptrace": 101, "syslog": 103, "rt_sigqueueinfo": 129, "setpriority": 141,
-        "sched_setparam": 142, "sched_setscheduler": 144, "pivot_root": 155, "prctl": 157, "chroot": 161, "mount": 165,
-        "umount2": 166, "tkill": 200, "sched_setaffinity": 203, "tgkill": 234, "mq_open": 240, "add_key": 248,
-        "request_key": 249, "keyctl": 250, "ioprio_set": 251, "unshare": 272, "rt_tgsigqueueinfo": 297,
-        "perf_event_open": 298, "fanotify_init": 300, "prlimit64": 302, "name_to_handle_at": 303,
-        "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311,
-        "kcmp": 312, "sched_setattr": 314, "memfd_create": 319, "bpf": 321, "execveat": 322, "userfaultfd": 323,
+        "sched_setparam": 142, "sched_setscheduler": 144, "pivot_root": 155, "prctl": 157, "setrlimit": 160,
+        "chroot": 161, "mount": 165, "umount2": 166, "tkill": 200, "sched_setaffinity": 203, "tgkill": 234,
+        "mq_open": 240, "add_key": 248, "request_key": 249, "keyctl": 250, "ioprio_set": 251,
+        "unshare": 272, "rt_tgsigqueueinfo": 297, "perf_event_open": 298, "fanotify_init": 300, "prlimit64": 302,
+        "name_to_handle_at": 303, "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310,
+        "process_vm_writev": 311, "kcmp": 312, "sched_setattr": 314, "memfd_create": 319, "bpf": 321, "execveat": 322, "userfaultfd": 323,
     },
     "aarch64": {
         "fcntl": 25, "ioprio_set": 30, "flock": 32, "umount2": 39, "mount": 40, "pivot_root": 41, "chroot": 51,
         "unshare": 97, "syslog": 116, "ptrace": 117, "sched_setparam": 118, "sched_setscheduler": 119,
         "sched_setaffinity": 122, "kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138, "setpriority": 140,
-        "prctl": 167, "mq_open": 180, "msgget": 186, "semget": 190, "shmget": 194, "socket": 198, "socketpair": 199,
-        "bind": 200, "listen": 201, "connect": 203, "setsockopt": 208, "add_key": 217,
+        "setrlimit": 164, "prctl": 167, "mq_open": 180, "msgget": 186, "semget": 190, "shmget": 194, "socket": 198,
+        "socketpair": 199, "bind": 200, "listen": 201, "connect": 203, "setsockopt": 208, "add_key": 217,
         "request_key": 218, "keyctl": 219, "clone": 220, "execve": 221, "mmap": 222, "rt_tgsigqueueinfo": 240,
         "perf_event_open": 241, "prlimit64": 261, "fanotify_init": 262, "name_to_handle_at": 264,
         "open_by_handle_at": 265, "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271,
@@ -54,6 +54,7 @@ _TESTS = {
 }  # fmt: skip
 
 _DONE = 0  # a call that does nothing and says that it succeeded
+_UPPER_HALF = 0.5  # of an argument of 64 bits, added to its place
 _ALWAYS = [[]]
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _NOT_A_STREAM = 0xE  # bits of the type of a socket
@@ -91,6 +92,11 @@ _FOR_PROGRAMS = {
         (errno.EPERM, _ALWAYS),
     ),
 }  # fmt: skip
+# Once it has its limits, or the kernel could kill the box before its time is up, as something outside might.
+_FOR_LIMITED = {
+    "setrlimit": (errno.EPERM, [[(0, "==", resource.RLIMIT_CPU)]]),
+    "prlimit64": (errno.EPERM, [[(1, "==", resource.RLIMIT_CPU), (half, "!=", 0)] for half in (2, 2 + _UPPER_HALF)]),
+}
 # The process with the tests starts no other, reaches none, and has its sockets already.
 _FOR_TESTS = {
     **_FOR_PROGRAMS,
@@ -120,7 +126,7 @@ def _rule(number, error, alternatives):
             code, holds = _TESTS[comparison]
             skip = len(part) // 8
             part = (
-                _instruction(_LOAD, _ARGUMENTS + 8 * argument)
+                _instruction(_LOAD, _ARGUMENTS + int(8 * argument))
                 + _instruction(code, value, 0 if holds else skip, skip if holds else 0)
                 + part
             )
@@ -156,7 +162,7 @@ def _loaded(program):
     return ctypes.c_char_p(struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))), buffer
 
 
-_PROGRAMS, _TESTS_PROCESS = _loaded(_filter(_FOR_PROGRAMS)), _loaded(_filter(_FOR_TESTS))
+_PROGRAMS, _LIMITED, _TESTS_PROCESS = (_loaded(_filter(rules)) for rules in (_FOR_PROGRAMS, _FOR_LIMITED, _FOR_TESTS))
 libc = ctypes.CDLL(None, use_errno=True)
 _SET_SECCOMP, _FILTER, SET_NO_NEW_PRIVILEGES = 22, 2, 38  # prctl
 _MOST_DESCRIPTORS = 1 << 20
@@ -175,6 +181,11 @@ def limit(name, most, hard=None):
 def confine_program():
     """Install the filter of programs in this process and its children."""
     _install(_PROGRAMS)
+
+
+def keep_time():
+    """Install the filter of programs that have their limits, after that of programs."""
+    _install(_LIMITED)
 
 
 def confine_tests(*kept):

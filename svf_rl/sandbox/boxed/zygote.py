@@ -119,14 +119,14 @@ def _live(settings, link, stdin, stdout, info):
         sys.modules.pop(name, None)
     sys.path[:] = [*(path for path in sys.path if path != settings["here"]), settings["packages"]]
     sys.stdin, sys.stdout, sys.stderr = (open(n, "w" if n else "r", closefd=False) for n in range(3))  # noqa: SIM115
-    os._exit(_run_solution())
+    os._exit(_run_solution(settings["boxed"]))
 
 
-def _run_solution():
+def _run_solution(boxed):
     """The exit status of an interpreter that ran the solution's process and ended."""
     status = 0
     try:
-        solution_process.main(3)
+        solution_process.main(3, boxed)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:  # a program may end in any way

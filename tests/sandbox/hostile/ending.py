@@ -138,6 +138,26 @@ def f(x):
     "interrupts the main thread": "import _thread, time\ndef f(x):\n    _thread.interrupt_main()\n    time.sleep(1)\n",
 }
 
+# Its end is not to look like one by the machine, which would leave it without a verdict.
+CPU_TIME = {
+    "setrlimit": "resource.setrlimit(resource.RLIMIT_CPU, (1, 1))",
+    "prlimit": "resource.prlimit(0, resource.RLIMIT_CPU, (1, 1))",
+    "prlimit of its number": "resource.prlimit(os.getpid(), resource.RLIMIT_CPU, (1, 1))",
+    "the old call": """
+limits = (ctypes.c_uint64 * 2)(1, 1)
+if ctypes.CDLL(None).syscall({"x86_64": 160}.get(os.uname().machine, 164), resource.RLIMIT_CPU, limits):
+    raise OSError
+""",
+    "limits far up in memory": """
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+at = libc.mmap(ctypes.c_void_p(1 << 32), ctypes.c_size_t(4096), 3, 0x32, -1, ctypes.c_size_t(0))
+(ctypes.c_uint64 * 2).from_address(at)[:] = (1, 1)
+if libc.prlimit(0, resource.RLIMIT_CPU, ctypes.c_void_p(at), None):
+    raise OSError
+""",
+}
+
 MALFORMED = {
     "has too many parentheses": "(" * 100_000 + ")" * 100_000 + "\n" + RIGHT,
     "has too many signs": "x = " + "-" * 1_000_000 + "1\n" + RIGHT,

@@ -417,6 +417,19 @@ VALUES = {
 }
 
 # Modules under the names of others, and tests that use those names without importing them: (program, test)
+# What a program asks of a stream that the tests pass to it, so that they could not be decided.
+STREAMS = {
+    "the frame of a generator": ("def f(g):\n    g.gi_frame\n", "assert f(x for x in [1, 2]) == 3"),
+    "the code of a generator": ("def f(g):\n    return g.gi_code\n", "assert f(x for x in [1, 2]) == 3"),
+    "the buffer of bytes": (
+        "def f(stream):\n    stream.getbuffer()\n", "import io\nassert f(io.BytesIO(b'ab')) == 3"
+    ),
+    "the buffer, and an answer": (
+        "def f(stream):\n    try:\n        stream.getbuffer()\n    except ValueError:\n        return 2\n",
+        "import io\nassert f(io.BytesIO(b'ab')) == 3",
+    ),
+}  # fmt: skip
+
 SUBSTITUTED = {
     "pickle as json": (
         """
