@@ -51,7 +51,7 @@ def read_prompts(path: Path, options: TaskOptions, limit: int | None = None) -> 
         rows = read_rows(own)
     else:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise SVFError(f"prompts {path} cannot be read as text: {one_line(error)}") from error
         prompts = [chat(line, options.system_prompt) for line in lines if line.strip()]

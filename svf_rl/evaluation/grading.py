@@ -1,7 +1,10 @@
 """From completions to verdicts, by a verifier or by any reward function."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -35,10 +38,13 @@ class Grader:
         self.reward = load_reward(spec)
         self._max_failed = float(self.reward.arguments.get("max_failed", max_failed))
         self._column = str(self.reward.arguments.get("column", "answer"))
+        name = spec if isinstance(spec, str) else spec["name"]
+        self._source = {"file_sha256": _digest(self.reward.function)} if ":" in name else {}
 
     def describe(self) -> dict[str, Any]:
-        """The reward's name and arguments, as they are compared with those of an earlier call."""
-        return {"name": self.reward.__name__, **self.reward.arguments}
+        """The reward's name and arguments, as they are compared with those of an earlier call; of a user's function
+        what stands in its file, too."""
+        return {"name": self.reward.__name__, **self.reward.arguments, **self._source}
 
     def reference(self, row: Mapping[str, Any]) -> Any:
         """The right answer of a row; `None` where there is none."""
@@ -157,6 +163,15 @@ class Ungraded(Grader):
         environments: Environments | None = None,
     ) -> list[Verdict]:
         return [Verdict(None, None, "a prompt without an answer to compare with")] * len(rows)
+
+
+def _digest(function: Callable[..., Any]) -> str | None:
+    """Of the file in which a user's function is written; `None` where it is not in one."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # a callable object, whose class has the file
+        file = inspect.getsourcefile(type(function))
+    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _verdict_of(who: str, value: float | None) -> Verdict:

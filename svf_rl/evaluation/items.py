@@ -18,6 +18,7 @@ from svf_rl.generation.prompts import render_prompt
 from svf_rl.quickstart.tool_skill import TOOLS
 from svf_rl.tasks import Task, TaskOptions, find_task
 from svf_rl.tasks.columns import read_rows
+from svf_rl.tasks.files import kind_of_path
 from svf_rl.tasks.task import limit_rows
 
 Key = tuple[int, int]
@@ -115,7 +116,7 @@ def _grader(task: Task, options: TaskOptions, arguments: EvaluationArguments, to
 
 
 def _rows(task: Task, options: TaskOptions, limit: int | None, splits: Sequence[str]) -> Dataset:
-    if task.name == "columns" and options.data_path is not None and Path(options.data_path).is_file():
+    if task.name == "columns" and options.data_path is not None and kind_of_path(Path(options.data_path)) == "file":
         if options.shots:
             raise SVFError("shots are training rows, and one file has none: give a folder with a train file")
         return limit_rows(splits[0], read_rows(options), limit)  # one file is evaluated whole

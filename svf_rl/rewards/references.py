@@ -7,6 +7,14 @@ from typing import Any
 from svf_rl.errors import SVFError
 
 
+class WrittenObject(dict[str, Any]):
+    """A JSON object, and the text that it was read from."""
+
+    def __init__(self, content: dict[str, Any], text: str):
+        super().__init__(content)
+        self.text = text
+
+
 def reference_text(name: str, reference: Any, numbers: bool = False) -> str:
     """
     A reference as text. With `numbers`, an `int` or `float` is accepted too.
@@ -17,6 +25,8 @@ def reference_text(name: str, reference: Any, numbers: bool = False) -> str:
     if numbers and is_number(reference):
         # `str(1e22)` has an exponent, which is not part of a number in running text
         return format(Decimal(str(reference)), "f")
+    if isinstance(reference, WrittenObject):
+        reference = reference.text
     if not isinstance(reference, str):
         raise SVFError(f"{name}: an answer must be text, not {type(reference).__name__} ({shorten(reference)})")
     if not reference.strip():

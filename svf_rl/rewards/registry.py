@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import Stopped, SVFError
 from svf_rl.rewards.reward import AsyncReward, Reward, nearest
 from svf_rl.rewards.user_code import describe
 
@@ -101,9 +101,9 @@ def load_function(name: str, what: str = "reward") -> Callable[..., Any]:
         sys.path.append(str(Path.cwd()))
     try:
         module = _import_file(Path(location), what) if is_file else importlib.import_module(location)
-    except SVFError:
+    except (SVFError, Stopped, KeyboardInterrupt):
         raise
-    except Exception as error:  # the user's module may fail in any way while it is imported
+    except BaseException as error:  # the user's module may fail in any way while it is imported, or call `sys.exit`
         raise SVFError(f"could not import {what} {location}: {describe(error)}") from error
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if function is None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from svf_rl.errors import SVFError
+from svf_rl.rewards.references import WrittenObject
 from svf_rl.rewards.registry import reward
 from svf_rl.rewards.reward import Reward
 from svf_rl.rewards.verifier import Verdict, Verifier, find_verifier, pay, verify_all
@@ -57,11 +58,12 @@ def verify_rows(
 
 
 def parse_reference(answer: Any) -> Any:
-    """The reference in a column of text: a mapping where the text is a JSON object, else the text itself."""
+    """The reference in a column of text: a mapping where the text is a JSON object, which verifiers of text read as the
+    text; else the text itself."""
     if not isinstance(answer, str) or not answer.startswith('{"'):
         return answer
     try:
-        return json.loads(answer)
+        return WrittenObject(json.loads(answer), answer)
     except json.JSONDecodeError:
         return answer
 

@@ -15,11 +15,12 @@ from svf_rl.storage.locks import LOCK, lock, made_folder
 
 def check_new(path: Path) -> None:
     """Raises `SVFError` unless `path` is free, or an empty folder, and its place can be written."""
-    if path.is_dir() and not path.is_symlink():
-        if any(path.iterdir()):
-            raise SVFError(f"{path} is there and not empty: give another folder, or remove it")
-    elif path.exists() or path.is_symlink():
-        raise SVFError(f"{path} is there and is not a folder: give another one")
+    with disk_errors(path, "give another folder"):  # a name that is too long, or a folder that may not be looked into
+        if path.is_dir() and not path.is_symlink():
+            if any(path.iterdir()):
+                raise SVFError(f"{path} is there and not empty: give another folder, or remove it")
+        elif path.exists() or path.is_symlink():
+            raise SVFError(f"{path} is there and is not a folder: give another one")
     check_writable(path.absolute().parent)
 
 

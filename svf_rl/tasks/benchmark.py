@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.files import read_folder, read_hub
+from svf_rl.tasks.files import kind_of_path, read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import Hub, Splits, has_files
 
@@ -36,11 +36,12 @@ def read_benchmark(
             name, config = hub.name, config or hub.config
         return read_hub(name, config, needed), name
     path = Path(options.data_dir or "", hub.folder) if options.data_path is None else Path(options.data_path)
-    if path.is_file():
+    kind = kind_of_path(path)
+    if kind == "file":
         raise SVFError(
             f"{path} is a file: give the folder that contains it (each file in svf_rl/tasks says what it reads)"
         )
-    if not path.is_dir():
+    if kind != "folder":
         raise SVFError(f"data folder {path} does not exist (working directory: {Path.cwd()})")
     return read_folder(path, needed) if read_files is None else read_files(path), str(path)
 

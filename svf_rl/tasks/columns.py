@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from svf_rl.errors import SVFError
-from svf_rl.tasks.files import read_file, read_folder, read_hub
+from svf_rl.tasks.files import kind_of_path, read_file, read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import SPLITS, RewardSpec, Splits, Task, chat, check_has_columns
 
@@ -22,7 +22,11 @@ def read(options: TaskOptions) -> Splits:
     references = options.answer_column or "answer"
     if options.data_path is not None:
         path, source = Path(options.data_path), options.data_path
-        tables = read_folder(path, references=references) if path.is_dir() else {"train": read_file(path, references)}
+        tables = (
+            read_folder(path, references=references)
+            if kind_of_path(path) == "folder"
+            else {"train": read_file(path, references)}
+        )
     elif options.dataset_name is not None:
         source = options.dataset_name
         tables = read_hub(source, options.dataset_config)

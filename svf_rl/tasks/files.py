@@ -32,6 +32,15 @@ class _Written(float):
     text: str
 
 
+def kind_of_path(path: Path) -> str:
+    """`"file"`, `"folder"`, or `""` where there is nothing. Raises `SVFError` where the system does not say it: a name
+    that is too long, a folder of another user."""
+    try:
+        return "file" if path.is_file() else "folder" if path.is_dir() else ""
+    except OSError as error:
+        raise SVFError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def read_file(path: Path, references: str | None = None) -> Dataset:
     """The rows of one .jsonl (or .jsonl.gz), .json (a list of objects), .parquet, .csv or .tsv file.
 
@@ -46,7 +55,7 @@ def read_file(path: Path, references: str | None = None) -> Dataset:
     Raises:
         SVFError: no such file, another kind of file, or not readable as its kind.
     """
-    if not path.is_file():
+    if kind_of_path(path) != "file":
         raise SVFError(f"data file {path} does not exist (working directory: {Path.cwd()})")
     if not path.name.endswith(SUFFIXES):
         raise SVFError(f"data file {path} must be one of {', '.join(SUFFIXES)}")
@@ -80,7 +89,7 @@ def read_folder(path: Path, needed: Sequence[str] = ("train",), references: str 
     """
     found: dict[str, Dataset] = {}
     for split in SPLITS:
-        files = [file for suffix in SUFFIXES if (file := path / f"{split}{suffix}").is_file()]
+        files = [file for suffix in SUFFIXES if kind_of_path(file := path / f"{split}{suffix}") == "file"]
         if len(files) > 1:
             raise SVFError(f"data folder {path} has two {split} files: keep one of {', '.join(f.name for f in files)}")
         if files:

@@ -20,7 +20,7 @@ from datasets import Dataset
 
 from svf_rl.tasks.benchmark import alternate, choose_system_prompt, read_benchmark
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by
+from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_texts, graded_by
 
 HUB = Hub("openai/gsm8k", "main", folder="gsm8k")
 SYSTEM_PROMPT = (
@@ -39,7 +39,7 @@ def read(options: TaskOptions) -> Splits:
 
 
 def _conversations(rows: Dataset, system: str, source: str) -> Dataset:
-    check_has_columns(rows, ("question", "answer"), source)
+    check_texts(rows, ("question", "answer"), source)
     answers = rows["answer"][:]
     columns = {
         "prompt": [chat(question, system) for question in rows["question"]],

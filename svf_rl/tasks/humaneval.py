@@ -18,10 +18,10 @@ from pathlib import Path
 from datasets import Dataset
 
 from svf_rl.tasks.benchmark import choose_system_prompt, read_benchmark
-from svf_rl.tasks.files import read_file
+from svf_rl.tasks.files import kind_of_path, read_file
 from svf_rl.tasks.mbpp import REFERENCE_SYSTEM_PROMPT, SYSTEM_PROMPT
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import Hub, Splits, Task, chat, check_has_columns, graded_by
+from svf_rl.tasks.task import Hub, Splits, Task, chat, check_texts, graded_by
 
 HUB = Hub("openai/openai_humaneval", None, folder="humaneval")
 PACKED, UNPACKED = "HumanEval.jsonl.gz", "HumanEval.jsonl"
@@ -31,7 +31,7 @@ def read(options: TaskOptions) -> Splits:
     """Test rows with `prompt`, and `answer` with the tests."""
     splits, source = read_benchmark(options, HUB, ["test"], _read_files)
     columns = ("prompt", "test", "entry_point")
-    check_has_columns(splits["test"], columns, source)
+    check_texts(splits["test"], columns, source)
     system = choose_system_prompt(options, SYSTEM_PROMPT, REFERENCE_SYSTEM_PROMPT)
     rows = []
     for row in splits["test"]:
@@ -43,7 +43,7 @@ def read(options: TaskOptions) -> Splits:
 
 
 def _read_files(folder: Path) -> dict[str, Dataset]:
-    unpacked = not (folder / PACKED).is_file() and (folder / UNPACKED).is_file()
+    unpacked = kind_of_path(folder / PACKED) != "file" and kind_of_path(folder / UNPACKED) == "file"
     return {"test": read_file(folder / (UNPACKED if unpacked else PACKED))}
 
 

@@ -24,7 +24,7 @@ from datasets import Dataset
 from svf_rl.errors import SVFError
 from svf_rl.tasks.benchmark import alternate, choose_system_prompt, read_benchmark
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by
+from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_texts, graded_by
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +66,17 @@ def last_boxed(text: str) -> str | None:
 
 def _answered(rows: Dataset, system: str, source: str) -> list[dict[str, Any]]:
     """`prompt`, `answer` and `target` of every row that has an answer."""
-    check_has_columns(rows, ("problem",), source)
+    check_texts(rows, ("problem",), source)
     if not {"solution", "answer"} & set(rows.column_names):
         raise SVFError(f"{source} has neither a column 'solution' nor 'answer'; it has: {', '.join(rows.column_names)}")
     answered = []
-    for row in rows:
-        target = row.get("solution") or ""
-        answer = last_boxed(target)
+    for number, row in enumerate(rows):
+        solution, given = row.get("solution") or "", row.get("answer")
+        if not isinstance(solution, str) or not isinstance(given, str | int | float | None):
+            raise SVFError(f"{source}, row {number}: solution must be text, and answer text or a number")
+        target, answer = solution, last_boxed(solution)
         if answer is None:
-            answer = (row.get("answer") or "").strip()
+            answer = "" if given is None else str(given).strip()
             target = rf"\boxed{{{answer}}}"
         if answer:
             answered.append({"prompt": chat(row["problem"], system), "answer": answer, "target": target})

@@ -29,7 +29,17 @@ from svf_rl.errors import SVFError
 from svf_rl.tasks.benchmark import choose_system_prompt, read_benchmark
 from svf_rl.tasks.files import read_file
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import SPLITS, TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by
+from svf_rl.tasks.task import (
+    SPLITS,
+    TRAINING_COLUMNS,
+    Hub,
+    Splits,
+    Task,
+    chat,
+    check_has_columns,
+    check_text,
+    graded_by,
+)
 
 HUB = Hub("google-research-datasets/mbpp", "full", folder="mbpp")
 FILES = {"full": "mbpp.jsonl", "sanitized": "sanitized-mbpp.json"}
@@ -68,6 +78,13 @@ def _read_rows(options: TaskOptions) -> list[dict[str, Any]]:
     check_has_columns(table, ("task_id", "test_list"), source)
     if not {"text", "prompt"} & set(table.column_names):
         raise SVFError(f"{source} has neither a column 'text' nor 'prompt'; it has: {', '.join(table.column_names)}")
+    for number, row in enumerate(table):
+        where = f"{source}, row {number}"
+        tests = row["test_list"]
+        if not isinstance(row["task_id"], int) or not isinstance(tests, list) or not tests:
+            raise SVFError(f"{where}: task_id must be a whole number, and test_list a list of tests")
+        for what, text in (("text or prompt", row.get("text") or row.get("prompt")), *(("a test", t) for t in tests)):
+            check_text(text, f"{where}: {what}")
     return sorted(table, key=lambda row: row["task_id"])
 
 

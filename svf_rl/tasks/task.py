@@ -144,3 +144,18 @@ def check_has_columns(rows: "Dataset", wanted: Sequence[str], where: str) -> Non
     for name in wanted:
         if name not in rows.column_names:
             raise SVFError(f"{where} has no column {name!r}; it has: {', '.join(rows.column_names) or 'none'}")
+
+
+def check_texts(rows: "Dataset", wanted: Sequence[str], where: str) -> None:
+    """Raises `SVFError` unless `rows` has all the wanted columns, and text in each of their cells."""
+    check_has_columns(rows, wanted, where)
+    for name in wanted:
+        for number, value in enumerate(rows[name]):
+            check_text(value, f"{where}, row {number}: {name}")
+
+
+def check_text(value: Any, where: str) -> str:
+    """`value`. Raises `SVFError`, which begins with `where`, unless it is text and not blank."""
+    if not isinstance(value, str) or not value.strip():
+        raise SVFError(f"{where} must be text, not {repr(value)[:80]}")
+    return value

@@ -208,6 +208,12 @@ def test_prompts_are_lines_or_rows(tmp_path: Path) -> None:
     assert read_prompts(lines, TaskOptions(), limit=1) == expected[:1]
 
 
+def test_lines_end_where_a_line_does_and_nowhere_else(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffOne\u2028line\x0chere?\r\nTwo?".encode())
+    assert [prompt[0]["content"] for prompt in read_prompts(path, TaskOptions())] == ["One\u2028line\x0chere?", "Two?"]
+
+
 def test_a_file_without_prompts_is_one_line(tmp_path: Path) -> None:
     empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
     empty.write_text("\n\n")

@@ -8,6 +8,7 @@ import pytest
 
 from svf_rl.errors import SVFError
 from svf_rl.evaluation.folder import ResultFolder, choose_folder
+from svf_rl.evaluation.grading import Grader
 from svf_rl.evaluation.records import Answers, Record, append_records, mend, read_records
 from svf_rl.evaluation.summary import compare, summarize
 
@@ -183,3 +184,14 @@ def test_the_comparison_of_several_samples_goes_by_the_share_of_right_ones() -> 
     other = [record(0, True, 0), record(0, True, 1), record(1, True, 0), record(1, None, 1)]
     result = compare(base, other)
     assert (result.gained, result.lost) == (1, 0)
+
+
+def test_a_reward_of_a_file_is_another_one_when_the_file_changes(tmp_path: Path) -> None:
+    described = []
+    for folder, body in (("a", "return [1.0]"), ("b", "return [0.0]"), ("c", "return [1.0]")):
+        path = tmp_path / folder / "mine.py"
+        path.parent.mkdir()
+        path.write_text(f"def score(completions, **_):\n    {body}\n")
+        described.append(Grader(f"{path}:score", 0.25).describe())
+    assert described[0] == described[2] != described[1]
+    assert Grader("numeric", 0.25).describe() == {"name": "numeric"}

@@ -56,6 +56,15 @@ def test_a_mapping_adds_a_weight_and_arguments() -> None:
     assert loaded(prompts=["p"] * 2, completions=["7", "8"], answer=["7.0", "7.0"]) == [1.0, -1.0]
 
 
+@pytest.mark.parametrize("end", ["import sys\nsys.exit(0)", "raise SystemExit", "raise BaseException('no')", "1 / 0"])
+def test_a_file_that_ends_while_it_is_imported_is_one_line(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "ends.py"
+    path.write_text(FILE + end + "\n")
+    with pytest.raises(SVFError, match="could not import reward") as error:
+        load_reward(f"{path}:length")
+    assert "ends.py, line" in the_line(error)
+
+
 def test_a_function_in_any_file_is_found_by_path(reward_file: Path) -> None:
     loaded = load_reward({"name": f"{reward_file}:length", "scale": 2})
     assert loaded.__name__ == "length"

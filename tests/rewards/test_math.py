@@ -91,6 +91,18 @@ def test_where_the_answer_stands(completion: str, answer: str) -> None:
         ("$\\frac{-5}{9}\\cdot \\frac{8}{17}$", "-\\frac{40}{153}", False),
         ("", "5", False),
         ("I do not know.", "5", False),
+        # words are no products of letters
+        (r"\boxed{\text{Yes}}", "Yes", True),
+        ("The answer is yes.", "Yes", True),
+        (r"\boxed{yes}", r"\text{Yes}", True),
+        (r"\boxed{\textbf{TRUE}}", "True", True),
+        (r"\boxed{on}", "no", False),
+        (r"\boxed{NO}", "ON", False),
+        (r"\boxed{won}", "now", True),  # but others of three letters are
+        (r"\boxed{ba}", "ab", True),
+        ("The answer is 18 divided by 2.", "18", False),
+        ("The answer is 18 and a half.", "18", False),
+        ("The answer is 18 hundredths.", "18", False),
     ],
 )
 def test_completions_without_one_box(completion: str, gold: str, correct: bool) -> None:

@@ -226,6 +226,22 @@ def test_without_a_mark_the_last_sentence_that_states_something_counts(text: str
     assert number(text) == expected
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#### 18 divided by 2", "The answer is 18 times 2.", "The answer is 18 over 2.", "#### 18 multiplied by 2",
+        "The answer is 18 hundredths.", "The answer is 18 and a half.", "The answer is 18 and one third.",
+    ],
+)  # fmt: skip
+def test_arithmetic_and_parts_in_words_make_another_number(text: str) -> None:
+    assert number(text) != "18"
+
+
+@pytest.mark.parametrize("text", ["The answer is 18 times a day.", "#### 18 over 2 days", "#### 18 and that is all"])
+def test_words_behind_a_number_may_explain_it(text: str) -> None:
+    assert number(text) == "18"
+
+
 def test_a_calculation_that_is_left_undone_is_no_value() -> None:
     assert verify("numeric", "#### 5 + 3", "8").correct
     assert verify("numeric", "#### 5 + 3", "8", form="value").correct is False

@@ -32,6 +32,14 @@ def test_a_mapping_comes_as_json_and_any_other_text_stays() -> None:
         assert parse_reference(text) == text
 
 
+def test_json_is_text_for_verifiers_of_text() -> None:
+    text = '{"a": 1}'
+    assert parse_reference(text) == {"a": 1}
+    rows = {"verifier": ["exact_match"] * 2, "answer": [text] * 2}
+    check_answers(load_reward("verified"), rows, "here")
+    assert load_reward("verified")(completions=[text, '{"a": 2}'], **rows) == [1.0, 0.0]
+
+
 def test_an_unknown_verifier_is_named() -> None:
     with pytest.raises(SVFError, match="unknown verifier 'numerc'"):
         load_reward("verified")(completions=["5"], verifier=["numerc"], answer=["5"])

@@ -197,3 +197,8 @@ def test_an_output_folder_that_can_be_made(given, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     check_output(given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_too_long_for_a_new_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SVFError, match="File name too long; give another folder"):
+        check_new(tmp_path / ("long" * 100))

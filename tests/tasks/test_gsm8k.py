@@ -85,3 +85,9 @@ def test_the_real_files(shared_data: Path) -> None:
         finals = [answer.rpartition("####")[2] for answer in answers]
         assert set(reward(completions=[f"So #### {final}" for final in finals], answer=answers)) == {1.0}
         assert set(reward(completions=["#### 0.123"] * len(answers), answer=answers)) == {0.0}
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "math", "mbpp", "humaneval", "arc_easy", "columns"])
+def test_a_path_that_the_system_does_not_take_is_one_line(task: str, tmp_path: Path) -> None:
+    with pytest.raises(SVFError, match=r"File name too long|long does not exist"):
+        find_task(task).load(TaskOptions(data_path=str(tmp_path / ("long" * 100))))

@@ -7,6 +7,11 @@ from svf_rl.rewards.reading.latex_tokens import NotMathematics, Token
 _FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min gcd lcm".split())
 _CONSTANTS = {"pi": r"\pi", "infinity": r"\infty", "sqrt": r"\sqrt"}
 _SCALES = {"hundred": "2", "thousand": "3", "million": "6", "billion": "9", "trillion": "12"}
+# Words that are answers, though as short as products of letters
+_ANSWERS = frozenset(
+    "yes no not on off all any odd even one two six ten both none true red tom may sun mon tue wed thu fri sat "
+    "jan feb mar apr jun jul aug sep oct nov dec".split()
+)
 _SHORT_UNITS = frozenset(
     "cm mm km nm dm kg mg ml ft in mi hr hrs lb lbs oz yd sq sec min mph kph deg day days cup cups bag bags box "
     "car cars egg eggs ton tons gal men pie dog dogs cat cats way ways year of a per".split()
@@ -26,7 +31,7 @@ UNIT_OF = {
 _NOT_UNITS = frozenset(
     "and or to maybe perhaps possibly probably at least most less more than fewer not but some approximately "
     "about through between over under plus minus times factorial score squared cubed if when where with is are "
-    "was equals also".split()
+    "was equals also tenth tenths hundredth hundredths thousandth thousandths".split()
 )
 # Commands of which the comparison knows the meaning
 _KNOWN = frozenset(
@@ -95,6 +100,8 @@ def _mean(words: list[str], kind: str, follows_value: bool) -> list[Token]:
         raise NotMathematics
     if follows_value and all(len(word) >= 4 or word in _SHORT_UNITS for word in words) and _is_unit(words):
         return [Token("unit", phrase)]
+    if phrase in _ANSWERS and not follows_value:
+        return [Token("text", phrase)]
     if len(words) == 1 and (len(phrase) <= 3 or (words[0].isupper() and len(phrase) <= 4)):
         return [Token("word", letter) for letter in words[0]]  # a product
     if follows_value or not _is_unit(words):

@@ -104,6 +104,8 @@ _COMPARISONS = frozenset("more less fewer times higher lower".split())
 # Words behind a number that make another number of it
 _MATHEMATICS = frozenset("pi sqrt root sin cos tan log ln exp mod squared cubed factorial plus minus e i".split())
 _FRACTIONS = frozenset("half halves third thirds quarter quarters fourths fifth fifths tenths".split())
+_PARTS = frozenset("hundredth hundredths thousandth thousandths millionth millionths".split())
+_ARITHMETIC = frozenset("divided multiplied times over".split())
 _RETRACTIONS = frozenset("wrong incorrect false".split())
 # Words that may not be all that stands behind a number in a box
 _NOT_UNITS = _CHOICE | _COMPARISONS - {"times"} | _BOUNDS | frozenset("some but score".split())
@@ -185,10 +187,20 @@ def _check_whole(number: Number, first: Token, rest: list[Token]) -> None:
         raise NoNumber  # 5P2, 0x10
     if first.text.isalpha() and following in _FRACTIONS:
         raise NoNumber  # three quarters
+    if following in _PARTS or (following == "and" and text_at(rest, 2) in _FRACTIONS):
+        raise NoNumber  # 18 hundredths, 3 and a half
+    if following in _ARITHMETIC and _is_last_number(rest[1:]):
+        raise NoNumber  # 18 divided by 2
     if "power" in [token.text for token in rest[:4]]:
         raise NoNumber  # 2 to the power of 5
     if number.percent and following == "of" and after == "number":
         raise NoNumber  # 50% of 30
+
+
+def _is_last_number(tokens: list[Token]) -> bool:
+    """Whether a number stands there ("by 2"), and no words of which it may be the count."""
+    number = 1 if text_at(tokens, 0) == "by" else 0
+    return kind_at(tokens, number) == "number" and kind_at(tokens, number + 1) != "word"
 
 
 def _count_words(tokens: list[Token], stops: frozenset[str]) -> int:
