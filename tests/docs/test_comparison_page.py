@@ -1,6 +1,7 @@
 """What the page on the comparison says of the answers that are committed with it."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from generate.comparison import COMPARISONS, comparison, read
@@ -11,6 +12,10 @@ from svf_rl.tasks import TaskOptions, find_task
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "comparison.md"
 
 # as recipes/smollm2.yaml and recipes/reproduce/smollm2.yaml have it
+REVERSAL = TaskOptions(
+    dataset="word_sequence_reversal", config={"min_words": 2, "max_words": 3}, shots=2, train_items=1024,
+    validation_items=64,
+)  # fmt: skip
 SORTING = TaskOptions(
     dataset="word_sorting", config={"min_words": 2, "max_words": 2}, shots=2, train_items=1024, validation_items=64
 )
@@ -27,6 +32,22 @@ def test_sorting_ends_at_giving_the_words_as_they_stand():
     }
     assert alike.pop("base") == 453
     assert min(alike.values()) >= 510, alike
+
+
+def test_of_five_runs_of_svf_one_reverses_two_words_alone():
+    rows = find_task("reasoning_gym").load(REVERSAL)["test"]
+    assert rows is not None
+    words = [answer.count(",") + 1 for answer in rows["answer"]]
+    shares: dict[str, dict[int, float]] = {"svf": {}, "lora": {}}
+    for method, of_three in shares.items():
+        for seed in range(5):
+            verdicts = decode(read("smollm2")["evaluations"]["reversal"][f"reversal-{method}-seed{seed}"])
+            right = Counter(words[item] for item, (verdict,) in verdicts.items() if verdict)
+            assert right[2] / words.count(2) > 0.93
+            of_three[seed] = right[3] / words.count(3)
+    assert shares["svf"].pop(4) == 0
+    low, high = zip(*((min(of.values()), max(of.values())) for of in shares.values()), strict=True)
+    assert [round(100 * share) for share in (*low, *high)] == [88, 67, 96, 94]
 
 
 def test_every_figure_of_the_page_is_in_its_tables():
