@@ -178,3 +178,11 @@ def test_failed_checks_above_a_share_stop_the_run_and_below_it_are_made_again(tm
     (again,) = evaluate(arguments(out, max_failed=0.0))
     assert again.not_scorable == 0
     assert again.reused == 32 - result.not_scorable
+
+
+def test_answers_that_an_earlier_file_has_graded(refused: Callable[..., str], tmp_path: Path) -> None:
+    reward, options = tmp_path / "mine.py", [*BASIS, "quickstart", "--reward", "mine.py:score"]
+    reward.write_text("def score(completions, **_):\n    return [1.0] * len(completions)\n")
+    main([*options, "--out", "new/out"])
+    reward.write_text("def score(completions, **_):\n    return [0.0] * len(completions)\n")
+    assert "made with other settings (reward.file_sha256" in refused(*options)
