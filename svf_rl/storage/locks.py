@@ -17,6 +17,8 @@ LOCK = "_lock"
 """Of a held folder. By that first letter it is never uploaded to the Hub with a run."""
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_TRIES = 5
+"""To make and hold a folder that others may be removing; each of them does so once."""
 
 
 @contextmanager
@@ -69,12 +71,14 @@ def hold_folder(folder: Path, seconds: float = 0.0, notice: str = "") -> Iterato
     """
     with ExitStack() as stack:
         with disk_errors(folder):
-            stack.enter_context(made_folder(folder))
-            try:
-                descriptor = stack.enter_context(lock(folder / LOCK, folder, seconds, notice))
-            except FileNotFoundError:  # who held it has left it empty, and removed it
-                folder.mkdir(parents=True, exist_ok=True)
-                descriptor = stack.enter_context(lock(folder / LOCK, folder, seconds, notice))
+            for tries_left in reversed(range(_TRIES)):
+                try:
+                    stack.enter_context(made_folder(folder))
+                    descriptor = stack.enter_context(lock(folder / LOCK, folder, seconds, notice))
+                    break
+                except (FileExistsError, FileNotFoundError):  # who held it has left it empty, and is removing it
+                    if not tries_left:
+                        raise
             remove_partials(folder)
         yield descriptor
 

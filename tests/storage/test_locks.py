@@ -60,6 +60,24 @@ def test_the_end_of_the_holder_is_waited_for(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().err in ("", "waiting\n")
 
 
+@pytest.mark.parametrize("error", [FileExistsError, FileNotFoundError])
+def test_a_folder_that_its_holder_is_removing_is_made_again(
+    error: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, errors = Path.mkdir, [error(), error()]
+
+    def mkdir(path: Path, *args: object, **kwargs: object) -> None:
+        """pathlib's, while another process removes what it has found, or not found."""
+        if errors:
+            raise errors.pop()
+        make(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with hold_folder(tmp_path / "new" / "out"):
+        assert (tmp_path / "new" / "out" / "_lock").is_file()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_holder_that_does_not_end_is_waited_for_so_long_and_told_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

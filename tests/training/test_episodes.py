@@ -64,7 +64,7 @@ def test_tokens_and_masks_are_those_of_trls_own_loop(
     )  # fmt: skip
     theirs.model.train()
     expected = theirs._generate_and_score_completions(list(rows))
-    ours.recorder.seconds["rollout"] = 0.0  # as a step begins
+    ours.recorder.seconds["rollout"], ours.current_gradient_accumulation_steps = 0.0, 1  # as a step begins
     found = ours._generate_and_score_completions(list(rows))
     assert torch.equal(found["prompt_ids"], expected["prompt_ids"])
     assert torch.equal(found["completion_ids"], expected["completion_ids"])
