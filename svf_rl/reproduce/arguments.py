@@ -21,7 +21,7 @@ class ReproduceArguments:
     out: str | Path | None = described(
         None, "folder of everything, where a second call resumes (default: runs/reproduce-NAME, or that of a raw.json)"
     )
-    seeds: list[int] | None = described(None, "such as 0,1,2, in place of the file's")
+    seeds: list[int] | None = described(None, "such as 0,1,2, for every part, in place of the file's")
     jobs: int | None = described(None, "processes at once (default: 2 on a CPU with as many cores, 1 with CUDA)")
     only: list[str] | None = described(None, f"some of {','.join(PARTS)} (default: all)")
     methods: list[str] | None = described(

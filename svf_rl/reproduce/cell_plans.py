@@ -218,7 +218,7 @@ def adaptation_cell(
         "classes": comparison.classes,
         "compare": "adaptation" in parts,
         # the base model has no seed: once is enough
-        "base": seed == comparison.seeds[0],
+        "base": seed == comparison.seeds["adaptation"][0],
         "few_shot": asdict(comparison.few_shot),
         "shots": shots,
         "reserve": comparison.reserve,

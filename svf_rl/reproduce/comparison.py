@@ -1,7 +1,7 @@
 """What is compared: one YAML file that names the recipes of the experts, the unseen tasks and the ablations."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from typing import Any, Literal
 from svf_rl.adaptation.arguments import FewShotArguments, FitnessWeights, check_classes
 from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import SHARE_ALONE, EngineArguments
+from svf_rl.reproduce.arguments import PARTS
 from svf_rl.reproduce.methods import DISPATCH, RESERVED, is_few_shot, slug
 from svf_rl.reproduce.probes import Probe, read_probe
 from svf_rl.reproduce.sections import fit_keys, read_section
@@ -71,7 +72,7 @@ class Comparison:
 
     Args:
         model (`str`): the base model of every run, in place of the recipes' own.
-        seeds (`list[int]`): every training run, every draw of shots and every search once for each.
+        seeds (`dict[str, list[int]]`): by part, each of its training runs, draws of shots and searches once for each.
         experts (`dict[str, ExpertRecipe]`): one expert a task.
         training (`dict`): keys that are changed in every recipe.
         lora (`dict`): keys that make the LoRA baseline of an expert's recipe; empty for no baseline.
@@ -87,7 +88,7 @@ class Comparison:
 
     path: Path
     model: str
-    seeds: list[int]
+    seeds: dict[str, list[int]]
     experts: dict[str, ExpertRecipe]
     training: dict[str, Any]
     lora: dict[str, Any]
@@ -104,6 +105,10 @@ class Comparison:
     def name(self) -> str:
         return self.path.stem
 
+    def seeds_of(self, parts: Iterable[str]) -> list[int]:
+        """Those of some of the parts together."""
+        return list(dict.fromkeys(seed for part in parts for seed in self.seeds[part]))
+
     @property
     def reserve(self) -> int:
         """How many test rows of an unseen task without validation rows are set aside for the shots: twice the largest
@@ -112,7 +117,7 @@ class Comparison:
 
 
 _KEYS: dict[str, Any] = {
-    "model": str, "seeds": list[int], "experts": dict, "training": dict, "lora": dict, "dispatch": dict | None,
+    "model": str, "seeds": list[int] | dict, "experts": dict, "training": dict, "lora": dict, "dispatch": dict | None,
     "classes": dict, "unseen": dict, "few_shot": dict, "evaluation": dict, "ablations": dict, "probes": dict,
     "weight_changes": bool,
 }  # fmt: skip
@@ -142,7 +147,7 @@ def read_comparison(path: str | Path) -> Comparison:
     comparison = Comparison(
         path=path,
         model=given["model"],
-        seeds=check_seeds(given.get("seeds", [0])),
+        seeds=_seeds(given.get("seeds", [0])),
         experts=experts,
         training=given.get("training", {}),
         lora=given.get("lora", {}),
@@ -178,6 +183,15 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
         if not 0 <= seed < 2**32 or list(seeds).count(seed) > 1:
             raise SVFError(f"seeds must be different numbers from 0 to {2**32 - 1}, not {','.join(map(str, seeds))}")
     return list(seeds)
+
+
+def _seeds(given: Sequence[int] | Mapping[Any, Any]) -> dict[str, list[int]]:
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(PARTS, check_seeds(given))
+    by_part = fit_keys("seeds", given, dict.fromkeys(PARTS, list[int]))
+    if missing := [part for part in PARTS if part not in by_part]:
+        raise SVFError(f"seeds by part: {', '.join(missing)} has none; give one list for all parts, or one for each")
+    return {part: check_seeds(seeds) for part, seeds in by_part.items()}
 
 
 def _expert(name: str, spec: Any, folder: Path) -> ExpertRecipe:

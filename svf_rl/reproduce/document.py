@@ -17,6 +17,7 @@ def render_document(results: Mapping[str, Any], figures: Collection[str], folder
     """The report on what is in `results.json`, with those pictures (their names without `.png`); `folders` of cells are
     beside it."""
     groups = [group for part in _TESTED for group in results.get(part, ())]
+    planned = {part: len(seeds) for part, seeds in results["seeds"].items()}
     rows = [row["against_reference"] for group in groups for row in group["rows"] if "against_reference" in row]
     tests = [row for row in rows if "p" in row]
     return render(
@@ -24,14 +25,16 @@ def render_document(results: Mapping[str, Any], figures: Collection[str], folder
         results=results,
         figures=figures,
         folders=folders,
+        planned=planned,
+        seeds=sorted({seed for seeds in results["seeds"].values() for seed in seeds}),
         fewest_seeds=min((test["seeds"] for test in tests), default=None),
-        tabulate_accuracies=partial(tabulate_accuracies, experts=results["experts"], planned=len(results["seeds"])),
+        tabulate_accuracies=partial(tabulate_accuracies, experts=results["experts"]),
         tabulate_passes=tabulate_passes,
         tabulate_timing=_tabulate_timing,
         tabulate_runs=_tabulate_runs,
-        tabulate_text=partial(_tabulate_text, planned=len(results["seeds"])),
+        tabulate_text=partial(_tabulate_text, planned=planned.get("probes", 0)),
         tabulate_variants=_tabulate_variants,
-        tabulate_changes=partial(_tabulate_changes, planned=len(results["seeds"])),
+        tabulate_changes=partial(_tabulate_changes, planned=planned.get("probes", 0)),
         method_name=method_name,
         signed=_signed,
         describe_probe=_describe_probe,

@@ -41,7 +41,7 @@ def merge(files: Sequence[tuple[str, Raw]]) -> dict[str, Any]:
     every = [run for raw in raws for run in raw["runs"].items()]
     runs = _union([sorted(every, key=lambda run: "failed" in run[1])])  # what was made before what failed
     failed = _union(raw["failed"].items() for raw in raws)
-    listed = {key: _once(value for raw in raws for value in raw[key]) for key in ("seeds", "parts", "shots", "notes")}
+    listed = {key: _once(value for raw in raws for value in raw[key]) for key in ("parts", "shots", "notes")}
     experts = _union(raw["experts"].items() for raw in raws)
     methods = [SVF, LORA, *first["variants"]]
     by_place = sorted(
@@ -54,7 +54,7 @@ def merge(files: Sequence[tuple[str, Raw]]) -> dict[str, Any]:
         "runs": dict(by_place),
         "failed": {name: why for name, why in failed.items() if not any(_made(name, raw) for raw in raws)},
         "settings": _union(raw["settings"].items() for raw in raws),
-        "seeds": sorted(listed["seeds"]),
+        "seeds": _seeds_by_part([raw["seeds"] for raw in raws]),
         "parts": [part for part in PARTS if part in listed["parts"]],
         "shots": sorted(listed["shots"]),
         "notes": [note for note in listed["notes"] if not note.startswith((LEFT_OUT, NOT_ADAPTED))],
@@ -120,6 +120,11 @@ def _union(mappings: Iterable[Iterable[tuple[str, Any]]]) -> dict[str, Any]:
 
 def _once(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
+
+
+def _seeds_by_part(mappings: Sequence[Mapping[str, list[int]]]) -> dict[str, list[int]]:
+    seeds_of = {part: {seed for mapping in mappings for seed in mapping.get(part, ())} for part in PARTS}
+    return {part: sorted(seeds) for part, seeds in seeds_of.items() if seeds}
 
 
 def _tables(key: str, raws: Sequence[Raw], methods: Sequence[str]) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ class Plan:
         ]
         lines = {
             "model": comparison.model,
-            "seeds": ", ".join(map(str, comparison.seeds)),
+            "seeds": self._seeds(),
             "parts": ", ".join(self.parts),
             "experts": ", ".join(f"{expert} ({self.task_of(expert)})" for expert in experts),
             "unseen tasks": ", ".join(unseen) or "none",
@@ -78,6 +78,13 @@ class Plan:
         }
         notes = [f"note: {note}" for note in self.notes]
         return "\n".join([*(f"{name + ':':14}{text}" for name, text in lines.items()), *notes])
+
+    def _seeds(self) -> str:
+        parts_of: dict[tuple[int, ...], list[str]] = {}
+        for part in self.parts:
+            parts_of.setdefault(tuple(self.comparison.seeds[part]), []).append(part)
+        shown = {", ".join(map(str, seeds)): " and ".join(parts) for seeds, parts in parts_of.items()}
+        return "; ".join(shown if len(shown) == 1 else [f"{seeds} of {parts}" for seeds, parts in shown.items()])
 
     def task_of(self, expert: str) -> str:
         return next(run.task for run in self.runs if run.expert == expert)
@@ -112,7 +119,7 @@ def make_plan(
     runs = [run for run in every if run.method in chosen]
     if not runs:
         raise SVFError(f"{comparison.path} trains nothing by {', '.join(chosen)} for {', '.join(parts)}")
-    all_of = {name: [run for run in every if run.expert == name] for name in dict.fromkeys(r.expert for r in every)}
+    all_of = _by_expert(every)
     labelled, adaptations = {}, list[Cell]()
     if adapts:
         check_same_targets([run for run in runs if run.method == SVF])
@@ -122,7 +129,9 @@ def make_plan(
             for part in task.options.mixture or [task.task]:
                 if part in trained:
                     notes.append(f"{task.label} is not unseen: the expert {trained[part]} is trained on {part}")
-        adaptations = [adaptation_cell(comparison, parts, shots, seed, runs, out) for seed in comparison.seeds]
+        adaptations = [
+            adaptation_cell(comparison, parts, shots, seed, runs, out) for seed in comparison.seeds["adaptation"]
+        ]
         with naming("evaluation"):
             evaluation_arguments({**adaptations[0].spec, "task": comparison.unseen[0].task, "options": {}})
     # an adaptation takes longest: its experts come first, and it comes before the baselines
@@ -133,21 +142,23 @@ def make_plan(
     # the experts that a table shows on their own task
     shown = {DISPATCH, *(comparison.experts if "fine_tuning" in parts else [])}
     shown |= set(comparison.ablations.experts if "ablations" in parts else [])
-    by_expert = {name: [run for run in runs if run.expert == name] for name in dict.fromkeys(r.expert for r in runs)}
     tables = [
-        evaluation_table(comparison, mine, all_of[expert], out) for expert, mine in by_expert.items() if expert in shown
+        evaluation_table(comparison, mine, all_of[expert], out)
+        for expert, mine in _by_expert(runs).items()
+        if expert in shown
     ]
+    probed = [run for run in runs if "probes" in parts and run.seed in comparison.seeds["probes"]]
     if "probes" in parts:
         for name in comparison.probes:
-            probes = probe_tables(comparison, name, runs, all_of, out)
+            probes = probe_tables(comparison, name, probed, all_of, out)
             if not probes and methods is None:
                 notes.append(
                     f"the probe {name} asks nothing here: no run is by {', '.join(comparison.probes[name].methods)}"
                 )
             tables += probes
     cells += [cell for table in tables for cell in table.cells]
-    if "probes" in parts and comparison.weight_changes:
-        cells += [changes_cell(by_expert[expert], out) for expert in comparison.experts if expert in by_expert]
+    if comparison.weight_changes:
+        cells += [changes_cell(mine, out) for expert, mine in _by_expert(probed).items() if expert != DISPATCH]
     check_names(cells, runs)
     for table in tables:
         check_asked(table)
@@ -164,23 +175,29 @@ def _training_runs(
     out: Path,
     notes: list[str],
 ) -> list[TrainingRun]:
-    wanted: list[tuple[ExpertRecipe, str, Mapping[str, Any]]] = []  # the last are the keys that the method changes
-    probes = bool(comparison.probes) or comparison.weight_changes
+    made = [*parts, *(["adaptation"] if adapts else [])]
+    # the third are the keys that the method changes, the last the parts that it is trained for
+    wanted: list[tuple[ExpertRecipe, str, Mapping[str, Any], list[str]]] = []
     for expert in comparison.experts.values():
-        ablated = "ablations" in parts and expert.name in comparison.ablations.experts
-        if "fine_tuning" in parts or adapts or ablated or ("probes" in parts and probes):
-            wanted.append((expert, SVF, {}))
-        if "fine_tuning" in parts and comparison.lora:
-            wanted.append((expert, LORA, comparison.lora))
-        if ablated:
-            wanted += [(expert, slug(name), changes) for name, changes in comparison.ablations.variants.items()]
-    if adapts and comparison.dispatch is not None and "adaptation" in parts:
-        wanted.append((comparison.dispatch, SVF, {}))
+        needs = {
+            "fine_tuning": True,
+            "adaptation": adapts,
+            "ablations": expert.name in comparison.ablations.experts,
+            "probes": bool(comparison.probes) or comparison.weight_changes,
+        }
+        wanted.append((expert, SVF, {}, [part for part in made if needs[part]]))
+        if comparison.lora:
+            wanted.append((expert, LORA, comparison.lora, [part for part in made if part == "fine_tuning"]))
+        ablated = [part for part in made if part == "ablations" and needs[part]]
+        wanted += [(expert, slug(name), changes, ablated) for name, changes in comparison.ablations.variants.items()]
+    if adapts and comparison.dispatch is not None:
+        wanted.append((comparison.dispatch, SVF, {}, [part for part in parts if part == "adaptation"]))
+    wanted = [one for one in wanted if one[-1]]
     if not wanted:
         raise SVFError(f"{comparison.path} has nothing for {', '.join(parts)}: add unseen tasks or ablations")
     fixed = {"model_name_or_path": comparison.model, **({} if data_dir is None else {"data_dir": data_dir})}
     runs = []
-    for expert, method, changes in wanted:
+    for expert, method, changes, used in wanted:
         keys = {**comparison.training, **expert.overrides, **changes}
         given = [
             f"--{key}={value if isinstance(value, str) else json.dumps(value, default=str)}"
@@ -193,7 +210,7 @@ def _training_runs(
             if load_runs(recipe, given):
                 raise SVFError("the recipe has several runs (seeds, runs): leave them out, a comparison has seeds too")
             notes += check_recipe(recipe).notes if method in chosen else []
-        for seed in comparison.seeds:
+        for seed in comparison.seeds_of(used):
             cell = training_cell(f"{expert.name}-{method}-seed{seed}", recipe, given, seed, out, start)
             runs.append(TrainingRun(expert.name, method, seed, recipe, cell))
     usual = {run.expert: run.recipe.model.dtype for run in reversed(runs)}
@@ -204,6 +221,10 @@ def _training_runs(
         if run.method in chosen and run.recipe.model.dtype != usual[run.expert]
     ]
     return runs
+
+
+def _by_expert(runs: Sequence[TrainingRun]) -> dict[str, list[TrainingRun]]:
+    return {name: [run for run in runs if run.expert == name] for name in dict.fromkeys(run.expert for run in runs)}
 
 
 def _start(launcher: str | None) -> list[str]:

@@ -21,11 +21,11 @@ from svf_rl.storage.json_files import read_json
 
 RAW = "raw.json"
 KIND = "svf-rl reproduce"
-VERSION = 1
+VERSION = 2
 """Of the sections of the file; a file without one is of the first."""
 
 _SECTIONS: dict[str, type] = {
-    "comparison": str, "model": str, "seeds": list, "parts": list, "notes": list, "failed": dict, "experts": dict,
+    "comparison": str, "model": str, "seeds": dict, "parts": list, "notes": list, "failed": dict, "experts": dict,
     "lora": dict, "variants": dict, "dispatched": list, "ablated": list, "few_shot": str, "shots": list, "runs": dict,
     "evaluations": dict, "probes": list, "texts": list, "changes": dict, "adaptations": list, "hardware": dict,
     "packages": dict, "seconds": dict, "settings": dict,
@@ -81,9 +81,9 @@ def read_raw(path: Path) -> dict[str, Any]:
     content = read_json(path, remedy)
     if content.get("kind") != KIND:
         raise SVFError(f"{path} is not the {RAW} of a comparison")
-    if content.get("version", VERSION) != VERSION:
+    if content.get("version", 1) != VERSION:
         raise SVFError(
-            f"{path} is of version {content['version']}, and this svf-rl reads {VERSION}: use the one it is of"
+            f"{path} is of version {content.get('version', 1)}, and this svf-rl reads {VERSION}: use the one it is of"
         )
     return read_json(path, remedy, _SECTIONS)
 
@@ -99,7 +99,7 @@ def gather(plan: Plan, failed: Mapping[str, str]) -> dict[str, Any]:
         "version": VERSION,
         "comparison": comparison.name,
         "model": comparison.model,
-        "seeds": comparison.seeds,
+        "seeds": {part: comparison.seeds[part] for part in (*plan.parts, *(["adaptation"] if adapts else []))},
         "parts": list(plan.parts),
         "notes": plan.notes,
         "failed": dict(failed),
@@ -237,7 +237,7 @@ def _short(value: float | None) -> float | None:
 def _adaptation(plan: Plan, task: Unseen, failed: Mapping[str, str]) -> dict[str, Any]:
     """Of one unseen task what each seed's adaptation says of it, and the verdicts by method."""
     seeds: dict[str, dict[str, Any]] = {}
-    for seed in plan.comparison.seeds:
+    for seed in plan.comparison.seeds["adaptation"]:
         cell = next(cell for cell in plan.cells if cell.name == f"adaptation-seed{seed}")
         lost = {expert for expert, run in cell.spec["experts"].items() if Path(run).name in failed}
         made, gone = made_with(cell.kind, cell.folder), replaced(cell.kind, cell.spec)

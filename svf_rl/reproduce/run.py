@@ -61,7 +61,7 @@ def reproduce(
     started = time.perf_counter()
     comparison = read_comparison(path)
     if arguments.seeds is not None:
-        comparison = replace(comparison, seeds=check_seeds(arguments.seeds))
+        comparison = replace(comparison, seeds=dict.fromkeys(PARTS, check_seeds(arguments.seeds)))
     folder = _folder(arguments.out or f"runs/reproduce-{comparison.name}")
     parts = [part for part in PARTS if part in (arguments.only or PARTS)]
     plan = make_plan(comparison, folder, parts, arguments.launch, arguments.data_dir, arguments.methods)

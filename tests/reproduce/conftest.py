@@ -7,7 +7,7 @@ import pytest
 import yaml
 from recorded import ITEMS, SEEDS, answers, run_of
 
-from svf_rl.reproduce.raw import KIND, encode
+from svf_rl.reproduce.raw import KIND, VERSION, encode
 from svf_rl.storage.json_files import normalize_json
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"
@@ -56,7 +56,8 @@ def raw():
     evaluated["base"] = encode(answers(50))
     sampled = {item: [item < 50, item < 80] for item in range(ITEMS)}
     return normalize_json({
-        "kind": KIND, "comparison": "small", "model": "tiny", "seeds": SEEDS,
+        "kind": KIND, "version": VERSION, "comparison": "small", "model": "tiny",
+        "seeds": dict.fromkeys(("fine_tuning", "ablations", "probes"), SEEDS),
         "parts": ["fine_tuning", "ablations", "probes"], "notes": [], "failed": {"math-lora-seed0": "out of memory"},
         "experts": {"math": "gsm8k"}, "lora": {"adapter": "lora"}, "few_shot": "few-shot-3", "shots": [3],
         "variants": {

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from svf_rl.errors import SVFError
+from svf_rl.reproduce.arguments import PARTS
 from svf_rl.reproduce.comparison import check_seeds, read_comparison, slug
 
+ONE_SEED = {part: [0] for part in PARTS}
 RECIPE = {"recipe": str(Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml")}
 
 
@@ -44,9 +46,15 @@ def test_recipes_are_found_from_the_folder_of_the_file(tmp_path):
         ({"experst": {}}, "unknown key 'experst' in the comparison; the nearest one is 'experts'"),
         ({"model": None}, "needs the key 'model'"),
         ({"experts": {}}, "needs the key 'experts'"),
-        ({"seeds": "zero"}, "seeds must be a list of integers, not 'zero'"),
+        ({"seeds": "zero"}, "seeds must be a list of integers or a mapping of names to values, not 'zero'"),
         ({"seeds": [0, 0]}, "seeds must be different numbers from 0 to 4294967295, not 0,0"),
         ({"seeds": []}, "seeds is empty"),
+        ({"seeds": {"fine_tunin": [0]}}, "unknown key 'fine_tunin' in seeds; the nearest one is 'fine_tuning'"),
+        (
+            {"seeds": {"fine_tuning": [0], "probes": [0]}},
+            "seeds by part: adaptation, ablations has none; give one list",
+        ),
+        ({"seeds": {**ONE_SEED, "probes": []}}, "seeds is empty"),
         ({"experts": {"a": "quickstart"}}, "expert 'a' must be a mapping with a recipe"),
         ({"experts": {"a": {"recipe": "nowhere.yaml"}}}, "expert 'a': there is no recipe"),
         ({"experts": {"mean": RECIPE}}, "expert 'mean'"),

@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_drawn_leaves_the_one_before_as_it_is(raw, tmp_pat
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     less = {key: value for key, value in raw.items() if key != "texts"}
     for content, message in (
-        ({**raw, "version": 2}, r"raw\.json is of version 2, and this svf-rl reads 1"),
+        ({**raw, "version": 1}, r"raw\.json is of version 1, and this svf-rl reads 2"),
         (less, r"raw\.json is damaged \(texts is missing or of another type\)"),
         ({**raw, "seeds": None}, r"raw\.json is damaged \(seeds is missing or of another type\)"),
     ):

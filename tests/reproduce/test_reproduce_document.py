@@ -5,6 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from svf_rl.markdown import markdown_table
+from svf_rl.reproduce.arguments import PARTS
 from svf_rl.reproduce.document import render_document, tabulate_accuracies
 from svf_rl.reproduce.estimates import compared, estimate
 from svf_rl.reproduce.figures import draw_adaptation, draw_fine_tuning, draw_shots
@@ -42,7 +43,7 @@ def results():
     return {
         "comparison": "small",
         "model": "quickstart",
-        "seeds": [0, 1],
+        "seeds": {part: [0, 1] for part in PARTS},
         "failed": {"math-lora-seed0": "out of memory"},
         "notes": ["sums is not unseen"],
         "experts": ["math"],

@@ -4,10 +4,11 @@ import json
 from copy import deepcopy
 
 import pytest
+from recorded import SEEDS
 
 from svf_rl.cli import main
 from svf_rl.errors import SVFError
-from svf_rl.reproduce.arguments import ReproduceArguments
+from svf_rl.reproduce.arguments import PARTS, ReproduceArguments
 from svf_rl.reproduce.merge import merge
 from svf_rl.reproduce.plan import NOT_ADAPTED
 from svf_rl.reproduce.results import collect
@@ -18,15 +19,15 @@ from svf_rl.reproduce.run import reproduce
 def adapted(raw):
     """The comparison with an unseen task, whose base model is asked with the first seed."""
     summary = {"rows": [0, 1], "own_expert": None, "methods": {}}
-    seeds = {str(seed): {"answers": {"math": ["10"], "mean": ["11"]}, "summary": summary} for seed in raw["seeds"]}
+    seeds = {str(seed): {"answers": {"math": ["10"], "mean": ["11"]}, "summary": summary} for seed in SEEDS}
     seeds["0"]["answers"]["base"] = ["00"]
     adaptation = {"label": "exam", "task": "exam", "seeds": seeds}
-    return {**raw, "parts": ["fine_tuning", "adaptation", "ablations", "probes"], "adaptations": [adaptation]}
+    return {**raw, "parts": list(PARTS), "seeds": dict.fromkeys(PARTS, SEEDS), "adaptations": [adaptation]}
 
 
 def part_of(raw, seeds, methods=None):
     """What a call with these seeds and methods would have gathered."""
-    part = deepcopy({**raw, "seeds": seeds})
+    part = deepcopy({**raw, "seeds": dict.fromkeys(raw["seeds"], seeds)})
     gone = {
         name
         for name, run in raw["runs"].items()
@@ -61,7 +62,7 @@ def test_what_was_made_apart_is_one_comparison(adapted):
     merged = merge(list(zip("abc", parts, strict=True)))
     assert merged["notes"] == ["its own"]
     merged["notes"] = []
-    assert merged["seeds"] == [0, 1, 2]
+    assert merged["seeds"] == {part: [0, 1, 2] for part in PARTS}
     whole, found = collect(adapted), collect(merged)
     assert found.pop("seconds") != whole.pop("seconds")
     order = [f"math-{method}-seed{seed}" for method in ("svf", "lora", "less", "other") for seed in range(3)]
@@ -142,7 +143,7 @@ def test_what_was_not_asked_for_is_no_row(raw):
 
 def test_the_command_draws_them_together(adapted, tmp_path):
     files = []
-    for seed in adapted["seeds"]:
+    for seed in SEEDS:
         (tmp_path / f"{seed}").mkdir()
         files.append(tmp_path / f"{seed}" / "raw.json")
         files[-1].write_text(json.dumps(part_of(adapted, [seed])))
@@ -158,4 +159,4 @@ def test_the_command_draws_them_together(adapted, tmp_path):
         with pytest.raises(SVFError, match=message):
             reproduce(files[0], ReproduceArguments(out), others)
     assert not (tmp_path / "other").exists()
-    assert json.loads(files[1].read_text())["seeds"] == [1]
+    assert json.loads(files[1].read_text())["seeds"]["probes"] == [1]

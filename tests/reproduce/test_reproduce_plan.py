@@ -75,6 +75,36 @@ def test_each_seed_adapts_with_its_own_experts(whole):
     assert cell.spec["seed"] == 1
 
 
+def test_each_part_has_its_seeds(write_comparison):
+    plan = plan_of(
+        write_comparison(
+            seeds={"fine_tuning": [0, 1, 2], "adaptation": [1], "ablations": [0, 1], "probes": [0]},
+            lora={"adapter": "lora"},
+            ablations={"experts": ["math"], "variants": {"no KL": {"beta": 0.0}}},
+            probes={"sampled": {"temperature": 1.0}},
+            weight_changes=True,
+        )
+    )
+    seeds = Counter((run.expert, run.method) for run in plan.runs)
+    assert seeds == {
+        ("math", "svf"): 3,
+        ("code", "svf"): 3,
+        ("math", "lora"): 3,
+        ("code", "lora"): 3,
+        ("math", "no-KL"): 2,
+    }
+    needs = {cell.name: cell.needs for cell in plan.cells}
+    assert [name for name in needs if name.startswith("adaptation")] == ["adaptation-seed1"]
+    assert next(cell for cell in plan.cells if cell.kind == "adaptation").spec["base"]
+    assert needs["code-evaluation"] == tuple(f"code-{how}-seed{seed}" for how in ("svf", "lora") for seed in range(3))
+    assert (
+        needs["probe-sampled-math"]
+        == needs["math-changes"]
+        == ("math-svf-seed0", "math-lora-seed0", "math-no-KL-seed0")
+    )
+    assert "seeds:        0, 1, 2 of fine_tuning; 1 of adaptation; 0, 1 of ablations; 0 of probes\n" in str(plan)
+
+
 @pytest.mark.parametrize(
     ("parts", "wanted"),
     [

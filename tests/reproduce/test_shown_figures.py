@@ -59,6 +59,7 @@ def test_adaptations_are_tested_against_the_best_single_expert(raw):
         found = {"base": 50, "math": right, "code": 20, "mean": right + 5 + seed, "few-shot-3": right + 9 - seed}
         seeds[str(seed)] = {"answers": {name: encode(answers(n)) for name, n in found.items()}, "summary": None}
     raw["parts"].append("adaptation")
+    raw["seeds"]["adaptation"] = [0, 1, 2]
     raw["experts"]["code"] = "mbpp"
     raw["adaptations"] = [{"label": "exam", "task": "exam", "seeds": seeds}]
     (found,) = collect(raw)["adaptation"]
@@ -100,7 +101,7 @@ def test_texts_samples_and_changes_have_intervals_over_seeds(raw):
 
 def test_the_sentence_on_signs_is_of_the_fewest_seeds_of_a_test(raw):
     assert "with n seeds, 0.25 here." in " ".join(render_document(collect(raw), ()).split())
-    raw["seeds"] = [0, 1, 2, 3, 4]
+    raw["seeds"]["fine_tuning"] = [0, 1, 2, 3, 4]
     assert "with n seeds, 0.25 here." in " ".join(render_document(collect(raw), ()).split())
     raw["runs"] = {name: run for name, run in raw["runs"].items() if run["method"] != "other"}
     assert "with n seeds." in " ".join(render_document(collect(raw), ()).split())
