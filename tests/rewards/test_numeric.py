@@ -35,6 +35,9 @@ def number(text: str) -> str | None:
         (r"$\boxed{\$1{,}234.50}$", "1234.5"),
         (r"\boxed{-\dfrac{1}{2}} of 7", "-0.5"),
         (r"\(\boxed{x = 5}\), not 6", "5"),
+        (r"\boxed{five (5)}", "5"),
+        ("#### <<9*2=18>>18", "18"),
+        ("#### $<<9*2=18>>", "18"),
     ],
 )
 def test_a_mark_of_the_final_answer_comes_first(text: str, expected: str) -> None:
@@ -72,6 +75,8 @@ def test_a_heading_is_no_mark(text: str, expected: str) -> None:
         ("**Answer: $18**. See rule 5", "18"),
         ("**Answer:** 18 of 20", "18"),
         ("9 * 2 = $<<9*2=18>>18\nA: 18", "18"),
+        ("So she makes 9 * 2 = $<<9*2=18>>18 a day.", "18"),
+        ("The answer is twenty-five (25).", "25"),
         ("Answer: First, 16-3-4=9 eggs. Then 9*2=18.", "18"),
         ("Answer: 16-3-4=9 eggs left. 9*2=18", "18"),
         ("A: She has 3*5 = 15 eggs", "15"),

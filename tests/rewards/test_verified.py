@@ -1,7 +1,6 @@
 """Rows of several tasks, each graded by its own verifier; and answers that are refused before a run."""
 
 import json
-import time
 
 import pytest
 
@@ -81,7 +80,12 @@ def test_good_answers_and_rewards_of_other_kinds_pass() -> None:
     check_answers(load_reward("json:dumps"), {}, "rows")
 
 
-def test_many_equal_answers_take_no_time() -> None:
-    start = time.perf_counter()
-    check_answers(load_reward("numeric"), {"answer": ["5"] * 100_000}, "rows")
-    assert time.perf_counter() - start < 2.0
+def test_equal_answers_are_checked_once() -> None:
+    checked: list[object] = []
+
+    @verifier("counts_checks", check_reference=lambda reference, **_: checked.append(reference))
+    def counted(completion: str, reference: object) -> Verdict:
+        return Verdict(True, completion, "fine")
+
+    check_answers(load_reward("counts_checks"), {"answer": ["5", "6"] * 1000}, "rows")
+    assert checked == ["5", "6"]

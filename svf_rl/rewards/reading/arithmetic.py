@@ -40,7 +40,7 @@ def _is_written(used: list[Token]) -> bool:
     values = [token.number.value for token in used if token.kind == "number"]
     if kinds in ("n/n", "(n/n)", "(-n/n)"):
         return Fraction(values[0], values[1]).denominator == values[1] > 1
-    return kinds in ("(n)", "(-n)") or (kinds in ("n^n", "n^-n", "n*n^n", "n*n^-n") and values[-2] == 10)
+    return kinds in ("(n)", "(-n)", "n(n)") or (kinds in ("n^n", "n^-n", "n*n^n", "n*n^-n") and values[-2] == 10)
 
 
 def _sum(tokens: list[Token], position: int, depth: int) -> tuple[Fraction, int]:
@@ -89,7 +89,10 @@ def _signed(tokens: list[Token], position: int, depth: int) -> tuple[Fraction, i
 def _base(tokens: list[Token], position: int, depth: int) -> tuple[Fraction, int]:
     kind = kind_at(tokens, position)
     if kind == "number":
-        return tokens[position].number.value, position + 1
+        token, after = tokens[position], position + 1
+        if "".join(t.kind for t in tokens[after : after + 3]) == "(number)" and not any(map(str.isdigit, token.text)):
+            after += 3 * (tokens[after + 1].number.value == token.number.value)  # five (5)
+        return token.number.value, after
     if kind == "(":
         value, after = _sum(tokens, position + 1, depth + 1)
         if kind_at(tokens, after) == ")":

@@ -93,7 +93,7 @@ _SPELLINGS = [
         (r"\\div(?![a-z])", "/"),
         (r"\\degree(?![a-z])|\\text\{\s*degrees?\s*\}", r"^{\\circ}"),
         (r"\\varnothing(?![a-z])", r"\\emptyset"),
-        (r"(\d*)\.(\d*)\\overline\s*\{(\d+)\}", lambda match: _write_repeating(*match.groups())),
+        (r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{(\d+)\}", lambda match: _write_repeating(*match.groups())),
         (r"\\lbrace(?![a-z])", r"\\{"),
         (r"\\rbrace(?![a-z])", r"\\}"),
         (r"\\lbrack(?![a-z])", "["),

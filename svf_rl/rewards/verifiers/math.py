@@ -118,7 +118,7 @@ def _same_reading(gold: Reading, answer: Reading, shown: str) -> bool | None:
     if answer.base and answer.base != gold.base:
         return False
     if len(gold.name) == len(answer.name) == 1 and gold.name != answer.name:
-        return False  # x = 3, y = 3
+        return (gold.name, gold.latex) == (answer.latex, answer.name)  # x = y, y = x; not x = 3, y = 3
     if gold.value is not None and answer.value is not None:
         return _same_value(gold.value, answer.value)
     if gold.is_text:

@@ -6,6 +6,7 @@ Without a mark and a statement the last sentence with a number counts: its bold 
 or its last number.
 """
 
+import re
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from svf_rl.rewards.verifier import Verdict, verifier
 
 # Two numbers that differ in the 15th digit differ by what floating-point numbers lose.
 _FLOAT_NOISE = Fraction(1, 10**15)
+# GSM8K's notes of a calculation, and whether its result stands behind: <<9*2=18>>18
+_NOTE = re.compile(r"<<[^<>\n]{0,100}=([^<>=\n]{1,30})>>(?P<shown>(?=[ $]?\d))?")
 
 
 def check_reference(reference: Any, *, tolerance: float = 0.0, **_: Any) -> None:
@@ -54,6 +57,8 @@ def numeric(
 
 def extract_number(text: str) -> Number | None:
     """The number that `text` gives as its answer, by the rules above."""
+    if "<<" in text:
+        text = _NOTE.sub(lambda note: note[1] if note["shown"] is None else "", text)
     answer = find_answer(text)
     if answer is not None:
         strict = answer.kind in ("box", "boxes", "tag")
