@@ -187,7 +187,7 @@ def _write_answers(path: Path, dispatched: Dispatched) -> None:
     for record, classified, expert in zip(dispatched.answers, dispatched.classes, dispatched.experts, strict=True):
         said = classified.text if classified.logprobs is None else dict(classified.logprobs)
         extra = {"class": classified.label, "expert": expert or BASE, "classification": said}
-        lines.append(json.dumps({**asdict(record), **extra}, ensure_ascii=False, default=str) + "\n")
+        lines.append(json.dumps({**vars(record), **extra}, ensure_ascii=False, default=str) + "\n")
     write_file(path, "".join(lines))
 
 

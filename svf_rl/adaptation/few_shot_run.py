@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from svf_rl import __version__
 from svf_rl.adaptation.arguments import FewShotArguments
@@ -13,7 +14,7 @@ from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.answers import answer_items
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.base_model import find_base_model
-from svf_rl.evaluation.items import TaskItems, check_lengths, load_items
+from svf_rl.evaluation.items import TaskItems, check_lengths, find_named_task, load_items
 from svf_rl.evaluation.records import Answers
 from svf_rl.evaluation.summary import Result, summarize
 from svf_rl.experts.pool import ExpertPool, Mix
@@ -35,7 +36,7 @@ def experts_by_name(given: list[str]) -> dict[str, str]:
     experts: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
-        if not equals:
+        if not equals or "/" in name:  # runs/learning_rate=0.01
             name, path = Path(text).name or Path(text).resolve().name, text
         if not name or not path:
             raise SVFError(f"--expert {text}: give a folder, or a name for it as in math=runs/math")
@@ -105,7 +106,7 @@ def few_shot(
                 "dtype": base.arguments.dtype,
                 "adapter": "combination",
                 "experts": list(experts.values()),
-                "task": task,
+                **_task_keys(task, arguments),
             },
             base_accuracy=accuracy[BASE],
             accuracy=accuracy[FEW_SHOT],
@@ -116,6 +117,14 @@ def few_shot(
         write_json(out / "adapter" / "summary.json", own.to_dict())
         write_model_card(out / "adapter", own)
     return found, results
+
+
+def _task_keys(name: str, arguments: EvaluationArguments) -> dict[str, Any]:
+    """The task, its options and the reward as the keys of a recipe."""
+    task, options = find_named_task(name, arguments.options)
+    given = {f.name: getattr(options, f.name) for f in fields(options) if getattr(options, f.name) != f.default}
+    rewards = {} if arguments.reward is None else {"rewards": [arguments.reward]}
+    return {"task": task.name, **given, **rewards}
 
 
 def _check_names(experts: Iterable[str]) -> None:

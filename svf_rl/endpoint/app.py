@@ -32,7 +32,7 @@ from svf_rl.endpoint.asgi import (
     with_body,
 )
 from svf_rl.endpoint.classify import Class, classify
-from svf_rl.endpoint.conversations import messages_of, prompt_of
+from svf_rl.endpoint.conversations import check_whole_characters, messages_of, prompt_of
 from svf_rl.endpoint.engine import ServedEngine
 from svf_rl.endpoint.few_shot import FewShotJob, read_task
 from svf_rl.endpoint.metrics import CLASSIFYING, REQUESTS
@@ -82,10 +82,11 @@ class Endpoint:
             await self._app(scope, receive, send)
             return
         path = str(scope.get("path", "")).removeprefix(scope.get("root_path", ""))
-        if path not in _OPEN and not self._knows(dict(scope["headers"]).get(b"authorization", b"")):
+        method = scope.get("method")
+        is_open = path in _OPEN or method == "OPTIONS"  # by which a browser asks whether it may send the key
+        if not is_open and not self._knows(dict(scope["headers"]).get(b"authorization", b"")):
             await _refuse(scope, send)
             return
-        method = scope.get("method")
         if (method, path) == ("GET", "/"):
             await answer(send, 200, _PAGE.read_bytes(), (b"content-type", b"text/html; charset=utf-8"))
         elif (method, path) == ("GET", "/v1/svf"):
@@ -145,7 +146,7 @@ class Endpoint:
                 chosen = found.label if found.label in self._settings.experts else BASE
                 body = json.dumps({**call, "model": chosen}).encode()
             else:
-                chosen = name if isinstance(name, str) else ""
+                chosen = name if isinstance(name, str) and name else BASE  # as vLLM has it
                 await self._have_mixture(engine.models, chosen)
         except SVFError as error:
             REQUESTS.labels("unknown", "refused", 400).inc()
@@ -178,6 +179,7 @@ class Endpoint:
         return "adapters are loaded from the folder alone that the server was started with (--adapters)"
 
     async def _classify(self, engine: ServedEngine, path: str, call: Mapping[str, Any]) -> Class:
+        check_whole_characters(call)
         conversation = prompt_of(call) if path == _COMPLETIONS else messages_of(call)
         asked = ClassifierPrompt(self._settings.system_prompt, self._settings.labels, self._settings.examples)
         (prompt,) = classification_ids(self._tokenizer, [conversation], asked)
@@ -201,6 +203,7 @@ class Endpoint:
         """Begin a search."""
         loop = asyncio.get_running_loop()
         try:
+            check_whole_characters(call)
             task = await loop.run_in_executor(None, read_task, call, self._tokenizer, engine.longest)
         except SVFError as error:
             await answer_error(send, 400, one_line(error))

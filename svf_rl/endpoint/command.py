@@ -82,7 +82,7 @@ def endpoint_command(
         "gpu-memory-utilization": None if torch.cuda.is_available() else 0.4,
         "middleware": _MIDDLEWARE,
     }
-    flags = ["--enable-lora", "--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
+    flags = ["--enable-lora", "--lora-modules", *(_as_module(*adapter) for adapter in adapters.items())]
     command, environment = vllm_command(
         model, host, port, arguments.max_length, options, flags, eager=not torch.cuda.is_available(), more=more
     )
@@ -90,3 +90,10 @@ def endpoint_command(
     if root is not None:
         environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", ADAPTERS: str(root)}
     return command, environment
+
+
+def _as_module(name: str, folder: Path) -> str:
+    """As vLLM reads `--lora-modules`: JSON where the path has a sign of its short form, as the folders of a sweep do
+    (`learning_rate=0.01,beta=0.1`)."""
+    path = str(folder)
+    return json.dumps({"name": name, "path": path}) if {"=", ","} & {*path} else f"{name}={path}"

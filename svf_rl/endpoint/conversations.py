@@ -1,9 +1,18 @@
-"""What a request says, for the classifier."""
+"""What a request says, for the classifier and the search."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from svf_rl.errors import SVFError
+
+
+def check_whole_characters(call: Mapping[str, Any]) -> None:
+    """Raises `SVFError` for half of a surrogate pair, as a client sends it that cuts a text within a character."""
+    try:
+        json.dumps(call, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise SVFError("the request has half of a character (an unpaired surrogate): send whole ones") from error
 
 
 def prompt_of(call: Mapping[str, Any]) -> list[dict[str, str]]:

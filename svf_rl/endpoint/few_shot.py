@@ -86,7 +86,7 @@ def read_task(call: Mapping[str, Any], tokenizer: Any, longest: int) -> Task:
     if (length := check_lengths([items], None)) > longest:
         raise SVFError(f"an example and {numbers['max_tokens']} tokens take {length}, and the model reads {longest}")
     search = FewShotArguments(
-        shots=len(rows),
+        shots=len(set(items.prompts)),
         seed=numbers["seed"],
         generations=numbers["generations"],
         population=numbers["population"],

@@ -33,7 +33,7 @@ class NamedMixtures:
             SVFError: the worker cannot make it.
         """
         async with self._one_at_a_time:
-            if name in self._requests:
+            if name in self._requests and name in models.lora_requests:
                 self._requests[name] = self._requests.pop(name)
                 return
             request = LoRARequest(name, models.lora_id_counter.inc(1), mixture.path)

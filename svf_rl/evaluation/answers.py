@@ -1,5 +1,6 @@
 """Items answered and graded, a batch at a time; a second call resumes from the records that were written."""
 
+import json
 import time
 from collections.abc import Sequence
 from itertools import groupby
@@ -80,7 +81,9 @@ def split_pending(
     for record in done.values():
         if record.prompt != task.prompts[record.index]:
             raise SVFError(f"{path}: item {record.index} has another prompt now; give another --out")
-        if record.reference != normalize_json(task.grader.reference(task.rows[record.index])):
+        # as text: a NaN is not equal to itself
+        reference = normalize_json(task.grader.reference(task.rows[record.index]))
+        if json.dumps(record.reference, sort_keys=True) != json.dumps(reference, sort_keys=True):
             raise SVFError(f"{path}: item {record.index} has another answer now; give another --out")
     return list(done.values()), [key for key in keys if key not in done]
 

@@ -67,16 +67,8 @@ def load_items(
     Raises:
         SVFError: no such task or data, none of these splits, or an answer that nothing could match.
     """
-    base_name, colon, skill = name.partition(":")
-    task = find_task(base_name)
-    options = arguments.options
-    if colon:
-        if base_name not in ("quickstart", "reasoning_gym"):
-            raise SVFError(
-                f"task {name!r}: only quickstart has skills, as in quickstart:choice, and reasoning_gym sets"
-            )
-        options = replace(options, skill=skill) if base_name == "quickstart" else replace(options, dataset=skill)
-    if base_name == "quickstart" and options.skill == TOOLS.name and toolbox is None:
+    task, options = find_named_task(name, arguments.options)
+    if task.name == "quickstart" and options.skill == TOOLS.name and toolbox is None:
         raise SVFError(
             "task quickstart:tools takes a calculator: svf-rl eval quickstart-tools --tools "
             "svf_rl.quickstart.tool_skill:calc gives it one"
@@ -106,6 +98,18 @@ def load_items(
         metric=task.metric,
         toolbox=toolbox,
     )
+
+
+def find_named_task(name: str, options: TaskOptions) -> tuple[Task, TaskOptions]:
+    """The task that `name` says, with its skill (`quickstart:choice`) or data set (`reasoning_gym:word_sorting`) among
+    the options. Raises `SVFError` where there is none."""
+    base_name, colon, part = name.partition(":")
+    task = find_task(base_name)
+    if not colon:
+        return task, options
+    if base_name not in ("quickstart", "reasoning_gym"):
+        raise SVFError(f"task {name!r}: only quickstart has skills, as in quickstart:choice, and reasoning_gym sets")
+    return task, replace(options, skill=part) if base_name == "quickstart" else replace(options, dataset=part)
 
 
 def _grader(task: Task, options: TaskOptions, arguments: EvaluationArguments, toolbox: Toolbox | None) -> Grader:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Record:
 
     def line(self) -> str:
         """As JSON, with the end of the line. Unpaired surrogates, which UTF-8 cannot hold, are escaped."""
-        values = {name: value for name, value in asdict(self).items() if name != "messages" or value is not None}
+        values = {name: value for name, value in vars(self).items() if name != "messages" or value is not None}
         text = json.dumps(values, ensure_ascii=False, default=str)
         return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
 

@@ -100,4 +100,5 @@ def _counts(records: Sequence[Record]) -> dict[int, tuple[int, int]]:
 def _estimate(shares: Sequence[float], several: bool) -> Estimate | None:
     if not shares:
         return None
-    return estimate_mean(shares) if several else estimate_share(sum(shares) / len(shares), len(shares))
+    spread = several and max(shares) > min(shares)  # without one the bootstrap knows none either
+    return estimate_mean(shares) if spread else estimate_share(sum(shares) / len(shares), len(shares))

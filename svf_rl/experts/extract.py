@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from svf_rl.errors import SVFError
+from svf_rl.generation.weights import as_stored
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_base
 from svf_rl.storage.folders import check_new, new_folder
@@ -86,7 +87,7 @@ def extract(base: ModelArguments, tuned: str, out: str | Path, targets: str = "m
     folder, _ = local_folder(ModelArguments(tuned).location, None)
     model: Any = load_base(base).requires_grad_(False)
     stored = StoredWeights(tuned, folder, getattr(model, "base_model_prefix", ""))
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     names = stored_names(model, stored.names, parameters)
     adapted = get_peft_model(model, SVFConfig(target_modules=targets, task_type="CAUSAL_LM"))
     layers = {path.removeprefix("base_model.model."): layer for path, layer in svf_layers(adapted).items()}
@@ -102,16 +103,16 @@ def extract(base: ModelArguments, tuned: str, out: str | Path, targets: str = "m
             layer.svf_z["default"].weight.copy_(m)
             found.append(Matrix(path, change.square().sum().item(), share))
     inside = {f"{path}.weight" for path in layers}
-    outside, missing = 0.0, []
+    outside, missing, seen = 0.0, [], set[int]()
     for name, parameter in parameters.items():
         if name in inside:
             continue
-        try:
-            stored.find(names[name])
-        except SVFError:
-            missing.append(name)
-            continue
-        outside += (_read(stored, names[name], parameter) - parameter.double()).square().sum().item()
+        for key, own in as_stored(adapted, name, parameter).items():
+            if stored.holds(key):
+                outside += (_read(stored, key, own) - own.double()).square().sum().item()
+            elif id(parameter) not in seen:  # of tied weights, files hold one
+                missing.append(key)
+        seen.add(id(parameter))
     with new_folder(out) as staging:
         adapted.save_pretrained(staging)
         (staging / "README.md").unlink(missing_ok=True)  # PEFT's, which says nothing of it

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils.hub import convert_file_size_to_int
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, one_line
 from svf_rl.experts.arguments import MergeArguments
 from svf_rl.generation.weights import adapted_weights
 from svf_rl.models.arguments import ModelArguments
@@ -154,7 +154,14 @@ def _savable(plain: PreTrainedModel) -> None:
     config = plain.config.get_text_config()
     if config.tie_word_embeddings and outputs is not None and inputs.weight is not outputs.weight:
         config.tie_word_embeddings = False  # the adapter changed one of the two
+    settings = plain.generation_config
     try:
-        plain.generation_config.validate(strict=True)
+        settings.validate(strict=True)
     except ValueError:  # sampling settings without do_sample, as some published models have
-        plain.generation_config.do_sample = True
+        settings.do_sample = True
+        try:
+            settings.validate(strict=True)
+        except ValueError as error:
+            raise SVFError(
+                f"transformers does not write the base model's generation_config.json ({one_line(error)}): correct it"
+            ) from error

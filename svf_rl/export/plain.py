@@ -30,7 +30,7 @@ from svf_rl.export.engines import LlamaCppEngine, TransformersEngine, VllmEngine
 from svf_rl.export.gguf.file import check_writable_as_gguf, stored_matrices, write_gguf
 from svf_rl.export.gguf.vocabulary import end_tokens
 from svf_rl.export.ollama import write_modelfile
-from svf_rl.generation.weights import stored_weights
+from svf_rl.generation.weights import adapted_weights, as_stored, base_name
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.kinds import load_saved
 from svf_rl.models.loading import load_base
@@ -144,9 +144,16 @@ def _of_the_adapter(
 def _changed(model: Any, exact: ModelArguments) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, `W` and `W'` of each matrix that the adapter changes, a matrix at a time."""
     folder, _ = local_folder(exact.location, exact.model_revision)
-    there = StoredWeights(exact.location, folder, model.get_base_model().base_model_prefix)
-    for name, tuned in stored_weights(model):
-        yield name, there.read(name).float(), tuned
+    base = model.get_base_model()
+    there = StoredWeights(exact.location, folder, base.base_model_prefix)
+    ends = {base.get_input_embeddings(), base.get_output_embeddings()}
+    tied = [f"{base_name(name)}.weight" for name, module in base.named_modules() if module in ends]
+    for whole, weight in adapted_weights(model):
+        for name, tuned in as_stored(model, whole, weight).items():
+            # of tied weights the files hold one
+            lacks = name in tied and not there.holds(name)
+            source = next(filter(there.holds, tied), name) if lacks else name
+            yield name, there.read(source).float(), tuned
 
 
 def _engines(

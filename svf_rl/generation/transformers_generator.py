@@ -53,13 +53,28 @@ class TransformersGenerator:
         completions: list[Completion] = []
         with self._evaluating():
             for start in tqdm(range(0, len(prompts), self._batch_size), desc="Completions", disable=not progress):
-                batch = slice(start, start + self._batch_size)
-                completions += self._batch(prompts[batch], sampling, seeds[start])
+                batch = prompts[start : start + self._batch_size]
+                rooms = [self._room(len(prompt), sampling.max_tokens) for prompt in batch]
+                made: dict[int, Completion] = {}
+                for room in sorted(set(rooms), reverse=True):  # one, but for what comes near the end of the positions
+                    rows = [row for row, own in enumerate(rooms) if own == room]
+                    prompts_of_room = [batch[row] for row in rows]
+                    made |= zip(
+                        rows, self._batch(prompts_of_room, sampling.within(room), seeds[start + rows[0]]), strict=True
+                    )
+                completions += [made[row] for row in range(len(batch))]
         return completions
 
+    def _positions(self) -> int | None:
+        return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+
+    def _room(self, length: int, wanted: int) -> int:
+        """How many tokens may follow a prompt of `length`, at most `wanted`, as far as the model reaches."""
+        positions = self._positions()
+        return wanted if positions is None else max(1, min(wanted, positions - length))
+
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        sequences = join_continuations(prompts, continuations, limit)
+        sequences = join_continuations(prompts, continuations, self._positions())
         scores: list[list[float]] = [[] for _ in sequences]
         lengths = [len(continuation) for continuation in continuations]
         with self._evaluating():

@@ -45,7 +45,7 @@ def stored_weights(model: nn.Module, everything: bool = False) -> Iterator[tuple
                 "take it out of the adapter (modules_to_save), or set use_vllm: false"
             )
         if not name.startswith(experts):
-            yield from _as_stored(model, name, weight).items()
+            yield from as_stored(model, name, weight).items()
         elif name not in frozen:
             raise SVFError(f"{name} is trained, and vLLM cannot take experts again: take it out of modules_to_save")
         del weight  # before the next one is rebuilt
@@ -53,7 +53,7 @@ def stored_weights(model: nn.Module, everything: bool = False) -> Iterator[tuple
 
 def stored_name(model: nn.Module, name: str, shape: Sequence[int] = (1, 1)) -> str:
     """The name in the model's files of its parameter `name`. Raises `SVFError` where they hold it in several parts."""
-    names = list(_as_stored(model, base_name(name), torch.empty(*shape, device="meta")))
+    names = list(as_stored(model, base_name(name), torch.empty(*shape, device="meta")))
     if len(names) != 1:
         raise SVFError(f"{name} is stored in parts ({', '.join(names[:3])}, ...), which a server cannot rebuild")
     return names[0]
@@ -121,8 +121,9 @@ def _stored_path(model: nn.Module, path: str) -> str:
     return known[path]
 
 
-def _as_stored(model: nn.Module, name: str, weight: Tensor) -> dict[str, Tensor]:
-    """Undoes what `from_pretrained` did to one weight."""
+def as_stored(model: nn.Module, name: str, weight: Tensor) -> dict[str, Tensor]:
+    """One weight under its name, or in its parts under theirs, as the model's files hold it: undoes what
+    `from_pretrained` did."""
     return revert_weight_conversion(_base(model), {name: weight})
 
 

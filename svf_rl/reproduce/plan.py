@@ -81,7 +81,8 @@ class Plan:
 
     def _seeds(self) -> str:
         parts_of: dict[tuple[int, ...], list[str]] = {}
-        for part in self.parts:
+        adapts = any(cell.kind == "adaptation" for cell in self.cells)  # also for ablations of the number of shots
+        for part in dict.fromkeys([*self.parts, *(["adaptation"] if adapts else [])]):
             parts_of.setdefault(tuple(self.comparison.seeds[part]), []).append(part)
         shown = {", ".join(map(str, seeds)): " and ".join(parts) for seeds, parts in parts_of.items()}
         return "; ".join(shown if len(shown) == 1 else [f"{seeds} of {parts}" for seeds, parts in shown.items()])

@@ -67,7 +67,9 @@ def _on_own_task(
     """A table of an expert's own task, with what its training runs say of themselves."""
     answers = {name: decode(lines) for name, lines in raw["evaluations"].get(expert, {}).items()}
     rows = []
-    lost = any(name.startswith(f"{expert}-") and name.endswith("-evaluation") for name in raw["failed"])
+    methods = list(methods)
+    cells = {f"{expert}-evaluation", *(f"{expert}-{method}-evaluation" for method in methods)}
+    lost = bool(cells & raw["failed"].keys())
     for method in methods:
         runs = {name: run for name, run in raw["runs"].items() if (run["expert"], run["method"]) == (expert, method)}
         if not (lost or (BASE in answers if method == BASE else runs)):

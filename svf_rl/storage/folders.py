@@ -19,6 +19,8 @@ def check_new(path: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             if any(path.iterdir()):
                 raise SVFError(f"{path} is there and not empty: give another folder, or remove it")
+            if path.is_mount() or Path.cwd().is_relative_to(path.resolve()):  # which no new folder can replace
+                raise SVFError(f"{path} is a mount point or the working directory: give a folder within it")
         elif path.exists() or path.is_symlink():
             raise SVFError(f"{path} is there and is not a folder: give another one")
     check_writable(path.absolute().parent)

@@ -101,6 +101,7 @@ class SVFConfig(PeftConfig):
         # That of the model that is being saved. It is not the field itself, so that the configuration of one model can
         # be used for another.
         self._live_fingerprint: str | None = None
+        self._awaits_values = False  # injected for a file whose values are not loaded yet
         self.from_file = False  # read by `from_pretrained` of this class, as PEFT does when it loads an adapter
         if self.target_modules is None:
             self.target_modules = "mlp"
@@ -109,7 +110,7 @@ class SVFConfig(PeftConfig):
         elif self.target_modules is not None:
             self.target_modules = sorted(set(self.target_modules))
         if isinstance(self.exclude_modules, str):
-            target_regex(self.exclude_modules, "exclude_modules")
+            self.exclude_modules = target_regex(self.exclude_modules, "exclude_modules")
         if self.parameterization not in ("direct", "sigmoid"):
             raise SVFError(f"parameterization must be 'direct' or 'sigmoid', not {self.parameterization!r:.300}")
         if type(self.core_seed) is not int:

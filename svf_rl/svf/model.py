@@ -74,6 +74,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
             raise SVFError(
                 f"target_modules {config.target_modules!r:.300} match no linear layer: name nn.Linear modules"
             )
+        config._awaits_values = config.from_file
         live = _digest(layers)
         # Loading by PEFT looks at the stored probes later; other ways of loading set z without asking.
         if not config.from_file and config.base_fingerprint not in (None, live):
@@ -248,10 +249,11 @@ class SVFModel(WeightedAdapters, BaseTuner):
         try:
             _check_saved(layers, adapter_name, saved, config)
         except SVFError:
-            # An adapter that came with this file does not stay beside others, at z = 1.
-            if config.base_fingerprint and len(model.peft_config) > 1 and hasattr(model, "delete_adapter"):
+            # An adapter that came with this file does not stay beside others, at z = 1; one that was there does.
+            if config._awaits_values and len(model.peft_config) > 1 and hasattr(model, "delete_adapter"):
                 model.delete_adapter(adapter_name)
             raise
+        config._awaits_values = False
         in_training = any(isinstance(layer.svf_z[adapter_name], SVFCombination) for layer in layers.values())
         if in_training and any(name + _ALPHA not in saved for name in layers):
             raise SVFError(
@@ -361,7 +363,10 @@ def _wrap(module: nn.Module, name: str, originals: OriginalWeights) -> SVFLinear
         raise SVFError(f"{name} is shared out over processes already: put the adapter on the model before that")
     with loaded(module), gather_parameters([weight]):
         original = originals.read(name, module) if quantization_of(module) else logical_weight(module).detach()
-        weight_id, factors, projections = decompose(original)
+        try:
+            weight_id, factors, projections = decompose(original)
+        except SVFError as error:
+            raise SVFError(f"{name}: {error}") from error
     return SVFLinear(module, factors, weight_id, projections, name)
 
 

@@ -31,6 +31,8 @@ class StoredWeights:
             index, single = folder / f"{name}.index.json", folder / name
             if index.is_file():
                 files = read_json(index, "download or copy it again", {"weight_map": dict})["weight_map"]
+                if not all(isinstance(file, str) for file in files.values()):
+                    raise SVFError(f"{index} names a file that is no text: download or copy it again")
                 self._shards = {key: folder / file for key, file in files.items()}
                 return
             if single.is_file():
@@ -43,10 +45,17 @@ class StoredWeights:
         """What the files call their tensors."""
         return list(self._shards)
 
+    def holds(self, name: str) -> bool:
+        """Whether the files have the parameter `name`."""
+        return any(key in self._shards for key in self._keys(name))
+
+    def _keys(self, name: str) -> tuple[str, ...]:
+        return name, name.removeprefix(f"{self._prefix}."), f"{self._prefix}.{name}"
+
     def find(self, name: str) -> tuple[Path, str]:
         """The file of the parameter `name` (`model.layers.0.mlp.up_proj.weight`), and its name there. Raises `SVFError`
         where the files lack it."""
-        for key in (name, name.removeprefix(f"{self._prefix}."), f"{self._prefix}.{name}"):
+        for key in self._keys(name):
             if key in self._shards:
                 return self._shards[key], key
         raise SVFError(

@@ -156,7 +156,11 @@ class WeightedAdapters:
             first, core=DIAGONAL, parameterization="direct", renormalize=False, init="identity",
             base_fingerprint=None, combination=combination,
         )  # fmt: skip
-        self.inject_adapter(self.model, adapter_name)  # type: ignore[attr-defined]  # of SVFModel
+        try:
+            self.inject_adapter(self.model, adapter_name)  # type: ignore[attr-defined]  # of SVFModel
+        except BaseException:  # such as of a name that no module can have
+            self.peft_config.pop(adapter_name, None)
+            raise
 
 
 def _masks(layer: SVFLinear, adapters: Sequence[str]) -> Tensor:

@@ -69,7 +69,10 @@ def _conversations(rows: Dataset, options: TaskOptions, source: str) -> Dataset:
         _messages(value, options.system_prompt, f"{source}, row {number}, column {options.prompt_column!r}")
         for number, value in enumerate(rows[options.prompt_column])
     ]
-    return Dataset.from_dict({**columns, "prompt": prompts})
+    try:
+        return Dataset.from_dict({**columns, "prompt": prompts})
+    except OverflowError as error:  # an unsigned one of a parquet file
+        raise SVFError(f"{source}: a column has an integer of more than 63 bits: write it as text") from error
 
 
 def _messages(value: Any, system_prompt: str | None, where: str) -> list[dict[str, str]]:

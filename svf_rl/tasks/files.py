@@ -2,6 +2,7 @@
 
 import json
 import warnings
+import zlib
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -75,9 +76,11 @@ def read_file(path: Path, references: str | None = None) -> Dataset:
                 return _from_objects(rows, path, references)
     except SVFError:
         raise
-    # pyarrow's errors derive from ValueError, and so do those of JSON and of UTF-8; OSError and EOFError are gzip's,
-    # OverflowError is of a huge number within a list or an object
-    except (ValueError, TypeError, OSError, EOFError, OverflowError, RecursionError, pyarrow.ArrowException) as error:
+    # pyarrow's errors derive from ValueError, and so do those of JSON and of UTF-8; OSError, EOFError and zlib's are
+    # gzip's, OverflowError is of a huge number within a list or an object
+    except (
+        ValueError, TypeError, OSError, EOFError, zlib.error, OverflowError, RecursionError, pyarrow.ArrowException,
+    ) as error:  # fmt: skip
         raise SVFError(f"data file {path}: {type(error).__name__}: {one_line(error)}") from error
 
 

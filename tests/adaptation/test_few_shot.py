@@ -264,6 +264,7 @@ def test_greedy_accuracy_alone_needs_no_samples(pool: ExpertPool) -> None:
 
 def test_experts_are_named_by_their_folders_or_by_hand() -> None:
     assert experts_by_name(["runs/a/", "other=runs/b"]) == {"a": "runs/a/", "other": "runs/b"}
+    assert experts_by_name(["runs/lr=0.1", "x=runs/lr=0.2"]) == {"lr=0.1": "runs/lr=0.1", "x": "runs/lr=0.2"}
     with pytest.raises(SVFError, match="two experts are called a"):
         experts_by_name(["runs/a", "elsewhere/a"])
     with pytest.raises(SVFError, match="give a folder"):
@@ -303,6 +304,24 @@ def test_the_call_leaves_an_adapter_a_state_and_a_summary(experts: dict[str, str
     assert config["combination"]["alpha"] == found.alpha.tolist()
     _, again = few_shot(arguments, experts, search, tmp_path / "out")
     assert [r.reused for r in again] == [12] * 5
+
+
+def test_the_adapter_says_of_which_task_and_reward_it_is(experts: dict[str, str], tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"q": f"What is 1 + {i}?", "answer": str(i + 1)}) + "\n" for i in range(6)))
+    own = TaskOptions(data_path=str(rows), prompt_column="q", answer_column="answer")
+    search = replace(SMALL, generations=1)
+    for task, options, reward, keys in (
+        ("quickstart:choice", TaskOptions(), None, {"task": "quickstart", "skill": "choice"}),
+        ("columns", own, "numeric", {"task": "columns", "prompt_column": "q", "rewards": ["numeric"]}),
+    ):
+        arguments = EvaluationArguments(
+            "quickstart", [task], options=options, reward=reward, limit=12, max_tokens=4, backend="transformers"
+        )
+        few_shot(arguments, experts, search, out := tmp_path / task)
+        recipe = json.loads((out / "adapter" / "summary.json").read_text())["recipe"]
+        assert recipe.items() >= keys.items()
+        assert f"`{task}`" in (out / "adapter" / "README.md").read_text()
 
 
 def test_a_search_that_sees_all_items_leaves_nothing_to_report(experts: dict[str, str], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from svf_rl.evaluation.folder import ResultFolder, choose_folder
 from svf_rl.evaluation.grading import Grader
 from svf_rl.evaluation.records import Answers, Record, append_records, mend, read_records
 from svf_rl.evaluation.summary import compare, summarize
+from svf_rl.rewards.verified import parse_reference
 
 
 def record(index: int, correct: bool | None = True, sample: int = 0, **values: Any) -> Record:
@@ -26,6 +27,20 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     append_records(tmp_path / "r.jsonl", records)
     assert read_records(tmp_path / "r.jsonl") == records
     assert len((tmp_path / "r.jsonl").read_bytes().splitlines()) == 2
+
+
+def test_a_reference_that_is_a_json_object_is_written_as_one(tmp_path: Path) -> None:
+    append_records(tmp_path / "r.jsonl", [record(0, reference=parse_reference('{"tests": ["a"]}'))])
+    assert read_records(tmp_path / "r.jsonl")[0].reference == {"tests": ["a"]}
+
+
+def test_items_that_agree_have_the_interval_of_as_many_single_answers() -> None:
+    records = [record(index, sample=sample) for index in range(8) for sample in range(4)]
+    several = summarize("base", "task", "accuracy", Answers(records)).accuracy
+    single = summarize("base", "task", "accuracy", Answers([r for r in records if r.sample == 0])).accuracy
+    assert several is not None
+    assert several == single
+    assert several.low < 0.7
 
 
 @pytest.mark.parametrize("torn", range(1, 200, 7))

@@ -10,10 +10,12 @@ import torch
 from fakes import refusal
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from svf_rl.experts.extract import Extracted, extract
 from svf_rl.experts.merged import merge
 from svf_rl.models.arguments import ModelArguments
+from svf_rl.quickstart import model_path
 from svf_rl.svf.config import LARGEST
 from svf_rl.svf.decompose import Factors, thin_svd
 from svf_rl.svf.nearest import nearest_multiplier
@@ -73,6 +75,35 @@ def test_what_changed_elsewhere_is_counted(base: Path, make_lora: Make, tmp_path
     assert found.outside > 0
     assert found.share < found.inside
     assert re.search(r"% of the change of all weights", str(found))
+
+
+def test_an_untied_embedding_counts_as_another_change(make_base: Make, make_expert: Make, tmp_path: Path) -> None:
+    base = make_base(tie_word_embeddings=True)
+    expert = make_expert("expert", on=base, modules_to_save=["lm_head"])
+    weights = load_file(expert / "adapter_model.safetensors")
+    head = next(tensor for name, tensor in weights.items() if "lm_head" in name)
+    merge(ModelArguments(str(base)), [str(expert)], tmp_path / "merged")
+    found = extract(ModelArguments(str(base)), str(tmp_path / "merged"), tmp_path / "out")
+    change = head - load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    assert found.outside == pytest.approx(change.square().sum().item(), rel=1e-5)
+    assert found.missing == []
+
+
+def test_experts_of_a_mixture_are_compared_as_they_are_stored(make_expert: Make, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = ModelArguments(str(tmp_path / "base"))
+    expert = make_expert("expert", on=tmp_path / "base", target_modules="attention")
+    merge(base, [str(expert)], tmp_path / "merged")
+    found = extract(base, str(tmp_path / "merged"), tmp_path / "out", "attention")
+    assert (found.outside, found.missing) == (0, [])
+    assert found.inside > 1 - 1e-6
 
 
 def test_an_unchanged_model_is_the_base(base: Path, tmp_path: Path) -> None:

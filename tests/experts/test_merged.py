@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import refusal, save_adapter
-from peft import LNTuningConfig, PeftModel
+from peft import LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from svf_rl.errors import SVFError
 from svf_rl.experts.arguments import MergeArguments
 from svf_rl.experts.merged import merge
+from svf_rl.generation.weights import adapted_weights
 from svf_rl.models.arguments import ModelArguments
 
 PROMPT = torch.tensor([[1, 40, 50, 60]])
@@ -193,6 +194,26 @@ def refused(base, out, tmp_path):
         return line
 
     return run
+
+
+def test_generation_settings_that_transformers_does_not_write(refused, base, make_expert, make_base):
+    base = make_base()
+    settings = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps({**settings, "early_stopping": True}))
+    said = refused([make_expert("expert", on=base)], ModelArguments(str(base)))
+    assert "does not write the base model's generation_config.json" in said
+
+
+def test_a_lora_of_fused_experts_is_refused(tmp_path):
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, num_local_experts=2,
+        )
+    )  # fmt: skip
+    config = LoraConfig(r=2, target_modules=[], target_parameters=["mlp.experts.down_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(SVFError, match="whose weight cannot be rebuilt"):
+        list(adapted_weights(get_peft_model(model, config)))
 
 
 def test_a_missing_or_damaged_expert(refused, make_expert, tmp_path):

@@ -5,13 +5,14 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fakes import SIZES, refusal, refused_command, save_adapter
+from fakes import SIZES, refusal, refused_command, save_adapter, tiny_llama_config
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, trainers
 from tokenizers.models import BPE
@@ -20,6 +21,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
+    LlamaForCausalLM,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -172,6 +174,22 @@ def test_the_file_answers_as_the_adapter(format: str, expert: str, tmp_path: Pat
     assert written["engines"][0]["equal_answers"] == 1
     assert str(tmp_path) not in json.dumps(written)
     assert found.bytes == (tmp_path / "out" / FILE).stat().st_size
+
+
+@pytest.mark.parametrize("format", ["gguf", "safetensors"])
+def test_a_head_that_the_adapter_unties_is_written_and_certified(
+    format: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_llama_config(tokenizer, tie_word_embeddings=True)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = SVFConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"])
+    expert = save_adapter(tmp_path / "expert", config, seed=1, by=0.05, base=tmp_path / "base")
+    arguments = replace(_arguments(dtype="float32"), model=str(tmp_path / "base"))
+    found = export_plain(expert, tmp_path / "out", format, "f32", arguments)
+    assert found.engines[0].equal_answers == 1
+    assert found.rounding.matrices == 7
+    assert found.rounding.lost == pytest.approx(0, abs=1e-6)
 
 
 def test_a_coarser_type_is_said_to_lose(expert: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from svf_rl.generation import Sampling, sample_seed
 from svf_rl.generation.transformers_generator import TransformersGenerator
@@ -39,6 +40,19 @@ def test_eos_is_kept_and_nothing_after_it(model: PeftModel, prompts: list[list[i
     assert {c.token_ids[-1] == EOS for c in completions} == {True, False}
     assert all(EOS not in c.token_ids[:-1] for c in completions)
     assert all(len(c.token_ids) == limit for c in completions if c.token_ids[-1] != EOS)
+
+
+def test_a_completion_ends_where_the_positions_do() -> None:
+    """GPT-2's are learned: one more is none."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2))
+    prompts = [[5] * 30, [6] * 4, [7] * 31, [8] * 4]
+    whole = TransformersGenerator(model, eos_token_ids=[], pad_token_id=PAD).generate(
+        prompts, Sampling(12, 0.0), range(4)
+    )
+    assert [len(completion.token_ids) for completion in whole] == [2, 12, 1, 12]
+    alone = TransformersGenerator(model, eos_token_ids=[], pad_token_id=PAD, batch_size=1)
+    assert alone.generate(prompts, Sampling(12, 0.0), range(4)) == whole
 
 
 def test_any_of_several_end_tokens_ends_a_completion(model: PeftModel, prompts: list[list[int]]) -> None:

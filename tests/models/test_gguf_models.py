@@ -102,6 +102,12 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path, monkeypatch:
     assert "pip install 'svf-rl[gguf]'" in refusal(lambda: ModelArguments(str(path)).location)
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _file(tmp_path / "model")
+    monkeypatch.setenv("SVF_RL_CACHE", "/proc/nowhere")
+    assert "set SVF_RL_CACHE to a writable folder" in refusal(lambda: load_base(ModelArguments(str(path))))
+
+
 def test_positions_scaled_in_an_unknown_way_are_refused() -> None:
     config = AutoModelForCausalLM.from_pretrained(model_path()).config
     factors = torch.linspace(1, 3, config.head_dim // 2).numpy()

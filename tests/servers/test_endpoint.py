@@ -256,7 +256,6 @@ def test_a_search_can_be_cancelled_and_has_its_time(server: Server, client: open
         ({"examples": [{"prompt": 1, "answer": "1"}]}, "a text, or messages"),
         ({"examples": [{"messages": [{"role": "user"}], "answer": "1"}]}, "a text, or messages"),
         ({"examples": [{"prompt": "x", "answer": "no number"}]}, "no number"),
-        ({"examples": [EXAMPLES[0], EXAMPLES[0]]}, "fewer than the 2 shots"),
         ({"examples": [{"prompt": "x" * 4000, "answer": "1"}]}, "the model reads"),
         ({"verifier": "unit_tests"}, "verifier must be"),
         ({"verifier": "/etc/passwd:x"}, "verifier must be"),
@@ -285,6 +284,14 @@ def test_bodies_that_are_no_requests_leave_the_server_as_it_was(server: Server, 
     head = {"content-type": "application/json"}
     for content in (b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"model": "auto", "messages": ' + b"[" * 5000):
         assert 400 <= httpx.post(url, content=content, headers=head).status_code < 500
+    half = rb'"messages": [{"role": "user", "content": "x \ud83d"}]'  # of a character, as JSON may have it
+    for path, content in (
+        ("chat/completions", b'{"model": "auto", ' + half + b"}"),
+        ("adapt", b'{"examples": [{' + half + b', "answer": "1"}]}'),
+    ):
+        said = httpx.post(f"{server.url}/v1/{path}", content=content, headers=head)
+        assert said.status_code == 400
+        assert "half of a character" in said.json()["error"]["message"]
     assert httpx.post(url, content=b" " * (33 << 20), headers=head, timeout=60).status_code == 413
     with httpx.stream(
         "POST", url, json={"model": "math", "messages": [{"role": "user", "content": "x"}], "stream": True}
@@ -380,6 +387,11 @@ def test_without_the_key_nothing_but_health_answers(locked: Server) -> None:
                 assert said.status_code == 401, path
                 assert "key" in said.json()["error"]["message"]
     assert httpx.get(f"{locked.url}/health").status_code == 200
+    asked = {
+        "origin": "http://elsewhere",
+        "access-control-request-method": "POST",
+    }  # a browser, before it sends the key
+    assert httpx.options(f"{locked.url}/v1/chat/completions", headers=asked).status_code == 200
     basic = "Basic " + base64.b64encode(b"anyone:a key").decode()
     for key in ("Bearer a key", basic):
         head = {"authorization": key}
@@ -436,3 +448,16 @@ def test_on_a_cpu_it_leaves_memory_to_others(folder: Path) -> None:
         ModelArguments("quickstart"), {"math": str(folder / "math")}, EndpointArguments(), "127.0.0.1", free_port()
     )
     assert command[command.index("--gpu-memory-utilization") + 1] == "0.4"
+
+
+def test_a_folder_of_a_sweep_is_an_expert(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "learning_rate=0.01,beta=0.1").symlink_to(folder / "math")
+    command, _ = endpoint_command(
+        ModelArguments("quickstart"),
+        {"math": str(tmp_path / "learning_rate=0.01,beta=0.1")},
+        EndpointArguments(),
+        "127.0.0.1",
+        free_port(),
+    )
+    given = json.loads(command[command.index("--lora-modules") + 1])
+    assert (given["name"], Path(given["path"]).name) == ("math", "learning_rate=0.01,beta=0.1")

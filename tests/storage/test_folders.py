@@ -151,6 +151,14 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert check_writable(tmp_path / "a" / "b") == tmp_path
 
 
+def test_the_working_directory_cannot_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    with pytest.raises(SVFError, match=r"^\. is a mount point or the working directory: give a folder within it"):
+        check_new(Path())
+    check_new(Path("new"))
+
+
 def test_too_little_space_is_told_in_numbers(tmp_path: Path) -> None:
     with pytest.raises(SVFError, match=r"out needs 1000000000\.0 GB and .* GB left"):
         check_space(tmp_path / "out", 10**18)

@@ -50,6 +50,7 @@ def z_of(model: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
         ({"target_modules": r".*\.mlp.*"}, ["down_proj", "gate_proj", "up_proj"]),  # the container matches as well
         ({"exclude_modules": ["down_proj"]}, ["gate_proj", "up_proj"]),
         ({"exclude_modules": r".*\.(up|gate)_proj"}, ["down_proj"]),
+        ({"target_modules": "mlp+attention", "exclude_modules": "mlp"}, ["q_proj", "v_proj"]),
         ({"target_modules": r".*(up_proj|lm_head)", "exclude_modules": ["lm_head"]}, ["up_proj"]),
         (
             {"target_modules": "all-linear"},
@@ -116,7 +117,7 @@ def test_a_quantized_model_is_refused(llama: PreTrainedModel, dtype: torch.dtype
 
 def test_a_weight_with_nan_is_refused(llama: PreTrainedModel) -> None:
     llama.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
-    with pytest.raises(SVFError, match="NaN"):
+    with pytest.raises(SVFError, match=r"model\.layers\.1\.mlp\.up_proj: .*NaN"):
         get_peft_model(llama, SVFConfig())
 
 

@@ -461,6 +461,13 @@ def test_rotated_factors_do_not_matter_where_z_is_uniform(
 # A refusal leaves things as they were
 
 
+def test_a_name_that_no_module_can_have_leaves_no_adapter(saved: Path, make_llama: Callable) -> None:
+    model = PeftModel.from_pretrained(make_llama(), saved)
+    with pytest.raises(KeyError):
+        model.add_weighted_adapter(["default"], [1.0], "x.y")
+    assert list(model.peft_config) == ["default"]
+
+
 def test_a_refused_second_adapter_leaves_the_first_in_use(
     saved: Path, make_llama: Callable, perturb: Callable, logits: Callable
 ) -> None:
@@ -470,6 +477,34 @@ def test_a_refused_second_adapter_leaves_the_first_in_use(
         model.load_adapter(saved, "wrong")
     assert list(model.peft_config) == ["default"]
     assert torch.equal(logits(model), before)
+
+
+def test_a_refused_file_leaves_the_adapter_that_it_was_to_replace(
+    saved: Path, llama: PreTrainedModel, logits: Callable, tmp_path: Path
+) -> None:
+    model = PeftModel.from_pretrained(llama, saved, adapter_name="a")
+    model.load_adapter(saved, "b")
+    before = logits(model)
+    shutil.copytree(saved, tmp_path / "damaged")
+    weights = load_file(saved / "adapter_model.safetensors")
+    spoilt = {name: value * torch.nan if name.endswith("svf_z.weight") else value for name, value in weights.items()}
+    save_file(spoilt, tmp_path / "damaged" / "adapter_model.safetensors")
+    with pytest.raises(SVFError, match="the adapter file is damaged"):
+        model.load_adapter(tmp_path / "damaged", "a")
+    assert list(model.peft_config) == ["a", "b"]
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_strong_z_of_bfloat16_goes_with_the_same_weights_in_another_type(
+    dtype: torch.dtype, make_llama: Callable, tmp_path: Path
+) -> None:
+    adapted = get_peft_model(make_llama().to(torch.bfloat16), SVFConfig())
+    for name, z in adapted.named_parameters():
+        if "svf_z" in name:
+            z.data.fill_(2.0)
+    adapted.save_pretrained(tmp_path)
+    PeftModel.from_pretrained(make_llama().to(torch.bfloat16).to(dtype), tmp_path)
 
 
 def test_an_adapter_survives_a_copy_of_its_folder(

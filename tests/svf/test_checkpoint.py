@@ -356,6 +356,14 @@ def test_pickled_weights_give_the_same_factors(llama: Path, cache: FactorCache, 
     assert second.cached == MATRICES
 
 
+def test_an_index_that_names_no_file_is_refused(llama: Path, cache: FactorCache, tmp_path: Path) -> None:
+    index = as_pickled(llama, tmp_path / "model", "sharded") / "pytorch_model.bin.index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({**content, "weight_map": dict.fromkeys(content["weight_map"], 1)}))
+    with pytest.raises(SVFError, match="names a file that is no text: download"):
+        run(tmp_path / "model", cache)
+
+
 class Hostile:
     """Runs a command where it is unpickled by a reader that allows it."""
 

@@ -1,5 +1,6 @@
 """MBPP and HumanEval: the splits, the prompt, a begun answer, and references that `unit_tests` takes."""
 
+import gzip
 import json
 from pathlib import Path
 from random import Random
@@ -113,6 +114,9 @@ def test_an_unpacked_humaneval_and_none_at_all(tmp_path: Path) -> None:
     row = {"prompt": "def f():\n", "test": "def check(candidate): pass", "entry_point": "f"}
     (tmp_path / "HumanEval.jsonl").write_text(json.dumps(row))
     assert HUMANEVAL.load(TaskOptions(data_path=str(tmp_path)))["test"][0]["answer"] == row
-    (tmp_path / "HumanEval.jsonl.gz").write_text("not packed")
-    with pytest.raises(SVFError, match="gzip"):
-        HUMANEVAL.load(TaskOptions(data_path=str(tmp_path)))
+    packed = bytearray(gzip.compress(json.dumps(row).encode()))
+    packed[10] = 255  # a block of no kind
+    for content, said in ((b"not packed", "gzip"), (bytes(packed), "while decompressing")):
+        (tmp_path / "HumanEval.jsonl.gz").write_bytes(content)
+        with pytest.raises(SVFError, match=said):
+            HUMANEVAL.load(TaskOptions(data_path=str(tmp_path)))

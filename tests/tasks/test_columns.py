@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
 from datasets import Dataset
+from pyarrow import parquet
 
 from svf_rl.errors import SVFError
 from svf_rl.tasks import TaskOptions, find_task
+from svf_rl.tasks.columns import read_rows
 
 TASK = find_task("columns")
 ROWS = [{"q": f"What is {i}?", "gold": str(i), "level": i % 3} for i in range(20)]
@@ -123,3 +126,10 @@ def test_without_a_source_or_a_reward_the_recipe_must_name_one() -> None:
         TASK.load(TaskOptions())
     with pytest.raises(SVFError, match="name one in the recipe"):
         TASK.rewards(TaskOptions())
+
+
+def test_an_integer_that_no_column_here_holds_is_one_line(tmp_path: Path) -> None:
+    table = pyarrow.table({"prompt": ["1?"], "id": pyarrow.array([2**63], pyarrow.uint64())})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(SVFError, match="an integer of more than 63 bits: write it as text"):
+        read_rows(TaskOptions(data_path=str(tmp_path / "rows.parquet")))

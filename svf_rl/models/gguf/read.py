@@ -20,9 +20,10 @@ from svf_rl.errors import SVFError, one_line
 from svf_rl.models.gguf import require_gguf
 from svf_rl.models.gguf.rope import TENSOR, set_scaling
 from svf_rl.models.gguf.tokenizer import read_tokenizer
+from svf_rl.storage.disk_errors import disk_errors
 from svf_rl.storage.folders import check_space, new_folder
 from svf_rl.storage.locks import lock
-from svf_rl.svf.cache import default_cache_dir
+from svf_rl.svf.cache import REMEDY, default_cache_dir
 
 
 def converted_folder(path: Path) -> Path:
@@ -41,8 +42,12 @@ def converted_folder(path: Path) -> Path:
     folder = default_cache_dir() / "gguf" / f"{path.stem}-{key}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock(folder.with_name(f".{folder.name}.one"), path, seconds=None):  # of several processes one converts
+    with disk_errors(folder.parent, REMEDY):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        disk_errors(folder.parent, REMEDY),
+        lock(folder.with_name(f".{folder.name}.one"), path, seconds=None),
+    ):  # of several processes one converts
         if not folder.is_dir():
             print(f"{path.name}: converting it, once, into {folder.parent}", file=sys.stderr, flush=True)
             _convert(path, folder)

@@ -65,7 +65,8 @@ class LoraKind(AdapterKind):
 
     def rebuilt_weight(self, layer: Any) -> Tensor | None:
         # LoRA's own bias and other variants than DoRA change more than the weight by B·A
-        if layer.merged or not hasattr(layer, "get_delta_weight") or any(layer.lora_bias.values()):
+        has_weight = hasattr(layer, "get_delta_weight") and hasattr(layer.get_base_layer(), "weight")
+        if layer.merged or not has_weight or any(layer.lora_bias.values()):  # fused experts have no `weight`
             return None
         if layer.lora_variant:
             return _dora_weight(layer)
