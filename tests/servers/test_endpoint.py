@@ -451,7 +451,7 @@ def test_on_a_cpu_it_leaves_memory_to_others(folder: Path) -> None:
 
 
 def test_a_folder_of_a_sweep_is_an_expert(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "learning_rate=0.01,beta=0.1").symlink_to(folder / "math")
+    shutil.copytree(folder / "math", tmp_path / "learning_rate=0.01,beta=0.1")
     command, _ = endpoint_command(
         ModelArguments("quickstart"),
         {"math": str(tmp_path / "learning_rate=0.01,beta=0.1")},
