@@ -6,6 +6,7 @@ from pathlib import Path
 
 from generate.comparison import COMPARISONS, comparison, read
 
+from svf_rl.metrics.statistics import paired_t
 from svf_rl.reproduce.raw import decode
 from svf_rl.tasks import TaskOptions, find_task
 
@@ -48,6 +49,21 @@ def test_of_five_runs_of_svf_one_reverses_two_words_alone():
     assert shares["svf"].pop(4) == 0
     low, high = zip(*((min(of.values()), max(of.values())) for of in shares.values()), strict=True)
     assert [round(100 * share) for share in (*low, *high)] == [88, 67, 96, 94]
+
+
+def test_with_the_half_way_run_among_them_no_way_would_be_told_from_svf():
+    answers = read("smollm2")["evaluations"]["reversal"]
+
+    def accuracy(method: str, seed: int) -> float:
+        verdicts = decode(answers[f"reversal-{method}-seed{seed}"]).values()
+        return sum(verdict for (verdict,) in verdicts if verdict) / len(verdicts)
+
+    found = [
+        paired_t([accuracy(method, seed) - accuracy("svf", 4 if seed == left_out else seed) for seed in range(3)])
+        for method in ("projected-13", "evolution-strategies", "all-of-the-MLPs")
+        for left_out in range(3)
+    ]
+    assert 0.07 < min(found) < 0.08
 
 
 def test_every_figure_of_the_page_is_in_its_tables():
