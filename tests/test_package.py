@@ -112,6 +112,7 @@ def test_the_wheel_holds_the_package_and_what_comes_with_it(
         assert "svf-rl = svf_rl.cli:main" in wheel.read(entries).decode()
 
 
+@pytest.mark.slow
 def test_the_wheel_works_in_an_empty_folder_without_vllm_and_deepspeed(installed: Path, tmp_path: Path) -> None:
     script = tmp_path / "commands.py"
     script.write_text(COMMANDS)

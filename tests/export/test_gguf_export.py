@@ -245,6 +245,7 @@ def test_of_200_answers_of_llama_cpp_99_in_100_are_the_same(model: str, tmp_path
     assert {engine.engine for engine in found.engines} == {"transformers", "llama.cpp"}
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_safetensors_answer_under_vllm_too(expert: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "svf_rl.cli", "export", "quickstart", "--expert", expert, "--format"]

@@ -92,6 +92,7 @@ def test_the_curve_tells_beforehand_what_a_rank_leaves(tmp_path: Path) -> None:
     assert str(tmp_path) not in (tmp_path / "lora" / CERTIFICATE).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_the_engine_for_which_it_is_made_says_the_same(tmp_path: Path) -> None:
     """In a process of its own, with which its memory goes."""

@@ -114,6 +114,7 @@ def test_a_run_that_fails_is_in_the_table_and_the_next_call_makes_it(write_compa
     assert all(row["accuracy"] is not None for group in results["fine_tuning"] for row in group["rows"])
 
 
+@pytest.mark.slow
 def test_a_probe_by_samples_has_pass_at_k(write_comparison, tmp_path):
     path = write_comparison(
         experts={"math": QUICKSTART}, unseen=None, max_steps=1,

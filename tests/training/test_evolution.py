@@ -236,6 +236,7 @@ def test_a_run_that_was_cut_off_is_the_same_to_the_bit(
         evolving(**{**own, "evolution_sigma": 0.2}).train("auto")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_share_out_the_population(tmp_path: Path, repository: Path) -> None:
     """The second process answers the second half of the rows; 3 prompts of 4 members do not divide by it."""

@@ -316,7 +316,7 @@ def test_ctrl_c_before_the_first_step_keeps_the_folder(
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))]
 )
 def test_the_launcher_gets_the_signal(
     number: signal.Signals, whole: Path, recipe: str, repository: Path, tmp_path: Path

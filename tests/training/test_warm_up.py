@@ -99,7 +99,13 @@ def test_a_run_goes_on_from_its_warm_up_to_the_bit(
 
 @pytest.mark.parametrize(
     ("how", "call"),
-    [("raise", 5), ("stop", 4), ("raise", 8), ("raise", 13), ("stop", 11)],
+    [
+        ("raise", 5),
+        pytest.param("stop", 4, marks=pytest.mark.slow),
+        ("raise", 8),
+        ("raise", 13),
+        pytest.param("stop", 11, marks=pytest.mark.slow),
+    ],
     ids=["in the warm-up", "stopped in the warm-up", "between them", "after it", "stopped after it"],
 )
 def test_cut_off_anywhere_it_is_the_same_run(watched: Any, tmp_path: Path, how: str, call: int) -> None:
