@@ -44,10 +44,8 @@ def converted_folder(path: Path) -> Path:
         return folder
     with disk_errors(folder.parent, REMEDY):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        disk_errors(folder.parent, REMEDY),
-        lock(folder.with_name(f".{folder.name}.one"), path, seconds=None),
-    ):  # of several processes one converts
+    alone = lock(folder.with_name(f".{folder.name}.one"), path, seconds=None)  # of several processes one converts
+    with disk_errors(folder.parent, REMEDY), alone:
         if not folder.is_dir():
             print(f"{path.name}: converting it, once, into {folder.parent}", file=sys.stderr, flush=True)
             _convert(path, folder)
