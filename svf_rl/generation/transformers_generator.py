@@ -53,25 +53,27 @@ class TransformersGenerator:
         completions: list[Completion] = []
         with self._evaluating():
             for start in tqdm(range(0, len(prompts), self._batch_size), desc="Completions", disable=not progress):
-                batch = prompts[start : start + self._batch_size]
-                rooms = [self._room(len(prompt), sampling.max_tokens) for prompt in batch]
-                made: dict[int, Completion] = {}
-                for room in sorted(set(rooms), reverse=True):  # one, but for what comes near the end of the positions
-                    rows = [row for row, own in enumerate(rooms) if own == room]
-                    prompts_of_room = [batch[row] for row in rows]
-                    made |= zip(
-                        rows, self._batch(prompts_of_room, sampling.within(room), seeds[start + rows[0]]), strict=True
-                    )
-                completions += [made[row] for row in range(len(batch))]
+                batch = slice(start, start + self._batch_size)
+                completions += self._batch_within_positions(prompts[batch], sampling, seeds[batch])
         return completions
 
     def _positions(self) -> int | None:
         return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
-    def _room(self, length: int, wanted: int) -> int:
-        """How many tokens may follow a prompt of `length`, at most `wanted`, as far as the model reaches."""
+    def _batch_within_positions(
+        self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """Prompts that leave the positions of the model less room than the others are decoded apart."""
         positions = self._positions()
-        return wanted if positions is None else max(1, min(wanted, positions - length))
+        rooms = [max(1, positions - len(prompt)) if positions else sampling.max_tokens for prompt in prompts]
+        if min(rooms) >= sampling.max_tokens:
+            return self._batch(prompts, sampling, seeds[0])
+        made: dict[int, Completion] = {}
+        for most in {min(room, sampling.max_tokens) for room in rooms}:
+            rows = [row for row, room in enumerate(rooms) if min(room, sampling.max_tokens) == most]
+            found = self._batch([prompts[row] for row in rows], sampling.within(most), seeds[rows[0]])
+            made |= zip(rows, found, strict=True)
+        return [made[row] for row in range(len(prompts))]
 
     def loglikelihood(self, prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[list[float]]:
         sequences = join_continuations(prompts, continuations, self._positions())
