@@ -24,6 +24,7 @@ from svf_rl.storage.files import write_json
 from svf_rl.storage.folders import check_writable
 from svf_rl.storage.locks import hold_folder
 from svf_rl.svf.combine import even_weights
+from svf_rl.tasks.files import kind_of_path
 
 # Where the labelled prompts are drawn from: rows that no figure is reported on, where the task has such rows.
 LABELLED = ("validation", "test")
@@ -36,7 +37,7 @@ def experts_by_name(given: list[str]) -> dict[str, str]:
     experts: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
-        if not equals or "/" in name:  # runs/learning_rate=0.01
+        if not equals or kind_of_path(Path(text)) == "folder":  # runs/learning_rate=0.01
             name, path = Path(text).name or Path(text).resolve().name, text
         if not name or not path:
             raise SVFError(f"--expert {text}: give a folder, or a name for it as in math=runs/math")

@@ -262,9 +262,11 @@ def test_greedy_accuracy_alone_needs_no_samples(pool: ExpertPool) -> None:
     assert all(value in (0, 0.25, 0.5, 0.75, 1) for value in adapt(pool, exam(pool), greedy).history[0]["fitness"])
 
 
-def test_experts_are_named_by_their_folders_or_by_hand() -> None:
+def test_experts_are_named_by_their_folders_or_by_hand(tmp_path: Path) -> None:
     assert experts_by_name(["runs/a/", "other=runs/b"]) == {"a": "runs/a/", "other": "runs/b"}
-    assert experts_by_name(["runs/lr=0.1", "x=runs/lr=0.2"]) == {"lr=0.1": "runs/lr=0.1", "x": "runs/lr=0.2"}
+    (tmp_path / "lr=0.1").mkdir()
+    own = str(tmp_path / "lr=0.1")
+    assert experts_by_name([own, f"x={own}"]) == {"lr=0.1": own, "x": own}
     with pytest.raises(SVFError, match="two experts are called a"):
         experts_by_name(["runs/a", "elsewhere/a"])
     with pytest.raises(SVFError, match="give a folder"):
