@@ -30,7 +30,7 @@ from svf_rl.export.engines import LlamaCppEngine, TransformersEngine, VllmEngine
 from svf_rl.export.gguf.file import check_writable_as_gguf, stored_matrices, write_gguf
 from svf_rl.export.gguf.vocabulary import end_tokens
 from svf_rl.export.ollama import write_modelfile
-from svf_rl.generation.weights import adapted_weights, as_stored, base_name
+from svf_rl.generation.weights import adapted_weights, as_stored, tied_embeddings
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.kinds import load_saved
 from svf_rl.models.loading import load_base
@@ -146,8 +146,7 @@ def _changed(model: Any, exact: ModelArguments) -> Iterator[tuple[str, Tensor, T
     folder, _ = local_folder(exact.location, exact.model_revision)
     base = model.get_base_model()
     there = StoredWeights(exact.location, folder, base.base_model_prefix)
-    ends = {base.get_input_embeddings(), base.get_output_embeddings()}
-    tied = [f"{base_name(name)}.weight" for name, module in base.named_modules() if module in ends]
+    tied = tied_embeddings(base)
     for whole, weight in adapted_weights(model):
         for name, tuned in as_stored(model, whole, weight).items():
             # of tied weights the files hold one

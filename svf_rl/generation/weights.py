@@ -37,7 +37,7 @@ def stored_weights(model: nn.Module, everything: bool = False) -> Iterator[tuple
     whole = r"\.(original_module|modules_to_save\.[^.]+)(?=\.)"  # what PEFT puts between, for a module trained in full
     experts = tuple(re.sub(whole, "", f"{base_name(name)}.") for name in fused_experts(_base(model)))
     frozen = {base_name(name) for name, _ in _outside_of_adapters(model)}
-    tied = _tied_embeddings(_base(model))
+    tied = tied_embeddings(_base(model))
     for name, weight in adapted_weights(model, everything):
         if name in tied and name not in frozen:
             raise SVFError(
@@ -127,7 +127,7 @@ def as_stored(model: nn.Module, name: str, weight: Tensor) -> dict[str, Tensor]:
     return revert_weight_conversion(_base(model), {name: weight})
 
 
-def _tied_embeddings(base: Any) -> set[str]:
+def tied_embeddings(base: Any) -> set[str]:
     """Names of the weights of both embeddings, where the model's files hold one for the two."""
     if not getattr(base.config.get_text_config(), "tie_word_embeddings", False):
         return set()
