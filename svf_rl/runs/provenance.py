@@ -83,7 +83,8 @@ def list_tasks(recipe: Mapping[str, Any]) -> list[str]:
         return []
     if task == "mixture":
         return list(recipe.get("mixture") or {})
-    return [f"{task}:{recipe.get('skill', 'math')}" if task == "quickstart" else str(task)]
+    part = {"quickstart": recipe.get("skill", "math"), "reasoning_gym": recipe.get("dataset")}.get(task)
+    return [f"{task}:{part}" if part else str(task)]
 
 
 def remove_secrets(value: Any) -> Any:

@@ -20,6 +20,7 @@ from svf_rl.experts.arguments import EngineArguments
 from svf_rl.experts.pool import ExpertPool, Mix
 from svf_rl.generation.vllm.colocated import ColocatedVLLMGenerator
 from svf_rl.models.arguments import ModelArguments
+from svf_rl.runs.provenance import list_tasks
 from svf_rl.tasks import TaskOptions
 
 MODEL = ModelArguments("quickstart", dtype="float32")
@@ -324,6 +325,12 @@ def test_the_adapter_says_of_which_task_and_reward_it_is(experts: dict[str, str]
         recipe = json.loads((out / "adapter" / "summary.json").read_text())["recipe"]
         assert recipe.items() >= keys.items()
         assert f"`{task}`" in (out / "adapter" / "README.md").read_text()
+
+
+def test_a_data_set_is_named_as_eval_takes_it() -> None:
+    assert list_tasks({"task": "reasoning_gym", "dataset": "word_sorting"}) == ["reasoning_gym:word_sorting"]
+    assert list_tasks({"task": "quickstart"}) == ["quickstart:math"]
+    assert list_tasks({"task": "gsm8k", "dataset": None}) == ["gsm8k"]
 
 
 def test_a_search_that_sees_all_items_leaves_nothing_to_report(experts: dict[str, str], tmp_path: Path) -> None:
