@@ -176,15 +176,25 @@ def _evaluation_command(recipe: Mapping[str, Any], base: str, location: str, tas
             words += ["--" + key.replace("_", "-"), str(recipe[key])]
     if tasks == ["columns"] and not recipe.get("dataset_name"):
         words += ["--data-path", "YOUR_FILE.jsonl"]
+    if recipe.get("task") == "reasoning_gym":
+        # test rows are of the curriculum's last level
+        last = {key: levels[-1] for key, levels in (recipe.get("curriculum") or {}).items()}
+        if config := {**(recipe.get("config") or {}), **last}:
+            words += ["--config", json.dumps(config)]
+    if recipe.get("shots"):
+        words += ["--shots-in-prompt", str(recipe["shots"])]
+    if recipe.get("chat_template_kwargs"):
+        words += ["--chat-template-kwargs", json.dumps(recipe["chat_template_kwargs"])]
     if recipe.get("rewards"):
         words += ["--reward", _reward_names(recipe)[0]]
     if recipe.get("tools") or recipe.get("environment"):
         tools, worlds = recipe.get("tools") or [], recipe.get("environment")
         words += ["--tools", ",".join([tools] if isinstance(tools, str) else tools)] if tools else []
         words += ["--environment", worlds if isinstance(worlds, str) else json.dumps(worlds)] if worlds else []
-        for key, flag in (("max_tool_calling_iterations", None), ("max_completion_length", "--max-tokens")):
-            if recipe.get(key) is not None:
-                words += [flag or "--" + key.replace("_", "-"), str(recipe[key])]
+        if recipe.get("max_tool_calling_iterations") is not None:
+            words += ["--max-tool-calling-iterations", str(recipe["max_tool_calling_iterations"])]
+    if recipe.get("max_completion_length") is not None:
+        words += ["--max-tokens", str(recipe["max_completion_length"])]
     return shlex.join(words)
 
 

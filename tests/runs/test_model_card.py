@@ -1,6 +1,7 @@
 """The model card says what was trained, on what, how well it does, and how to load it."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,22 @@ def test_other_tasks(task):
     ModelCard(text)
     assert "svf-rl eval" in text
     assert "/mine" not in text
+
+
+def test_the_command_asks_with_the_settings_and_worked_examples_of_the_training():
+    sorting = {
+        "task": "reasoning_gym", "dataset": "word_sorting", "config": {"max_words": 9, "min_words": 2}, "shots": 2,
+        "curriculum": {"max_words": [2, 3]}, "max_completion_length": 24,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }  # fmt: skip
+    text = render_model_card(summary(recipe={**RUN["recipe"], **sorting}), SVF | HUB_BASE)
+    command = next(line for line in text.splitlines() if line.startswith("svf-rl eval"))
+    given = dict(zip(*[iter(shlex.split(command)[3:])] * 2, strict=True))
+    assert given["--tasks"] == "reasoning_gym:word_sorting"
+    assert json.loads(given["--config"]) == {"min_words": 2, "max_words": 3}
+    assert json.loads(given["--chat-template-kwargs"]) == {"enable_thinking": False}
+    assert given["--shots-in-prompt"] == "2"
+    assert given["--max-tokens"] == "24"
 
 
 SMALL = [
