@@ -14,7 +14,7 @@ from svf_rl.evaluation.adapters import BASE
 from svf_rl.evaluation.answers import answer_items
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.base_model import find_base_model
-from svf_rl.evaluation.items import TaskItems, check_lengths, find_named_task, load_items
+from svf_rl.evaluation.items import TaskItems, check_lengths, load_items
 from svf_rl.evaluation.records import Answers
 from svf_rl.evaluation.summary import Result, summarize
 from svf_rl.experts.pool import ExpertPool, Mix
@@ -25,6 +25,7 @@ from svf_rl.storage.folders import check_writable
 from svf_rl.storage.locks import hold_folder
 from svf_rl.svf.combine import even_weights
 from svf_rl.tasks.files import kind_of_path
+from svf_rl.tasks.parts import find_named_task
 
 # Where the labelled prompts are drawn from: rows that no figure is reported on, where the task has such rows.
 LABELLED = ("validation", "test")

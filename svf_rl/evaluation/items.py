@@ -16,9 +16,10 @@ from svf_rl.evaluation.grading import EnvironmentGrader, Grader
 from svf_rl.generation import Sampling
 from svf_rl.generation.prompts import render_prompt
 from svf_rl.quickstart.tool_skill import TOOLS
-from svf_rl.tasks import Task, TaskOptions, find_task
+from svf_rl.tasks import Task, TaskOptions
 from svf_rl.tasks.columns import read_rows
 from svf_rl.tasks.files import kind_of_path
+from svf_rl.tasks.parts import find_named_task
 from svf_rl.tasks.task import limit_rows
 
 Key = tuple[int, int]
@@ -98,18 +99,6 @@ def load_items(
         metric=task.metric,
         toolbox=toolbox,
     )
-
-
-def find_named_task(name: str, options: TaskOptions) -> tuple[Task, TaskOptions]:
-    """The task that `name` says, with its skill (`quickstart:choice`) or data set (`reasoning_gym:word_sorting`) among
-    the options. Raises `SVFError` where there is none."""
-    base_name, colon, part = name.partition(":")
-    task = find_task(base_name)
-    if not colon:
-        return task, options
-    if base_name not in ("quickstart", "reasoning_gym"):
-        raise SVFError(f"task {name!r}: only quickstart has skills, as in quickstart:choice, and reasoning_gym sets")
-    return task, replace(options, skill=part) if base_name == "quickstart" else replace(options, dataset=part)
 
 
 def _grader(task: Task, options: TaskOptions, arguments: EvaluationArguments, toolbox: Toolbox | None) -> Grader:

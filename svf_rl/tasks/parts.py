@@ -1,4 +1,4 @@
-"""The parts of a task that is made of others: `gsm8k`, `quickstart:choice`, `reasoning_gym:word_sorting`."""
+"""Tasks by name, `gsm8k`, `quickstart:choice`, `reasoning_gym:word_sorting`, alone and as parts of another."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -8,6 +8,18 @@ from svf_rl.errors import SVFError
 from svf_rl.rewards.reward import nearest
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.task import Task, find_task
+
+
+def find_named_task(name: str, options: TaskOptions) -> tuple[Task, TaskOptions]:
+    """The task that `name` says, with its skill (`quickstart:choice`) or data set (`reasoning_gym:word_sorting`) among
+    the options. Raises `SVFError` where there is none."""
+    base, colon, part = name.partition(":")
+    task = find_task(base)
+    if not colon:
+        return task, options
+    if base not in ("quickstart", "reasoning_gym"):
+        raise SVFError(f"task {name!r}: only quickstart has skills, as in quickstart:choice, and reasoning_gym sets")
+    return task, replace(options, skill=part) if base == "quickstart" else replace(options, dataset=part)
 
 
 def check_config(parts: Collection[Any], options: TaskOptions, whole: str) -> None:
@@ -32,10 +44,11 @@ def find_part(name: str, options: TaskOptions, whole: str) -> tuple[Task, TaskOp
     Raises:
         SVFError: there is no such task, or it has no data and verifier of its own.
     """
-    base, _, skill = name.partition(":")
+    base, _, part = name.partition(":")
     if base in ("mixture", "columns", whole):
         raise SVFError(f"{whole}: {base} cannot be a part of it, only a task that has its own data and verifier")
-    own = replace(options, mixture=None, train_items=None, validation_items=None, test_items=None)
-    if base == "reasoning_gym":
-        own = replace(own, dataset=skill, config=(options.config or {}).get(skill))
-    return find_task(base), replace(own, skill=skill) if skill else own
+    config = (options.config or {}).get(part) if base == "reasoning_gym" else options.config
+    own = replace(
+        options, mixture=None, dataset=None, config=config, train_items=None, validation_items=None, test_items=None
+    )
+    return find_named_task(name, own)

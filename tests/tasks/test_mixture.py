@@ -71,6 +71,8 @@ def test_real_tasks_of_different_kinds(shared_data: Path) -> None:
         ({"mixture": {"gsm8k": "two"}}, "the weight of gsm8k must be a number above 0, not 'two'"),
         ({"mixture": {"gsm8k": float("inf")}}, "above 0"),
         ({"mixture": {"gsm9k": 1}}, "unknown task 'gsm9k'"),
+        ({"mixture": {"gsm8k:hard": 1}}, "task 'gsm8k:hard': only quickstart has skills"),
+        ({"mixture": {"reasoning_gym": 1}}, "reasoning_gym needs the name of a data set"),
         ({"mixture": {"columns": 1}}, "columns cannot be a part"),
         ({"mixture": {"mixture": 1}}, "mixture cannot be a part"),
         ({"mixture": {"quickstart:chess": 1}}, "chess"),
