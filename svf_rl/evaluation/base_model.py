@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from svf_rl.evaluation.arguments import EvaluationArguments
+from svf_rl.generation.prompts import check_template_arguments
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.loading import load_tokenizer
 from svf_rl.storage.loading_errors import loading_error
@@ -42,8 +43,9 @@ def find_base_model(arguments: EvaluationArguments) -> BaseModel:
     the bit.
 
     Raises:
-        SVFError: there is no model, or no tokenizer with it.
+        SVFError: there is no model, or no tokenizer with it, or what is for its chat template is not.
     """
+    check_template_arguments(arguments.chat_template_kwargs)
     location = ModelArguments(arguments.model).location
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=arguments.trust_remote_code)

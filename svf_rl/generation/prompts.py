@@ -1,5 +1,6 @@
 """Conversations as token ids through the model's chat template, and prompts joined with continuations."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,16 @@ def encode_prompts(
     """
     texts = [render_prompt(tokenizer, conversation, **template_arguments) for conversation in conversations]
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+def check_template_arguments(given: Mapping[Any, Any] | None) -> None:
+    """Raises `SVFError` for `chat_template_kwargs` that no template could get: what is set here already, or no name."""
+    ours = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+    for name in given or {}:
+        if not isinstance(name, str):
+            raise SVFError(f"chat_template_kwargs: {name!r} is not a name, as in {{enable_thinking: false}}")
+        if name in ours - {"chat_template", "documents", "tools", "kwargs"}:
+            raise SVFError(f"chat_template_kwargs must not hold {name}, which is set already: leave it out")
 
 
 def parts_text(value: Any) -> str | None:

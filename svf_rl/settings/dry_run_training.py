@@ -12,7 +12,6 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerBase,
     SchedulerType,
     Trainer,
     get_scheduler,
@@ -22,6 +21,7 @@ from transformers.training_args import OptimizerNames
 
 from svf_rl.errors import SVFError, one_line
 from svf_rl.generation import Sampling
+from svf_rl.generation.prompts import check_template_arguments
 from svf_rl.generation.transformers_generator import TransformersGenerator
 from svf_rl.generation.vllm.settings import sampling_params
 from svf_rl.rewards.reward import nearest
@@ -37,7 +37,7 @@ def check_training(training: SVFReinforceConfig, updates: int | None) -> None:
     _check_checkpointing(training)
     if training.dataloader_persistent_workers and not training.dataloader_num_workers:
         raise SVFError("dataloader_persistent_workers needs dataloader_num_workers of at least 1")
-    _check_template_arguments(training)
+    check_template_arguments(training.chat_template_kwargs)
     _check_generation(training)
 
 
@@ -95,13 +95,6 @@ def _check_checkpointing(training: SVFReinforceConfig) -> None:
             "gradient_checkpointing_kwargs: use_reentrant: true does not work for several processes under DDP: "
             "set it to false"
         )
-
-
-def _check_template_arguments(training: SVFReinforceConfig) -> None:
-    ours = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
-    for name in training.chat_template_kwargs or {}:
-        if name in ours - {"chat_template", "documents", "tools", "kwargs"}:
-            raise SVFError(f"chat_template_kwargs must not hold {name}: the trainer sets it")
 
 
 def _check_generation(training: SVFReinforceConfig) -> None:

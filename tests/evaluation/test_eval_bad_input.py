@@ -42,6 +42,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["quickstart", "--reward", "{name: numeric, column: gold}"], "needs the column 'gold'"),
         (["quickstart", "--reward", "{name: ["], "not a valid YAML mapping"),
         (["quickstart", "--chat-template-kwargs", "[1]"], "not a valid YAML mapping"),
+        (["quickstart", "--chat-template-kwargs", "{1: 2}"], "chat_template_kwargs: 1 is not a name"),
+        (["quickstart", "--chat-template-kwargs", "{tokenize: true}"], "chat_template_kwargs must not hold tokenize"),
         (["quickstart", "--adapter", "missing"], "adapter missing is neither a local folder nor"),
         (["gsm8k", "--data-dir", "missing"], "missing"),
         (["gsm8k", "--data-path", "missing"], "missing"),

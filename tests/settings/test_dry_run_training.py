@@ -29,6 +29,7 @@ def check(tmp_path: Path, **settings: Any) -> None:
         ({"optim": "rmsprop", "optim_args": "momentum"}, "optim_args 'momentum' (name=value, ...)"),
         ({"gradient_checkpointing_kwargs": {"nosuch": 1}}, "gradient_checkpointing_kwargs: unknown argument 'nosuch'"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs must not hold tokenize"),
+        ({"chat_template_kwargs": {1: 2}}, "chat_template_kwargs: 1 is not a name"),
         ({"generation_kwargs": {"nosuch": 1}}, "generation_kwargs: unknown argument 'nosuch'"),
         ({"generation_kwargs": {"max_lenght": 1}}, "did you mean 'max_length'?"),
     ],
