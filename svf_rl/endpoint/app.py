@@ -188,7 +188,9 @@ class Endpoint:
             raise SVFError(
                 f"the request has {len(prompt)} tokens for the classifier, which reads {longest}: name an expert"
             )
-        return await classify(prompt, self._labels, partial(engine.next_token, CLASSIFIER))
+        # without one the base model classifies, whatever was loaded later by that name
+        adapter = CLASSIFIER if self._settings.classifier is not None else None
+        return await classify(prompt, self._labels, partial(engine.next_token, adapter))
 
     async def _have_mixture(self, models: Any, name: str) -> None:
         """Let vLLM know a mixture by its name. Raises `SVFError` for one that cannot be made."""

@@ -33,11 +33,11 @@ class ServedEngine:
         length: int = self.models.model_config.max_model_len
         return length
 
-    async def next_token(self, adapter: str, prompt: list[int], tokens: list[int]) -> list[float]:
-        """Log-probabilities of these `tokens` after a prompt, by the adapter of that name, or the base model where
+    async def next_token(self, adapter: str | None, prompt: list[int], tokens: list[int]) -> list[float]:
+        """Log-probabilities of these `tokens` after a prompt, by the adapter of that name, or by the base model where
         there is none."""
         params = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=tokens, detokenize=False)
-        output = await self._ask(prompt, params, self.models.lora_requests.get(adapter))
+        output = await self._ask(prompt, params, None if adapter is None else self.models.lora_requests.get(adapter))
         logprobs = output.outputs[0].logprobs[0]
         return [logprobs[token].logprob for token in tokens]
 

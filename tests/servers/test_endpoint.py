@@ -313,6 +313,19 @@ def test_an_adapter_of_the_named_folder_is_loaded_while_the_server_runs(
         ask(client, "new", QUESTIONS[0])
 
 
+def test_an_adapter_that_is_loaded_as_classifier_does_not_classify(
+    server: Server, client: openai.OpenAI, folder: Path
+) -> None:
+    before = ask(client, "auto", QUESTIONS[0])[1].headers["x-svf-rl-class"]
+    assert post(
+        server, "/v1/load_lora_adapter", lora_name="classifier", lora_path=str(folder / "loaded/late")
+    ).is_success
+    try:
+        assert ask(client, "auto", QUESTIONS[0])[1].headers["x-svf-rl-class"] == before
+    finally:
+        post(server, "/v1/unload_lora_adapter", lora_name="classifier")
+
+
 def test_the_page_is_whole_in_itself(server: Server) -> None:
     page = httpx.get(f"{server.url}/")
     assert page.headers["content-type"].startswith("text/html")
