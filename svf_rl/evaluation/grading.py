@@ -1,10 +1,7 @@
 """From completions to verdicts, by a verifier or by any reward function."""
 
 import asyncio
-import hashlib
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -12,6 +9,7 @@ from datasets import Dataset
 from svf_rl.episodes.environments import Environments
 from svf_rl.episodes.rollout import Answer
 from svf_rl.rewards import Verdict, completion_text, load_reward
+from svf_rl.rewards.registry import source_digest
 from svf_rl.rewards.reward import AsyncReward
 from svf_rl.rewards.verified import check_answers, parse_reference, verified, verify_rows
 from svf_rl.rewards.verifier import Verifier, check_failed_share
@@ -39,7 +37,7 @@ class Grader:
         self._max_failed = float(self.reward.arguments.get("max_failed", max_failed))
         self._column = str(self.reward.arguments.get("column", "answer"))
         name = spec if isinstance(spec, str) else spec["name"]
-        self._source = {"file_sha256": _digest(self.reward.function)} if ":" in name else {}
+        self._source = {"file_sha256": source_digest(self.reward.function)} if ":" in name else {}
 
     def describe(self) -> dict[str, Any]:
         """The reward's name and arguments, as they are compared with those of an earlier call; of a user's function
@@ -163,15 +161,6 @@ class Ungraded(Grader):
         environments: Environments | None = None,
     ) -> list[Verdict]:
         return [Verdict(None, None, "a prompt without an answer to compare with")] * len(rows)
-
-
-def _digest(function: Callable[..., Any]) -> str | None:
-    """Of the file in which a user's function is written; `None` where it is not in one."""
-    try:
-        file = inspect.getsourcefile(inspect.unwrap(function))
-    except TypeError:  # a callable object, whose class has the file
-        file = inspect.getsourcefile(type(function))
-    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _verdict_of(who: str, value: float | None) -> Verdict:

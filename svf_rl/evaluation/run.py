@@ -15,6 +15,7 @@ from svf_rl.evaluation.records import Answers, read_records
 from svf_rl.evaluation.summary import Result, summarize
 from svf_rl.evaluation.turns import find_toolbox
 from svf_rl.experts.pool import ExpertPool
+from svf_rl.rewards.registry import load_function, source_digest
 from svf_rl.storage.files import write_json
 
 
@@ -111,5 +112,12 @@ def _settings(arguments: EvaluationArguments, base: BaseModel, adapter: Adapter 
 def _tool_settings(arguments: EvaluationArguments) -> Settings:
     if not (arguments.tools or arguments.environment):
         return {}
-    names = ("tool_names", "environment", "max_tool_calling_iterations", "tool_timeout")
-    return {name.replace("tool_names", "tools"): getattr(arguments, name) for name in names}
+    worlds = arguments.environment or {}
+    sources = [*arguments.tool_names, *([worlds] if isinstance(worlds, str) else worlds.values())]
+    return {
+        "tools": arguments.tool_names,
+        "environment": arguments.environment,
+        "max_tool_calling_iterations": arguments.max_tool_calling_iterations,
+        "tool_timeout": arguments.tool_timeout,
+        "tools_sha256": {name: source_digest(load_function(name)) for name in sources if ":" in name},
+    }

@@ -114,6 +114,15 @@ def load_function(name: str, what: str = "reward") -> Callable[..., Any]:
     return function
 
 
+def source_digest(function: Callable[..., Any]) -> str | None:
+    """SHA-256 of the file in which a user's function or class is written; `None` where it is not in one."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # a callable object, whose class has the file
+        file = inspect.getsourcefile(type(function))
+    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
 def import_built_ins() -> None:
     """Import every module of this room: a new reward is one new file, and no list of imports has to grow."""
     for module in pkgutil.walk_packages([str(Path(__file__).parent)], f"{__package__}."):

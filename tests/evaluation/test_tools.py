@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fakes import refused_command
 
+from svf_rl.errors import SVFError
 from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.run import evaluate
 from svf_rl.evaluation.summary import Result
@@ -138,6 +139,17 @@ def test_a_second_call_plays_nothing_again_and_other_tools_are_refused(capsys: A
     assert "seed: 0 there, 1 here" in said  # greedy answers too: tools and environments may draw from it
     said = refused_command(capsys, *arguments, "--tools", CALC, "--tool-timeout", "5")
     assert "tool_timeout: 30.0 there, 5.0 here" in said
+
+
+def test_answers_that_an_earlier_file_of_a_tool_helped_with_are_refused() -> None:
+    tool = Path("mine.py")
+    source = 'def double(number: int) -> int:\n    """Double.\n\n    Args:\n        number: any."""\n'
+    tool.write_text(source)
+    settings = {"tools": ["mine.py:double"], "limit": 1, "max_tokens": 2}
+    graded("mine", **settings)
+    tool.write_text(source + "    return 2 * number\n")
+    with pytest.raises(SVFError, match=r"made with other settings \(tools_sha256.mine.py:double: "):
+        graded("mine", **settings)
 
 
 def test_an_environment_grades_and_its_words_are_read() -> None:
