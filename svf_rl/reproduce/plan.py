@@ -166,6 +166,16 @@ def make_plan(
     return Plan(comparison, out, tuple(parts), runs, cells, tables, shots, labelled, list(dict.fromkeys(notes)))
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """An expert trained by a method, which changes these keys of its recipe, for the parts that need it."""
+
+    expert: ExpertRecipe
+    method: str
+    changes: Mapping[str, Any]
+    parts: list[str]
+
+
 def _training_runs(
     comparison: Comparison,
     parts: Sequence[str],
@@ -177,8 +187,7 @@ def _training_runs(
     notes: list[str],
 ) -> list[TrainingRun]:
     made = [*parts, *(["adaptation"] if adapts else [])]
-    # the third are the keys that the method changes, the last the parts that it is trained for
-    wanted: list[tuple[ExpertRecipe, str, Mapping[str, Any], list[str]]] = []
+    wanted: list[_Wanted] = []
     for expert in comparison.experts.values():
         needs = {
             "fine_tuning": True,
@@ -186,20 +195,22 @@ def _training_runs(
             "ablations": expert.name in comparison.ablations.experts,
             "probes": bool(comparison.probes) or comparison.weight_changes,
         }
-        wanted.append((expert, SVF, {}, [part for part in made if needs[part]]))
+        wanted.append(_Wanted(expert, SVF, {}, [part for part in made if needs[part]]))
         if comparison.lora:
-            wanted.append((expert, LORA, comparison.lora, [part for part in made if part == "fine_tuning"]))
+            wanted.append(_Wanted(expert, LORA, comparison.lora, [part for part in made if part == "fine_tuning"]))
         ablated = [part for part in made if part == "ablations" and needs[part]]
-        wanted += [(expert, slug(name), changes, ablated) for name, changes in comparison.ablations.variants.items()]
+        variants = comparison.ablations.variants.items()
+        wanted += [_Wanted(expert, slug(name), changes, ablated) for name, changes in variants]
     if adapts and comparison.dispatch is not None:
-        wanted.append((comparison.dispatch, SVF, {}, [part for part in parts if part == "adaptation"]))
-    wanted = [one for one in wanted if one[-1]]
+        wanted.append(_Wanted(comparison.dispatch, SVF, {}, [part for part in parts if part == "adaptation"]))
+    wanted = [one for one in wanted if one.parts]
     if not wanted:
         raise SVFError(f"{comparison.path} has nothing for {', '.join(parts)}: add unseen tasks or ablations")
     fixed = {"model_name_or_path": comparison.model, **({} if data_dir is None else {"data_dir": data_dir})}
     runs = []
-    for expert, method, changes, used in wanted:
-        keys = {**comparison.training, **expert.overrides, **changes}
+    for one in wanted:
+        expert, method = one.expert, one.method
+        keys = {**comparison.training, **expert.overrides, **one.changes}
         given = [
             f"--{key}={value if isinstance(value, str) else json.dumps(value, default=str)}"
             for key, value in (keys | fixed).items()
@@ -211,7 +222,7 @@ def _training_runs(
             if load_runs(recipe, given):
                 raise SVFError("the recipe has several runs (seeds, runs): leave them out, a comparison has seeds too")
             notes += check_recipe(recipe).notes if method in chosen else []
-        for seed in comparison.seeds_of(used):
+        for seed in comparison.seeds_of(one.parts):
             cell = training_cell(f"{expert.name}-{method}-seed{seed}", recipe, given, seed, out, start)
             runs.append(TrainingRun(expert.name, method, seed, recipe, cell))
     usual = {run.expert: run.recipe.model.dtype for run in reversed(runs)}
