@@ -241,6 +241,12 @@ def test_the_program_that_reads_and_prints_is_found(completion: str) -> None:
     assert "print" in verdict.extracted
 
 
+def test_an_answer_that_is_no_program_is_wrong() -> None:
+    verdict = verify("unit_tests", "I do not know how to do that.", {"inputs": ["1\n"], "outputs": ["2\n"]})
+    assert verdict.correct is False
+    assert "SyntaxError" in verdict.reason
+
+
 def test_text_before_a_fence_is_never_run_in_place_of_its_program() -> None:
     verdict = verify("unit_tests", f"print(2)\n```python\n{MAIN}1 / 0\n```", {"inputs": ["1\n"], "outputs": ["2\n"]})
     assert verdict.correct is False
@@ -256,6 +262,11 @@ def test_all_or_nothing_and_the_share_of_passed_tests() -> None:
     assert (shared.correct, shared.value) == (False, 0.5)
     assert "f(5)" in shared.reason
     assert verify("unit_tests", GOOD, ASSERTS, share=True).value == 1.0
+
+
+def test_the_share_of_many_tests() -> None:
+    many = {"test_list": [f"assert f({i}) == {i}" for i in range(420)]}
+    assert verify("unit_tests", "def f(x):\n    return x\n", many, share=True).value == 1.0
 
 
 def test_the_share_of_assertions_of_a_check() -> None:

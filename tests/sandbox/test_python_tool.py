@@ -38,6 +38,12 @@ def test_long_output_is_cut_in_the_middle() -> None:
     assert "characters or more" in text
 
 
+def test_the_end_of_very_long_output_is_read_too() -> None:
+    text = python("for i in range(100000): print(i)\nraise ValueError('the end')")
+    assert text.startswith("0\n1\n")
+    assert text.endswith("ValueError: the end")
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [

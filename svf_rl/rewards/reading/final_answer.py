@@ -37,8 +37,8 @@ _LINE = re.compile(r"\#\#\#\#(?!\#)[ \t]*([^\n]{0,2000})")
 _HEADED = re.compile(r"\s*(?:\d{1,2}[.):]\s+[^\W\d]|(?i:step|part|case|solution|method)\b)")
 _HEADING = re.compile(
     r"""
-    ^ [ \t]{0,3} (?: \#{1,6} [ \t]{1,4} \** | \*\* ) [ \t]* (?i: (?:the\ )? (?:final\ |correct\ )? answer )
-    [ \t]* :? \** [ \t]* :? [ \t]* \n \s{0,8}
+    ^ [ \t]{0,3} (?: \#{1,6} [ \t]{1,4} \** | \*\* ) [ \t]*+ (?i: (?:the\ )? (?:final\ |correct\ )? answer )
+    [ \t]*+ :?+ \**+ [ \t]*+ :?+ [ \t]*+ \n \s{0,8}
     """,
     re.VERBOSE | re.MULTILINE,
 )

@@ -96,11 +96,16 @@ _DENIED = re.compile(
     r"(?:(?<=\w\w)n['’]t|\b(?:not|cannot|never|neither|nor|none|nobody|except|(?:all|(?:any|every)\w*(?:\s\w+)?)\sbut|other\sthan|rather\sthan|instead\sof|unlike"
     r"|impossible\sfor|doubt\w*|hardly|(?:wrong|incorrect|worst|least\slikely)(?=\s(?:answer|option|choice)|:)"
     r"|thought\sto|false\sthat|avoid\w*|reject\w*|rul(?:e|es|ed|ing)\sout|eliminat\w+|exclud\w+))"
-    rf"\b(?:\s(?:be|been|is|was|should|would|that|choose|chosen|pick|select|say|think|it|of|options?|these|{_FILLER})\b){{0,5}}"
+    rf"\b(?:\s(?:be|been|is|was|should|would|that|choose|chosen|pick|select|say|think|it|of|options?|answers?|choices?|these|{_FILLER})\b){{0,5}}"
     r"[\s:]{1,3}(?:\(?[a-z]\)?(?:,\s(?:and\s|or\s)?|\sand\s|\sor\s)){0,6}$"
 )
+_OTHERS = r"(?:options?|answers?|choices?|ones)\b"
 _DENIAL = re.compile(
-    r"[)\s.:]{1,4}(?:(?:(?:is|are|was|seems|looks|can|could|would|does|do|has)\s?)?(?:be(?:en)?\s)?(?:(?:the|a|an)\s)?"
+    # not what the next words say of other options
+    r"[)\s.:]{1,4}(?!no\sother\b|out\sof\b|too\s(?:many|few)\b"
+    r"|not\s(?:(?:option|answer|choice)\s)?\(?[a-z]\)?(?=[.,;:!]|\s(?:because|since|as|and|or|but)\b|\s*$)"
+    rf"|(?:wrong|incorrect|false|eliminated|excluded|rejected|discarded|dismissed)\s{_OTHERS})"
+    r"(?:(?:(?:is|are|was|seems|looks|can|could|would|does|do|has)\s?)?(?:be(?:en)?\s)?(?:(?:the|a|an)\s)?"
     r"(?:not\b|\w{0,5}n['’]t\b|cannot\b|wrong|incorrect|false|contradict|fail|violat|unlikely|invalid|untrue|distractor"
     r"|im(?:possible|plausible)|irrelevant|(?:ruled|crossed|left)\sout|eliminated|excluded|rejected|discarded|dismissed"
     r"|trap|mistake|makes?\sno\b|out\b|too\b|❌|✗|no\b))"

@@ -8,7 +8,7 @@ folder that programs import from), `tmp_bytes` (the size of their /tmp).
 One JSON line a request on standard input, one a reply on standard output (`svf_rl/sandbox/workers.py`). A request holds
 `nonce`, `candidates`, `wanted`, `imports`, `setup`, `prompt`, `entry_point`, `share`, `limits`, `seconds`, `memory`,
 `processes`, `output`, and either `tests` or, with `main`, `inputs`, `outputs` and `starts`; with `printed`, as many
-characters of the last output are in the reply under that name.
+bytes of the first output, of its begin and its end, are in the reply under that name.
 """
 
 import ctypes
@@ -71,7 +71,9 @@ def run_with_tests(boxes, job):
                 os._exit(status)
         os.close(written)
         try:
-            text = box.watch(job, report, 1 << 20, enough=b"\n\n", test_process=pid)
+            # with `share`, all results are told at each change of one
+            results = len(job["tests"]) + sum(test.count("assert") for test in job["tests"])
+            text = box.watch(job, report, (1 << 20) + 16 * results**2, enough=b"\n\n", test_process=pid)
         except Stopped as stopped:
             return {**failed(job, str(stopped)), **(last_line(stopped.read) or {}), "reason": str(stopped)}
         finally:
@@ -130,7 +132,8 @@ def run_once(box, job, given, expected, outcome):
         status = box.wait(job)
         if status and (killed := box.why_killed(job)):
             return killed
-        what, outcome["chosen"], text = link.receive()
+        what, chosen, text = link.receive()
+        outcome["chosen"] = chosen or []  # none of a program that does not compile
     except (Stopped, EOFError) as stopped:
         note_printed(job, getattr(stopped, "read", b""), outcome)
         return str(stopped) or "the program ended before it began"
@@ -142,8 +145,12 @@ def run_once(box, job, given, expected, outcome):
 
 
 def note_printed(job, got, outcome):
-    if "printed" in job and "printed" not in outcome:
-        outcome["printed"] = got[: job["printed"]].decode(errors="replace")
+    if "printed" not in job or "printed" in outcome:
+        return
+    most = job["printed"]
+    if len(got) > most:
+        got = got[: most // 2] + b"\n...\n" + got[len(got) - most // 2 :]
+    outcome["printed"] = got.decode(errors="replace")
 
 
 def outputs_match(got, expected):
