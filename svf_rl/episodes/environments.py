@@ -10,10 +10,10 @@ from datasets import Dataset
 
 from svf_rl.episodes.random_state import own_random_numbers
 from svf_rl.episodes.user_calls import TimedOut, UserCalls
-from svf_rl.errors import Stopped, SVFError, one_line
+from svf_rl.errors import Stopped, SVFError
 from svf_rl.generation import sample_seed
 from svf_rl.generation.prompts import parts_text
-from svf_rl.rewards.references import is_number
+from svf_rl.rewards.reward import checked_score
 from svf_rl.rewards.user_code import describe
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Environments:
         def get_reward(environments: list[Any], **_: Any) -> list[float | None]:
             places = [i for i, one in enumerate(environments) if type(one) is kind and not self.failed[i]]
             if inspect.iscoroutinefunction(kind.get_reward):
-                found = self._user.gather([environments[i].get_reward() for i in places])
+                found = self._user.gather([_awaited(environments[i].get_reward) for i in places])
             else:
                 found = [self._tried(environments[i], "get_reward", {}) for i in places]
             rewards: list[float | None] = [None] * len(environments)
@@ -91,7 +91,7 @@ class Environments:
                 if isinstance(value, BaseException):
                     self._fail(i, "get_reward", value)
                 else:
-                    rewards[i] = _checked_reward(value, kind)
+                    rewards[i] = checked_score(value, f"{kind.__name__}.get_reward")
             return rewards
 
         return get_reward
@@ -225,8 +225,6 @@ def _text_of(said: Any, environment: Any) -> str:
     return whole_characters(text)
 
 
-def _checked_reward(value: Any, kind: type) -> float | None:
-    value = value.item() if getattr(value, "ndim", None) == 0 else value
-    if value is not None and not is_number(value):
-        raise SVFError(f"{kind.__name__}.get_reward returned {one_line(repr(value), 60)}: return a number, or None")
-    return value
+async def _awaited(function: Callable[[], Any]) -> Any:
+    """What an `async` function returns or raises, the error of a call that it does not take included."""
+    return await function()

@@ -10,6 +10,7 @@ from svf_rl.episodes.rollout import EpisodeCounts
 from svf_rl.episodes.user_calls import TimedOut, UserCalls
 from svf_rl.errors import Stopped, SVFError
 from svf_rl.generation.prompts import parts_text
+from svf_rl.rewards.user_code import message_of
 
 Tools = Mapping[str, Callable[..., Any]]
 Messages = list[dict[str, Any]]
@@ -62,7 +63,7 @@ class ToolCalls:
     def _failure(self, tool: Callable[..., Any], name: str, error: BaseException, counts: EpisodeCounts) -> str:
         counts.failures += 1
         if not isinstance(error, TimedOut):
-            return str({"error": str(error)})
+            return str({"error": message_of(error)})
         counts.timeouts += 1
         if inspect.ismethod(tool):
             self._hung(tool.__self__)

@@ -138,22 +138,7 @@ class Reward:
             )
         if len(values) != count:
             raise SVFError(f"reward {self.__name__!r} returned {len(values)} values for {count} completions")
-        return [self._checked_value(value) for value in values]
-
-    def _checked_value(self, value: Any) -> float | None:
-        if value is None:
-            return None
-        if getattr(value, "ndim", None) == 0:  # numpy scalars and 0-d tensors
-            value = value.item()
-        if not isinstance(value, int | float):
-            raise SVFError(
-                f"reward {self.__name__!r} returned {one_line(repr(value))}; each value must be a number or None"
-            )
-        # TRL reads NaN as None, which would hide a broken computation among the samples that are not scorable.
-        if not abs(value) <= _LARGEST:
-            shown = value if isinstance(value, float) else "a huge integer"
-            raise SVFError(f"reward {self.__name__!r} returned {shown}; return None for a sample without a score")
-        return float(value)
+        return [checked_score(value, f"reward {self.__name__!r}") for value in values]
 
 
 class AsyncReward(Reward):
@@ -165,6 +150,22 @@ class AsyncReward(Reward):
         with self._errors_of_the_function(completions):
             values = await self.function(**keywords)
         return self._checked(values, len(completions))
+
+
+def checked_score(value: Any, who: str) -> float | None:
+    """What a reward function, or an environment, gives a sample. Raises `SVFError` for what is neither a number that
+    fp32 holds nor `None`."""
+    if value is None:
+        return None
+    if getattr(value, "ndim", None) == 0:  # numpy scalars and 0-d tensors
+        value = value.item()
+    if not isinstance(value, int | float):
+        raise SVFError(f"{who} returned {one_line(repr(value))}; each value must be a number or None")
+    # TRL reads NaN as None, which would hide a broken computation among the samples that are not scorable.
+    if not abs(value) <= _LARGEST:
+        shown = value if isinstance(value, float) else "a huge integer"
+        raise SVFError(f"{who} returned {shown}; return None for a sample without a score")
+    return float(value)
 
 
 def required_columns(reward: Reward) -> set[str]:

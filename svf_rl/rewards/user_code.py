@@ -41,6 +41,14 @@ def _no_text(value: object) -> object:
     return value
 
 
+def message_of(error: BaseException) -> str:
+    """What an error of the user's code says; nothing where that fails too."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  (its class is not our code)
+        return ""
+
+
 def describe(error: BaseException, messages: bool = False) -> str:
     """
     What `error` says, and the file and line of the user's code where it came up: the innermost that is neither of
@@ -56,7 +64,7 @@ def describe(error: BaseException, messages: bool = False) -> str:
     else:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if _is_users(frame.filename)]
-        place, said = (f"{own[-1].filename}, line {own[-1].lineno}" if own else ""), str(error)
+        place, said = (f"{own[-1].filename}, line {own[-1].lineno}" if own else ""), message_of(error)
     text = ": ".join([type(error).__name__, *([one_line(said)] if said else [])]) + (f" ({place})" if place else "")
     likely = messages and isinstance(error, TypeError | AttributeError) and MESSAGES not in text
     return f"{text}; {MESSAGES}" if likely else text

@@ -44,6 +44,7 @@ def reward(tmp_path: Path) -> Callable[[str], Reward]:
         ("raise RuntimeError", 2, "RuntimeError"),
         ("raise ValueError('two\\nlines ' + 'long ' * 1000 + 'the remedy')", 2, "ValueError: two lines long"),
         ("import sys\n    sys.exit(0)", 3, "SystemExit: 0"),
+        ("class Bad(Exception):\n        __str__ = None\n    raise Bad", 4, "Bad"),
     ],
 )
 @pytest.mark.parametrize("kind", ["def", "async def"])

@@ -199,6 +199,16 @@ def test_a_sample_whose_environment_fails_takes_no_part(
     assert Broken.made == (32 if "endless" in fails else 16)
 
 
+def test_a_reward_that_cannot_be_asked_for_is_none(acting: Make) -> None:
+    class Curious(Counter):
+        async def get_reward(self, question: str) -> float:
+            return 1.0
+
+    trainer = acting(questions(), by_length, environment_factory=Curious, max_steps=1)
+    trainer.train()
+    assert last_line(trainer)["unscorable"] == 1
+
+
 def test_where_all_environments_fail_the_run_goes_on(acting: Make) -> None:
     rows = questions(8, fails=lambda i: "reset")
     trainer = acting(
@@ -395,8 +405,14 @@ def test_what_an_environment_returns_is_checked(acting: Make) -> None:
         def get_reward(self) -> Any:
             return "much"
 
+    class Endless(Counter):
+        def get_reward(self) -> Any:
+            return float("inf")
+
+    trainer = acting(questions(), by_length, environment_factory=Endless)
+    assert "Endless.get_reward returned inf; return None for a sample without a score" in refusal(trainer.train)
     trainer = acting(questions(), by_length, environment_factory=Odd)
     assert "Odd.reset returned int: return a text for the prompt, or None" in refusal(trainer.train)
     trainer = acting(questions(), by_length, environment_factory=Rich)
-    assert "Rich.get_reward returned 'much': return a number, or None" in refusal(trainer.train)
+    assert "Rich.get_reward returned 'much'; each value must be a number or None" in refusal(trainer.train)
     assert isinstance(trainer.generator, Scripted)
