@@ -26,6 +26,13 @@ def test_thinking_does_not_count_and_a_marked_answer_does() -> None:
     assert not verify("exact_match", "cat dog", "cat").correct
 
 
+@pytest.mark.parametrize("gold", ["Paris.", "U.S.", "a; b", "a. b", "e.g. x", r"\text{a}"])
+@pytest.mark.parametrize("form", ["The answer is {}", "Answer: {}", r"\boxed{{{}}}", "{}"])
+def test_a_reference_with_stops_can_be_stated(gold: str, form: str) -> None:
+    assert verify("exact_match", form.format(gold), gold).correct
+    assert not verify("exact_match", form.format(f"b{gold}"), gold).correct
+
+
 def test_the_verdict_shows_what_was_compared() -> None:
     verdict = verify("exact_match", "  a  b ", "a c")
     assert (verdict.correct, verdict.extracted, verdict.value) == (False, "a b", 0.0)
