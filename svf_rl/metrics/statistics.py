@@ -138,7 +138,7 @@ def paired_t(differences: Sequence[float]) -> float:
     mean, error = _mean_and_error(differences)
     if error == 0:
         return 1.0 if mean == 0 else 0.0
-    return 1 - student_within(abs(mean) / error, len(differences) - 1)
+    return max(0.0, 1 - student_within(abs(mean) / error, len(differences) - 1))  # by rounding below
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

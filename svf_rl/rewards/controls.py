@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards.registry import reward
-from svf_rl.rewards.verifier import pay, verify_all
+from svf_rl.rewards.verifier import find_verifier, pay, verify_all
 
 
 @reward("control", column_arguments=("column",))
@@ -44,7 +44,8 @@ def control(
     if kind == "constant" and not text:
         raise SVFError("reward 'control': kind: constant needs the text that is paid, as in text: '1, 2'")
     references = [text] * len(completions) if kind == "constant" else columns[column]
-    values = pay(verifier, verify_all(verifier, completions, references), 1.0, 0.0, 0.25)
+    as_reward = find_verifier(verifier).in_training  # as it grades when it pays itself
+    values = pay(verifier, verify_all(verifier, completions, references, **as_reward), 1.0, 0.0, 0.25)
     if kind == "shuffled":
         lot.shuffle(values)
     return values

@@ -6,19 +6,19 @@ from svf_rl.errors import SVFError
 from svf_rl.rewards.verifier import Verdict, verifier
 
 # Named forms, for `pattern`; possessive (`*+`), so that hostile text takes linear time
+_NO_BOX, _SPACE = r"(?:(?!\\boxed\b).)*+", r"\s*+"
 PATTERNS = {
     # exactly one answer in a box
     "boxed": (
-        r"(?:(?!\\boxed\b).)*+\\boxed\s*+\{(?=\s*(?:\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{)?+\s*[^\s}])(?=[^}]*\})"
-        r"(?:(?!\\boxed\b).)*+"
+        _NO_BOX + r"\\boxed\s*+\{(?=\s*(?:\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{)?+\s*[^\s}])(?=[^}]*\})" + _NO_BOX
     ),
     # reasoning in <think>, then the answer in <answer>, each once, nothing outside
     "think_answer": (
-        r"\s*+<think>\s*+(?:(?!</?(?:think|answer)>).)++</think>"
+        _SPACE + r"<think>\s*+(?:(?!</?(?:think|answer)>).)++</think>"
         r"\s*+<answer>\s*+(?:(?!</?(?:think|answer)>).)++</answer>\s*+"
     ),
     # reasoning in <think>, then text
-    "think": r"\s*+<think>\s*+(?:(?!</?think>).)++</think>\s*+(?=\S)(?:(?!</?think>).)*+",
+    "think": _SPACE + r"<think>\s*+(?:(?!</?think>).)++</think>\s*+(?=\S)(?:(?!</?think>).)*+",
 }
 
 
@@ -40,7 +40,10 @@ def format(completion: str, reference: None = None, *, pattern: str = "boxed", f
     if not isinstance(pattern, str):
         raise SVFError(f"format: pattern must be text, got {pattern!r}")
     try:
-        expression = re.compile(PATTERNS.get(pattern, pattern), re.DOTALL)
+        form = PATTERNS.get(pattern, pattern)
+        if not full and pattern in PATTERNS:  # what may stand before would be read again at each place
+            form = form.removeprefix(_NO_BOX).removeprefix(_SPACE)
+        expression = re.compile(form, re.DOTALL)
     except re.error as error:
         known = ", ".join(PATTERNS)
         raise SVFError(

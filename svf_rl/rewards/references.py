@@ -6,6 +6,8 @@ from typing import Any
 
 from svf_rl.errors import SVFError
 
+_MOST_DIGITS = 1000  # of a whole number
+
 
 class WrittenObject(dict[str, Any]):
     """A JSON object, and the text that it was read from."""
@@ -23,6 +25,8 @@ def reference_text(name: str, reference: Any, numbers: bool = False) -> str:
         SVFError: it is not text, or empty; `name` is the verifier's, for the message.
     """
     if numbers and is_number(reference):
+        if isinstance(reference, int) and abs(reference) >= 10**_MOST_DIGITS:
+            raise SVFError(f"{name}: an answer has more than {_MOST_DIGITS:,} digits; leave such rows out of the data")
         # `str(1e22)` has an exponent, which is not part of a number in running text
         return format(Decimal(str(reference)), "f")
     if isinstance(reference, WrittenObject):
@@ -34,11 +38,15 @@ def reference_text(name: str, reference: Any, numbers: bool = False) -> str:
     return reference
 
 
-def check_choice(owner: str, name: str, annotation: Any, value: Any) -> None:
-    """Raises `SVFError` for an argument `name` of `owner` that is none of those that its `Literal` annotation lists."""
+def check_argument(owner: str, name: str, annotation: Any, value: Any) -> None:
+    """Raises `SVFError` for an argument `name` of `owner` that is none of those that its `Literal` annotation lists, or
+    text where that is `bool`, `int` or `float`: any text would be true."""
     choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else (value,)
     if value not in choices:
         raise SVFError(f"{owner}: {name} must be {' or '.join(map(str, choices))}, not {value!r}")
+    if isinstance(value, str) and annotation in (bool, int, float):
+        wanted = "true or false" if annotation is bool else "a number"
+        raise SVFError(f"{owner}: {name} must be {wanted}, not {value!r}")
 
 
 def is_number(value: Any) -> bool:

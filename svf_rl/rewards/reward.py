@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from svf_rl.errors import Stopped, SVFError, one_line
-from svf_rl.rewards.references import check_choice, is_number
+from svf_rl.rewards.references import check_argument, is_number
 from svf_rl.rewards.user_code import Messages, describe
 
 _LARGEST = 3.4e38  # of fp32, in which rewards are added
@@ -85,7 +85,7 @@ class Reward:
             # `**kwargs` would swallow any name, so a mistyped argument must be refused here or it is never noticed.
             if name not in accepted:
                 raise SVFError(f"reward {self.__name__!r} has no argument {name!r}{nearest(name, accepted)}")
-            check_choice(f"reward {self.__name__!r}", name, self.parameters[name].annotation, value)
+            check_argument(f"reward {self.__name__!r}", name, self.parameters[name].annotation, value)
         for name in self.column_arguments:
             if not isinstance(value := self.arguments.get(name, ""), str):
                 raise SVFError(f"reward {self.__name__!r}: {name} must be the name of a column, got {value!r}")

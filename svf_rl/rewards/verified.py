@@ -64,7 +64,7 @@ def parse_reference(answer: Any) -> Any:
         return answer
     try:
         return WrittenObject(json.loads(answer), answer)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of too many digits, too deep
         return answer
 
 
@@ -82,22 +82,21 @@ def check_answers(
         called (`str`, *optional*): what the user's file calls the column `answer`.
     """
     column, found = reward.arguments.get("column", "answer"), getattr(reward.function, "verifier", None)
-    rows: Iterable[tuple[Verifier, Any]] = ()
+    rows: Iterable[tuple[Any, Any]] = ()  # the verifier or its name, and the reference
     if reward.function is verified:
         names = columns[reward.arguments.get("verifier_column", "verifier")]
-        pairs = zip(names, columns[column], strict=True)
-        rows = ((find_verifier(name), parse_reference(answer)) for name, answer in pairs)
+        rows = ((name, parse_reference(answer)) for name, answer in zip(names, columns[column], strict=True))
     elif found is not None and found.check_reference is not None:
         rows = ((found, reference) for reference in columns[column])
     seen = set()
-    for row, (found, reference) in enumerate(rows):
-        key = (found.name, json.dumps(reference, sort_keys=True, default=repr))
-        if found.check_reference is None or key in seen:
-            continue
-        seen.add(key)
-        options = {name: value for name, value in reward.arguments.items() if name in found.options}
+    for row, (which, reference) in enumerate(rows):
         try:
-            found.check_reference(reference, **options)
+            own = which if isinstance(which, Verifier) else find_verifier(which)
+            key = (own.name, json.dumps(reference, sort_keys=True, default=repr))
+            if own.check_reference is None or key in seen:
+                continue
+            seen.add(key)
+            own.check_reference(reference, **{k: v for k, v in reward.arguments.items() if k in own.options})
         except SVFError as error:
             named = called if called and column == "answer" else column
             place = f"{where}, row {row}" if isinstance(where, str) else where(row)

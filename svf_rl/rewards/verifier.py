@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from svf_rl.errors import InfrastructureError, SVFError, one_line
 from svf_rl.rewards.reading.final_answer import count_marked_answers
-from svf_rl.rewards.references import check_choice
+from svf_rl.rewards.references import check_argument, shorten
 from svf_rl.rewards.registry import import_built_ins, reward
 from svf_rl.rewards.reward import completion_text, nearest
 from svf_rl.sandbox.workers import parallel_checks
@@ -124,8 +124,8 @@ def verifier(
 def find_verifier(name: str) -> Verifier:
     """The verifier of that name. Raises `SVFError` when there is none."""
     import_built_ins()
-    if name not in _verifiers:
-        raise SVFError(f"unknown verifier {name!r}{nearest(name, _verifiers)}")
+    if not isinstance(name, str) or name not in _verifiers:  # of a column, anything may come
+        raise SVFError(f"unknown verifier {shorten(name)}{nearest(str(name), _verifiers)}")
     return _verifiers[name]
 
 
@@ -158,7 +158,7 @@ def verify_all(
     for option, value in options.items():
         if option not in known:
             raise SVFError(f"verifier {name!r} has no option {option!r}{nearest(option, known)}")
-        check_choice(name, option, known[option].annotation, value)
+        check_argument(name, option, known[option].annotation, value)
     texts = [_text(name, completion) for completion in completions]
     for reference in references:
         if found.check_reference is not None:

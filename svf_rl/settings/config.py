@@ -140,7 +140,9 @@ class SVFReinforceConfig(GRPOConfig):
     curriculum_accuracy: float = described(
         0.8, "With a curriculum: the share of right completions, over curriculum_updates, that leads to the next level."
     )
-    curriculum_updates: int = described(4, "With a curriculum: updates over which its accuracy is a mean.")
+    curriculum_updates: int = described(
+        4, "With a curriculum: batches of rollouts, usually one an update, over which its accuracy is a mean."
+    )
     num_completions_to_print: int | None = described(
         4, "With log_completions: rows of the table of completions that is printed; all are kept in files."
     )

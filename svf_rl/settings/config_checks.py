@@ -1,6 +1,7 @@
 """Whether settings of the trainer go together: each check raises `SVFError` with one line that says what to change."""
 
 import re
+from collections.abc import Collection
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,17 @@ def check_metric(args: "SVFReinforceConfig") -> None:
         raise SVFError(
             f"metric_for_best_model must be one of {', '.join(f'eval_{name}' for name in EVALUATED)}, not "
             f"{shown(metric)}: an evaluation answers items and has no loss"
+        )
+
+
+def check_metric_set(args: "SVFReinforceConfig", sets: Collection[str]) -> None:
+    """Raises `SVFError` for the metric of an evaluation set that is not among those with a name."""
+    found = _METRIC.fullmatch(args.metric_for_best_model or "")
+    name = "" if found is None else (found[2] or "").removesuffix("_")
+    if name and name not in sets:
+        known = f"the sets are {', '.join(sets)}" if sets else "there is one set, without a name"
+        raise SVFError(
+            f"metric_for_best_model {args.metric_for_best_model}: there is no evaluation set {name!r}: {known}"
         )
 
 

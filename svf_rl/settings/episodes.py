@@ -100,7 +100,7 @@ def check_tool(tool: Callable[..., Any]) -> None:
     """Raises `SVFError` for a function that a model cannot be told of."""
     try:
         get_json_schema(tool)
-    except (DocstringParsingException, TypeHintParsingException, ValueError, TypeError) as error:
+    except (DocstringParsingException, TypeHintParsingException, ValueError, TypeError, NameError) as error:
         raise SVFError(
             f"tool {tool.__name__}: {one_line(error)} (a model is told of a tool by its type hints and its docstring, "
             "with a line for each argument below Args:)"

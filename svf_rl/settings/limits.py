@@ -76,6 +76,8 @@ def _check_number(key: str, value: int | float) -> None:
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise SVFError(f"{key} must be a finite number, not {value}")
+    if key == "max_steps" and value != -1 and value < 1:
+        raise SVFError(f"max_steps must be at least 1, or -1 for num_train_epochs, not {shown(value)}")
     interval = _RANGES.get(key, "(-inf, inf)")
     low, high = (float(end) for end in interval[1:-1].split(","))
     below = value <= low if interval[0] == "(" else value < low

@@ -100,7 +100,8 @@ def load_recipe(
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2" if deepspeed else "0")  # not set for a JSON file
     if deepspeed or int(stage):
         check_zero(values, int(stage), int(os.environ.get("WORLD_SIZE", "1")))
-    values.setdefault("output_dir", f"runs/{path.stem}")
+    if not values.setdefault("output_dir", f"runs/{path.stem}"):  # as of a variable of the shell that is not set
+        raise SVFError("output_dir must not be empty: give a folder, or leave it out")
     if values.get("device") == "cpu":
         values["use_cpu"] = True
     lacks_gpu = gpus is None and not values.get("use_cpu") and not torch.cuda.is_available()

@@ -68,7 +68,7 @@ def parse_yaml(text: str) -> Any:
     except SVFError:
         raise
     # beside its own, PyYAML lets through what int, float and datetime raise for text that only looks like theirs
-    except (yaml.YAMLError, ValueError, AttributeError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, LookupError, OverflowError) as error:
         raise SVFError(f"not valid YAML: {one_line(error)}") from error
 
 

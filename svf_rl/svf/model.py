@@ -92,13 +92,17 @@ class SVFModel(WeightedAdapters, BaseTuner):
         if not layers:
             find_targets(model, regex_of(config), listed)
         inside = tuple(f"{name}." for name in layers)
-        matched = [n for n, _ in model.named_modules() if n and self._check_target_module_exists(config, n)]
+        names = [name for name, _ in model.named_modules() if name]
+        matched = [name for name in names if self._check_target_module_exists(config, name)]
         adapted = [
             name
             for name in matched
             if not name.startswith(inside)
             and (name in layers or check_target(model, name, model.get_submodule(name), listed))
         ]
+        for ending in (config.target_modules or ()) if listed else ():
+            if not any(f".{name}".endswith(f".{ending}") for name in names):
+                warnings.warn(f"target_modules: no module is called {ending!r}, the others are adapted", stacklevel=2)
         for name in adapted:
             module = model.get_submodule(name)
             core_of(config, name).size(layers[name].svf_factors.s.numel() if name in layers else _rank(module))

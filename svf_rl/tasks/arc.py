@@ -25,12 +25,13 @@ from svf_rl.errors import SVFError
 from svf_rl.tasks.benchmark import alternate, choose_system_prompt, read_benchmark
 from svf_rl.tasks.files import read_file
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, graded_by
+from svf_rl.tasks.task import TRAINING_COLUMNS, Hub, Splits, Task, chat, check_has_columns, check_text, graded_by
 
 SYSTEM_PROMPT = (
     "Answer the multiple-choice question. Think step by step, then end with: the answer is (X), where X is the label "
     "of the right option."
 )
+_LETTERS = "ABCDE"  # of the reference
 REFERENCE_SYSTEM_PROMPT = (
     "Multiple-choice questions follow. Think step by step, then finish with: the answer is (X), where X is the letter "
     "of the right choice."
@@ -66,11 +67,20 @@ def _conversations(rows: Dataset, source: str, options: TaskOptions) -> Dataset:
 
 def _conversation(row: dict[str, Any], where: str, system: str, lettered: bool) -> dict[str, Any]:
     question, labels, texts = _parts(row, where)
+    for what, values in (("the question", [question]), ("a label", labels), ("an option", texts)):
+        for value in values:
+            check_text(value, f"{where}: {what}")
+    if len(labels) != len(texts):
+        raise SVFError(f"{where} has {len(labels)} labels and {len(texts)} options: give as many")
     key = row["answerKey"]
     if key not in labels:
         raise SVFError(f"{where}: the answer {key!r} is not among the labels {', '.join(labels)}")
     if lettered:
-        shown = list("ABCDE"[: len(labels)])
+        if len(labels) > len(_LETTERS):
+            raise SVFError(
+                f"{where} has {len(labels)} options, and profile reference knows {len(_LETTERS)}: leave it out"
+            )
+        shown = list(_LETTERS[: len(labels)])
         body = f"{question}\nOptions:\n" + "".join(f"{at}. {text}\n" for at, text in zip(shown, texts, strict=True))
         key = shown[labels.index(key)]
     else:
@@ -83,7 +93,7 @@ def _parts(row: dict[str, Any], where: str) -> tuple[str, list[str], list[str]]:
     question = row["question"]
     try:
         if isinstance(question, str):
-            return question, row["choices"]["label"], row["choices"]["text"]
+            return question, list(row["choices"]["label"]), list(row["choices"]["text"])
         options = question["choices"]
         return question["stem"], [each["label"] for each in options], [each["text"] for each in options]
     except (KeyError, TypeError) as error:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Audio, Dataset, Image, Video
 
 from svf_rl.errors import SVFError
 from svf_rl.tasks.files import kind_of_path, read_file, read_folder, read_hub
 from svf_rl.tasks.options import TaskOptions
-from svf_rl.tasks.task import SPLITS, RewardSpec, Splits, Task, chat, check_has_columns
+from svf_rl.tasks.task import SPLITS, RewardSpec, Splits, Task, chat, check_has_columns, check_text
 
 SPLIT_SEED = 0
 
@@ -62,9 +62,15 @@ def _conversations(rows: Dataset, options: TaskOptions, source: str) -> Dataset:
     check_has_columns(rows, [options.prompt_column], f"prompt_column: {source}")
     if options.answer_column:
         check_has_columns(rows, [options.answer_column], f"answer_column: {source}")
-    columns = {name: rows[name][:] for name in rows.column_names if name != options.prompt_column}
-    if options.answer_column:
-        columns["answer"] = rows[options.answer_column][:]
+    for name, feature in rows.features.items():
+        if isinstance(feature, Image | Audio | Video):
+            raise SVFError(f"{source}: column {name!r} has images or sound, which are not supported: remove it")
+    try:
+        columns = {name: rows[name][:] for name in rows.column_names if name != options.prompt_column}
+        if options.answer_column:
+            columns["answer"] = rows[options.answer_column][:]
+    except OverflowError as error:
+        raise SVFError(f"{source}: a column has a time that Python does not know: write it as text") from error
     prompts = [
         _messages(value, options.system_prompt, f"{source}, row {number}, column {options.prompt_column!r}")
         for number, value in enumerate(rows[options.prompt_column])
@@ -77,7 +83,7 @@ def _conversations(rows: Dataset, options: TaskOptions, source: str) -> Dataset:
 
 def _messages(value: Any, system_prompt: str | None, where: str) -> list[dict[str, str]]:
     if isinstance(value, str):
-        return chat(value, system_prompt)
+        return chat(check_text(value, where), system_prompt)
     is_chat = isinstance(value, list) and all(
         isinstance(message, dict) and isinstance(message.get("content"), str) and "role" in message for message in value
     )

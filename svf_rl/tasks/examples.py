@@ -36,7 +36,10 @@ def _example(row: Mapping[str, Any], task: str) -> Turns:
     answer = next((row[key] for key in ("target", "answer") if isinstance(row.get(key), str) and row[key]), None)
     if answer is None:
         raise SVFError(f"shots: a training row of task {task} has no answer as text: leave shots out")
-    *turns, last = _without_system(row["prompt"])
+    question = _without_system(row["prompt"])
+    if not question:
+        raise SVFError(f"shots: a training row of task {task} has no question: leave shots out")
+    *turns, last = question
     if last["role"] == "assistant":  # the beginning of the answer
         return [*turns, {"role": "assistant", "content": last["content"] + answer}]
     return [*turns, last, {"role": "assistant", "content": answer}]

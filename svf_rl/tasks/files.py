@@ -112,7 +112,8 @@ def read_hub(name: str, config: str | None = None, needed: Sequence[str] = ("tra
     """
     try:
         splits = load_dataset(name, config)
-    except (OSError, ValueError, DatasetsError) as error:
+    # a loading script is a RuntimeError, a column of a package that is not here an ImportError
+    except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:
         why = loading_error("dataset", name, error)
         raise SVFError(
             f"{why}; check dataset_name and dataset_config, or give local files as data_dir or data_path"

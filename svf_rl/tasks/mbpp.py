@@ -85,6 +85,8 @@ def _read_rows(options: TaskOptions) -> list[dict[str, Any]]:
             raise SVFError(f"{where}: task_id must be a whole number, and test_list a list of tests")
         for what, text in (("text or prompt", row.get("text") or row.get("prompt")), *(("a test", t) for t in tests)):
             check_text(text, f"{where}: {what}")
+        if row.get("code") is not None:
+            check_text(row["code"], f"{where}: code")
     return sorted(table, key=lambda row: row["task_id"])
 
 

@@ -24,6 +24,8 @@ def read(options: TaskOptions) -> Splits:
     splits: Splits = {}
     for split, default in ITEMS.items():
         items = getattr(options, f"{split}_items")
+        if items is not None and split == "train":
+            items += options.shots  # which are taken off
         rows = make_rows(options.skill, split, default if items is None else items, wording=options.wording)
         splits[split] = Dataset.from_list([{**row, "prompt": chat(row["prompt"], system)} for row in rows])
     return splits

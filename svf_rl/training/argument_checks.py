@@ -60,10 +60,27 @@ def _check_rows(name: str, rows: Any, acts_in_environment: bool) -> None:
         raise SVFError(f"{name} must be a Dataset, not {type(rows).__name__}: see Dataset.from_list")
     if "prompt" not in rows.column_names and not acts_in_environment:
         raise SVFError(f"{name} has no column 'prompt'; it has: {', '.join(rows.column_names) or 'none'}")
+    if len(rows) == 0:
+        raise SVFError(f"{name} has no rows")
     try:
         check_columns((), rows.column_names)
     except SVFError as error:
         raise SVFError(f"{name}: {error}") from error
+
+
+_TRAINERS = {
+    "policy_gradient": "SVFReinforceTrainer", "next_token": "NextTokenTrainer",
+    "evolution_strategies": "EvolutionTrainer",
+}  # fmt: skip
+
+
+def check_trainer(trainer: str, objective: str, args: SVFReinforceConfig) -> None:
+    """Raises `SVFError` where the settings are of another objective than the `trainer` of that class has."""
+    if args.objective != objective:
+        raise SVFError(
+            f"{trainer} trains by objective {objective}, and args.objective is {args.objective}: that is "
+            f"{_TRAINERS[args.objective]}'s"
+        )
 
 
 def own_settings(model: Any, args: Any) -> SVFReinforceConfig:

@@ -19,7 +19,7 @@ class Curriculum(TrainerCallback, ExportableState):
     Args:
         rows (`Dataset`): Training rows, with a column `curriculum_level`, from 0 on.
         accuracy (`float`): A level is left when this share of the completions was right.
-        updates (`int`): It is the mean over so many updates.
+        updates (`int`): It is the mean over so many batches of rollouts, which are updates where each has one.
         threshold (`float`): The first reward from which on a completion is right.
     """
 
@@ -46,7 +46,7 @@ class Curriculum(TrainerCallback, ExportableState):
         ]
 
     def take(self, rewards: Tensor) -> None:
-        """Note the first rewards (N,) of an update's completions, NaN where one could not be scored."""
+        """Note the first rewards (N,) of a batch of completions, NaN where one could not be scored."""
         known = rewards[~rewards.isnan()]
         self._recent = [*self._recent, (known >= self._threshold).float().mean().item() if len(known) else 0.0]
         enough = len(self._recent) >= self._updates

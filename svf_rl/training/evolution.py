@@ -36,11 +36,10 @@ class EvolutionTrainer(SVFReinforceTrainer):
 
     generator: Any  # with `adapters`
     _name = "evolution strategies"
+    _objective = "evolution_strategies"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.args.objective != "evolution_strategies":
-            raise SVFError("EvolutionTrainer needs SVFReinforceConfig(objective='evolution_strategies')")
         if self.is_deepspeed_enabled:
             raise SVFError("objective: evolution_strategies has nothing for DeepSpeed to share out: use DDP")
         if getattr(self.generator, "adapters", None) is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from svf_rl.episodes.rollout import Rollout
 from svf_rl.errors import SVFError
 from svf_rl.generation import Completion
-from svf_rl.tasks.targets import end_of_turn, target_column, target_ids
+from svf_rl.tasks.targets import check_targets, end_of_turn, target_column, target_ids
 from svf_rl.training.trainer import SVFReinforceTrainer
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class NextTokenTrainer(SVFReinforceTrainer):
     """
 
     _name = "next-token training"
+    _objective = "next_token"
     _said_cut = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -39,8 +40,8 @@ class NextTokenTrainer(SVFReinforceTrainer):
             if kwargs.get(name):
                 raise SVFError(f"objective: next_token trains on right answers of one turn: remove {name}")
         super().__init__(*args, **kwargs)
-        if self.args.objective != "next_token":
-            raise SVFError("NextTokenTrainer needs SVFReinforceConfig(objective='next_token')")
+        if self.train_dataset is not None:
+            check_targets(self.train_dataset, "train_dataset", "train_dataset, row {}".format)
         template = {"chat_template": self.chat_template, **self.chat_template_kwargs}
         self._end_of_turn = end_of_turn(self._tokenizer, self.eos_token_ids, template)
 

@@ -43,7 +43,9 @@ from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.provenance import check_base, find_base
 from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.config import SVFReinforceConfig
-from svf_rl.training.argument_checks import check_arguments, own_settings
+from svf_rl.settings.config_checks import check_metric_set
+from svf_rl.settings.dry_run import count_updates
+from svf_rl.training.argument_checks import check_arguments, check_trainer, own_settings
 from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
 from svf_rl.training.curriculum import LEVEL, Curriculum
@@ -114,6 +116,7 @@ class SVFReinforceTrainer(GRPOTrainer):
     _buffered_inputs: list[dict[str, Tensor]] | None
     _tag_names = ["trl", "svf", "reinforce"]  # noqa: RUF012  (TRL's own attribute)
     _name = "SVF REINFORCE"
+    _objective = "policy_gradient"
     _paper = {  # noqa: RUF012
         "title": "Transformer-Squared: Self-adaptive LLMs",
         "id": "2501.06252",
@@ -142,10 +145,12 @@ class SVFReinforceTrainer(GRPOTrainer):
         environment_factory: Callable[[], Any] | dict[str, Callable[[], Any]] | None = None,
     ):
         args = own_settings(model, args)
+        check_trainer(type(self).__name__, self._objective, args)
         acts_in_environment = environment_factory is not None
         check_arguments(
             model, reward_funcs, train_dataset, eval_dataset, processing_class, peft_config, acts_in_environment
         )
+        check_metric_set(args, list(eval_dataset) if isinstance(eval_dataset, dict) else [])
         check_functions(tools, rollout_func)
         self.context = context or RunContext()
         if not self.context.summary.recipe:
@@ -465,6 +470,8 @@ class SVFReinforceTrainer(GRPOTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """transformers' takes any folder for a checkpoint of this run. `resume_from_checkpoint` is what
         [`find_checkpoint`] takes."""
+        if self.train_dataset is not None:
+            count_updates(self.args, len(self.train_dataset))  # transformers' makes no step where there is none
         with self.context.stop.waits_for_step(), self.checkpoints.running(resume_from_checkpoint) as folder:
             return super().train(folder, *args, **kwargs)
 

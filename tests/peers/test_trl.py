@@ -255,6 +255,29 @@ def test_callbacks_find_the_metric_that_they_are_given(make_trainer: Make, scrip
     assert all("eval_reward" in metrics and "eval_loss" not in metrics for metrics in seen)
 
 
+@pytest.mark.parametrize(
+    ("sets", "metric", "said"),
+    [
+        (rows(4), "eval_math_accuracy", "no evaluation set 'math': there is one set, without a name"),
+        ({"math": rows(4)}, "eval_maths_accuracy", "no evaluation set 'maths': the sets are math"),
+    ],
+)
+def test_a_set_that_there_is_not_cannot_choose_the_best(
+    build: Make, tiny_llama: Make, sets: Any, metric: str, said: str
+) -> None:
+    trainer = build(tiny_llama())
+    trainer.args.metric_for_best_model = metric
+    assert said in refusal(build, tiny_llama(), args=trainer.args, eval_dataset=sets)
+
+
+def test_rows_that_make_no_step_are_refused(build: Make, tiny_llama: Make) -> None:
+    assert "train_dataset has no rows" in refusal(build, tiny_llama(), train_dataset=rows().select([]))
+    assert "eval_dataset has no rows" in refusal(build, tiny_llama(), eval_dataset=rows().select([]))
+    assert "1 training rows do not fill one generation batch" in refusal(
+        build(tiny_llama(), train_dataset=rows(1)).train
+    )
+
+
 def test_a_loss_cannot_be_asked_for(make_trainer: Make) -> None:
     assert "has no loss" in refusal(make_trainer, metric_for_best_model="loss")
 

@@ -32,6 +32,11 @@ def test_shuffled_pays_as_much_as_the_verifier_but_to_others() -> None:
     assert 10 < sum(paid[:50]) < 40
 
 
+def test_shuffled_grades_as_the_reward_does() -> None:
+    assert load_reward("numeric")(completions=["3+4"], answer=["7"]) == [0.0]
+    assert _pay(["3+4"], ["7"], kind="shuffled", verifier="numeric") == [0.0]
+
+
 def test_constant_pays_one_answer_whatever_was_asked() -> None:
     assert _pay(["1, 2", "2, 1"], ["2, 1", "2, 1"], kind="constant", text="1, 2") == [1.0, 0.0]
 

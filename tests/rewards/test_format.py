@@ -40,6 +40,7 @@ def test_all_of_the_completion_has_the_form(pattern: str, completion: str, corre
 def test_a_part_is_enough_where_asked_for() -> None:
     assert verify("format", "no.", pattern="yes|no", full=False).correct
     assert verify("format", "never", pattern="yes|no", full=False).correct is False
+    assert verify("format", r"So \boxed{} and \boxed{5}.", full=False).correct
 
 
 def test_it_is_a_reward_without_a_column() -> None:
@@ -58,4 +59,12 @@ def test_hostile_text_takes_linear_time(pattern: str, piece: str) -> None:
     text = r"<think>\boxed{1" + piece * (10**6 // len(piece)) + r"\boxed"
     start = time.process_time()
     assert verify("format", text, pattern=pattern).correct is False
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("pattern", ["boxed", "think_answer", "think"])
+@pytest.mark.parametrize("piece", ["word ", " "])
+def test_looking_for_a_part_takes_linear_time(pattern: str, piece: str) -> None:
+    start = time.process_time()
+    assert verify("format", piece * (10**6 // len(piece)), pattern=pattern, full=False).correct is False
     assert time.process_time() - start < 10

@@ -205,6 +205,8 @@ def test_a_missing_column_is_named() -> None:
         ({"name": "exact_match", "weight": "1e-3"}, "weight must be a number, got '1e-3'"),
         ({"name": "exact_match", "colum": "gold"}, "has no argument 'colum'; did you mean 'column'?"),
         ({"name": "exact_match", "column": 3}, "column must be the name of a column, got 3"),
+        ({"name": "exact_match", "ignore_case": "false"}, "ignore_case must be true or false, not 'false'"),
+        ({"name": "numeric", "correct": "much"}, "correct must be a number, not 'much'"),
         ({"name": "exact_match", "completions": []}, "has no argument 'completions'"),
     ],
 )

@@ -339,6 +339,8 @@ def test_the_memory_is_what_the_option_says() -> None:
         ({"test_list": [1]}, "must be a list of texts"),
         ({"test_list": ["assert f("]}, "not valid Python"),
         ({"test_list": ["assert f(1)\0"]}, "not valid Python"),
+        ({"test_list": [f"assert f({'-' * 10**5}1)"]}, "not valid Python"),
+        ({"test": "def check(c):\n    assert c(1)", "entry_point": "class"}, "entry_point"),
         ({"test_list": ["# nothing"]}, "every program would pass"),
         ({"test_list": ["assert f(1)", "  "]}, "every program would pass"),
         ({"test_list": ["assert f(1)"], "test_setup_code": "("}, "test_setup_code in an answer is not valid Python"),

@@ -7,7 +7,7 @@ import pytest
 from svf_rl.errors import InfrastructureError, SVFError
 from svf_rl.rewards import load_reward, required_columns
 from svf_rl.rewards.verified import check_answers, parse_reference
-from svf_rl.rewards.verifier import Verdict, verifier
+from svf_rl.rewards.verifier import Verdict, verifier, verify
 
 ROWS = {"verifier": ["numeric", "choice", "numeric", "exact_match"], "answer": ["5", "B", "#### 7", "B"]}
 
@@ -27,7 +27,7 @@ def test_it_needs_both_columns() -> None:
 def test_a_mapping_comes_as_json_and_any_other_text_stays() -> None:
     tests = {"test_list": ["assert f(1) == 2"]}
     assert parse_reference(json.dumps(tests)) == tests
-    for text in ("5", r"\{1, 2\}", "{1, 2}", '{"', "[1]", '{"a": '):
+    for text in ("5", r"\{1, 2\}", "{1, 2}", '{"', "[1]", '{"a": ', '{"a":' * 10**5, '{"a": ' + "1" * 5000 + "}"):
         assert parse_reference(text) == text
 
 
@@ -67,12 +67,20 @@ def test_a_check_that_fails_by_itself_is_not_scored_and_too_many_stop_the_run() 
         ("exact_match", {"answer": ["5", ["6"]]}, "rows, row 1: exact_match: an answer must be text, not list"),
         ({"name": "numeric", "column": "gold"}, {"gold": ["x"]}, "rows, row 0: numeric"),
         ("verified", {"answer": ["5", "x"], "verifier": ["choice", "numeric"]}, "rows, row 1: numeric"),
+        ("verified", {"answer": ["5", "5"], "verifier": ["numeric", None]}, "rows, row 1: unknown verifier None"),
+        ("verified", {"answer": ["5", "5"], "verifier": ["numeric", ["a"]]}, "rows, row 1: unknown verifier"),
+        ("verified", {"answer": ["5"], "verifier": ["numerc"]}, "rows, row 0: unknown verifier 'numerc'; did you mean"),
     ],
 )
 def test_an_answer_that_a_verifier_cannot_use_is_named_by_its_row(spec: object, columns: dict, message: str) -> None:
     with pytest.raises(SVFError, match=message) as caught:
         check_answers(load_reward(spec), columns, "rows")
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_that_python_does_not_write_is_one_line() -> None:
+    with pytest.raises(SVFError, match="numeric: an answer has more than 1,000 digits"):
+        verify("numeric", "5", 10**5000)
 
 
 def test_good_answers_and_rewards_of_other_kinds_pass() -> None:

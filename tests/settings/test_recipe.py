@@ -150,6 +150,9 @@ def test_an_unknown_key_names_the_nearest_one(write) -> None:
         ("seed: one", ["seed must be an integer", "'one'", "str"]),
         ("seed: 1.5", ["seed must be an integer", "1.5"]),
         ("seed: true", ["seed must be an integer", "True"]),
+        ("max_steps: 0", ["max_steps must be at least 1, or -1 for num_train_epochs, not 0"]),
+        ("max_steps: -5", ["max_steps must be at least 1"]),
+        ("output_dir: null", ["output_dir must not be empty"]),
         ("seed: null", ["seed must be an integer", "null"]),
         ("use_vllm: 1", ["use_vllm must be true or false"]),
         ("run_name: 3", ["run_name must be", "string", "3"]),
@@ -172,6 +175,7 @@ def test_bad_overrides_end_in_one_line(write) -> None:
     assert refusal(write, "{}", "seed", "1") == "expected --key value after the recipe, got 'seed'"
     assert refusal(write, "{}", "--seed") == "--seed needs a value"
     assert "seed must be an integer" in refusal(write, "{}", "--seed", "one")
+    assert "output_dir must not be empty" in refusal(write, "{}", "--output_dir=")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

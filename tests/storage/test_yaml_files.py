@@ -33,6 +33,8 @@ HOSTILE = {
     "a number of 5,000 digits": ("max_steps: " + "1" * 5_000, "not valid YAML"),
     "no date": ("a: 2001-99-99", "not valid YAML"),
     "no number": ("a: !!float x", "not valid YAML"),
+    "no number at all": ("a: !!int ''", "not valid YAML"),
+    "neither true nor false": ("a: !!bool x", "not valid YAML"),
     "no time": ("a: !!timestamp x", "not valid YAML"),
     "code": ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
     "a list as a key": ("? [a]\n: 1", "not valid YAML"),

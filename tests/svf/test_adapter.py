@@ -79,6 +79,12 @@ def test_layers_to_transform_with_all_linear(llama: PreTrainedModel) -> None:
     assert len(names(model)) == 7
 
 
+def test_a_name_in_the_list_that_matches_nothing_is_warned_of(llama: PreTrainedModel) -> None:
+    with pytest.warns(UserWarning, match="no module is called 'gate_porj', the others are adapted"):
+        get_peft_model(llama, SVFConfig(target_modules=["up_proj", "gate_porj"]))
+    assert {name.rpartition(".")[2] for name in svf_layers(llama)} == {"up_proj"}
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [

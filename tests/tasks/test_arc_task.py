@@ -45,6 +45,15 @@ def test_an_answer_that_is_no_option_and_another_layout_are_named_by_row(tmp_pat
         EASY.load(write(tmp_path, row(**LETTERS), row(**{**LETTERS, "answerKey": "F"})))
     with pytest.raises(SVFError, match="row 0 has neither the layout"):
         EASY.load(write(tmp_path, {"question": "Which?", "answerKey": "A"}))
+    for labels, texts, said in (
+        ([1, 2], ["a", "b"], "a label must be text"),
+        (["A", "B"], ["a", None], "an option must be text"),
+        (["A", "B"], ["a"], "2 labels and 1 options"),
+        (None, None, "neither the layout"),
+    ):
+        choices = {"label": labels, "text": texts}
+        with pytest.raises(SVFError, match=f"row 0:? .*{said}"):
+            EASY.load(write(tmp_path, {"question": "Which?", "answerKey": "A", "choices": choices}))
 
 
 @pytest.mark.parametrize(("task", "sizes"), [(EASY, [1126, 1125, 2376]), (CHALLENGE, [560, 559, 1172])])

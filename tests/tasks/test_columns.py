@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Image
 from pyarrow import parquet
 
 from svf_rl.errors import SVFError
@@ -126,6 +126,24 @@ def test_without_a_source_or_a_reward_the_recipe_must_name_one() -> None:
         TASK.load(TaskOptions())
     with pytest.raises(SVFError, match="name one in the recipe"):
         TASK.rewards(TaskOptions())
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_question_is_named_by_its_row(tmp_path: Path, blank: str) -> None:
+    with pytest.raises(SVFError, match=r"row 1, column 'q' must be text, not ' ?'"):
+        load(save(tmp_path / "mine.jsonl", [{"q": "a"}, {"q": blank}]))
+
+
+def test_images_and_times_that_no_column_here_holds_are_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    Dataset.from_dict({"prompt": ["1?"], "seen": [{"bytes": b"none", "path": None}]}).cast_column(
+        "seen", Image()
+    ).to_parquet(file)
+    with pytest.raises(SVFError, match="column 'seen' has images or sound"):
+        read_rows(TaskOptions(data_path=str(file)))
+    parquet.write_table(pyarrow.table({"prompt": ["1?"], "at": pyarrow.array([2**62], pyarrow.timestamp("us"))}), file)
+    with pytest.raises(SVFError, match="a time that Python does not know"):
+        read_rows(TaskOptions(data_path=str(file)))
 
 
 def test_an_integer_that_no_column_here_holds_is_one_line(tmp_path: Path) -> None:

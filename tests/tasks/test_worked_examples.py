@@ -71,6 +71,16 @@ def test_there_must_be_enough_training_rows(shots: int) -> None:
         with_examples({"train": _rows("a", "b", "c", "d", answer=["1"] * 4)}, shots, "quickstart")
 
 
+def test_a_prompt_without_a_question_is_no_example() -> None:
+    rows = Dataset.from_list([{"prompt": [{"role": "system", "content": "Add."}], "answer": "1"}] * 2)
+    with pytest.raises(SVFError, match="has no question: leave shots out"):
+        with_examples({"train": rows}, 1, "sums")
+
+
+def test_examples_are_not_counted_among_the_training_rows() -> None:
+    assert len(find_task("quickstart").load(TaskOptions(train_items=8, shots=3))["train"]) == 8
+
+
 def test_a_task_without_answers_as_text_has_no_examples() -> None:
     with pytest.raises(SVFError, match="no answer as text: leave shots out"):
         with_examples({"train": _rows("a", "b", answer=[{"x": 1}, {"x": 2}])}, 1, "programs")

@@ -27,6 +27,7 @@ from svf_rl.settings.recipe import load_recipe
 from svf_rl.svf import SVFConfig
 from svf_rl.tasks.targets import end_of_turn, target_ids
 from svf_rl.training.next_token import NextTokenTrainer
+from svf_rl.training.trainer import SVFReinforceTrainer
 
 ROWS = [
     {"prompt": [{"role": "user", "content": f"Add {i} and 7."}], "target": f"{i} + 7 = {i + 7} #### {i + 7}"}
@@ -163,13 +164,27 @@ def test_cut_answers_can_be_left_out(next_token: Any, z_of: Any) -> None:
     assert all(torch.equal(z, before[name]) for name, z in z_of(trainer).items())
 
 
-def test_the_policy_gradients_settings_are_refused(next_token: Any, tokenizer: Any) -> None:
-    trainer = next_token()
-    trainer.args.objective = "policy_gradient"
-    with pytest.raises(SVFError, match="needs SVFReinforceConfig"):
-        NextTokenTrainer(
-            trainer.model, never, trainer.args, trainer.train_dataset, None, tokenizer, generator=trainer.generator
-        )
+@pytest.mark.parametrize(
+    ("trainer", "objective", "said"),
+    [
+        (NextTokenTrainer, "policy_gradient", "NextTokenTrainer trains by objective next_token, and args.objective is"),
+        (SVFReinforceTrainer, "next_token", "args.objective is next_token: that is NextTokenTrainer's"),
+        (SVFReinforceTrainer, "evolution_strategies", "that is EvolutionTrainer's"),
+    ],
+)
+def test_settings_of_another_objective_are_refused(
+    next_token: Any, tokenizer: Any, trainer: Any, objective: str, said: str
+) -> None:
+    made = next_token()
+    made.args.objective = objective
+    with pytest.raises(SVFError, match=said):
+        trainer(made.model, never, made.args, made.train_dataset, None, tokenizer, generator=made.generator)
+
+
+@pytest.mark.parametrize("target", [5, None, "", ["a"]])
+def test_a_target_that_is_no_text_is_named_before_the_first_step(next_token: Any, target: object) -> None:
+    with pytest.raises(SVFError, match="train_dataset, row 0: objective next_token needs a text in column 'target'"):
+        next_token(rows=[{**row, "target": target} for row in ROWS])
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------

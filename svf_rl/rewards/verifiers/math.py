@@ -38,6 +38,7 @@ _DENIES = re.compile(r"\b(?:not|no|never|neither|nor|cannot|or|\w+n['’]t)\b")
 _BEGINS_WITH_NUMBER = re.compile(r"\W*(?:[A-Za-z]\s?=\s?)?[-−]?\W?\d")
 _OFFERS_ANOTHER = re.compile(r"[\s,]*\b(?:or|and|to|maybe|perhaps|possibly)\b(?!\s+not\b)[^.]*[\d$]")
 _PLACES, _RATIO = Fraction(1, 2 * 10**6), Fraction(1, 1000)
+_SET, _PAIR = "set", "pair"
 _CLOCK = re.compile(r"(?<=\d:\d\d)[ap]$")
 _BROKEN_GROUP = re.compile(r"\{[^{}\n]*\n[^{}\n]*\}")
 # A completion that is an answer and nothing else
@@ -112,7 +113,11 @@ def _same_reading(gold: Reading, answer: Reading, shown: str) -> bool | None:
     if gold.label and not gold.latex:
         return gold.label == (answer.label or answer.latex.lower())
     if answer.label and not answer.latex:
-        return answer.label == gold.latex.lower()
+        return answer.label in (gold.label, gold.latex.lower())
+    if gold.label and answer.label and gold.label != answer.label:
+        return False
+    if {_SET, _PAIR} == {_brackets(gold.latex), _brackets(answer.latex)}:
+        return False
     if gold.unit and answer.unit and gold.unit != answer.unit:
         return False  # 5 km, 5 miles
     if answer.base and answer.base != gold.base:
@@ -130,6 +135,13 @@ def _same_reading(gold: Reading, answer: Reading, shown: str) -> bool | None:
     if gold.is_equation == answer.is_equation:
         return True if gold.latex == answer.latex else None
     return None if "=" in _as_equation(gold, answer) and "=" in _as_equation(answer, gold) else False
+
+
+def _brackets(latex: str) -> str:
+    """Of a set of plain elements, or of a pair, an interval or the like; empty for anything else."""
+    if latex.startswith(r"\{") and latex.endswith(r"\}") and "(" not in latex:
+        return _SET
+    return _PAIR if latex[:1] in ("(", "[") and latex[-1:] in (")", "]") and "," in latex else ""
 
 
 def _as_equation(reading: Reading, other: Reading) -> str:

@@ -1,6 +1,7 @@
 """`unit_tests`: the program in the completion passes the reference's tests, run in the sandbox."""
 
 import ast
+import keyword
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -109,7 +110,7 @@ def _request(reference: Any) -> dict[str, Any]:
     _tree("test_imports", imports)
     _tree("test_setup_code", setup)
     request |= {"imports": imports, "setup": setup}
-    if "entry_point" in given and not _text(given, "entry_point").isidentifier():
+    if "entry_point" in given and not _is_name(_text(given, "entry_point")):
         raise SVFError(f"unit_tests: entry_point in an answer is not a valid name: {shorten(given['entry_point'])}")
     if "test_list" in given:
         tests = _texts(given, "test_list")
@@ -144,11 +145,15 @@ def _bound(tree: ast.Module) -> set[str]:
     }
 
 
+def _is_name(text: str) -> bool:
+    return text.isidentifier() and not keyword.iskeyword(text)
+
+
 def _tree(what: str, code: str) -> ast.Module:
     """The parsed code. Raises `SVFError` for invalid Python."""
     try:
         return ast.parse(code)
-    except (SyntaxError, ValueError) as error:  # the latter for null bytes
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # null bytes, and what is too deep
         raise SVFError(f"unit_tests: {what} in an answer is not valid Python ({error}): {shorten(code)}") from error
 
 
