@@ -3,6 +3,7 @@
 import hashlib
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +27,7 @@ from svf_rl.svf.layer import SVFLinear, svf_layers
 from svf_rl.svf.mask import core_of, is_sound
 from svf_rl.svf.original import OriginalWeights, keep_trainable
 from svf_rl.svf.probe import Projections, agrees, project
-from svf_rl.svf.sharding import gather_parameters, is_dtensor, loaded, plain_path, whole
+from svf_rl.svf.sharding import gather_parameters, is_dtensor, is_sharded, loaded, plain_path, whole
 from svf_rl.svf.targets import check_target, find_targets, logical_weight, quantization_of, regex_of
 from svf_rl.svf.vector import SVFCombination
 from svf_rl.svf.weighted import WeightedAdapters
@@ -113,8 +114,17 @@ class SVFModel(WeightedAdapters, BaseTuner):
     def _check_merge_allowed(self) -> None:
         """Before PEFT merges the first layer."""
         super()._check_merge_allowed()
+        users = Counter(id(weight) for _, weight in self.model.named_parameters(remove_duplicate=False))
         for layer in svf_layers(self.model).values():
             layer.check_mergeable()
+            base = layer.get_base_layer()
+            if users[id(base.weight)] > 1 and not is_sharded(base.weight):
+                warnings.warn(
+                    f"{layer.path} shares its weight with another module: they differ once the adapter is merged, and a "
+                    "model that is saved so is loaded with one of them for both",
+                    stacklevel=2,
+                )
+                base.weight = nn.Parameter(base.weight.data, requires_grad=False)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The merged weight: exact at z = 1, within one unit in the last place elsewhere, and undone to the bit."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -170,3 +171,23 @@ def test_delta_weight_is_what_the_merge_adds() -> None:
     layer.update_layer("default", SVFConfig())
     layer.svf_z["default"].weight.data.mul_(1.25)
     torch.testing.assert_close(layer.get_delta_weight("default"), 0.25 * weight, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("targets", [["first"], ["first", "second"]])
+def test_layers_that_share_a_weight_are_merged_each_by_itself(targets: list[str]) -> None:
+    torch.manual_seed(0)
+    tied = nn.Sequential(OrderedDict(first=nn.Linear(8, 8, bias=False), second=nn.Linear(8, 8, bias=False)))
+    tied.second.weight = tied.first.weight
+    model = get_peft_model(tied, SVFConfig(target_modules=targets))
+    with torch.no_grad():
+        for number, layer in enumerate(svf_layers(model).values(), 2):
+            layer.svf_z["default"].weight.mul_(number)
+    x = torch.randn(4, 8)
+    base, wanted = tied.first.get_base_layer().weight.clone(), model(x)
+    with pytest.warns(UserWarning, match="shares its weight with another module"):
+        model.merge_adapter()
+    torch.testing.assert_close(model(x), wanted)
+    model.unmerge_adapter()
+    assert torch.equal(tied.first.get_base_layer().weight, base)
+    torch.testing.assert_close(model(x), wanted)
+    torch.testing.assert_close(model.merge_and_unload()(x), wanted)
