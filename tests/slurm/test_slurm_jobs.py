@@ -158,6 +158,17 @@ def test_a_signalled_job_writes_a_checkpoint_is_requeued_and_goes_on(job: Submis
 
 
 @pytest.mark.distributed
+def test_a_job_that_is_signalled_in_its_warm_up_goes_on_too(job: Submission, cluster: Cluster) -> None:
+    number = job.submit(*LONG, "--warm_up_steps", "400", config=None, options=("--nodes=1",))
+    log = job.output / "warm_up/metrics.jsonl"
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3, 500)
+    cluster.run("scancel", "--batch", "--signal=USR1", number)
+    cluster.wait_for_log(number, "a checkpoint is written; back into the queue for run 2", timeout=200)
+    cluster.run("scancel", number)
+    assert job.wait(number).restarts == 1
+
+
+@pytest.mark.distributed
 def test_a_time_limit_costs_no_more_than_a_requeue(job: Submission, cluster: Cluster) -> None:
     """SLURM's own signal, from a limit of five minutes that no run of this length fits into."""
     number = job.submit(*LONG, "--max_steps", "100000", options=("--nodes=2", "--time=5", "--signal=B:USR1@60"))
