@@ -120,8 +120,8 @@ class SVFModel(WeightedAdapters, BaseTuner):
             base = layer.get_base_layer()
             if users[id(base.weight)] > 1 and not is_sharded(base.weight):
                 warnings.warn(
-                    f"{layer.path} shares its weight with another module: they differ once the adapter is merged, and a "
-                    "model that is saved so is loaded with one of them for both",
+                    f"{layer.path} shares its weight with another module: they differ once the adapter is merged, and "
+                    "a model that is saved so is loaded with one of them for both",
                     stacklevel=2,
                 )
                 base.weight = nn.Parameter(base.weight.data, requires_grad=False)
