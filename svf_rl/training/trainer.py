@@ -314,6 +314,9 @@ class SVFReinforceTrainer(GRPOTrainer):
             rows = [{**row, **more} for row, more in zip(rows, extra, strict=True)]
         with self.recorder.timed("reward"):
             rewards = self._calculate_rewards(rows, rollout.prompts, completions, rollout.completion_ids)
+        for name, values in zip(self.reward_func_names, rewards.unbind(1), strict=True):
+            if values.isinf().any():  # of a plain function: `Reward` names it before
+                raise SVFError(f"reward {name!r} returned inf; return None for a sample without a score")
         if self.environment_factories is not None:
             rewards[self._environments_failed()] = torch.nan
         return rewards

@@ -278,6 +278,13 @@ def test_rows_that_make_no_step_are_refused(build: Make, tiny_llama: Make) -> No
     )
 
 
+def test_a_reward_that_is_infinite_is_named(build: Make, tiny_llama: Make) -> None:
+    def endless(completions: list[Any], **_: Any) -> list[float]:
+        return [float("inf")] * len(completions)
+
+    assert "reward 'endless' returned inf; return None" in refusal(build(tiny_llama(), reward_funcs=[endless]).train)
+
+
 def test_a_loss_cannot_be_asked_for(make_trainer: Make) -> None:
     assert "has no loss" in refusal(make_trainer, metric_for_best_model="loss")
 
