@@ -1,5 +1,6 @@
 """The SVF linear layer: frozen factors, and what an adapter trains on them."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -308,6 +309,12 @@ class SVFLinear(AdapterValues, nn.Module, BaseTunerLayer):
         """The base layer, as PEFT takes it out of the model."""
         if merge:
             self.merge(safe_merge, adapter_names)
+            if self._unmerged_bias == (None,):
+                warnings.warn(  # the same text for all, so that it is shown once
+                    "layers without a bias have one now, which a saved model of this configuration is loaded without: "
+                    "save the adapter, or train it with biases=False",
+                    stacklevel=2,
+                )
         onload(self.get_base_layer())
         return self.get_base_layer()
 

@@ -1,6 +1,7 @@
 """The merged weight: exact at z = 1, within one unit in the last place elsewhere, and undone to the bit."""
 
 import copy
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -171,6 +172,16 @@ def test_delta_weight_is_what_the_merge_adds() -> None:
     layer.update_layer("default", SVFConfig())
     layer.svf_z["default"].weight.data.mul_(1.25)
     torch.testing.assert_close(layer.get_delta_weight("default"), 0.25 * weight, rtol=1e-5, atol=1e-7)
+
+
+def test_a_bias_that_no_configuration_knows_is_warned_of() -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8, bias=False)), SVFConfig(target_modules=["0"], biases=True))
+    with pytest.warns(UserWarning, match="layers without a bias have one now"):
+        model.merge_and_unload()
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8)), SVFConfig(target_modules=["0"], biases=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.merge_and_unload()
 
 
 @pytest.mark.parametrize("targets", [["first"], ["first", "second"]])
