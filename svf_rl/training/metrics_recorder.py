@@ -31,6 +31,7 @@ class MetricsRecorder(TrainerCallback):
         self._trainer = trainer
         self.seconds: dict[str, float] = {}
         """Of the step under way, by what they went into."""
+        self._begins_step = True  # the next micro-batch
         self._mode = "w"  # the first line of a new run starts the file over
         trainer.add_callback(self)
         for callback in self._tensorboards():
@@ -103,12 +104,15 @@ class MetricsRecorder(TrainerCallback):
     def micro_step(self) -> Iterator[None]:
         """Around one micro-batch: what is not counted elsewhere is the update's."""
         trainer = self._trainer
-        if trainer._step % trainer.current_gradient_accumulation_steps == 0:  # the first one of a step
+        if self._begins_step:
             self.seconds = dict.fromkeys(("rollout", "reward", "sync", "update"), 0.0)
         start, before = time.perf_counter(), sum(self.seconds.values())
         yield
         self.seconds["update"] += time.perf_counter() - start - (sum(self.seconds.values()) - before)
-        if trainer._step % trainer.current_gradient_accumulation_steps == 0:  # the counter has moved on: the last one
+        self._begins_step = (
+            trainer.accelerator.sync_gradients
+        )  # after its last one: an epoch's last step may have fewer
+        if self._begins_step:
             for name, seconds in self.seconds.items():
                 self.add(f"time/{name}", seconds)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from fakes import FakeGenerator, read_metrics
 from peft import LoraConfig, PeftModel
 from torch import Tensor
@@ -391,6 +392,19 @@ def test_every_step_reports_every_metric(make_trainer: Make, scripted: Make) -> 
         assert not missing
         assert all(isinstance(line[key], float | int) and math.isfinite(line[key]) for key in EVERY_STEP)
     assert [line["step"] for line in lines if "eval_accuracy" in line] == [1, 2, 3]
+
+
+def test_each_step_has_its_own_seconds_where_the_last_of_an_epoch_is_short(make_trainer: Make, scripted: Make) -> None:
+    trainer = make_trainer(
+        generator=scripted(), gradient_accumulation_steps=4, steps_per_generation=1, max_steps=5,
+        train_rows=Dataset.from_list([{"prompt": f"How many? {i}", "item": i} for i in range(12)]),
+    )  # fmt: skip
+    counted: list[int] = []
+    add, step = trainer.recorder.add, trainer.training_step
+    trainer.recorder.add = lambda name, value: (counted.append(0) if name == "time/update" else None, add(name, value))
+    trainer.training_step = lambda *given: (counted.append(1), step(*given))[1]
+    trainer.train()
+    assert counted == 2 * [1, 1, 1, 1, 0, 1, 1, 0] + [1, 1, 1, 1, 0]
 
 
 def test_the_logp_difference_is_the_mean_distance_to_the_generator(make_trainer: Make, scripted: Make) -> None:
