@@ -428,6 +428,19 @@ def _adaptation(result: dict[str, Any]) -> Rows:
     ]
 
 
+def _demo_real(result: dict[str, Any]) -> Rows:
+    return [
+        {"seed": str(run["seed"])}
+        | {
+            f"{kind}, {when} (%)": f"{100 * run[kind][when]:.1f}"
+            for kind in ("greedy", "sampled")
+            for when in ("before", "after")
+        }
+        | {"minutes": f"{sum(run['seconds'].values()) / 60:.0f}"}
+        for run in result["runs"]
+    ]
+
+
 def _endpoint(result: dict[str, Any]) -> Rows:
     return [{"who answers": name, "accuracy": f"{value:.3f}"} for name, value in result["accuracy"].items()]
 
@@ -465,6 +478,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "architectures": _architectures,
     "architectures.refused": _architectures_refused,
     "decompose": _decompose,
+    "demo_real": _demo_real,
     "decompose_h100_8b": _decompose,
     "evaluation": _evaluation,
     "evolution": _evolution,

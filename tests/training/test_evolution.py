@@ -293,7 +293,7 @@ def test_greedy_populations_are_taken(evolving: Make) -> None:
 
 
 def test_trainers_that_do_not_suit(evolving: Make, make_trainer: Make, scripted: Make) -> None:
-    with pytest.raises(SVFError, match="needs SVFReinforceConfig"):
+    with pytest.raises(SVFError, match="EvolutionTrainer trains by objective evolution_strategies"):
         evolving(objective="policy_gradient")
     with pytest.raises(SVFError, match="needs a generator with adapters"):
         make_trainer(generator=scripted(), trainer_class=EvolutionTrainer, **POPULATION)
