@@ -1,6 +1,5 @@
 """A run that was cut off and goes on is the run that was not cut off, to the bit."""
 
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -318,7 +317,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
         values = parity_reward(completion_ids)
-        return [math.inf, *values[1:]] if next(calls) == 3 else values
+        return [3e38] * len(values) if next(calls) == 3 else values
 
     own = {**EVERY_OTHER, "advantage": "none", "output_dir": str(tmp_path / "run"), "save_steps": 1}
     broken = make_trainer(generator=make_generator(), reward=reward, **own)
