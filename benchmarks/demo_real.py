@@ -29,7 +29,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "greedy": {"before": summary.base_accuracy, "after": summary.accuracy},
         "sampled": {"before": base["value"], "after": trained["value"], "items": sampled["results"][0]["items"]},
         "reward": [line.values["reward"] for line in read_metrics(folder) if "reward" in line.values],
-        "seconds": {**(summary.seconds or {}), "sampled": sampled["seconds"]},
+        "seconds": {**summary.seconds, "sampled": sampled["seconds"]},
         "git_commit": summary.git_commit,
     }
 
