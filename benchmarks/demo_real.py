@@ -5,7 +5,8 @@
         --output_dir runs/smollm2-1      # and svf-rl eval with --out runs/smollm2-1/sampled, as the Makefile has it
     python benchmarks/demo_real.py runs/smollm2 runs/smollm2-1 ... [--out results.json]
 
-It reads the folders of the runs, each with the folder `sampled` of the evaluation at temperature 1.
+It reads the folders of the runs, each with the folder `sampled` of the evaluation at temperature 1; the table of it is
+in docs/guides/what-to-expect.md.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import hardware, report
+from common import hardware
 
 from svf_rl.runs.run_folder import read_metrics, read_summary
 
@@ -40,17 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/demo_real.json")
     given = parser.parse_args()
     runs = [read_run(folder) for folder in given.folders]
-    rows = [
-        {"seed": str(run["seed"])}
-        | {
-            f"{kind}, {when}": f"{100 * run[kind][when]:.1f}"
-            for kind in ("greedy", "sampled")
-            for when in ("before", "after")
-        }
-        | {"minutes": f"{sum(run['seconds'].values()) / 60:.0f}"}
-        for run in runs
-    ]
-    report({"hardware": hardware("cpu"), "runs": runs}, rows, given.out)
+    given.out.write_text(json.dumps({"hardware": hardware("cpu"), "runs": runs}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -109,9 +109,8 @@ class MetricsRecorder(TrainerCallback):
         start, before = time.perf_counter(), sum(self.seconds.values())
         yield
         self.seconds["update"] += time.perf_counter() - start - (sum(self.seconds.values()) - before)
-        self._begins_step = (
-            trainer.accelerator.sync_gradients
-        )  # after its last one: an epoch's last step may have fewer
+        # after the last one of a step, of which an epoch's last may have fewer
+        self._begins_step = trainer.accelerator.sync_gradients
         if self._begins_step:
             for name, seconds in self.seconds.items():
                 self.add(f"time/{name}", seconds)
