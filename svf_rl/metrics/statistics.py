@@ -131,10 +131,10 @@ def paired_t(differences: Sequence[float]) -> float:
     differences are normal around 0.
 
     Raises:
-        ValueError: fewer than two differences.
+        ValueError: fewer than two differences, or one that is not finite.
     """
-    if len(differences) < 2:
-        raise ValueError("a paired test needs at least two differences")
+    if len(differences) < 2 or not all(map(math.isfinite, differences)):
+        raise ValueError("a paired test needs at least two differences, all of them finite")
     mean, error = _mean_and_error(differences)
     if error == 0:
         return 1.0 if mean == 0 else 0.0

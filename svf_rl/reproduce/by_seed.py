@@ -10,9 +10,9 @@ from svf_rl.reproduce.estimates import as_difference
 
 def compare_by_seed(groups: Sequence[dict[str, Any]], reference: str | None, untested: Collection[str] = ()) -> None:
     """
-    Adds to the rows of tables their difference to the row of the method `reference`, as `against_reference`: paired by
-    seed from two seeds on, and from three on with the p-value, corrected together with all others of these tables, for
-    as many tests as are planned: how many came out depends on the data.
+    Adds to the rows of tables the difference of their values `by_seed` to those of the method `reference`, as
+    `against_reference`: paired by seed from two seeds on, and from three on with the p-value, corrected together with
+    all others of these tables, for as many tests as are planned: how many came out depends on the data.
 
     Args:
         untested (`Collection[str]`): methods that get no p-value here.
@@ -25,10 +25,9 @@ def compare_by_seed(groups: Sequence[dict[str, Any]], reference: str | None, unt
             if row["method"] in (BASE, reference):
                 continue
             planned += row["method"] not in untested
-            if row["accuracy"] is None:
-                continue
+            by_seed = row.get("by_seed", {})
             # accuracies are shares of items: rounding must not make equal differences into different ones
-            differences = [round(value - others[seed], 9) for seed, value in row["by_seed"].items() if seed in others]
+            differences = [round(value - others[seed], 9) for seed, value in by_seed.items() if seed in others]
             estimate = estimate_over_seeds(differences)
             if estimate is not None:
                 row["against_reference"] = as_difference(estimate)

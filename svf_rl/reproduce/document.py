@@ -10,7 +10,7 @@ from svf_rl.markdown import code, markdown_table, render
 from svf_rl.reproduce.methods import method_name
 from svf_rl.reproduce.rows import Row, known_mean, row_name
 
-_TESTED = ("fine_tuning", "adaptation", "ablations", "probes")
+_TESTED = ("fine_tuning", "adaptation", "ablations", "probes", "texts")
 
 
 def render_document(results: Mapping[str, Any], figures: Collection[str], folders: Collection[str] = ()) -> str:
@@ -81,21 +81,30 @@ def _tabulate_variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown_table(["", "keys of the recipe"], lines)
 
 
-def _tabulate_text(rows: Sequence[Row], planned: int) -> str:
-    """A line a method: nats a token, and the difference to the base model."""
+def _tabulate_text(rows: Sequence[Row], tested: bool, planned: int) -> str:
+    """A line a method: nats a token, and the differences to the base model and, if `tested`, to SVF."""
     lines = []
     for row in rows:
-        against = row.get("against_base")
-        shown = f"{against['value']:+.3f}" if against else ""
-        shown += " ({:+.3f} to {:+.3f})".format(*against["interval"]) if against and against["interval"] else ""
         seeds = _seeds({**row, "planned": planned})
         seeds += f" ({row['diverged']} more: not finite)" if row["diverged"] else ""
         values = list(row["by_seed"].values())
         lowest = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else ""
         interval = "{:.3f} to {:.3f}".format(*row["interval_over_seeds"]) if row["interval_over_seeds"] else ""
-        lines.append([row_name(row), _number(row["loglikelihood"], 3), lowest, interval, shown, seeds])
+        against = _signed_nats(row.get("against_base"))
+        lines.append([row_name(row), _number(row["loglikelihood"], 3), lowest, interval, against, seeds])
+        if tested:
+            lines[-1] += [_signed_nats(row.get("against_reference")), _p_value(row)]
     headings = ["", "log-likelihood of a token", "seeds: lowest to highest", "95 % over seeds", "against base", "seeds"]
+    headings += ["against SVF, by seed", "p (Holm)"] if tested else []
     return markdown_table(headings, lines, "---:")
+
+
+def _signed_nats(difference: Mapping[str, Any] | None) -> str:
+    """A difference in nats, with its interval where the spread is known."""
+    if not difference:
+        return ""
+    interval = difference["interval"]
+    return f"{difference['value']:+.3f}" + (" ({:+.3f} to {:+.3f})".format(*interval) if interval else "")
 
 
 def _tabulate_changes(rows: Sequence[Row], planned: int) -> str:

@@ -84,11 +84,12 @@ def collect_changes(raw: Raw, expert: str) -> dict[str, Any]:
     """What the methods moved on one task: means over the matrices and the seeds, with the entropy at the first and last
     update."""
     found, rows = raw["changes"][expert], []
+    curves_of_found = {name: run["curves"] for name, run in raw["runs"].items() if name in found and "curves" in run}
     for method in dict.fromkeys(run["method"] for run in raw["runs"].values() if run["expert"] == expert):
         runs = list(_of_method(raw, expert, method, found).values())
         entropies = [
             curve
-            for curves in _of_method(raw, expert, method, _curves(raw)).values()
+            for curves in _of_method(raw, expert, method, curves_of_found).values()
             if (curve := known(curves.get("entropy", ())))
         ]
         if not runs:
@@ -114,11 +115,6 @@ def collect_changes(raw: Raw, expert: str) -> dict[str, Any]:
             }
         )
     return {"expert": expert, "task": raw["experts"][expert], "rows": [name_variant(row, raw) for row in rows]}
-
-
-def _curves(raw: Raw) -> dict[str, Any]:
-    """By run what it logged."""
-    return {name: run["curves"] for name, run in raw["runs"].items() if "curves" in run}
 
 
 _MEASURED = ("relative", "stable_rank", "effective_rank", "diagonal")

@@ -34,12 +34,12 @@ def collect(raw: Raw) -> dict[str, Any]:
             results["classification"] = _on_own_task(raw, DISPATCH, [BASE, SVF])
     if "ablations" in raw["parts"]:
         names = {SVF: "SVF as in its recipe", **{slug: variant["name"] for slug, variant in raw["variants"].items()}}
-        tested = [LORA] if raw["lora"] and "fine_tuning" in raw["parts"] else []
+        lora = [LORA] if raw["lora"] and "fine_tuning" in raw["parts"] else []
         results["variants"] = {variant["name"]: variant["keys"] for variant in raw["variants"].values()}
         results["ablations"] = [
-            _on_own_task(raw, expert, [BASE, SVF, *tested, *raw["variants"]], names) for expert in raw["ablated"]
+            _on_own_task(raw, expert, [BASE, SVF, *lora, *raw["variants"]], names) for expert in raw["ablated"]
         ]
-        compare_by_seed(results["ablations"], SVF, tested)
+        compare_by_seed(results["ablations"], SVF)
         if raw["adaptations"] and len(raw["shots"]) > 1:
             results["shots"] = [_compare_shots(raw, task) for task in raw["adaptations"]]
     if "probes" in raw["parts"]:
@@ -47,6 +47,7 @@ def collect(raw: Raw) -> dict[str, Any]:
         for name in dict.fromkeys(probe["name"] for probe in results["probes"]):
             compare_by_seed([probe for probe in results["probes"] if probe["name"] == name], SVF)
         results["texts"] = [collect_text(raw, text) for text in raw["texts"]]
+        compare_by_seed(results["texts"], SVF)
         results["changes"] = [collect_changes(raw, expert) for expert in raw["changes"]]
     if raw["adaptations"]:
         results["timing"] = [_time_passes(raw, task) for task in raw["adaptations"]]

@@ -126,8 +126,9 @@ def test_a_paired_t_test_by_hand() -> None:
     # mean 2, standard deviation 1, so t = 2 / (1 / sqrt 3) = 3.4641 with two degrees: p = 0.0742
     assert paired_t([1.0, 2.0, 3.0]) == pytest.approx(0.0742, abs=1e-4)
     assert paired_t([0.0, 0.0]) == 1
-    with pytest.raises(ValueError, match="at least two"):
-        paired_t([1.0])
+    for unfit in ([1.0], [1.0, float("nan"), 2.0]):
+        with pytest.raises(ValueError, match="at least two differences, all of them finite"):
+            paired_t(unfit)
 
 
 def test_holm_corrects_the_smallest_most_and_keeps_the_order() -> None:
