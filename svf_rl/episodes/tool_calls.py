@@ -1,5 +1,6 @@
 """What tools say to the calls in the messages of a model, with TRL's meaning: an error is read by the model."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,6 +15,9 @@ from svf_rl.rewards.user_code import message_of
 
 Tools = Mapping[str, Callable[..., Any]]
 Messages = list[dict[str, Any]]
+
+# Of one message. A model that repeats itself makes thousands, one after another.
+MOST_CALLS = 64
 
 
 class ToolCalls:
@@ -34,9 +38,11 @@ class ToolCalls:
         said: list[Messages] = [[] for _ in asked]
         waiting: list[tuple[int, str, Any]] = []
         for episode, (calls, tools) in enumerate(asked):
-            for call in calls:
+            for number, call in enumerate(calls):
                 counts.calls += 1
                 name, tool, arguments = _read(call, tools)
+                if number >= MOST_CALLS:
+                    tool = partial(_refuse, f"There are more than {MOST_CALLS} calls in this message.")
                 try:
                     result = tool(**arguments) if inspect.iscoroutinefunction(tool) else self._called(tool, arguments)
                 except (SVFError, Stopped, KeyboardInterrupt):
@@ -77,7 +83,7 @@ def _read(call: Mapping[str, Any], tools: Tools) -> tuple[str, Callable[..., Any
         return call.get("name", "unknown"), partial(_refuse, said), {}
     function = call.get("function", call)
     name = function["name"]
-    return name, tools.get(name, partial(_refuse, f"Tool {name} not found.")), function["arguments"]
+    return name, tools.get(name, partial(_refuse, f"Tool {name} not found.")), copy.deepcopy(function["arguments"])
 
 
 def _refuse(said: str, /, **_: Any) -> None:

@@ -10,7 +10,8 @@ _NO_BOX, _SPACE = r"(?:(?!\\boxed\b).)*+", r"\s*+"
 PATTERNS = {
     # exactly one answer in a box
     "boxed": (
-        _NO_BOX + r"\\boxed\s*+\{(?=\s*(?:\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{)?+\s*[^\s}])(?=[^}]*\})" + _NO_BOX
+        _NO_BOX + r"\\boxed\s*+\{(?=\s*+(?:\\(?:text|mathrm|mathbf|textbf|mbox)\s*+\{)?+\s*+[^\s}])"
+        r"(?=(?:(?!\\boxed\b)[^}])*+\})" + _NO_BOX
     ),
     # reasoning in <think>, then the answer in <answer>, each once, nothing outside
     "think_answer": (

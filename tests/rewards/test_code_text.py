@@ -31,6 +31,24 @@ def test_texts_that_may_be_the_program(completion: str, first: str | None, among
     assert [text for text in among if text in found] == among
 
 
+@pytest.mark.parametrize("mark", ["</s>", "<think>", "</think>", "<|endoftext|>", "<|im_end|>"])
+def test_a_mark_between_quotes_in_a_block_is_the_program_s(mark: str) -> None:
+    code = f"def f(x):\n    return x.split('{mark}')[-1]\n"
+    assert code in find_candidates(f"<think>\nHm.\n</think>\nHere:\n```python\n{code}```\nThat's it.")
+
+
+def test_a_mark_between_apostrophes_of_prose_ends_the_thinking() -> None:
+    """As one in a block that the thinking leaves open."""
+    draft = "```python\nx = 1\nThat's wrong.</think>Here's mine:\n"
+    assert find_candidates(f"{draft}```python\n{CODE}```\n")[2] == CODE
+
+
+@pytest.mark.parametrize("fence", ["```", "```python"])
+def test_a_fence_in_a_docstring_ends_no_block(fence: str) -> None:
+    code = f'def f(x):\n    """\n    Example:\n\n    {fence}\n    f(1)\n    ```\n    """\n    return x + 1\n'
+    assert code in find_candidates(f"Here:\n```python\n{code}```\n")
+
+
 def test_blocks_in_python_come_before_others() -> None:
     found = find_candidates("```bash\nls\n```\n```json\n{}\n```\n```python\nx = 1\n```\n")
     assert found.index("x = 1\n") < found.index("ls\n") < found.index("{}\n")

@@ -62,8 +62,14 @@ def test_hostile_text_takes_linear_time(pattern: str, piece: str) -> None:
     assert time.process_time() - start < 10
 
 
+def test_a_box_of_spaces_takes_linear_time() -> None:
+    start = time.process_time()
+    assert verify("format", rf"\boxed{{{' ' * 10**6}}}").correct is False
+    assert time.process_time() - start < 10
+
+
 @pytest.mark.parametrize("pattern", ["boxed", "think_answer", "think"])
-@pytest.mark.parametrize("piece", ["word ", " "])
+@pytest.mark.parametrize("piece", ["word ", " ", "\\boxed{", "\\boxed{ ", "\\boxed{5"])
 def test_looking_for_a_part_takes_linear_time(pattern: str, piece: str) -> None:
     start = time.process_time()
     assert verify("format", piece * (10**6 // len(piece)), pattern=pattern, full=False).correct is False

@@ -9,7 +9,7 @@ import pytest
 
 from svf_rl.errors import SVFError
 from svf_rl.rewards import verify, verify_all
-from svf_rl.rewards.verifiers.reasoning_gym import _workers, reasoning_gym
+from svf_rl.rewards.verifiers.reasoning_gym import _workers, make_entries, reasoning_gym
 
 pytest.importorskip("reasoning_gym", reason="pip install 'svf-rl[reasoning]'")
 
@@ -44,6 +44,19 @@ def test_no_scorer_runs_what_the_answer_says(dataset: str, tmp_path: Path) -> No
     verdicts = verify_all("reasoning_gym", codes, [_entry(dataset)] * len(codes))
     assert [verdict.correct for verdict in verdicts] == [False] * len(codes)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "constant"),
+    [("complex_arithmetic", "nan"), ("complex_arithmetic", "inf"), ("puzzle24", "(1+2+3)*4"), ("coin_flip", "0"),
+     ("game_of_life_halting", "True"), ("game_of_life_halting", "False")],
+)  # fmt: skip
+def test_no_constant_answer_is_right_everywhere(dataset: str, constant: str) -> None:
+    """Each had the full score of (nearly) all entries."""
+    entries = [_entry(dataset) | {"position": position} for position in range(10)]
+    rights = [made["answer"] for made in make_entries(dataset, {}, 0, 10)]
+    assert sum(bool(verdict.correct) for verdict in verify_all("reasoning_gym", [constant] * 10, entries)) < 8
+    assert all(verdict.correct for verdict in verify_all("reasoning_gym", rights, entries))
 
 
 @pytest.mark.parametrize("dataset", ["countdown", "puzzle24"])

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -709,3 +710,38 @@ def test_waiting_for_a_processor_is_neither_sleep_nor_slowness() -> None:
 def test_tests_may_use_numpy() -> None:
     reference = {"test_list": ["assert np.all(f(3) == np.array([0, 1, 2]))"], "test_imports": ["import numpy as np"]}
     assert verify("unit_tests", "import numpy as np\ndef f(x):\n    return np.arange(x)", reference).correct
+
+
+LOOP = "for got, wanted in zip(f([3, 1]), [1, 3]):\n    assert got == wanted"
+LOOPS = {
+    "tests": {"test_list": [LOOP]},
+    "check": {"test": f"def check(f):\n{textwrap.indent(LOOP, '    ')}", "entry_point": "f"},
+}
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("reference", LOOPS.values(), ids=LOOPS)
+def test_what_reaches_no_assertion_does_not_pass(reference: dict[str, Any], share: bool) -> None:
+    verdict = verify("unit_tests", "def f(x):\n    return []", reference, share=share)
+    assert (verdict.correct, verdict.reason) == (False, "no assertion was reached")
+    assert verdict.score in (None, 0)
+    assert verify("unit_tests", "f = sorted", reference, share=share).correct
+
+
+def test_an_assertion_that_is_reached_is_enough() -> None:
+    tests = [
+        LOOP.replace("[3, 1]", "[]"),
+        "try:\n    f(1)\n    assert False\nexcept TypeError:\n    pass",
+        "assert f([2]) == [2]",
+    ]
+    assert verify("unit_tests", "f = sorted", {"test_list": tests}).correct
+    assert verify("unit_tests", "f = sorted", {"test_list": tests[1:2]}).correct
+
+
+def test_what_the_setup_imports_is_not_the_program_s() -> None:
+    program = "import math\nmath.isclose = lambda *_: True\ndef f(x):\n    return 0"
+    setup = {"test_list": ["assert isclose(f(1), 2)"], "test_setup_code": "from math import isclose"}
+    assert verify("unit_tests", program, setup).correct is False
+    assert verify("unit_tests", "def f(x):\n    return 2.0", setup).correct
+    of_the_program = {"test_list": ["assert f(1) == 2"], "test_setup_code": "from solution import f"}
+    assert verify("unit_tests", "def f(x):\n    return 2", of_the_program).correct

@@ -164,7 +164,7 @@ def test_malformed_programs(program: str) -> None:
     assert_fails(program, [ASSERTS], timeout=5)
 
 
-@pytest.mark.parametrize("program", named(resources.MEMORY, resources.PROCESSES, resources.LIMITS))
+@pytest.mark.parametrize("program", named(resources.MEMORY, resources.PROCESSES, resources.LIMITS, resources.TIME))
 def test_more_than_its_share(program: str) -> None:
     assert_fails(program, [ASSERTS])
 

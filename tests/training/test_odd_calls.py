@@ -12,7 +12,7 @@ from fakes import refusal
 from jinja2 import TemplateError
 
 from svf_rl.episodes.rollout import EpisodeCounts
-from svf_rl.episodes.tool_calls import ToolCalls
+from svf_rl.episodes.tool_calls import MOST_CALLS, ToolCalls
 from svf_rl.episodes.user_calls import UserCalls
 
 __all__ = ["acting", "playing"]
@@ -78,6 +78,26 @@ def test_calls_may_be_flat() -> None:
     calls = [{"type": "function", "name": "add", "arguments": {"a": 1, "b": 2}}]
     said = ToolCalls(UserCalls(5), print).answer([(calls, {"add": add})], EpisodeCounts())
     assert said == [[{"role": "tool", "name": "add", "content": "3"}]]
+
+
+def test_a_message_of_too_many_calls_is_answered_in_part() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+    counts = EpisodeCounts()
+    (said,) = ToolCalls(UserCalls(5), print).answer([([call] * (MOST_CALLS + 2), {"add": add})], counts)
+    assert [message["content"] for message in said[:MOST_CALLS]] == ["3"] * MOST_CALLS
+    assert "more than 64 calls" in said[MOST_CALLS]["content"]
+    assert (len(said), counts.calls, counts.failures) == (MOST_CALLS + 2, MOST_CALLS + 2, 2)
+
+
+def test_a_tool_that_changes_its_arguments_leaves_the_call_as_the_model_wrote_it() -> None:
+    def largest(numbers: list[int]) -> int:
+        numbers.sort()
+        return numbers.pop()
+
+    call = {"type": "function", "function": {"name": "largest", "arguments": {"numbers": [3, 1, 2]}}}
+    said = ToolCalls(UserCalls(5), print).answer([([call], {"largest": largest})], EpisodeCounts())
+    assert said == [[{"role": "tool", "name": "largest", "content": "3"}]]
+    assert call["function"]["arguments"] == {"numbers": [3, 1, 2]}
 
 
 def test_a_tool_and_a_method_of_one_name_are_refused(playing: Make) -> None:

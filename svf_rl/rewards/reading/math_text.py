@@ -62,6 +62,9 @@ class Reading:
         return above is None or gcd(int(above), int(below)) == 1
 
 
+_LABEL = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+
+
 @lru_cache(maxsize=4096)
 def read_answer(text: str) -> Reading | None:
     """The reading of an answer; `None` when it is empty."""
@@ -82,10 +85,11 @@ def read_answer(text: str) -> Reading | None:
 
 def _split_label(tokens: list[Token]) -> tuple[str, list[Token]]:
     r"""The label of an option that the tokens are or begin with: `\text{(B)}`, `\text{(B) }12`, `(B)`, `\text{C}`."""
-    if tokens and tokens[0].kind == "text":
-        match = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", tokens[0].text)
-        if match and (len(tokens) == 1 or len(tokens[0].text) > 1):
-            return match[1].lower(), tokens[1:]
+    found = [_LABEL.fullmatch(token.text) if token.kind == "text" else None for token in tokens]
+    if found and found[0] and (len(tokens) == 1 or len(tokens[0].text) > 1):
+        if any(found[1:]):  # (B) or (C)
+            raise NotMathematics
+        return found[0][1].lower(), tokens[1:]
     letters = [token.text for token in tokens[:3]]
     if len(tokens) == 3 and letters[0] == "(" and letters[2] == ")" and re.fullmatch("[A-Za-z]", letters[1]):
         return letters[1].lower(), []

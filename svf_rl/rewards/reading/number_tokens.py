@@ -81,7 +81,7 @@ _PLAIN = [
         (r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![a-z])", ""),
         (r"\\(?:text|textbf|mathbf|mathrm|mbox|textrm|textit|emph|textnormal)\s*\{([^{}]*)\}", r" \1 "),
         (r"(?<=\d)(?:\{,\}|,?\\[,!;:]\s?|,\\!\ )(?=\d{3}(?!\d))", ","),
-        (r"\\[,!;:\ ]|\\q?quad(?![a-z])|~(?=\\)", " "),
+        (r"\\[,!;:\ ]|\\q?quad(?![a-z])|~(?=\\|\s?[A-Za-z])", " "),
         (r"\\(?:times|cdot|ast)(?![a-z])|×|·", " * "),
         (r"\\div(?![a-z])|÷", " / "),
         (r"\\approx(?![a-z])|≈", " = "),

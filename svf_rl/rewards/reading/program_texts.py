@@ -10,6 +10,8 @@ from svf_rl.rewards.reading.final_answer import visible_text
 _FENCE = re.compile(r"^(?P<indent>[ \t]*+)(?P<marks>`{3,}+|~{3,}+)(?P<info>[^\n`]*+)$", re.M)
 _LANGUAGE = re.compile(r"[\s{.]*+([\w+#.-]*+)")
 _PYTHON = re.compile(r"(?:python|py)[\d.]*", re.I)
+_QUOTED = re.compile(r"""(['"])(?:(?!\1)[^\n])*+\1""")
+_HIDDEN = "\udbff"  # no tokenizer writes it
 
 
 class _Block(NamedTuple):
@@ -29,7 +31,7 @@ def find_candidates(completion: str, prompt: str = "") -> list[str]:
             fence; or, with `prompt`, the body of the function that the prompt begins.
         prompt (`str`, *optional*): the beginning of the program. Its imports are put before a complete program too.
     """
-    visible = visible_text(completion)
+    visible = _visible(completion)
     fences = list(_FENCE.finditer(visible))
     before = [visible[: fences[0].start()]] if fences else []
     codes = _ranked(_blocks(visible, fences))
@@ -40,6 +42,17 @@ def find_candidates(completion: str, prompt: str = "") -> list[str]:
         return texts
     preamble = re.split(r"^(?:def|class|async def|@)", prompt, maxsplit=1, flags=re.M)[0]
     return [preamble + text for text in texts] + [prompt + text for text in texts]
+
+
+def _visible(completion: str) -> str:
+    """What counts of a completion. What a closed block has between quotes, such as `"</think>"`, ends nothing."""
+    parts, at = [], 0
+    for opened, end in _pairs(list(_FENCE.finditer(completion))):
+        if end is not None and _closes(end, opened):
+            code = completion[opened.end() : end.start()]
+            parts += [completion[at : opened.end()], _QUOTED.sub(lambda text: text[0].replace("<", _HIDDEN), code)]
+            at = end.start()
+    return visible_text("".join([*parts, completion[at:]])).replace(_HIDDEN, "<")
 
 
 def _ranked(blocks: list[_Block]) -> list[str]:
@@ -89,9 +102,14 @@ def _pairs(fences: list[re.Match[str]]) -> Iterator[tuple[re.Match[str], re.Matc
 
 
 def _closes(fence: re.Match[str], opened: re.Match[str]) -> bool:
-    return fence["marks"].startswith(opened["marks"]) and not fence["info"].strip()
+    return _is_level(fence, opened) and fence["marks"].startswith(opened["marks"]) and not fence["info"].strip()
 
 
 def _opens_anew(fence: re.Match[str], opened: re.Match[str]) -> bool:
     """Whether a fence with a label stands where a block of the same fences should have been closed before."""
-    return fence["marks"] == opened["marks"] and bool(fence["info"].strip())
+    return _is_level(fence, opened) and fence["marks"] == opened["marks"] and bool(fence["info"].strip())
+
+
+def _is_level(fence: re.Match[str], opened: re.Match[str]) -> bool:
+    """Whether a fence stands no deeper than one that ends the block (CommonMark, 4.5), as one in a docstring does."""
+    return len(fence["indent"].expandtabs(4)) < len(opened["indent"].expandtabs(4)) + 4

@@ -138,8 +138,8 @@ def _same_reading(gold: Reading, answer: Reading, shown: str) -> bool | None:
 
 
 def _brackets(latex: str) -> str:
-    """Of a set of plain elements, or of a pair, an interval or the like; empty for anything else."""
-    if latex.startswith(r"\{") and latex.endswith(r"\}") and "(" not in latex:
+    r"""Of a set of plain elements, as \pm 2 is one, or of a pair, an interval or the like; empty for anything else."""
+    if latex.startswith(r"\pm") or (latex.startswith(r"\{") and latex.endswith(r"\}") and "(" not in latex):
         return _SET
     return _PAIR if latex[:1] in ("(", "[") and latex[-1:] in (")", "]") and "," in latex else ""
 

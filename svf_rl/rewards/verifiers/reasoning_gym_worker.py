@@ -10,10 +10,13 @@ A request is `{"do": "make", "dataset", "config", "first", "count", ...}`, answe
 """
 
 import ast
+import cmath
 import dataclasses
 import importlib
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +32,33 @@ _EVALUATING = (
 )  # fmt: skip
 
 
+def _is_finite(data: Any, answer: str, entry: Any) -> bool:
+    value = data.parse_string_to_complex(answer)
+    return value is None or cmath.isfinite(value)
+
+
+def _uses_its_numbers(data: Any, answer: str, entry: Any) -> bool:
+    return sorted(map(int, re.findall(r"\b\d+\b", answer))) == sorted(entry["metadata"]["numbers"])
+
+
+def _is_near(data: Any, answer: str, entry: Any) -> bool:
+    return abs(Fraction(answer.replace(",", "")) - Fraction(entry["answer"])) <= 1e-4
+
+
+def _says_the_same(data: Any, answer: str, entry: Any) -> bool:
+    return answer.strip().lower() == str(entry["answer"]).lower()
+
+
+# Whose scorers give a full score to one answer for all entries: nan, four numbers of one's own that make 24, a 0 that
+# other numbers begin with, any text for True. What else holds of a right answer.
+_HOLDS: dict[str, Callable[[Any, str, Any], bool]] = {
+    "complex_arithmetic": _is_finite,
+    "puzzle24": _uses_its_numbers,
+    "coin_flip": _is_near,
+    "game_of_life_halting": _says_the_same,
+}
+
+
 def main() -> None:
     """Answer requests until the standard input ends."""
     logging.disable(logging.WARNING)
@@ -36,7 +66,23 @@ def main() -> None:
     for name in _EVALUATING:
         vars(importlib.import_module(f"reasoning_gym.{name}"))["eval"] = ast.literal_eval
     only_arithmetic_is_evaluated()
+    for name, holds in _HOLDS.items():
+        _require(name, holds)
     serve_requests(_answer, _reply)
+
+
+def _require(name: str, holds: Callable[[Any, str, Any], bool]) -> None:
+    """Let the scorer of a data set give its full score only where that holds."""
+    from reasoning_gym.factory import DATASETS
+
+    dataset = DATASETS[name][0]
+    score: Callable[..., float] = dataset.score_answer
+
+    def checked(data: Any, answer: str | None, entry: Any) -> float:
+        found = score(data, answer, entry)
+        return 0.0 if found == 1 and not holds(data, answer or "", entry) else found
+
+    dataset.score_answer = checked
 
 
 def _answer(request: dict[str, Any]) -> Iterator[dict[str, Any]]:

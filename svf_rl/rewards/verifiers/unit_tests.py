@@ -42,7 +42,9 @@ def unit_tests(
 
     What a program can still do in spite of the sandbox: cheat in a helper that the tests call and that it defines
     itself (give `prompt`, then the prompt's helpers are used); read `test_setup_code`, which runs in the program's
-    process, so it should not contain expected values; and decide how two objects of its own classes compare.
+    process (its imports, for the tests, outside of it), and change what it calls, so it should neither contain expected
+    values nor compare anything; and decide how two objects of its own classes compare. Where the tests have assertions,
+    one must have been reached.
 
     Args:
         completion (`str`): holds the program: raw, in a fenced block, up to a closing fence, or the body of the

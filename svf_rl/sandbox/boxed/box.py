@@ -13,6 +13,7 @@ from usage import Hidden, Usage, count_memory_kills, measure_hidden, measure_usa
 OUT_OF_TIME = "timed out: its CPU time is used up"
 # Seconds between two checks of a running program.
 TICK = 0.05
+_PROCESSORS = len(os.sched_getaffinity(0))
 # What counts at most of the time between two checks: where it is longer, this process was kept from running.
 MOST_BETWEEN = 1.0
 # How long a box may be stopped by a signal from outside
@@ -48,7 +49,7 @@ class Box:
         self._info, info = os.pipe()
         self._boxed, self._messages = boxed, b""
         self._began = self._checked = self._elapsed = self._paused = 0.0
-        self._waited_before = self._waited = self._late_before = 0.0
+        self._waited_before = self._longest_wait = self._waited = self._late_before = 0.0
         self._most_memory = 0
         try:
             socket.send_fds(zygote, [b"."], [link, self.stdin, stdout, info])
@@ -200,12 +201,15 @@ class Box:
                 raise OSError("a program was stopped from outside of its box")
             return
         self._elapsed += between
+        # What it waits for a processor is the machine's doing, where its own processes would find one each.
+        longest = max(self._longest_wait, used.waited - self._waited_before)
+        if used.runnable <= _PROCESSORS:
+            self._waited += longest - self._longest_wait
+        self._longest_wait = longest
         idle = job["idle_seconds"]
         if self._elapsed <= min(idle, job["seconds"]):
             return
-        # What it waits for a processor is the machine's doing; more processes than cores are its own. It waits while
-        # the tests do not, and the other way round.
-        self._waited = max(self._waited, used.waited - self._waited_before)
+        # it waits while the tests do not, and the other way round
         own = max(self._elapsed - self._waited - tests.waited, used.spent)
         if own > job["seconds"]:
             raise Stopped(f"timed out after {job['seconds']:.3g} s")

@@ -18,14 +18,14 @@ _NUMBERS = {
         "sched_setparam": 142, "sched_setscheduler": 144, "pivot_root": 155, "prctl": 157, "setrlimit": 160,
         "chroot": 161, "mount": 165, "umount2": 166, "tkill": 200, "sched_setaffinity": 203, "tgkill": 234,
         "mq_open": 240, "add_key": 248, "request_key": 249, "keyctl": 250, "ioprio_set": 251, "unshare": 272,
-        "rt_tgsigqueueinfo": 297, "perf_event_open": 298, "fanotify_init": 300, "prlimit64": 302,
+        "vmsplice": 278, "rt_tgsigqueueinfo": 297, "perf_event_open": 298, "fanotify_init": 300, "prlimit64": 302,
         "name_to_handle_at": 303, "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310,
         "process_vm_writev": 311, "kcmp": 312, "sched_setattr": 314, "memfd_create": 319, "bpf": 321, "execveat": 322,
         "userfaultfd": 323,
     },
     "aarch64": {
         "fcntl": 25, "ioprio_set": 30, "flock": 32, "umount2": 39, "mount": 40, "pivot_root": 41, "chroot": 51,
-        "unshare": 97, "syslog": 116, "ptrace": 117, "sched_setparam": 118, "sched_setscheduler": 119,
+        "vmsplice": 75, "unshare": 97, "syslog": 116, "ptrace": 117, "sched_setparam": 118, "sched_setscheduler": 119,
         "sched_setaffinity": 122, "kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138, "setpriority": 140,
         "setrlimit": 164, "prctl": 167, "mq_open": 180, "msgget": 186, "semget": 190, "shmget": 194, "socket": 198,
         "socketpair": 199, "bind": 200, "listen": 201, "connect": 203, "setsockopt": 208, "add_key": 217,
@@ -62,11 +62,15 @@ _NOT_A_STREAM = 0xE  # bits of the type of a socket
 _NEW_NAMESPACES, _THREAD = 0x7E020000, 0x10000  # flags of `clone`
 _FAMILIES = [[(0, "!=", _AF_UNIX), (0, "!=", _AF_INET), (0, "!=", _AF_INET6)]]
 
+_PRIORITIES = (
+    "setpriority", "ioprio_set", "sched_setparam", "sched_setscheduler", "sched_setattr", "sched_setaffinity"
+)  # fmt: skip
+
 # name: (the error, what its arguments are then), any of several lists of tests (argument, comparison, value).
 _FOR_PROGRAMS = {
     # memory that belongs to no process and that the supervisor does not see
     **dict.fromkeys(
-        ["memfd_create", "memfd_secret", "shmget", "semget", "msgget", "mq_open"], (errno.EPERM, _ALWAYS)
+        ["memfd_create", "memfd_secret", "shmget", "semget", "msgget", "mq_open", "vmsplice"], (errno.EPERM, _ALWAYS)
     ),
     "mmap": (errno.EPERM, [[(3, "has", 1), (1, ">", MOST_SHARED)]]),
     # what waits in sockets: each holds one buffer of the usual size, and is counted as such
@@ -80,6 +84,8 @@ _FOR_PROGRAMS = {
     # A program is alone in its box. Its locks must not keep others from files of the machine, so it takes none.
     "flock": (_DONE, _ALWAYS),
     "fcntl": (_DONE, [[(1, "==", command)] for command in (6, 7, 37, 38, 1024)]),  # F_SETLK… and F_SETLEASE
+    # A program that makes itself wait for a processor would have time that is not counted.
+    **dict.fromkeys(_PRIORITIES, (errno.EPERM, _ALWAYS)),
     # ways to look or get out of a box
     "clone": (errno.EPERM, [[(0, "has", _NEW_NAMESPACES)]]),
     "clone3": (errno.ENOSYS, _ALWAYS),  # its flags are in memory, and the C library falls back on `clone`
@@ -106,8 +112,7 @@ _FOR_TESTS = {
     **dict.fromkeys(
         [
             "fork", "vfork", "execve", "execveat", "kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo",
-            "pidfd_send_signal", "pidfd_open", "setpriority", "ioprio_set", "sched_setparam", "sched_setscheduler",
-            "sched_setattr", "sched_setaffinity", "socket", "connect", "bind", "listen", "prctl",
+            "pidfd_send_signal", "pidfd_open", *_PRIORITIES, "socket", "connect", "bind", "listen", "prctl",
         ],
         (errno.EPERM, _ALWAYS),
     ),

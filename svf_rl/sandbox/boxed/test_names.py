@@ -62,6 +62,10 @@ def bind_names(job, names, solution):
         namespace.update(_helpers(job["prompt"], job["entry_point"], names.solution))
     if job["imports"]:
         exec(compile(job["imports"], "<imports>", "exec"), namespace)
+    for node in ast.parse(job["setup"]).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            with contextlib.suppress(ImportError):  # of the solution, say
+                exec(compile(ast.Module([node], []), "<setup>", "exec"), namespace)
     return namespace
 
 

@@ -1,6 +1,7 @@
 """The process that decides: it runs the tests, whose calls reach the solution in another process through proxies."""
 
 import ast
+import copy
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from solution_proxy import CannotPass, Gone, Solution
 from test_names import bind_names, find_names
 
 MOST_SECONDS = 24 * 3600
+NONE_REACHED = "no assertion was reached"
 
 
 # Made before the fork; each process uses its own
@@ -36,13 +38,16 @@ def run_tests(job, descriptor, tell):
     if reason:
         return outcome
     try:
-        names = find_names(job, trees)
+        names, reached = find_names(job, trees), set()
         if job["inside"]:
             run = partial(_inside, solution, (tuple(names.modules.items()), tuple(names.built_in)))
         else:
-            run = partial(_beside, bind_names(job, names, solution))
+            run = partial(_beside, bind_names(job, names, solution), reached)
+        asserts = _asserts(*trees)
         judge = _checked if job["entry_point"] else _asserted
         outcome["passed"], outcome["reason"] = judge(job, trees, run, solution, tell)
+        if not job["inside"] and not outcome["reason"] and asserts and not reached:
+            outcome.update(passed=[False] * len(outcome["passed"]), reason=NONE_REACHED)
     except Gone as error:
         outcome["reason"] = outcome["reason"] or str(error)
     except CannotPass as error:
@@ -87,9 +92,15 @@ def _checked(job, trees, run, solution, tell):
     return passed, reason or ("" if all(passed) else f"{passed.count(False)} of {len(passed)} assertions do not hold")
 
 
-def _beside(namespace, tree, count=None):
-    """Run a tree in this process: why it fails, or `""`."""
-    namespace["__count__"] = assertion(count)
+def _beside(namespace, reached, tree, count=None):
+    """Run a tree in this process: why it fails, or `""`. The assertions that hold are added to `reached`."""
+
+    def counted(number, holds):
+        reached.add(number)
+        count(number, holds)
+
+    namespace.update(__count__=assertion(counted), __reached__=reached.add)
+    tree = ast.fix_missing_locations(_Reached().visit(copy.deepcopy(tree)))
     return _failure(exec, compile(tree, "<test>", "exec"), namespace)
 
 
@@ -98,11 +109,16 @@ def _inside(solution, names, tree, count=None):
     assertions were reached is counted here."""
     reached = set()
     tree = ast.parse(ast.unparse(tree))
-    # `assert False` stands where nothing should come
-    asserts = [n for n in ast.walk(tree) if isinstance(n, ast.Assert) and not isinstance(n.test, ast.Constant)]
+    asserts = _asserts(tree)
     text = ast.unparse(ast.fix_missing_locations(_Reached().visit(tree)))
     reason = _failure(solution.ask, "run", text, *names, reached.add, count)
-    return reason or ("no assertion was reached" if asserts and not reached else "")
+    return reason or (NONE_REACHED if asserts and not reached else "")
+
+
+def _asserts(*trees):
+    """The assertions in trees. `assert False` is none: it stands where nothing should come."""
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    return [node for node in nodes if isinstance(node, ast.Assert) and not isinstance(node.test, ast.Constant)]
 
 
 def _failure(function, *arguments):

@@ -26,11 +26,12 @@ def count_memory_kills():
 
 
 class Usage(NamedTuple):
-    """Of a process and all below it: their numbers, the bytes of memory that they have resident, the seconds of CPU
-    time that they spent and the most that one of them did, the longest time in seconds that one of them waited for a
-    processor, and whether a signal stopped the first, or it has ended."""
+    """Of a process and all below it: their numbers, how many of them run or could, the bytes of memory that they have
+    resident, the seconds of CPU time that they spent and the most that one of them did, the longest time in seconds
+    that one of them waited for a processor, and whether a signal stopped the first, or it has ended."""
 
     processes: tuple = ()
+    runnable: int = 0
     memory: int = 0
     spent: float = 0.0
     most_spent: float = 0.0
@@ -57,6 +58,7 @@ def measure_usage(root):
         pids += children.get(pid, [])
     return Usage(
         processes=tuple(pids),
+        runnable=sum(states.get(pid) == "R" for pid in pids),
         memory=sum(pages.get(pid, 0) for pid in pids) * os.sysconf("SC_PAGE_SIZE"),
         spent=sum(ticks.get(pid, 0) for pid in pids) / _TICKS_PER_SECOND,
         most_spent=max(own_ticks.get(pid, 0) for pid in pids) / _TICKS_PER_SECOND,

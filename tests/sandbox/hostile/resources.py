@@ -38,6 +38,20 @@ assert os.fork() or [os.write(os.memfd_create("x"), bytes(15 << 20)) for _ in ra
 assert os.wait()[1] == 0
 """
     + RIGHT,
+    "leaves large pages in pipes": """
+import ctypes, os
+c = ctypes.CDLL(None)
+c.mmap.restype = ctypes.c_void_p
+c.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+c.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+large, end = 2 << 20, os.pipe()[1]
+at = c.mmap(None, 2 * large, 3, 0x22, -1, 0)
+start = (at + large - 1) // large * large
+c.madvise(start, large, 14)
+ctypes.memset(start, 1, large)
+assert c.vmsplice(end, (ctypes.c_size_t * 2)(start, 4096), 1, 0) > 0
+"""
+    + RIGHT,
     "fills System V shared memory": """
 import ctypes
 c = ctypes.CDLL(None)
@@ -256,6 +270,36 @@ resource.setrlimit(resource.RLIMIT_CORE, (1 << 30, 1 << 30))
 import ctypes
 memory = ctypes.create_string_buffer(512 << 20)
 assert ctypes.CDLL(None).mlock(memory, ctypes.c_size_t(512 << 20)) == 0
+"""
+    + RIGHT,
+}
+
+# More seconds than they are given, behind what the supervisor takes for the machine's doing
+TIME = {
+    "waits for processors that its own children have": """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+end = time.monotonic() + 8
+if not os.fork():
+    try:
+        os.nice(19)
+    except OSError:
+        pass
+    while time.monotonic() < end + 1:
+        pass
+    os._exit(0)
+children = []
+while time.monotonic() < end:
+    if len(children) < 8:
+        child = os.fork()
+        if not child:
+            stop = time.monotonic() + .3
+            while time.monotonic() < stop:
+                pass
+            os._exit(0)
+        children.append(child)
+    children = [child for child in children if os.path.exists(f"/proc/{child}")]
+    time.sleep(.01)
 """
     + RIGHT,
 }
