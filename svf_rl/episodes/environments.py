@@ -72,6 +72,11 @@ class Environments:
                 self.full[row] = True
                 self._note_failure(row, f"reset says so much that no answer fits within {longest} tokens")
 
+    def all_failed(self, count: int) -> str:
+        """What to say where the environments of all `count` samples of a batch have failed."""
+        why = f", such as: {next(iter(self._said))}" if self._said else ""
+        return f"the environments of all {count} samples of a batch failed{why}"
+
     def leave(self, environment: Any) -> None:
         """Do not use it again: something still runs in it that did not end in time."""
         for pool in self._box.pool.values():

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -66,10 +67,25 @@ def load_reward(spec: str | Mapping[str, Any]) -> Reward:
     if not isinstance(name, str):
         raise SVFError(f"a reward needs a name, such as exact_match or path/to/file.py:function, got {name!r}")
     function = _find_registered(name) if ":" not in name else load_function(name)
+    return _made(function, name.rpartition(":")[2], weight, arguments)
+
+
+def as_reward(given: Any) -> Any:
+    """A plain function as a [`Reward`] of its own name, and a registered name as what it names; anything else, such as
+    a reward model, as it is."""
+    if isinstance(given, str):
+        import_built_ins()
+        return load_reward(given) if given in _registered else given
+    if isinstance(given, Reward) or not callable(given) or hasattr(given, "parameters"):
+        return given
+    inner = given.func if isinstance(given, partial) else given
+    return _made(given, getattr(inner, "__name__", type(inner).__name__), 1.0, {})
+
+
+def _made(function: Callable[..., Any], name: str, weight: float, arguments: Mapping[str, Any]) -> Reward:
     # As TRL does it: for a callable object, `async` stands at its `__call__`.
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(function.__call__)  # type: ignore[operator]
-    short_name = name.rpartition(":")[2]
-    return (AsyncReward if is_async else Reward)(function, short_name, weight, arguments)
+    return (AsyncReward if is_async else Reward)(function, name, weight, arguments)
 
 
 def _find_registered(name: str) -> Callable[..., Any]:

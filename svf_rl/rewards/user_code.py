@@ -21,6 +21,8 @@ class Messages(list[Any]):
     error here: a reward that takes a completion for text would else be 0 for ever."""
 
     def __contains__(self, item: object) -> bool:
+        if isinstance(item, int | float):
+            raise TypeError(MESSAGES)
         return super().__contains__(_no_text(item))
 
     def __eq__(self, other: object) -> bool:
@@ -67,6 +69,7 @@ def describe(error: BaseException, messages: bool = False) -> str:
         place, said = (f"{own[-1].filename}, line {own[-1].lineno}" if own else ""), message_of(error)
     text = ": ".join([type(error).__name__, *([one_line(said)] if said else [])]) + (f" ({place})" if place else "")
     likely = messages and isinstance(error, TypeError | AttributeError) and MESSAGES not in text
+    likely = likely and "as left operand, not" not in text  # a number is looked for in a text
     return f"{text}; {MESSAGES}" if likely else text
 
 

@@ -9,7 +9,7 @@ from trl import GRPOConfig
 
 from svf_rl.errors import SVFError
 from svf_rl.losses.objective import BASELINES
-from svf_rl.settings.refused_options import UNSUPPORTED, refused_option
+from svf_rl.settings.refused_options import NOT_HERE, UNSUPPORTED, refused_option
 from svf_rl.settings.yaml_values import shown
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ def check_unsupported(args: "SVFReinforceConfig") -> None:
         # `or None`: an empty dictionary is as good as none
         if (getattr(args, name) or None) != (defaults[name] or None):
             raise refused_option(f"{name}={getattr(args, name)!r}", name)
+    if args.torch_compile:
+        raise SVFError(f"torch_compile: {NOT_HERE['torch_compile']}")
+    if args.fsdp:
+        raise SVFError(f"fsdp: {NOT_HERE['fsdp']}")
     if args.remove_unused_columns:
         raise refused_option("remove_unused_columns", "remove_unused_columns")
 

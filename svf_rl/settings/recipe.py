@@ -215,6 +215,7 @@ _ELSEWHERE = {
     "batch_size": "per_device_train_batch_size", "model": "model_name_or_path",
     "lora_rank": "lora_r", "r": "lora_r", "rank": "lora_r", "max_new_tokens": "max_completion_length",
     "max_tokens": "max_completion_length", "group_size": "num_generations", "kl_coef": "beta", "kl_beta": "beta",
+    "use_peft": "adapter", "peft_config": "adapter", "max_prompt_length": "drop_long_prompts",
     "reward_funcs": "rewards", "reward": "rewards", "lora_target": "lora_target_modules", "out": "output_dir",
 }  # fmt: skip
 

@@ -93,7 +93,11 @@ class AdapterValues:
 
     def _mask_and_z(self, name: str) -> tuple[Mask, Tensor]:
         core, z = self.svf_mask[name], whole(self._z(name))
-        return (core, z) if isinstance(core, Mask) else (Mask(), core(z, self.svf_factors.s))
+        if isinstance(core, Mask):
+            return core, z
+        s = self.svf_factors.s
+        # what mixes is sent nowhere as fp32: 1 + z keeps what is small against 1
+        return Mask(), core(z.double(), s.double()) if core.mixes else core(z, s)
 
     def probe_of(self, adapter_name: str, z: Tensor) -> Tensor:
         """What a saved adapter's `z` does to this matrix, see `probe.py`: (16,)."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from svf_rl.errors import SVFError
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Part of every cache key: raise it when the factors of the same weight change."""
 
 BLOCK = 1 << 18
@@ -82,6 +82,9 @@ def thin_svd(weight: Tensor, method: Literal["auto", "svd", "gram"] = "auto") ->
     with s the column norms of W V: U diag(s) Vᵀ = W V Vᵀ is W to fp64 rounding however small s is. Where s is exactly
     0, the column of U is 0 too: nothing multiplies it, so there is no basis to complete.
 
+    The largest element of each column of U is positive: nothing else fixes the sign of a pair of singular vectors, on
+    which `C` of a core that mixes pairs depends.
+
     W'(z) is determined by W only where singular values differ. Methods agree on it to 1e-7 when neighbours are
     1e-8·s_max apart, and need not agree at all when singular values are equal (an orthogonal matrix has many
     decompositions).
@@ -112,8 +115,13 @@ def thin_svd(weight: Tensor, method: Literal["auto", "svd", "gram"] = "auto") ->
 
     s = s * scale
     if wide:  # Wᵀ = left diag(s) right  ⇒  W = rightᵀ diag(s) leftᵀ
-        return Factors(U=right.T.contiguous(), s=s, Vt=left.T.contiguous())
-    return Factors(U=left.contiguous(), s=s, Vt=right.contiguous())
+        left, right = right.T, left.T
+    U, Vt = left.contiguous(), right.contiguous()
+    lowest, highest = torch.aminmax(U, dim=0)
+    signs = torch.where(-lowest > highest, -1.0, 1.0).to(torch.float64)
+    U *= signs
+    Vt *= signs[:, None]
+    return Factors(U=U, s=s, Vt=Vt)
 
 
 def _gram(tall: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from svf_rl.errors import SVFError, one_line
 from svf_rl.storage.loading_errors import loading_error
@@ -84,6 +84,8 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
     try:
         with safe_open(file, framework="pt") as saved:
             for key in saved.keys():  # noqa: SIM118  (no mapping)
+                if not is_well_formed(key, saved.get_tensor(key)):
+                    raise SVFError(f"{file}: {key} is of another type or shape: it is damaged, save it again")
                 if key.endswith(Z):
                     z[key.removesuffix(Z).removeprefix(PREFIX)] = saved.get_tensor(key).float()
                 elif key.endswith(FINGERPRINT):
@@ -110,6 +112,16 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
     return Expert(name or folder.resolve().name, folder, config, z, fingerprints, probes, file.stat().st_size)
 
 
+def is_well_formed(key: str, tensor: Tensor) -> bool:
+    """Whether a tensor of an adapter's file has a type, and where that is fixed the shape, of what its key names."""
+    if key.endswith(FINGERPRINT):
+        return tensor.dtype == torch.uint8 and tensor.shape == (32,)
+    if key.endswith(PROBE) and tensor.shape != (16,):
+        return False
+    is_number = tensor.is_floating_point() and tensor.element_size() > 1 and tensor.numel() > 0
+    return is_number or not key.endswith((Z, BIAS, PROBE))
+
+
 def _expanded(config: SVFConfig, matrix: str, values: Tensor, rank: int | None, file: Path) -> Tensor:
     """The multiplier (r,) that the few values of a core make."""
     core = core_of(config, matrix)
@@ -119,10 +131,10 @@ def _expanded(config: SVFConfig, matrix: str, values: Tensor, rank: int | None, 
 
 
 def adapter_name(name: str) -> str:
-    """`name` as PEFT accepts it for an adapter: without dots, and not a part of the prefix of SVF's parameters
-    (`svf_`)."""
+    """`name` as PEFT accepts it for an adapter: without dots, not a part of the prefix of SVF's parameters (`svf_`), and
+    not what torch calls something of its own, such as `train`."""
     name = name.replace(".", "_")
-    return f"{name}-expert" if name in "svf_" else name
+    return f"{name}-expert" if name in "svf_" or hasattr(nn.ModuleDict(), name) else name
 
 
 def distinct_adapter_names(names: Sequence[str]) -> dict[str, str]:

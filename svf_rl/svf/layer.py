@@ -239,6 +239,8 @@ class SVFLinear(AdapterValues, nn.Module, BaseTunerLayer):
         if torch.compiler.is_compiling() or (not look and _state_of(weight) == self._seen):
             return
         weight = logical_weight(self.get_base_layer()).detach()
+        if weight.dtype != self.svf_factors.Vt.dtype:  # cast by itself, as PEFT's `cast_mixed_precision_params` does
+            self._rounding = max(self._rounding, torch.finfo(weight.dtype).eps)
         if was_written(self.projections, weight, self._rounding):
             if any(self.has_moved(name) for name in self.svf_z):
                 raise SVFError(

@@ -5,7 +5,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.config import LARGEST, SVFConfig
 from svf_rl.svf.core import DIAGONAL
 from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
-from svf_rl.svf.expert import BIAS, FINGERPRINT, PREFIX, PROBE, RANK, Z
+from svf_rl.svf.expert import BIAS, FINGERPRINT, PREFIX, PROBE, RANK, Z, is_well_formed
 from svf_rl.svf.layer import SVFLinear, svf_layers
 from svf_rl.svf.mask import core_of, is_sound
 from svf_rl.svf.original import OriginalWeights, keep_trainable
@@ -34,6 +34,7 @@ from svf_rl.svf.weighted import WeightedAdapters
 
 # The suffix of the trained weights of a combination, stored in addition to its z.
 _ALPHA = ".svf_alpha"
+_SAVED = (Z, BIAS, FINGERPRINT, PROBE, RANK, _ALPHA)
 
 
 class SVFModel(WeightedAdapters, BaseTuner):
@@ -261,6 +262,7 @@ class SVFModel(WeightedAdapters, BaseTuner):
         state_dict = {plain_path(key): value for key, value in state_dict.items()}
         saved = {key.removeprefix(PREFIX): value for key, value in state_dict.items()}
         try:
+            _check_keys(model, config, saved)
             _check_saved(layers, adapter_name, saved, config)
         except SVFError:
             # An adapter that came with this file does not stay beside others, at z = 1; one that was there does.
@@ -295,6 +297,30 @@ def _digest(layers: dict[str, SVFLinear]) -> str:
 
 def _base_of(config: PeftConfig) -> str:
     return getattr(config, "base_model_name_or_path", None) or "the model it was trained on"
+
+
+def _check_keys(model: nn.Module, config: PeftConfig, saved: dict[str, Tensor]) -> None:
+    """Raises `SVFError` for a tensor that is no value of SVF's, which PEFT would put in the place of a frozen one, and
+    for one of another type. Modules that the configuration saves may be there, and embeddings that were resized."""
+    for key, values in saved.items():
+        if not is_well_formed(key, values):
+            raise SVFError(f"{key} is of another type or shape: the adapter file is damaged, save the adapter again")
+    others = [key for key in saved if not key.endswith(_SAVED)]
+    modules = [*(config.modules_to_save or ()), *(_embeddings(model) if others else ())]
+    for key in others:
+        if not any(f".{name}." in f".{key}" for name in modules):
+            raise SVFError(
+                f"the adapter file also has {key}, which is not of SVF and would replace what is frozen: take it out"
+            )
+
+
+def _embeddings(model: nn.Module) -> list[str]:
+    """The paths of a model's embeddings, where it knows them."""
+    found = []
+    for ask in ("get_input_embeddings", "get_output_embeddings"):
+        with suppress(AttributeError, NotImplementedError):
+            found.append(getattr(model, ask)())
+    return [plain_path(name).removeprefix(PREFIX) for name, module in model.named_modules() if module in found]
 
 
 def _check_saved(layers: dict[str, SVFLinear], adapter_name: str, saved: dict[str, Tensor], config: PeftConfig) -> None:

@@ -67,7 +67,10 @@ class StoredWeights:
         it, or are damaged."""
         path, key = self.find(name)
         if path.suffix == ".bin":
-            return _map_pickled(path)[key]
+            tensors = _map_pickled(path)
+            if key not in tensors:
+                raise SVFError(f"{path} lacks {key}, which its index names: download it again")
+            return tensors[key]
         with _open(path) as file:
             try:
                 return file.get_tensor(key)

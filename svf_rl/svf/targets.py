@@ -209,4 +209,6 @@ def _nothing_found(model: nn.Module, targets: str, others: list[str]) -> str:
     wanted = re.sub(r"[^\w.]|\\.", "", targets.replace(r"\.", "."))
     near = difflib.get_close_matches(wanted, kinds, n=3, cutoff=0) or list(kinds)[:3]
     names = ", ".join(kinds[kind] for kind in near) or "none"
-    return f"targets {targets!r:.300} match no module path of this model; the nearest linear layers are: {names}"
+    hint = "; several names are a list: [q_proj, v_proj]" if re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", targets) else ""
+    hint = "; all of them are mlp+attention here" if targets == "all-linear" else hint
+    return f"targets {targets!r:.300} match no module path of this model; the nearest linear layers are: {names}{hint}"

@@ -1,5 +1,6 @@
 """Adapters made of other adapters of the same model, like PEFT's `add_weighted_adapter`."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -65,6 +66,9 @@ class WeightedAdapters:
             raise SVFError(
                 f"the weights of adapter {adapter_name!r} are being trained: give the combination another name"
             )
+        if any(adapter_name in layer.merged_adapters for layer in layers):
+            warnings.warn(f"adapter {adapter_name!r} was merged: all are unmerged to replace it", stacklevel=2)
+            self.unmerge_adapter()  # type: ignore[attr-defined]  # of SVFModel
         self._add_plain(adapters, adapter_name, table, scope, form, normalized)
         with torch.no_grad():
             for layer, z in zip(layers, vectors, strict=True):

@@ -20,6 +20,8 @@ def read(options: TaskOptions) -> Splits:
     the Hub.
     """
     references = options.answer_column or "answer"
+    if options.data_path is not None and options.dataset_name is not None:
+        raise SVFError("task columns has both data_path and dataset_name: leave one of them out")
     if options.data_path is not None:
         path, source = Path(options.data_path), options.data_path
         tables = (

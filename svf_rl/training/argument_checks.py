@@ -1,12 +1,18 @@
 """What the trainer is given: refused by name where it cannot be used, before TRL's constructor takes it."""
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
+from torch import nn
 from transformers import ProcessorMixin
 
 from svf_rl.errors import SVFError
+from svf_rl.models.base import ModelArguments
+from svf_rl.rewards.reward import Reward, required_columns
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.rows import check_columns
 
@@ -51,6 +57,22 @@ def check_arguments(
         _check_rows("eval_dataset", eval_dataset, acts_in_environment)
 
 
+def check_reward_columns(rewards: Sequence[Any], train_dataset: Any, eval_dataset: Any) -> None:
+    """Raises `SVFError` where a dataset lacks a column that a reward needs."""
+    sets = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    if isinstance(eval_dataset, dict):
+        sets = {"train_dataset": train_dataset, **{f"eval_dataset[{k!r}]": rows for k, rows in eval_dataset.items()}}
+    for reward in rewards:
+        needed = required_columns(reward) if isinstance(reward, Reward) else set()
+        for name, rows in sets.items():
+            missing = sorted(needed - set(rows.column_names)) if isinstance(rows, Dataset) else []
+            if missing:
+                raise SVFError(
+                    f"{name} has no column {missing[0]!r}, which reward {reward.__name__!r} needs; it has: "
+                    f"{', '.join(rows.column_names)}"
+                )
+
+
 def _check_rows(name: str, rows: Any, acts_in_environment: bool) -> None:
     if isinstance(rows, IterableDataset):
         raise SVFError(
@@ -66,6 +88,21 @@ def _check_rows(name: str, rows: Any, acts_in_environment: bool) -> None:
         check_columns((), rows.column_names)
     except SVFError as error:
         raise SVFError(f"{name}: {error}") from error
+
+
+def own_model(model: Any) -> Any:
+    """What transformers loads, or the model that is given. Raises `SVFError` for what is neither."""
+    if isinstance(model, str | os.PathLike):
+        folder = Path(model)
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise SVFError(
+                f"{model} is an adapter and not a model: give PeftModel.from_pretrained(base, {str(model)!r}, "
+                "is_trainable=True)"
+            )
+        return ModelArguments(model_name_or_path=os.fspath(model)).location
+    if not isinstance(model, nn.Module):
+        raise SVFError(f"model must be a name, a folder or a loaded model, not {type(model).__name__}")
+    return model
 
 
 _TRAINERS = {

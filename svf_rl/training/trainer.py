@@ -38,6 +38,7 @@ from svf_rl.generation import Completion, CompletionGenerator, Sampling, sample_
 from svf_rl.losses import objective
 from svf_rl.losses.token_logprobs import LogitTransform
 from svf_rl.models.loading import keep_soft_cap
+from svf_rl.rewards.registry import as_reward
 from svf_rl.runs.hub import hub_errors
 from svf_rl.runs.model_card import write_model_card
 from svf_rl.runs.provenance import check_base, find_base
@@ -45,7 +46,13 @@ from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.config_checks import check_metric_set
 from svf_rl.settings.dry_run import count_updates
-from svf_rl.training.argument_checks import check_arguments, check_trainer, own_settings
+from svf_rl.training.argument_checks import (
+    check_arguments,
+    check_reward_columns,
+    check_trainer,
+    own_model,
+    own_settings,
+)
 from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
 from svf_rl.training.curriculum import LEVEL, Curriculum
@@ -144,6 +151,7 @@ class SVFReinforceTrainer(GRPOTrainer):
         rollout_func: Callable[..., dict[str, Any]] | None = None,
         environment_factory: Callable[[], Any] | dict[str, Callable[[], Any]] | None = None,
     ):
+        model = own_model(model)
         args = own_settings(model, args)
         check_trainer(type(self).__name__, self._objective, args)
         acts_in_environment = environment_factory is not None
@@ -159,7 +167,9 @@ class SVFReinforceTrainer(GRPOTrainer):
             prepare_sharing(model, args)
         self.user_calls = UserCalls(args.tool_timeout, self)
         given = [] if reward_funcs is None else reward_funcs
-        rewards = list(given) if isinstance(given, list) else [given]  # TRL adds those of environments to its list
+        # TRL adds those of environments to its list
+        rewards = [as_reward(one) for one in (given if isinstance(given, list | tuple) else [given])]
+        check_reward_columns(rewards, train_dataset, eval_dataset)
         with hide_from_trl(args, model), one_line_of_trl(bool(tools) or acts_in_environment):
             super().__init__(
                 model=model,
@@ -318,7 +328,10 @@ class SVFReinforceTrainer(GRPOTrainer):
             if values.isinf().any():  # of a plain function: `Reward` names it before
                 raise SVFError(f"reward {name!r} returned inf; return None for a sample without a score")
         if self.environment_factories is not None:
-            rewards[self._environments_failed()] = torch.nan
+            failed = self._environments_failed()
+            if failed.all():
+                raise SVFError(self.episodes.environments.all_failed(len(failed)))
+            rewards[failed] = torch.nan
         return rewards
 
     def _environments_failed(self) -> Tensor:
@@ -449,6 +462,10 @@ class SVFReinforceTrainer(GRPOTrainer):
         if metric_key_prefix == "eval":
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *_: Any, **__: Any) -> Any:
+        """transformers' gives labels and a loss, which answers do not have."""
+        raise SVFError("there is no predict here: evaluate(dataset, metric_key_prefix='test') answers and grades items")
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         """TRL's draws the order of the first epoch first, also where a run resumes in a later one."""

@@ -15,6 +15,7 @@ from peft import (
     AutoPeftModelForCausalLM,
     PeftConfig,
     PeftModel,
+    cast_mixed_precision_params,
     get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
@@ -27,6 +28,7 @@ from svf_rl.errors import SVFError
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig, svf_layers
 from svf_rl.svf.decompose import Factors, fingerprint, thin_svd
+from svf_rl.svf.expert import read_expert
 from svf_rl.svf.targets import TARGETS
 
 WEIGHTS = "adapter_model.safetensors"
@@ -382,6 +384,71 @@ def test_z_that_is_not_finite(saved: Path, llama: PreTrainedModel, value: float)
 def test_z_of_another_length(saved: Path, llama: PreTrainedModel, size: int) -> None:
     edit(saved, lambda tensors: tensors.update({first(tensors, ".svf_z.weight"): torch.ones(size)}))
     assert_refused(llama, saved, "damaged")
+
+
+DAMAGED = {
+    "z of whole numbers": (".svf_z.weight", lambda z: z.bool()),
+    "z of eight bits": (".svf_z.weight", lambda z: z.to(torch.float8_e4m3fn)),
+    "complex z": (".svf_z.weight", lambda z: z.to(torch.complex64)),
+    "a short probe": (".svf_probe", lambda probe: probe[:3].clone()),
+    "a fingerprint of numbers": (".svf_fingerprint", lambda digest: digest.bfloat16()),
+    "a short fingerprint": (".svf_fingerprint", lambda digest: digest[:3].clone()),
+}
+
+
+@pytest.mark.parametrize(("ending", "change"), DAMAGED.values(), ids=DAMAGED)
+def test_tensors_of_another_kind(
+    saved: Path, llama: PreTrainedModel, ending: str, change: Callable[[Tensor], Tensor]
+) -> None:
+    edit(saved, lambda tensors: tensors.update({(key := first(tensors, ending)): change(tensors[key])}))
+    assert_refused(llama, saved, "is of another type or shape")
+    with pytest.raises(SVFError, match="is of another type or shape"):
+        read_expert(saved)
+
+
+def test_a_tensor_that_would_replace_a_frozen_one(saved: Path, llama: PreTrainedModel) -> None:
+    norm = "base_model.model.model.norm.weight"
+    edit(saved, lambda tensors: tensors.update({norm: torch.full((32,), 3.0)}))
+    assert_refused(llama, saved, r"the adapter file also has model\.norm\.weight")
+    assert bool((llama.model.norm.weight == 1).all())
+
+
+def test_resized_embeddings_come_back(
+    make_llama: Callable, perturb: Callable, logits: Callable, tmp_path: Path
+) -> None:
+    def resized() -> PreTrainedModel:
+        model = make_llama()
+        model.resize_token_embeddings(model.config.vocab_size + 2)
+        return model
+
+    model = perturb(get_peft_model(resized(), SVFConfig()))
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    assert any("embed_tokens" in key for key in load_file(tmp_path / WEIGHTS))
+    loaded = PeftModel.from_pretrained(resized(), tmp_path)
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("core", ["diagonal", "band:1", "block:8"])
+def test_other_methods_of_decomposition_make_the_same_model(
+    make_llama: Callable,
+    perturb: Callable,
+    logits: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    core: str,
+) -> None:
+    model = perturb(get_peft_model(make_llama(), SVFConfig(core=core)))
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr("svf_rl.svf.model.thin_svd", lambda weight: thin_svd(weight, "svd"))
+    loaded = logits(PeftModel.from_pretrained(make_llama(), tmp_path))
+    torch.testing.assert_close(loaded, logits(model), rtol=0, atol=1e-5 * float(loaded.abs().max()))
+
+
+def test_a_cast_of_the_weights_alone_goes_on(make_llama: Callable, perturb: Callable, logits: Callable) -> None:
+    model = perturb(get_peft_model(make_llama(), SVFConfig()))
+    expected = logits(model)
+    cast_mixed_precision_params(model, torch.bfloat16)
+    torch.testing.assert_close(logits(model).float(), expected, rtol=0, atol=0.05 * float(expected.abs().max()))
 
 
 def test_z_that_was_altered(saved: Path, llama: PreTrainedModel) -> None:

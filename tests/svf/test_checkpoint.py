@@ -21,7 +21,7 @@ from svf_rl.errors import SVFError
 from svf_rl.svf import checkpoint
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.checkpoint import decompose_checkpoint
-from svf_rl.svf.decompose import Factors, fingerprint
+from svf_rl.svf.decompose import ALGORITHM_VERSION, Factors, fingerprint
 from svf_rl.svf.targets import find_targets, logical_weight
 
 LAYERS = 3
@@ -108,7 +108,7 @@ def test_the_index_says_what_it_covers(llama: Path, cache: FactorCache) -> None:
     content = json.loads(index.path.read_text())
     assert content["model"] == str(llama)
     assert content["dtype"] == "float32"
-    assert content["algorithm_version"] == 1
+    assert content["algorithm_version"] == ALGORITHM_VERSION
     assert set(content) == {"model", "revision", "dtype", "targets", "algorithm_version", "modules"}
     entry = content["modules"]["model.layers.0.mlp.down_proj"]
     assert entry["shape"] == [32, 48]

@@ -200,6 +200,11 @@ def test_a_combination_may_be_made_again_and_never_takes_the_place_of_an_expert(
     pool.add_weighted_adapter(NAMES, [0.0, 1.0, 0.0], "mix")
     for layer in svf_layers(pool).values():
         torch.testing.assert_close(layer.multiplier("mix"), layer.multiplier("b"))
+    pool.set_adapter("mix")
+    pool.merge_adapter()
+    with pytest.warns(UserWarning, match="'mix' was merged"):
+        pool.add_weighted_adapter(NAMES, [0.0, 0.0, 1.0], "mix")
+    assert not any(layer.merged for layer in svf_layers(pool).values())
     with pytest.raises(SVFError, match="already has an adapter 'c'"):
         pool.add_weighted_adapter(["a", "b"], [0.5, 0.5], "c")
 

@@ -81,6 +81,17 @@ def test_methods_agree_on_the_adapted_weight(name: str) -> None:
         assert relative(adapted(thin_svd(W, method), z), expected) < 1e-6
 
 
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (24, 24)])
+def test_signs_are_those_of_the_weight(shape: tuple[int, int]) -> None:
+    """Cores that mix singular directions depend on them: every method has the same, of rounded weights too."""
+    W = matrix(*shape)
+    factors = thin_svd(W, "gram")
+    assert bool((factors.U.amax(0) >= -factors.U.amin(0)).all())
+    for other in (thin_svd(W, "svd"), thin_svd(W.float())):
+        assert bool(((factors.U * other.U).sum(0) > 0).all())
+        assert bool(((factors.Vt * other.Vt).sum(1) > 0).all())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_thread_counts_agree_on_the_adapted_weight(method: str) -> None:
     W = matrix(160, 256).float()

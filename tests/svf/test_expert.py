@@ -84,7 +84,17 @@ def test_a_vector_that_is_not_finite_is_refused(make_llama: MakeLlama, tmp_path:
         read_expert(tmp_path / "nan")
 
 
-@pytest.mark.parametrize(("name", "expected"), [("math", "math"), ("v1.5", "v1_5"), ("svf", "svf-expert")])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("math", "math"),
+        ("v1.5", "v1_5"),
+        ("svf", "svf-expert"),
+        ("train", "train-expert"),
+        ("training", "training-expert"),
+        ("items", "items-expert"),
+    ],
+)
 def test_names_that_peft_cannot_take_are_changed(name: str, expected: str) -> None:
     assert adapter_name(name) == expected
 
