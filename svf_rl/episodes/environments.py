@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 NO_PROMPT = [{"role": "user", "content": ""}]
 """Of a row without one, whose environment brings it."""
 
+MOST_FAILED = 3
+"""Batches of which all environments fail, one after another, until a run ends."""
+
 
 class Environments:
     """Those of a toolbox."""
@@ -39,6 +42,7 @@ class Environments:
         self.full: list[bool] = []
         """Of each row at hand: whether `reset` has failed by leaving no room for an answer."""
         self._said: set[str] = set()
+        self._failed_batches, self._last = 0, ""
         self._abandoned = self._user.abandoned
 
     def reset(self, rows: list[dict[str, Any]]) -> list[Any]:
@@ -72,10 +76,13 @@ class Environments:
                 self.full[row] = True
                 self._note_failure(row, f"reset says so much that no answer fits within {longest} tokens")
 
-    def all_failed(self, count: int) -> str:
-        """What to say where the environments of all `count` samples of a batch have failed."""
-        why = f", such as: {next(iter(self._said))}" if self._said else ""
-        return f"the environments of all {count} samples of a batch failed{why}"
+    def check_batch(self, all_failed: bool) -> None:
+        """Raises `SVFError` where those of all samples, over all processes, have failed in `MOST_FAILED` batches in a
+        row: such a run trains on nothing."""
+        self._failed_batches = self._failed_batches + 1 if all_failed else 0
+        if self._failed_batches >= MOST_FAILED:
+            why = f": {self._last}" if self._last else ""
+            raise SVFError(f"all environments failed in {MOST_FAILED} batches in a row{why}")
 
     def leave(self, environment: Any) -> None:
         """Do not use it again: something still runs in it that did not end in time."""
@@ -138,7 +145,7 @@ class Environments:
     def _note_failure(self, row: int, what: str) -> None:
         assert self.current is not None
         self.failed[row] = True
-        text = f"{type(self.current[row]).__name__}.{what}"
+        self._last = text = f"{type(self.current[row]).__name__}.{what}"
         if text not in self._said:
             self._said.add(text)
             logger.warning("%s: such samples cannot be scored, and take no part in the training", text)

@@ -1,7 +1,10 @@
 """An evaluation from its arguments to its results."""
 
 import itertools
+import os
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from svf_rl import __version__
@@ -16,6 +19,7 @@ from svf_rl.evaluation.summary import Result, summarize
 from svf_rl.evaluation.turns import find_toolbox
 from svf_rl.experts.pool import ExpertPool
 from svf_rl.rewards.registry import load_function, source_digest
+from svf_rl.runs.run_folder import read_summary
 from svf_rl.storage.files import write_json
 
 
@@ -35,6 +39,7 @@ def evaluate(arguments: EvaluationArguments) -> list[Result]:
     base = find_base_model(arguments)
     adapters = find_adapters(arguments.adapters)
     toolbox = find_toolbox(arguments, base.tokenizer)
+    _note_training_rows(adapters, arguments)
     tasks = [load_items(name, arguments, base.tokenizer, toolbox=toolbox) for name in arguments.tasks]
     length = check_lengths(tasks, base.positions)
     if toolbox is not None and toolbox.factories is not None:  # whose first words nobody knows before
@@ -84,6 +89,17 @@ def evaluate(arguments: EvaluationArguments) -> list[Result]:
             },
         )
     return results
+
+
+def _note_training_rows(adapters: Sequence[Adapter], arguments: EvaluationArguments) -> None:
+    """Say which adapters were trained on rows of the file that is evaluated, whole."""
+    path = arguments.options.data_path
+    if "columns" not in arguments.tasks or path is None:
+        return
+    for adapter in adapters:
+        trained = read_summary(adapter.folder).recipe.get("data_path")
+        if isinstance(trained, str) and os.path.realpath(trained) == os.path.realpath(path):
+            print(f"{adapter.label} was trained on rows of {path}, which are among those graded here", file=sys.stderr)
 
 
 def _settings(arguments: EvaluationArguments, base: BaseModel, adapter: Adapter | None, task: TaskItems) -> Settings:

@@ -131,8 +131,8 @@ def _expanded(config: SVFConfig, matrix: str, values: Tensor, rank: int | None, 
 
 
 def adapter_name(name: str) -> str:
-    """`name` as PEFT accepts it for an adapter: without dots, not a part of the prefix of SVF's parameters (`svf_`), and
-    not what torch calls something of its own, such as `train`."""
+    """`name` as PEFT accepts it for an adapter: without dots, not a part of the prefix of SVF's parameters (`svf_`),
+    and not what torch calls something of its own, such as `train`."""
     name = name.replace(".", "_")
     return f"{name}-expert" if name in "svf_" or hasattr(nn.ModuleDict(), name) else name
 

@@ -169,7 +169,8 @@ class SVFReinforceTrainer(GRPOTrainer):
         given = [] if reward_funcs is None else reward_funcs
         # TRL adds those of environments to its list
         rewards = [as_reward(one) for one in (given if isinstance(given, list | tuple) else [given])]
-        check_reward_columns(rewards, train_dataset, eval_dataset)
+        if rollout_func is None:  # which may bring columns
+            check_reward_columns(rewards, train_dataset, eval_dataset)
         with hide_from_trl(args, model), one_line_of_trl(bool(tools) or acts_in_environment):
             super().__init__(
                 model=model,
@@ -329,8 +330,7 @@ class SVFReinforceTrainer(GRPOTrainer):
                 raise SVFError(f"reward {name!r} returned inf; return None for a sample without a score")
         if self.environment_factories is not None:
             failed = self._environments_failed()
-            if failed.all():
-                raise SVFError(self.episodes.environments.all_failed(len(failed)))
+            self.episodes.environments.check_batch(bool(failed.all()))
             rewards[failed] = torch.nan
         return rewards
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from svf_rl.cli import main
+from svf_rl.evaluation.adapters import Adapter
 from svf_rl.evaluation.arguments import EvaluationArguments
-from svf_rl.evaluation.run import evaluate
+from svf_rl.evaluation.run import _note_training_rows, evaluate
 from svf_rl.evaluation.summary import Result
 from svf_rl.evaluation.table import table
 from svf_rl.tasks import TaskOptions
@@ -219,6 +220,17 @@ def test_ones_own_file_is_evaluated_whole(tmp_path: Path, capsys: pytest.Capture
     assert main(command) == 0
     assert len(records(out, "base", "columns")) == 10
     assert "columns" in capsys.readouterr().out
+
+
+def test_rows_that_an_adapter_was_trained_on_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "mine.jsonl"
+    data.write_text("")
+    (tmp_path / "summary.json").write_text(json.dumps({"recipe": {"task": "columns", "data_path": str(data)}}))
+    adapter = Adapter("mine", tmp_path, "")
+    _note_training_rows([adapter], EvaluationArguments("m", ["columns"], options=TaskOptions(data_path=str(data))))
+    assert "mine was trained on rows of" in capsys.readouterr().err
+    _note_training_rows([adapter], EvaluationArguments("m", ["columns"], options=TaskOptions(data_path="other.jsonl")))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_plain_reward_function_grades_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from peft import LoraConfig, PeftModel
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import GRPOConfig
 
+from svf_rl.quickstart import model_path
+from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.svf import SVFConfig
 from svf_rl.training.trainer import SVFReinforceTrainer
 
@@ -293,3 +296,68 @@ def test_the_page_counts_what_works(repository: Path) -> None:
     page = (repository / "docs/reference/peers.md").read_text()
     works = re.findall(r"^\| .* \| (yes|no) \| .*\|$", page, re.MULTILINE)
     assert f"{works.count('yes')} of these {len(works)} behaviours work" in page
+
+
+def test_plain_rewards_have_the_rules_of_loaded_ones(build: Make, tiny_llama: Make) -> None:
+    """They get what they name, columns never fill their options, and what they return is checked."""
+    told: list[Any] = []
+
+    def right(prompts: list[Any], completions: list[Any], *, limit: int = 40) -> tuple[float, ...]:
+        told.append(limit)
+        return tuple(float(len(prompts)) for _ in completions)
+
+    rows = [{"prompt": "1 + 1 =", "limit": 1}] * 8
+    build(tiny_llama(), reward_funcs=(right,), train_dataset=Dataset.from_list(rows)).train()
+    assert set(told) == {40}
+
+
+@pytest.mark.parametrize(
+    ("said", "function"),
+    [
+        ("returned nan", lambda completions, **_: [float("nan")] * len(completions)),
+        ("returned 1 values for", lambda completions, **_: [1.0]),
+        ("each value must be a number", lambda completions, **_: ["good"] * len(completions)),
+        ("raised ZeroDivisionError", lambda completions, **_: 1 / 0),
+    ],
+)
+def test_what_plain_rewards_do_wrong_is_one_line(build: Make, tiny_llama: Make, said: str, function: Make) -> None:
+    assert said in refusal(build(tiny_llama(), reward_funcs=function).train)
+
+
+def test_registered_names_and_partial_functions_are_rewards(build: Make, tiny_llama: Make) -> None:
+    def longer(completions: list[Any], than: int) -> list[float]:
+        return [float(len(completion) > than) for completion in completions]
+
+    rows = Dataset.from_list([{"prompt": "1 + 1 =", "answer": "2"}] * 8)
+    trainer = build(tiny_llama(), reward_funcs=["numeric", partial(longer, than=3)], train_dataset=rows)
+    trainer.train()
+    assert {"rewards/numeric/mean", "rewards/longer/mean"} <= trainer.state.log_history[0].keys()
+
+
+@pytest.mark.parametrize("place", ["train_dataset", "eval_dataset"])
+def test_a_column_that_a_reward_needs_is_looked_for_at_once(build: Make, tiny_llama: Make, place: str) -> None:
+    def right(completions: list[Any], answer: list[str]) -> list[float]:
+        return [1.0 for _ in completions]
+
+    whole = Dataset.from_list([{"prompt": "1 + 1 =", "answer": "2"}] * 8)
+    rows = {"train_dataset": whole, "eval_dataset": whole, place: whole.remove_columns("answer")}
+    assert f"{place} has no column 'answer', which reward 'right' needs" in refusal(
+        build, tiny_llama(), reward_funcs=right, **rows
+    )
+
+
+def test_models_that_are_none_and_predict_are_refused(build: Make, tiny_llama: Make, tmp_path: Path) -> None:
+    assert "model must be a name, a folder or a loaded model" in refusal(build, None)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "is an adapter and not a model" in refusal(build, tmp_path)
+    assert "there is no predict here" in refusal(build(tiny_llama()).predict, None)
+
+
+def test_the_bundled_model_goes_by_its_name_and_by_its_path(build: Make) -> None:
+    for model in ("quickstart", model_path()):
+        assert build(model).model.get_base_model().config.model_type == "llama"
+
+
+@pytest.mark.parametrize(("option", "value"), [("torch_compile", True), ("fsdp", "full_shard")])
+def test_what_is_for_no_recipe_is_refused_here_too(option: str, value: Any, tmp_path: Path) -> None:
+    assert f"{option}: " in refusal(SVFReinforceConfig, output_dir=str(tmp_path), use_cpu=True, **{option: value})

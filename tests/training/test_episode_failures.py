@@ -220,6 +220,16 @@ def test_where_all_environments_fail_the_run_goes_on(acting: Make) -> None:
     assert last_line(trainer)["unscorable"] == 1
 
 
+def test_a_run_in_which_no_environment_works_ends_with_the_error(acting: Make) -> None:
+    rows = questions(8, fails=lambda i: "reset")
+    trainer = acting(
+        rows, [], environment_factory=Broken, per_device_train_batch_size=4, num_generations=2, max_steps=5
+    )
+    said = refusal(trainer.train)
+    assert "all environments failed in 3 batches in a row: Broken.reset raised RuntimeError: no world" in said
+    assert trainer.state.global_step == 2
+
+
 def test_an_episode_that_outgrows_the_context_is_cut_and_counted(
     acting: Make, tokenizer: Any, tiny_llama: Make
 ) -> None:

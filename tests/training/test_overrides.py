@@ -22,6 +22,7 @@ OVERRIDDEN = {
     "training_step": "9e18632f7dd8e8d8",
     "log": "1e7772819cc8cf09",
     "evaluate": "47001f3acc991bc4",
+    "predict": "7220207e2dd42725",
     "_get_train_sampler": "36497afb4d311dc9",
     "_save_checkpoint": "ec91bde123649111",
     "_load_optimizer_and_scheduler": "5c1772becdfd7fdb",
