@@ -115,7 +115,7 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
 def is_well_formed(key: str, tensor: Tensor) -> bool:
     """Whether a tensor of an adapter's file has a type, and where that is fixed the shape, of what its key names."""
     if key.endswith(FINGERPRINT):
-        return tensor.dtype == torch.uint8 and tensor.shape == (32,)
+        return bool(tensor.dtype == torch.uint8 and tensor.shape == (32,))
     if key.endswith(PROBE) and tensor.shape != (16,):
         return False
     is_number = tensor.is_floating_point() and tensor.element_size() > 1 and tensor.numel() > 0
