@@ -75,6 +75,18 @@ def test_a_row_is_no_part_of_a_graph() -> None:
         assert not adapters.table.values.requires_grad
 
 
+def test_what_is_tried_in_inference_mode_leaves_room_for_adapters() -> None:
+    """As vLLM tries dummies before it compiles; their places are used again."""
+    rows = AdapterRows(_table())
+    with torch.inference_mode():
+        rows.add_dummy_lora(SimpleNamespace(lora_int_id=1), 8)
+        rows.remove_adapter(1)
+    m = torch.tensor([1.0, 0.5, 2.0])
+    rows.put(1, {"up": m})
+    rows.set_active_adapters(set(), SimpleNamespace(index_mapping=[1]))
+    assert torch.equal(rows.table.scale_(torch.ones(1, 3), rows.table.columns["up"])[0], S["up"] * m)
+
+
 def test_any_number_of_adapters_takes_turns_in_the_slots() -> None:
     adapters = AdapterRows(_table(slots=3))
     place, random = adapters.table.values.data_ptr(), Random(0)

@@ -35,7 +35,10 @@ class MultiplierTable:
         self.rows = torch.zeros(tokens, dtype=torch.int64, device=self.values.device)
         self._common: int | None = BASE  # the row of all tokens of the batch, where it is one
 
-    @torch.no_grad()  # `m` may be the trained parameter itself: a row would keep the graph of all rows before it
+    # vLLM tries dummies in inference mode, whose tensors nothing outside of it may write to; and `m` may be the trained
+    # parameter itself: a row would keep the graph of all rows before it
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def row_of(self, multipliers: Mapping[str, Tensor]) -> Tensor:
         """The values (columns,) of an adapter with these `m` (r,) by matrix, and 1 for all others. Raises `SVFError`
         for a matrix that is not served, of another rank, or not finite."""
