@@ -20,6 +20,7 @@ _EXPLAINED = {
     ),
     "use_liger_kernel": _LIGER, "liger_kernel_config": _LIGER, "cast_lm_head_to_fp32": _FP32_HEAD,
     "num_generations_eval": _ONE_ANSWER,
+    "model_init_kwargs": "is not read: dtype, attn_implementation and trust_remote_code are keys of their own",
     "remove_unused_columns": "must be false, since rewards read all columns: remove it",
 }  # fmt: skip
 # TRL options that belong to other objectives or to paths that this trainer replaces: an error when set.

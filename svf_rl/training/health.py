@@ -39,12 +39,12 @@ class HealthWarnings(TrainerCallback, ExportableState):
             self._mixed = state.global_step
         updates = state.global_step - self._mixed
         if updates >= PATIENCE:
+            advice = "give easier or harder prompts, worked examples (shots), or more num_generations"
             self._warn(
                 "unmixed",
                 f"in {updates} updates the completions of {'all prompts' if whole_batch else 'each prompt'} had all "
                 f"the same reward ({'none at all' if reward is None else f'the mean is {reward:.3g}'}), which makes "
-                "none better than another: give easier or harder prompts, worked examples (shots), or more "
-                "num_generations",
+                f"none better than another: {'see why nothing was scored' if reward is None else advice}",
             )
         entropy = logs.get("entropy")
         if entropy is None:
