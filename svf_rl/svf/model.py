@@ -308,7 +308,7 @@ def _check_keys(model: nn.Module, config: PeftConfig, saved: dict[str, Tensor]) 
     others = [key for key in saved if not key.endswith(_SAVED)]
     modules = [*(config.modules_to_save or ()), *(_embeddings(model) if others else ())]
     for key in others:
-        if not any(f".{name}." in f".{key}" for name in modules):
+        if not any(f"{name}." in key for name in modules):  # PEFT's names are ends of paths
             raise SVFError(
                 f"the adapter file also has {key}, which is not of SVF and would replace what is frozen: take it out"
             )
