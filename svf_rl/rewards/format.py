@@ -5,21 +5,22 @@ import re
 from svf_rl.errors import SVFError
 from svf_rl.rewards.verifier import Verdict, verifier
 
-# Named forms, for `pattern`; possessive (`*+`), so that hostile text takes linear time
-_NO_BOX, _SPACE = r"(?:(?!\\boxed\b).)*+", r"\s*+"
+# Named forms, for `pattern`; possessive (`*+`) or atomic (`(?>`), so that hostile text takes linear time. Python 3.11.2
+# does not match a possessive group that looks ahead.
+_NO_BOX, _SPACE = r"(?>(?:(?!\\boxed\b).)*)", r"\s*+"
 PATTERNS = {
     # exactly one answer in a box
     "boxed": (
         _NO_BOX + r"\\boxed\s*+\{(?=\s*+(?:\\(?:text|mathrm|mathbf|textbf|mbox)\s*+\{)?+\s*+[^\s}])"
-        r"(?=(?:(?!\\boxed\b)[^}])*+\})" + _NO_BOX
+        r"(?=(?>(?:(?!\\boxed\b)[^}])*)\})" + _NO_BOX
     ),
     # reasoning in <think>, then the answer in <answer>, each once, nothing outside
     "think_answer": (
-        _SPACE + r"<think>\s*+(?:(?!</?(?:think|answer)>).)++</think>"
-        r"\s*+<answer>\s*+(?:(?!</?(?:think|answer)>).)++</answer>\s*+"
+        _SPACE + r"<think>\s*+(?>(?:(?!</?(?:think|answer)>).)+)</think>"
+        r"\s*+<answer>\s*+(?>(?:(?!</?(?:think|answer)>).)+)</answer>\s*+"
     ),
     # reasoning in <think>, then text
-    "think": _SPACE + r"<think>\s*+(?:(?!</?think>).)++</think>\s*+(?=\S)(?:(?!</?think>).)*+",
+    "think": _SPACE + r"<think>\s*+(?>(?:(?!</?think>).)+)</think>\s*+(?=\S)(?>(?:(?!</?think>).)*)",
 }
 
 

@@ -10,7 +10,7 @@ from svf_rl.rewards.reading.final_answer import visible_text
 _FENCE = re.compile(r"^(?P<indent>[ \t]*+)(?P<marks>`{3,}+|~{3,}+)(?P<info>[^\n`]*+)$", re.M)
 _LANGUAGE = re.compile(r"[\s{.]*+([\w+#.-]*+)")
 _PYTHON = re.compile(r"(?:python|py)[\d.]*", re.I)
-_QUOTED = re.compile(r"""(['"])(?:(?!\1)[^\n])*+\1""")
+_QUOTED = re.compile(r"""'[^'\n]*+'|"[^"\n]*+\"""")
 _HIDDEN = "\udbff"  # no tokenizer writes it
 
 
