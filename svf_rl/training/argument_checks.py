@@ -12,23 +12,25 @@ from transformers import ProcessorMixin
 
 from svf_rl.errors import SVFError
 from svf_rl.models.base import ModelArguments
-from svf_rl.rewards.reward import Reward, required_columns
+from svf_rl.rewards.reward import Reward
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.rows import check_columns
 
 
 def check_arguments(
     model: Any,
-    reward_funcs: Any,
+    rewards: Sequence[Any],
     train_dataset: Any,
     eval_dataset: Any,
     processing_class: Any,
     peft_config: Any,
     acts_in_environment: bool,
+    columns_are_known: bool = True,
 ) -> None:
     """Raises `SVFError`, naming the argument and what to do, for one of the trainer that it cannot use. Where it
-    `acts_in_environment`, prompts and rewards may come from there."""
-    if not acts_in_environment and (reward_funcs is None or (isinstance(reward_funcs, list) and not reward_funcs)):
+    `acts_in_environment`, prompts and rewards may come from there; the columns that rewards need are looked for where
+    they are known, as nothing else brings any."""
+    if not acts_in_environment and not rewards:
         raise SVFError("reward_funcs is empty: give at least one reward, such as load_reward('exact_match')")
     if isinstance(processing_class, ProcessorMixin):
         raise SVFError("processing_class is a processor, and images are not supported: give processor.tokenizer")
@@ -44,36 +46,21 @@ def check_arguments(
             )
     elif peft_config is None:
         raise SVFError("the trainer trains adapters: pass peft_config=SVFConfig(), or a model that has an adapter")
+    asked = [reward for reward in rewards if isinstance(reward, Reward)] if columns_are_known else []
     if train_dataset is not None:
-        _check_rows("train_dataset", train_dataset, acts_in_environment)
+        _check_rows("train_dataset", train_dataset, asked, acts_in_environment)
     elif not acts_in_environment:
         raise SVFError("train_dataset is missing: give a Dataset with a column prompt")
     if isinstance(eval_dataset, dict):
         if not eval_dataset:
             raise SVFError("eval_dataset is an empty dict: leave it out, or give at least one Dataset")
         for name, rows in eval_dataset.items():
-            _check_rows(f"eval_dataset[{name!r}]", rows, acts_in_environment)
+            _check_rows(f"eval_dataset[{name!r}]", rows, asked, acts_in_environment)
     elif eval_dataset is not None:
-        _check_rows("eval_dataset", eval_dataset, acts_in_environment)
+        _check_rows("eval_dataset", eval_dataset, asked, acts_in_environment)
 
 
-def check_reward_columns(rewards: Sequence[Any], train_dataset: Any, eval_dataset: Any) -> None:
-    """Raises `SVFError` where a dataset lacks a column that a reward needs."""
-    sets = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
-    if isinstance(eval_dataset, dict):
-        sets = {"train_dataset": train_dataset, **{f"eval_dataset[{k!r}]": rows for k, rows in eval_dataset.items()}}
-    for reward in rewards:
-        needed = required_columns(reward) if isinstance(reward, Reward) else set()
-        for name, rows in sets.items():
-            missing = sorted(needed - set(rows.column_names)) if isinstance(rows, Dataset) else []
-            if missing:
-                raise SVFError(
-                    f"{name} has no column {missing[0]!r}, which reward {reward.__name__!r} needs; it has: "
-                    f"{', '.join(rows.column_names)}"
-                )
-
-
-def _check_rows(name: str, rows: Any, acts_in_environment: bool) -> None:
+def _check_rows(name: str, rows: Any, rewards: Sequence[Reward], acts_in_environment: bool) -> None:
     if isinstance(rows, IterableDataset):
         raise SVFError(
             f"{name} is an IterableDataset, which has no order to resume in: give Dataset.from_list(list(it))"
@@ -85,7 +72,7 @@ def _check_rows(name: str, rows: Any, acts_in_environment: bool) -> None:
     if len(rows) == 0:
         raise SVFError(f"{name} has no rows")
     try:
-        check_columns((), rows.column_names)
+        check_columns(rewards, rows.column_names)
     except SVFError as error:
         raise SVFError(f"{name}: {error}") from error
 

@@ -46,13 +46,7 @@ from svf_rl.runs.summary import RunSummary
 from svf_rl.settings.config import SVFReinforceConfig
 from svf_rl.settings.config_checks import check_metric_set
 from svf_rl.settings.dry_run import count_updates
-from svf_rl.training.argument_checks import (
-    check_arguments,
-    check_reward_columns,
-    check_trainer,
-    own_model,
-    own_settings,
-)
+from svf_rl.training.argument_checks import check_arguments, check_trainer, own_model, own_settings
 from svf_rl.training.checkpoint_manager import CheckpointManager
 from svf_rl.training.checkpoints import adapter_folder
 from svf_rl.training.curriculum import LEVEL, Curriculum
@@ -155,9 +149,13 @@ class SVFReinforceTrainer(GRPOTrainer):
         args = own_settings(model, args)
         check_trainer(type(self).__name__, self._objective, args)
         acts_in_environment = environment_factory is not None
+        given = [] if reward_funcs is None else reward_funcs
+        # TRL adds those of environments to its list
+        rewards = [as_reward(one) for one in (given if isinstance(given, list | tuple) else [given])]
         check_arguments(
-            model, reward_funcs, train_dataset, eval_dataset, processing_class, peft_config, acts_in_environment
-        )
+            model, rewards, train_dataset, eval_dataset, processing_class, peft_config, acts_in_environment,
+            columns_are_known=rollout_func is None,
+        )  # fmt: skip
         check_metric_set(args, list(eval_dataset) if isinstance(eval_dataset, dict) else [])
         check_functions(tools, rollout_func)
         self.context = context or RunContext()
@@ -166,11 +164,6 @@ class SVFReinforceTrainer(GRPOTrainer):
         if generator is None:
             prepare_sharing(model, args)
         self.user_calls = UserCalls(args.tool_timeout, self)
-        given = [] if reward_funcs is None else reward_funcs
-        # TRL adds those of environments to its list
-        rewards = [as_reward(one) for one in (given if isinstance(given, list | tuple) else [given])]
-        if rollout_func is None:  # which may bring columns
-            check_reward_columns(rewards, train_dataset, eval_dataset)
         with hide_from_trl(args, model), one_line_of_trl(bool(tools) or acts_in_environment):
             super().__init__(
                 model=model,

@@ -341,7 +341,7 @@ def test_a_column_that_a_reward_needs_is_looked_for_at_once(build: Make, tiny_ll
 
     whole = Dataset.from_list([{"prompt": "1 + 1 =", "answer": "2"}] * 8)
     rows = {"train_dataset": whole, "eval_dataset": whole, place: whole.remove_columns("answer")}
-    assert f"{place} has no column 'answer', which reward 'right' needs" in refusal(
+    assert f"{place}: reward 'right' needs the column 'answer'" in refusal(
         build, tiny_llama(), reward_funcs=right, **rows
     )
 

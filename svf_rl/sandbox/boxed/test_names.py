@@ -64,7 +64,7 @@ def bind_names(job, names, solution):
         exec(compile(job["imports"], "<imports>", "exec"), namespace)
     for node in ast.parse(job["setup"]).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
-            with contextlib.suppress(ImportError):  # of the solution, say
+            with contextlib.suppress(ImportError, OSError):  # of the solution, say, or too large
                 exec(compile(ast.Module([node], []), "<setup>", "exec"), namespace)
     return namespace
 
