@@ -297,14 +297,18 @@ def refusal(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
 
 
 def refused_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line with which `svf-rl` refuses these arguments, after which the working directory is as it was."""
+    """The one line with which `svf-rl` refuses these arguments, after which the working directory is as it was but for
+    what Python itself keeps of a user's module."""
     from svf_rl.cli import main
 
-    before = sorted(Path().rglob("*"))
+    def files() -> list[Path]:
+        return sorted(path for path in Path().rglob("*") if "__pycache__" not in path.parts)
+
+    before = files()
     assert main(list(arguments)) == 1
     printed = capsys.readouterr().err.splitlines()
     lines = [line for line in printed if line.startswith("error: ")]
     assert lines == printed[-1:]
     assert not any("Traceback" in line for line in printed)
-    assert sorted(Path().rglob("*")) == before
+    assert files() == before
     return lines[0]

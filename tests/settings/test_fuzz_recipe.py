@@ -73,10 +73,11 @@ def write(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def drawn(seed: int, count: int) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Recipe, key and value; every key comes up."""
     draw = random.Random(seed)
+    keys = list(KEYS)
     for number in range(count):
-        key = KEYS[number % len(KEYS)]
-        if number % len(KEYS) == 0:
-            draw.shuffle(KEYS)
+        if number % len(keys) == 0:
+            draw.shuffle(keys)
+        key = keys[number % len(keys)]
         yield draw.choice(RECIPES), key, draw.choice(ODD)
 
 
