@@ -36,6 +36,12 @@ def one_line(said: object, at_most: int = 500) -> str:
     return f"{head} … {tail}"
 
 
+def short_repr(value: object, at_most: int = 150) -> str:
+    """A value from a file, or of a user's function, as a message shows it: on one printable line, and not all of it."""
+    text = one_line(repr(value), at_most)
+    return text if len(text) <= at_most else f"{text[:at_most]}…"
+
+
 @contextmanager
 def whole_output() -> Iterator[None]:
     """Bring what the block prints to standard output. Where nobody reads it any more, as behind `| head`, the process

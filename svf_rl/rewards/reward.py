@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from svf_rl.errors import Stopped, SVFError, one_line
+from svf_rl.errors import Stopped, SVFError, short_repr
 from svf_rl.rewards.references import check_argument, is_number
 from svf_rl.rewards.user_code import Messages, describe
 
@@ -160,7 +160,7 @@ def checked_score(value: Any, who: str) -> float | None:
     if getattr(value, "ndim", None) == 0:  # numpy scalars and 0-d tensors
         value = value.item()
     if not isinstance(value, int | float):
-        raise SVFError(f"{who} returned {one_line(repr(value))}; each value must be a number or None")
+        raise SVFError(f"{who} returned {short_repr(value)}; each value must be a number or None")
     # TRL reads NaN as None, which would hide a broken computation among the samples that are not scorable.
     if not abs(value) <= _LARGEST:
         shown = value if isinstance(value, float) else "a huge integer"

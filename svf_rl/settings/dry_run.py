@@ -192,7 +192,7 @@ def count_updates(training: SVFReinforceConfig, train_rows: int | None) -> int |
     if batches == 0:
         raise SVFError(
             f"{train_rows} training rows do not fill one generation batch of {prompts} prompts: add rows, or lower "
-            "per_device_train_batch_size or gradient_accumulation_steps"
+            "per_device_train_batch_size or steps_per_generation (by default gradient_accumulation_steps)"
         )
     if steps > 0:
         return steps

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from svf_rl.errors import SVFError, one_line
+from svf_rl.errors import SVFError, one_line, short_repr
 from svf_rl.storage.loading_errors import loading_error
 from svf_rl.svf.config import LARGEST, SVFConfig
 from svf_rl.svf.core import DIAGONAL
@@ -85,7 +85,9 @@ def read_expert(path: str | Path, name: str | None = None) -> Expert:
         with safe_open(file, framework="pt") as saved:
             for key in saved.keys():  # noqa: SIM118  (no mapping)
                 if not is_well_formed(key, saved.get_tensor(key)):
-                    raise SVFError(f"{file}: {key} is of another type or shape: it is damaged, save it again")
+                    raise SVFError(
+                        f"{file}: {short_repr(key)} is of another type or shape: it is damaged, save it again"
+                    )
                 if key.endswith(Z):
                     z[key.removesuffix(Z).removeprefix(PREFIX)] = saved.get_tensor(key).float()
                 elif key.endswith(FINGERPRINT):

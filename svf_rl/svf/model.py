@@ -17,7 +17,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, short_repr
 from svf_rl.svf.cache import FactorCache
 from svf_rl.svf.config import LARGEST, SVFConfig
 from svf_rl.svf.core import DIAGONAL
@@ -304,13 +304,15 @@ def _check_keys(model: nn.Module, config: PeftConfig, saved: dict[str, Tensor]) 
     for one of another type. Modules that the configuration saves may be there, and embeddings that were resized."""
     for key, values in saved.items():
         if not is_well_formed(key, values):
-            raise SVFError(f"{key} is of another type or shape: the adapter file is damaged, save the adapter again")
+            raise SVFError(
+                f"{short_repr(key)} is of another type or shape: the adapter file is damaged, save the adapter again"
+            )
     others = [key for key in saved if not key.endswith(_SAVED)]
     modules = [*(config.modules_to_save or ()), *(_embeddings(model) if others else ())]
     for key in others:
         if not any(f"{name}." in key for name in modules):  # PEFT's names are ends of paths
             raise SVFError(
-                f"the adapter file also has {key}, which is not of SVF and would replace what is frozen: take it out"
+                f"the adapter file also has {short_repr(key)}, not of SVF: it would replace what is frozen, take it out"
             )
 
 
@@ -330,7 +332,7 @@ def _check_saved(layers: dict[str, SVFLinear], adapter_name: str, saved: dict[st
     other = "the adapter was trained on other base weights: " if other_base else ""
     extra = sorted({k.removesuffix(Z) for k in saved if k.endswith(Z)} - layers.keys())
     if extra:
-        few = ", ".join(extra[:2]) + (f" and {len(extra) - 2} more" if len(extra) > 2 else "")
+        few = ", ".join(map(short_repr, extra[:2])) + (f" and {len(extra) - 2} more" if len(extra) > 2 else "")
         raise SVFError(f"{other}the adapter has z for {few}, not adapted in this model: load it onto {base}")
     if not config.biases and any(key.endswith(BIAS) for key in saved):
         raise SVFError("the adapter file has biases, its configuration none: it is damaged, save the adapter again")

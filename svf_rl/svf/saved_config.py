@@ -15,7 +15,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 
-from svf_rl.errors import SVFError, one_line
+from svf_rl.errors import SVFError, one_line, short_repr
 from svf_rl.storage.json_files import read_json
 from svf_rl.svf.combine import check_record
 
@@ -50,7 +50,9 @@ def check_config(content: Mapping[str, Any], folder: Path) -> None:
         return
     damaged = _first_misfit(content, known)
     if damaged is not None:
-        raise SVFError(f"{folder / CONFIG} is damaged ({damaged} cannot be {_shown(content, damaged)}): {REMEDY}")
+        raise SVFError(
+            f"{folder / CONFIG} is damaged ({damaged} cannot be {short_repr(_at(content, damaged))}): {REMEDY}"
+        )
     if content.get("combination") is not None:
         try:
             check_record(content["combination"])
@@ -70,12 +72,12 @@ def check_config(content: Mapping[str, Any], folder: Path) -> None:
                 )
 
 
-def _shown(content: Mapping[str, Any], path: str) -> str:
-    """What stands at a dotted `path`, cut to what a message can show."""
+def _at(content: Mapping[str, Any], path: str) -> Any:
+    """What stands at a dotted `path`."""
     value: Any = content
     for name in path.split("."):
         value = value[name]
-    return one_line(repr(value))[:60]
+    return value
 
 
 def _largest_side(file: Path) -> int | None:

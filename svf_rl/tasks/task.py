@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from svf_rl.errors import SVFError
+from svf_rl.errors import SVFError, short_repr
 from svf_rl.tasks.examples import with_examples
 from svf_rl.tasks.options import TaskOptions
 
@@ -157,5 +157,5 @@ def check_texts(rows: "Dataset", wanted: Sequence[str], where: str) -> None:
 def check_text(value: Any, where: str) -> str:
     """`value`. Raises `SVFError`, which begins with `where`, unless it is text and not blank."""
     if not isinstance(value, str) or not value.strip():
-        raise SVFError(f"{where} must be text, not {repr(value)[:80]}")
+        raise SVFError(f"{where} must be text, not {short_repr(value)}")
     return value

@@ -178,6 +178,7 @@ def test_rewards_carry_their_weights(plan) -> None:
 def test_too_few_rows_for_one_batch(plan) -> None:
     message = refusal(plan, "--train_items", "15")
     assert "15 training rows do not fill one generation batch of 16 prompts" in message
+    assert "lower per_device_train_batch_size or steps_per_generation" in message
 
 
 def test_a_model_folder_that_is_not_there_or_is_none(plan, tmp_path: Path) -> None:
