@@ -39,7 +39,7 @@ def kind_of_path(path: Path) -> str:
     try:
         return "file" if path.is_file() else "folder" if path.is_dir() else ""
     except OSError as error:
-        raise SVFError(f"{path} cannot be read: {error.strerror}") from error
+        raise SVFError(f"data path {path} cannot be read: {error.strerror}") from error
 
 
 def read_file(path: Path, references: str | None = None) -> Dataset:
