@@ -170,6 +170,7 @@ def test_a_copy_is_the_recipe_and_replaces_nothing(
         (["--copy", "llama3_math", "--to", "none/mine.yaml"], "No such file or directory"),
         (["--to", "mine.yaml"], "--to goes with --copy NAME"),
         (["--copy", "llama3_meth"], "'llama3_math'"),
+        (["--copy", "nowhere/mine.yaml", "--to", "new.yaml"], "No such file or directory"),
     ]:
         capsys.readouterr()
         assert main(["recipes", *arguments]) == 1
@@ -177,6 +178,7 @@ def test_a_copy_is_the_recipe_and_replaces_nothing(
         assert says in error
         assert error.count("\n") == 1
     assert Path("mine.yaml").read_text() == "mine"
+    assert not Path("new.yaml").exists()
 
 
 def test_a_copied_comparison_finds_its_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A dispatch from its arguments to its results: the items of a task, graded and compared with the base model, or the
 prompts of a file."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -212,6 +213,8 @@ def _settings(
         "dtype": base.arguments.dtype,
         "backend": arguments.evaluation.backend,
     }
+    if arguments.prompts is not None:
+        common["prompts"] = hashlib.sha256(json.dumps(items.prompts).encode()).hexdigest()[:16]
     dispatch = {
         "experts": {label: adapters[path].fingerprint for label, path in arguments.experts.items()},
         "classifier": None if classifier is None else classifier.fingerprint,

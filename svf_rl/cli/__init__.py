@@ -29,6 +29,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
+    done = None
+    with one_line_errors("--debug" in given) as outcome:
+        known = _parse(given)
+        quiet_libraries()
+        check_environment()
+        if "recipe" in known:
+            check_recipe_file(known.recipe)  # before what takes seconds
+        try:
+            done = known.of.run(known)
+        except KeyboardInterrupt as error:
+            if known.of.interrupted is None:
+                raise
+            raise SVFError(f"interrupted; {known.of.interrupted}") from error
+    return outcome.status or int(done is False)
+
+
+def _parse(given: list[str]) -> argparse.Namespace:
     completing = "_ARGCOMPLETE" in os.environ
     if completing:
         given = os.environ.get("COMP_LINE", "").split()[1:]
@@ -55,16 +72,4 @@ def _run(given: list[str]) -> int:
     if keys and known.of.keys is None:
         parser.error(f"unrecognized arguments: {' '.join(keys)}")
     known.keys, known.vllm = keys, given[cut + 1 :]
-    done = None
-    with one_line_errors(known.debug) as outcome:
-        quiet_libraries()
-        check_environment()
-        if "recipe" in known:
-            check_recipe_file(known.recipe)  # before what takes seconds
-        try:
-            done = known.of.run(known)
-        except KeyboardInterrupt as error:
-            if known.of.interrupted is None:
-                raise
-            raise SVFError(f"interrupted; {known.of.interrupted}") from error
-    return outcome.status or int(done is False)
+    return known

@@ -16,7 +16,7 @@ RESUMES = "the same command resumes from here"
 ANSWERING = ("limit", "backend", "max_tokens", "dtype", "batch_size", "chat_template_kwargs", "max_failed",
              "gpu_memory_utilization", "enforce_eager", "trust_remote_code")  # fmt: skip
 
-_TOOLS = ("tools", "environment", "max_tool_calling_iterations", "tool_timeout")
+_TOOLS = ("tools", "environment", "max_tool_calling_iterations", "tool_timeout", "max_model_length")
 
 
 def add_evaluation(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:

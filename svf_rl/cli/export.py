@@ -44,7 +44,7 @@ def _run(known: argparse.Namespace) -> None:
     trained = [] if known.task else list_tasks(read_summary(folder).recipe)
     if not known.task and not trained:
         raise SVFError(f"{known.expert} does not say what it was trained on: name a --task for the certificate")
-    known.limit = known.limit or _ROWS
+    known.limit = _ROWS if known.limit is None else known.limit
     arguments = read_evaluation(known, tasks=[known.task or trained[0]])
     if known.format == "peft-lora":
         rank = 16 if known.rank is None else known.rank

@@ -27,8 +27,9 @@ def _copy(name: str, to: str | None) -> None:
     source = find_recipe(name)
     target = Path(to or source.name)
     try:
+        content = source.read_bytes()
         with target.open("xb") as file:
-            file.write(source.read_bytes())
+            file.write(content)
     except FileExistsError as error:
         raise SVFError(f"{target} exists already: give another file with --to") from error
     except OSError as error:

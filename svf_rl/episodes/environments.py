@@ -37,8 +37,8 @@ class Environments:
         """Of each row at hand; `None` where nothing makes any."""
         self.names: list[Any] = []
         """Of each row at hand: the name of its environment, where there are several."""
-        self.failed: list[bool] = []
-        """Of each row at hand: whether its environment's `reset` or `get_reward` has failed."""
+        self.failed: list[str] = []
+        """Of each row at hand: how its environment's `reset` or `get_reward` has failed; empty where it has not."""
         self.full: list[bool] = []
         """Of each row at hand: whether `reset` has failed by leaving no room for an answer."""
         self._said: set[str] = set()
@@ -47,11 +47,11 @@ class Environments:
 
     def reset(self, rows: list[dict[str, Any]]) -> list[Any]:
         """Give each row an environment and reset it; the prompts, with what their environments say first."""
-        self.failed, self.full = [False] * len(rows), [False] * len(rows)
+        self.failed, self.full = [""] * len(rows), [False] * len(rows)
         self.names = self._box.names(rows)
         if self._box.factories is None:
             return [row["prompt"] for row in rows]
-        prompts: list[Any] = [row.get("prompt", NO_PROMPT) for row in rows]
+        prompts: list[Any] = [row.get("prompt") or NO_PROMPT for row in rows]
         self.current = self._draw(self.names)
         for i, (environment, row) in enumerate(zip(self.current, rows, strict=True)):
             given = {key: v for key, v in row.items() if key != "environment"} if self._box.several else row
@@ -144,8 +144,7 @@ class Environments:
 
     def _note_failure(self, row: int, what: str) -> None:
         assert self.current is not None
-        self.failed[row] = True
-        self._last = text = f"{type(self.current[row]).__name__}.{what}"
+        self.failed[row] = self._last = text = f"{type(self.current[row]).__name__}.{what}"
         if text not in self._said:
             self._said.add(text)
             logger.warning("%s: such samples cannot be scored, and take no part in the training", text)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import parse_response
 
 from svf_rl.episodes.environments import Environments, tool_methods
@@ -157,17 +158,8 @@ class Episodes:
         episode.add(completion.token_ids, 1, completion.logprobs)
         episode.finished = completion.finished
         if completion.token_ids:
-            episode.messages.append(self._read(completion.token_ids, read, episode.shown))
-
-    def _read(self, ids: list[int], before: list[int], shown: list[Callable[..., Any]]) -> dict[str, Any]:
-        """The message in tokens. A call with arguments that nobody could write again is text, as a malformed one."""
-        tokenizer = self.toolbox.tokenizer
-        try:
-            message = parse_response(tokenizer, ids, prefix=before, tools=shown)
-            json.dumps(message, ensure_ascii=False, default=str).encode()
-        except (RecursionError, UnicodeEncodeError):  # lists in lists, halves of characters
-            return {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
-        return message
+            message = read_message(self.toolbox.tokenizer, completion.token_ids, read, episode.shown)
+            episode.messages.append(message)
 
     def _turns(self, episodes: list[_Episode], ask: Ask) -> EpisodeCounts:
         """Play on from the first turn: call what the model has called, and let it go on, while it calls anything."""
@@ -206,6 +198,19 @@ class Episodes:
                 return True
         episode.finished, episode.outgrown = False, True
         return False
+
+
+def read_message(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], before: list[int], shown: Sequence[Any]
+) -> dict[str, Any]:
+    """The message in tokens `ids`, which follow `before`, with calls of the tools `shown`. A call with arguments that
+    nobody could write again is text, as a malformed one."""
+    try:
+        message: dict[str, Any] = parse_response(tokenizer, ids, prefix=before, tools=shown)
+        json.dumps(message, ensure_ascii=False, default=str).encode()
+    except (RecursionError, UnicodeEncodeError):  # lists in lists, halves of characters
+        return {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
+    return message
 
 
 def _cut(completion: Completion, room: int) -> Completion:

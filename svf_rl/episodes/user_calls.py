@@ -16,6 +16,10 @@ from trl.trainer.utils import start_event_loop_in_daemon
 _SLACK_SECONDS = 5.0
 
 
+_SHARED = SimpleNamespace()
+"""Has the event loop of all coroutines that no trainer runs, in which clients that are kept between calls go on."""
+
+
 class TimedOut(Exception):
     """A call did not end within the time limit."""
 
@@ -30,10 +34,10 @@ class UserCalls:
 
     Args:
         seconds (`float`): A call may take; as many as Python can wait for where there are more.
-        owner (*optional*): A trainer of TRL, whose event loop coroutines share; default: a loop of their own.
+        owner (*optional*): A trainer of TRL, whose event loop coroutines share; default: that of the process.
     """
 
-    def __init__(self, seconds: float, owner: Any = None) -> None:
+    def __init__(self, seconds: float, owner: Any = _SHARED) -> None:
         self.seconds, self._owner = min(seconds, threading.TIMEOUT_MAX / 2), owner
         self.abandoned = 0
         """Threads that were left behind."""
@@ -61,11 +65,8 @@ class UserCalls:
         Where one of them keeps it for ever there is a new one, for those that had not begun too."""
         found: dict[int, Any] = {}
         rest = list(range(len(coroutines)))
-        if rest and self._owner is None:
-            self._owner = SimpleNamespace()
-            _start_loop(self._owner)
         while rest:
-            loop, futures = self._owner.async_loop, {i: Future[Any]() for i in rest}
+            loop, futures = _loop_of(self._owner), {i: Future[Any]() for i in rest}
             tasks = [asyncio.run_coroutine_threadsafe(_run(coroutines[i], futures[i]), loop) for i in rest]
             late = wait(futures.values(), self.seconds).not_done
             rest = [i for i in rest if futures[i].cancel()]  # what has not begun
@@ -91,6 +92,18 @@ class UserCalls:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit))
         self._jobs = self._thread = None
         self.abandoned += 1
+
+
+def start_coroutine(coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
+    """Begin what no time limit ends, in the event loop of the process."""
+    return asyncio.run_coroutine_threadsafe(coroutine, _loop_of(_SHARED))
+
+
+def _loop_of(owner: Any) -> asyncio.AbstractEventLoop:
+    if not hasattr(owner, "async_loop"):
+        _start_loop(owner)
+    loop: asyncio.AbstractEventLoop = owner.async_loop
+    return loop
 
 
 def _start_loop(owner: Any) -> None:

@@ -1,5 +1,6 @@
 """Items answered and graded, a batch at a time; a second call resumes from the records that were written."""
 
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from svf_rl.episodes.environments import Environments
 from svf_rl.episodes.episodes import Episodes
 from svf_rl.episodes.random_state import own_random_numbers
 from svf_rl.episodes.rollout import Rollout, before_stop
@@ -93,7 +95,7 @@ def make_records(
 ) -> list[Record]:
     """Generate and grade one batch; each completion by the adapter that `which` names for it, by default all by the one
     that the pool uses."""
-    rows = [task.rows[index] for index, _ in keys]
+    rows = [copy.deepcopy(task.rows[index]) for index, _ in keys]  # an environment may play with its row
     if task.toolbox is None:
         seeds = [sample_seed(seed, f"evaluation/{task.name}", index, sample) for index, sample in keys]
         prompt_ids = [task.prompt_ids[index] for index, _ in keys]
@@ -105,18 +107,17 @@ def make_records(
         episodes = Episodes(task.toolbox, task.sampling.max_tokens, pool.max_length)
         # what tools and environments draw is the same for each model
         with own_random_numbers(sample_seed(seed, f"evaluation/{task.name}/draws", *keys[0])):
-            rollout = play_items(episodes, task, keys, pool, seed, which)
+            rollout = play_items(episodes, task, rows, keys, pool, seed, which)
             answers = [before_stop(answer, task.sampling.stop) for answer in rollout.completions]
             verdicts = task.grader.grade(rows, answers, rollout.completion_ids, episodes.environments)
-        failed = Verdict(None, None, "its environment failed")  # half an episode is not judged
-        verdicts = [failed if bad else own for bad, own in zip(episodes.environments.failed, verdicts, strict=True)]
+        verdicts = [_judged(episodes.environments, place, verdict) for place, verdict in enumerate(verdicts)]
     return [
         Record(
             index=index,
             sample=sample,
             prompt=task.prompts[index],
             completion=completion_text(answer),
-            reference=task.grader.reference(row),
+            reference=task.grader.reference(task.rows[index]),
             extracted=verdict.extracted,
             correct=verdict.correct,
             score=verdict.value,
@@ -126,10 +127,17 @@ def make_records(
             finished=finished,
             messages=None if isinstance(answer, str) else [*prompt, *answer],
         )
-        for (index, sample), row, prompt, answer, verdict, length, finished in zip(
-            keys, rows, rollout.prompts, answers, verdicts, rollout.lengths, rollout.finished, strict=True
+        for (index, sample), prompt, answer, verdict, length, finished in zip(
+            keys, rollout.prompts, answers, verdicts, rollout.lengths, rollout.finished, strict=True
         )
     ]
+
+
+def _judged(environments: Environments, place: int, verdict: Verdict) -> Verdict:
+    """`verdict`, unless the environment failed: half an episode is not judged. The next call tries it again, but for
+    one whose words leave no room for an answer."""
+    how = environments.failed[place]
+    return Verdict(None, None, how, infrastructure=not environments.full[place]) if how else verdict
 
 
 def decode_completions(

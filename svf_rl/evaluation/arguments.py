@@ -52,6 +52,9 @@ class EvaluationArguments(EngineArguments, ToolArguments):
     tool_timeout: float = described(
         30.0, "Seconds that a call of a tool, or of an environment's reset or get_reward, may take."
     )
+    max_model_length: int | None = described(
+        None, "With an environment: tokens of a prompt and its completion at most (default: the model's)."
+    )
     max_failed: float = described(0.25, "Share of a batch's checks that may fail by themselves.")
 
     def __post_init__(self) -> None:
@@ -61,7 +64,7 @@ class EvaluationArguments(EngineArguments, ToolArguments):
         twice = [name for name in self.tasks if self.tasks.count(name) > 1]
         if twice:
             raise SVFError(f"task {twice[0]!r} is named twice")
-        for name in ("limit", "samples", "max_tokens", "max_tool_calling_iterations"):
+        for name in ("limit", "samples", "max_tokens", "max_tool_calling_iterations", "max_model_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SVFError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
@@ -69,6 +72,8 @@ class EvaluationArguments(EngineArguments, ToolArguments):
             raise SVFError(f"--tool-timeout must be above 0 seconds, not {self.tool_timeout:g}")
         if self.max_tool_calling_iterations is not None and not (self.tools or self.environment):
             raise SVFError("--max-tool-calling-iterations is for tools: give --tools or --environment too")
+        if self.max_model_length is not None and not self.environment:
+            raise SVFError("--max-model-length is for environments, of which nobody knows what they say: leave it out")
         if self.temperature is None:
             self.temperature = 0.0 if self.samples == 1 else 0.8
         if not math.isfinite(self.temperature) or self.temperature < 0:

@@ -1,6 +1,5 @@
 """From completions to verdicts, by a verifier or by any reward function."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from datasets import Dataset
 
 from svf_rl.episodes.environments import Environments
 from svf_rl.episodes.rollout import Answer
+from svf_rl.episodes.user_calls import start_coroutine
 from svf_rl.rewards import Verdict, completion_text, load_reward
 from svf_rl.rewards.registry import source_digest
 from svf_rl.rewards.reward import AsyncReward
@@ -111,7 +111,11 @@ class Grader:
             **columns,
         )
         if isinstance(self.reward, AsyncReward):
-            values = asyncio.run(values)  # type: ignore[arg-type]
+            awaited = start_coroutine(values)  # type: ignore[arg-type]
+            try:
+                values = awaited.result()
+            finally:
+                awaited.cancel()
         return [_verdict_of("the reward", value) for value in values]
 
 

@@ -43,7 +43,7 @@ def evaluate(arguments: EvaluationArguments) -> list[Result]:
     tasks = [load_items(name, arguments, base.tokenizer, toolbox=toolbox) for name in arguments.tasks]
     length = check_lengths(tasks, base.positions)
     if toolbox is not None and toolbox.factories is not None:  # whose first words nobody knows before
-        length = base.positions or length
+        length = min(arguments.max_model_length or sys.maxsize, base.positions or length)
     keys = {task.name: list(itertools.product(range(len(task.rows)), range(arguments.samples))) for task in tasks}
     labels = {BASE: None, **{adapter.label: adapter for adapter in adapters}}
     settings = {
@@ -135,5 +135,6 @@ def _tool_settings(arguments: EvaluationArguments) -> Settings:
         "environment": arguments.environment,
         "max_tool_calling_iterations": arguments.max_tool_calling_iterations,
         "tool_timeout": arguments.tool_timeout,
+        "max_model_length": arguments.max_model_length,
         "tools_sha256": {name: source_digest(load_function(name)) for name in sources if ":" in name},
     }

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -38,16 +39,18 @@ def find_toolbox(arguments: EvaluationArguments, tokenizer: PreTrainedTokenizerB
 def play_items(
     episodes: Episodes,
     task: TaskItems,
+    rows: list[dict[str, Any]],
     keys: Sequence[Key],
     pool: ExpertPool,
     seed: int,
     which: Sequence[str | None] | None = None,
 ) -> Rollout:
-    """An episode of each of the completions `keys`, by the adapter that `which` names for it."""
+    """An episode of each of the completions `keys`, whose `rows` its environment may change, by the adapter that
+    `which` names for it."""
 
     def ask(prompts: list[list[int]], places: Sequence[int], turn: int, room: int) -> list[Completion]:
         seeds = [sample_seed(seed, f"evaluation/{task.name}", *keys[place], turn) for place in places]
         chosen = None if which is None else [which[place] for place in places]
         return pool.generate(prompts, task.sampling.within(room), seeds, chosen)
 
-    return episodes.play([task.rows[index] for index, _ in keys], ask)
+    return episodes.play(rows, ask)

@@ -15,7 +15,7 @@ from svf_rl.generation import Completion, Sampling
 from svf_rl.text_table import aligned
 
 CERTIFICATE = "certificate.json"
-_COMPARED = 16
+COMPARED = 16
 """Of the answers, whose log-probabilities are compared."""
 
 
@@ -130,7 +130,7 @@ def compare(
 
 
 def _texts(prompts: Sequence[list[int]], answers: Sequence[Completion]) -> Iterator[tuple[list[int], int]]:
-    for prompt, answer in list(zip(prompts, answers, strict=True))[:_COMPARED]:
+    for prompt, answer in list(zip(prompts, answers, strict=True))[:COMPARED]:
         yield prompt + answer.token_ids, len(prompt)
 
 

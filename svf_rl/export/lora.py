@@ -17,7 +17,7 @@ from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.base_model import find_base_model
 from svf_rl.evaluation.items import TaskItems, check_lengths, load_items
 from svf_rl.experts.pool import ExpertPool
-from svf_rl.export.certificate import CERTIFICATE, accuracy, equal_tokens
+from svf_rl.export.certificate import CERTIFICATE, COMPARED, accuracy, equal_tokens
 from svf_rl.export.picture import draw_rank_curve
 from svf_rl.generation import Completion
 from svf_rl.models.kinds import load_saved
@@ -40,7 +40,7 @@ _OWN = "svf"
 @dataclass(frozen=True)
 class OfRank:
     """What a LoRA of this rank leaves: `tail`, the norm of what is left of `W' − W` over its own, of all matrices
-    together; and `kl`, the divergence of the adapter's next tokens from its, in nats a token."""
+    together; and `kl`, the divergence of the adapter's next tokens from its, in nats a token of the first answers."""
 
     rank: int
     tail: float
@@ -111,9 +111,9 @@ def export_lora(expert: str, out: str | Path, rank: int, arguments: EvaluationAr
         folders = {SVF: str(folder), LORA: str(staging)}
         length = check_lengths([items], base.positions)
         answers = _answers(ExpertPool(base.arguments, {}, folders, engine=arguments, max_length=length), items)
-        texts = [prompt + done.token_ids for prompt, done in zip(items.prompt_ids, answers[SVF], strict=True)]
-        starts = [len(prompt) for prompt in items.prompt_ids]
-        curve = _curve(model, deltas, rank, texts, starts)
+        compared = zip(items.prompt_ids[:COMPARED], answers[SVF], strict=False)
+        texts = [prompt + done.token_ids for prompt, done in compared]
+        curve = _curve(model, deltas, rank, texts, [len(prompt) for prompt in items.prompt_ids])
         certificate = LoraCertificate(
             rank=rank,
             matrices=len(deltas),
@@ -123,7 +123,7 @@ def export_lora(expert: str, out: str | Path, rank: int, arguments: EvaluationAr
             curve=curve,
             equal_tokens=equal_tokens(answers[SVF], answers[LORA]),
             accuracy={name: accuracy(base.tokenizer, items, done) for name, done in answers.items()},
-            logit_difference=_logit_difference(model, deltas, rank, base.arguments, staging, texts[:16]),
+            logit_difference=_logit_difference(model, deltas, rank, base.arguments, staging, texts),
         )
         draw_rank_curve(curve, rank, staging / PICTURE)
         write_json(staging / CERTIFICATE, {"format": "peft-lora", "base_model": arguments.model, **asdict(certificate)})
@@ -172,17 +172,17 @@ def _curve(
     largest = max(map(len, deltas.values()))
     ranks = sorted({rank, largest, *(2**i for i in range(largest.bit_length()) if 2**i < largest)})
     total = sum(delta.square().sum().item() for delta in deltas.values())
-    expected = [_logps(model, text, start) for text, start in zip(texts, starts, strict=True)]
+    kls: dict[int, list[Tensor]] = {one: [] for one in ranks}
+    for text, start in zip(tqdm(texts, unit="answer", desc="curve", leave=False), starts, strict=False):
+        logps = _logps(model, text, start)  # of the whole vocabulary: of one answer at a time
+        for one in ranks:
+            with _truncated(model, deltas, one):
+                kls[one].append((logps.exp() * (logps - _logps(model, text, start))).sum(1))
     found = []
-    for one in tqdm(ranks, unit="rank", desc="curve", leave=False):
+    for one in ranks:
         left = sum(delta.square().sum() - delta[strongest(delta, one)].square().sum() for delta in deltas.values())
-        with _truncated(model, deltas, one):
-            kls = [
-                (logps.exp() * (logps - _logps(model, text, start))).sum(1)
-                for logps, text, start in zip(expected, texts, starts, strict=True)
-            ]
         tail = math.sqrt(max(float(left), 0.0) / total) if total else 0.0
-        found.append(OfRank(one, tail, torch.cat(kls).mean().item()))
+        found.append(OfRank(one, tail, torch.cat(kls[one]).mean().item()))
     return found
 
 

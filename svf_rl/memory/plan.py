@@ -194,6 +194,11 @@ class MemoryPlan:
                     f"--prompt-tokens {given} and max_completion_length {self.completion} are more than the model's "
                     f"{positions} positions: lower one of them"
                 )
+            if limit is not None and longest > limit:
+                raise SVFError(
+                    f"--prompt-tokens {given} and max_completion_length {self.completion} are more than "
+                    f"vllm_max_model_length ({limit}): raise it, or lower one of them"
+                )
             return given
         if limit is not None:
             if limit <= self.completion:

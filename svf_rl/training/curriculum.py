@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from svf_rl.errors import SVFError, short_repr
 from svf_rl.tasks.reasoning_gym import LEVEL
 
 
@@ -21,19 +22,24 @@ class Curriculum(TrainerCallback, ExportableState):
         accuracy (`float`): A level is left when this share of the completions was right.
         updates (`int`): It is the mean over so many batches of rollouts, which are updates where each has one.
         threshold (`float`): The first reward from which on a completion is right.
+
+    Raises:
+        SVFError: a level that is no number.
     """
 
     def __init__(self, rows: Dataset, accuracy: float, updates: int, threshold: float):
         self._rows, self._accuracy, self._updates, self._threshold = rows, accuracy, updates, threshold
-        self._of_level: dict[int, list[int]] = {}
+        self._of_level: dict[float, list[int]] = {}
         for index, level in enumerate(rows[LEVEL]):
+            if not isinstance(level, int | float):
+                raise SVFError(f"training row {index}: {LEVEL} must be a number, not {short_repr(level)}")
             self._of_level.setdefault(level, []).append(index)
         self._levels = sorted(self._of_level)
         self._level = 0
         self._recent: list[float] = []
 
     @property
-    def level(self) -> int:
+    def level(self) -> float:
         return self._levels[self._level]
 
     def at_level(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -42,8 +42,8 @@ def call_rollout_function(trainer: "SVFReinforceTrainer", prompts: list[Any]) ->
     missing = [key for key in _NEEDED if key not in output]
     if missing:
         raise SVFError(f"rollout_func returned no {', '.join(missing)}: return a dict of {', '.join(_NEEDED)}")
-    prompt_ids = _tokens("prompt_ids", output["prompt_ids"], len(prompts))
-    completion_ids = _tokens("completion_ids", output["completion_ids"], len(prompts))
+    size = trainer.accelerator.unwrap_model(trainer.model).config.get_text_config().vocab_size
+    prompt_ids, completion_ids = (_tokens(key, output[key], len(prompts), size) for key in _NEEDED[:2])
     logprobs, mask = (
         None if output.get(key) is None else _aligned(key, output[key], completion_ids)
         for key in ("logprobs", "env_mask")
@@ -62,7 +62,7 @@ def call_rollout_function(trainer: "SVFReinforceTrainer", prompts: list[Any]) ->
     return prompt_ids, completions, None if mask is None else [[int(bool(m)) for m in row] for row in mask], extra
 
 
-def _tokens(key: str, rows: Any, count: int) -> list[list[int]]:
+def _tokens(key: str, rows: Any, count: int, vocabulary: int) -> list[list[int]]:
     rows = _list(rows)
     if not isinstance(rows, list) or len(rows) != count:
         found = f"{len(rows)} lists" if isinstance(rows, list) else type(rows).__name__
@@ -73,6 +73,12 @@ def _tokens(key: str, rows: Any, count: int) -> list[list[int]]:
             tokens.append([index(token) for token in _list(row)])
         except TypeError:
             raise SVFError(f"rollout_func returned {row!r:.60} among {key}: each must be a list of token ids") from None
+    other = next((token for row in tokens for token in row if not 0 <= token < vocabulary), None)
+    if other is not None:
+        raise SVFError(
+            f"rollout_func returned {other} in {key}: the model's tokens are 0 to {vocabulary - 1}, and lists are not "
+            "padded"
+        )
     if key == "prompt_ids" and not all(tokens):
         raise SVFError("rollout_func returned a prompt without tokens in prompt_ids")
     return tokens

@@ -329,11 +329,12 @@ class SVFReinforceTrainer(GRPOTrainer):
 
     def _environments_failed(self) -> Tensor:
         """`(N,)` of all processes: whether the environment of a row has failed."""
-        return gather(torch.tensor(self.episodes.environments.failed, device=self.accelerator.device).long()).bool()
+        failed = [int(bool(how)) for how in self.episodes.environments.failed]
+        return gather(torch.tensor(failed, device=self.accelerator.device)).bool()
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> Rollout:
         """An answer to each row's prompt."""
-        within = self._step % self.args.gradient_accumulation_steps
+        within = self._step % self.args.gradient_accumulation_steps // self.args.steps_per_generation
         first = (within * self.accelerator.num_processes + self.accelerator.process_index) * len(rows)
         self.sync_weights()
         before = self.recorder.seconds["rollout"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+from svf_rl.episodes.environments import whole_characters
 from svf_rl.errors import SVFError, one_line
 
 Message = dict[str, Any]
@@ -160,12 +161,17 @@ def compares_groups(environment: Any) -> bool:
     if said is not None:
         return bool(said)
     rubric = environment.rubric
-    return any(one._get_group_reward_func_names() for one in getattr(rubric, "rubrics", [rubric]))
+    parts = getattr(environment, "env_map", {}).values()  # of a group, whose own rubric knows nothing of theirs
+    return any(one._get_group_reward_func_names() for one in getattr(rubric, "rubrics", [rubric])) or any(
+        compares_groups(part) for part in parts
+    )
 
 
 def wire_message(message: Any) -> Message:
     """A message as chat templates take it."""
     plain = dict(message) if isinstance(message, Mapping) else message.model_dump(exclude_none=True)
+    if isinstance(plain.get("content"), str):
+        plain["content"] = whole_characters(plain["content"])
     calls = [dict(call.get("function", call)) for call in plain.pop("tool_calls", None) or ()]
     if calls:
         plain["tool_calls"] = [

@@ -1,22 +1,31 @@
 """`VerifiersRollouts`: an environment of the package `verifiers` (0.1.10 or 0.1.14) as a `rollout_func`.
 
 What is used of it: `environment.run_rollout(input, client, ...)`, which asks a client of ours for each turn. Rollouts
-run together in one event loop; when all of them wait for the model, it is asked for all. A turn goes on with the tokens
-of the turns before, as they were generated: only what the environment adds is turned into tokens.
+run together in the event loop of the process, so that what an environment keeps goes on from batch to batch; when all
+of them wait for the model, it is asked for all, by the thread that trains. A turn goes on with the tokens of the turns
+before, as they were generated: only what the environment adds is turned into tokens.
 """
 
 import asyncio
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from trl.chat_template_utils import add_response_schema, parse_response
+from accelerate.utils import gather_object
+from trl.chat_template_utils import add_response_schema
 
-from svf_rl.errors import SVFError
+from svf_rl.episodes.environments import MOST_FAILED
+from svf_rl.episodes.episodes import read_message
+from svf_rl.episodes.user_calls import start_coroutine
+from svf_rl.errors import SVFError, one_line
 from svf_rl.generation import Completion
 from svf_rl.generation.prompts import encode_prompts
+from svf_rl.rewards.user_code import describe
 from svf_rl.training.verifiers_clients import (
     Clients,
     Message,
@@ -30,7 +39,10 @@ from svf_rl.training.verifiers_clients import (
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer
 
-_INPUT = ("answer", "info", "example_id")
+logger = logging.getLogger(__name__)
+
+_INPUT = ("answer", "info", "example_id", "task")
+"""Of a row; `task` is by what a group of environments finds its own."""
 
 
 @dataclass
@@ -68,35 +80,23 @@ class VerifiersRollouts:
             )
         self._environment = environment
         self.__name__ = type(environment).__name__
+        self._said: set[str] = set()
+        self._failed_batches = 0
 
     def __call__(self, prompts: list[Any], trainer: "SVFReinforceTrainer") -> dict[str, Any]:
         args = trainer.args
         if args.use_vllm and args.vllm_mode == "colocate" and args.vllm_tensor_parallel_size > 1:
             raise SVFError("environments of verifiers do not go with vllm_tensor_parallel_size above 1: set it to 1")
-        return asyncio.run(self._play(prompts, trainer))
-
-    @staticmethod
-    def environment_reward(verifiers_reward: list[float | None], **_: Any) -> list[float | None]:
-        """What the environment's rubric gave; `None` where a rollout has failed."""
-        return verifiers_reward
-
-    async def _play(self, prompts: list[Any], trainer: "SVFReinforceTrainer") -> dict[str, Any]:
         desk = _Desk(trainer, len(prompts), self._clients)
-        rows = trainer.episodes.rows
-        played = [
-            asyncio.ensure_future(
-                self._environment.run_rollout(
-                    {"prompt": prompt, "example_id": i, **{key: row[key] for key in _INPUT if key in row}},
-                    self._clients.client(partial(desk.ask, i)), "policy", {},
-                )
-            )
-            for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
-        ]  # fmt: skip
-        for one in played:
-            one.add_done_callback(lambda _: desk.changed.set())
-        await desk.serve(played, trainer.args.tool_timeout)
-        outcomes = await asyncio.gather(*played, return_exceptions=True)
-        rewards = [_reward(outcome) for outcome in outcomes]
+        playing = start_coroutine(self._play(prompts, desk, trainer.args.tool_timeout))
+        playing.add_done_callback(lambda _: desk.requests.put(None))
+        try:
+            while (ask := desk.requests.get()) is not None:
+                ask()
+            outcomes = playing.result()
+        finally:
+            playing.cancel()
+        rewards = self._rewards(outcomes)
         threads = [desk.whole(place, prompt) for place, prompt in enumerate(prompts)]
         logprobs = [thread.logprobs for thread in threads]
         return {
@@ -107,13 +107,67 @@ class VerifiersRollouts:
             "verifiers_reward": rewards,
         }
 
+    @staticmethod
+    def environment_reward(verifiers_reward: list[float | None], **_: Any) -> list[float | None]:
+        """What the environment's rubric gave; `None` where a rollout has failed."""
+        return verifiers_reward
 
-def _reward(outcome: Any) -> float | None:
+    async def _play(self, prompts: list[Any], desk: "_Desk", seconds: float) -> list[Any]:
+        """What each rollout returns or raises."""
+        played = [
+            asyncio.ensure_future(
+                _shielded(
+                    self._environment.run_rollout(
+                        {"prompt": prompt, "example_id": i, **{key: row[key] for key in _INPUT if key in row}},
+                        self._clients.client(partial(desk.ask, i)), "policy", {},
+                    )
+                )
+            )
+            for i, (prompt, row) in enumerate(zip(prompts, desk.rows, strict=True))
+        ]  # fmt: skip
+        try:
+            for one in played:
+                one.add_done_callback(lambda _: desk.changed.set())
+            await desk.serve(played, seconds)
+            return await asyncio.gather(*played, return_exceptions=True)
+        finally:
+            for one in played:
+                one.cancel()
+
+    def _rewards(self, outcomes: Sequence[Any]) -> list[float | None]:
+        """Raises `SVFError` where all rollouts of several batches in a row have failed, over all processes."""
+        failures = [_failure(outcome) for outcome in outcomes]
+        for why in failures:
+            if why is not None and why not in self._said:
+                self._said.add(why)
+                logger.warning("a rollout of %s failed, and takes no part in the training: %s", self.__name__, why)
+        all_failed = all(gather_object([None not in failures]))
+        self._failed_batches = self._failed_batches + 1 if all_failed else 0
+        if self._failed_batches >= MOST_FAILED:
+            raise SVFError(f"all rollouts of {self.__name__} failed in {MOST_FAILED} batches in a row: {failures[-1]}")
+        return [
+            float(outcome["reward"]) if why is None else None for outcome, why in zip(outcomes, failures, strict=True)
+        ]
+
+
+def _failure(outcome: Any) -> str | None:
+    """Why a rollout has no reward."""
     if isinstance(outcome, SVFError):
         raise outcome
-    if isinstance(outcome, BaseException) or outcome.get("error") is not None:
-        return None
-    return float(outcome["reward"])
+    if isinstance(outcome, asyncio.CancelledError):
+        return "it did not go on in time (tool_timeout)"
+    if isinstance(outcome, BaseException):
+        return describe(outcome)
+    error = outcome.get("error")
+    return None if error is None else one_line(error)
+
+
+async def _shielded(rollout: Awaitable[Any]) -> Any:
+    """What would end the event loop is an error like others."""
+    try:
+        return await rollout
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(repr(error)) from error
 
 
 class _Desk:
@@ -121,6 +175,9 @@ class _Desk:
 
     def __init__(self, trainer: "SVFReinforceTrainer", count: int, clients: Clients) -> None:
         self._trainer, self._clients = trainer, clients
+        self.rows = trainer.episodes.rows
+        self.requests: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        """Of the model, for the thread that trains; `None` at the end."""
         self._threads = [_Thread() for _ in range(count)]
         self._asked: dict[int, tuple[list[Message], list[dict[str, Any]], asyncio.Future[Any]]] = {}
         self.changed = asyncio.Event()
@@ -138,7 +195,7 @@ class _Desk:
         """Answer until all have ended. One that neither ends nor asks within `seconds` is cancelled."""
         while running := [place for place, one in enumerate(played) if not one.done()]:
             if all(place in self._asked for place in running):
-                self._answer()
+                await self._answer()
                 continue
             self.changed.clear()
             try:
@@ -148,7 +205,7 @@ class _Desk:
                     if place not in self._asked:
                         played[place].cancel()
 
-    def _answer(self) -> None:
+    async def _answer(self) -> None:
         asked, self._asked = self._asked, {}
         ready: list[tuple[int, list[dict[str, Any]], asyncio.Future[Any]]] = []
         for place, (messages, tools, answer) in sorted(asked.items()):
@@ -165,9 +222,15 @@ class _Desk:
         for turn, places in by_turn.items():
             prompts = [self._threads[place].prompt_ids + self._threads[place].ids for place in places]
             room = max(self._room(place) for place in places)
-            found |= zip(places, self._trainer.generate(prompts, places, turn, room), strict=True)
+            found |= zip(places, await self._generate(prompts, places, turn, room), strict=True)
         for place, tools, answer in ready:
-            answer.set_result(self._response(place, found[place], tools))
+            if not answer.done():
+                answer.set_result(self._response(place, found[place], tools))
+
+    async def _generate(self, *asked: Any) -> list[Completion]:
+        completions: Future[list[Completion]] = Future()
+        self.requests.put(lambda: completions.set_result(self._trainer.generate(*asked)))
+        return await asyncio.wrap_future(completions)
 
     def _room(self, place: int) -> int:
         thread = self._threads[place]
@@ -183,7 +246,8 @@ class _Desk:
         else:
             before = len(thread.read)
             new = messages[before + 1 :]
-            if messages[:before] != thread.read or not new:
+            answered = messages[before] if new else {}
+            if messages[:before] != thread.read or not _is_said(answered, thread.said):
                 raise SVFError("the environment rewrites its messages between turns, which is not supported")
             names = {call["id"]: call["function"]["name"] for call in thread.said.get("tool_calls") or ()}
             named = [{"name": names.get(message.get("tool_call_id"), "tool"), **message} for message in new]
@@ -210,7 +274,7 @@ class _Desk:
         thread.logprobs = None if own is None or thread.logprobs is None else thread.logprobs + own[:room]
         thread.turns += 1
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        said = parse_response(tokenizer, ids, prefix=read, tools=tools) if tools else {"content": text}
+        said = read_message(tokenizer, ids, read, tools) if tools else {"content": text}
         thread.said = said
         calls = [call["function"] | {"call": call} for call in said.get("tool_calls") or () if "function" in call]
         for number, call in enumerate(calls):
@@ -237,3 +301,8 @@ class _Desk:
                 thread.prompt_ids = thread.prompt_ids[:1]
             thread.ids, thread.mask, thread.logprobs = [self._trainer._tokenizer.eos_token_id], [0], [0.0]
         return thread
+
+
+def _is_said(message: Message, said: Message) -> bool:
+    """Whether an environment gives the model's message back as it was."""
+    return message.get("role") == "assistant" and (message.get("content") or "") == (said["content"] or "")

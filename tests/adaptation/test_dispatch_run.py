@@ -86,6 +86,10 @@ def test_prompts_of_a_file_are_answered_by_a_trained_classifiers_choice(
     assert all(line["class"] == max(line["classification"], key=line["classification"].get) for line in lines)
     assert report.results == []
     assert not (tmp_path / "out/base").exists()
+    prompts.write_text("Name a colour.\n")
+    with pytest.raises(SVFError, match=r"made with other settings \(prompts"):
+        run_dispatch(arguments)
+    assert _lines(tmp_path / "out/dispatch/prompts.jsonl") == lines
 
 
 @pytest.mark.parametrize(

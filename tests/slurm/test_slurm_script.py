@@ -88,6 +88,17 @@ def test_print_says_what_each_step_would_run_and_makes_nothing(repository: Path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_print_says_where_servers_would_run(repository: Path, tmp_path: Path) -> None:
+    _, serve, train = printed(
+        repository, "--nodes=3", "--rollout-nodes", "1", "recipes/quickstart.yaml", "accelerate_configs/cpu_ddp.yaml",
+        SVF_RL_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert "--nodelist=NODE3" in shlex.split(serve)
+    words = shlex.split(train)
+    assert "--nodelist=NODE1,NODE2" in words
+    assert words[words.index("--vllm_server_base_url") + 1].startswith("http://NODE3:")
+
+
 @pytest.mark.skipif(torch.version.cuda is not None, reason="says what happens with a torch for the CPU")
 def test_a_torch_for_the_cpu_is_found_before_anything_is_submitted(repository: Path, tmp_path: Path) -> None:
     asked = ("--print", "--nodes", "2", "--gpus-per-node", "8", "recipes/llama3_math.yaml")

@@ -38,6 +38,13 @@ def test_rows_need_no_prompt_where_an_environment_makes_it() -> None:
     assert curriculum.at_level(list(rows)[::-1]) == taken[::-1]
 
 
+@pytest.mark.parametrize("level", ["0", None])
+def test_a_level_is_a_number(level: str | None) -> None:
+    rows = Dataset.from_list([{"prompt": "a", LEVEL: level}])
+    said = refusal(lambda: Curriculum(rows, accuracy=0.75, updates=2, threshold=0.5))
+    assert said == f"training row 0: {LEVEL} must be a number, not {level!r}"
+
+
 def test_the_next_level_comes_when_the_mean_over_some_updates_is_high_enough() -> None:
     curriculum, right, half = _curriculum(), torch.ones(4), torch.tensor([1.0, 1, 0, torch.nan, 0])
     levels = []

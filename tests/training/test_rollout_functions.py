@@ -123,6 +123,10 @@ def in_numpy(output: dict[str, Any]) -> Any:
     return [list(np.array(row)) for row in output["completion_ids"]]
 
 
+def padded(output: dict[str, Any]) -> Any:
+    return [[*row[:-1], -100] for row in output["completion_ids"]]
+
+
 def raises(prompts: list[Any], trainer: Any) -> Any:
     raise KeyError("x")
 
@@ -140,6 +144,8 @@ def raises(prompts: list[Any], trainer: Any) -> Any:
         (changed(logprobs=nested), "rollout_func returned logprobs that are no numbers"),
         (changed(completions=["x"] * 8), "rollout_func returned 'completions', the name of what rewards are given"),
         (changed(prompts=["x"] * 8), "rollout_func returned 'prompts', the name of what rewards are given"),
+        (changed(completion_ids=padded), "rollout_func returned -100 in completion_ids: the model's tokens are 0 to"),
+        (changed(prompt_ids=[[10**6]] * 8), "returned 1000000 in prompt_ids: the model's tokens are 0 to"),
         (changed(turns=[1]), "rollout_func returned 1 values of turns for 8 prompts"),
         (lambda prompts, trainer: trainer.generate([[5]], places=[8]), "which of the 8 prompts"),
     ],

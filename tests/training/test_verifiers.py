@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from episode_parts import acting, questions
+from episode_parts import acting, questions, saying
 from fakes import FakeGenerator, refusal
 
 from svf_rl.generation import Completion, sample_seed
@@ -70,6 +70,98 @@ def test_a_rollout_ends_where_the_context_does(acting: Make, tokenizer: Any, mon
     assert turns[0] == 0
     assert turns[1] > turns[2] > 1
     assert (batch["completion_mask"].sum(1) > 0).tolist() == [False, False, True, True, True, True]
+
+
+@pytest.fixture
+def played(acting: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """`played(environment, generator, steps)`: a trainer that has asked `environment` as it would one of the
+    package."""
+    clients = SimpleNamespace(client=lambda asked: asked, response=lambda reply: reply, overlong=OverflowError)
+    monkeypatch.setattr("svf_rl.training.verifiers_rollouts.find_clients", lambda: clients)
+
+    def play(environment: Any, generator: FakeGenerator, steps: int = 1) -> Any:
+        rollouts = VerifiersRollouts(environment)
+        trainer = acting(
+            questions(8), rollouts.environment_reward, generator, rollout_func=rollouts, max_steps=steps,
+            max_completion_length=80,
+        )  # fmt: skip
+        trainer.train()
+        return trainer
+
+    return play
+
+
+class Keeping:
+    """Keeps what belongs to an event loop, as clients of judges do."""
+
+    requires_group_rollouts = False
+
+    def __init__(self) -> None:
+        self.at_once = asyncio.Semaphore(2)
+
+    async def run_rollout(self, row: Any, client: Any, *_: Any) -> dict[str, Any]:
+        await client(row["prompt"], None)
+        async with self.at_once:
+            await asyncio.sleep(0.001)
+        return {"reward": 1.0}
+
+
+def test_what_an_environment_keeps_goes_on_from_batch_to_batch(played: Make, tokenizer: Any) -> None:
+    trainer = played(Keeping(), saying(tokenizer, "yes"), steps=3)
+    assert [line["reward"] for line in trainer.state.log_history if "reward" in line] == [1.0] * 3
+
+
+class Calling:
+    """Gives the model a tool, and says again what it calls it with; then what `answer` makes of its message."""
+
+    requires_group_rollouts = False
+    ECHO: ClassVar = {
+        "type": "function",
+        "function": {
+            "name": "echo", "description": "Say it again.",
+            "parameters": {"type": "object", "properties": {"text": {"type": "string"}}},
+        },
+    }  # fmt: skip
+
+    def __init__(self, keep: Callable[[Any], list[Any]] = lambda said: [said]) -> None:
+        self.keep, self.called = keep, 0
+
+    async def run_rollout(self, row: Any, client: Any, *_: Any) -> dict[str, Any]:
+        reply = await client(row["prompt"], [self.ECHO])
+        self.called += len(reply.calls)
+        said = {"role": "assistant", "content": reply.text}
+        await client([*row["prompt"], *self.keep(said), {"role": "user", "content": "half \ud83d"}], [self.ECHO])
+        return {"reward": 1.0}
+
+
+@pytest.mark.parametrize("text", ['"ab"', r'"\ud83d"', "[" * 3000 + "]" * 3000], ids=["text", "half", "deep"])
+def test_an_odd_call_costs_no_run(played: Make, tokenizer: Any, text: str) -> None:
+    """It is text; and what an environment says is told to the model in whole characters."""
+    environment = Calling()
+    ids = [*tokenizer.encode(f'@echo {{"text": {text}}}', add_special_tokens=False), tokenizer.eos_token_id]
+    played(environment, FakeGenerator(lambda prompts, *_: [Completion(list(ids), None, True) for _ in prompts]))
+    assert environment.called == (8 if text == '"ab"' else 0)
+
+
+@pytest.mark.parametrize("keep", [lambda said: [], lambda said: [{**said, "content": "in short"}]])
+def test_an_environment_that_changes_what_the_model_said_is_refused(played: Make, tokenizer: Any, keep: Any) -> None:
+    assert "rewrites its messages" in refusal(played, Calling(keep), saying(tokenizer, "a long answer"))
+
+
+class Failing:
+    requires_group_rollouts = False
+
+    async def run_rollout(self, row: Any, client: Any, *_: Any) -> dict[str, Any]:
+        await client(row["prompt"], None)
+        raise SystemExit("no world")
+
+
+def test_a_run_of_which_all_rollouts_fail_ends_and_says_why(played: Make, tokenizer: Any, caplog: Any) -> None:
+    said = refusal(played, Failing(), saying(tokenizer, "yes"), steps=9)
+    assert said == "all rollouts of Failing failed in 3 batches in a row: RuntimeError: SystemExit('no world')"
+    assert [record.message for record in caplog.records if "no world" in record.message] == [
+        "a rollout of Failing failed, and takes no part in the training: RuntimeError: SystemExit('no world')"
+    ]
 
 
 @pytest.fixture
@@ -176,6 +268,27 @@ def test_a_conversation_of_the_package_is_played(package: Any, acting: Make, tok
     words = tokenizer.decode(rollout.completion_ids[0])
     assert words.startswith("yes<|end|><|user|>and then? word")
     assert words.count("yes") == 3
+
+
+def test_a_group_of_environments_of_the_package_is_played(package: Any, acting: Make, tokenizer: Any) -> None:
+    """Each row by its own: rewards of 1 and 2, whose mean is 1.5."""
+    from datasets import Dataset
+
+    def giving(reward: float) -> Any:
+        async def give(**_: Any) -> float:
+            return reward
+
+        rows = Dataset.from_list(rows_of(4))
+        return package.SingleTurnEnv(dataset=rows, rubric=package.Rubric(funcs=[give]))
+
+    environment = package.EnvGroup([giving(1.0), giving(2.0)], env_names=["one", "two"])
+    rollouts = VerifiersRollouts(environment)
+    trainer = acting(
+        environment.get_dataset(), rollouts.environment_reward, saying(tokenizer, "yes"), rollout_func=rollouts,
+        num_generations=2, per_device_train_batch_size=16,
+    )  # fmt: skip
+    trainer.train()
+    assert [line["reward"] for line in trainer.state.log_history if "reward" in line] == [1.5]
 
 
 @pytest.mark.parametrize("among_others", [False, True])

@@ -83,7 +83,9 @@ def _convert(path: Path, folder: Path) -> None:
 
 def _complete(config: PretrainedConfig, metadata: dict[str, Any], tensors: Sequence[Any]) -> PretrainedConfig:
     """With what the file says and transformers does not read."""
-    head = metadata.get(f"{metadata.get('general.architecture')}.attention.key_length")
+    own = metadata.get("general.architecture")
+    _check_positions(metadata, f"{own}.rope")
+    head = metadata.get(f"{own}.attention.key_length")
     if head is not None and hasattr(config, "head_dim"):
         config.head_dim = int(head)
     if hasattr(config, "attention_bias"):
@@ -92,6 +94,16 @@ def _complete(config: PretrainedConfig, metadata: dict[str, Any], tensors: Seque
         if tensor.name == TENSOR:
             set_scaling(config, tensor.data)
     return config
+
+
+def _check_positions(metadata: dict[str, Any], rope: str) -> None:
+    """transformers says nothing of scaled positions, and scales none. Without a type they are scaled linearly."""
+    kind = metadata.get(f"{rope}.scaling.type", "linear")
+    factor = metadata.get(f"{rope}.scaling.factor") or metadata.get(f"{rope}.scale_linear") or 1
+    if kind != "none" and factor != 1:
+        raise SVFError(
+            f"its positions are scaled ({kind}, by {factor:g}), which is not read: use the model's own files"
+        )
 
 
 def _check_all_read(model: PreTrainedModel, held: set[str]) -> None:

@@ -14,6 +14,10 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _REGEXES = {"llama-bpe": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}", "qwen2": rf"{_WORDS}|\p{{N}}|{_REST}"}
 
+IGNORING_MERGES = ("llama-bpe",)
+"""Splits with which llama.cpp takes a word of the vocabulary whole, whether merges lead to it or not, and begins a text
+with the beginning-of-sequence token unless the file says otherwise."""
+
 
 def find_split(name: str) -> pre_tokenizers.PreTokenizer:
     """The split that GGUF calls `name`. Raises `SVFError` for one that is not known here."""
@@ -47,8 +51,9 @@ def split_name(tokenizer: dict[str, Any]) -> str:
             return "smollm"
         if kinds == ["Split", "ByteLevel"] and not by_itself:
             pattern = parts[0].get("pattern", {}).get("Regex")
+            whole = bool((tokenizer.get("model") or {}).get("ignore_merges"))
             for name, known in _REGEXES.items():
-                if pattern == known:
+                if pattern == known and whole == (name in IGNORING_MERGES):
                     return name
     raise SVFError(
         "the way in which this tokenizer splits a text has no name in GGUF that is known here: write the model with "

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from svf_rl.errors import SVFError, one_line
-from svf_rl.models.gguf.splits import find_split
+from svf_rl.models.gguf.splits import IGNORING_MERGES, find_split
 
 CONTROL, OF_THE_USER = 3, 4
 """GGUF's types of tokens that stand for no text, and of those that are found in a text before it is split."""
@@ -51,7 +51,8 @@ def _byte_level(metadata: dict[str, Any]) -> Tokenizer:
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     split = metadata.get("tokenizer.ggml.pre", "gpt-2")
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, merges))
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(BPE(vocabulary, merges, ignore_merges=split in IGNORING_MERGES))
     tokenizer.pre_tokenizer = find_split(split)
     if split == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -60,7 +61,7 @@ def _byte_level(metadata: dict[str, Any]) -> Tokenizer:
         added = [token for token, one in zip(tokens, types, strict=True) if one == kind]
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=special) for token in added])
     bos = metadata.get("tokenizer.ggml.bos_token_id")
-    if metadata.get("tokenizer.ggml.add_bos_token", False) and bos is not None:
+    if metadata.get("tokenizer.ggml.add_bos_token", split in IGNORING_MERGES) and bos is not None:
         start = tokens[bos]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{start} $A", pair=f"{start} $A {start} $B", special_tokens=[(start, bos)]
