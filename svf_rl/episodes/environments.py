@@ -2,12 +2,12 @@
 not the run."""
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
+from svf_rl.episodes.failures import Failures
 from svf_rl.episodes.random_state import own_random_numbers
 from svf_rl.episodes.user_calls import TimedOut, UserCalls
 from svf_rl.errors import Stopped, SVFError
@@ -19,13 +19,8 @@ from svf_rl.rewards.user_code import describe
 if TYPE_CHECKING:
     from svf_rl.episodes.toolbox import Toolbox
 
-logger = logging.getLogger(__name__)
-
 NO_PROMPT = [{"role": "user", "content": ""}]
 """Of a row without one, whose environment brings it."""
-
-MOST_FAILED = 3
-"""Batches of which all environments fail, one after another, until a run ends."""
 
 
 class Environments:
@@ -41,8 +36,7 @@ class Environments:
         """Of each row at hand: how its environment's `reset` or `get_reward` has failed; empty where it has not."""
         self.full: list[bool] = []
         """Of each row at hand: whether `reset` has failed by leaving no room for an answer."""
-        self._said: set[str] = set()
-        self._failed_batches, self._last = 0, ""
+        self.failures = Failures()
         self._abandoned = self._user.abandoned
 
     def reset(self, rows: list[dict[str, Any]]) -> list[Any]:
@@ -75,14 +69,6 @@ class Environments:
             if own and not self.failed[row]:
                 self.full[row] = True
                 self._note_failure(row, f"reset says so much that no answer fits within {longest} tokens")
-
-    def check_batch(self, all_failed: bool) -> None:
-        """Raises `SVFError` where those of all samples, over all processes, have failed in `MOST_FAILED` batches in a
-        row: such a run trains on nothing."""
-        self._failed_batches = self._failed_batches + 1 if all_failed else 0
-        if self._failed_batches >= MOST_FAILED:
-            why = f": {self._last}" if self._last else ""
-            raise SVFError(f"all environments failed in {MOST_FAILED} batches in a row{why}")
 
     def leave(self, environment: Any) -> None:
         """Do not use it again: something still runs in it that did not end in time."""
@@ -144,10 +130,8 @@ class Environments:
 
     def _note_failure(self, row: int, what: str) -> None:
         assert self.current is not None
-        self.failed[row] = self._last = text = f"{type(self.current[row]).__name__}.{what}"
-        if text not in self._said:
-            self._said.add(text)
-            logger.warning("%s: such samples cannot be scored, and take no part in the training", text)
+        self.failed[row] = f"{type(self.current[row]).__name__}.{what}"
+        self.failures.note(self.failed[row])
 
 
 def check_environment_names(what: str, rows: Dataset, factories: Mapping[Any, Any], argument: str) -> None:

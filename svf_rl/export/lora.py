@@ -111,9 +111,9 @@ def export_lora(expert: str, out: str | Path, rank: int, arguments: EvaluationAr
         folders = {SVF: str(folder), LORA: str(staging)}
         length = check_lengths([items], base.positions)
         answers = _answers(ExpertPool(base.arguments, {}, folders, engine=arguments, max_length=length), items)
-        compared = zip(items.prompt_ids[:COMPARED], answers[SVF], strict=False)
-        texts = [prompt + done.token_ids for prompt, done in compared]
-        curve = _curve(model, deltas, rank, texts, [len(prompt) for prompt in items.prompt_ids])
+        prompts = items.prompt_ids[:COMPARED]
+        texts = [prompt + done.token_ids for prompt, done in zip(prompts, answers[SVF][:COMPARED], strict=True)]
+        curve = _curve(model, deltas, rank, texts, [len(prompt) for prompt in prompts])
         certificate = LoraCertificate(
             rank=rank,
             matrices=len(deltas),
@@ -173,7 +173,7 @@ def _curve(
     ranks = sorted({rank, largest, *(2**i for i in range(largest.bit_length()) if 2**i < largest)})
     total = sum(delta.square().sum().item() for delta in deltas.values())
     kls: dict[int, list[Tensor]] = {one: [] for one in ranks}
-    for text, start in zip(tqdm(texts, unit="answer", desc="curve", leave=False), starts, strict=False):
+    for text, start in zip(tqdm(texts, unit="answer", desc="curve", leave=False), starts, strict=True):
         logps = _logps(model, text, start)  # of the whole vocabulary: of one answer at a time
         for one in ranks:
             with _truncated(model, deltas, one):

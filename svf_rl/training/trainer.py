@@ -323,7 +323,7 @@ class SVFReinforceTrainer(GRPOTrainer):
                 raise SVFError(f"reward {name!r} returned inf; return None for a sample without a score")
         if self.environment_factories is not None:
             failed = self._environments_failed()
-            self.episodes.environments.check_batch(bool(failed.all()))
+            self.episodes.environments.failures.check_batch(bool(failed.all()))
             rewards[failed] = torch.nan
         return rewards
 

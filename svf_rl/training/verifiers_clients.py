@@ -161,10 +161,10 @@ def compares_groups(environment: Any) -> bool:
     if said is not None:
         return bool(said)
     rubric = environment.rubric
-    parts = getattr(environment, "env_map", {}).values()  # of a group, whose own rubric knows nothing of theirs
-    return any(one._get_group_reward_func_names() for one in getattr(rubric, "rubrics", [rubric])) or any(
-        compares_groups(part) for part in parts
-    )
+    if any(one._get_group_reward_func_names() for one in getattr(rubric, "rubrics", [rubric])):
+        return True
+    # those of an `EnvGroup`, whose rubric knows nothing of theirs
+    return any(map(compares_groups, getattr(environment, "env_map", {}).values()))
 
 
 def wire_message(message: Any) -> Message:

@@ -7,56 +7,24 @@ before, as they were generated: only what the environment adds is turned into to
 """
 
 import asyncio
-import json
-import logging
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Sequence
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
-from trl.chat_template_utils import add_response_schema
 
-from svf_rl.episodes.environments import MOST_FAILED
-from svf_rl.episodes.episodes import read_message
+from svf_rl.episodes.failures import Failures
 from svf_rl.episodes.user_calls import start_coroutine
 from svf_rl.errors import SVFError, one_line
-from svf_rl.generation import Completion
-from svf_rl.generation.prompts import encode_prompts
 from svf_rl.rewards.user_code import describe
-from svf_rl.training.verifiers_clients import (
-    Clients,
-    Message,
-    Reply,
-    compares_groups,
-    find_clients,
-    wire_message,
-    wire_tool,
-)
+from svf_rl.training.verifiers_clients import compares_groups, find_clients
+from svf_rl.training.verifiers_desk import Desk
 
 if TYPE_CHECKING:
     from svf_rl.training.trainer import SVFReinforceTrainer
 
-logger = logging.getLogger(__name__)
-
 _INPUT = ("answer", "info", "example_id", "task")
 """Of a row; `task` is by what a group of environments finds its own."""
-
-
-@dataclass
-class _Thread:
-    """What one rollout has said until now."""
-
-    prompt_ids: list[int] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    mask: list[int] = field(default_factory=list)
-    logprobs: list[float] | None = field(default_factory=list)
-    read: list[Message] = field(default_factory=list)
-    """The messages of the last request."""
-    said: Message | None = None
-    turns: int = 0
 
 
 class VerifiersRollouts:
@@ -80,14 +48,13 @@ class VerifiersRollouts:
             )
         self._environment = environment
         self.__name__ = type(environment).__name__
-        self._said: set[str] = set()
-        self._failed_batches = 0
+        self._failures = Failures()
 
     def __call__(self, prompts: list[Any], trainer: "SVFReinforceTrainer") -> dict[str, Any]:
         args = trainer.args
         if args.use_vllm and args.vllm_mode == "colocate" and args.vllm_tensor_parallel_size > 1:
             raise SVFError("environments of verifiers do not go with vllm_tensor_parallel_size above 1: set it to 1")
-        desk = _Desk(trainer, len(prompts), self._clients)
+        desk = Desk(trainer, len(prompts), self._clients)
         playing = start_coroutine(self._play(prompts, desk, trainer.args.tool_timeout))
         playing.add_done_callback(lambda _: desk.requests.put(None))
         try:
@@ -112,7 +79,7 @@ class VerifiersRollouts:
         """What the environment's rubric gave; `None` where a rollout has failed."""
         return verifiers_reward
 
-    async def _play(self, prompts: list[Any], desk: "_Desk", seconds: float) -> list[Any]:
+    async def _play(self, prompts: list[Any], desk: Desk, seconds: float) -> list[Any]:
         """What each rollout returns or raises."""
         played = [
             asyncio.ensure_future(
@@ -137,14 +104,9 @@ class VerifiersRollouts:
     def _rewards(self, outcomes: Sequence[Any]) -> list[float | None]:
         """Raises `SVFError` where all rollouts of several batches in a row have failed, over all processes."""
         failures = [_failure(outcome) for outcome in outcomes]
-        for why in failures:
-            if why is not None and why not in self._said:
-                self._said.add(why)
-                logger.warning("a rollout of %s failed, and takes no part in the training: %s", self.__name__, why)
-        all_failed = all(gather_object([None not in failures]))
-        self._failed_batches = self._failed_batches + 1 if all_failed else 0
-        if self._failed_batches >= MOST_FAILED:
-            raise SVFError(f"all rollouts of {self.__name__} failed in {MOST_FAILED} batches in a row: {failures[-1]}")
+        for why in filter(None, failures):
+            self._failures.note(f"{self.__name__}: {why}")
+        self._failures.check_batch(all(gather_object([None not in failures])))
         return [
             float(outcome["reward"]) if why is None else None for outcome, why in zip(outcomes, failures, strict=True)
         ]
@@ -168,141 +130,3 @@ async def _shielded(rollout: Awaitable[Any]) -> Any:
         return await rollout
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(repr(error)) from error
-
-
-class _Desk:
-    """Where all rollouts ask for the model's next message."""
-
-    def __init__(self, trainer: "SVFReinforceTrainer", count: int, clients: Clients) -> None:
-        self._trainer, self._clients = trainer, clients
-        self.rows = trainer.episodes.rows
-        self.requests: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        """Of the model, for the thread that trains; `None` at the end."""
-        self._threads = [_Thread() for _ in range(count)]
-        self._asked: dict[int, tuple[list[Message], list[dict[str, Any]], asyncio.Future[Any]]] = {}
-        self.changed = asyncio.Event()
-
-    async def ask(self, place: int, prompt: Sequence[Any], tools: Sequence[Any] | None) -> Any:
-        """The answer to a rollout's request, once all others wait too."""
-        messages = [wire_message(message) for message in prompt]
-        shown = [wire_tool(tool) for tool in tools or ()]
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._asked[place] = (messages, shown, answer)
-        self.changed.set()
-        return await answer
-
-    async def serve(self, played: Sequence[asyncio.Future[Any]], seconds: float) -> None:
-        """Answer until all have ended. One that neither ends nor asks within `seconds` is cancelled."""
-        while running := [place for place, one in enumerate(played) if not one.done()]:
-            if all(place in self._asked for place in running):
-                await self._answer()
-                continue
-            self.changed.clear()
-            try:
-                await asyncio.wait_for(self.changed.wait(), seconds)
-            except TimeoutError:
-                for place in running:
-                    if place not in self._asked:
-                        played[place].cancel()
-
-    async def _answer(self) -> None:
-        asked, self._asked = self._asked, {}
-        ready: list[tuple[int, list[dict[str, Any]], asyncio.Future[Any]]] = []
-        for place, (messages, tools, answer) in sorted(asked.items()):
-            if answer.done():
-                continue
-            if self._take_in(place, messages, tools):
-                ready.append((place, tools, answer))
-            else:
-                answer.set_exception(self._clients.overlong("the episode has outgrown its context"))
-        by_turn: dict[int, list[int]] = {}
-        for place, *_ in ready:
-            by_turn.setdefault(self._threads[place].turns, []).append(place)
-        found: dict[int, Completion] = {}
-        for turn, places in by_turn.items():
-            prompts = [self._threads[place].prompt_ids + self._threads[place].ids for place in places]
-            room = max(self._room(place) for place in places)
-            found |= zip(places, await self._generate(prompts, places, turn, room), strict=True)
-        for place, tools, answer in ready:
-            if not answer.done():
-                answer.set_result(self._response(place, found[place], tools))
-
-    async def _generate(self, *asked: Any) -> list[Completion]:
-        completions: Future[list[Completion]] = Future()
-        self.requests.put(lambda: completions.set_result(self._trainer.generate(*asked)))
-        return await asyncio.wrap_future(completions)
-
-    def _room(self, place: int) -> int:
-        thread = self._threads[place]
-        return self._trainer.episodes.room(thread.prompt_ids, thread.ids)
-
-    def _take_in(self, place: int, messages: list[Message], tools: list[dict[str, Any]]) -> bool:
-        """Whether there is room for what the environment has said and for an answer."""
-        thread, trainer = self._threads[place], self._trainer
-        if thread.said is None:
-            template = {"chat_template": trainer.chat_template, **trainer.chat_template_kwargs}
-            shown = {"tools": tools} if tools else {}
-            (thread.prompt_ids,) = encode_prompts(trainer._tokenizer, [messages], **template, **shown)
-        else:
-            before = len(thread.read)
-            new = messages[before + 1 :]
-            answered = messages[before] if new else {}
-            if messages[:before] != thread.read or not _is_said(answered, thread.said):
-                raise SVFError("the environment rewrites its messages between turns, which is not supported")
-            names = {call["id"]: call["function"]["name"] for call in thread.said.get("tool_calls") or ()}
-            named = [{"name": names.get(message.get("tool_call_id"), "tool"), **message} for message in new]
-            suffix = trainer._get_tool_suffix_ids(named)
-            if len(suffix) >= self._room(place):
-                return False
-            thread.ids += suffix
-            thread.mask += [0] * len(suffix)
-            if thread.logprobs is not None:
-                thread.logprobs += [0.0] * len(suffix)
-        thread.read = messages
-        return self._room(place) > 0
-
-    def _response(self, place: int, completion: Completion, tools: list[dict[str, Any]]) -> Any:
-        thread, tokenizer = self._threads[place], self._trainer._tokenizer
-        if tools and not (getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)):
-            add_response_schema(tokenizer)
-        room, read = self._room(place), thread.prompt_ids + thread.ids
-        ids = completion.token_ids[:room]
-        finished = completion.finished and len(completion.token_ids) <= room
-        thread.ids += ids
-        thread.mask += [1] * len(ids)
-        own = completion.logprobs
-        thread.logprobs = None if own is None or thread.logprobs is None else thread.logprobs + own[:room]
-        thread.turns += 1
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        said = read_message(tokenizer, ids, read, tools) if tools else {"content": text}
-        thread.said = said
-        calls = [call["function"] | {"call": call} for call in said.get("tool_calls") or () if "function" in call]
-        for number, call in enumerate(calls):
-            call["call"]["id"] = f"call_{place}_{thread.turns}_{number}"
-        return self._clients.response(
-            Reply(
-                f"{place}_{thread.turns}",
-                said["content"],
-                [(call["call"]["id"], call["name"], json.dumps(call["arguments"])) for call in calls],
-                finished,
-                len(read),
-                len(ids),
-            )
-        )
-
-    def whole(self, place: int, prompt: list[Message]) -> _Thread:
-        """What a rollout came to; one that has asked for nothing has a token that does not count."""
-        thread = self._threads[place]
-        if not thread.prompt_ids:
-            names = self._trainer.episodes.environments.names[place : place + 1]
-            thread.prompt_ids = self._trainer.tokenize([prompt], names)[0]
-        if not thread.ids:
-            if self._room(place) < 1:  # nobody reads such a prompt, and it would make its batch as wide
-                thread.prompt_ids = thread.prompt_ids[:1]
-            thread.ids, thread.mask, thread.logprobs = [self._trainer._tokenizer.eos_token_id], [0], [0.0]
-        return thread
-
-
-def _is_said(message: Message, said: Message) -> bool:
-    """Whether an environment gives the model's message back as it was."""
-    return message.get("role") == "assistant" and (message.get("content") or "") == (said["content"] or "")
