@@ -2,8 +2,11 @@
 DeepSpeed unpickles its own without a limit, and a checkpoint of somebody else could run code."""
 
 import pickle
+from enum import Enum
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,6 @@ from svf_rl.errors import SVFError, one_line
 # What DeepSpeed's files hold besides tensors and plain values.
 _DEEPSPEED = {
     "deepspeed.runtime.fp16.loss_scaler": ("LossScaler", "DynamicLossScaler"),
-    "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
     "deepspeed.utils.tensor_fragment": ("fragment_address",),
 }
 # By torch's reader, of other classes, other files and damaged ones.
@@ -44,8 +46,10 @@ def pickled_files(folder: Path, deepspeed: bool) -> list[Path]:
 def check_plain(files: list[Path], deepspeed: bool) -> None:
     """Raises `SVFError` for a file that holds anything but tensors, plain values and what DeepSpeed keeps, or is
     damaged. Nothing in it is run."""
-    allowed = list(_NUMPY)
+    allowed: list[Any] = list(_NUMPY)
     if deepspeed:
+        stage = import_module("deepspeed.runtime.zero.config").ZeroStageEnum
+        allowed += [stage, (partial(_member, stage), "builtins.getattr")]
         allowed += [getattr(import_module(module), name) for module, names in _DEEPSPEED.items() for name in names]
     for file in files:
         try:
@@ -56,3 +60,10 @@ def check_plain(files: list[Path], deepspeed: bool) -> None:
                 f"{file} holds more than tensors and plain values, and is not read, since that could run code: resume "
                 f"from a checkpoint of your own ({one_line(error, 150)})"
             ) from error
+
+
+def _member(kind: type[Enum], owner: object, name: object) -> Enum:
+    """What `getattr` of a file stands for: Python up to 3.11.3 writes a member of an enumeration as one."""
+    if owner is not kind or name not in kind.__members__:
+        raise pickle.UnpicklingError("getattr of something else than DeepSpeed's stage")
+    return kind[str(name)]

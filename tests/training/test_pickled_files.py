@@ -57,6 +57,29 @@ def test_what_deepspeed_writes_is_plain(checkpoint: Path) -> None:
     assert pickled_files(checkpoint, deepspeed=False) == [checkpoint / "rng.pth"]
 
 
+class Attribute:
+    """Pickled, it is an attribute: so Python up to 3.11.3 writes a member of an enumeration."""
+
+    def __init__(self, *of: Any) -> None:
+        self.of = of
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, self.of
+
+
+def test_a_stage_may_be_written_as_an_attribute(checkpoint: Path) -> None:
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    file = checkpoint / "global_step2" / "mp_rank_00_model_states.pt"
+    torch.save({"zero_stage": Attribute(ZeroStageEnum, "gradients")}, file)
+    assert torch.load(file, weights_only=False)["zero_stage"] is ZeroStageEnum(2)
+    check_plain([file], deepspeed=True)
+    assert "holds more than tensors" in refusal(check_plain, [file], deepspeed=False)
+    for of in ((ZeroStageEnum, "__init__"), (ZeroStageEnum, "__members__"), (np.ndarray, "tofile")):
+        torch.save({"zero_stage": Attribute(*of)}, file)
+        assert "holds more than tensors" in refusal(check_plain, [file], deepspeed=True)
+
+
 def _pickled(file: Path, place: Path) -> None:
     torch.save({"state": Marks(place)}, file)
 
