@@ -72,10 +72,10 @@ docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(INSTALLED)
 	$(BIN)/python -m mkdocs build --strict --site-dir site
 
-# Call by hand: methods.py makes whole training runs (hours, and a package of its own), numerics.py is shown for a GPU.
+# Call by hand: methods.py trains for hours, demo_real.py reads finished runs, numerics.py is shown for a GPU.
 bench: $(INSTALLED)
 	mkdir -p benchmarks/results
-	set -e; for script in $$(ls benchmarks/*.py | grep -v -e common.py -e methods.py -e numerics.py); do \
+	set -e; for script in $$(ls benchmarks/*.py | grep -v -e common.py -e demo_real.py -e methods.py -e numerics.py); do \
 		$(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).json; \
 	done
 

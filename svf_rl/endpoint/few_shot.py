@@ -212,7 +212,7 @@ class FewShotJob:
             found = adapt(pool, self.task.items, self.task.search)
         except CancelledError:
             return
-        except SVFError as error:
+        except Exception as error:  # noqa: BLE001  (whatever it was, a job that has ended must say so)
             self.stop("failed", one_line(error))
             return
         self.mixture, self.fitness = (

@@ -73,7 +73,7 @@ class Environments:
     def leave(self, environment: Any) -> None:
         """Do not use it again: something still runs in it that did not end in time."""
         for pool in self._box.pool.values():
-            pool[:] = [one for one in pool if one is not environment]
+            pool[:] = [None if one is environment else one for one in pool]
 
     def _reward_of(self, kind: Any) -> Callable[..., list[float | None]]:
         def get_reward(environments: list[Any], **_: Any) -> list[float | None]:
@@ -95,8 +95,8 @@ class Environments:
         return get_reward
 
     def _draw(self, names: list[Any]) -> list[Any]:
-        """Instances that are used again and again, a new one only where there are too few, or where they are of a
-        thread that was left behind."""
+        """Instances that are used again and again, a new one only where there are too few, in the place of one that was
+        left, or where they are of a thread that was left behind."""
         box, drawn = self._box, []
         assert box.factories is not None
         if self._abandoned != self._user.abandoned:
@@ -107,7 +107,9 @@ class Environments:
         for name in names:
             pool, number = box.pool[name], used.get(name, 0)
             if number == len(pool):
-                pool.append(box.factories[name](number))
+                pool.append(None)
+            if pool[number] is None:
+                pool[number] = box.factories[name](number)
             used[name] = number + 1
             drawn.append(pool[number])
         return drawn

@@ -33,7 +33,7 @@ class Toolbox:
         tools (`list`): Plain functions, which every row has.
         factories (`dict`, *optional*): What makes environments, by the names that rows have; of one without a name by
             `None`.
-        pool (`dict`): The instances of each that were made.
+        pool (`dict`): The instances of each that were made; `None` in the place of one that is not used again.
         listed (`dict`): The tools that a prompt lists, by the name of its environment.
         template (`dict`): Arguments of the chat template.
         suffix (`Callable`): The tokens between the model's message and its next, given messages of tools.

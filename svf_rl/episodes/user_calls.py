@@ -55,8 +55,8 @@ class UserCalls:
         try:
             return future.result(self.seconds if limited else None)
         except FutureTimeout:
-            if future.done():  # the function's own
-                raise
+            if future.done():  # the error is the function's own, or it ended at the last moment
+                return future.result()
             self._abandon()
             raise TimedOut(f"did not end within {self.seconds:g} seconds") from None
 

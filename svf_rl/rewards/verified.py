@@ -8,7 +8,7 @@ from svf_rl.errors import SVFError
 from svf_rl.rewards.references import WrittenObject
 from svf_rl.rewards.registry import reward
 from svf_rl.rewards.reward import Reward
-from svf_rl.rewards.verifier import Verdict, Verifier, find_verifier, pay, verify_all
+from svf_rl.rewards.verifier import Verdict, Verifier, find_verifier, log_partial_share, pay, verify_all
 
 
 @reward("verified", column_arguments=("column", "verifier_column"))
@@ -20,6 +20,7 @@ def verified(
     correct: float = 1.0,
     wrong: float = 0.0,
     max_failed: float = 0.25,
+    partial: bool = False,
     **columns: Any,
 ) -> list[float | None]:
     """
@@ -31,10 +32,13 @@ def verified(
         correct, wrong (`float`, *optional*, defaults to 1.0 and 0.0): the rewards.
         max_failed (`float`, *optional*, defaults to 0.25):
             the share of a batch whose checks may fail for a reason of the infrastructure before the run stops.
+        partial (`bool`, *optional*, defaults to `False`): keep scores between 0 and 1 of verifiers that can.
     """
     references = [parse_reference(answer) for answer in columns[column]]
-    verdicts = verify_rows(columns[verifier_column], completions, references, in_training=True)
+    verdicts = verify_rows(columns[verifier_column], completions, references, in_training=True, partial=partial)
     log_metric, log_extra = columns.get("log_metric"), columns.get("log_extra")
+    if partial:
+        log_partial_share(verdicts, log_metric)
     return pay("verified", verdicts, correct, wrong, max_failed, log_metric, log_extra)
 
 
@@ -44,16 +48,20 @@ def verify_rows(
     references: Sequence[Any],
     *,
     in_training: bool = False,
+    partial: bool = False,
     **options: Any,
 ) -> list[Verdict]:
     """`verify_all` for rows of several verifiers; those of one verifier are checked together, `in_training` with the
-    options that it has there."""
+    options that it has there, and with `partial` where it has that."""
     verdicts: dict[int, Verdict] = {}
     for name in dict.fromkeys(names):
         rows = [row for row, other in enumerate(names) if other == name]
-        own = {**find_verifier(name).in_training, **options} if in_training else options
-        found = verify_all(name, [completions[row] for row in rows], [references[row] for row in rows], **own)
-        verdicts.update(zip(rows, found, strict=True))
+        found = find_verifier(name)
+        own = {**found.in_training, **options} if in_training else options
+        if partial and "partial" in found.options:
+            own = {**own, "partial": True}
+        given = [completions[row] for row in rows], [references[row] for row in rows]
+        verdicts.update(zip(rows, verify_all(name, *given, **own), strict=True))
     return [verdicts[row] for row in range(len(completions))]
 
 

@@ -211,8 +211,8 @@ def _make_reward(found: Verifier) -> Callable[..., list[float | None]]:
             references = columns.get(found.column or "") or [None] * len(completions)
         verdicts = verify_all(found.name, completions, references, **options)
         log_metric = columns.get("log_metric")
-        if log_metric is not None and verdicts and (options.get("partial") or options.get("share")):
-            log_metric("reward/partial", sum(0 < (verdict.score or 0) < 1 for verdict in verdicts) / len(verdicts))
+        if options.get("partial") or options.get("share"):
+            log_partial_share(verdicts, log_metric)
         if found.finds_answer and log_metric is not None and completions:
             counts = [count_marked_answers(_text(found.name, completion)) for completion in completions]
             log_metric("reward/marked", sum(count > 0 for count in counts) / len(counts))
@@ -247,6 +247,12 @@ def pay(
         log_extra(f"{name}/answer", [verdict.extracted for verdict in verdicts])
     values = [verdict.value for verdict in verdicts]
     return [None if value is None else wrong + value * (correct - wrong) for value in values]
+
+
+def log_partial_share(verdicts: Sequence[Verdict], log_metric: Callable[[str, float], None] | None) -> None:
+    """Log the share of completions that are paid in part."""
+    if log_metric is not None and verdicts:
+        log_metric("reward/partial", sum(0 < (verdict.score or 0) < 1 for verdict in verdicts) / len(verdicts))
 
 
 def check_failed_share(

@@ -110,7 +110,7 @@ def _front_matter(
                 dataset_type=datasets[0] if len(datasets) == 1 else label,
                 dataset_name=label,
                 metric_type="accuracy",
-                metric_name=f"test accuracy, greedy, {summary.items} items",
+                metric_name=f"{summary.measured_on} accuracy, greedy, {summary.items} items",
                 metric_value=round(summary.accuracy, 4),
             )
         ]

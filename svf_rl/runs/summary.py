@@ -67,6 +67,11 @@ class RunSummary:
         return {key: getattr(self, key) for key in _TYPES} | self.other
 
     @property
+    def measured_on(self) -> str:
+        """The split of the held-out items: `"validation"` where there were no test rows."""
+        return "validation" if self.rows and "test" not in self.rows else "test"
+
+    @property
     def before(self) -> Estimate | None:
         """Accuracy of the base model on the held-out items."""
         return _estimate(self.base_accuracy, self.items)

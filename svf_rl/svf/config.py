@@ -107,7 +107,7 @@ class SVFConfig(PeftConfig):
             self.target_modules = "mlp"
         if isinstance(self.target_modules, str):
             self.target_modules = target_regex(self.target_modules, "target_modules")
-        elif self.target_modules is not None:
+        else:
             self.target_modules = sorted(set(self.target_modules))
         if isinstance(self.exclude_modules, str):
             self.exclude_modules = target_regex(self.exclude_modules, "exclude_modules")

@@ -8,7 +8,8 @@
 - split: in each of the three splits, rows of the tasks in proportion to the weights, none twice, as many as there are
   until a task that is next in turn has no more. Which rows of a task: its own rows in a fixed random order. Tasks take
   turns, so that the first rows of a split hold all of them in proportion
-- answer: `answer`, as JSON where the task's is a mapping, with `task` and `verifier`; graded by `verified`
+- answer: `answer`, as JSON where the task's is a mapping, with `task` and `verifier`; graded by `verified`,
+  with the partial scores of data sets of reasoning-gym
 - target: that of the task; none where it has none
 - parts: any task with data and a verifier of its own; `dispatch` without `classes`
 - metric: accuracy, and that of each task
@@ -18,7 +19,7 @@ may then continue after its program; the grading of programs reads the first blo
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -27,7 +28,7 @@ from datasets import Dataset
 from svf_rl.errors import SVFError
 from svf_rl.tasks.options import TaskOptions
 from svf_rl.tasks.parts import check_config, find_part
-from svf_rl.tasks.task import SPLITS, TRAINING_COLUMNS, Splits, Task, graded_by
+from svf_rl.tasks.task import SPLITS, TRAINING_COLUMNS, RewardSpec, Splits, Task
 
 ORDER_SEED = 0
 
@@ -89,8 +90,14 @@ def is_local(options: TaskOptions) -> bool:
     return all(task.is_local(own) for task, own in (find_part(name, options, "mixture") for name in _weights(options)))
 
 
+def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
+    """`verified`, with partial scores where a part has them."""
+    parts = (find_part(name, options, "mixture") for name in _weights(options))
+    specs = [spec for task, own in parts for spec in task.rewards(own)]
+    partial = any(isinstance(spec, Mapping) and spec.get("partial") is True for spec in specs)
+    return ({"name": "verified", "partial": True} if partial else {"name": "verified"},)
+
+
 COLUMNS = TRAINING_COLUMNS | {"task", "verifier"}
 READS = frozenset({"mixture", "config", "skill", "wording"})
-TASK = Task(
-    "mixture", read, graded_by("verified"), is_local, columns=COLUMNS, max_tokens=1024, reads_shots=True, reads=READS
-)
+TASK = Task("mixture", read, rewards, is_local, columns=COLUMNS, max_tokens=1024, reads_shots=True, reads=READS)

@@ -14,8 +14,8 @@ proportions are a `mixture` of `reasoning_gym:word_sorting` and the like.
   as are asked for; no question twice. Of a data set with few different questions these are fewer
 - prompt: the question, after `system_prompt` where it is given
 - answer: `answer`, where there is a single right one as text, else empty; graded by `reasoning_gym`, which takes the
-  data set's own scorer with its partial scores, from `entry` (data set, configuration and position, as JSON), in a
-  mixture without them. `exact_match` reads `answer`
+  data set's own scorer with its partial scores, from `entry` (data set, configuration and position, as JSON).
+  `exact_match` reads `answer`
 - target: the answer
 - curriculum: `curriculum: {min_words: [2, 3], max_words: [2, 4]}` has training rows of each level, of which training
   takes the next when it is good at one; validation and test rows are of the last. A question that several levels have

@@ -32,10 +32,11 @@ class HealthWarnings(TrainerCallback, ExportableState):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if not state.is_world_process_zero or "loss" not in logs:
             return
-        # some baselines compare the completions of all prompts; what could not be scored is logged as `None`
-        whole_batch, reward = BASELINES[args.advantage].whole_batch, logs.get("reward")
+        # some baselines compare the completions of all prompts, and so it is with one of each; what could not be scored
+        # is logged as `None`
+        whole_batch, reward = BASELINES[args.advantage].whole_batch or args.num_generations == 1, logs.get("reward")
         mixed = logs.get("reward_std", 1) not in (0, None) if whole_batch else logs.get("frac_reward_zero_std") != 1
-        if self._mixed is None or mixed or args.num_generations == 1:
+        if self._mixed is None or mixed:
             self._mixed = state.global_step
         updates = state.global_step - self._mixed
         if updates >= PATIENCE:

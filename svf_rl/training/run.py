@@ -148,9 +148,8 @@ def train_run(
         trainer.create_model_card()
         # last: a run without it is resumed with what is missing
         write_json(output / "summary.json", summary.to_dict())
-        kind = "validation" if data["test"] is None else "test"
         print(
-            f"{label}{kind} accuracy: {summary.base_accuracy:.3f} before, {summary.accuracy:.3f} after "
+            f"{label}{summary.measured_on} accuracy: {summary.base_accuracy:.3f} before, {summary.accuracy:.3f} after "
             f"({summary.items} items, greedy; saved adapter loaded again from {output})"
         )
     if recipe.training.push_to_hub:
@@ -163,8 +162,11 @@ def train_run(
 
 
 def _git_commit() -> str | None:
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """Of the checkout that this package is run from; `None` where it is installed, be it within another repository."""
+    checkout = Path(__file__).resolve().parents[2]
+    git = ["git", "-C", str(checkout), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        folder, commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         return None
+    return commit if Path(folder).resolve() == checkout else None

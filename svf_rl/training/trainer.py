@@ -84,8 +84,9 @@ class SVFReinforceTrainer(GRPOTrainer):
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): The base model, or one that has its adapter already.
-        reward_funcs (`Callable` or `list[Callable]`): Rewards in TRL's signature; the first one decides what is correct
-            in evaluation. `None` for a completion means that it cannot be scored: it takes no part.
+        reward_funcs (`Callable`, `str` or a list of them): Rewards in TRL's signature, or names of registered ones; the
+            first one decides what is correct in evaluation. `None` for a completion means that it cannot be scored: it
+            takes no part.
         args ([`SVFReinforceConfig`], *optional*): Settings; by default those of the class, in a folder `<model>-SVF`.
         train_dataset (`Dataset`): A column `prompt`, and those the rewards read.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
@@ -128,7 +129,7 @@ class SVFReinforceTrainer(GRPOTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        reward_funcs: Callable[..., Any] | list[Callable[..., Any]],
+        reward_funcs: str | Callable[..., Any] | Sequence[str | Callable[..., Any]],
         args: SVFReinforceConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,

@@ -51,6 +51,14 @@ def test_it_holds_accuracies_with_intervals_data_settings_and_versions():
     assert "/benchmarks" not in text
 
 
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_it_says_on_which_rows_the_accuracies_were_measured(split):
+    rows = {"train": 100, "validation": 20} | ({"test": 50} if split == "test" else {})
+    card = render_model_card(summary(rows=rows), SVF | HUB_BASE)
+    assert f"| {split} accuracy, greedy |" in card
+    assert ModelCard(card).data.eval_results[0].metric_name == f"{split} accuracy, greedy, 1000 items"
+
+
 @pytest.mark.parametrize(
     ("objective", "words", "tag"),
     [

@@ -99,6 +99,25 @@ def test_several_data_sets_are_a_mixture() -> None:
     assert graded == [1.0] * 6
 
 
+def test_a_mixture_keeps_partial_scores_where_a_part_has_them() -> None:
+    options = TaskOptions(
+        mixture={"reasoning_gym:word_sequence_reversal": 1, "quickstart:math": 1}, **{**FEW, "test_items": 4}
+    )
+    task = find_task("mixture")
+    rows = task.load(options)["test"]
+    (spec,) = task.rewards(options)
+    reward, metrics = load_reward(spec), {}
+    scores = reward(
+        completions=[f"{target} and" for target in rows["target"]],
+        answer=rows["answer"][:], verifier=rows["verifier"][:], log_metric=metrics.__setitem__,
+    )  # fmt: skip
+    assert reward.full == 1.0
+    for task_of_row, score in zip(rows["task"], scores, strict=True):
+        assert (0.8 < score < 1) == (task_of_row == "reasoning_gym:word_sequence_reversal")
+    assert metrics["reward/partial"] == 0.5
+    assert task.rewards(TaskOptions(mixture={"quickstart:math": 1})) == ({"name": "verified"},)
+
+
 def test_partial_scores_are_kept_in_training_and_are_not_correct() -> None:
     row = TASK.load(TaskOptions(dataset="word_sequence_reversal", **FEW))["test"][0]
     (spec,) = TASK.rewards(TaskOptions(dataset="word_sequence_reversal"))

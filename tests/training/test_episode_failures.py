@@ -1,9 +1,11 @@
 """What a user's tools and environments do wrong costs a sample, and not the run."""
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,26 @@ def test_what_is_left_behind_ends_where_it_can() -> None:
     thread.join(5)
     assert not thread.is_alive()
     assert calls.call(lambda: 5) == 5
+
+
+def test_a_call_that_ends_at_the_last_moment_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    from svf_rl.episodes import user_calls
+
+    class AtTheLastMoment(Future[Any]):
+        """Is done when the wait for it is over."""
+
+        def result(self, timeout: float | None = None) -> Any:
+            value = super().result()
+            if timeout is not None:
+                raise TimeoutError
+            return value
+
+    monkeypatch.setattr(user_calls, "Future", AtTheLastMoment)
+    calls = user_calls.UserCalls(60)
+    assert calls.call(lambda: 5) == 5
+    with pytest.raises(KeyError, match="its own"):
+        calls.call(lambda: {}["its own"])
+    assert calls.abandoned == 0
 
 
 def test_calls_share_a_thread(acting: Make, tokenizer: Any) -> None:
@@ -197,6 +219,32 @@ def test_a_sample_whose_environment_fails_takes_no_part(
     assert len(said) == 1
     assert said[0].startswith("Broken.reset" if "reset" in fails else "Broken.get_reward")
     assert Broken.made == (32 if "endless" in fails else 16)
+
+
+def test_an_environment_that_is_left_is_made_anew_in_its_place(acting: Make) -> None:
+    """By its number it has the random numbers that it would have had."""
+    made: list[float] = []
+    late: list[float] = []
+
+    class Slow(Counter):
+        def __init__(self) -> None:
+            self.own = random.random()
+            made.append(self.own)
+
+        def reset(self, start: int = 0, **_: Any) -> str | None:
+            self.start = start
+            return None
+
+        async def get_reward(self) -> float:
+            if self.start == 1 and len(late) < 2:
+                late.append(self.own)
+                await asyncio.sleep(60)
+            return 1.0
+
+    rows = questions(4, start=lambda i: int(i == 0))
+    settings = {"per_device_train_batch_size": 8, "num_generations": 2, "tool_timeout": 0.3}
+    acting(rows, by_length, environment_factory=Slow, max_steps=2, **settings).train()
+    assert made[8:] == late
 
 
 def test_a_reward_that_cannot_be_asked_for_is_none(acting: Make) -> None:

@@ -35,11 +35,14 @@ def test_updates_without_mixed_rewards_are_warned_of_once(caplog: pytest.LogCapt
     assert f"in {PATIENCE} updates the completions of each prompt had all the same reward" in said
 
 
-@pytest.mark.parametrize("advantage", ["batch_mean", "none"])
+@pytest.mark.parametrize(
+    ("advantage", "completions"),
+    [("batch_mean", 4), ("none", 4), ("batch_mean", 1), ("none", 1), ("leave_one_out", 1)],  # the last: of evolution
+)
 def test_baselines_of_the_whole_batch_compare_prompts_with_one_another(
-    advantage: str, caplog: pytest.LogCaptureFixture
+    advantage: str, completions: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    args, updates = SimpleNamespace(num_generations=4, advantage=advantage), 2 * PATIENCE
+    args, updates = SimpleNamespace(num_generations=completions, advantage=advantage), 2 * PATIENCE
     assert _log(caplog, *[{"frac_reward_zero_std": 1.0, "reward": 0.5, "reward_std": 0.5}] * updates, args=args) == []
     assert _log(caplog, *[{"cross_entropy": 1.0}] * updates, args=args) == []  # next-token training
     same = {"frac_reward_zero_std": 1.0, "reward": 0.5, "reward_std": 0.0}

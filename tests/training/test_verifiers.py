@@ -268,6 +268,31 @@ def test_a_conversation_of_the_package_is_played(package: Any, acting: Make, tok
     assert words.count("yes") == 3
 
 
+def test_an_environment_that_comes_with_the_package_is_played(package: Any, acting: Make, tokenizer: Any) -> None:
+    """Its `ReasoningGymEnv`, with the package's own rows, parser and rubric: every second answer is right."""
+    pytest.importorskip("reasoning_gym")
+    from verifiers.envs.integrations.reasoninggym_env import ReasoningGymEnv
+
+    environment = ReasoningGymEnv("count_bits", num_train_examples=8, num_eval_examples=2, system_prompt="")
+    rollouts = VerifiersRollouts(environment)
+
+    def answer(prompts: list[list[int]], *_: Any) -> list[Completion]:
+        said = []
+        for place, prompt in enumerate(prompts):
+            (number,) = re.findall(r"number (\d+)", tokenizer.decode(prompt))
+            said.append(f"<answer>{int(number).bit_count() + place % 2}</answer>")
+        ids = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in said]
+        return [Completion(one, None, True) for one in ids]
+
+    trainer = acting(
+        environment.get_dataset(), rollouts.environment_reward, FakeGenerator(answer), rollout_func=rollouts,
+        num_generations=2, per_device_train_batch_size=16, max_completion_length=40,
+    )  # fmt: skip
+    trainer.train()
+    (line,) = [line for line in trainer.state.log_history if "reward" in line]
+    assert 0.5 <= line["reward"] < 0.6  # a wrong one gets .01 from that scorer
+
+
 def test_a_group_of_environments_of_the_package_is_played(package: Any, acting: Make, tokenizer: Any) -> None:
     """Each row by its own: rewards of 1 and 2, whose mean is 1.5."""
     from datasets import Dataset

@@ -196,7 +196,7 @@ class VLLMServersGenerator:
                 return [answers[i] for i in range(len(bodies))]
         raise SVFError(
             "the vLLM servers fail repeatedly, or their weights change while they answer: read their logs, and do not "
-            "use one server for several runs"
+            "let another run send its weights to the same server"
         )
 
     def _ready_servers(self, update: Update) -> dict[ServerConnection, tuple[Any, ...]]:

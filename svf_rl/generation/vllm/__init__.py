@@ -1,5 +1,6 @@
 """The vLLM engine in the process of the trainer."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -27,8 +28,15 @@ def vllm_errors(what: str) -> Iterator[None]:
         yield
     except SVFError:
         raise
-    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
-            ValueError) as error:  # fmt: skip
+    except _known_errors() as error:
         # pydantic's own text names types and values before it says what is wrong
         text = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
         raise SVFError(f"{what}: {type(error).__name__}: {one_line(text)} (--debug shows where)") from error
+
+
+def _known_errors() -> tuple[type[Exception], ...]:
+    """Python's, and vLLM's own, which are none of them."""
+    exceptions = sys.modules.get("vllm.exceptions")
+    own = [getattr(exceptions, name) for name in ("VLLMError", "VLLMValidationError") if hasattr(exceptions, name)]
+    return (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+            ValueError, *own)  # fmt: skip
