@@ -92,7 +92,7 @@ def is_local(options: TaskOptions) -> bool:
 
 def rewards(options: TaskOptions) -> tuple[RewardSpec, ...]:
     """`verified`, with partial scores where a part has them."""
-    parts = (find_part(name, options, "mixture") for name in _weights(options))
+    parts = (find_part(str(name), options, "mixture") for name in options.mixture or {})
     specs = [spec for task, own in parts for spec in task.rewards(own)]
     partial = any(isinstance(spec, Mapping) and spec.get("partial") is True for spec in specs)
     return ({"name": "verified", "partial": True} if partial else {"name": "verified"},)
