@@ -1,6 +1,7 @@
 """Few-shot searches on a running server: labelled examples in, the name of a combination out (`/v1/adapt`)."""
 
 import asyncio
+import logging
 import math
 import secrets
 import threading
@@ -20,6 +21,8 @@ from svf_rl.experts.pool import Mix
 from svf_rl.generation import Completion, Sampling
 from svf_rl.generation.prompts import encode_prompts, render_prompt
 from svf_rl.generation.vllm.mixture import Mixture
+
+logger = logging.getLogger(__name__)
 
 VERIFIERS = ("exact_match", "numeric", "choice")
 """That may grade: those that run nothing."""
@@ -212,7 +215,9 @@ class FewShotJob:
             found = adapt(pool, self.task.items, self.task.search)
         except CancelledError:
             return
-        except Exception as error:  # noqa: BLE001  (whatever it was, a job that has ended must say so)
+        except Exception as error:  # whatever it was, a job that has ended must say so
+            if not isinstance(error, SVFError):
+                logger.exception("few-shot search %s failed", self.id)
             self.stop("failed", one_line(error))
             return
         self.mixture, self.fitness = (

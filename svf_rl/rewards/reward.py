@@ -75,7 +75,7 @@ class Reward:
     def full(self) -> float | None:
         """What a right answer gets, where the function gives others a part of it; `None` where it does not say."""
         given = {name: p.default for name, p in self.parameters.items()} | self.arguments
-        partial = "correct" in given and any(given.get(name) is True for name in ("partial", "share"))
+        partial = is_number(given.get("correct")) and any(given.get(name) is True for name in ("partial", "share"))
         return float(given["correct"]) if partial else None
 
     def _check_arguments(self) -> None:

@@ -11,7 +11,7 @@ from svf_rl.endpoint.few_shot import FewShotJob
 
 @pytest.mark.parametrize("error", [RuntimeError("the engine died"), Exception("of vLLM's own class")])
 def test_a_search_that_an_error_of_the_engine_ends_has_failed(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def adapt(*_: Any) -> None:
         raise error
@@ -28,3 +28,6 @@ def test_a_search_that_an_error_of_the_engine_ends_has_failed(
 
     job = asyncio.run(search())
     assert (job.status, job.error) == ("failed", str(error))
+    (record,) = [record for record in caplog.records if record.name == "svf_rl.endpoint.few_shot"]
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error  # where it came from is in the server's log

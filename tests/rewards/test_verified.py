@@ -6,6 +6,7 @@ import pytest
 
 from svf_rl.errors import InfrastructureError, SVFError
 from svf_rl.rewards import load_reward, required_columns
+from svf_rl.rewards.registry import as_reward
 from svf_rl.rewards.verified import check_answers, parse_reference
 from svf_rl.rewards.verifier import Verdict, verifier, verify
 
@@ -16,6 +17,16 @@ def test_each_row_is_graded_by_its_own_verifier_in_the_order_of_the_rows() -> No
     reward = load_reward({"name": "verified", "wrong": -1.0})
     assert reward(completions=["It is 5.", "the answer is (B)", "6", "B"], **ROWS) == [1.0, 1.0, -1.0, 1.0]
     assert reward(completions=["B", "5", "7", "the answer is (B)"], **ROWS) == [-1.0, -1.0, 1.0, -1.0]
+
+
+def test_what_a_right_answer_gets_is_known_where_others_get_a_part_of_it() -> None:
+    assert load_reward("verified").full is None
+    assert load_reward({"name": "verified", "partial": True, "correct": 2.0}).full == 2.0
+
+    def own(completions: list, correct: str = "yes", partial: bool = True) -> list[float]:
+        return [0.0 for _ in completions]
+
+    assert as_reward(own).full is None  # words of its own
 
 
 def test_it_needs_both_columns() -> None:
